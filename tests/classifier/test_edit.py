@@ -137,12 +137,6 @@ def test_saving_twice_or_to_another_folder_adds_no_version(tmp_path):
         assert [change.action for change in history.changes] == ["fit", "rename-class"]
 
 
-def test_making_a_card_leaves_the_history_as_it_is():
-    found = fitted().rename_class("red", "crimson")
-    assert "crimson" in found.generate_model_card().text
-    assert found.undo().class_names_ == ORDER
-
-
 def test_pictures_that_are_shots_already_are_left_out():
     images, labels = shots(*ORDER)
     found = fitted().add_examples(images + squares("red", 1, 7), [*labels, "red"])

@@ -394,6 +394,22 @@ def test_a_full_disk_leaves_everything_as_it_was(call, folder, tmp_path, monkeyp
     assert tree(tmp_path) == before and os.listdir(tmp_path) == ["model"]
 
 
+def test_a_saver_that_waits_while_the_first_save_of_a_new_folder_fails_saves_its_model(tmp_path, monkeypatch):
+    place, commit = tmp_path / "model", save_module._commit
+    waiting = threading.Thread(target=save_model, args=(place, make(5)))
+
+    def fail(*_):
+        monkeypatch.setattr(save_module, "_commit", commit)
+        waiting.start()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(save_module, "_commit", fail)
+    with pytest.raises(ArtifactError, match="No space left"):
+        save_model(place, make(0))
+    waiting.join()
+    assert which(load_model(place)) == 5
+
+
 def test_a_failed_save_removes_no_file_of_a_person(folder, tmp_path, monkeypatch):
     mine = folder / "arrays" / "new-notes.txt"
     mine.touch()

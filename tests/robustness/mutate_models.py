@@ -25,6 +25,8 @@ from safetensors.numpy import load, save
 
 from clipadapter import FewShotClassifier
 from clipadapter.errors import ClipAdapterError
+from clipadapter.persistence.card import render_card
+from clipadapter.persistence.model import to_files
 from clipadapter.uncertainty import UncertaintyOptions
 
 MEMORY_BYTES = 4 << 30
@@ -43,7 +45,7 @@ EDITS = {
     "rename_class": lambda model, _: model.rename_class(model.class_names_[0], "other"),
     "remove_class": lambda model, _: model.remove_class(model.class_names_[0]),
     "undo": lambda model, _: model.undo(),
-    "card": lambda model, _: str(model.generate_model_card()),
+    "card": lambda model, _: render_card(to_files(model._to_model())[0]),
     "repr": lambda model, _: repr(model) + model._repr_html_(),
 }
 """What a person may do with a model, in this order."""

@@ -162,11 +162,7 @@ def find_format(path: Path) -> ExportFormat | None:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a path has the suffix of an exported model.
-
-    >>> is_exported(Path("model.ONNX")), is_exported(Path("model.bin"))
-    (True, False)
-    """
+    """Whether a path has the suffix of an exported model."""
     return find_format(path) is not None
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +52,9 @@ from clipadapter.heads.estimator import Estimator
 from clipadapter.persistence import History, Model, fetch, load_model, push, save_model
 from clipadapter.uncertainty import Answers, UncertaintyOptions
 from clipadapter.utils.formatting import check_names, format_list
-from clipadapter.utils.prediction import Prediction, PredictionColumns
+from clipadapter.utils.prediction import Prediction, PredictionColumns, labels_of
 from clipadapter.utils.progress import progress_bar, shows_progress
 from clipadapter.utils.towers import TextTower
-
-if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
 
 
 class FewShotClassifier:
@@ -372,10 +370,6 @@ class FewShotClassifier:
     def planned_views(self, labels: Sequence[Label], class_names: Sequence[str] | None = None) -> ViewSpec:
         """Return the views that `fit` will make of each shot. The encoder is opened, but no picture.
 
-        Args:
-            labels: class name of each shot, or all its class names.
-            class_names: all classes in order; if None, those of the labels, sorted.
-
         >>> FewShotClassifier("toy", "clip-adapter", views="per-epoch").planned_views(["cat", "dog"]).count
         201
         """
@@ -438,18 +432,12 @@ class FewShotClassifier:
     def predict(self, images: Pictures, *, adapt: Adapt = None, views: int = 1, **decision: Any) -> list[Any]:
         """Predict the class name of each picture.
 
-        >>> import numpy as np
-        >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
-        >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
-        >>> model.predict([blue, red]), model.predict(blue)
-        (['blue', 'red'], ['blue'])
-
         Args:
             images: a path, a PIL image or an array (h, w, 3); a list of these, or an array (m, h, w, 3); a folder with
                 pictures at any depth, in sorted order; a table with the column ``path``; or a `Dataset`.
             adapt: see `classify`.
             views: see `classify`.
-            decision: ``reject``, ``coverage`` or ``costs``; see `classify`.
+            decision: see `classify`.
 
         Returns:
             A list with one class name per picture, also for a single picture; None for a rejected one. A multi-label
@@ -457,20 +445,10 @@ class FewShotClassifier:
 
         Raises:
             ImageError: if a picture can't be read; `classify` gives an answer with an error for it instead.
-            InputError: if the classifier is not fitted.
         """
         self._check_fitted()
-        pictures = list_pictures(images)
-        if not pictures:
-            return []
-        spec = answers.prediction_views(views, self.seed)
-        if views > 1:
-            self._view_cost(len(pictures), spec).check(FEWER_PREDICTION_VIEWS)
-        answer = self._answerer(decision, adapt)(self._extract(pictures, spec, strict=True).features)
-        names = self.class_names_
-        if answer.multilabel and answer.sets is not None:
-            return [tuple(name for name, has in zip(names, row, strict=True) if has) for row in answer.sets]
-        return [None if no else names[i] for i, no in zip(answer.best, answer.rejected, strict=True)]
+        predictions = self._iter_with_bar(images, 1, adapt=adapt, views=views, **decision)
+        return labels_of(predictions, self.uncertainty_.multilabel is not None)
 
     def classify(
         self, images: Pictures, top: int = 5, *, adapt: Adapt = None, views: int = 1, **decision: Any
@@ -485,10 +463,7 @@ class FewShotClassifier:
             decision: ``reject``, ``coverage`` or ``costs`` for these pictures, instead of those of
                 `UncertaintyOptions`; None turns one off.
         """
-        pictures = list_pictures(images)
-        predictions = self.iter_predictions(pictures, top, adapt=adapt, views=views, **decision)
-        shown = shows_progress(self.progress)
-        return list(progress_bar(predictions, total=len(pictures), desc="pictures", unit="img", shown=shown))
+        return list(self._iter_with_bar(images, top, adapt=adapt, views=views, **decision))
 
     def iter_predictions(
         self,
@@ -520,16 +495,15 @@ class FewShotClassifier:
             batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
             yield from answers.predict_batches(batches, self._answerer(decision, cache), self.class_names_, top)
 
+    def _iter_with_bar(self, images: Pictures, top: int, **options: Any) -> Iterator[Prediction]:
+        pictures, shown = list_pictures(images), shows_progress(self.progress)
+        predictions = self.iter_predictions(pictures, top, **options)
+        return iter(progress_bar(predictions, total=len(pictures), desc="pictures", unit="img", shown=shown))
+
     def classify_features(
         self, features: NDArray[Any], top: int = 5, *, adapt: Adapt = None, **decision: Any
     ) -> PredictionColumns:
         """As `classify`, from features of pictures, which are computed once and may be answered by many models.
-
-        >>> import numpy as np
-        >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
-        >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
-        >>> [model.class_names_[k] for k in model.classify_features(model.support_.plain).best]
-        ['red', 'blue']
 
         Args:
             features: (m, d) of the plain pictures, from the encoder of this classifier with all its blocks.
@@ -544,14 +518,10 @@ class FewShotClassifier:
     # ---- Evaluate ----
 
     def score(self, images: Pictures, labels: Sequence[Label] | None = None) -> float:
-        """Accuracy on labelled pictures, as ``score`` of scikit-learn's classifiers.
+        """Accuracy on labelled pictures, given as for `evaluate`; as ``score`` of scikit-learn's classifiers.
 
         Every picture counts with its most probable class, also one that `predict` rejects. With several labels per
         picture it is the share of pictures whose labels are all right.
-
-        Args:
-            images: as for `evaluate`.
-            labels: as for `evaluate`.
         """
         result = self.evaluate(images, labels)
         if result.skipped:
@@ -562,12 +532,6 @@ class FewShotClassifier:
         """Measure the classifier on labelled pictures: all metrics, a table of the classes, and the confusion matrix.
 
         `clipadapter eval` gives the same metrics, beside those of baselines.
-
-        >>> import numpy as np
-        >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
-        >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
-        >>> model.evaluate([red // 2, blue // 2], ["red", "blue"]).metrics["accuracy"]
-        1.0
 
         Args:
             images: a list of paths, PIL images or arrays. Without labels: a `Dataset`, or a folder, table or name as
@@ -630,13 +594,7 @@ class FewShotClassifier:
         return edit.add_shots(self, change, images, [name] * len(images), rule, "add-class", {"class": name}, by)
 
     def add_examples(self, images: Pictures, labels: Sequence[Label] | None = None, *, by: str = "") -> Self:
-        """Add shots to existing classes. Pictures that are shots with these labels already are left out.
-
-        Args:
-            images: as for `fit`.
-            labels: as for `fit`.
-            by: author of the change, for the history.
-        """
+        """Add shots, given as for `fit`, to existing classes. Those that are shots with these labels are left out."""
         images, labels, _ = inputs.read_labelled(images, labels, default_split="train")
         return edit.add_shots(
             self, edit.keep_classes(self._to_model()), images, labels, "refuse", "add-examples", {}, by
@@ -645,12 +603,8 @@ class FewShotClassifier:
     def correct(self, images: Pictures, labels: Sequence[Label] | None = None, *, by: str = "") -> Self:
         """Correct the labels of shots. Pictures that are no shots are added.
 
-        Shots are recognised by their features, so the path of a picture does not matter.
-
-        Args:
-            images: as for `fit`.
-            labels: correct class name of each picture, or all its class names; None: those of the data set.
-            by: author of the change, for the history.
+        Shots are recognised by their features, so the path of a picture does not matter. Pictures and their correct
+        labels are given as for `fit`.
         """
         images, labels, _ = inputs.read_labelled(images, labels, default_split="train")
         return edit.add_shots(self, edit.keep_classes(self._to_model()), images, labels, "replace", "correct", {}, by)
@@ -691,7 +645,6 @@ class FewShotClassifier:
 
         Raises:
             ArtifactError: if the folder can't be written. Nothing is left half-written.
-            InputError: if the classifier is not fitted.
         """
         history = self._history
         if history is not None and history.version == 1 and history.folder != Path(folder).resolve():
@@ -727,65 +680,21 @@ class FewShotClassifier:
         return model
 
     # ---- Hugging Face hub ----
-    # The methods of `huggingface_hub.ModelHubMixin`, which is no base: it would write the parameters of the constructor
+    # Two methods of `huggingface_hub.ModelHubMixin`, which is no base: it would write the parameters of the constructor
     # into config.json, which describes the fitted model, and its import would make every command slower.
 
-    def save_pretrained(
-        self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
-    ) -> str | None:
-        """Save the fitted model to a folder, and upload it to the hub if ``push_to_hub``.
-
-        Args:
-            save_directory: target folder.
-            repo_id: repository on the hub; if None, the name of the folder.
-            push_to_hub: whether to upload.
-            options: see `push_to_hub`.
-
-        Returns:
-            URL of the commit, if uploaded.
-        """
-        folder = self.save(save_directory)
-        return push(folder, repo_id or folder.resolve().name, **options).url if push_to_hub else None
-
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        **params: Any,
-    ) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """Load a model from the hub or from a folder.
 
         Args:
             pretrained_model_name_or_path: repository such as ``org/name``, or a folder.
-            force_download: download files that are in the cache too.
-            token: access token; if None, that of the hub's client.
-            cache_dir: cache folder; if None, that of the hub's client.
-            local_files_only: use the cache only, no network.
-            revision: branch, tag or commit; "main" if None.
-            params: see `load`, such as ``device``, ``uncertainty``, or ``encoder`` if its weights were moved.
+            options: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` or ``force_download``, see
+                `persistence.fetch`; all others as of `load`.
         """
+        of_hub = {name: options.pop(name) for name in inspect.signature(fetch).parameters if name in options}
         folder = Path(pretrained_model_name_or_path)
-        if folder.is_file():
-            raise InputError(
-                f"{folder} is a file: give the model's folder; what 'clipadapter export' wrote is opened by "
-                "clipadapter.runtime.Predictor"
-            )
-        if not folder.is_dir():
-            folder = fetch(
-                str(pretrained_model_name_or_path),
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                force_download=force_download,
-            )
-        return cls.load(folder, **params)
+        return cls.load(folder if folder.exists() else fetch(str(pretrained_model_name_or_path), **of_hub), **options)
 
     def push_to_hub(
         self, repo_id: str, *, exported: Sequence[str | Path] = (), support: bool = True, **options: Any
@@ -804,13 +713,6 @@ class FewShotClassifier:
         with tempfile.TemporaryDirectory() as parent:
             folder = save_model(Path(parent) / "model", self._to_model(), keep_support=support)
             return push(folder, repo_id, exported=exported, **options).url
-
-    def generate_model_card(self) -> ModelCard:
-        """Return the model card that `save` writes."""
-        from huggingface_hub import ModelCard
-
-        with tempfile.TemporaryDirectory() as parent:
-            return ModelCard.load(save_model(Path(parent) / "model", self._to_model()) / "README.md")
 
     # ---- Internal ----
 

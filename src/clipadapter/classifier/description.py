@@ -28,7 +28,7 @@ def describe_as_html(classifier: FewShotClassifier) -> str:
     """The same as a table, and the number of shots of each class."""
     parts = [html_table(["", ""], [(name, value or "nothing yet") for name, value in _facts(classifier).items()])]
     if hasattr(classifier, "head_"):
-        counts = list(_shot_counts(classifier).items())
+        counts = list(classifier.support_.shot_counts.items())
         more = f"and {len(counts) - MAX_SHOWN_CLASSES} more" if len(counts) > MAX_SHOWN_CLASSES else ""
         parts += [html_table(["class", "shots"], counts[:MAX_SHOWN_CLASSES]), more]
     return html_block("FewShotClassifier", *parts)
@@ -42,21 +42,12 @@ def _facts(classifier: FewShotClassifier) -> dict[str, str]:
     head_name = head if isinstance(head, str) else registered_name(head) or type(head).__name__
     facts = {"encoder": without_paths(name), "head": head_name, "fitted to": ""}
     if hasattr(classifier, "head_"):
-        counts = _shot_counts(classifier)
+        counts = classifier.support_.shot_counts
         n_shots = len(classifier.support_) or sum(counts.values())
         shots = f"{format_count(n_shots, 'shot')} ({describe_shots(counts, n_shots)})"
         facts["fitted to"] = f"{describe_classes(classifier.class_names_)}, {shots}"
     accuracy = _known_accuracy(classifier) if hasattr(classifier, "head_") else ""
     return {**facts, "accuracy": accuracy} if accuracy else facts
-
-
-def _shot_counts(classifier: FewShotClassifier) -> dict[str, int]:
-    """Number of shots of each class, also of a model that was saved without them."""
-    support = classifier.support_
-    saved = support.provenance.get("shots")
-    if len(support) or not isinstance(saved, Mapping):
-        return support.counts
-    return {name: int(saved.get(name, 0)) for name in classifier.class_names_}
 
 
 def _known_accuracy(classifier: FewShotClassifier) -> str:

@@ -315,9 +315,9 @@ def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
         updated.remap_classes(names, edit.old_positions, text)
     if edit.added is not None:
         updated.partial_fit(edit.added.X, edit.added.y, text=text)
-    old_counts = dict(model.support.provenance.get("shots", {}))
+    old_counts = model.support.shot_counts
     counts = {
-        name: old_counts.get(model.text.labels[old], 0) if old >= 0 else 0
+        name: old_counts[model.text.labels[old]] if old >= 0 else 0
         for name, old in zip(names, edit.old_positions, strict=True)
     }
     for name in () if edit.added is None else edit.added.y:

@@ -106,9 +106,6 @@ def relative_cost(encoder: Encoder, others: Sequence[Encoder], names: Sequence[s
     """The cost per picture of some blocks, in passes of one encoder at its own size.
 
     The cost of a pass grows with the number of pixels. All encoders count the same.
-
-    >>> relative_cost(create_encoder("toy"), (), ["final", "inner", "final@64+mirrored"])  # 1 + 2 * (64 / 32)**2
-    9.0
     """
     sides = {other.info.name: plain_encoder(other).info.image_size for other in others}
     sides[""] = plain_encoder(encoder).info.image_size

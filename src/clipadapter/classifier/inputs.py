@@ -64,11 +64,7 @@ def read_labelled(
 
 
 def is_multilabel(labels: Sequence[Label]) -> bool:
-    """Whether any label is a list, tuple or set of class names.
-
-    >>> is_multilabel(["cat", "dog"]), is_multilabel([("cat", "dog"), ()])
-    (False, True)
-    """
+    """Whether any label is a list, tuple or set of class names."""
     return any(isinstance(label, list | tuple | set | frozenset) for label in labels)
 
 

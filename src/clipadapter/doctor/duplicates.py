@@ -50,9 +50,6 @@ def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neigh
 
     The features are centred because encoders differ in the similarity of unrelated pictures. (Few cosines of CLIP are
     below a half.) Cosines of centred features of unrelated pictures are near 0 for every encoder.
-
-    >>> nearest_neighbours(np.array([[1, 0], [0.9, 0.1], [-1, 0], [-1, 0.1]], np.float32), 1).index.ravel()
-    array([1, 0, 3, 2])
     """
     units = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
     units = units - units.mean(axis=0)

@@ -117,16 +117,6 @@ def measure_sharpness(grey: np.ndarray) -> float:
     """Steepness of the steepest edges: the 99th percentile of the absolute Laplacian, divided by the contrast.
 
     Unlike the variance of the Laplacian it depends neither on the contrast nor on how much of the picture is empty.
-
-    Args:
-        grey: (h, w), 0 to 255.
-
-    Returns:
-        4 for a checkerboard of single pixels, below 0.1 for a picture without sharp edges; 1 for a picture that is too
-        small or has too little contrast.
-
-    >>> measure_sharpness(np.indices((8, 8)).sum(axis=0) % 2 * 255.0)
-    4.0
     """
     low, high = np.percentile(grey, [1, 99])
     if min(grey.shape) < 3 or high - low < 1:

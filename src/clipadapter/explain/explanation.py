@@ -41,19 +41,12 @@ NO_SHOTS = "no nearest shots: the model was saved without its shots (--no-suppor
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A shot that is similar to the picture.
+    """A shot that is similar to the picture."""
 
-    Args:
-        similarity: cosine of the features of the shot and of the picture, -1 to 1.
-        label: its class; several are separated by commas.
-        source: path of its picture; "shot 3 of cat" if the path is not known.
-        is_path: whether ``source`` is a path.
-    """
-
-    similarity: float
-    label: str
-    source: str
-    is_path: bool = False
+    similarity: float  # cosine of the features of the shot and of the picture, -1 to 1
+    label: str  # its class; several are separated by commas
+    source: str  # path of its picture; "shot 3 of cat" if the path is not known
+    is_path: bool = False  # whether ``source`` is a path
 
 
 @dataclass(frozen=True)
@@ -72,49 +65,39 @@ class Explanation:
     A single logit has no meaning: adding a number to all logits changes no prediction. So `margin` and its two parts
     are differences between two classes. With several labels per picture, each class is predicted by itself, and
     `margin` is its logit: the class is likely if it is above 0.
-
-    Args:
-        source: the picture, as messages call it.
-        prediction: what the classifier predicts.
-        label: the class that is explained: the given one, else the predicted one, or the nearest one if the picture is
-            rejected.
-        against: the best other class, which ``label`` is compared with; None with several labels per picture.
-        margin: logit of ``label`` less that of ``against``, before calibration; negative if ``against`` is ahead.
-        text_margin: the part of the margin from class text alone; None if the logits of the head are not a sum.
-        shots_margin: the rest of the margin, learned from the shots: ``text_margin + shots_margin == margin``.
-        text_label: the class with the largest logit from text alone; None if all are equal, or there are no parts.
-        shots_label: the class with the largest logit from the shots alone; None likewise.
-        nearest: the most similar shots, the nearest first; of several blocks of features ``final`` is compared.
-        picture: (a, b, 3) uint8, the whole picture, reduced if it was large.
-        square: (s, s, 3) uint8, the input of the encoder; None if that is not known.
-        heat_map: (h, w) in 0..1, a grid over the square: the head's logit of ``label`` less the mean of the others, for
-            the features of each part of the picture, scaled from its minimum to its maximum; None if the encoder has no
-            features of parts.
-        heat_range: minimum and maximum before scaling. If they are close, no part of the picture stands out.
-        notes: why values above are None or empty.
-        blocks: the part of the margin that comes from each block of features, if the head reads several and its logits
-            are a sum over blocks; the parts add up to ``margin``. The heat map is then of the part of ``final``.
-        rare_patches: (h, w) how much each patch differs from the rest of the picture, of root mean square 1: a
-            grid over the square without two patches at each side (`Encoder.rare_patch_map`). It shows where a small
-            defect may be. None if the model reads no block ``rare-patches``.
     """
 
-    source: str
-    prediction: Prediction
+    source: str  # the picture, as messages call it
+    prediction: Prediction  # what the classifier predicts
+    # The class that is explained: the given one, else the predicted one, or the nearest one if the picture is
+    # rejected
     label: str
-    against: str | None
-    margin: float
+    against: str | None  # the best other class, which ``label`` is compared with; None with several labels per picture
+    margin: float  # logit of ``label`` less that of ``against``, before calibration; negative if ``against`` is ahead
+    # The part of the margin from class text alone; None if the logits of the head are not a sum
     text_margin: float | None
+    # The rest of the margin, learned from the shots: ``text_margin + shots_margin == margin``
     shots_margin: float | None
+    # The class with the largest logit from text alone; None if all are equal, or there are no parts
     text_label: str | None
-    shots_label: str | None
+    shots_label: str | None  # the class with the largest logit from the shots alone; None likewise
+    # The most similar shots, the nearest first; of several blocks of features ``final`` is compared
     nearest: tuple[Neighbour, ...]
-    picture: NDArray[np.uint8]
-    square: NDArray[np.uint8] | None
+    picture: NDArray[np.uint8]  # (a, b, 3) uint8, the whole picture, reduced if it was large
+    square: NDArray[np.uint8] | None  # (s, s, 3) uint8, the input of the encoder; None if that is not known
+    # (h, w) in 0..1, a grid over the square: the head's logit of ``label`` less the mean of the others, for the
+    # features of each part of the picture, scaled from its minimum to its maximum; None if the encoder has no
+    # features of parts
     heat_map: NDArray[np.float64] | None
+    # Minimum and maximum before scaling. If they are close, no part of the picture stands out
     heat_range: tuple[float, float] | None
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # why values above are None or empty
+    # The part of the margin that comes from each block of features, if the head reads several and its logits are a
+    # sum over blocks; the parts add up to ``margin``. The heat map is then of the part of ``final``
     blocks: tuple[BlockPart, ...] = ()
+    # (h, w) how much each patch differs from the rest of the picture, of root mean square 1: a grid over the square
+    # without two patches at each side (`Encoder.rare_patch_map`). It shows where a small defect may be. None if the
+    # model reads no block ``rare-patches``
     rare_patches: NDArray[np.float64] | None = None
 
     @property
@@ -385,10 +368,6 @@ def compute_heat_map(encoder: Encoder, head: Head, picture: Image.Image, k: int,
 
     Of several blocks it is the contrast of the part of the logits that comes from ``final``, for which alone there are
     features of each part of a picture.
-
-    Returns:
-        (h, w) in 0..1, the contrast scaled from its minimum to its maximum; these two; and "" or a note on it. Or None,
-        None, and why there is no heat map.
     """
     if head.needs_tower_to_predict:
         return None, None, "no heat map: this head would run the text tower once for each part of the picture"

@@ -20,7 +20,7 @@ from clipadapter.errors import DataError, InputError
 from clipadapter.export.parity import compare_outputs
 from clipadapter.features import extract
 from clipadapter.metrics import evaluate, evaluate_multilabel
-from clipadapter.runtime import DEFAULT_BATCH_SIZE, Outputs, Predictor
+from clipadapter.runtime import Outputs, Predictor
 
 
 def evaluate_file(
@@ -47,14 +47,11 @@ def evaluate_file(
     check_label_kind(uncertainty, dataset.multilabel)
     label_sets = dataset.label_sets if dataset.multilabel else tuple((label,) for label in dataset.labels)
     check_labels([label for labels in label_sets for label in labels], names)
-    start, batches, pictures = time.perf_counter(), [], []
-    for loaded, batch in predictor.iter_outputs(dataset.paths, DEFAULT_BATCH_SIZE):
-        pictures += loaded
-        batches.append(batch)
+    start = time.perf_counter()
+    pictures, outputs = predictor.outputs_of(dataset.paths)
     rows = [i for i, picture in enumerate(pictures) if picture.error is None]
     if not rows:
         raise DataError(f"none of the {len(pictures)} test pictures can be read: give others")
-    outputs = Outputs.concatenate([batch for batch in batches if len(batch)])
     answers, score = predictor.answer(outputs), None
     if dataset.multilabel:
         targets = np.array([[name in label_sets[i] for name in names] for i in rows])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -34,7 +32,7 @@ from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, brie
 from clipadapter.export.graph import ModelGraph, export_towers
 from clipadapter.export.parity import ExportParity, check_parity
 from clipadapter.export.pictures import ExportPictures, choose_pictures, load_squares
-from clipadapter.persistence.model import registered_name
+from clipadapter.persistence.model import make_provenance, registered_name
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.runtime.metadata import MAX_METADATA_CHARACTERS
 from clipadapter.utils.files import remove_abandoned, without_paths
@@ -269,17 +267,9 @@ def _missing_abilities(model: FewShotClassifier) -> Iterator[str]:
 
 
 def _provenance(model: FewShotClassifier) -> dict[str, Any]:
-    support, provenance = model.support_, model.support_.provenance
-    shots = support.counts if len(support) else dict(provenance.get("shots", {}))
-    skipped = provenance.get("skipped", 0)
-    return {
-        "shots": shots,
-        "skipped": skipped if isinstance(skipped, int) else len(skipped),
-        "views": provenance.get("views", 1),
-        "versions": dict(_installed_versions()),
-        "python": platform.python_version(),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+    saved = make_provenance(model.support_)
+    recorded = {key: saved[key] for key in ("shots", "skipped", "views", "python", "created")}
+    return {**recorded, "versions": dict(_installed_versions())}
 
 
 def _installed_versions() -> Iterator[tuple[str, str]]:

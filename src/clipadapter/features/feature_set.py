@@ -138,6 +138,14 @@ class FeatureSet:
         return {name: self.y.count(name) for name in self.class_names}
 
     @property
+    def shot_counts(self) -> dict[str, int]:
+        """`counts`, or those that a model records which was saved without its shots."""
+        recorded = self.provenance.get("shots")
+        if len(self) or not isinstance(recorded, Mapping):
+            return self.counts
+        return {name: recorded.get(name, 0) for name in self.class_names}
+
+    @property
     def plain(self) -> NDArray[np.float32]:
         """(n, d) features of the plain pictures."""
         return self.X if self.X.ndim == 2 else self.X[:, 0]

@@ -96,23 +96,14 @@ def measure_covariate_shift(
 
 
 def class_residuals(features: Array, probabilities: Array) -> Array:
-    """Features (N, d) less their linear fit to the probabilities (N, c), by ridge regression.
-
-    >>> features = np.array([[1.0, 0], [1, 2], [9, 0], [9, 2]])
-    >>> class_residuals(features, np.eye(2)[[0, 0, 1, 1]]).round(1)[:, 1]
-    array([-1.,  1., -1.,  1.])
-    """
+    """Features (N, d) less their linear fit to the probabilities (N, c), by ridge regression."""
     centred = features - features.mean(axis=0)
     gram = probabilities.T @ probabilities + RIDGE * np.eye(probabilities.shape[1])
     return np.asarray(centred - probabilities @ np.linalg.solve(gram, probabilities.T @ centred))
 
 
 def gaussian_kernel(rows: Array) -> NDArray[np.float32]:
-    """Kernel exp(-|x - y|^2 / (2 s^2)) between all rows (N, N), where s is the median distance of two different rows.
-
-    >>> gaussian_kernel(np.array([[0.0], [2.0]])).round(3)[0]  # exp(-1/2)
-    array([1.   , 0.607], dtype=float32)
-    """
+    """Kernel (N, N) exp(-|x - y|^2 / (2 s^2)) between all rows; s is the median distance of two different rows."""
     squares = (rows**2).sum(axis=1)
     distances = np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0.0)
     pairs = distances[np.triu_indices(len(rows), 1)]
@@ -125,10 +116,6 @@ def discrepancy(kernel: NDArray[np.float32], is_current: Mask, weights: Array | 
     """Squared discrepancy (b,) of each division (b, N) by a kernel (N, N): Gretton et al. (2012), eq. 3, unbiased.
 
     Those of the N pictures that are of the reference may have weights (N,).
-
-    >>> rows = np.array([[0.0], [0.0], [9.0], [9.0]])
-    >>> discrepancy(gaussian_kernel(rows), np.array([[True, True, False, False], [True, False, True, False]])).round(2)
-    array([ 0.79, -0.39])
     """
     current = is_current.astype(np.float32)
     reference = (1 - current) * (1 if weights is None else weights.astype(np.float32))
@@ -155,19 +142,6 @@ def draw_permutations(odds: ArrayLike, m: int, draws: int, rng: np.random.Genera
     https://arxiv.org/abs/1807.05405, approximates it by swaps).
 
     The method is the exact one of Chen, Dempster and Liu (1994, Biometrika 81:457-469), one picture after the other.
-
-    Args:
-        odds: (N,) positive.
-        m: size of a set.
-        draws: b.
-        rng: to draw with.
-
-    Returns:
-        (b, N), true where a picture is in the set.
-
-    >>> sets = draw_permutations([1.0, 1.0, 2.0], 1, 4000, np.random.default_rng(0))
-    >>> bool(abs(sets.mean(axis=0) - [0.25, 0.25, 0.5]).max() < 0.05)  # the third has half of the odds
-    True
     """
     values = np.asarray(odds, np.float64)
     if values.ndim != 1 or not np.isfinite(values).all() or (values <= 0).any() or not 0 <= m <= len(values):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import DataError
-from clipadapter.runtime import DEFAULT_BATCH_SIZE, Outputs, Predictor
+from clipadapter.runtime import Predictor
 from clipadapter.uncertainty import DecisionOptions
 from clipadapter.utils.formatting import describe_unreadable
 
@@ -89,13 +89,9 @@ def _run_fitted(model: FewShotClassifier, paths: Sequence[Path]) -> tuple[Any, .
 
 
 def _run_exported(model: Predictor, paths: Sequence[Path]) -> tuple[Any, ...]:
-    pictures, batches = [], []
-    for loaded, batch in model.iter_outputs(paths, DEFAULT_BATCH_SIZE):
-        pictures += loaded
-        batches.append(batch)
+    pictures, outputs = model.outputs_of(paths)
     indices = [i for i, picture in enumerate(pictures) if picture.error is None]
     skipped = [(picture.name, picture.error) for picture in pictures if picture.error is not None]
     if not indices:
         raise DataError(f"{describe_unreadable(len(paths))}: {skipped[0][0]}: {skipped[0][1]}")
-    outputs = Outputs.concatenate([batch for batch in batches if len(batch)])
     return outputs.features, outputs.features, outputs.logits, outputs.ood_score_parts, indices, skipped

@@ -165,11 +165,6 @@ def estimate_assumed_priors(probabilities: Array, labels: NDArray[np.int64]) -> 
     Some heads learn the class frequencies of unequal shots, some treat all classes alike, some are between. So the
     frequencies are raised to a power between 0 (all alike) and 1 (as in the sample). The power with the largest
     likelihood of the labels is taken. It does not matter if all classes have the same number of pictures.
-
-    >>> estimate_assumed_priors(np.array([[0.5, 0.5]] * 4), np.array([0, 0, 0, 1]))  # uninformative, equal priors
-    array([0.5, 0.5])
-    >>> estimate_assumed_priors(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1]))
-    array([0.75, 0.25])
     """
     n, c = probabilities.shape
     counts = np.bincount(labels, minlength=c)
@@ -186,11 +181,7 @@ def estimate_assumed_priors(probabilities: Array, labels: NDArray[np.int64]) -> 
 
 
 def complete_priors(priors: Mapping[str, float] | None, names: Sequence[str], sample_priors: Array) -> Array:
-    """Priors (c,) of all classes from those of some: the others share the rest in the proportions of their shots.
-
-    >>> complete_priors({"ok": 0.8}, ["ok", "bent", "torn"], np.array([0.5, 0.25, 0.25])).round(2).tolist()
-    [0.8, 0.1, 0.1]
-    """
+    """Priors (c,) of all classes from those of some: the others share the rest in the proportions of their shots."""
     if not priors:
         return sample_priors
     if unknown := sorted(set(priors) - set(names)):
@@ -210,9 +201,7 @@ def _priors_of_shots(model: AnyModel) -> Array:
     """Shares (c,) of the classes in a model's shots, also if the model was saved without their features."""
     if isinstance(model, Predictor):
         return np.full(len(model.class_names), 1 / len(model.class_names))  # an exported file has no counts
-    support, names = model.support_, model.class_names_
-    shot_counts = support.counts if len(support) else support.provenance.get("shots", {})
-    counts = np.array([float(shot_counts.get(name, 0)) for name in names])
+    counts = np.array([float(model.support_.shot_counts[name]) for name in model.class_names_])
     counts = counts + 1 if (counts <= 0).any() else counts
     return np.asarray(counts / counts.sum())
 

@@ -163,13 +163,7 @@ def _metadata(encoder: str, evaluation: Evaluation | None, title: str, is_multil
 
 
 def hub_repositories(encoder: str) -> list[str]:
-    """Repositories of the hub that the weights of an encoder come from; empty if they come from elsewhere.
-
-    >>> hub_repositories("open_clip:ViT-B-32/laion2b_s34b_b79k[final,unprojected]")
-    ['laion/CLIP-ViT-B-32-laion2B-s34B-b79K']
-    >>> hub_repositories("lite")
-    []
-    """
+    """Repositories of the hub that the weights of an encoder come from; empty if they come from elsewhere."""
     first, names = split_blocks(encoder)
     if names:
         encoders = [first, *(BlockSource.parse(name).encoder for name in names)]
@@ -223,11 +217,7 @@ def _result_metrics(scores: Scores, suffix: str) -> Sequence[dict[str, Any]]:
 
 
 def escape(text: str) -> str:
-    r"""Escape untrusted text for Markdown: no mark-up, link, element or end of a table cell is left in it.
-
-    >>> print(escape("a_b | <b>x</b>"))
-    a\_b \| \<b\>x\</b\>
-    """
+    """Escape untrusted text for Markdown: no mark-up, link, element or end of a table cell is left in it."""
     line = printable(text).strip()
     return re.sub(r"([\\`*_{}\[\]<>|~#$&!])", r"\\\1", line)
 

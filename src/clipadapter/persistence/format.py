@@ -101,28 +101,20 @@ class SavedHead(_FrozenModel):
 
 
 class ModelConfig(_FrozenModel):
-    """Content of ``config.json``.
+    """Content of ``config.json``."""
 
-    Args:
-        format: format number.
-        class_names: class names in the order of the logits.
-        head: registered name and parameters of the head.
-        encoder: facts of the encoder.
-        prompts: prompts by class that the text features were made from.
-        uncertainty: state of `clipadapter.uncertainty.Uncertainty` without arrays.
-        sources: paths of the pictures of the shots, in the order of their features.
-        provenance: number of shots per class, hash of their features, versions of packages, time.
-        files: hashes of the files of arrays by their name, such as "head".
-    """
-
-    format: Literal[1] = FORMAT
-    class_names: list[str] = Field(min_length=2)
-    head: SavedHead
-    encoder: SavedEncoder
-    prompts: dict[str, list[str]]
+    format: Literal[1] = FORMAT  # format number
+    class_names: list[str] = Field(min_length=2)  # class names in the order of the logits
+    head: SavedHead  # registered name and parameters of the head
+    encoder: SavedEncoder  # facts of the encoder
+    prompts: dict[str, list[str]]  # prompts by class that the text features were made from
+    # State of `clipadapter.uncertainty.Uncertainty` without arrays
     uncertainty: dict[str, Any] = Field(default_factory=dict)
+    # Paths of the pictures of the shots, in the order of their features
     sources: list[str] = Field(default_factory=list)
+    # Number of shots per class, hash of their features, versions of packages, time
     provenance: dict[str, Any] = Field(default_factory=dict)
+    # Hashes of the files of arrays by their name, such as "head"
     files: dict[ArrayName, Sha256] = Field(default_factory=dict)
 
 
@@ -155,11 +147,7 @@ def _content_checksum(content: dict[str, Any]) -> str:
 
 
 def check_target_folder(folder: str | Path) -> Path:
-    """Check that a model may be written to a folder, and return its path.
-
-    Raises:
-        ArtifactError: if it is a file, or has other files than a model.
-    """
+    """Check that a model may be written to a folder, and return its path."""
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file; give a folder for the model")
@@ -174,11 +162,7 @@ def check_target_folder(folder: str | Path) -> Path:
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """Read and check ``config.json`` of a model.
-
-    Raises:
-        ArtifactError: if there is no model, or its config is damaged or of another format.
-    """
+    """Read and check ``config.json`` of a model."""
     return read_snapshot(folder).config
 
 
@@ -283,11 +267,7 @@ def read_array_bytes(folder: str | Path, config: ModelConfig, name: str) -> byte
 
 
 def read_arrays(folder: str | Path, config: ModelConfig, name: str) -> Arrays:
-    """Read the arrays of one file of a model, such as "head".
-
-    Raises:
-        ArtifactError: if the file is missing, altered, or has values that are not finite.
-    """
+    """Read the arrays of one file of a model, such as "head"."""
     data = read_array_bytes(folder, config, name)
     path = Path(folder) / array_file(name, config.files[name])
     try:

@@ -50,32 +50,21 @@ Log = tuple["Change", ...]
 
 
 class Change(BaseModel):
-    """One version of a model.
-
-    Args:
-        version: number of the version, from 1.
-        action: what was done: "fit", "add-class", "undo" ...
-        facts: details: names of classes and pictures, counts.
-        by: author of the change, if known.
-        when: UTC time.
-        content: number of the snapshot of this version: the version itself; after an undo, the restored version.
-        key: random key; no other change has it, in whatever folder.
-        classes: number of classes after the change.
-        pictures: number of shots after the change.
-        config: digest of the config (see `config_digest`), if it was written.
-    """
+    """One version of a model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: int = Field(ge=1)
-    action: str = Field(min_length=1, max_length=100)
-    facts: dict[str, Any] = Field(default_factory=dict)
-    by: str = Field(default="", max_length=200)
-    when: str = Field(pattern=TIME_PATTERN)
+    version: int = Field(ge=1)  # number of the version, from 1
+    action: str = Field(min_length=1, max_length=100)  # what was done: "fit", "add-class", "undo" and so on
+    facts: dict[str, Any] = Field(default_factory=dict)  # details: names of classes and pictures, counts
+    by: str = Field(default="", max_length=200)  # author of the change, if known
+    when: str = Field(pattern=TIME_PATTERN)  # UTC time
+    # Number of the snapshot of this version: the version itself; after an undo, the restored version
     content: int = Field(ge=1)
-    key: str = Field(pattern="^[0-9a-f]{32}$")
-    classes: int = Field(default=0, ge=0)
-    pictures: int = Field(default=0, ge=0)
+    key: str = Field(pattern="^[0-9a-f]{32}$")  # random key; no other change has it, in whatever folder
+    classes: int = Field(default=0, ge=0)  # number of classes after the change
+    pictures: int = Field(default=0, ge=0)  # number of shots after the change
+    # Digest of the config (see `config_digest`), if it was written
     config: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
 
@@ -93,12 +82,6 @@ class History:
     A version has a snapshot of the model. The folder of the model keeps the first and the last 20 snapshots. Snapshots
     that are not saved yet are in memory as `Model`, so a model in a history must not be changed in place.
 
-    Args:
-        changes: all changes; the last one made the current version.
-        folder: folder that the model was loaded from, if any.
-        models: snapshots in memory, by version.
-        damage: why the log in the folder can't be read. The model can be used, but not edited.
-
     >>> import tempfile, numpy as np
     >>> from clipadapter import FewShotClassifier
     >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
@@ -109,10 +92,10 @@ class History:
     ['fit', 'rename-class', 'undo']
     """
 
-    changes: Log
-    folder: Path | None = None
-    models: Mapping[int, Model] = field(default_factory=dict, repr=False)
-    damage: str = ""
+    changes: Log  # all changes; the last one made the current version
+    folder: Path | None = None  # folder that the model was loaded from, if any
+    models: Mapping[int, Model] = field(default_factory=dict, repr=False)  # snapshots in memory, by version
+    damage: str = ""  # why the log in the folder can't be read. The model can be used, but not edited
 
     @classmethod
     def new(cls, model: Model, by: str = "") -> History:
@@ -127,9 +110,6 @@ class History:
         """Read the history of the model in a folder. A model that was never edited has one change, its fit.
 
         Call it before `load_model`: a later save then notices a change that another process made between the two.
-
-        Raises:
-            ArtifactError: if there is no model.
         """
         return read_consistently(folder, lambda: cls._load(folder))
 
@@ -147,38 +127,14 @@ class History:
         return self.changes[-1].version
 
     def with_change(self, before: Model, model: Model, action: str, facts: Mapping[str, Any], by: str = "") -> History:
-        """Return the history with one more version.
-
-        Args:
-            before: model before the change.
-            model: model after the change.
-            action: what was done, such as "add-class".
-            facts: details, as a JSON object.
-            by: author of the change.
-
-        Raises:
-            InputError: if JSON can't represent the facts.
-            ArtifactError: if the log is damaged.
-        """
+        """Return the history with one more version."""
         self.check()
         number = self.version + 1
         change = new_change(action, facts, by, version=number, content=number, **_count(model))
         return self._append(change, {self.changes[-1].content: before, number: model})
 
     def undo(self, to: int | None = None, by: str = "") -> tuple[History, Model]:
-        """Restore the model before its last change. Repeated calls go further back.
-
-        Args:
-            to: version to restore instead; it may be one that was undone.
-            by: author of the change.
-
-        Returns:
-            The history with the undo, and the restored model.
-
-        Raises:
-            InputError: if there is nothing to undo, no such version, or its snapshot is not stored.
-            ArtifactError: if the snapshot or the log is damaged.
-        """
+        """Restore the model before its last change, or that of version `to`, also of one that was undone."""
         target = self.undo_target(to)
         model = self.models.get(target)
         if model is None and self.folder is not None:

@@ -39,19 +39,12 @@ DEFAULT_COMMIT_MESSAGE = "A model of clipadapter"
 
 @dataclass(frozen=True)
 class PushResult:
-    """Result of `push`.
+    """Result of `push`."""
 
-    Args:
-        repo: name of the repository.
-        url: URL of the commit.
-        files: names of the uploaded files, sorted.
-        others: names of other files in the repository, which are unchanged.
-    """
-
-    repo: str
-    url: str
-    files: tuple[str, ...]
-    others: tuple[str, ...]
+    repo: str  # name of the repository
+    url: str  # URL of the commit
+    files: tuple[str, ...]  # names of the uploaded files, sorted
+    others: tuple[str, ...]  # names of other files in the repository, which are unchanged
 
 
 def push(

@@ -48,33 +48,19 @@ RECORDED_PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", 
 
 @dataclass(frozen=True)
 class Model:
-    """A fitted model without its encoder.
+    """A fitted model without its encoder."""
 
-    Args:
-        head: fitted head.
-        text: text features of the classes, in the order of the logits.
-        support: features and labels of the shots; empty if they were not saved.
-        prompts: prompts by class.
-        encoder: facts of the encoder that made the features.
-        uncertainty: learned from held-out shots.
-        fold_heads: heads that were each fitted without one fold, for CV+ prediction sets.
-    """
-
-    head: Head
-    text: TextFeatures
-    support: FeatureSet
-    prompts: Mapping[str, Sequence[str]]
-    encoder: EncoderInfo
-    uncertainty: Uncertainty = field(default_factory=Uncertainty)
-    fold_heads: tuple[Head, ...] = ()
+    head: Head  # fitted head
+    text: TextFeatures  # text features of the classes, in the order of the logits
+    support: FeatureSet  # features and labels of the shots; empty if they were not saved
+    prompts: Mapping[str, Sequence[str]]  # prompts by class
+    encoder: EncoderInfo  # facts of the encoder that made the features
+    uncertainty: Uncertainty = field(default_factory=Uncertainty)  # learned from held-out shots
+    fold_heads: tuple[Head, ...] = ()  # heads that were each fitted without one fold, for CV+ prediction sets
 
 
 def load_model(folder: str | Path) -> Model:
-    """Load and check the model in a folder.
-
-    Raises:
-        ArtifactError: if it is missing, altered, of another format, or its head is not installed.
-    """
+    """Load and check the model in a folder."""
     return read_consistently(folder, lambda: _read_model(folder))
 
 
@@ -109,7 +95,7 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         prompts={name: list(texts) for name, texts in model.prompts.items()},
         uncertainty=uncertainty_facts,
         sources=list(support.provenance.get("sources", ())) if SUPPORT in files else [],
-        provenance={**_make_provenance(support), **({EVALUATION_KEY: evaluation} if evaluation else {})},
+        provenance={**make_provenance(support), **({EVALUATION_KEY: evaluation} if evaluation else {})},
         files=parts,
     )
     return config, blobs
@@ -196,15 +182,12 @@ def _require_registered_name(head: Head) -> str:
     raise InputError(f"{type(head).__name__} is no registered head, so it can't be saved: use @register_head")
 
 
-def _make_provenance(support: FeatureSet) -> dict[str, Any]:
+def make_provenance(support: FeatureSet) -> dict[str, Any]:
     """What the model was made from, by which versions, and when."""
     old = support.provenance
-    skipped, old_counts = old.get("skipped", ()), old.get("shots")
-    counts = support.counts
-    if not len(support) and isinstance(old_counts, Mapping):  # the shots were left out by an earlier save
-        counts = {name: old_counts.get(name, 0) for name in counts}
+    skipped = old.get("skipped", ())
     return {
-        "shots": counts,
+        "shots": support.shot_counts,
         "support_sha256": hashlib.sha256(np.ascontiguousarray(support.plain).tobytes()).hexdigest(),
         "skipped": skipped if isinstance(skipped, int) else len(skipped),
         "views": old.get("views", 1),

@@ -75,19 +75,9 @@ LOCK_TIMEOUT_SECONDS = 60.0
 def save_model(folder: str | Path, model: Model, *, keep_support: bool = True, history: History | None = None) -> Path:
     """Save a model to a folder, or as a new version of the model in it. The earlier model can be restored.
 
-    Args:
-        folder: target folder.
-        model: model to save.
-        keep_support: whether to save the features of the shots; if not, they are removed from earlier versions too.
-            Heads that compare with shots have features of their own (`Head.picture_features`), which stay, with a
-            `MethodWarning`.
-        history: history of the model; None for a model that was just fitted. If the folder has another history, this
-            one is appended to it.
-
-    Raises:
-        ArtifactError: if the folder can't be written, its history is damaged, or another process has changed the model
-            since it was loaded. Nothing is left half-written.
-        InputError: if the head is not registered.
+    Without ``keep_support`` the features of the shots are removed from earlier versions too. Heads that compare with
+    shots have features of their own (`Head.picture_features`), which stay, with a `MethodWarning`. ``history`` is None
+    for a model that was just fitted. If the folder has another history, this one is appended to it.
     """
     snapshot = _snapshot_of(model, keep_support)
     if not keep_support:
@@ -96,20 +86,7 @@ def save_model(folder: str | Path, model: Model, *, keep_support: bool = True, h
 
 
 def restore_version(folder: str | Path, to: int | None = None, by: str = "") -> History:
-    """Restore an earlier version of the model in a folder, as a new version. Its files are checked by their hashes.
-
-    Args:
-        folder: a saved model.
-        to: version to restore; by default the one before the last change. It may be one that was undone.
-        by: author of the change.
-
-    Returns:
-        The history with the undo.
-
-    Raises:
-        InputError: if there is nothing to undo, no such version, or its snapshot is not stored.
-        ArtifactError: if the snapshot or the log is damaged, or the folder can't be written.
-    """
+    """Restore an earlier version of the model in a folder, as a new version; see `History.undo`. No array is parsed."""
     history = History.load(folder)
     target = history.undo_target(to)
     snapshot = find_snapshot(folder, history.changes[target - 1].config)
@@ -125,18 +102,6 @@ def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Pa
 
     A card that a person has edited stays as it is. The conversion for prediction without torch is looked up by the hash
     of ``config.json``, so it is made again at the next use.
-
-    Args:
-        folder: a saved model.
-        metrics: ``evaluate_model(...).to_dict()`` or ``evaluate_multilabel_model(...).to_dict()``, or the content of
-            ``metrics.json``.
-
-    Returns:
-        Paths of the written files.
-
-    Raises:
-        ArtifactError: if there is no valid model, or it can't be written.
-        InputError: if these are no metrics, or metrics of another model.
     """
     read_config(folder)
     with _lock_folder(folder) as target:
@@ -175,7 +140,8 @@ def write_snapshot(folder: str | Path, snapshot: Snapshot, options: SaveOptions)
                     new.write(history_file("log", config_digest(current.config)), log_bytes(on_disk), stays=False)
                 snapshot = _write_history(new, changes, snapshot, current, options)
             new.write_arrays(snapshot, check=True)
-            _commit(target, snapshot.raw, make_card(folder, snapshot.config) if options.card is None else options.card)
+            card = make_card(folder, snapshot.config)  # None: a person has edited it
+            _commit(target, snapshot.raw, card if card is None or options.card is None else options.card)
         except BaseException:
             if not _is_committed(target, snapshot.raw):  # Ctrl-C may come after the commit
                 new.remove()
@@ -308,29 +274,24 @@ def _write_and_sync(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _lock_folder(folder: str | Path) -> Iterator[Path]:
-    """Lock the folder of a model, and give its path without links. A folder that is made for it goes if this fails."""
+    """Lock the folder of a model, and give its path without links."""
     target = Path(os.path.realpath(folder))
     check_target_folder(folder)
-    is_new = not target.exists()
     for name in (CONFIG_FILE, CARD_FILE):
         model_path(target, name)
     for name in (ARRAYS_FOLDER, HISTORY_FOLDER):
         folder_without_links(target, name, error=ArtifactError)
-    arrays, lock = target / ARRAYS_FOLDER, target / ARRAYS_FOLDER / LOCK_FILE
+    arrays = target / ARRAYS_FOLDER
     try:
         arrays.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=LOCK_TIMEOUT_SECONDS):
+        with FileLock(arrays / LOCK_FILE, timeout=LOCK_TIMEOUT_SECONDS):
             try:
                 yield target
             except BaseException:
+                # The folder stays, also a new one: another process may wait for its lock.
                 with suppress(OSError):
                     for name in ("file", CONFIG_FILE, CARD_FILE):
                         (arrays / f"new-{name}").unlink(missing_ok=True)
-                    if not (target / CONFIG_FILE).exists():
-                        lock.unlink()
-                        arrays.rmdir()
-                        if is_new:
-                            target.rmdir()
                 raise
     except Timeout:
         raise ArtifactError(f"{folder} is being changed by another process: try again when it has ended") from None
@@ -345,14 +306,7 @@ def is_same_model(one: ModelConfig, other: ModelConfig) -> bool:
 
 
 def count_stored_pictures(head: Head) -> int:
-    """How many pictures' features the learned arrays of a head have; a model without its shots still has them.
-
-    >>> from clipadapter.heads import create_head
-    >>> from clipadapter.testing import toy_features
-    >>> X, y, text = toy_features()
-    >>> [count_stored_pictures(create_head(name).fit(X, y, text=text)) for name in ("knn", "linear-probe")]
-    [12, 0]
-    """
+    """How many pictures' features the learned arrays of a head have; a model without its shots still has them."""
     arrays = [getattr(head, name, None) for name in head.picture_features]
     return max((len(rows) for rows in arrays if rows is not None), default=0)
 

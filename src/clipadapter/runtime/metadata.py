@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 from collections.abc import Mapping
@@ -133,38 +132,35 @@ class ExportMetadata:
             _check_format(raw["format"])
             names = tuple(_check_names(raw["class_names"]))
             arrays = {name: _unpack(name, value) for name, value in raw["uncertainty_arrays"].items()}
-            uncertainty = Uncertainty.from_state(raw["uncertainty"], arrays, len(names), arrays_removed=True)
-            if uncertainty.conformal is not None and uncertainty.conformal.method == "cv+":
-                raise ValueError("sets by cv+ need the heads of all folds")
-            input_kind, precision, checksum = raw["input"], raw["precision"], raw["checksum"]
-            encoder, head, provenance, parity = (dict(raw[key]) for key in ("encoder", "head", "provenance", "parity"))
-            inputs = pixels, *further = tuple(_parse_pixels(each["pixels"]) for each in raw["inputs"])
-            if len(different_squares(inputs)[0]) < len(inputs) or len(inputs) > MAX_INPUTS:
+            inputs = tuple(_parse_pixels(each["pixels"]) for each in raw["inputs"])
+            if not 0 < len(inputs) <= MAX_INPUTS or len(different_squares(inputs)[0]) < len(inputs):
                 raise ValueError(f"its inputs are {[spec.size for spec in inputs]}")
-            blocks = as_blocks(raw["blocks"]) if raw.get("blocks") else ()
+            metadata = cls(
+                names,
+                inputs[0],
+                Uncertainty.from_state(raw["uncertainty"], arrays, len(names), arrays_removed=True),
+                raw["input"],
+                raw["precision"],
+                checksum=raw["checksum"],
+                further_inputs=inputs[1:],
+                blocks=as_blocks(raw["blocks"]) if raw.get("blocks") else (),
+                **{key: dict(raw[key]) for key in ("encoder", "head", "provenance", "parity")},
+            )
+            conformal = metadata.uncertainty.conformal
+            if conformal is not None and conformal.method == "cv+":
+                raise ValueError("sets by cv+ need the heads of all folds")
         except ArtifactError:
             raise
         except DAMAGE_ERRORS as error:
             raise ArtifactError(f"the metadata of the file are damaged ({error!r}): export the model again") from error
         # A tuple: a value that can't be hashed must not raise another error.
-        if input_kind not in tuple(INPUT_NAMES) or precision not in PRECISIONS:
-            raise ArtifactError(f"the file has input {input_kind!r} and precision {precision!r}: update clipadapter")
-        if checksum not in ("", ALGORITHM):
-            raise ArtifactError(f"the file has a checksum by {checksum!r}: update clipadapter")
-        return cls(
-            names,
-            pixels,
-            uncertainty,
-            input_kind,
-            precision,
-            encoder,
-            head,
-            provenance,
-            parity,
-            checksum,
-            tuple(further),
-            blocks,
-        )
+        if metadata.input not in tuple(INPUT_NAMES) or metadata.precision not in PRECISIONS:
+            raise ArtifactError(
+                f"the file has input {metadata.input!r} and precision {metadata.precision!r}: update clipadapter"
+            )
+        if metadata.checksum not in ("", ALGORITHM):
+            raise ArtifactError(f"the file has a checksum by {metadata.checksum!r}: update clipadapter")
+        return metadata
 
 
 def _check_format(number: Any) -> None:
@@ -204,16 +200,11 @@ def _pack(array: NDArray[Any]) -> dict[str, Any]:
 def _unpack(name: str, value: Mapping[str, Any]) -> NDArray[Any]:
     dtype, shape = value["dtype"], value["shape"]
     if dtype not in ARRAY_DTYPES or not all(isinstance(side, int) and side >= 0 for side in shape):
-        raise ArtifactError(f"the file's array {name!r} is of {dtype} {shape}: export the model again")
-    try:
-        data = base64.b64decode(value["data"], validate=True)
-    except (binascii.Error, TypeError) as error:
-        raise ArtifactError(f"the file's array {name!r} is damaged: export the model again") from error
+        raise ValueError(f"the array {name!r} is of {dtype} {shape}")
+    data = base64.b64decode(value["data"], validate=True)
     if len(data) != math.prod(shape) * np.dtype(dtype).itemsize:
-        raise ArtifactError(
-            f"the file's array {name!r} has {len(data)} bytes, which is not {shape} of {dtype}: export the model again"
-        )
+        raise ValueError(f"the array {name!r} has {len(data)} bytes, which is not {shape} of {dtype}")
     array = np.frombuffer(data, dtype).reshape(shape)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ArtifactError(f"the file's array {name!r} has values that are not finite: export the model again")
+        raise ValueError(f"the array {name!r} has values that are not finite")
     return array

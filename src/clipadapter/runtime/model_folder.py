@@ -6,14 +6,13 @@ check a path first.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
 
 from clipadapter.backends.formats import is_exported
 from clipadapter.errors import ArtifactError
-from clipadapter.utils.files import path_without_links
+from clipadapter.utils.files import explain_missing, path_without_links
 
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 ARRAY_NAMES = HEAD, SUPPORT, UNLABELLED, UNCERTAINTY, FOLD_HEADS = (
@@ -49,14 +48,7 @@ def list_own_files(folder: Path) -> list[str]:
 
 
 def array_file(name: str, sha256: str) -> str:
-    """Where a file of arrays is below the folder of a model. Its name has its hash, so that no save overwrites it.
-
-    Raises:
-        ArtifactError: if there is no such name, or the hash is none; both come from a config.
-
-    >>> array_file("head", 64 * "0")
-    'arrays/head-0000000000000000.safetensors'
-    """
+    """Where a file of arrays is below the folder of a model. Its name has its hash, so that no save overwrites it."""
     file = f"{name}-{sha256[:16]}.safetensors"
     if name not in ARRAY_NAMES or not OWN_FILES[ARRAYS_FOLDER].fullmatch(file):
         raise ArtifactError(f"{CONFIG_FILE} names arrays {file!r}, which no model has: copy the model again")
@@ -67,9 +59,6 @@ def model_path(folder: str | Path, name: str) -> Path:
     """The path of a file of a model: the folder may be a link, but nothing in it; see `files.path_without_links`.
 
     In the cache of the hub, whose client made them, files are links into its folder ``blobs``.
-
-    Raises:
-        ArtifactError: if it is a link.
     """
     path, snapshots = Path(folder, name), Path(os.path.realpath(folder)).parent
     blobs = snapshots.with_name("blobs")
@@ -84,31 +73,17 @@ def why_no_model(path: str | Path) -> str:
     >>> why_no_model("nowhere")
     "there is no folder nowhere: give the one that 'clipadapter fit' wrote"
     """
-    folder = Path(path)
+    folder, advice = Path(path), "give the folder that 'clipadapter fit' wrote"
     try:
         exists, is_folder, has_config = folder.exists(), folder.is_dir(), (folder / CONFIG_FILE).is_file()
     except (OSError, ValueError) as error:
-        return f"{path} can't be read ({error}): give the folder that 'clipadapter fit' wrote"
+        return f"{path} can't be read ({error}): {advice}"
     if is_folder:
         return "" if has_config else f"{path} holds no model: it has no {CONFIG_FILE}. 'clipadapter fit' makes one"
     if not exists:
-        suggestion = suggest_model(folder)
-        advice = f"{suggestion} Give" if suggestion else ": give"
-        return f"there is no folder {path}{advice} the one that 'clipadapter fit' wrote"
+        hint = explain_missing(folder, "the one that 'clipadapter fit' wrote")
+        return f"there is no folder {path}{hint}"
     if is_exported(folder):
-        return (
-            f"{path} is an exported file, which only 'clipadapter predict', 'eval', 'serve' and 'monitor' take: give "
-            "the folder that 'clipadapter fit' wrote"
-        )
-    return f"{path} is a file: give the folder that 'clipadapter fit' wrote"
-
-
-def suggest_model(missing: Path) -> str:
-    """The end of a sentence and a question that names a model of a similar name beside a missing path; else ""."""
-    try:
-        entries = list(missing.absolute().parent.iterdir())
-        siblings = [entry.name for entry in entries if is_exported(entry) or (entry / CONFIG_FILE).is_file()]
-    except OSError:
-        return ""
-    close = difflib.get_close_matches(missing.name, siblings, n=1)
-    return f". Did you mean '{missing.with_name(close[0])}'?" if close else ""
+        commands = "'clipadapter predict', 'eval', 'serve' and 'monitor'"
+        return f"{path} is an exported file, which only {commands} take: {advice}"
+    return f"{path} is a file: {advice}"

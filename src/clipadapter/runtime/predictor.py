@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.adaptation import Adapt, TdaCache
+from clipadapter.adaptation import Adapt
 from clipadapter.backends.checksum import Stamp, check_file, stamp_files
 from clipadapter.backends.formats import (
     BLOCKS_OUTPUT,
@@ -31,11 +31,11 @@ from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes
 from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.errors import ArtifactError, ImageError, InputError, brief
 from clipadapter.runtime.metadata import ExportMetadata
-from clipadapter.runtime.model_folder import suggest_model
 from clipadapter.uncertainty import Answers
 from clipadapter.utils.blocks import total_width
+from clipadapter.utils.files import explain_missing
 from clipadapter.utils.pixels import PixelSpec, min_jpeg_side, pack_squares, packed_shape, unpack_squares
-from clipadapter.utils.prediction import Prediction, unreadable
+from clipadapter.utils.prediction import Prediction, labels_of, unreadable
 
 DEFAULT_BATCH_SIZE = 8
 """In larger batches ONNX Runtime takes 1.5 times as long per picture."""
@@ -167,25 +167,12 @@ class Predictor:
             [spec.to_square(images[min_side]) for spec, min_side in zip(self.inputs, min_sides, strict=True)]
         )
 
-    def open_cache(self, adapt: Adapt) -> TdaCache | None:
-        """A cache for `adapt`; see `Uncertainty.open_cache`."""
-        return self.uncertainty.open_cache(adapt, len(self.class_names))
-
-    def adapt(self, outputs: Outputs, cache: TdaCache) -> NDArray[np.float64]:
-        """Probabilities (n, c) by test-time adaptation, for `answer`; the cache remembers the pictures.
-
-        Args:
-            outputs: of `run`, in the order of the stream.
-            cache: of `open_cache`.
-        """
-        return self.uncertainty.adapt(cache, outputs.features, outputs.logits)
-
     def answer(self, outputs: Outputs, *, adapted: NDArray[Any] | None = None, **decisions: Any) -> Answers:
         """Probabilities, decisions and sets of classes.
 
         Args:
             outputs: of `run`.
-            adapted: (n, c) of `adapt`.
+            adapted: (n, c) probabilities by test-time adaptation.
             decisions: ``reject``, ``coverage`` or ``costs``; without one, as the model was fitted.
 
         Raises:
@@ -209,12 +196,7 @@ class Predictor:
         Raises:
             ImageError: if a picture can't be read.
         """
-        labels: list[Any] = []
-        for prediction in self.iter_predictions(images, 1, **decisions):
-            if prediction.error is not None:
-                raise ImageError(prediction.source, prediction.error)
-            labels.append(prediction.labels if self.is_multilabel else prediction.label)
-        return labels
+        return labels_of(self.iter_predictions(images, 1, **decisions), self.is_multilabel)
 
     def predict_proba(self, images: Pictures) -> NDArray[np.float64]:
         """Calibrated probabilities (m, c); one picture gives (1, c).
@@ -257,9 +239,9 @@ class Predictor:
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, but is {batch_size}")
-        cache = self.open_cache(adapt)
+        cache = self.uncertainty.open_cache(adapt, len(self.class_names))
         for pictures, outputs in self.iter_outputs(images, batch_size):
-            adapted = None if cache is None else self.adapt(outputs, cache)
+            adapted = None if cache is None else self.uncertainty.adapt(cache, outputs.features, outputs.logits)
             answers, row = self.answer(outputs, adapted=adapted, **decisions), 0
             for picture in pictures:
                 if picture.error is None:
@@ -294,6 +276,12 @@ class Predictor:
                 squares = [picture.square for picture in pictures if picture.square is not None]
                 yield pictures, self.run(np.stack(squares)) if squares else self._empty_outputs()
         notes.warn()
+
+    def outputs_of(self, images: Sequence[ImageSource]) -> tuple[list[LoadedPicture], Outputs]:
+        """All pictures in their order, and the outputs for those that can be read."""
+        batches = list(self.iter_outputs(images, DEFAULT_BATCH_SIZE))
+        outputs = [batch for _, batch in batches if len(batch)] or [self._empty_outputs()]
+        return [picture for pictures, _ in batches for picture in pictures], Outputs.concatenate(outputs)
 
     def _load(self, image: ImageSource) -> LoadedPicture:
         try:
@@ -431,7 +419,7 @@ def _choose_backend(path: Path, backend: str) -> tuple[ExportFormat, str]:
         suffixes = " or ".join(export_suffixes())
         raise ArtifactError(f"{path} is not an exported model: those end in {suffixes}; {hint}")
     if not is_file:
-        raise ArtifactError(f"there is no file {path}{suggest_model(path)}")
+        raise ArtifactError(f"there is no file {path}{explain_missing(path)}")
     if backend == "auto":
         return export_format, export_format.choose_backend()
     if backend not in export_format.backends:

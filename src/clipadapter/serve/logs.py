@@ -12,13 +12,7 @@ logger = logging.getLogger("clipadapter.serve")
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON: time, level, event, and its facts.
-
-    >>> record = logging.LogRecord("x", logging.INFO, "", 0, "loaded", None, None)
-    >>> record.created, record.facts = 0.0, {"model": "pets"}
-    >>> JsonFormatter().format(record)
-    '{"time": "1970-01-01T00:00:00.000Z", "level": "info", "event": "loaded", "model": "pets"}'
-    """
+    """A record as one line of JSON: time, level, event, and its facts."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""

@@ -246,13 +246,7 @@ class QualityOption:
 
 
 def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> tuple[QualityOption, ...]:
-    """Return the positions of the switch, the cheapest first.
-
-    >>> from clipadapter.encoders import create_encoder
-    >>> [option.text for option in quality_options(create_encoder("toy"))[:2]]  # doctest: +NORMALIZE_WHITESPACE
-    ['The final feature of the encoder: what is in the picture as a whole. Takes the least time.',
-     'Also its inner layers, which show textures and small parts. Takes hardly more time.']
-    """
+    """Return the positions of the switch, the cheapest first."""
     fast, standard, best = (tuple(blocks_of_quality(encoder, others, quality)) for quality in QUALITIES)
     final_of = f"each of the {len(others) + 1} encoders" if others else "the encoder"
     its, it_takes = ("their", "the encoders take") if others else ("its", "the encoder takes")
@@ -321,14 +315,7 @@ PLOT_WIDTH, PLOT_HEIGHT = 400, 150
 
 
 def plot_curve(curve: LearningCurve) -> CurvePlot:
-    """Return the shapes of a learning curve.
-
-    >>> import numpy as np
-    >>> from clipadapter.studio.model import CurvePoint
-    >>> curve = LearningCurve((CurvePoint(0, 0.5, np.ones((1, 2))), CurvePoint(1, 1.0, np.ones((1, 2)))))
-    >>> plot_curve(curve).points
-    ((0.0, 75.0, 'names', 'names alone: 50 %'), (400.0, 0.0, '1', '1 per class: 100 %'))
-    """
+    """Return the shapes of a learning curve."""
     count = len(curve.points) + curve.shows_gain
     step = PLOT_WIDTH / max(count - 1, 1)
 

@@ -85,11 +85,6 @@ def stored_file_name(upload: Upload, used: Collection[str] = ()) -> str:
 
     Only the part after the last separator counts, since the name comes from a browser. The suffix may be that of
     another format: readers look at the bytes. None of the used names, which `fold_name` gave, is returned.
-
-    >>> stored_file_name(Upload("../IMG 1.PNG", b"\x89PNG..."), used={"img 1.png"})
-    'IMG 1-2.PNG'
-    >>> stored_file_name(Upload("con", b"\xff\xd8\xff..."))
-    'con_.jpeg'
     """
     last_part = re.split(r"[/\\]", upload.name)[-1]
     stem, dot, letters = last_part.rpartition(".")

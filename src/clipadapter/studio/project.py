@@ -452,11 +452,7 @@ def _relative_path(root: Path, picture: PictureFile) -> str:
 
 
 def normalize_class_name(text: str, used: Collection[str] = ()) -> str:
-    r"""Return a class name as it is stored: one line, without spaces around it, in composed letters (NFC).
-
-    >>> normalize_class_name("  tabby\n cat ")
-    'tabby cat'
-    """
+    """Return a class name as it is stored: one line, without spaces around it, in composed letters (NFC)."""
     name = unicodedata.normalize("NFC", " ".join(UNPRINTABLE.sub(" ", text).split()))
     if not name:
         raise InputError("a class needs a name: type one, such as 'tabby cat'")
@@ -472,9 +468,6 @@ def safe_folder_name(name: str, used: Collection[str] = ()) -> str:
     """Return a folder name for a class: its own name, if every system allows it and data sets read it as a class.
 
     Slashes, leading dots, names of devices, names of parts such as "test", and long names are changed.
-
-    >>> safe_folder_name("tabby cat"), safe_folder_name("a/b"), safe_folder_name("..")
-    ('tabby cat', 'a_b', '_')
     """
     base = safe_file_name(name)
     base += "_" if base.casefold() in SPLIT_ALIASES else ""

@@ -112,12 +112,7 @@ def why_no_unlabelled(head: str) -> str:
 
 
 def why_no_choice(head: str, encoder: Encoder) -> str:
-    """Return why the quality makes no difference; empty if it does.
-
-    >>> from clipadapter.encoders import create_encoder
-    >>> why_no_choice("clip-adapter", create_encoder("toy"))
-    "The head 'clip-adapter' uses the final feature only, so there is nothing to choose."
-    """
+    """Return why the quality makes no difference; empty if it does."""
     reads = head_info(head).cls.reads
     if reads == "second-encoder":
         return f"The head '{head}' uses the final features of two encoders, so there is nothing to choose."

@@ -111,11 +111,7 @@ def total_width(blocks: Sequence[Block]) -> int:
 
 
 def column_slices(blocks: Sequence[Block]) -> dict[str, slice]:
-    """The columns of each block by name.
-
-    >>> column_slices([Block("final", 2), Block("stage3", 3)])
-    {'final': slice(0, 2, None), 'stage3': slice(2, 5, None)}
-    """
+    """The columns of each block by name."""
     slices, start = {}, 0
     for block in blocks:
         slices[block.name] = slice(start, start + block.width)

@@ -87,19 +87,12 @@ def printable(path: str | Path) -> str:
     Names come from anybody. Control characters could start a new line, clear the screen or change the title of the
     terminal, and invisible ones could turn the direction of the text or hide a part of it. The escapes are those of
     JSON, so that a JSON document stays one.
-
-    >>> printable("caf\udce9.jpg"), printable("two\nlines"), printable("\x1b[2J"), printable("\u202egpj.exe")
-    ('caf\\udce9.jpg', 'two\\nlines', '\\u001b[2J', '\\u202egpj.exe')
     """
     return UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], os.fspath(path))
 
 
 def safe_file_name(text: str, default: str = "_") -> str:
-    """The nearest name of a file or folder that every system allows, that is not hidden and is no path.
-
-    >>> safe_file_name("a/b"), safe_file_name(".."), safe_file_name("aux")
-    ('a_b', '_', 'aux_')
-    """
+    """The nearest name of a file or folder that every system allows, that is not hidden and is no path."""
     base = NOT_IN_FILE_NAMES.sub("_", unicodedata.normalize("NFC", text)).strip()
     base = re.sub(r"[.\s]+$", "", re.sub(r"^\.+", "_", base)) or default
     stem, dot, ending = base.partition(".")
@@ -116,13 +109,6 @@ def check_file_name(name: str) -> str:
 
     Every name that a file from elsewhere states goes through this function or `safe_file_name` before it is joined to a
     folder.
-
-    >>> check_file_name("few-shot")
-    'few-shot'
-    >>> check_file_name("../../package")
-    Traceback (most recent call last):
-    ...
-    clipadapter.errors.InputError: '../../package' can't be the name of a file: choose another, such as '__.._package'
     """
     safe = safe_file_name(name)
     if safe != unicodedata.normalize("NFC", name):
@@ -191,11 +177,7 @@ def quote_path(path: str | Path) -> str:
 
 
 def without_paths(name: str) -> str:
-    """The name of an encoder; of paths of this machine only the last part is kept.
-
-    >>> without_paths("open_clip:local-dir:/home/ann/clip"), without_paths("lite[final,simclr:/home/ann/tower/final]")
-    ('open_clip:local-dir:clip', 'lite[final,simclr:tower/final]')
-    """
+    """The name of an encoder; of paths of this machine only the last part is kept."""
     base, bracket, blocks = name.rpartition("[final")
     if not bracket:
         prefix = LOCAL_WEIGHTS.match(name)
@@ -270,9 +252,6 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     Spreadsheets run a cell that begins with ``=``, ``+``, ``-`` or ``@``, and names of classes, data sets and heads
     can come from anybody. Such a text gets an apostrophe in front, which makes the spreadsheet show it as text. Numbers
     are written unchanged, also negative ones.
-
-    >>> csv_text([("head", "gain"), ("=1+1", -0.5), ("a,b", True)])
-    'head,gain\n\'=1+1,-0.5\n"a,b",True\n'
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

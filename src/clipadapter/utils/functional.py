@@ -13,49 +13,16 @@ ABSENT_LOGIT = -1e4
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows scaled to Euclidean length one; a row of zeros stays zero.
-
-    Args:
-        x: (..., d).
-
-    Returns:
-        (..., d), same dtype.
-
-    >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-    tensor([[0.6000, 0.8000],
-            [0.0000, 0.0000]])
-    """
+    """Rows (..., d) scaled to Euclidean length one; a row of zeros stays zero."""
     norm = x.norm(dim=-1, keepdim=True)
     return x / norm.clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def cosine_logits(features: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
-    """Scaled cosine between each feature and each class weight.
-
-    Args:
-        features: (m, d), any length.
-        weight: (c, d), any length.
-        scale: CLIP's ``exp(logit_scale)``.
-
-    Returns:
-        Logits (m, c).
-
-    >>> cosine_logits(torch.tensor([[2.0, 0.0]]), torch.eye(2), scale=10.0)
-    tensor([[10.,  0.]])
-    """
+    """Logits (m, c): scaled cosines between features (m, d) and class weights (c, d), both of any length."""
     return scale * unit(features) @ unit(weight).T
 
 
 def ensemble(embeddings: Tensor) -> Tensor:
-    """One unit vector from several prompts of one class: normalise, mean, normalise.
-
-    Args:
-        embeddings: (p, d) raw text embeddings of p prompts.
-
-    Returns:
-        (d,) of length one (Radford et al. 2021, section 3.1.4).
-
-    >>> ensemble(torch.tensor([[2.0, 0.0], [0.0, 5.0]]))
-    tensor([0.7071, 0.7071])
-    """
+    """One unit vector (d,) from embeddings (p, d) of prompts of a class (Radford et al. 2021, section 3.1.4)."""
     return unit(unit(embeddings).mean(dim=0))

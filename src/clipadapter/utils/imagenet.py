@@ -23,9 +23,6 @@ def imagenet_names(source: Literal["wordnet", "torchvision", "clip"]) -> tuple[s
     "wordnet" gives all lemmas of each synset, such as ``tench, Tinca tinca``; ``crane`` comes twice. "torchvision" has
     the names of torchvision's classifiers, "clip" those that CLIP was evaluated with; two pairs of classes
     share a name there, and get the first lemma of WordNet instead.
-
-    >>> [imagenet_names(source)[7] for source in ("wordnet", "torchvision", "clip")]
-    ['cock', 'cock', 'rooster']
     """
     if source == "wordnet":
         return tuple(_lemmas_by_synset().values())
@@ -41,11 +38,7 @@ def imagenet_names(source: Literal["wordnet", "torchvision", "clip"]) -> tuple[s
 
 
 def imagenet_synsets() -> tuple[str, ...]:
-    """The synsets of the 1,000 ImageNet classes, in ascending order, which is that of a classifier's outputs.
-
-    >>> imagenet_synsets()[0]
-    'n01440764'
-    """
+    """The synsets of the 1,000 ImageNet classes, in ascending order, which is that of a classifier's outputs."""
     return tuple(_lemmas_by_synset())
 
 

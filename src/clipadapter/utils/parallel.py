@@ -42,12 +42,7 @@ def count_cores() -> int:
 
 
 def is_convolutional(network: nn.Module) -> bool:
-    """Whether a network is convolutional, so that feature maps take most of its memory.
-
-    >>> import torch
-    >>> is_convolutional(torch.nn.Conv2d(3, 8, 3))
-    False
-    """
+    """Whether a network is convolutional, so that feature maps take most of its memory."""
     from torch import nn
 
     return sum(isinstance(module, nn.Conv2d) for module in network.modules()) > MAX_TRANSFORMER_CONVOLUTIONS
@@ -83,9 +78,6 @@ def parallel_map(tasks: Sequence[Callable[[], T]], workers: int | None = None, *
 
     ``work`` is the number of multiplications of the products of a task. Tasks with small products spend their time in
     Python, so they run one after the other on one thread. None: the products are large.
-
-    >>> parallel_map([lambda: 1, lambda: 2], workers=1)
-    [1, 2]
     """
     import torch
 
@@ -124,11 +116,7 @@ def limit_threads(work: int) -> Iterator[None]:
 
 
 def map_row_batches(run: Callable[[NDArray[Any]], NDArray[Any]], rows: NDArray[Any], size: int) -> NDArray[Any]:
-    """Apply a function to rows in batches of at most ``size``, and concatenate its results.
-
-    >>> map_row_batches(lambda rows: rows + len(rows), np.zeros((3, 1)), 2).ravel()
-    array([2., 2., 1.])
-    """
+    """Apply a function to rows in batches of at most ``size``, and concatenate its results."""
     if len(rows) <= size:
         return run(rows)
     return np.concatenate([run(rows[i : i + size]) for i in range(0, len(rows), size)])

@@ -33,27 +33,18 @@ MIN_CROP = 0.5
 class PixelSpec:
     """How a picture becomes the input of an image tower.
 
-    Args:
-        size: side s of the square in pixels.
-        mean: mean of each channel, subtracted from values in 0 .. 1.
-        std: standard deviation of each channel; the differences are divided by it.
-        resize: "shortest" scales the short side to s and crops the centre; "squash" scales both sides to s.
-        resample: "bicubic" or "bilinear", both with antialiasing.
-        crop: fraction of the scaled side that is kept: sides are scaled to s / crop instead of s, and the centre is
-            cropped, as the models of timm state it (``crop_pct``). A picture of size (s, s) is kept as it is.
-
     Raises:
         InputError: if a value is out of range.
-
-    >>> PixelSpec(4, (0.5,) * 3, (0.5,) * 3).to_square(Image.new("RGB", (9, 6), "red"))[0, 0]
-    array([255,   0,   0], dtype=uint8)
     """
 
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    size: int  # side s of the square in pixels
+    mean: tuple[float, ...]  # mean of each channel, subtracted from values in 0 .. 1
+    std: tuple[float, ...]  # standard deviation of each channel; the differences are divided by it
+    # "shortest" scales the short side to s and crops the centre; "squash" scales both sides to s
     resize: str = "shortest"
-    resample: str = "bicubic"
+    resample: str = "bicubic"  # "bicubic" or "bilinear", both with antialiasing
+    # Fraction of the scaled side that is kept: sides are scaled to s / crop instead of s, and the centre is cropped,
+    # as the models of timm state it (``crop_pct``). A picture of size (s, s) is kept as it is
     crop: float = 1.0
 
     def __post_init__(self) -> None:
@@ -84,11 +75,7 @@ class PixelSpec:
         return np.asarray(image)
 
     def normalize(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Convert squares (n, s, s, 3) to the input of a torch tower, (n, 3, s, s).
-
-        >>> PixelSpec(1, (0.5,) * 3, (0.25,) * 3).normalize(np.full((1, 1, 1, 3), 255, np.uint8)).ravel()
-        array([2., 2., 2.], dtype=float32)
-        """
+        """Convert squares (n, s, s, 3) to the input of a torch tower, (n, 3, s, s)."""
         mean, std = (np.array(values, np.float32) for values in (self.mean, self.std))
         return np.ascontiguousarray(((squares / np.float32(255) - mean) / std).transpose(0, 3, 1, 2), np.float32)
 
@@ -105,11 +92,7 @@ class PixelSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """The spec that `to_dict` was called on.
-
-        Raises:
-            InputError: if a field is missing, unknown, or out of range.
-        """
+        """The spec that `to_dict` was called on."""
         try:
             return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
         except (KeyError, TypeError) as error:
@@ -118,13 +101,6 @@ class PixelSpec:
 
 def different_squares(specs: Sequence[PixelSpec]) -> tuple[tuple[PixelSpec, ...], tuple[int, ...]]:
     """The different squares that some image towers take, so that each is made once.
-
-    Args:
-        specs: one per tower.
-
-    Returns:
-        The specs whose squares differ, in the order of the towers, each with mean and deviation of its first tower; and
-        for each tower the number of its square among them.
 
     >>> small, large = (PixelSpec(size, (0.5,) * 3, (0.5,) * 3) for size in (32, 64))
     >>> squares, numbers = different_squares([small, large, small])
@@ -174,16 +150,6 @@ def min_jpeg_side(precision: str, size: int) -> int | None:
 
     In full precision pixels are exact. In the other precisions they may differ by about two levels of 255; the cosine
     to the feature of the picture in full size stays above 0.999.
-
-    Args:
-        precision: "fp32", "bf16" or "int8".
-        size: side of the square in pixels.
-
-    Returns:
-        ``shrink_to`` of ``clipadapter.data.read_image``; None if the JPEG must not be shrunk.
-
-    >>> min_jpeg_side("fp32", 224), min_jpeg_side("bf16", 224)
-    (None, 896)
     """
     return None if precision == "fp32" else MIN_JPEG_SIDE_RATIO * size
 
@@ -202,18 +168,6 @@ def centre_square(
     """Scale the short side and crop the centre, as torchvision's Resize and CenterCrop do.
 
     A long strip is cropped while it is scaled: to scale all of a 1 x 5000 strip would take 750 MB.
-
-    Args:
-        image: any size.
-        size: side of the result in pixels.
-        resample: interpolation, with antialiasing.
-        scaled_size: length of the short side after scaling, at least ``size``, which is the default.
-
-    Returns:
-        (size, size); the picture itself if it has that size already.
-
-    >>> centre_square(Image.new("RGB", (300, 200)), 32).size
-    (32, 32)
     """
     width, height = image.size
     if (width, height) == (size, size):

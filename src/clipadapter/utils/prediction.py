@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from clipadapter.errors import ImageError
 
 DEFAULT_LOGIT_SCALE = 100.0
 """Logit scale if none is given: that of CLIP's released checkpoints."""
@@ -68,33 +70,21 @@ class PredictionColumns:
 
     Classes are given by their positions in `class_names`. A list per picture is stored as one array of all its items,
     and the m + 1 offsets between which the items of each picture are.
-
-    Args:
-        class_names: in the order of the logits.
-        best: (m,) classes that are predicted without rejection, as `Prediction.nearest`.
-        rejected: (m,) whether the picture is none of the classes: the prediction has no label.
-        probabilities: (m,) of `best`.
-        top: best classes of all pictures, as `Prediction.top`.
-        top_scores: their probabilities.
-        top_offsets: (m + 1,) of `top` and `top_scores`.
-        reasons: (m,) why a picture is unlike every class, as `Prediction.reason`; else None.
-        members: classes of the prediction sets, or predicted labels of a multi-label model, as `Prediction.labels`;
-            None if there are no sets.
-        member_offsets: (m + 1,) of `members`; None if there are no sets.
-        ood_scores: (m,) as `Prediction.ood_score`; None if they were not learned.
     """
 
-    class_names: tuple[str, ...]
-    best: NDArray[np.int64]
-    rejected: NDArray[np.bool_]
-    probabilities: NDArray[np.float64]
-    top: NDArray[np.int64]
-    top_scores: NDArray[np.float64]
-    top_offsets: NDArray[np.int64]
-    reasons: tuple[str | None, ...]
+    class_names: tuple[str, ...]  # in the order of the logits
+    best: NDArray[np.int64]  # (m,) classes that are predicted without rejection, as `Prediction.nearest`
+    rejected: NDArray[np.bool_]  # (m,) whether the picture is none of the classes: the prediction has no label
+    probabilities: NDArray[np.float64]  # (m,) of `best`
+    top: NDArray[np.int64]  # best classes of all pictures, as `Prediction.top`
+    top_scores: NDArray[np.float64]  # their probabilities
+    top_offsets: NDArray[np.int64]  # (m + 1,) of `top` and `top_scores`
+    reasons: tuple[str | None, ...]  # (m,) why a picture is unlike every class, as `Prediction.reason`; else None
+    # Classes of the prediction sets, or predicted labels of a multi-label model, as `Prediction.labels`; None if
+    # there are no sets
     members: NDArray[np.int64] | None = None
-    member_offsets: NDArray[np.int64] | None = None
-    ood_scores: NDArray[np.float64] | None = None
+    member_offsets: NDArray[np.int64] | None = None  # (m + 1,) of `members`; None if there are no sets
+    ood_scores: NDArray[np.float64] | None = None  # (m,) as `Prediction.ood_score`; None if they were not learned
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -137,11 +127,7 @@ class PredictionColumns:
         )
 
     def predictions(self, sources: Sequence[str]) -> Iterator[Prediction]:
-        """The predictions one by one.
-
-        Args:
-            sources: (m,) names of the pictures.
-        """
+        """The predictions one by one."""
         names = self.class_names
         for i, (source, best, reason) in enumerate(zip(sources, self.best.tolist(), self.reasons, strict=True)):
             items = slice(self.top_offsets[i], self.top_offsets[i + 1])
@@ -168,13 +154,18 @@ def unreadable(source: str, error: str | None) -> Prediction:
     return Prediction(source, None, None, (), error)
 
 
-def unit_rows(features: ArrayLike) -> NDArray[np.float64]:
-    """Rows (..., d) scaled to length one, float64; a row of zeros stays zero.
+def labels_of(predictions: Iterable[Prediction], multilabel: bool) -> list[Any]:
+    """The label of each prediction, or all its labels. Raises ImageError for a picture that can't be read."""
+    labels: list[Any] = []
+    for prediction in predictions:
+        if prediction.error is not None:
+            raise ImageError(prediction.source, prediction.error)
+        labels.append(prediction.labels if multilabel else prediction.label)
+    return labels
 
-    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
-    array([[0.6, 0.8],
-           [0. , 0. ]])
-    """
+
+def unit_rows(features: ArrayLike) -> NDArray[np.float64]:
+    """Rows (..., d) scaled to length one, float64; a row of zeros stays zero."""
     rows = np.asarray(features, dtype=np.float64)
     norm = np.linalg.norm(rows, axis=-1, keepdims=True)
     return np.asarray(rows / np.where(norm > 0, norm, 1.0))

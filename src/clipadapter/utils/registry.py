@@ -34,19 +34,12 @@ MAX_LISTED_NAMES = 100
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered member.
+    """A registered member."""
 
-    Args:
-        name: its public name.
-        cls: the class.
-        summary: first line of the class's docstring.
-        facts: other facts given at registration, such as the paper.
-    """
-
-    name: str
-    cls: type[T]
-    summary: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # its public name
+    cls: type[T]  # the class
+    summary: str  # first line of the class's docstring
+    facts: Mapping[str, Any] = field(default_factory=dict)  # other facts given at registration, such as the paper
 
 
 @dataclass(frozen=True)
@@ -62,11 +55,7 @@ class Declaration:
 
 
 def unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
-    """The error for an unknown name. Its message has the closest known name, and the known names.
-
-    >>> print(unknown("head", "tip-adaptor", ["knn", "tip-adapter"]))
-    no head is called 'tip-adaptor'. Did you mean 'tip-adapter'? Known: knn, tip-adapter
-    """
+    """The error for an unknown name. Its message has the closest known name, and the known names."""
     by_folded = {each.casefold(): each for each in known}
     close = difflib.get_close_matches(name.casefold(), list(by_folded), n=1) if isinstance(name, str) else []
     hint = f" Did you mean '{by_folded[close[0]]}'?" if close else ""
@@ -90,15 +79,7 @@ class Registry(Generic[T]):
         self._has_plug_ins = False
 
     def register(self, name: str, **facts: Any) -> Callable[[type[T]], type[T]]:
-        """Class decorator that gives a class its public name.
-
-        Args:
-            name: lower-case words joined by hyphens (an underscore is kept where the field writes one).
-            facts: other facts, for lists.
-
-        Raises:
-            InputError: if another class has the name.
-        """
+        """Class decorator that gives a class its public name."""
 
         def decorate(cls: type[T]) -> type[T]:
             existing = self._entries.get(name)
@@ -115,11 +96,7 @@ class Registry(Generic[T]):
         return sorted(name for name in {*self._entries, *self._modules} if fnmatch.fnmatchcase(name, pattern))
 
     def info(self, name: str) -> Entry[T]:
-        """The entry of one name.
-
-        Raises:
-            UnknownNameError: if no member has this name.
-        """
+        """The entry of one name."""
         if name not in self._entries and name in self._modules:
             importlib.import_module(self._modules[name])
         if name not in self._entries:
@@ -127,28 +104,16 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def name_of(self, cls: type[Any]) -> str | None:
-        """The name of a class; None if it has none. No module is imported: that of the class has been.
-
-        >>> Registry("head", "clipadapter.nothing").name_of(int)
-        """
+        """The name of a class; None if it has none. No module is imported: that of the class has been."""
         return next((name for name, entry in self._entries.items() if entry.cls is cls), None)
 
     def check(self, name: str) -> None:
-        """Refuse a name that no member has. A member of the package is not imported.
-
-        Raises:
-            UnknownNameError: if no member has this name.
-        """
+        """Refuse a name that no member has. A member of the package is not imported."""
         if name not in self._modules and name not in self.list():
             raise unknown(self.kind, name, self.list())
 
     def create(self, name: str, **params: Any) -> T:
-        """A new instance by name.
-
-        Raises:
-            UnknownNameError: if no member has this name, or the class does not take one of the parameters.
-            InputError: if a parameter is missing.
-        """
+        """A new instance by name."""
         entry = self.info(name)
         for key in params:
             _check_parameter(entry, key)
@@ -172,11 +137,7 @@ class Registry(Generic[T]):
         return self._declaration(name).methods.get(method, root) != root
 
     def check_parameter(self, name: str, parameter: str) -> None:
-        """Refuse a parameter that a member does not take. A member that is a dataclass is not imported.
-
-        Raises:
-            UnknownNameError: if no member has this name, or it does not take the parameter.
-        """
+        """Refuse a parameter that a member does not take. A member that is a dataclass is not imported."""
         declared = self._declaration(name).parameters
         if not declared:
             _check_parameter(self.info(name), parameter)
@@ -191,16 +152,7 @@ class Registry(Generic[T]):
             )
 
     def check_value(self, name: str, parameter: str, value: object) -> None:
-        """Refuse a value of another type than a parameter has. A member that is a dataclass is not imported.
-
-        Args:
-            name: of the member.
-            parameter: that the member takes; see `check_parameter`.
-            value: a text, a number, a boolean or None, as a command line or JSON gives it.
-
-        Raises:
-            InputError: if so. The message has the types that are accepted.
-        """
+        """Refuse a value of another type than a parameter has. A member that is a dataclass is not imported."""
         types = [text.strip() for text in self._declaration(name).parameters.get(parameter, "").split("|")]
         if set(types) <= set(TYPES) and not any(_is_of_type(value, one) for one in types):
             accepted = " or ".join(TYPES[one] for one in types)

@@ -13,9 +13,5 @@ class EvaluationFeatures(np.ndarray[Any, Any]):
 
 
 def mark_for_evaluation(features: NDArray[Any]) -> EvaluationFeatures:
-    """Mark features as those of a test split, without a copy.
-
-    >>> type(mark_for_evaluation(np.zeros((2, 3)))[:1]).__name__
-    'EvaluationFeatures'
-    """
+    """Mark features as those of a test split, without a copy."""
     return np.asarray(features).view(EvaluationFeatures)

@@ -76,13 +76,7 @@ class TextTower(ABC):
     def encode_after_prefix(self, prefix: Prefix, embeddings: Tensor, lengths: Tensor) -> Tensor:
         """`encode` of texts with a common prefix, up to rounding; also differentiable in the prefix's embeddings.
 
-        Args:
-            prefix: from `encode_prefix`.
-            embeddings: (k, l, w), of the tokens after the prefix.
-            lengths: (k,), how many tokens of each row count, without the prefix; 1 or more.
-
-        Returns:
-            Raw features (k, d).
+        Embeddings (k, l, w) and lengths (k,), 1 or more, are those of the tokens after the prefix.
         """
         common = prefix.embeddings
         full = torch.cat([common.to(embeddings.dtype).expand(len(embeddings), *common.shape), embeddings], dim=1)
@@ -91,28 +85,19 @@ class TextTower(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The tokens that some texts begin with; see `TextTower.encode_prefix`.
+    """The tokens that some texts begin with; see `TextTower.encode_prefix`."""
 
-    Args:
-        embeddings: (p, w).
-        keys_values: the keys and values of these tokens in each layer; empty if the tower computes them with the texts.
-    """
-
-    embeddings: Tensor
+    embeddings: Tensor  # (p, w)
+    # The keys and values of these tokens in each layer; empty if the tower computes them with the texts
     keys_values: Sequence[tuple[Tensor, Tensor]] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """The last, linear step of an image tower: ``feature = unprojected @ weight + bias``.
+    """The last, linear step of an image tower: ``feature = unprojected @ weight + bias``."""
 
-    Args:
-        weight: (p, d).
-        bias: (d,), or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
+    weight: Tensor  # (p, d)
+    bias: Tensor | None = None  # (d,), or None
 
     def __call__(self, unprojected: Tensor) -> Tensor:
         """(n, p) to (n, d)."""
@@ -126,11 +111,6 @@ class WordTower(TextTower):
     Args:
         vectors: known words in lower case to (d,) vectors.
         dim: d.
-
-    >>> tower = WordTower({"red": torch.ones(4)}, dim=4)
-    >>> tokens = torch.tensor(tower.tokenize(["a red thing"]))
-    >>> bool((tower.encode(tower.embed(tokens), torch.tensor([4])) - 1).abs().max() < 0.2)
-    True
     """
 
     device = "cpu"
