@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import click
 import pytest
-from clipadapter.persistence.names import LOCK_FILE
 
 from clipadapter import FewShotClassifier, draw_shots
 from clipadapter.cli.commands.fit import _report_estimate
 from clipadapter.features import extraction
 from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.runtime.model_folder import LOCK_FILE
 from clipadapter.utils.formatting import format_seconds
 
 
