@@ -1,8 +1,5 @@
 from .comparison import compare as compare
 from .evaluation import (
-    ModelEvaluation as ModelEvaluation,
-)
-from .evaluation import (
     cross_validate_model as cross_validate_model,
 )
 from .evaluation import (
