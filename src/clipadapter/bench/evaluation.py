@@ -147,7 +147,12 @@ def evaluate_model(
         test = model.extract_features(dataset.paths, dataset.label_sets, names, views=1).mark_for_evaluation()
         result = model.evaluate_features(test)
         own: Any = result.evaluation
-        baselines = _evaluate_multilabel_baselines(model, test)
+        heads = _create_baselines(model.text_) if len(support) else {}
+        others = {name: FewShotClassifier(model.encoder_, head, cache=None) for name, head in heads.items()}
+        baselines: dict[str, Any] = {
+            name: one.fit_features(support, model.text_).evaluate_features(test).evaluation
+            for name, one in others.items()
+        }
     else:
         check_labels(dataset.labels, names)
         test = extract_dataset(model, dataset, names).mark_for_evaluation()
@@ -181,16 +186,6 @@ def _fit_baselines(model: FewShotClassifier, test: FeatureSet) -> dict[str, tupl
     heads = {name: head for name, head in _create_baselines(text).items() if name in names}
     measured = {name: fit_and_score(head, shots, [part], text) for name, head in heads.items()}
     return {name: (one.head, one.scores[0]) for name, one in measured.items()}
-
-
-def _evaluate_multilabel_baselines(model: FewShotClassifier, test: FeatureSet) -> dict[str, Any]:
-    """The same for a multi-label model; none without shots."""
-    heads = _create_baselines(model.text_) if len(model.support_) else {}
-    baselines = {name: FewShotClassifier(model.encoder_, head, cache=None) for name, head in heads.items()}
-    return {
-        name: one.fit_features(model.support_, model.text_).evaluate_features(test).evaluation
-        for name, one in baselines.items()
-    }
 
 
 def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, seed: int = 1) -> ModelEvaluation:
