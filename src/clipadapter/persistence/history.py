@@ -100,9 +100,9 @@ class History:
     @classmethod
     def new(cls, model: Model, by: str = "") -> History:
         """Begin the history of a model that was just fitted."""
-        from clipadapter.persistence.model import registered_name
+        from clipadapter.heads.registry import head_name
 
-        facts = {"head": registered_name(model.head) or type(model.head).__name__, "encoder": model.encoder.name}
+        facts = {"head": head_name(type(model.head)) or type(model.head).__name__, "encoder": model.encoder.name}
         return cls((new_change("fit", facts, by, version=1, content=1, **_count(model)),), None, {1: model})
 
     @classmethod
