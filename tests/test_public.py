@@ -50,10 +50,9 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = clipadapter.FewShotClasifier
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    code = (
-        "import sys, clipadapter; print(sorted({'torch', 'numpy', 'sklearn', 'open_clip', 'PIL'} & set(sys.modules)))"
-    )
+def test_importing_the_package_and_its_data_sets_loads_nothing_heavy():
+    heavy = {"torch", "numpy", "sklearn", "open_clip", "PIL", "pyarrow"}
+    code = f"import sys, clipadapter.data; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
 

@@ -98,7 +98,7 @@ def test_a_model_is_cross_validated_on_its_own_shots(colour_folder, tmp_path):
     paths = sorted(folder.rglob("*.png"))
     model = FewShotClassifier("toy", "prototype", cache=None).fit(paths, [path.parent.name for path in paths])
     result = cross_validate_model(model, folds=2)
-    assert (result.folds, result.n_pictures, list(result.baselines)) == (2, 12, ["zero-shot", "linear-probe"])
+    assert (result.folds, result.n_test, list(result.baselines)) == (2, 12, ["zero-shot", "linear-probe"])
     expected = predictions(model.support_, model.text_, ALL, 2, 1) == np.array(model.support_.y)
     assert result.model.evaluation.metrics["accuracy"] == pytest.approx(expected.mean())
     files = result.write(tmp_path / "out")

@@ -1,9 +1,8 @@
 import pytest
 
-from clipadapter.bench.pivot import make_spot, metric_value
 from clipadapter.bench.plan import Entry, Plan
 from clipadapter.bench.records import append_runs
-from clipadapter.bench.study import Setting, Study, distinct_values, load_study
+from clipadapter.bench.study import Setting, Study, distinct_values, load_study, metric_value
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import DataError
 
@@ -20,7 +19,7 @@ def setting(label, shots):
 
 
 def cell(study, where, metric="accuracy"):
-    return make_spot(study, where).cell(metric_value(metric))
+    return study.spots[where].cell(metric_value(metric))
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def study(runs):
 
 def test_a_cell_has_the_runs_over_the_seeds(study):
     # 0.5 and 0.7: mean 0.6, sample sd 0.1414; macro F1 is half of it, log-loss one minus it in these records.
-    assert [run.seed for run in study.runs_at(setting("clip-adapter", 1))] == [1, 2]
+    assert [run.seed for run in study.spots[setting("clip-adapter", 1)].runs] == [1, 2]
     own = cell(study, setting("clip-adapter", 1))
     assert own.mean == pytest.approx(0.6) and own.sd == pytest.approx(0.1414, abs=1e-4)
     assert cell(study, setting("clip-adapter", 1), "macro_f1").mean == pytest.approx(0.3)
@@ -59,15 +58,14 @@ def test_what_is_not_run_yet_is_found_in_its_cell(runs):
     entries = tuple(entry(run) for run in runs)
     study = Study(SUITE, entries, {run.key: run for run in runs if (run.head, run.shots) != ("zero-shot", 4)})
     assert len(study.missing) == 2 and len(study.runs) == 6
-    assert study.missing_by_setting == {setting("zero-shot", 4): 2}
     assert cell(study, setting("zero-shot", 4)).missing == 2
-    assert setting("zero-shot", 4) in study.settings
 
 
 def test_a_missing_run_of_an_older_version_is_not_missing(runs, make_run):
     older, other = make_run("zero-shot", 1, 1, method_version="0"), make_run("zero-shot", shots=2, seed=1)
     study = Study(SUITE, tuple(entry(run) for run in [*runs, older, other]), {run.key: run for run in runs})
-    assert len(study.missing) == 2 and study.missing_by_setting == {setting("zero-shot", 2): 1}
+    missing = {place: spot.missing for place, spot in study.spots.items() if spot.missing}
+    assert len(study.missing) == 2 and missing == {setting("zero-shot", 2): 1}
 
 
 def test_a_run_of_an_older_version_is_no_second_seed(runs, make_run):

@@ -1,13 +1,14 @@
 """Groups of options: one declaration gives the option, its default and the field of the object."""
 
+import re
 from dataclasses import dataclass
 
-import click
 import pytest
 from click.testing import CliRunner
 
 from clipadapter.cli.encoder_options import EncoderOptions, ModelEncoderOptions
-from clipadapter.cli.options import field_option, late_choice, option, option_group
+from clipadapter.cli.groups import cli_command
+from clipadapter.cli.options import argument, late_choice, option, options_of
 
 
 @dataclass(frozen=True)
@@ -17,60 +18,54 @@ class Size:
     height: int = 7
 
 
-def call(decorator, *args):
-    """Run a command with a decorator; the result is what the command gets."""
+def call(declared, *args):
+    """Run a command with one declared parameter; the result is what the command gets."""
     received = {}
 
-    @click.command(context_settings={"show_default": True})
-    @decorator
-    def command(**values):
-        received.update(values)
+    @cli_command("")
+    def command(it=declared, **_):
+        received.update(it=it)
 
-    result = CliRunner().invoke(command, args)
+    result = CliRunner().invoke(command, args, show_default=True)
     assert result.exit_code == 0, result.output
-    return received or result.output
+    return received.get("it", result.output)
 
 
 def test_a_group_is_one_object_with_defaults():
-    assert call(option_group("size", Size)) == {"size": Size()}
-    assert call(option_group("size", Size), "--width", "5", "--name", "a", "--name", "b") == {
-        "size": Size(5, ("a", "b"))
-    }
+    assert call(options_of(Size)) == Size()
+    assert call(options_of(Size), "--width", "5", "--name", "a", "--name", "b") == Size(5, ("a", "b"))
 
 
-def test_the_default_is_in_the_help():
-    assert "--width INTEGER  Width in pixels.  [default: 3]" in call(option_group("size", Size), "--help")
-
-
-def test_a_field_without_an_option_is_no_option():
-    assert "height" not in call(option_group("size", Size), "--help")
+def test_the_help_has_the_default_of_an_option_and_no_field_without_one():
+    text = call(options_of(Size), "--help")
+    assert re.search(r"--width INTEGER  Width in pixels.  \[default: 3\]", text) and "height" not in text
 
 
 def test_a_command_can_offer_a_part_of_a_group():
-    assert "--name" not in call(option_group("size", Size, only=("width",)), "--help")
-    assert call(option_group("size", Size, only=("width",)), "--width", "4") == {"size": Size(4)}
+    assert "--name" not in call(options_of(Size, only=("width",)), "--help")
+    assert call(options_of(Size, only=("width",)), "--width", "4") == Size(4)
 
 
-def test_one_field_can_be_an_option_by_itself():
-    assert call(field_option(Size, "width"), "--width", "4") == {"width": 4}
+def test_an_option_and_an_argument_are_declared_as_defaults():
+    assert call(option("--width", type=int, default=3), "--width", "4") == 4
+    assert call(argument(type=int), "4") == 4
 
 
-def test_a_fitted_model_has_its_own_encoder_by_default():
-    group = option_group("encoder", ModelEncoderOptions)
-    assert [call(group, *line)["encoder"].uris for line in ((), ("--encoder", "lite"))] == [(), ("lite",)]
-
-
-def test_several_encoders_may_be_named():
-    group = option_group("encoder", EncoderOptions, without=["quality"])
+def test_several_encoders_may_be_named_and_a_fitted_model_has_its_own_by_default():
+    group = options_of(EncoderOptions, without=["quality"])
     lines = ((), ("--encoder", "lite", "--encoder", "toy"))
-    assert [call(group, *line)["encoder"].uris for line in lines] == [("auto",), ("lite", "toy")]
+    assert [call(group, *line).uris for line in lines] == [("auto",), ("lite", "toy")]
+    assert [call(options_of(ModelEncoderOptions), *line).uris for line in ((), ("--encoder", "lite"))] == [
+        (),
+        ("lite",),
+    ]
 
 
 def test_no_cache_overrides_a_cache_file(tmp_path):
-    group = option_group("encoder", EncoderOptions)
-    assert call(group)["encoder"].store == "auto"
-    assert call(group, "--cache", str(tmp_path / "a"))["encoder"].store == tmp_path / "a"
-    assert call(group, "--cache", str(tmp_path / "a"), "--no-cache")["encoder"].store is None
+    group = options_of(EncoderOptions)
+    assert call(group).store == "auto"
+    assert call(group, "--cache", str(tmp_path / "a")).store == tmp_path / "a"
+    assert call(group, "--cache", str(tmp_path / "a"), "--no-cache").store is None
 
 
 def test_the_names_of_a_late_choice_are_listed_only_when_they_are_needed():
@@ -80,12 +75,12 @@ def test_the_names_of_a_late_choice_are_listed_only_when_they_are_needed():
         listings.append(1)
         return ["red", "blue"]
 
-    decorator = click.option("--colour", type=late_choice(list_names), default="red")
+    declared = option("--colour", type=late_choice(list_names), default="red")
     assert not listings
-    assert call(decorator, "--colour", "blue") == {"colour": "blue"}
-    assert "--colour [red|blue]" in call(decorator, "--help")
+    assert call(declared, "--colour", "blue") == "blue"
+    assert "--colour [red|blue]" in call(declared, "--help")
     with pytest.raises(AssertionError, match="'pink' is not one of 'red', 'blue'"):
-        call(decorator, "--colour", "pink")
+        call(declared, "--colour", "pink")
 
 
 def test_an_unknown_option_may_be_a_parameter_of_the_head(run):

@@ -1,6 +1,6 @@
-"""What commands print, for people and as JSON: `outputs.txt` has it for a list of command lines, run in their order.
+"""What commands print, for people and as JSON: ``outputs*.txt`` have it for lists of command lines, run in their order.
 
-After a change that is meant, ``python -m tests.cli.test_outputs`` writes the file anew: read the difference.
+After a change that is meant, ``python -m tests.cli.test_outputs`` writes the files anew: read the difference.
 Numbers that differ between machines are ``#``. Their values are the subject of other tests.
 """
 
@@ -9,28 +9,57 @@ import json
 import os
 import re
 import shlex
+import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageColor
 
 from clipadapter.cli.app import app
 
-FILE = Path(__file__).with_name("outputs.txt")
-CHANGING = {"seconds", "fit_seconds", "encode_seconds", "size", "cache", "when", "fingerprint", "sd"}
+FILES = sorted(Path(__file__).parent.glob("outputs*.txt"))
+NOTHING_IS_READ = "# Refused before a picture is read, and nothing is written."
+"""From this line of a file on."""
+CHANGING = {"seconds", "fit_seconds", "encode_seconds", "size", "cache", "when", "fingerprint", "sd", "loss"}
 """Keys of JSON whose values are not shown."""
+TEXTS = {
+    "file": "",
+    "photo.jpg": "",
+    "fake.onnx": "",
+    "empty.txt": "",
+    "names.md": "",
+    "cups.txt": "cup\nmug\n",
+    "names.json": '{"red": "ruby", "blue": "sea"}',
+    "bleu.json": '{"bleu": ["the blue sky"]}',
+    "list.csv": "path\ndata/test/red/0.png\ndata/test/blue/0.png\n",
+    "lines.jsonl": '{"a": 1}\n',
+    "own.toml": 'title = "Neighbours"\nheads = ["zero-shot", "prototype", "knn"]\nshots = [1, 2]\nseeds = [1, 2]\n',
+    "few/green/0.png": "",
+    "new/yellow/broken.png": "no picture",
+    "mixed/train/red/empty.jpg": "",
+    "mixed/train/red/notes.txt": "hello",
+    **{f"many/red/{i:02}.jpg": "" for i in range(15)},
+    **{f"damaged/{name}/0.png": "" for name in ("blue", "red")},
+}
 
 
 def draw(root):
-    """Folders of noisy squares of three colours, no two alike, and a file that is no picture."""
+    """Folders of noisy squares, no two alike but one pair, and other files."""
     rng = np.random.default_rng(0)
     for part, colours, count in (
         ("data/train", "blue green red", 5),
         ("data/test", "blue green red", 2),
         ("new", "yellow", 3),
+        ("mixed/train", "blue red", 3),
+        ("mixed/test", "blue red", 1),
+        ("one", "red", 2),
+        ("few", "blue", 3),
+        ("few", "red", 1),
     ):
         for name in colours.split():
             folder = root / part / name
@@ -38,7 +67,12 @@ def draw(root):
             for i in range(count):
                 pixels = np.array(ImageColor.getrgb(name)) * 0.8 + rng.integers(0, 40, (12, 12, 3))
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    (root / "new" / "yellow" / "broken.png").write_bytes(b"no picture")
+    shutil.copy(root / "mixed/train/red/0.png", root / "mixed/train/blue/same.png")
+    (root / "empty").mkdir()
+    for name, text in TEXTS.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    pyarrow.parquet.write_table(pyarrow.table({"path": ["a.jpg"]}), root / "file.parquet")
 
 
 def mask(text):
@@ -70,27 +104,45 @@ def answer(line):
     return "\n".join(line.rstrip() for part in parts if part for line in part.replace(here, "").splitlines())
 
 
-def answers(lines):
-    """The text of the file, made in a new folder."""
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def answers(text, monkeypatch):
+    """The text of a file, made in a new folder."""
+    before, parts, is_read = Path.cwd(), [], True
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
         try:
             os.chdir(folder)
             draw(Path(folder))
-            return "\n\n".join(f"$ {line}\n{answer(line)}" for line in lines) + "\n"
+            for line in re.findall(r"^[$!#] .*$", text, re.MULTILINE):
+                parts.append(line)
+                if line == NOTHING_IS_READ:
+                    monkeypatch.setattr("clipadapter.features.extraction.read_image_shrunk", None)
+                    is_read, files = False, contents(Path(folder))
+                elif line[0] == "!":
+                    shutil.copy(*line.split()[2:])
+                elif line[0] == "$":
+                    parts[-1] += f"\n{answer(line[2:])}"
+                    assert is_read or contents(Path(folder)) == files, line
+            return "\n\n".join(parts) + "\n"
         finally:
             os.chdir(before)
 
 
 @pytest.mark.slow
-def test_commands_print_what_the_file_shows():
-    expected = FILE.read_text(encoding="utf-8")
-    found = answers(re.findall(r"^\$ (.*)$", expected, re.MULTILINE))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_commands_print_what_the_file_shows(file, monkeypatch):
+    expected = file.read_text(encoding="utf-8")
+    printed = answers(expected, monkeypatch)
     assert not list(
-        difflib.unified_diff(expected.splitlines(), found.splitlines(), "outputs.txt", "printed", lineterm="")
+        difflib.unified_diff(expected.splitlines(), printed.splitlines(), file.name, "printed", lineterm="")
     )
 
 
 if __name__ == "__main__":
-    os.environ.update(HF_HUB_OFFLINE="1", XDG_CACHE_HOME=tempfile.mkdtemp())
-    FILE.write_text(answers(re.findall(r"^\$ (.*)$", FILE.read_text(encoding="utf-8"), re.MULTILINE)), encoding="utf-8")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for file in FILES:
+        with pytest.MonkeyPatch.context() as patch:
+            file.write_text(answers(file.read_text(encoding="utf-8"), patch), encoding="utf-8")

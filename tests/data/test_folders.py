@@ -167,17 +167,6 @@ def test_a_data_set_of_links_to_nothing_says_so(tmp_path):
         load_dataset(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore::clipadapter.errors.DataWarning")
-def test_links_in_a_circle_end(tmp_path, put):
-    put(tmp_path / "a/1.jpg")
-    put(tmp_path / "b/2.jpg")
-    (tmp_path / "a/up").symlink_to(tmp_path)
-    (tmp_path / "a/x").symlink_to(tmp_path / "b")
-    (tmp_path / "b/y").symlink_to(tmp_path / "a")
-    names = [path.relative_to(tmp_path).as_posix() for path in load_dataset(tmp_path).paths]
-    assert names == ["a/1.jpg", "a/x/2.jpg", "b/2.jpg", "b/y/1.jpg"]
-
-
 def test_folders_that_link_to_each_other_are_read_once(tmp_path, put):
     for i in range(20):
         put(tmp_path / f"folders/{i}/{i}.jpg")

@@ -89,7 +89,4 @@ def test_a_scan_names_them_in_its_warnings(tmp_path):
         (tmp_path / name).write_bytes(data)
     report = scan(tmp_path)
     assert report.readable == 2
-    assert report.warnings == (
-        f"{FIRST_FRAME}: 1 (a/1.tif)",
-        f"{NO_END_MARKER}: 1 (b/1.jpg)",
-    )
+    assert report.warnings == (f"{FIRST_FRAME}: 1 (a/1.tif)", f"{NO_END_MARKER}: 1 (b/1.jpg)")

@@ -245,10 +245,7 @@ REASONS = {
     "cut webp": (lambda picture: coded(picture, "WEBP")[:-60], "file is (damaged|truncated)"),
     "cut gif": (lambda picture: coded(picture, "GIF")[:-60], "file is (damaged|truncated)"),
     "broken png": (broken_png, "file is damaged"),
-    "svg": (
-        lambda picture: b'<?xml version="1.0"?>\n<!-- by hand -->\n<svg></svg>',
-        r"unsupported type \(SVG\)",
-    ),
+    "svg": (lambda picture: b'<?xml version="1.0"?>\n<!-- by hand -->\n<svg></svg>', r"unsupported type \(SVG\)"),
     "bare svg": (lambda picture: b"  <svg/>", r"unsupported type \(SVG\)"),
     "cut heic": (lambda picture: heic(picture)[:-60], "file is (damaged|truncated)"),
     "mp4": (lambda picture: b"\0\0\0\x18ftypisom" + b"junk" * 9, r"unsupported type \(video\)"),
@@ -422,12 +419,7 @@ def test_image_bytes_tell_pictures_apart(tmp_path, picture):
     (tmp_path / "a.png").write_bytes(coded(picture, "PNG"))
     assert image_bytes(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes()
     assert image_bytes(picture) == image_bytes(np.asarray(picture))
-    others = [
-        picture.rotate(180),
-        picture.convert("L"),
-        picture.resize((120, 160)),
-        picture.crop((0, 0, 160, 119)),
-    ]
+    others = [picture.rotate(180), picture.convert("L"), picture.resize((120, 160)), picture.crop((0, 0, 160, 119))]
     assert len({image_bytes(image) for image in [picture, *others]}) == 5
     with pytest.raises(ImageError, match="no such file"):
         image_bytes(tmp_path / "b.png")

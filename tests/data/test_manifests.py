@@ -1,10 +1,7 @@
-import re
-
 import pytest
 
-from clipadapter import errors
 from clipadapter.data import load_dataset
-from clipadapter.errors import DataError, MissingExtraError, install_command
+from clipadapter.errors import DataError
 
 ROWS = [("b/1.jpg", "dog", "train"), ("2 ü.jpg", "cat", "val"), ("b/3.jpg", "cat, small", "test")]
 
@@ -25,8 +22,7 @@ def write_parquet(path, rows):
 
 def test_every_format_gives_the_same(folder):
     (folder / "a.csv").write_text(
-        'path,label,split\nb/1.jpg,dog,train\n2 ü.jpg,cat,validation\n\n"b/3.jpg","cat, small",test\n',
-        "utf-8",
+        'path,label,split\nb/1.jpg,dog,train\n2 ü.jpg,cat,validation\n\n"b/3.jpg","cat, small",test\n', "utf-8"
     )
     (folder / "a.tsv").write_text(
         "\ufeffsplit\tpath\tlabel\tnote\r\n"
@@ -86,17 +82,9 @@ def test_one_missing_picture_is_left_to_the_reader(folder):
         ("a.csv", "path,label\nb/1.jpg,a, b\n", "line 2: 3 fields but 2 columns"),
         ("a.csv", "path,label\nb/1.jpg,x\nb/3.jpg, \n", "line 3: the label is empty"),
         ("a.csv", "path,label\n,x\n", "line 2: the path is empty"),
-        (
-            "a.csv",
-            "path,label,split\nb/1.jpg,x,dev\n",
-            "line 2: the split is 'dev' but must be train, val or test",
-        ),
+        ("a.csv", "path,label,split\nb/1.jpg,x,dev\n", "line 2: the split is 'dev' but must be train, val or test"),
         ("a.csv", 'path,label\n"b/1.jpg,x\n', r"a\.csv, line \d+: "),
-        (
-            "a.csv",
-            "path,label\nno/1.jpg,x\nno/2.jpg,y\n",
-            "none of its 2 pictures exists, paths are relative to",
-        ),
+        ("a.csv", "path,label\nno/1.jpg,x\nno/2.jpg,y\n", "none of its 2 pictures exists, paths are relative to"),
         ("a.csv", "path,label\nb/1.jpg,x\nb/3.jpg,x\n", "only one class, 'x'"),
         ("a.csv", b"path,label\nb/1.jpg,caf\xe9\n", r"not UTF-8 \(byte"),
         ("a.jsonl", '{"path": "b/1.jpg", "label": "x"}\n{oops}\n', r"line 2, character 2: not JSON"),
@@ -183,13 +171,3 @@ def test_a_table_of_text_that_would_fill_the_memory_is_refused(name, text, messa
     (folder / name).write_text(text)
     with pytest.raises(DataError, match=message):
         load_dataset(folder / name)
-
-
-def test_parquet_without_its_extra_names_the_extra(folder, monkeypatch):
-    def missing(name):
-        raise ModuleNotFoundError(name=name)
-
-    (folder / "a.parquet").write_bytes(b"PAR1")
-    monkeypatch.setattr(errors.importlib, "import_module", missing)
-    with pytest.raises(MissingExtraError, match=re.escape(install_command("parquet"))):
-        load_dataset(folder / "a.parquet")

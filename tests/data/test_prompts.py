@@ -65,14 +65,9 @@ def test_prompts_keep_class_order_and_keys():
 
 def test_descriptions_stand_instead_of_templates():
     prompts = class_prompts(
-        ["water_lilly", "cup", "ant"],
-        descriptions={"water lilly": ["it floats", "it blooms"], "cup": ("it holds",)},
+        ["water_lilly", "cup", "ant"], descriptions={"water lilly": ["it floats", "it blooms"], "cup": ("it holds",)}
     )
-    assert prompts == {
-        "water_lilly": ["it floats", "it blooms"],
-        "cup": ["it holds"],
-        "ant": ["a photo of a ant."],
-    }
+    assert prompts == {"water_lilly": ["it floats", "it blooms"], "cup": ["it holds"], "ant": ["a photo of a ant."]}
     with pytest.raises(UnknownNameError, match=r"no class is called 'cupp'\. Did you mean 'cup'"):
         class_prompts(["cup", "ant"], descriptions={"cupp": ["x"]})
     for wrong in ([], "a text"):

@@ -9,10 +9,7 @@ from clipadapter.errors import DataError
 def test_scan_counts_names_and_warns(tmp_path, put):
     for part, label, count in (("train", "cat", 5), ("train", "dog", 1), ("test", "cat", 1)):
         for i in range(count):
-            put(
-                tmp_path / part / label / f"{i}.png",
-                value=len(part) * 20 + len(label) * 10 + i + (label == "dog") * 9,
-            )
+            put(tmp_path / part / label / f"{i}.png", value=len(part) * 20 + len(label) * 10 + i + (label == "dog") * 9)
     same = (tmp_path / "train/cat/0.png").read_bytes()
     (tmp_path / "train/dog/0.png").write_bytes(same)
     (tmp_path / "test/cat/0.png").write_bytes(same)
@@ -58,10 +55,3 @@ def test_data_sets_that_load_refuses_are_reported(tmp_path, put):
         assert scan(tmp_path / name).warnings[0].startswith(start)
     with pytest.raises(DataError, match="there is no folder"):
         scan(tmp_path / "none")
-
-
-def test_scan_takes_manifests(tmp_path, put):
-    put(tmp_path / "1.png")
-    put(tmp_path / "2.png")
-    (tmp_path / "a.csv").write_text("path,label\n1.png,cat\n2.png,dog\ngone.png,dog\n")
-    assert scan(tmp_path / "a.csv").unreadable == (("gone.png", "no such file"),)

@@ -60,12 +60,9 @@ def test_without_both_it_names_both_remedies(no_weights, monkeypatch):
     assert "open_clip:local-dir:PATH" in str(error.value)
 
 
-def test_a_dead_network_is_no_answer():
-    assert not hub.hub_answers("owner/repo", "file")
-
-
-def test_offline_mode_is_no_answer(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_dead_network_is_no_answer_nor_is_offline_mode(offline, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     assert not hub.hub_answers("owner/repo", "file")
 
 

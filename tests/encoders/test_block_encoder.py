@@ -6,13 +6,7 @@ import torch
 from PIL import Image
 
 from clipadapter import FewShotClassifier
-from clipadapter.encoders import (
-    complete_passes,
-    create_encoder,
-    open_blocks,
-    select_encoder_blocks,
-    with_backend,
-)
+from clipadapter.encoders import complete_passes, create_encoder, open_blocks, select_encoder_blocks, with_backend
 from clipadapter.encoders.backend import BackendEncoder
 from clipadapter.errors import FingerprintError, InputError
 from clipadapter.features import FeatureStore, extract

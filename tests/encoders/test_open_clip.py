@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-from pathlib import Path
 
 import open_clip
 import pytest
@@ -12,6 +11,8 @@ import torch
 from clipadapter.encoders import check_encoder, create_encoder, hub
 from clipadapter.encoders.open_clip_sources import find_pretrained, hub_source
 from clipadapter.errors import EncoderUnavailableError, InputError
+
+from .test_open_clip_sources import Harm
 
 FAMILIES = ["RN50", "ViT-B-32", "SigLIP"]
 TEXTS = ["a photo of a cat.", "A Photo of the BMW-X5!", "  two  spaces ", "word " * 100]
@@ -144,18 +145,13 @@ def test_a_tag_brings_its_own_preprocessing(monkeypatch):
 @pytest.mark.parametrize(
     ("uri", "error"),
     [
-        ("open_clip:ViT-B-32/nope", "'ViT-B-32' has no weights 'nope'"),
-        ("open_clip:ViT-B-32", "names no weights"),
         ("open_clip:ViT-B-32/openai", "is not on this machine, and the hub does not answer"),
-        ("open_clip:local-dir:nowhere", "there is no folder 'nowhere'"),
         ("open_clip:ViT-B-32:nowhere.pt", "there is no file 'nowhere.pt'"),
-        ("hf-hub:nowhere", "names no repository of the hub"),
         ("hf-hub:nobody/nothing", "is not on this machine, and the hub does not answer"),
         ("toy[final,open_clip:ViT-B-32/nope/final]", "'ViT-B-32' has no weights 'nope'"),
         ("auto:clip", "auto encoder has no variants"),
         ("lite:large", "lite encoder has no variants"),
         ("simclr:nowhere", "there is no .*nowhere"),
-        ("nope", "no encoder is called 'nope'"),
     ],
 )
 def test_a_check_refuses_what_cannot_be_opened_without_opening_it(uri, error, monkeypatch):
@@ -213,21 +209,11 @@ def test_both_names_of_quick_gelu_are_one_source(name, monkeypatch):
     assert source.uri == f"open_clip:{name}"
 
 
-class Evil:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 def test_a_malicious_checkpoint_is_not_run(folders, tmp_path):
     folder = tmp_path / "evil"
     folder.mkdir()
     shutil.copy(folders["tiny"] / "open_clip_config.json", folder)
-    (folder / "open_clip_pytorch_model.bin").write_bytes(pickle.dumps(Evil(tmp_path / "harm")))
+    (folder / "open_clip_pytorch_model.bin").write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
     with pytest.raises(EncoderUnavailableError, match="can't be loaded"):
         create_encoder(f"open_clip:local-dir:{folder}")
     assert not (tmp_path / "harm").exists()

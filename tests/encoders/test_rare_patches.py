@@ -100,14 +100,6 @@ def test_onnx_has_operators_for_it(tmp_path):
     np.testing.assert_allclose(actual, network(pixels), rtol=1e-3, atol=1e-4)
 
 
-def test_patches_of_the_toy_are_its_pixels():
-    toy = ToyEncoder()
-    pixels = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    network = toy.layer_network(["final", "rare-patches"], 48)
-    np.testing.assert_allclose(network(pixels)[:, 32:], expected_features(pixels), rtol=1e-3, atol=1e-4)
-    assert toy.layers()["rare-patches"] == 12
-
-
 def test_the_map_of_a_picture_is_over_the_inner_part_of_the_square(opened, picture):
     toy = opened("toy")
     distances = toy.rare_patch_map(picture(90, 60), 48)

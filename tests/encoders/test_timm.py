@@ -150,15 +150,10 @@ def test_named_weights_open_from_the_hubs_cache_without_a_request(weights, hub_c
     assert smaller.info.fingerprint != encoder.info.fingerprint
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda state: {k: v for k, v in state.items() if k != "norm.weight"}, r"1 missing \(norm.weight\)"),
-    ],
-)
-def test_weights_of_another_network_are_refused(change, message, weights):
-    with pytest.raises(EncoderUnavailableError, match=f"weights of another architecture.*{message}"):
-        create_encoder(f"timm:test_vit:{weights('wrong.safetensors', change)}")
+def test_weights_of_another_network_are_refused(weights):
+    path = weights("wrong.safetensors", lambda state: {k: v for k, v in state.items() if k != "norm.weight"})
+    with pytest.raises(EncoderUnavailableError, match=r"weights of another architecture.*1 missing \(norm.weight\)"):
+        create_encoder(f"timm:test_vit:{path}")
 
 
 def test_preprocessing_and_outputs_that_are_not_supported_are_refused(tmp_path):

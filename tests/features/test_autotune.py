@@ -11,7 +11,7 @@ from clipadapter.backends import cache_root
 from clipadapter.backends.openvino import OpenVinoBackend
 from clipadapter.backends.parity import Parity, measure_parity
 from clipadapter.encoders import create_encoder
-from clipadapter.errors import FingerprintError, InputError, MissingExtraError, UnknownNameError, install_command
+from clipadapter.errors import InputError, MissingExtraError, UnknownNameError, install_command
 from clipadapter.features import FeatureStore, ViewSpec, autotune, choose_backend, embed
 from clipadapter.features.autotune import Measured, choose_measured, read_record, source_key, write_record
 
@@ -212,15 +212,6 @@ def test_an_int8_model_predicts_in_fp32_where_its_tower_is_missing(tiny, picture
     assert loaded.encoder_.info.precision == "fp32"
     assert "fitted on int8 features" in loaded.encoder_.info.note
     assert loaded.predict(pictures) == labels
-
-
-def test_another_encoder_is_refused_whatever_its_precision(opened, pictures, tmp_path):
-    model = FewShotClassifier(opened("tiny").info.name, "prototype", precision="bf16").fit(
-        pictures, ["red", "blue"] * 6
-    )
-    model.save(tmp_path / "model")
-    with pytest.raises(FingerprintError):
-        FewShotClassifier.load(tmp_path / "model", encoder="toy")
 
 
 def test_many_pictures_to_predict_choose_the_backend_but_not_the_precision(opened, pictures, own_cache, monkeypatch):

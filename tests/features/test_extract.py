@@ -77,8 +77,7 @@ def test_views_do_not_depend_on_other_views(toy, picture_folder):
 def test_a_picture_is_read_and_decoded_once_for_all_views(toy, picture_folder, store, monkeypatch):
     read, decoded = [], []
     monkeypatch.setattr(
-        "clipadapter.features.extraction.image_bytes",
-        lambda source: read.append(source) or image_bytes(source),
+        "clipadapter.features.extraction.image_bytes", lambda source: read.append(source) or image_bytes(source)
     )
 
     def decode(source, min_sides, data=None):

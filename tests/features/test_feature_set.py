@@ -45,14 +45,8 @@ def test_it_is_float32_and_frozen():
         ((X, Y[:2], ("cat", "dog")), "3 features but 2 labels"),
         ((X, Y, ("cat", "dog", "cat")), "class names must differ"),
         ((X, Y, ("cat", "emu")), "no class: dog; classes: cat, emu"),
-        (
-            (np.where(X == 5, np.nan, X), Y, ("cat", "dog")),
-            "1 of 3 features are not finite, the first in row 1",
-        ),
-        (
-            (np.where(X > 7, np.inf, X), Y, ("cat", "dog")),
-            "1 of 3 features are not finite, the first in row 2",
-        ),
+        ((np.where(X == 5, np.nan, X), Y, ("cat", "dog")), "1 of 3 features are not finite, the first in row 1"),
+        ((np.where(X > 7, np.inf, X), Y, ("cat", "dog")), "1 of 3 features are not finite, the first in row 2"),
     ],
 )
 def test_arguments_that_do_not_match_are_refused(values, message):

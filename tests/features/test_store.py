@@ -273,11 +273,7 @@ def test_the_cache_folder_follows_the_desktop_standard(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("platform", "expected"),
-    [
-        ("linux", ".cache/clipadapter"),
-        ("darwin", "Library/Caches/clipadapter"),
-        ("win32", "AppData/Local/clipadapter"),
-    ],
+    [("linux", ".cache/clipadapter"), ("darwin", "Library/Caches/clipadapter"), ("win32", "AppData/Local/clipadapter")],
 )
 def test_the_cache_folder_follows_the_platform(monkeypatch, platform, expected):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

@@ -132,10 +132,7 @@ def test_each_block_is_a_column_and_is_read_again(samples, tmp_path):
 
 @pytest.mark.parametrize(
     ("n_rows", "why"),
-    [
-        (4001, "4,001 rows or more, but at most 4,000"),
-        (3000, "3,000 features of 1,048,576 numbers, but at most 8 GiB"),
-    ],
+    [(4001, "4,001 rows or more, but at most 4,000"), (3000, "3,000 features of 1,048,576 numbers, but at most 8 GiB")],
 )
 def test_a_small_table_that_would_fill_the_memory_is_refused(tmp_path, n_rows, why, monkeypatch):
     monkeypatch.setattr("clipadapter.features.tables.MAX_ROWS", 4000)

@@ -8,11 +8,7 @@ from clipadapter.encoders import open_blocks
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureStore, encode_classes
 
-PROMPTS = {
-    "dog": ["a photo of a dog.", "a dog", "art of the dog."],
-    "cat": ["a cat"],
-    "wolf": ["a dog", "a wolf"],
-}
+PROMPTS = {"dog": ["a photo of a dog.", "a dog", "art of the dog."], "cat": ["a cat"], "wolf": ["a dog", "a wolf"]}
 
 
 def by_loops(rows):

@@ -85,11 +85,7 @@ def test_view_zero_is_the_picture_itself():
 
 
 def test_everything_that_determines_a_view_is_in_its_key():
-    specs = [
-        ViewSpec(count=3),
-        ViewSpec(count=3, scale=(0.4, 1.0)),
-        ViewSpec(count=3, seed=1),
-    ]
+    specs = [ViewSpec(count=3), ViewSpec(count=3, scale=(0.4, 1.0)), ViewSpec(count=3, seed=1)]
     assert len({spec.key(i) for spec in specs for i in (1, 2)}) == 6
     assert {spec.key(0) for spec in specs} == {"plain"}
     assert ViewSpec(count=3).key(1) == ViewSpec(count=9, scale=(0.5, 1)).key(1)

@@ -59,21 +59,3 @@ def test_no_epoch_is_ape_without_gamma(case):
     expected = Ape(alpha=2.0, beta=3.0, gamma=0.0, **SAME_CHANNELS).fit(X, y, text=text).logits(X)
     found = ApeT(alpha=2.0, beta=3.0, epochs=0, **SAME_CHANNELS).fit(X, y, text=text).logits(X)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-
-
-def test_channels_that_were_not_chosen_keep_their_text(case):
-    X, _, y, text = case
-    head = ApeT(**SAME_CHANNELS).fit(X, y, text=text)
-    rest = np.setdiff1d(np.arange(D), head.channels_.numpy())
-    assert len(rest) == D // 2
-    np.testing.assert_array_equal(head.weight_.numpy()[:, rest], unit(text.embeddings)[:, rest])
-    assert np.abs(head.weight_.numpy() - text.embeddings).max() > 1e-3
-
-
-def test_text_and_keys_of_a_class_move_together(case):
-    X, labels, y, text = case
-    head = ApeT(**SAME_CHANNELS).fit(X, y, text=text)
-    channels = head.channels_.numpy()
-    of_text = head.weight_.numpy()[:, channels] - unit(text.embeddings)[:, channels]
-    of_keys = head.keys_.numpy() - unit(unit(X)[:, channels])
-    np.testing.assert_allclose(of_keys, of_text[labels], atol=1e-12)

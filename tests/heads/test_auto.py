@@ -3,13 +3,11 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, softmax_regression
 from clipadapter.heads.auto import experts, head
 from clipadapter.heads.auto.experts import (
     EXPERTS,
     ExpertInputs,
-    expert_kind,
     fit_gda,
     fit_kernel_ridge,
     fit_prototypes,
@@ -186,11 +184,6 @@ def test_any_expert_can_be_left_out_of_the_table(name, shots, monkeypatch):
     assert np.isfinite(without).all() and np.array_equal(full, without) is not takes_part
 
 
-def test_an_unknown_expert_is_refused_with_the_names_that_there_are():
-    with pytest.raises(InputError, match="no expert of auto is called 'rigde'. Did you mean 'ridge'"):
-        expert_kind("rigde")
-
-
 def test_leave_one_out_noise_is_that_of_fits_without_the_shot():
     part = expert_inputs(shots=1, c=6, d=40)
     squares = []
@@ -295,7 +288,7 @@ def test_logits_that_are_not_held_at_once_give_the_same_predictions(monkeypatch)
         monkeypatch.setattr(module, "MAX_LOGITS", 100)
     found = Auto().fit(X, y, text=text).logits(Q)
     np.testing.assert_allclose(found, expected, atol=5e-3)
-    monkeypatch.setattr(experts, "MAX_CALIBRATION_LOGITS", 12 * 25)  # the text is calibrated on half of the shots
+    monkeypatch.setattr(head, "MAX_CALIBRATION_LOGITS", 12 * 25)  # the text is calibrated on half of the shots
     found = Auto().fit(X, y, text=text).logits(Q)
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.97
 

@@ -97,14 +97,6 @@ def test_logits_are_the_residual_net_and_the_exponential_of_the_correlation():
     np.testing.assert_allclose(fitted.logits(X), expected, rtol=1e-6)
 
 
-def test_views_are_averaged_into_the_prototypes():
-    X, y, text = toy_features()
-    views = np.stack([X, X + np.random.default_rng(0).standard_normal(X.shape)], axis=1)
-    mean = (views / np.linalg.norm(views, axis=2, keepdims=True)).mean(axis=1)
-    found, expected = (BdcAdapter(epochs=0).fit(rows, y, text=text).logits(X) for rows in (views, mean))
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-
-
 def test_a_class_without_a_shot_has_the_mean_of_the_others():
     X, y, text = toy_features((4, 0, 4))
     near = (BdcAdapter(epochs=0).fit(X, y, text=text).logits(X) - ZeroShot().fit(X, y, text=text).logits(X)) / 20

@@ -291,13 +291,6 @@ def test_a_dear_training_announces_the_epochs_that_it_makes(branch, adapters, mo
     assert ClipAdapter(epochs=9).planned_epochs(labels, (3, 32)) == 9
 
 
-def test_blend_weighs_the_adapted_feature():
-    x, identity = torch.tensor([[1.0, 0.0]]), torch.eye(2)
-    layers = Layers(identity, torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.zeros(2))  # A(x) = (0, 3)
-    blended = torch.tensor([[0.75, 0.75]])
-    torch.testing.assert_close(ClipAdapter().blend(x, layers, 0.25), blended / blended.norm())
-
-
 def test_one_wrong_label_among_single_shots_does_not_choose_the_ratio():
     rng = np.random.default_rng(0)
     names = [f"class {i}" for i in range(8)]

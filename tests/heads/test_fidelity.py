@@ -37,18 +37,6 @@ def test_a_head_says_that_it_was_checked_where_a_test_compares_it_with_released_
         assert found.kind != "verified"
 
 
-def test_methods_of_which_no_code_is_public_do_not_claim_more():
-    kinds = {name: fidelity_of(name).kind for name in ("auto", "afa", "bdc-adapter", "hoso", "clip-adapter-replay")}
-    assert kinds == {
-        "auto": "own",
-        "afa": "inspired",
-        "bdc-adapter": "partial",
-        "hoso": "partial",
-        "clip-adapter-replay": "own",
-    }
-    assert not any(fidelity_of(name).is_as_published for name in kinds)
-
-
 @pytest.mark.parametrize("name", list_heads())
 def test_the_class_docstring_states_the_fidelity_once(name):
     assert (head_info(name).cls.__doc__ or "").count(f"\n\nFidelity: {fidelity_of(name)}\n") == 1

@@ -1,7 +1,5 @@
 """HOSO's parts by hand: which shot is held out, what each learns from which, and what stays at one shot a class."""
 
-import math
-
 import numpy as np
 import torch
 
@@ -17,26 +15,6 @@ def positions(y, text):
 
 def held_out_rows(y, text):
     return hold_out_one_per_class(torch.tensor(positions(y, text)))[1].numpy()
-
-
-def plain_logits(fitted, X, text, alpha):
-    """CLIP-Adapter's equations 1, 3 and 5 in loops, from the fitted weights."""
-    down, up = fitted.down_.double().tolist(), fitted.up_.double().tolist()
-    found = []
-    for row in np.asarray(X, dtype=float):
-        x = row / math.sqrt(sum(v * v for v in row))
-        hidden = [max(sum(w * v for w, v in zip(ws, x, strict=True)), 0.0) for ws in down]
-        adapted = [sum(w * v for w, v in zip(ws, hidden, strict=True)) for ws in up]
-        mixed = [alpha * a + (1 - alpha) * v for a, v in zip(adapted, x, strict=True)]
-        norm = math.sqrt(sum(v * v for v in mixed))
-        found.append([text.logit_scale * float(np.dot(mixed, t)) / norm for t in text.embeddings])
-    return np.array(found)
-
-
-def test_logits_are_those_of_a_clip_adapter_at_the_learned_ratio():
-    X, y, text = toy_features(noise=2.0)
-    fitted = Hoso(centre=False, steps=30).fit(X, y, text=text)
-    np.testing.assert_allclose(fitted.logits(X), plain_logits(fitted, X, text, fitted.alpha_), atol=1e-4)
 
 
 def test_at_one_shot_the_ratio_and_the_adapter_are_those_of_clip_adapter():

@@ -29,10 +29,3 @@ def test_equals_scikit_learn_with_the_same_weights(k):
     peer = KNeighborsClassifier(k, weights=lambda distance: np.exp(-(distance**2) / 2 / 0.1)).fit(shots, y)
     found = Knn(k=k, temperature=0.1).fit(shots, y).predict_proba(queries)
     np.testing.assert_allclose(found, peer.predict_proba(queries), atol=5 * MIN_PROBABILITY)
-
-
-def test_views_are_averaged():
-    views = np.array([[[1.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [0.0, 1.0]]])
-    plain = np.array([[1.0, 1.0], [0.0, 1.0]])
-    found, expected = (Knn().fit(rows, ["a", "b"]).logits(X) for rows in (views, plain))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)

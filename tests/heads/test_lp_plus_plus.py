@@ -137,13 +137,3 @@ def test_released_code_gives_the_same_logits_before_and_after_its_text_weights_m
     figures, fitted = released
     expected = figures[f"f64_logits_epoch{epochs}"]
     np.testing.assert_allclose(fitted(epochs).logits(*doubles(figures, "query_raw")), expected, rtol=1e-9, atol=1e-11)
-
-
-def test_released_code_keeps_the_epoch_that_is_best_on_validation_shots(released):
-    figures, fitted = released
-    V, Q = doubles(figures, "val_raw", "query_raw")
-    truth = figures["val_labels"].astype(str)
-    right = {epochs: (fitted(epochs).predict(V) == truth).sum() for epochs in range(1, 21)}
-    best = max(right, key=lambda epochs: right[epochs])
-    assert best == figures["best_epoch"].item() + 1
-    np.testing.assert_allclose(fitted(best).logits(Q), figures["f64_logits_best"], rtol=1e-9, atol=1e-11)

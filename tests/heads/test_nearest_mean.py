@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from sklearn.neighbors import KNeighborsClassifier
 
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.nearest_mean import NearestMean
@@ -19,18 +18,6 @@ def test_logits_are_cosines_to_the_means():
     for given, scale in ((text, 10), (None, 100)):
         logits = NearestMean().fit(X, ["a", "a", "b"], text=given).logits([[2.0, 0.0, 0.0], [0.0, 3.0, 4.0]])
         np.testing.assert_allclose(logits, scale * expected, rtol=1e-6)
-
-
-def test_the_nearest_mean_of_unit_length_is_answered():
-    rng = np.random.default_rng(0)
-    y = rng.integers(4, size=40)
-    rows, Q = rng.standard_normal((40, 6)), rng.standard_normal((50, 6))
-    rows += 2 * rng.standard_normal((4, 6))[y]
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    means = np.stack([unit[y == k].mean(axis=0) for k in range(4)])
-    nearest = KNeighborsClassifier(1).fit(means / np.linalg.norm(means, axis=1, keepdims=True), np.arange(4))
-    found = NearestMean().fit(rows, y).predict(Q)
-    assert (found == nearest.predict(Q / np.linalg.norm(Q, axis=1, keepdims=True))).all()
 
 
 def test_where_every_class_has_shots_it_is_prototype_without_text():

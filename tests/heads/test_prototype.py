@@ -21,12 +21,6 @@ def test_mix_weighs_the_text():
     np.testing.assert_allclose(logits[0], 10 * (0.75 * means + 0.25 * text), rtol=1e-6)
 
 
-def test_views_are_averaged():
-    views = np.array([[[1.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [0.0, 1.0]]])
-    logits = Prototype().fit(views, ["a", "b"]).logits([[1.0, 0.0]])
-    np.testing.assert_allclose(logits, [[100 * np.sqrt(0.5), 0.0]], rtol=1e-6)
-
-
 def test_a_class_without_a_shot_has_the_mean_of_the_prototypes():
     text = TextFeatures(["a", "b", "c"], np.eye(3), logit_scale=10.0)
     logits = Prototype(mix=0.5).fit(X, ["a", "a", "b"], text=text).logits([[0.0, 0.0, 1.0]])

@@ -30,11 +30,6 @@ def test_the_penalty_is_one_over_shots_a_class(case, penalty, expected):
     assert fit(Rla(penalty=penalty, steps=1), case).penalty_ == pytest.approx(expected)
 
 
-def test_pictures_of_zeros_are_no_trap():
-    _, y, text = toy_features()
-    assert np.isfinite(Rla(steps=5).fit(np.zeros((12, 16)), y, text=text).logits(np.ones((1, 16)))).all()
-
-
 def test_steps_are_bounded_whatever_the_number_of_shots(monkeypatch):
     X, y, text = toy_features((40, 40, 40))
     seen = []

@@ -74,6 +74,35 @@ def test_shots_without_weight_leave_zero_shot(name, params):
         np.testing.assert_allclose(softmax(part), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [("prototype", {}), ("nearest-mean", {}), ("knn", {}), ("rail", {}), ("bdc-adapter", {"epochs": 0})],
+)
+def test_views_of_a_shot_are_one_row_their_mean_at_unit_length(name, params):
+    X, y, text = toy_features((1, 1, 1), noise=1.0)
+    views = np.stack([X, 3 * X + np.random.default_rng(0).standard_normal(X.shape)], axis=1).astype(np.float64)
+    mean = (views / np.linalg.norm(views, axis=2, keepdims=True)).mean(axis=1)
+    found, expected = (create_head(name, **params).fit(rows, y, text=text).logits(X) for rows in (views, mean))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["transclip", "zlap"])
+def test_shots_without_weight_are_not_looked_at(name):
+    X, y, text = toy_features(noise=1.0)
+    Q = toy_features(noise=1.0, seed=1)[0]
+    shots = ((X, y), (2 * X[::-1], np.roll(y, 1)))
+    found, other = (create_head(name, support_weight=0).fit(*some, text=text, unlabelled=Q).logits(Q) for some in shots)
+    np.testing.assert_array_equal(found, other)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if head_info(name).cls.transductive])
+def test_a_coordinate_that_never_changes_does_no_harm(name):
+    X, y, text = toy_features(noise=1.0)
+    wide = [np.pad(rows, ((0, 0), (0, 2))) for rows in (X, text.embeddings, toy_features(noise=1.0, seed=1)[0])]
+    head = create_head(name).fit(wide[0], y, TextFeatures(text.labels, wide[1], 20.0), unlabelled=wide[2])
+    assert np.abs(head.logits(np.ones((2, X.shape[1] + 2)))).max() < 200
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_trained_head_learns_from_all_views(name):
     X, y, text = toy_features()

@@ -148,12 +148,6 @@ def test_a_pool_of_one_or_two_pictures(case, size):
         assert np.isfinite(head.logits(np.concatenate([case["unlabelled"], case["new"]]))).all()
 
 
-def test_a_coordinate_without_variance(case):
-    wide = {key: np.pad(rows, ((0, 0), (0, 2))) for key, rows in case.items()}
-    logits = fitted(StatA(), wide).logits(wide["new"])
-    assert np.isfinite(logits).all()
-
-
 RUNS = {
     "all": {},
     "few": {},

@@ -46,23 +46,6 @@ def test_official_gives_the_logits_of_the_authors_code(gamma, name):
     np.testing.assert_allclose(fitted.logits(queries), TENSORS[name], rtol=0, atol=2.1e-4)
 
 
-def test_searched_parameters_give_the_logits_of_the_authors_timo_s():
-    views, labels, text, queries = oracle(np.float64)
-    alpha, beta, gamma = (TENSORS[f"S_{name}"][0] for name in ("alpha", "beta", "gamma"))
-    head = Timo.official(alpha=float(alpha), beta=int(beta), gamma=float(gamma))
-    np.testing.assert_allclose(
-        head.fit(views, labels, text=text).logits(queries), TENSORS["f64_S_logits"], rtol=1e-9, atol=1e-8
-    )
-
-
-def test_scores_and_guided_text_are_the_authors():
-    shots = oracle_shots()
-    text, scores = guide_text(shots, 50.0)
-    np.testing.assert_allclose(torch.stack(scores), TENSORS["f64_matching_score"], rtol=1e-9, atol=1e-10)
-    np.testing.assert_allclose(text, TENSORS["f64_text_guided"], rtol=1e-9, atol=1e-10)
-    np.testing.assert_allclose(guide_text(shots, 1.0)[0], TENSORS["text_guided_gamma1"], atol=1.1e-6)
-
-
 @pytest.mark.parametrize(("beta", "name"), [(None, "W"), (14, "S_W_beta_last")])
 def test_gaussians_are_the_authors(beta, name):
     shots = oracle_shots()

@@ -266,11 +266,3 @@ def test_it_makes_a_quarter_of_the_passes(name, monkeypatch):
     fitted(small(name), NEW, earlier(name))
     usual, made = counted[0], counted[-1]
     assert made == round(usual / 4)
-
-
-def test_a_prompt_tuner_with_early_stopping_starts_from_scratch():
-    """Its earlier fit saw those that say when to stop now."""
-    head = small("coop").set_params(patience=2, epochs=4)
-    before = fitted(clone(head), OLD)
-    warm, full = fitted(clone(head), NEW, before), fitted(clone(head), NEW)
-    assert torch.equal(warm.context_, full.context_)

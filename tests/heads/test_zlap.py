@@ -91,12 +91,6 @@ def test_stretched_cosines_reach_from_the_weakest_edge_of_the_graph_to_one(case)
     np.testing.assert_allclose(head.predict_proba(new), shares(np.array(edges) @ scores), atol=1e-8)
 
 
-def test_without_support_weight_the_shots_are_not_looked_at(case):
-    scores = fitted(Zlap(support_weight=0), case).logits(case["unlabelled"])
-    other = {**case, "X": case["X"][::-1] * 2, "y": ["c", "d", "c"]}
-    np.testing.assert_array_equal(scores, fitted(Zlap(support_weight=0), other).logits(case["unlabelled"]))
-
-
 def test_a_picture_beside_a_shot_follows_its_label_against_the_text(case):
     beside = case["X"][:1] + 0.01
     case |= {"y": ["d", "b", "b"], "unlabelled": np.concatenate([case["unlabelled"], beside])}

@@ -22,11 +22,6 @@ def fit(case, **params):
     return fit_unequal_shots(ZsLp(**params), case)
 
 
-def test_text_norm_auto_is_a_tenth_of_the_scale(case):
-    auto, four = (fit(case, text_norm=norm).logits(case[0]) for norm in ("auto", 4.0))
-    np.testing.assert_allclose(auto, four, rtol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("head", "optimizer"),
     [

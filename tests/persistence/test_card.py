@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from clipadapter import FewShotClassifier
-from clipadapter.bench import evaluate_model, evaluate_multilabel_model
+from clipadapter.bench import evaluate_model
 from clipadapter.data import load_dataset
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.metrics import metrics_shown
@@ -192,7 +192,7 @@ def test_a_multilabel_card_has_multilabel_metrics(tmp_path):
     table = load_dataset(tmp_path / "table.csv")
     model = FewShotClassifier("toy", "linear-probe", cache=None, task="multilabel").fit(table.paths, table.label_sets)
     folder = model.save(tmp_path / "model")
-    record_evaluation(folder, evaluate_multilabel_model(model, table).to_dict())
+    record_evaluation(folder, evaluate_model(model, table).to_dict())
     metric_names = {result.metric_name for result in ModelCard(read(folder)).data.eval_results}
     assert {"mean average precision", "micro F1", "macro F1 of zero-shot (baseline)"} <= metric_names
     assert f"| 12 pictures of table | {card_columns('multilabel')} |" in read(folder)

@@ -9,14 +9,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clipadapter import pretraining
 from clipadapter.encoders import create_encoder
 from clipadapter.encoders.simclr_network import empty_tower
 from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError, InputError
 from clipadapter.pretraining import nt_xent, simclr, train_simclr
 from clipadapter.pretraining.simclr import SimClrModel, augment, read_weights, seeded_random
 
-TINY = {"epochs": 3, "batch_size": 4, "size": 16}
+TINY = {"epochs": 2, "batch_size": 5, "size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +66,9 @@ def test_nt_xent_in_plain_loops():
 
 def test_the_result_says_what_was_done(whole, pictures):
     folder, done = whole
-    assert (done.pictures, done.epochs, done.resumed) == (9, 3, 0)
+    assert (done.pictures, done.epochs, done.resumed) == (9, 2, 0)
     assert done.skipped == [(str(pictures[-2]), "not an image")]
-    assert 0 < done.loss < 2 * math.log(7)
+    assert 0 < done.loss < 2 * math.log(9)
     assert done.encoder == f"simclr:{folder}"
     assert [path.name for path in folder.iterdir()] == ["encoder.safetensors"]
 
@@ -82,14 +81,14 @@ def test_the_encoder_opens_and_has_learned_something(whole):
 
 
 def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(whole, pictures, tmp_path, monkeypatch):
-    killed_after(2, monkeypatch)
+    killed_after(1, monkeypatch)
     with pytest.raises(KilledError):
         train_simclr(pictures, tmp_path / "encoder", **TINY)
     for name in (".checkpoint.safetensors-abcd_123", ".mine.safetensors"):
         (tmp_path / "encoder" / name).write_bytes(b"half-written")
     monkeypatch.undo()
     done = train_simclr(pictures[::-1], tmp_path / "encoder", **TINY)
-    assert done.resumed == 2
+    assert done.resumed == 1
     assert done.loss == whole[1].loss
     assert (tmp_path / "encoder" / "encoder.safetensors").read_bytes() == (
         whole[0] / "encoder.safetensors"
@@ -108,7 +107,7 @@ def test_links_in_the_folder_of_an_encoder_are_not_followed(name, pictures, tmp_
 def test_a_finished_encoder_is_not_trained_again(whole, pictures, monkeypatch):
     monkeypatch.setattr(simclr, "SimClrModel", None)
     again = train_simclr(pictures, whole[0], **TINY)
-    assert (again.resumed, again.loss) == (3, whole[1].loss)
+    assert (again.resumed, again.loss) == (2, whole[1].loss)
 
 
 def test_pictures_that_do_not_fit_into_memory_give_the_same_loss(whole, pictures, tmp_path, monkeypatch):
@@ -118,7 +117,7 @@ def test_pictures_that_do_not_fit_into_memory_give_the_same_loss(whole, pictures
 
 def test_global_randomness_and_threads_are_untouched(pictures, tmp_path):
     before = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist(), torch.get_num_threads()
-    train_simclr(pictures, tmp_path / "encoder", epochs=1, batch_size=4, size=16)
+    train_simclr(pictures, tmp_path / "encoder", **{**TINY, "epochs": 1})
     after = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist(), torch.get_num_threads()
     assert torch.equal(before[1], after[1])
     assert before[::2] == after[::2]
@@ -213,7 +212,3 @@ def test_initial_weights_have_the_spread_of_torchvisions():
         if not name.startswith("fc.") and theirs.is_floating_point():
             spread = theirs.std(correction=0).item()
             assert ours[name].std(correction=0).item() == pytest.approx(spread, rel=0.05), name
-
-
-def test_all_names_are_exported():
-    assert pretraining.__all__ == ["SimClrResult", "nt_xent", "train_simclr"]

@@ -4,7 +4,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from clipadapter.report.projection import project_features
+from clipadapter.report.report import project_features
 from clipadapter.report.uncertainty import measure_uncertainty, rejection_scores
 
 
@@ -57,7 +57,7 @@ def test_pca_is_that_of_scikit_learn_except_for_scale():
 
 
 def test_many_points_are_sampled_in_proportion(monkeypatch):
-    monkeypatch.setattr("clipadapter.report.projection.MAX_POINTS", 20)
+    monkeypatch.setattr("clipadapter.report.report.MAX_POINTS", 20)
     X = np.random.default_rng(0).normal(size=(80, 4))
     projection = project_features(X[:60], X[60:])
     assert (projection.rows < 60).sum() == 15 and len(set(projection.rows)) == 20

@@ -1,6 +1,6 @@
 """One fit of CoOp that prints each step, waits if it is to, and prints a digest of what it learned.
 
-killed_fit.py PATIENCE SECONDS_A_STEP
+killed_fit.py SECONDS_PER_STEP
 """
 
 import hashlib
@@ -23,10 +23,10 @@ class Slow(CoOp):
         return super()._loss(batch)
 
 
-def main(patience, seconds_per_step):
+def main(seconds_per_step):
     X, y, text = toy_features((8, 8, 8), noise=2.0)
     views = X[:, None].repeat(3, axis=1) * [[[1.0], [1.01], [0.99]]]
-    head = Slow(n_ctx=4, epochs=8, batch_size=7, patience=patience or None, checkpoint=0.0)
+    head = Slow(n_ctx=4, epochs=8, batch_size=7, checkpoint=0.0)
     head.seconds_per_step = seconds_per_step
     head.fit(views, y, text=text)
     learned = head.context_.numpy().tobytes() + head.weight_.numpy().tobytes() + repr(head.loss_).encode()
@@ -34,4 +34,4 @@ def main(patience, seconds_per_step):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(float(sys.argv[1]))

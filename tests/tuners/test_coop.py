@@ -87,20 +87,6 @@ def test_epochs_are_the_papers_by_shots():
     assert CoOp(epochs=3)._train_config(16).epochs == 3
 
 
-def test_patience_stops_before_the_last_epoch():
-    X, y, text = toy_features(noise=4.0)
-    steps = []
-
-    class Counted(CoOp):
-        def _loss(self, batch):
-            steps.append(len(batch.labels))
-            return super()._loss(batch)
-
-    Counted(n_ctx=4, patience=2, lr=0.1).fit(X, y, text=text)
-    assert set(steps) == {9}  # a shot of each of three classes is held out
-    assert len(steps) < 100
-
-
 @pytest.mark.parametrize(("csc", "shape"), [(False, (16, 32)), (True, (3, 16, 32))])
 def test_context_is_learned_for_all_or_for_each(csc, shape):
     X, y, text = toy_features(d=32)
@@ -130,13 +116,6 @@ def test_a_context_of_its_own_for_each_class_knows_no_others():
     X, y, text = toy_features()
     with pytest.raises(InputError, match="csc must be False"):
         CoOp(csc=True, epochs=1).fit(X, y, text=text).for_classes(text)
-
-
-def test_held_out_shots_are_one_of_each_class_that_has_two():
-    rows, held = CoOp(patience=3)._split_rows(torch.tensor([0, 0, 1, 2, 2, 2]))
-    assert sorted(rows.tolist() + held.tolist()) == list(range(6))
-    assert torch.tensor([0, 0, 1, 2, 2, 2])[held].tolist() == [0, 2]
-    assert len(CoOp()._split_rows(torch.tensor([0, 0, 1, 1]))[1]) == 0
 
 
 def test_the_text_tower_in_bf16_learns_nearly_the_same(opened):

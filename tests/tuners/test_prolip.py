@@ -2,16 +2,12 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from clipadapter import FewShotClassifier
 from clipadapter.errors import InputError
-from clipadapter.export.cached import export_to_cache
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.rla import Rla
 from clipadapter.heads.svl_adapter import SvlAdapter
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.runtime.cached import open_cached
 from clipadapter.testing import toy_features
 from clipadapter.tuners.prolip import ProLip
 
@@ -101,14 +97,6 @@ def test_new_classes_whose_text_is_as_wide_as_the_rows_are_refused(case):
         head.for_classes(TextFeatures(["elk", "fox"], np.eye(2, D + P)))
 
 
-def test_what_was_learned_is_all_it_needs(case):
-    X = case[0][:, 0].astype(np.float32)
-    head = fit(ProLip(steps=20), case)
-    assert set(head.state()) == {"shift_", "weight_", "scale_", "penalty_", "loss_", "seen_"}
-    again = ProLip().load_state(head.state(), NAMES, D + P, head.blocks_)
-    np.testing.assert_array_equal(again.logits(X), head.logits(X))
-
-
 def test_rows_wider_than_the_text_are_refused_if_nothing_says_what_the_other_columns_are(case):
     X, target, text = case[:3]
     with pytest.raises(InputError, match=r"width 15 but class text has width 6.*blocks=\[\('final', 6\)"):
@@ -129,33 +117,3 @@ def test_a_head_reads_the_blocks_that_it_is_made_for(block, head, width):
     blocks = [("final", 3), (block, 2)]
     head.fit(np.ones((4, 5)), ("cat", "dog") * 2, TextFeatures(["cat", "dog"], np.eye(2, 3)), blocks=blocks)
     assert (head.n_features_in_, head.read_width) == (5, width)
-
-
-@pytest.fixture(scope="module")
-def model(folders):
-    """A classifier on the tiny model and its projection, and what it was fitted to."""
-    stream = np.random.default_rng(0)
-    images = [Image.fromarray(stream.integers(0, 255, (40, 40, 3), dtype=np.uint8)) for _ in range(6)]
-    uri = f"open_clip:local-dir:{folders['tiny']}"
-    head = ProLip(lr=1e-2, penalty=0.0)
-    return FewShotClassifier(uri, head, cache=None).fit(images, ["cat", "dog"] * 3), images
-
-
-def test_a_saved_classifier_answers_alike(model, tmp_path):
-    fitted, images = model
-    fitted.save(tmp_path / "model")
-    again = FewShotClassifier.load(tmp_path / "model", cache=None)
-    assert again.predict(images) == ["cat", "dog"] * 3
-    assert again.encoder_.info == fitted.encoder_.info
-    np.testing.assert_allclose(again.logits(images), fitted.logits(images), atol=1e-3)  # a backend runs it again
-
-
-def test_it_answers_without_torch_as_it_does_with_it(model, tmp_path):
-    fitted, images = model
-    images[0].save(tmp_path / "one.png")
-    fitted.save(tmp_path / "model")
-    assert export_to_cache(fitted, tmp_path / "model", load_tower=True)
-    (quickly,) = open_cached(tmp_path / "model").classify([tmp_path / "one.png"])
-    (wanted,) = fitted.classify([tmp_path / "one.png"])
-    assert quickly.label == wanted.label
-    assert quickly.probability == pytest.approx(wanted.probability, abs=1e-3)

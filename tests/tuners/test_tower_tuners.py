@@ -12,7 +12,7 @@ from clipadapter.errors import ArtifactError, InputError
 from clipadapter.heads import create_head, head_info
 from clipadapter.testing import toy_features
 
-from .coloured_squares import TEXTS, squares
+from .coloured_squares import TEXTS, picture, squares
 
 SHORT = {
     "clip-lora": {"steps": 4},
@@ -48,6 +48,35 @@ def create_fast():
 
 def learned(fitted):
     return fitted.head_._arrays()
+
+
+# For `lite`, whose matrices take a second to decompose, and without what is random in training.
+AT_FIRST = {"clip-lora": {"dropout": 0.0, "matrices": "qkvo"}, "clip-svd": {"matrices": "qu"}, "two-stage": {}}
+
+
+@pytest.mark.parametrize("name", ["tiny", "RN50", "SigLIP", "lite"])
+def test_nothing_changes_at_first_and_a_merged_encoder_answers_as_the_trained_one(name, opened, part_method):
+    encoder, head, generator = opened(name), create_head(part_method, **AT_FIRST[part_method]), torch.Generator()
+
+    def features(of):
+        with torch.no_grad():
+            return of.encode_images([picture(60, 40)]), of.encode_text(TEXTS)
+
+    def assert_close(found, expected):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.norm()))
+
+    before, trained, merged = features(encoder), open_tunable_copy(encoder), open_tunable_copy(encoder)
+    trainable = head._attach(trained, generator.manual_seed(0))
+    assert_close(features(trained), before)
+    with torch.no_grad():
+        for array_name, array in trainable.arrays.items():
+            array += 0.1 * torch.randn(array.shape, generator=generator)
+            setattr(head, array_name, array.detach())
+    head._merge(merged)
+    assert_close(features(merged), features(trained))
+    assert not torch.allclose(features(merged)[1], before[1], rtol=1e-3)
+    assert all(map(torch.equal, features(encoder), before))  # the original has its own weights
 
 
 def test_colours_are_learned_and_the_encoder_stays_as_it_was(model, tiny, part_method):

@@ -62,14 +62,6 @@ def test_a_class_at_the_threshold_is_in_the_set():
         assert model.sets(wrap(just_above), 0.6, empty=True).tolist() == [[False, True]]
 
 
-def test_each_class_has_the_threshold_of_its_own_shots():
-    p, y = draw(80, 3)
-    model = learn_conformal(p, y, by_class=True, method="split")
-    for k, threshold in enumerate(model.thresholds(0.8)):
-        own = sorted(1 - p[i, k] for i in range(80) if y[i] == k)
-        assert threshold == own[math.ceil(0.8 * (len(own) + 1)) - 1]
-
-
 def test_split_has_the_guaranteed_coverage():
     """On average over draws: between the rate and 1 / (r + 1) above it (Vovk 2005, Lei 2018)."""
     hits = []
@@ -115,13 +107,6 @@ def test_cv_plus_in_loops(by_class):
     model = learn_conformal(p, y, by_class=by_class, method="cv+", folds=folds)
     expected = cv_plus(p, y, folds, fold_p, 0.8, by_class)
     np.testing.assert_array_equal(model.sets(fold_p, 0.8, empty=True), expected)
-
-
-def test_cv_plus_of_one_fit_is_split():
-    p, y = draw(40, 4)
-    q, _ = draw(30, 4, seed=1)
-    one = learn_conformal(p, y, method="cv+", folds=np.zeros(40, int))
-    np.testing.assert_array_equal(one.sets(q[None], 0.85), learn_conformal(p, y, method="split").sets(q, 0.85))
 
 
 def test_cv_plus_sets_are_those_of_mapie():

@@ -147,11 +147,7 @@ def test_damaged_parts_are_refused(facts, words):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [
-        ({"reject": 1.5}, "between 0 and 1"),
-        ({"calibration": "isotonic"}, "vector"),
-        ({"sets": "jackknife"}, "cross"),
-    ],
+    [({"reject": 1.5}, "between 0 and 1"), ({"calibration": "isotonic"}, "vector"), ({"sets": "jackknife"}, "cross")],
 )
 def test_invalid_options_list_the_valid_ones(options, words):
     with pytest.raises(InputError, match=words):

@@ -6,25 +6,14 @@ from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .continual.metrics import ContinualMetrics as ContinualMetrics
 from .continual.metrics import continual_metrics as continual_metrics
-from .costs import Estimate as Estimate
-from .costs import estimate as estimate
-from .evaluation import (
-    CrossValidation as CrossValidation,
-)
 from .evaluation import (
     ModelEvaluation as ModelEvaluation,
-)
-from .evaluation import (
-    MultiLabelModelEvaluation as MultiLabelModelEvaluation,
 )
 from .evaluation import (
     cross_validate_model as cross_validate_model,
 )
 from .evaluation import (
     evaluate_model as evaluate_model,
-)
-from .evaluation import (
-    evaluate_multilabel_model as evaluate_multilabel_model,
 )
 from .from_features import StreamTask as StreamTask
 from .from_features import few_shot as few_shot
@@ -35,7 +24,6 @@ from .methods import default_heads as default_heads
 from .methods import method_version as method_version
 from .pivot import pivot_runs as pivot_runs
 from .plan import Plan as Plan
-from .problems import find_problems as find_problems
 from .protocols import (
     create_protocol as create_protocol,
 )
@@ -47,9 +35,6 @@ from .protocols import (
 )
 from .records import append_runs as append_runs
 from .records import read_runs as read_runs
-from .report import (
-    compare_studies as compare_studies,
-)
 from .report import (
     write_report as write_report,
 )

@@ -1,21 +1,24 @@
-"""Estimates of the cost of a suite, before anything is computed."""
+"""What a suite costs, and why it can't run: known before anything is computed, for a dry run."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from clipadapter.bench.plan import plan_views
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.sources import FEATURES, DataSetSize, find_size
+from clipadapter.bench.sources import FEATURES, DataSetSize, find_size, open_source
 from clipadapter.bench.suite import Suite, make_head
+from clipadapter.data import get_templates
 from clipadapter.data.sets import data_root
+from clipadapter.encoders import check_encoder
 from clipadapter.errors import ClipAdapterError
 from clipadapter.heads import Head
 from clipadapter.tuners.prompt_tuner import PromptTuner
@@ -72,40 +75,20 @@ def estimate_tower_seconds(head: Head, shots: int, classes: int, predictions: in
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a suite.
-
-    Args:
-        sizes: of the data sets.
-        fits: number of fits; of streams of tasks for a suite of streams.
-        fits_are_upper_bound: whether there may be fewer fits, since they depend on a data set that is not on disk.
-        pictures: number of pictures to encode, views included, if none is in the feature store.
-        fit_seconds: of all fits, one after the other on two cores.
-        encode_seconds: of the pictures, at `ENCODED_IMAGES_PER_SECOND`.
-    """
+    """The cost of a suite."""
 
     sizes: list[DataSetSize]
-    fits: int
-    fits_are_upper_bound: bool
-    pictures: int
-    fit_seconds: float
-    encode_seconds: float
+    fits: int  # of streams of tasks for a suite of streams
+    fits_are_upper_bound: bool  # there may be fewer, since they depend on a data set that is not on disk
+    pictures: int  # to encode, views included, if none is in the feature store
+    fit_seconds: float  # of all fits, one after the other on two cores
+    encode_seconds: float  # of the pictures, at `ENCODED_IMAGES_PER_SECOND`
 
 
 def estimate(
     suite: Suite, data: Sequence[str], encoders: Sequence[str], width: int = 512, root: Path | None = None
 ) -> Estimate:
-    """Estimate the cost of a suite on some data sets.
-
-    Args:
-        suite: the suite.
-        data: data sets as the user named them.
-        encoders: as the user named them.
-        width: of their features.
-        root: folder of the named data sets.
-
-    Raises:
-        DataError: if a data set is unknown.
-    """
+    """Estimate the cost of a suite on data sets and encoders, as the user named them, with features of some width."""
     sizes = [_size(suite, spec, root) for spec in data]
     protocol = create_protocol(suite.protocol, suite.options)
     used = [protocol.used_size(size) for size in sizes]
@@ -161,3 +144,39 @@ def _size(suite: Suite, spec: str, root: Path | None) -> DataSetSize:
         folder = data_root(root) / spec
         hint = f"put its pictures into {folder / 'train' / 'CLASS'} and {folder / 'test' / 'CLASS'}"
         return DataSetSize(spec, 0, 0, 0, True, False, f"'{spec}' is not ready: there is no folder {folder}; {hint}")
+
+
+def find_problems(
+    suite: Suite,
+    sizes: Sequence[DataSetSize],
+    encoders: Sequence[str],
+    root: Path | None = None,
+    has_descriptions: bool = False,
+) -> list[str]:
+    """A sentence for each reason why a suite can't run, with what to do. No weights are loaded or downloaded.
+
+    Unknown heads and names of parameters are refused by `estimate` already.
+    """
+    problems = list(dict.fromkeys(size.missing for size in sizes if not size.ready))
+    if not problems:
+        sources = [size.spec if size.spec.startswith(FEATURES) else open_source(size.spec, root) for size in sizes]
+        problems += _reasons(create_protocol(suite.protocol).check_sources, suite, sources)
+    for variant in suite.all_variants():
+        problems += [f"{variant.title}: {reason}" for reason in _reasons(make_head(variant).check_parameters)]
+    if any(prompts.descriptions for prompts in suite.prompts) and not has_descriptions:
+        problems.append("the suite compares descriptions: give them with --descriptions FILE")
+    for templates in {str(prompts.templates): prompts.templates for prompts in suite.prompts}.values():
+        problems += [] if templates == "own" else _reasons(get_templates, templates)
+    if not all(size.spec.startswith(FEATURES) for size in sizes):
+        for uri in encoders:
+            problems += _reasons(check_encoder, uri)
+    return problems
+
+
+def _reasons(check: Callable[..., object], *arguments: Any) -> list[str]:
+    """The error of a check, if it raises one."""
+    try:
+        check(*arguments)
+    except ClipAdapterError as error:
+        return [str(error)]
+    return []

@@ -103,15 +103,10 @@ def fit_head(
     unlabelled: Features | None = None,
     continues: bool = False,
 ) -> tuple[Head, float]:
-    """Fit a clone of a head. Returns it, and the seconds that the fit took.
+    """Fit a clone of a head to shots. Returns it, and the seconds that the fit took.
 
-    Args:
-        head: unfitted; it stays so.
-        shots: what it is fitted to.
-        parts: a transductive head is fitted to the pictures of the first, so it takes one; others see none.
-        text: class text of the shots.
-        unlabelled: (u, d) features of pictures without labels, for a head that ``accepts_unlabelled``.
-        continues: the head is fitted, and learns these shots too.
+    A transductive head is fitted to the pictures of the first part too, so it takes one; others see no part. With
+    ``continues`` the head is fitted already, and learns these shots too.
     """
     shots = select_views(head, shots)
     if head.transductive:
@@ -244,13 +239,9 @@ def make_missing(
     records: str | Path | None,
     progress: bool = False,
 ) -> Outcome:
-    """Make every fit that has a missing or failed record.
+    """Make every fit that has a missing or failed record in a JSONL file; None to keep no records.
 
-    Args:
-        fits: all planned fits.
-        make: makes some of them, and yields each with its records as soon as it is finished.
-        records: JSONL file. A new run is appended as soon as it is finished; None to keep no records.
-        progress: show a bar on stderr.
+    ``make`` yields some of the fits with their records, which are appended as soon as they are finished.
     """
     known = {key: run for key, run in read_existing_runs(records).items() if run.error is None}
     missing = [fit for fit in fits if not set(fit.keys) <= known.keys()]
@@ -290,14 +281,8 @@ def run_fits(
 ) -> tuple[list[Run], Outcome]:
     """Fit and measure every head on the same draws, in this process. Returns a record for each draw and head.
 
-    Args:
-        protocol: plans and makes the runs; for each fit one.
-        bundle: features and class text.
-        heads: by their name in tables; they stay unfitted. A head that has a parameter ``seed`` gets that of the draw.
-        draws: the shots.
-        measure: makes the runs of a head in another way than the protocol.
-        records: see `make_missing`.
-        progress: see `make_missing`.
+    A head that has a parameter ``seed`` gets that of the draw. ``measure`` makes the runs of a head in another way than
+    the protocol.
     """
     if not heads or not draws:
         raise InputError("there is nothing to run: give at least one head, one number of shots and one seed")

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from clipadapter.bench.notes import failure_messages, fidelity_mark, transductive_mark
-from clipadapter.bench.pivot import Cell, Part, Pivot, Row, Value, fit_seconds, format_shots, metric_value
+from clipadapter.bench.pivot import Part, Pivot, Row, fit_seconds, format_shots
 from clipadapter.bench.run import Machine, Run
 from clipadapter.bench.statistics import Difference
+from clipadapter.bench.study import Cell, Value, metric_value
 from clipadapter.metrics import METRICS
 from clipadapter.rendering.marks import TRANSDUCTIVE
 from clipadapter.rendering.tables import Grid

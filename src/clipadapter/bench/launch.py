@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.bundle_files import BUNDLE_FILE, save_bundle
-from clipadapter.bench.fits import Fit, Outcome, make_missing, record_failure
+from clipadapter.bench.bundle_files import BUNDLE_FILE, load_bundle, save_bundle
+from clipadapter.bench.fits import Fit, Outcome, attempt, make_missing, record_failure
 from clipadapter.bench.launcher import Launcher, WorkerDiedError
 from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.plan import Entry, Plan
@@ -23,11 +23,12 @@ from clipadapter.bench.records import records_file
 from clipadapter.bench.run import Run, digest
 from clipadapter.bench.sources import Source
 from clipadapter.bench.suite import Suite, make_head
-from clipadapter.bench.worker import run_fit
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.errors import DataError
-from clipadapter.utils.devices import check_device
+from clipadapter.encoders import create_encoder, open_text_tower
+from clipadapter.errors import DataError, InputError
+from clipadapter.utils.devices import check_device, describe_device
 from clipadapter.utils.files import folder_without_links, path_without_links
+from clipadapter.utils.towers import TextTower
 
 WORKER_BYTES_PER_BUNDLE_BYTE = 3
 """Estimated memory of a worker: the arrays of its bundle once as they are read, and about two copies in a fit."""
@@ -149,3 +150,46 @@ def _draw_features(fits: Sequence[Fit], folder: Path, plot_formats: Sequence[str
         if (fit.runs[0].shots, fit.runs[0].seed) == (max_shots, seed)
         for path in draw_adapted_features(fit, folder, plot_formats)
     ]
+
+
+@lru_cache(maxsize=2)
+def _bundle(folder: Path) -> Bundle:
+    return load_bundle(folder)
+
+
+@lru_cache(maxsize=2)
+def _with_towers(folder: Path, device: str) -> Bundle:
+    """The bundle, whose class text can open the text tower of its encoder on a device."""
+    bundle = _bundle(folder)
+    tower = partial(_tower, bundle.encoder.name, bundle.encoder.fingerprint, device)
+    tests = {
+        name: part if part.text is None else replace(part, text=part.text.with_tower(tower))
+        for name, part in bundle.tests.items()
+    }
+    return replace(bundle, text=bundle.text.with_tower(tower), tests=tests)
+
+
+@lru_cache(maxsize=1)
+def _tower(name: str, fingerprint: str, device: str) -> TextTower:
+    encoder = create_encoder(name, device)
+    if encoder.info.fingerprint != fingerprint:
+        raise InputError(f"the encoder {name} is not the one that made these features: run the suite from its pictures")
+    return open_text_tower(encoder)
+
+
+def run_fit(fit: Fit, protocol: Protocol, device: str) -> list[Run]:
+    """Fit and measure: a record for each test part. Failures are in the records, too.
+
+    A method that trains through a text tower computes on the device.
+    """
+
+    def make() -> list[Run]:
+        bundle = _with_towers(fit.folder, device) if fit.head.needs_tower else _bundle(fit.folder)
+        return protocol.measure(bundle, fit.head, fit.runs)
+
+    # Also failures outside of the head are recorded, such as no row left to test on.
+    runs = attempt(fit.runs, make)
+    if fit.head.needs_tower:
+        described = {"device": describe_device(device)}
+        runs = [run.model_copy(update={"machine": run.machine.model_copy(update=described)}) for run in runs]
+    return runs

@@ -20,7 +20,6 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from clipadapter.bench.worker import set_gpu, set_threads
 from clipadapter.utils.devices import count_gpus
 from clipadapter.utils.parallel import count_cores
 
@@ -30,6 +29,7 @@ MEMORY_FRACTION = 0.8
 """How much of the free memory is used."""
 MAX_ATTEMPTS = 3
 """How often a task is tried whose worker dies."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -55,10 +55,7 @@ class Launcher:
     def run(
         self, function: Callable[[Task], Result], tasks: Sequence[Task]
     ) -> Generator[tuple[int, Result | WorkerDiedError], None, None]:
-        """Yield the position of a task and its result as they are finished; closing the iterator stops the work.
-
-        The function can be imported by its name; tasks and results can be pickled.
-        """
+        """Yield the position of a task and its result as they are finished; closing the iterator stops the work."""
         workers = self.count_workers(len(tasks))
         if workers > 1:
             yield from _pool(function, tasks, workers, max(1, count_cores() // workers), list_gpus(self.device))
@@ -181,3 +178,20 @@ def _init_worker(threads: int, worker_end: Connection, free_gpus: SimpleQueue[st
     tqdm.set_lock(threading.RLock())
     if free_gpus is not None:
         set_gpu(free_gpus.get())
+
+
+def set_gpu(number: str) -> None:
+    """Let this process see one GPU, which it then calls "cuda"; before anything is computed on a GPU.
+
+    ``torch.cuda.set_device`` would do so for one thread only.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = number
+
+
+def set_threads(number: int) -> None:
+    """Set the number of threads of this process; if possible before torch is imported."""
+    for name in THREAD_VARIABLES:
+        os.environ[name] = str(number)
+    import torch
+
+    torch.set_num_threads(number)

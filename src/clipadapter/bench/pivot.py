@@ -10,24 +10,17 @@ from typing import Literal, NamedTuple
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference, paired_difference
-from clipadapter.bench.study import Setting, Study, distinct_values
+from clipadapter.bench.study import ACCURACY, Cell, Setting, Spot, Study, Value, distinct_values
 from clipadapter.bench.suite import ALL
-from clipadapter.metrics import METRICS, mean_sd
+from clipadapter.metrics import METRICS
 from clipadapter.utils.formatting import format_count, shorten_name
 
 Axis = Literal["shots", "test", "encoder"]
 Part = str | int
 """A column: a number of shots, a test part or an encoder."""
-Value = Callable[[Run], float | None]
-"""A number of a run; None if the run has none, as if it failed."""
 Draw = tuple[tuple[int, Part], int, tuple[int, ...]]
 """(data set, column), seed, drawn rows: the key by which two heads are compared in pairs."""
 HARMONIC = "harmonic mean"
-
-
-def metric_value(name: str) -> Value:
-    """The value of a metric of records."""
-    return lambda run: run.metrics[name] if run.metrics is not None and name in run.metrics else None
 
 
 def fit_seconds(run: Run) -> float | None:
@@ -35,59 +28,11 @@ def fit_seconds(run: Run) -> float | None:
     return None if run.seconds is None else run.seconds.fit
 
 
-ACCURACY = metric_value("accuracy")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One head in one column."""
-
-    values: tuple[float, ...] = ()  # of each seed whose run did not fail, by rising seed
-    failed: int = 0  # number of failed runs
-    missing: int = 0  # number of planned runs that do not exist yet
-    remark: str = ""  # text in place of a number
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return mean_sd(self.values)[0]
-
-    @property
-    def sd(self) -> float:
-        """Sample standard deviation over the seeds; 0 for one, so that plots draw nothing."""
-        return mean_sd(self.values)[1]
-
-    @property
-    def known_sd(self) -> float | None:
-        """Sample standard deviation over the seeds; None for fewer than two."""
-        return self.sd if len(self.values) > 1 else None
-
-
 class Row(NamedTuple):
     """A head, with the name of its prompts if the suite has several."""
 
     label: str
     prompts: str = ""
-
-
-class Spot(NamedTuple):
-    """The runs of one head in one column on one data set, by rising seed, and how many planned ones are missing."""
-
-    runs: Sequence[Run] = ()
-    missing: int = 0
-
-    @property
-    def failed(self) -> int:
-        """Number of failed runs."""
-        return sum(run.error is not None for run in self.runs)
-
-    def by_seed(self, value: Value = ACCURACY) -> dict[int, float]:
-        """A value by seed."""
-        return {run.seed: number for run in self.runs if (number := value(run)) is not None}
-
-    def cell(self, value: Value = ACCURACY) -> Cell:
-        """A value over the seeds."""
-        return Cell(tuple(self.by_seed(value).values()), self.failed, self.missing)
 
 
 class Derived(NamedTuple):
@@ -167,10 +112,7 @@ class Pivot:
         }
 
     def difference(self, row: Row, reference: Row, columns: Sequence[Part]) -> Difference | None:
-        """The difference of accuracy to the reference on the draws of some columns; None if they share no draw.
-
-        Draws are resampled within a data set and a column.
-        """
+        """The difference of accuracy to the reference on the draws of some columns; None if they share no draw."""
         ours, theirs = (
             {draw: accuracy for column in columns for draw, accuracy in self.draws(one, column).items()}
             for one in (row, reference)
@@ -228,24 +170,19 @@ def make_tables(study: Study) -> list[Pivot]:
     axis = _axis(study)
     outer = [name for name in ("data", "encoder", "test", "shots") if name != axis]
     tables = []
-    for values in product(*(distinct_values(study.settings, name) for name in outer)):
+    for values in product(*(distinct_values(list(study.spots), name) for name in outer)):
         fixed = dict(zip(outer, values, strict=True))
-        settings = [setting for setting in study.settings if all(getattr(setting, k) == v for k, v in fixed.items())]
-        if any(study.runs_at(setting) for setting in settings):
+        settings = [setting for setting in list(study.spots) if all(getattr(setting, k) == v for k, v in fixed.items())]
+        if any(study.spots[setting].runs for setting in settings):
             tables.append(_table(study, settings, fixed, axis))
     return tables
-
-
-def make_spot(study: Study, setting: Setting) -> Spot:
-    """The runs of a setting."""
-    return Spot(study.runs_at(setting), study.missing_by_setting.get(setting, 0))
 
 
 def _axis(study: Study) -> Axis:
     if create_protocol(study.suite.protocol).report_columns == "test":
         return "test"
-    one = len(distinct_values(study.settings, "shots")) == 1
-    return "encoder" if one and len(distinct_values(study.settings, "encoder")) > 1 else "shots"
+    one = len(distinct_values(list(study.spots), "shots")) == 1
+    return "encoder" if one and len(distinct_values(list(study.spots), "encoder")) > 1 else "shots"
 
 
 def _table(study: Study, settings: Sequence[Setting], fixed: Mapping[str, str | int], axis: Axis) -> Pivot:
@@ -257,14 +194,14 @@ def _table(study: Study, settings: Sequence[Setting], fixed: Mapping[str, str | 
     columns = tuple(distinct_values(settings, axis))
     spots: dict[tuple[Row, Part], list[Spot]] = {spot: [Spot()] for spot in product(rows, columns)}
     for setting in settings:
-        spots[Row(setting.label, setting.prompts), getattr(setting, axis)] = [make_spot(study, setting)]
+        spots[Row(setting.label, setting.prompts), getattr(setting, axis)] = [study.spots[setting]]
     pivot = Pivot(_heading(study, fixed), fixed, axis, rows, columns, spots)
     return replace(pivot, derived=_derived(pivot, create_protocol(study.suite.protocol).has_harmonic_mean))
 
 
 def _heading(study: Study, fixed: Mapping[str, str | int]) -> str:
     parts = [shorten_name(str(fixed["data"]))]
-    varying = {name for name in fixed if len(distinct_values(study.settings, name)) > 1}
+    varying = {name for name in fixed if len(distinct_values(list(study.spots), name)) > 1}
     parts += [str(fixed[name]) for name in ("encoder", "test") if name in varying]
     if "shots" in fixed:
         parts.append(format_shots(int(fixed["shots"])))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipadapter.bench.grids import head_names
-from clipadapter.bench.pivot import Pivot, Row, metric_value, pivot_runs
+from clipadapter.bench.pivot import Pivot, Row, pivot_runs
 from clipadapter.bench.run import Run
+from clipadapter.bench.study import metric_value
 from clipadapter.bench.summary import Reference, check_runs
 from clipadapter.metrics import METRICS
 from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves

@@ -57,9 +57,6 @@ def measure_speed(
     """Time every backend and precision that runs on this machine, on two batches of pictures or more.
 
     Each round times all of them in turn, so that changes of the machine's speed affect all alike.
-
-    Raises:
-        InputError: if the encoder can't be converted, or no picture can be read.
     """
     tower = encoder.tower()
     if tower is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from clipadapter.bench.plan import Entry, load_plan
 from clipadapter.bench.records import read_existing_runs, records_file
 from clipadapter.bench.run import Run
 from clipadapter.bench.suite import Suite
+from clipadapter.metrics import mean_sd
 
 REFERENCE = "clip-adapter"
 
@@ -26,6 +27,63 @@ class Setting(NamedTuple):
     test: str  # name of the test part
     label: str  # the suite's name for the head
     shots: int
+
+
+Value = Callable[[Run], float | None]
+"""A number of a run; None if the run has none, as if it failed."""
+
+
+def metric_value(name: str) -> Value:
+    """The value of a metric of records."""
+    return lambda run: run.metrics[name] if run.metrics is not None and name in run.metrics else None
+
+
+ACCURACY = metric_value("accuracy")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One head in one column."""
+
+    values: tuple[float, ...] = ()  # of each seed whose run did not fail, by rising seed
+    failed: int = 0  # number of failed runs
+    missing: int = 0  # number of planned runs that do not exist yet
+    remark: str = ""  # text in place of a number
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return mean_sd(self.values)[0]
+
+    @property
+    def sd(self) -> float:
+        """Sample standard deviation over the seeds; 0 for one, so that plots draw nothing."""
+        return mean_sd(self.values)[1]
+
+    @property
+    def known_sd(self) -> float | None:
+        """Sample standard deviation over the seeds; None for fewer than two."""
+        return self.sd if len(self.values) > 1 else None
+
+
+class Spot(NamedTuple):
+    """The runs of one head in one column on one data set, by rising seed, and how many planned ones are missing."""
+
+    runs: Sequence[Run] = ()
+    missing: int = 0
+
+    @property
+    def failed(self) -> int:
+        """Number of failed runs."""
+        return sum(run.error is not None for run in self.runs)
+
+    def by_seed(self, value: Value = ACCURACY) -> dict[int, float]:
+        """A value by seed."""
+        return {run.seed: number for run in self.runs if (number := value(run)) is not None}
+
+    def cell(self, value: Value = ACCURACY) -> Cell:
+        """A value over the seeds."""
+        return Cell(tuple(self.by_seed(value).values()), self.failed, self.missing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +106,22 @@ class Study:
         return Study(self.suite, entries, {entry.key: run for entry in entries if (run := self.records.get(entry.key))})
 
     @cached_property
-    def runs_by_setting(self) -> dict[Setting, list[Run]]:
-        """The runs of each setting by rising seed, failed ones too; settings in the order of the plan.
+    def spots(self) -> dict[Setting, Spot]:
+        """The runs of each setting in the order of the plan, and how many are missing; settings without runs are last.
 
         A plan has the entries of earlier calls behind those of the last one. A run of an older version must not count
-        as another seed beside the run of the current version.
+        as another seed beside the run of the current version, nor is it missing if there is a newer run.
         """
         runs: dict[Setting, dict[int, Run]] = {}
         for entry in self.entries:
             if entry.key in self.records:
                 runs.setdefault(get_setting(entry), {}).setdefault(entry.seed, self.records[entry.key])
-        return {setting: [own[seed] for seed in sorted(own)] for setting, own in runs.items()}
+        places = ((get_setting(entry), entry.seed) for entry in self.missing)
+        missing = Counter(setting for setting, seed in places if seed not in runs.get(setting, {}))
+        return {
+            setting: Spot([run for _, run in sorted(runs.get(setting, {}).items())], missing[setting])
+            for setting in dict.fromkeys([*runs, *missing])
+        }
 
     @property
     def runs(self) -> list[Run]:
@@ -68,7 +131,7 @@ class Study:
     @property
     def superseded(self) -> int:
         """Number of records that a later one of the same setting and seed replaces, as after a new method version."""
-        return len(self.runs) - sum(map(len, self.runs_by_setting.values()))
+        return len(self.runs) - sum(len(spot.runs) for spot in self.spots.values())
 
     @cached_property
     def missing(self) -> list[Entry]:
@@ -78,9 +141,7 @@ class Study:
     @property
     def failed(self) -> list[tuple[Setting, Run]]:
         """The failed runs with their settings."""
-        return [
-            (setting, run) for setting, runs in self.runs_by_setting.items() for run in runs if run.error is not None
-        ]
+        return [(setting, run) for setting, spot in self.spots.items() for run in spot.runs if run.error is not None]
 
     def failures(self) -> list[str]:
         """A sentence for each head and reason of a failure, with how often it failed."""
@@ -89,17 +150,6 @@ class Study:
             f"{label} on {data} failed{f' {n} times' if n > 1 else ''}: {error}"
             for (label, data, error), n in counts.items()
         ]
-
-    @cached_property
-    def missing_by_setting(self) -> dict[Setting, int]:
-        """Number of missing runs of each setting. One of an older version is not missing if there is a newer run."""
-        done = {(setting, run.seed) for setting, runs in self.runs_by_setting.items() for run in runs}
-        return Counter(setting for entry in self.missing if ((setting := get_setting(entry)), entry.seed) not in done)
-
-    @cached_property
-    def settings(self) -> list[Setting]:
-        """All settings in the order of the plan; those without any run are last."""
-        return list(dict.fromkeys([*self.runs_by_setting, *self.missing_by_setting]))
 
     @cached_property
     def varied_values(self) -> dict[str, float | str]:
@@ -119,13 +169,9 @@ class Study:
         """
         if REFERENCE in self.labels:
             return REFERENCE
-        methods = {setting.label: runs[0].method for setting, runs in self.runs_by_setting.items()}
+        methods = {setting.label: spot.runs[0].method for setting, spot in self.spots.items() if spot.runs}
         steady = [label for label in self.labels if label not in self.varied_values]
         return next((label for label in steady if methods.get(label) == REFERENCE), self.labels[0])
-
-    def runs_at(self, setting: Setting) -> list[Run]:
-        """The runs of a setting by rising seed, failed ones too."""
-        return self.runs_by_setting.get(setting, [])
 
 
 def get_setting(entry: Entry) -> Setting:
@@ -133,7 +179,7 @@ def get_setting(entry: Entry) -> Setting:
     return Setting(entry.data, entry.encoder, entry.prompts, entry.test, entry.label, entry.shots)
 
 
-def distinct_values(settings: Sequence[Setting], field: str) -> list[str | int]:
+def distinct_values(settings: Iterable[Setting], field: str) -> list[str | int]:
     """The distinct values of one field in order; shots are sorted."""
     values = list(dict.fromkeys(getattr(setting, field) for setting in settings))
     return sorted(values) if field == "shots" else values

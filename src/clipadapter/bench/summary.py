@@ -9,8 +9,9 @@ from typing import Any
 from clipadapter.bench.continual.summary import HeadRuns, stream_text
 from clipadapter.bench.grids import Column, head_names, make_grid, metric_columns
 from clipadapter.bench.notes import device_notes, failure_messages, fidelity_notes, lead_notes, number_range
-from clipadapter.bench.pivot import Cell, Pivot, Row, fit_seconds, format_shots, metric_value, pivot_runs
+from clipadapter.bench.pivot import Pivot, Row, fit_seconds, format_shots, pivot_runs
 from clipadapter.bench.run import Run
+from clipadapter.bench.study import Cell, metric_value
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
 from clipadapter.metrics import METRICS, metrics_shown

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from clipadapter.backends import PRECISIONS, list_backends
-from clipadapter.cli.options import COUNT, ENCODER_URI, FILE, MAX_PIXELS_ATTRIBUTES, field_option, late_choice, option
+from clipadapter.cli.options import COUNT, ENCODER_URI, FILE, late_choice, max_pixels_option, option
 from clipadapter.cli.output import CONTINUE, START_AGAIN, Output
 from clipadapter.errors import InputError
 from clipadapter.utils.devices import check_device, describe_device
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from clipadapter.encoders import Encoder
     from clipadapter.runtime import Predictor
 
+device_option = option(
+    "--device",
+    default="cpu",
+    help="Where the encoder computes: cpu, cuda, cuda:1, mps, xpu, or auto for a GPU if there is one.",
+    heading="Encoder",
+)
 QUALITIES = click.Choice(["fast", "standard", "best"])
 
 
@@ -29,11 +35,7 @@ class BackendOptions:
 
     HEADING: ClassVar[str] = "Encoder"
     uris: tuple[str, ...] = ()
-    device: str = option(
-        "--device",
-        default="cpu",
-        help="Where the encoder computes: cpu, cuda, cuda:1, mps, xpu, or auto for a GPU if there is one.",
-    )
+    device: str = device_option
     backend: str = option(
         "--backend",
         default="auto",
@@ -51,7 +53,7 @@ class BackendOptions:
     )
     cache: Path | None = option("--cache", type=FILE, help="Feature store; by default in the user's cache folder.")
     no_cache: bool = option("--no-cache", default=False, is_flag=True, help="Store no features.")
-    max_pixels: int = option("--max-pixels", **MAX_PIXELS_ATTRIBUTES)
+    max_pixels: int = max_pixels_option
 
     @property
     def store(self) -> str | Path | None:
@@ -180,6 +182,3 @@ def note_backend(opened: Encoder, used: Encoder, out: Output, changed: str = "im
     """
     if used.info.note != opened.info.note:
         out.note(f"{changed}: {used.info.note.removeprefix(opened.info.note).lstrip('; ')}")
-
-
-device_option = field_option(EncoderOptions, "device")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from clipadapter.cli.options import COUNT, FILE, HEAD, Parsed, field_option, option
+from clipadapter.cli.options import COUNT, FILE, HEAD, Parsed, option
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads.registry import HEADS
 from clipadapter.utils.parsing import parse_json
@@ -21,11 +21,20 @@ if TYPE_CHECKING:
     from clipadapter.heads import Head
 
 
+TEXT_HEADING = "Class names and text"
+class_names_option = option(
+    "--class-names",
+    type=FILE,
+    help='JSON file with readable class names: {"folder": "name", ...}.',
+    heading=TEXT_HEADING,
+)
+
+
 @dataclass(frozen=True)
 class PromptOptions:
     """The texts that the text tower encodes."""
 
-    HEADING: ClassVar[str] = "Class names and text"
+    HEADING: ClassVar[str] = TEXT_HEADING
     templates: Sequence[str] = option(
         "--templates",
         default=("default",),
@@ -38,9 +47,7 @@ class PromptOptions:
         type=FILE,
         help='JSON file with sentences in place of the templates: {"class": ["...", ...], ...}.',
     )
-    class_names: Path | None = option(
-        "--class-names", type=FILE, help='JSON file with readable class names: {"folder": "name", ...}.'
-    )
+    class_names: Path | None = class_names_option
 
     def rename_classes(self, dataset: Dataset) -> Dataset:
         """Return the data set with readable class names."""
@@ -57,9 +64,6 @@ class PromptOptions:
         except InputError as error:
             raise type(error)(f"{self.descriptions}: {error}") from error
         return {"templates": self.templates, "descriptions": descriptions}
-
-
-class_names_option = field_option(PromptOptions, "class_names")
 
 
 def rename_classes(dataset: Dataset, class_names: Path | None) -> Dataset:

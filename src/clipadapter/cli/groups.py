@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from clipadapter.cli.options import declared_parameters
 from clipadapter.cli.output import CONTINUE, KEPT_KEY, START_AGAIN, Output, collect_warnings, silence_libraries
 from clipadapter.utils.registry import unknown
 
@@ -23,11 +24,8 @@ def output_options() -> list[click.Parameter]:
 class Command(click.Command):
     """A command with ``--json`` and ``--quiet``, which its function gets as ``out``, unless it declares these itself.
 
-    Args:
-        args: as of ``click.Command``.
-        extra: extra of the package that the command needs. "lite" installs the extra ``train`` and an encoder.
-        first: names of the options that the help lists first, in their order; by default those without a heading.
-        attributes: as of ``click.Command``.
+    ``extra`` is that of the package that the command needs; "lite" installs the extra ``train`` and an encoder. The
+    help lists the options ``first`` first.
     """
 
     def __init__(self, *args: Any, extra: str = "lite", first: str = "", **attributes: Any) -> None:
@@ -104,16 +102,19 @@ def describe_store(parameters: Mapping[str, Any]) -> str:
 def cli_command(
     example: str, *, name: str | None = None, extra: str = "lite", first: str = ""
 ) -> Callable[[Callable[..., None]], Command]:
-    """Return the decorator that makes a function a command.
+    """Return the decorator that makes a function a command with the options and arguments that it declares.
 
-    Args:
-        example: command line that is shown at the end of the help.
-        name: of the command in its group; by default that of the function.
-        extra: as of `Command`.
-        first: as of `Command`.
+    The help ends with the example. By default the name of the command in its group is that of the function.
     """
-    epilog = f"Example: {example}" if example else None
-    return click.command(name, cls=Command, epilog=epilog, extra=extra, first=first)
+
+    def decorate(function: Callable[..., None]) -> Command:
+        params, call = declared_parameters(function)
+        epilog = f"Example: {example}" if example else None
+        make = click.command(name, cls=Command, params=params, epilog=epilog, extra=extra, first=first)
+        command: Command = make(call)
+        return command
+
+    return decorate
 
 
 class SuggestingGroup(click.Group):

@@ -42,10 +42,7 @@ def read_samples(source: Path, split: str | None) -> Sequence[Sample]:
 
 
 def list_pictures(source: Path, option: str = "") -> list[Path]:
-    """List the pictures of a folder, at any depth, or of a table or named data set. They need no labels.
-
-    Errors name the option, if one is given.
-    """
+    """List the pictures of a folder, at any depth, or of a table or named data set; errors name the option."""
     from clipadapter.data.folders import list_images
     from clipadapter.data.load import read_listing
     from clipadapter.data.manifests import is_manifest

@@ -1,17 +1,18 @@
-"""Options that several commands share, and their types. Each is declared once.
+"""How options are declared, the options that several commands share, and their types.
 
-A single option is a decorator, such as `seed_option`. Options that belong together are the fields of a dataclass, each
-declared by `option`; the decorator `option_group` hands them to the command as one object. Such dataclasses are in
-`encoder_options`, `fit_options` and `uncertainty_options`. All defaults are shown in help texts: `app` sets
-``show_default``.
+An option is declared once: by `option`, as the default of a parameter of its command. Options that several commands
+share are constants, such as `seed_option`. Those that belong together are the fields of a dataclass, which `options_of`
+hands to the command as one object; such dataclasses are in `encoder_options`, `fit_options` and `uncertainty_options`.
+All defaults are shown in help texts: `app` sets ``show_default``.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import field, fields
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import Field, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,71 @@ DEFAULT_MAX_PIXELS = 100_000_000
 """`clipadapter.data.images.MAX_PIXELS`, which ``--help`` does not import."""
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-Command = Callable[..., None]
-Decorator = Callable[[Command], Command]
+
+
+def option(*names: str, default: Any = None, **attributes: Any) -> Any:
+    """Declare an option of a command, as the default of a parameter, or a field of a dataclass of options.
+
+    The arguments are its names and those of ``click.option``.
+    """
+    return field(default=default, metadata={"names": names, "attributes": attributes})
+
+
+def argument(**attributes: Any) -> Any:
+    """Declare an argument of a command, as the default of a parameter, with the arguments of ``click.argument``."""
+    return field(metadata={"names": (), "attributes": attributes})
+
+
+def options_of(cls: type[Any], only: Collection[str] = (), without: Collection[str] = ()) -> Any:
+    """Declare the options of a dataclass, as the default of a parameter, which gets their values as one object.
+
+    Fields that `option` declares are options, in the order of the help, below its ``HEADING``; with ``only`` or
+    ``without`` some of them.
+    """
+    declared = [part.name for part in fields(cls) if part.metadata and part.name not in without]
+    return field(metadata={"group": cls, "names": [name for name in declared if not only or name in only]})
+
+
+class GroupedOption(click.Option):
+    """An option that the help lists under a heading."""
+
+    def __init__(self, *args: Any, heading: str = "", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.heading = heading
+
+
+def click_parameter(declared: Field[Any], name: str, heading: str = "") -> click.Parameter:
+    """The option or argument of a declaration; a command gets its value under this name."""
+    attributes = dict(declared.metadata["attributes"])
+    if not declared.metadata["names"]:
+        return click.Argument([name], **attributes)
+    if declared.default is not None:
+        attributes["default"] = declared.default
+    return GroupedOption([*declared.metadata["names"], name], **{"heading": heading, **attributes})
+
+
+def declared_parameters(function: Callable[..., None]) -> tuple[list[click.Parameter], Callable[..., None]]:
+    """The parameters that a function declares, and the function that takes their values one by one."""
+    parameters: list[click.Parameter] = []
+    groups: dict[str, tuple[type[Any], Sequence[str]]] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        declared = parameter.default
+        if not isinstance(declared, Field):
+            continue  # `out`, which `groups.Command` gives
+        if "group" not in declared.metadata:
+            parameters.append(click_parameter(declared, name))
+            continue
+        cls, names = groups[name] = declared.metadata["group"], declared.metadata["names"]
+        heading = getattr(cls, "HEADING", "")
+        parameters += [click_parameter(cls.__dataclass_fields__[part], part, heading) for part in names]
+
+    @functools.wraps(function)
+    def call(**values: Any) -> None:
+        for name, (cls, names) in groups.items():
+            values[name] = cls(**{part: values.pop(part) for part in names})
+        function(**values)
+
+    return parameters, call
 
 
 class Parsed(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -126,38 +190,39 @@ ENCODER_URI = Parsed(_parse_encoder)
 HEAD = Parsed(_parse_head)
 HEADS = Parsed(_parse_heads)
 
-seed_option = click.option("--seed", type=int, default=0, help="Seed of all random choices.")
-seeds_option = click.option(
+seed_option = option("--seed", type=int, default=0, help="Seed of all random choices.")
+seeds_option = option(
     "--seeds", type=COUNT, default=3, metavar="N", help="How many times shots are drawn, with the seeds 1 to N."
 )
-folds_option = click.option(
+folds_option = option(
     "--folds",
     type=click.IntRange(2),
     default=5,
     metavar="N",
     help="Folds of the cross-validation, if there is no test folder.",
 )
-curve_option = click.option(
+curve_option = option(
     "--curve/--no-curve", default=True, help="Also fit to fewer of the shots of the model: a learning curve."
 )
-title_option = click.option(
+title_option = option(
     "--title", default="", show_default=False, metavar="TEXT", help="Title of plots; by default what they show."
 )
-plot_format_option = click.option(
+plot_format_option = option(
     "--plot-format",
-    "plot_formats",
     default="png",
     metavar="FORMAT,...",
     type=Parsed(_parse_plot_formats),
     help="Files of each plot: png, pdf, svg or several.",
 )
-split_option = click.option("--split", metavar="NAME", help="Split of the data: train, val or test.")
-strict_option = click.option("--strict", is_flag=True, help="Fail at the first picture that can't be read.")
+split_option = option("--split", metavar="NAME", help="Split of the data: train, val or test.")
+strict_option = option(
+    "--strict", default=False, is_flag=True, help="Fail at the first picture that can't be read.", heading=""
+)
 
 
-def shots_option(default: str) -> Decorator:
+def shots_option(default: str) -> Any:
     """The numbers of shots that a command compares."""
-    return click.option(
+    return option(
         "--shots", default=default, metavar="N,...", type=COUNTS, help="Numbers of shots per class to compare."
     )
 
@@ -172,57 +237,12 @@ def _limit_pixels(ctx: click.Context, param: click.Parameter, value: int) -> int
     return value
 
 
-MAX_PIXELS_ATTRIBUTES: dict[str, Any] = {
-    "default": DEFAULT_MAX_PIXELS,
-    "type": COUNT,
-    "metavar": "N",
-    "callback": _limit_pixels,
-    "help": "Larger pictures are refused; 108000000 reads those of a phone with 108 megapixels.",
-}
-max_pixels_option = click.option("--max-pixels", expose_value=False, **MAX_PIXELS_ATTRIBUTES)
-
-
-class GroupedOption(click.Option):
-    """An option that the help lists under a heading."""
-
-    def __init__(self, *args: Any, heading: str = "", **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
-        self.heading = heading
-
-
-def option(*names: str, default: Any = None, **attributes: Any) -> Any:
-    """Declare a field of a dataclass that is also an option, with its names and the arguments of ``click.option``."""
-    return field(default=default, metadata={"names": names, "attributes": attributes})
-
-
-def field_option(cls: type[Any], name: str) -> Decorator:
-    """Return the decorator that adds one field of a dataclass to a command, which gets the value under this name."""
-    declared = cls.__dataclass_fields__[name]
-    attributes = {"cls": GroupedOption, "heading": getattr(cls, "HEADING", ""), **declared.metadata["attributes"]}
-    return click.option(*declared.metadata["names"], name, default=declared.default, **attributes)
-
-
-def option_group(name: str, cls: type[Any], only: Collection[str] = (), without: Collection[str] = ()) -> Decorator:
-    """Return the decorator that adds the options of a dataclass and hands their values to the command as one object.
-
-    Args:
-        name: of the command's parameter.
-        cls: a dataclass with fields that `option` declares, in the order of the help. Its ``HEADING`` is above them.
-        only: names of the fields that this command offers; the others keep their default. Empty means all.
-        without: names of fields that this command does not offer.
-    """
-    declared = [part.name for part in fields(cls) if part.metadata and part.name not in without]
-    names = [part for part in declared if not only or part in only]
-
-    def decorate(function: Command) -> Command:
-        @functools.wraps(function)
-        def wrapped(**values: Any) -> None:
-            group = cls(**{field_name: values.pop(field_name) for field_name in names})
-            function(**{name: group}, **values)
-
-        command: Command = wrapped
-        for field_name in reversed(names):
-            command = field_option(cls, field_name)(command)
-        return command
-
-    return decorate
+max_pixels_option = option(
+    "--max-pixels",
+    default=DEFAULT_MAX_PIXELS,
+    type=COUNT,
+    metavar="N",
+    callback=_limit_pixels,
+    help="Larger pictures are refused; 108000000 reads those of a phone with 108 megapixels.",
+)
+"""A command need not use its value."""

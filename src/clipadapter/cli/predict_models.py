@@ -150,13 +150,7 @@ def _open_cached(request: PredictRequest) -> OpenModel | None:
 
 
 class PictureAnswers:
-    """The predictions for pictures.
-
-    Args:
-        request: what is predicted.
-        note: what `taken` keeps of each picture, as it is before the picture is read.
-        quick: as of `open_model`.
-    """
+    """The predictions for pictures; ``note`` makes what `taken` keeps of each, as it is before the picture is read."""
 
     what = "pictures"
 

@@ -21,13 +21,7 @@ from clipadapter.utils.formatting import (
 )
 from clipadapter.utils.registry import unknown
 
-SPLIT_ALIASES: Mapping[str, str] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
+SPLIT_ALIASES: Mapping[str, str] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Name of a split by what folders and manifests call it, in lower case."""
 
 _SPLIT_ORDER = ("train", "val", "test", "all")
@@ -130,14 +124,9 @@ class Dataset:
             )
         return [sample.label_set for sample in self.samples if sample.label_set is not None]
 
-    @property
-    def split_counts(self) -> dict[str, int]:
-        """Number of pictures of each split."""
-        counts = Counter(sample.split for sample in self.samples)
-        return {split: counts[split] for split in self.splits}
-
     def __repr__(self) -> str:
-        splits = ", ".join(f"{name} {count}" for name, count in self.split_counts.items())
+        counts = Counter(sample.split for sample in self.samples)
+        splits = ", ".join(f"{name} {counts[name]}" for name in self.splits)
         classes = describe_classes(self.class_names) if self.class_names else "no class"
         labels = ", several labels each" if self.multilabel else ""
         return (

@@ -133,15 +133,12 @@ class _FolderReader:
         is_inside = self.follow_links or Path(os.path.realpath(path)).is_relative_to(self.root)
         return None if is_inside else "link that leads out of the folder"
 
-    def images(self, folder: Path, above: tuple[str, ...] = ()) -> list[Path]:
+    def images(self, folder: Path, above: tuple[str, ...] = (), read: set[str] | None = None) -> list[Path]:
         """All pictures in a folder and below, of which the real paths of the folders above are known.
 
         Each folder is read once: n links to each other can make 2^n paths.
         """
-        return self._images(folder, above, set())
-
-    def _images(self, folder: Path, above: tuple[str, ...], read: set[str]) -> list[Path]:
-        real = os.path.realpath(folder)
+        real, read = os.path.realpath(folder), set() if read is None else read
         if real in above:
             self.leave([folder], LINK_LOOP)
             return []
@@ -151,7 +148,7 @@ class _FolderReader:
         read.add(real)
         images, folders = self.entries(folder)
         for inner in folders:
-            images += self._images(inner, (*above, real), read)
+            images += self.images(inner, (*above, real), read)
         return images
 
     def classes(self, images: list[Path], folders: list[Path], split: str) -> list[Sample]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,6 @@ def _csv_rows(path: Path, delimiter: str = ",") -> _NumberedRows:
             raise DataError(f"{printable(path)}, line {reader.line_num}: {error}") from error
 
 
-def _tsv_rows(path: Path) -> _NumberedRows:
-    return _csv_rows(path, delimiter="\t")
-
-
 def _jsonl_rows(path: Path) -> _NumberedRows:
     with open_text(path) as file:
         # File names have lone surrogates if their bytes are not UTF-8; `_parse_text` refuses them in other columns.
@@ -209,5 +206,5 @@ def longest_text(column: Any) -> int:
 
 
 _READERS: Mapping[str, Callable[[Path], _NumberedRows]] = dict(
-    zip(MANIFEST_SUFFIXES, (_csv_rows, _tsv_rows, _jsonl_rows, _parquet_rows), strict=True)
+    zip(MANIFEST_SUFFIXES, (_csv_rows, partial(_csv_rows, delimiter="\t"), _jsonl_rows, _parquet_rows), strict=True)
 )

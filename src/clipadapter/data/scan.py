@@ -98,6 +98,9 @@ def scan(source: str | Path) -> ScanReport:
     unreadable = [(_relative(s.path, dataset.root), reason) for s, (_, reason) in pairs if reason is not None]
     duplicates = _find_duplicates(dataset, ((s, digest) for s, (digest, reason) in pairs if reason is None))
     first = [parts[dataset.splits[0]] for parts in classes.values()]
+    layout = []
+    if fault := find_layout_fault(Path(source), dataset):
+        layout.append(fault.text + (f". Did you mean '{printable(fault.folders[0])}'?" if fault.folders else ""))
     return ScanReport(
         name=dataset.name,
         splits=dataset.splits,
@@ -109,7 +112,7 @@ def scan(source: str | Path) -> ScanReport:
         duplicates=duplicates,
         imbalance=(min(first), max(first)) if first else None,
         warnings=(
-            *_layout_warnings(Path(source), dataset),
+            *layout,
             *_warnings(dataset, classes, len(unreadable), duplicates),
             *map(str, (*link_warnings(listing.left_out), *notes.warnings())),
         ),
@@ -165,12 +168,6 @@ def _warnings(
     n_groups = sum(len(set(group.splits)) > 1 for group in duplicates)
     if n_groups:
         yield f"Equal files in more than one of {', '.join(dataset.splits)}: {n_groups}."
-
-
-def _layout_warnings(source: Path, dataset: Dataset) -> Iterable[str]:
-    fault = find_layout_fault(source, dataset)
-    if fault is not None:
-        yield fault.text + (f". Did you mean '{printable(fault.folders[0])}'?" if fault.folders else "")
 
 
 def _imbalance_warnings(split: str, counts: dict[str, int]) -> Iterable[str]:

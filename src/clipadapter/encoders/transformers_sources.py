@@ -176,7 +176,9 @@ def read_pixels(uri: str, processor: Mapping[str, Any], family: Family) -> Pixel
     is_plain = not _or(processor.get("do_normalize"), True)
     try:
         mean, std = ((0.0,) * 3, (1.0,) * 3) if is_plain else (processor["image_mean"], processor["image_std"])
-        return PixelSpec(size, tuple(mean), tuple(std), mode, resample, _crop_fraction(size, scaled))
+        # `PixelSpec.scaled_size` must be `scaled`, in spite of rounding.
+        crop = size / scaled if int(size / (size / scaled)) == scaled else size / (scaled + 0.5)
+        return PixelSpec(size, tuple(mean), tuple(std), mode, resample, crop)
     except (InputError, KeyError, TypeError) as error:
         raise EncoderUnavailableError(f"{uri} states no usable preprocessing of pictures: {error}") from error
 
@@ -198,12 +200,6 @@ def _side_of_square(sides: Any) -> int | None:
     if isinstance(sides, Mapping):
         sides = sides.get("height") if sides.get("height") == sides.get("width") else None
     return sides if type(sides) is int and sides > 0 else None
-
-
-def _crop_fraction(size: int, scaled: int) -> float:
-    """The fraction for which `PixelSpec.scaled_size` is ``scaled``, in spite of rounding."""
-    fraction = size / scaled
-    return fraction if int(size / fraction) == scaled else size / (scaled + 0.5)
 
 
 def _or(value: Any, default: Any) -> Any:

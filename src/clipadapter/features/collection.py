@@ -280,12 +280,11 @@ def is_file(filesystem: Any, path: str) -> bool:
         raise StorageError(f"'{path}' can't be read: {describe_storage_error(error)}; {STORAGE_ADVICE}") from error
 
 
-def _return_bytes(data: bytes) -> bytes:
-    return data
-
-
-def _raise_image_error(path: str, reason: str) -> bytes:
-    raise ImageError(path, reason)
+def _give(path: str, content: bytes | str) -> bytes:
+    """The bytes of a picture; a text is the reason why there are none."""
+    if isinstance(content, str):
+        raise ImageError(path, content)
+    return content
 
 
 def _open_table(filesystem: Any, path: str) -> Any:
@@ -328,10 +327,8 @@ def _table_images(filesystem: Any, path: str, group: int, is_last_try: bool) -> 
             split = SPLIT_ALIASES.get(str(row.get("split")).lower(), "all")
             if "bytes" not in columns:
                 read = partial(_read_file, filesystem, posixpath.join(posixpath.dirname(path), name), is_last_try)
-            elif isinstance(row["bytes"], bytes):
-                read = partial(_return_bytes, row["bytes"])
             else:
-                read = partial(_raise_image_error, name, "has no bytes")
+                read = partial(_give, name, row["bytes"] if isinstance(row["bytes"], bytes) else "has no bytes")
             yield ImageRef(name, label, split, read)
 
 
@@ -355,22 +352,14 @@ def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
                 for name, data in files.items():
                     if posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                         picture = f"{path}/{name}"
-                        read = (
-                            partial(_raise_image_error, picture, too_large)
-                            if data is None
-                            else partial(_return_bytes, data)
-                        )
+                        read = partial(_give, picture, too_large if data is None else data)
                         yield ImageRef(picture, label or None, _split_of_path(path), read)
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
         # tarfile reports damage by errors of its own, so that an OSError is of the storage.
         if isinstance(error, OSError) and (not isinstance(error, FileNotFoundError) or is_file(filesystem, path)):
             raise _storage_error(path, error) from error
-        yield ImageRef(
-            path,
-            None,
-            _split_of_path(path),
-            partial(_raise_image_error, path, f"the archive is damaged from here on: {error}"),
-        )
+        reason = f"the archive is damaged from here on: {error}"
+        yield ImageRef(path, None, _split_of_path(path), partial(_give, path, reason))
 
 
 def _sample_key(member: tarfile.TarInfo) -> str:

@@ -314,11 +314,6 @@ class ExtractionJob:
         image_bytes = sum(4 * 3 * each.info.image_size**2 for each in self.encoder.passes()) * self.views.count
         return min(pictures, max(2, MAX_WAITING_BYTES // image_bytes))
 
-    @property
-    def batch_passes(self) -> int:
-        """Passes of pictures that are encoded at once."""
-        return self.batch_size * len(self.encoder.passes())
-
 
 @dataclass(frozen=True)
 class ExtractedImage:
@@ -370,16 +365,14 @@ class PreparedImage:
 
 
 def run_job(
-    job: ExtractionJob,
-    positions: Iterator[int | None],
-    threads: Executor,
+    job: ExtractionJob, positions: Iterator[int | None], threads: Executor
 ) -> Generator[list[ExtractedImage], None, None]:
     """Extract pictures in the order of their positions, of which a window is in memory.
 
     A position of None says that the next one is not there yet: all before it are given first. Close the generator
     (``contextlib.closing``) to cancel what its threads would do next.
     """
-    max_waiting, batch_passes = job.max_waiting, job.batch_passes
+    max_waiting, batch_passes = job.max_waiting, job.batch_size * len(job.encoder.passes())
     max_pictures = max(1, MAX_STORED_BATCHES * job.batch_size // job.views.count)
     window: deque[Future[PreparedImage | ExtractedImage]] = deque()
     batch: list[PreparedImage | ExtractedImage] = []
@@ -465,11 +458,8 @@ def _decode(
     depends on its key only. Augmented views come from the picture in full size.
     """
     infos, file_data = [each.info for each in job.encoder.passes()], data if isinstance(source, str | Path) else None
-
-    def min_side_of(view: int, number: int) -> int | None:
-        return min_jpeg_side(infos[number].precision, infos[number].image_size) if view == 0 else None
-
-    min_sides = {each: min_side_of(*each) for each in missing}
+    plain = [min_jpeg_side(info.precision, info.image_size) for info in infos]
+    min_sides = {(view, number): None if view else plain[number] for view, number in missing}
     images = read_image_shrunk(source, min_sides.values(), data=file_data)
     return {each: images[min_side] for each, min_side in min_sides.items()}
 

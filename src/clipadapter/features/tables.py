@@ -491,9 +491,7 @@ def _read_batch(batch: Any, columns: Mapping[str, int]) -> FeatureBatch:
         batch = batch.filter(has_feature)
     parts = [_as_matrix(batch.column(name), width) for name, width in columns.items()]
     features = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    # A sum is not finite if a value is not. It may also overflow, so such rows are looked at again.
-    suspects = np.flatnonzero(~np.isfinite(features.sum(axis=1)))
-    bad = suspects[~np.isfinite(features[suspects]).all(axis=1)]
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         for i in np.flatnonzero(has_feature)[bad]:
             errors[i] = NOT_FINITE

@@ -49,15 +49,12 @@ from clipadapter.heads.warm_start import remap_rows
 from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import limit_threads
 
-MAX_TEXT_WEIGHT = 2.0
-"""Largest v, the weight of the zero-shot logits."""
-PSEUDO_FEATURES_PER_CLASS, MAX_PSEUDO_FEATURES = 4, 4000
-"""Pseudo-features of a class, and of all."""
+MAX_TEXT_WEIGHT = 2.0  # largest v, the weight of the zero-shot logits
+PSEUDO_FEATURES_PER_CLASS, MAX_PSEUDO_FEATURES = 4, 4000  # pseudo-features of a class, and of all
 MAX_ITERATIONS, GRADIENT_TOLERANCE = 50, 1e-3
 """Of the training of an adapter, which stops when the gradient norm has fallen to this share of its initial value."""
 
-MIN_WITHIN_VARIANCE = 0.01
-"""Least W of `ClassGaussians`, in squared lengths of features of unit length."""
+MIN_WITHIN_VARIANCE = 0.01  # least W of `ClassGaussians`, in squared lengths of features of unit length
 MIN_TEXT_VARIANCE_RATIO = 0.1
 """Least R / W of `ClassGaussians`: with few classes, all means may lie where text predicts them by chance."""
 WITHIN_SHARE = 0.7
@@ -87,27 +84,16 @@ class Afa(IncrementalHead):
         prior: log-odds of a class without shots relative to one with shots. Below 0, classes with shots are preferred.
         penalty: L2 on the tasks' adapters, for each shot; None to train none.
         seed: of the pseudo-features.
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["ant", "cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    >>> head = Afa().fit([[1.0, 0.9, 0.1], [1.1, 0.8, 0.1]], ["cat", "cat"], text=text)
-    >>> head.partial_fit([[1.0, 0.1, 0.9]], ["dog"], text=text).predict([[1.0, 0.0, 0.8], [1.0, 0.8, 0.0]])
-    array(['dog', 'cat'], dtype='<U3')
     """
 
     needs_text = True
     temperature_prior = (2.0, 1.5, 1.7, 1.8, 1.7)
 
-    sums_: Tensor = field(init=False)
-    """(c, d) of unit features, float64."""
-    residual_: Tensor = field(init=False)
-    """(c, d) the tasks' adapters, below each other."""
-    offset_: Tensor = field(init=False)
-    """(c,) b, which keeps a task's adapter the same function when the centre moves."""
-    agreed_: float = field(init=False)
-    """Sum over all shots so far of the probability that zero-shot gives their class."""
-    weight_: Tensor = field(init=False)
-    """(c, d) weights of the logits, with ``bias_`` (c,)."""
+    sums_: Tensor = field(init=False)  # (c, d) of unit features, float64
+    residual_: Tensor = field(init=False)  # (c, d) the tasks' adapters, below each other
+    offset_: Tensor = field(init=False)  # (c,) b, which keeps a task's adapter the same function when the centre moves
+    agreed_: float = field(init=False)  # sum over all shots so far of the probability that zero-shot gives their class
+    weight_: Tensor = field(init=False)  # (c, d) weights of the logits, with ``bias_`` (c,)
     bias_: Tensor = field(init=False)
 
     ridge: Annotated[float, POSITIVE] = 3.0
@@ -259,10 +245,6 @@ class ClassGaussians:
         """From sums of shots and unit class text (c, d); at least one class has a shot.
 
         With a ridge of the map from text to means towards infinity, only g is fitted.
-
-        >>> counts, text = torch.tensor([2, 2, 0]), torch.eye(3, dtype=torch.float64)
-        >>> ClassGaussians.fit(counts, 2 * text * (counts > 0)[:, None], text, ridge=1.0).centre
-        tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
         """
         with_shots = torch.nonzero(counts).flatten()
         n = counts[with_shots].double()
@@ -311,12 +293,6 @@ def linear_log_density(means: Tensor, variances: Tensor, dimensions: float) -> t
 
     Variances (c,) are summed over the dimensions. Features vary in fewer directions than they are wide: `dimensions`
     is the effective number.
-
-    >>> import math
-    >>> x, mean = torch.tensor([0.6, 0.8]), torch.tensor([[0.5, 0.5]])
-    >>> weight, bias = linear_log_density(mean, torch.tensor([0.3]), dimensions=6.0)
-    >>> round(float(weight @ x + bias), 4), round(-3 * (math.log(0.3) + (0.1**2 + 0.3**2) / 0.3), 4)
-    (2.6119, 2.6119)
     """
     weight = dimensions * means / variances[:, None]
     return weight, -0.5 * dimensions * (variances.log() + (1 + means.square().sum(dim=1)) / variances)

@@ -20,45 +20,16 @@ import torch
 from torch import Tensor
 
 from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.cache import CacheHead, cache_keys, grid_values
-from clipadapter.heads.channel_selection import select_channels
+from clipadapter.heads.cache import CacheHead, cache_keys, select_channels
 from clipadapter.heads.parameters import NOT_NEGATIVE, Within
 from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import unit
 
-EPSILON = 1e-6
-"""Added to numerator and denominator of the divergence, as published."""
-
-
-def search_grid(
-    beta: tuple[float, int], alpha: tuple[float, int], gamma: tuple[float, int]
-) -> dict[str, tuple[float, ...]]:
-    """The values that the released code's search tries for given bounds, in its order: beta is the outermost loop.
-
-    Args:
-        beta: exclusive upper bound, and number of values from 0.1 up.
-        alpha: the same.
-        gamma: the same, from 0 up.
-
-    Returns:
-        The values of each parameter.
-
-    >>> search_grid(beta=(7.0, 20), alpha=(7.0, 10), gamma=(0.5, 5))["gamma"]
-    (0.0, 0.1, 0.2, 0.3, 0.4)
-    """
-    return {
-        "beta": grid_values(0.1, *beta),
-        "alpha": grid_values(0.1, *alpha),
-        "gamma": grid_values(0.0, *gamma),
-    }
+EPSILON = 1e-6  # added to numerator and denominator of the divergence, as published
 
 
 def label_divergence(keys: Tensor, text: Tensor, labels: Tensor) -> Tensor:
-    """KL divergence (n,) in bits between the one-hot label of each shot and the softmax of its cosines to class text.
-
-    >>> label_divergence(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]))
-    tensor([1.0000, 1.0000])
-    """
+    """KL divergence (n,) in bits of the one-hot label of each shot from the softmax of its cosines to class text."""
     probability = (keys @ text.T).softmax(dim=1)[torch.arange(len(keys)), labels]  # no scale here, as published
     return torch.log2((1 + EPSILON) / (probability + EPSILON))
 
@@ -82,12 +53,6 @@ class Ape(CacheHead):
         channels: fraction of the channels to keep, above 0 and up to 1. The paper keeps 400 to 500 of 1024.
         similarity_weight: weight of the interclass similarity in the selection of channels.
         variance_weight: weight of the variance of class text in the selection of channels.
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], logit_scale=1.0)
-    >>> head = Ape(channels=0.7).fit([[2.0, 1.0, 9.0], [1.0, 2.0, 9.0]], ["cat", "dog"], text=text)
-    >>> sorted(head.channels_.tolist())
-    [0, 1]
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {

@@ -3,7 +3,6 @@
 Paper: Zhu et al., ICCV 2023, https://arxiv.org/abs/2304.01195, the variant with training.
 Differs from the released code as `ape` does, and in that views are drawn from the cached ones and that an epoch's last,
 incomplete batch is left out.
-With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 
 from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.cache import CacheHead, cache_keys, cache_logits_of_cosines
-from clipadapter.heads.channel_selection import select_channels
+from clipadapter.heads.cache import CacheHead, cache_keys, cache_logits_of_cosines, select_channels
 from clipadapter.heads.parameters import NOT_NEGATIVE, Within
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
@@ -44,11 +42,6 @@ class ApeT(TrainedHead, CacheHead):
         variance_weight: of the variance of class text in the choice of channels.
         lr: highest learning rate of AdamW; it falls along a cosine, step by step.
         epochs: passes over the shots; 0 is APE with gamma 0; None for as many as make ``steps``, and at least 20.
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
-    >>> ApeT(channels=1.0).fit([[2.0, 1.0], [1.0, 2.0]], ["cat", "dog"], text=text).predict([[3.0, 1.0]])
-    array(['cat'], dtype='<U3')
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {

@@ -11,7 +11,6 @@ Ours: all else. With P_k the mean over the shots of class k of B / ||B||, and R 
 
 R is trained on the shots and on the class text as one more shot of each class. bdc is a distance correlation, squared.
 A class without a shot gets the mean of the others' exponentials: its text decides.
-With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -32,17 +31,13 @@ from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainingParameters, gather_views, train
 from clipadapter.utils.functional import unit
 
-SHOTS_PER_GROUP = 16
-"""Shots of a class whose distances are summed at once."""
+SHOTS_PER_GROUP = 16  # shots of a class whose distances are summed at once
 PAIRS_PER_BLOCK, DISTANCES_PER_TILE = 1 << 12, 1 << 19
 """Pairs of channels per block, and values in an array of the distances of queries: 2 MB, which fit the processor's
 cache."""
-MAX_PROTOTYPE_VALUES = 1 << 22
-"""Values in an array of prototypes, for any number of classes."""
-MAX_GRAPH_VALUES = 1 << 28
-"""Values of prototypes in an exported graph: 1 GiB."""
-ROWS_PER_SORT = 1024
-"""Rows that are sorted at a time, in float64."""
+MAX_PROTOTYPE_VALUES = 1 << 22  # values in an array of prototypes, for any number of classes
+MAX_GRAPH_VALUES = 1 << 28  # values of prototypes in an exported graph: 1 GiB
+ROWS_PER_SORT = 1024  # rows that are sorted at a time, in float64
 
 
 @register_head(
@@ -68,12 +63,6 @@ class BdcAdapter(LabelLossHead, TrainingParameters):
             prototypes.
         steps: fewest optimizer steps if ``epochs`` is None.
         seed: of the shuffling.
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
-    >>> X = [[1.0, 0.9, 0.0, 0.0], [1.0, 1.1, 0.0, 1.0]]
-    >>> BdcAdapter().fit(X, ["cat", "dog"], text=text).predict(X)
-    array(['cat', 'dog'], dtype='<U3')
     """
 
     needs_text = True
@@ -119,7 +108,8 @@ class BdcAdapter(LabelLossHead, TrainingParameters):
         rows = torch.cat([unit(shots.views), text[:, None].expand(-1, v, -1)])
         labels = torch.cat([shots.labels, torch.arange(shots.n_classes)])
         residual = torch.zeros(d, d, dtype=rows.dtype)
-        label_loss = self._label_loss(shots)
+        self._choose_gce_q(shots)
+        label_loss = self._loss_of(shots, torch.arange(len(shots.views))).label_loss
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
             x = gather_views(rows, batch, view)
@@ -162,10 +152,6 @@ def correlations(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Ten
 
     The rows (n, d) are shots in the order of their classes (n,), each as long as it should weigh. A class without a
     shot has 0.
-
-    >>> x = torch.tensor([[1.0, 2.0, 4.0]])
-    >>> correlations(x, 3 * x, torch.tensor([1]), 2).round()
-    tensor([[0., 1.]])
     """
     m, d = x.shape
     groups, classes = _groups(rows, labels)  # (g, d, shots)

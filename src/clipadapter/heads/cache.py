@@ -22,8 +22,7 @@ from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.utils.functional import cosine_logits, unit
 
-MAX_AFFINITIES = 2**24
-"""Affinities held in memory at a time: 64 MB in float32."""
+MAX_AFFINITIES = 2**24  # affinities held in memory at a time: 64 MB in float32
 
 INITIAL_ALPHA: Mapping[str, float] = MappingProxyType(
     {
@@ -42,8 +41,7 @@ INITIAL_ALPHA: Mapping[str, float] = MappingProxyType(
 )
 """Tip-Adapter's alpha before its search, by data set."""
 
-INITIAL_BETA = 1.0
-"""Tip-Adapter's beta before its search, on every data set."""
+INITIAL_BETA = 1.0  # Tip-Adapter's beta before its search, on every data set
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -58,14 +56,10 @@ class CacheHead(Head):
     needs_text = True
     picture_features = ("keys_",)
 
-    keys_: Tensor = field(init=False)
-    """(n, q) key of each shot."""
-    labels_: Tensor = field(init=False)
-    """(n,) its class position."""
-    weight_: Tensor = field(init=False)
-    """(c, d) class text."""
-    share_: Tensor | None = field(init=False)
-    """(n,) weight of each shot; None for 1."""
+    keys_: Tensor = field(init=False)  # (n, q) key of each shot
+    labels_: Tensor = field(init=False)  # (n,) its class position
+    weight_: Tensor = field(init=False)  # (c, d) class text
+    share_: Tensor | None = field(init=False)  # (n,) weight of each shot; None for 1
 
     alpha: Annotated[float, NOT_NEGATIVE] = 1.0
     beta: Annotated[float, NOT_NEGATIVE] = 5.5
@@ -95,20 +89,12 @@ class CacheHead(Head):
 
 
 def cache_keys(views: Tensor) -> Tensor:
-    """The key (n, d) of each shot: the mean of its raw views (n, v, d), scaled to unit length.
-
-    >>> cache_keys(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]))
-    tensor([[0.6000, 0.8000]])
-    """
+    """The key (n, d) of each shot: the mean of its raw views (n, v, d), scaled to unit length."""
     return unit(views.mean(dim=1))
 
 
 def affinity_(cosines: Tensor, beta: float) -> Tensor:
-    """Affinities ``exp(-beta * (1 - cos))``; overwrites the cosines, since these matrices are large.
-
-    >>> affinity_(torch.tensor([1.0, 0.0]), beta=50.0)
-    tensor([1.0000e+00, 1.9287e-22])
-    """
+    """Affinities ``exp(-beta * (1 - cos))``; overwrites the cosines, since these matrices are large."""
     return cosines.sub_(1).mul_(beta).exp_()
 
 
@@ -118,10 +104,6 @@ def cache_logits(
     """Cache logits (m, c) of unit queries (m, d), a block of queries at a time.
 
     The keys (n, d) have class positions (n,); ``shot_weights`` (n,) are factors of the affinities, None for 1.
-
-    >>> cache_logits(torch.eye(2), torch.eye(2), torch.tensor([0, 0]), n_classes=2, beta=0.0)
-    tensor([[2., 0.],
-            [2., 0.]])
     """
     block = max(1, MAX_AFFINITIES // len(keys))
     # Without a loop where one block suffices, so that the function can be traced.
@@ -155,10 +137,30 @@ def _sum_by_class(affinities: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     return sums.index_add(0, labels, affinities).T
 
 
-def grid_values(start: float, stop: float, steps: int) -> tuple[float, ...]:
-    """Values of a published grid search: equal steps from ``start``, without ``stop`` itself.
+# Selection of feature channels by APE (Zhu et al., ICCV 2023, https://arxiv.org/abs/2304.01195, section 3)
 
-    >>> grid_values(0.0, 1.0, 4)
-    (0.0, 0.25, 0.5, 0.75)
+
+def interclass_similarity(text: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
+    """Similarity of different classes in each channel: the mean product of a vector of one class and one of another.
+
+    The vectors of a class are its text (c, d) and its keys (n, d). All pairs of classes have the same weight, whatever
+    their numbers of shots.
     """
-    return tuple(i * (stop - start) / steps + start for i in range(steps))
+    c = len(text)
+    counts = 1 + torch.bincount(labels, minlength=c).to(text.dtype)
+    means = text.index_add(0, labels, keys) / counts[:, None]  # (c, d)
+    # The sum over pairs of different classes is the square of the sum minus the squares: no loop over pairs.
+    pairs = means.sum(dim=0).square() - means.square().sum(dim=0)
+    return pairs / (c * (c - 1))
+
+
+def select_channels(
+    text: Tensor, keys: Tensor, labels: Tensor, fraction: float, similarity_weight: float, variance_weight: float
+) -> Tensor:
+    """Channels (q,) with a low interclass similarity and a high variance of class text, the best first.
+
+    Of unit class text (c, d) and unit rows (n, d) with class positions (n,); ``fraction`` of the channels is kept.
+    """
+    similarity = interclass_similarity(text, keys, labels)
+    criterion = variance_weight * text.var(dim=0) - similarity_weight * similarity  # unbiased variance
+    return criterion.argsort(descending=True, stable=True)[: max(1, round(fraction * text.shape[1]))]

@@ -27,11 +27,7 @@ FORMAT = "1"
 
 
 def digest_of(facts: Iterable[object]) -> str:
-    """Hex digest of texts, numbers, tensors and arrays, of this package's version and torch's.
-
-    >>> digest_of([1, "a"]) == digest_of([1, "a"]), digest_of(["1a"]) == digest_of([1, "a"])
-    (True, False)
-    """
+    """Hex digest of texts, numbers, tensors and arrays, of this package's version and torch's."""
     total = hashlib.blake2b(digest_size=16)
     for fact in (FORMAT, version("clipadapter"), torch.__version__, *facts):
         if isinstance(fact, Tensor):
@@ -52,12 +48,7 @@ def digest_of_fit(head: Any, facts: Iterable[object], neutral: Collection[str] =
 
 
 class Checkpoint:
-    """A file with the state of a training; see `clipadapter.heads.training.train`.
-
-    Args:
-        digest: of all that the result depends on.
-        seconds: least time between two writes; None neither writes nor reads.
-    """
+    """A file with the state of a training, written at most once in so many seconds; None neither writes nor reads."""
 
     def __init__(self, digest: str, seconds: float | None) -> None:
         self.path: Path = default_cache_dir() / "training" / f"{digest}.safetensors"

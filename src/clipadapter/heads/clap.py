@@ -7,7 +7,6 @@ is about the paper's with CLIP, and makes the penalty one on the change of the l
 ``lambda_k * (scale * ||v - u|| / 10) ** 2`` for unit text u. A class without a shot keeps its text;
 the paper's formula has 0 / 0 there.
 Differs from the released code, which trains on 20 augmented views as rows: here each step draws a view of each picture.
-With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -42,12 +41,6 @@ class Clap(ZsLp):
     Args:
         strength: factor before the penalty; 0 is ZS-LP.
         multipliers: lambda_k as "class" (the paper's), "relative" (divided by their mean) or "constant" (their mean).
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
-    >>> Clap().fit(X, ["dog", "cat"], text=text).predict(X)
-    array(['dog', 'cat'], dtype='<U3')
     """
 
     temperature_prior = (0.6, 0.67, 0.55, 0.6, 0.81)

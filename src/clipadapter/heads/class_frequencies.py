@@ -23,13 +23,10 @@ from torch import Tensor
 
 from clipadapter.errors import MethodWarning
 
-PRIOR_PICTURES = 1.0
-"""Weight of the Dirichlet prior of the frequencies, in pictures."""
+PRIOR_PICTURES = 1.0  # weight of the Dirichlet prior of the frequencies, in pictures
 MAX_EM_STEPS = 200
-EM_TOLERANCE = 1e-5
-"""EM stops when the frequencies change by less than this in all."""
-BIAS_PICTURES = 3.0
-"""Weight of equal frequencies when a bias is learned from shots, in pictures per class."""
+EM_TOLERANCE = 1e-5  # EM stops when the frequencies change by less than this in all
+BIAS_PICTURES = 3.0  # weight of equal frequencies when a bias is learned from shots, in pictures per class
 BIAS_STEPS = 20
 MIN_EFFECTIVE_SHARE = 0.5
 """Least effective number of classes among pictures without labels, as a share of all classes. On 13 development sets
@@ -42,12 +39,6 @@ def estimate_frequencies(logits: Tensor, bias: Tensor | None = None) -> Tensor:
 
     They are equal frequencies where the pictures are no evidence against these. The logits (m, c) are calibrated, of a
     model for which all classes are equally frequent; a bias (c,) is added to them, see `balancing_bias`.
-
-    >>> logits = torch.tensor([[9.0, 0.0, 0.0]]).repeat(30, 1)
-    >>> estimate_frequencies(logits).round(decimals=2)
-    tensor([0.9800, 0.0100, 0.0100])
-    >>> estimate_frequencies(torch.eye(3).repeat(10, 1)).round(decimals=2)
-    tensor([0.3300, 0.3300, 0.3300])
     """
     probabilities = (logits if bias is None else logits + bias).softmax(dim=1).double()
     m, c = probabilities.shape
@@ -65,11 +56,7 @@ def estimate_frequencies(logits: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def effective_number(frequencies: Tensor) -> float:
-    """The exponential of the entropy: how many equally frequent classes are as diverse as these frequencies (c,).
-
-    >>> round(effective_number(torch.tensor([0.5, 0.5, 0.0, 0.0])), 3)
-    2.0
-    """
+    """The exponential of the entropy: how many equally frequent classes are as diverse as these frequencies (c,)."""
     return math.exp(float(torch.special.entr(frequencies.double()).sum()))
 
 
@@ -77,10 +64,6 @@ def balancing_bias(logits: Tensor, labels: Tensor) -> Tensor:
     """Bias (c,), zero on average, with which a model predicts the classes of unseen shots equally often.
 
     All classes that have shots count equally; the others have no bias.
-
-    >>> bias = balancing_bias(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
-    >>> bool(bias[0] < bias[1])
-    True
     """
     n, c = logits.shape
     counts = torch.bincount(labels, minlength=c).to(logits.dtype)
@@ -99,10 +82,7 @@ def balancing_bias(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def warn_if_few_classes(frequencies: Tensor, method: str) -> None:
-    """Warn if pictures without labels, of estimated class frequencies (c,), have few classes for a method.
-
-    >>> warn_if_few_classes(torch.tensor([0.3, 0.3, 0.4]), "zlap")
-    """
+    """Warn if pictures without labels, of estimated class frequencies (c,), have few classes for a method."""
     number, c = effective_number(frequencies), len(frequencies)
     if number >= MIN_EFFECTIVE_SHARE * c:
         return

@@ -31,7 +31,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from clipadapter.errors import InputError
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter_recipes import OFFICIAL, PAPER, PRESET_NOTE, PRESETS
 from clipadapter.heads.folds import hyperparameter_folds, some_rows
@@ -47,12 +46,9 @@ from clipadapter.heads.training import ScheduleParameters, coop_epochs, gather_v
 from clipadapter.heads.warm_start import find_warm_start
 from clipadapter.utils.functional import unit
 
-TRAINING_RATIO = 0.4
-"""Ratio that "auto" trains with: the middle of the best range in the paper (0.2 to 0.6)."""
-BRANCHES = {"visual": {"visual": "alpha"}, "text": {"text": "beta"}, "both": {"visual": "alpha", "text": "beta"}}
-"""The parts of each branch, and the parameter that is the ratio of each."""
-FOLDS, SUFFICIENT_SHOTS = 3, 256
-"""Folds that choose the ratio. None is fitted after so many held-out shots, which suffice."""
+TRAINING_RATIO = 0.4  # ratio that "auto" trains with: the middle of the best range in the paper (0.2 to 0.6)
+BRANCHES = {"visual": ["visual"], "text": ["text"], "both": ["visual", "text"]}  # the parts of each
+FOLDS, SUFFICIENT_SHOTS = 3, 256  # folds that choose the ratio; none is fitted after so many held-out shots
 
 
 class Layers(NamedTuple):
@@ -85,8 +81,8 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         noise: standard deviation of Gaussian noise on each component of the unit-length features in training.
         temperature: what the encoder's logit scale is divided by in training; not used for multi-label pictures.
         final_relu: a second ReLU at the end of the adapter.
-        epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "coop" for what CoOp's
-            scripts take: 50 at one shot per class, 100 at two to five, 200 above.
+        epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "coop" for those of
+            CoOp's scripts: 50 at one shot per class, 100 at two to five, 200 above.
         seed: of initialisation, shuffling, noise and folds.
 
     >>> from clipadapter.testing import toy_features
@@ -140,10 +136,11 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         # The ratios of an earlier fit, or of the fit to all shots of which this one leaves some out, are reused.
         known = self._full_fit if warm_start is None else warm_start.head
         auto = TRAINING_RATIO if known is None else known.alpha_ if self.alpha == "auto" else known.beta_
-        is_open = known is None and "auto" in [getattr(self, ratio) for ratio in BRANCHES[self.branch].values()]
+        own = {"visual": [self.alpha], "text": [self.beta], "both": [self.alpha, self.beta]}[self.branch]
+        is_open = known is None and "auto" in own
         folds = hyperparameter_folds(shots, FOLDS, self.seed, SUFFICIENT_SHOTS) if is_open else []
-        trained = self._train_on_each(shots, [rows, *(train_rows for train_rows, _ in folds)], warm_start)
-        fits, (self.loss_, *_) = zip(*trained, strict=True)
+        parts = [rows, *(train_rows for train_rows, _ in folds)]
+        fits, (self.loss_, *_) = zip(*self._train_on_each(shots, parts, warm_start), strict=True)
         if is_open:
             expected = expected_ratio(add_bias(self, zero_shot), Loss.of_support_set(shots, some))
             tables = [self._losses_by_ratio(shots, fits[i], held_out) for i, (_, held_out) in enumerate(folds, 1)]
@@ -159,8 +156,8 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         views, text = unit(shots.views[part.rows]), shots.class_text
         generator = torch.Generator().manual_seed(self.seed)  # of the start and the noise; `train` has another one
         layers = self._start(shots, part, generator)
-        loss_of, scale = self._loss_of(shots, part.rows), shots.scale
-        scale = scale / self.temperature if shots.targets is None else scale
+        loss_of = self._loss_of(shots, part.rows)
+        scale = shots.scale / (self.temperature if shots.targets is None else 1)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
             f = gather_views(views, batch, view)
@@ -190,14 +187,13 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         return {part: auto if ratio == "auto" else float(ratio) for part, ratio in own.items()}
 
     def _logits_of_shots(self, shots: SupportSet, layers: Any, rows: Tensor, auto: float) -> Tensor:
-        cosines = self.cosines(unit(shots.X[rows]), shots.class_text, layers, self._ratios(auto))
-        return add_bias(self, shots.scale * cosines)
+        x, text = unit(shots.X[rows]), shots.class_text
+        return add_bias(self, shots.scale * self.cosines(x, text, layers, self._ratios(auto)))
 
     def _losses_by_ratio(self, shots: SupportSet, layers: Any, rows: Tensor) -> Tensor:
         """(r, t) losses of shots that a fit did not see, at each candidate ratio and temperature."""
         rows = some_rows(rows, MAX_HELD_OUT_LOGITS // shots.n_classes, self.seed)
-        logits = partial(self._logits_of_shots, shots, layers, rows)
-        return held_out_loss_table(logits, self._loss_of(shots, rows))
+        return held_out_loss_table(partial(self._logits_of_shots, shots, layers, rows), self._loss_of(shots, rows))
 
     def _store(self, shots: SupportSet, layers: Mapping[str, Layers], ratios: Mapping[str, float]) -> None:
         self.alpha_, self.beta_, self.scale_ = ratios["visual"], ratios["text"], shots.scale
@@ -223,7 +219,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         if self.branch != "visual":
-            raise InputError(f"the text branch knows only its own classes: branch is '{self.branch}', not 'visual'")
+            super()._for_text(text, scale)
         self.weight_, self.scale_, self.bias_ = text, scale, mean_bias(self, len(text))
 
     def _row_cost(self, c: int, d: int) -> int:

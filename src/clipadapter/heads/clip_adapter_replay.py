@@ -49,24 +49,15 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         epochs: of each task; None for as many as make ``steps`` steps.
         steps: of each task.
         seed: of initialisation, shuffling, folds, and of which shots are stored.
-
-    >>> from clipadapter.testing import toy_features
-    >>> X, y, text = toy_features()
-    >>> head = ClipAdapterReplay(replay=2).fit(X[:8], y[:8], text=text).partial_fit(X[8:], y[8:], text=text)
-    >>> head.kept_.shape, bool((head.predict(X) == y).all())
-    (torch.Size([6, 16]), True)
     """
 
     supports_warm_start = False
     multilabel = False
     picture_features = ("kept_",)
 
-    kept_: Tensor = field(init=False)
-    """(r, d) raw features."""
-    kept_labels_: Tensor = field(init=False)
-    """(r,) their classes."""
-    losses_: Tensor = field(init=False)
-    """(r, t) of held-out shots of all tasks, at each ratio and temperature."""
+    kept_: Tensor = field(init=False)  # (r, d) raw features
+    kept_labels_: Tensor = field(init=False)  # (r,) their classes
+    losses_: Tensor = field(init=False)  # (r, t) of held-out shots of all tasks, at each ratio and temperature
 
     replay: Annotated[int, NOT_NEGATIVE] = 4
     # Stored shots are repeated until their classes are as frequent as the others: little is left to adjust.

@@ -5,7 +5,6 @@ Differs from the paper, where learning rate, weight decay, batch size and the mo
 shots: one recipe, all steps are run. Its text samples are single prompts; ours are the class text, one row per class.
 Several prompts per class can stand among the shots, as rows of X, with ``text_share=0``: then each weighs as a picture.
 Where there are more rows of text than a batch has pictures, each step draws as many of them as pictures.
-With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -43,12 +42,6 @@ class CrossModal(TrainedHead):
         warmup_steps: first steps, in which the rate rises linearly from 1e-5.
         batch_size: pictures per step, and at most as many rows of text.
         seed: of shuffling and of the choice of views and text.
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
-    >>> CrossModal().fit(X, ["dog", "cat"], text=text).predict(X)
-    array(['dog', 'cat'], dtype='<U3')
     """
 
     needs_text = True

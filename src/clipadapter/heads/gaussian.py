@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-SHOTS_PER_BLOCK = 1024
-"""Shots whose features are converted to float64 at a time."""
+SHOTS_PER_BLOCK = 1024  # shots whose features are converted to float64 at a time
 MIN_TRACE = 1e-12
 """Trace of a covariance below which there is no variance; the pseudo-inverse of the released code is then zero."""
-TEXT_COPIES = 16
-"""How many images the text of a class without images counts as, as published."""
+TEXT_COPIES = 16  # how many images the text of a class without images counts as, as published
 
 
 @dataclass
@@ -98,10 +96,6 @@ def gaussians_from_text(views: Tensor, text: Tensor, neighbours: int) -> tuple[T
     The mean of a class is that of the views (r, d) nearest to its text (c, d), at most ``neighbours`` of them, and of
     copies of the text. Its covariance is that of these views about the text. The precision is the mean of the classes'
     precisions, each shrunk as by `Gda.official`.
-
-    >>> gaussians_from_text(torch.eye(2), torch.eye(2).double(), neighbours=1)[0]
-    tensor([[1., 0.],
-            [0., 1.]], dtype=torch.float64)
     """
     (c, d), k = text.shape, min(neighbours, len(views))
     means, precision = torch.empty_like(text), torch.zeros(d, d, dtype=text.dtype)

@@ -32,8 +32,7 @@ from clipadapter.utils.blocks import Blocks
 from clipadapter.utils.functional import unit
 from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 
-HAS_TEXT = "with_text_"
-"""Attribute that only heads have which were fitted with text features."""
+HAS_TEXT = "with_text_"  # attribute that only heads have which were fitted with text features
 MAX_DISTANCE_OF_EQUAL = 2e-3
 """Largest distance between two unit features of one picture: the rounding differences of backends are below it."""
 
@@ -47,6 +46,8 @@ class IncrementalHead(Head):
 
     exact: ClassVar[bool] = False
     """True if the result does not depend on the order of the shots; see `ExactIncrementalHead`."""
+    update_needs: ClassVar[str] = ""
+    """What to do if the head is not updatable."""
 
     counts_: Tensor
 
@@ -96,9 +97,6 @@ class IncrementalHead(Head):
                 when they first occur.
             blocks: as for `fit`; later calls take those of the first.
 
-        Returns:
-            The head itself.
-
         Raises:
             InputError: as `fit`; or if the text lacks a known class, or is missing.
         """
@@ -133,8 +131,9 @@ class IncrementalHead(Head):
         self.counts_ = counts
         return self
 
-    def _check_updatable(self) -> None:  # noqa: B027 - not abstract: most heads can always be updated
-        """Refuse an update if what it needs was not stored; see `is_updatable`."""
+    def _check_updatable(self) -> None:
+        if not self.is_updatable:
+            raise InputError(f"this {type(self).__name__} does not keep what an update needs: {self.update_needs}")
 
     def _check_same_use_of_text(self, text: TextFeatures | None) -> None:
         if text is None and self.has_text:
@@ -188,13 +187,7 @@ class ExactIncrementalHead(IncrementalHead):
     def unlearn(self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None) -> Self:
         """Remove shots that the head was fitted to: it then equals a fit to the remaining ones.
 
-        Args:
-            X: (n, d) or (n, v, d) raw features, the same that were learned.
-            y: (n,) the labels that they were learned with.
-            text: of all classes, as for `partial_fit`.
-
-        Returns:
-            The head itself.
+        X and y are the features and labels that were learned; text is as for `partial_fit`.
 
         Raises:
             InputError: if the head has learned fewer shots of a class, or no shot would remain.
@@ -235,18 +228,14 @@ class ExactIncrementalHead(IncrementalHead):
     def remap_classes(self, classes: Sequence[str], origin: Sequence[int], text: TextFeatures | None = None) -> Self:
         """Change the classes: reorder or rename them, add classes without a shot, or remove such classes.
 
-        Args:
-            classes: labels in their new order, which need not be sorted.
-            origin: position of each in ``classes_``, -1 for a new class.
-            text: of these classes, as for `partial_fit`.
-
-        Returns:
-            The head itself.
+        The labels in their new order need not be sorted; the origin of each is its position in ``classes_``, -1 for a
+        new class. Text is of these classes, as for `partial_fit`.
 
         Raises:
             InputError: if a class that has shots is removed, one occurs twice, or fewer than two remain.
         """
         check_is_fitted(self)
+        self._check_updatable()
         self._check_same_use_of_text(text)
         origins = torch.as_tensor(list(origin), dtype=torch.int64)
         known = origins[origins >= 0]
@@ -278,10 +267,6 @@ def find_remaining_rows(rows: Tensor, labels: Tensor, removed: Tensor, removed_l
     """Row numbers (k,) of stored unit rows (n, d) that remain when others (m, d), equal up to rounding, are removed.
 
     Of equal rows of a class one per removed row goes.
-
-    >>> rows, labels = torch.eye(3), torch.tensor([0, 0, 1])
-    >>> find_remaining_rows(rows, labels, rows[1:2], labels[1:2])
-    tensor([0, 2])
     """
     cosines = removed.to(rows.dtype) @ rows.T
     cosines[removed_labels[:, None] != labels] = -torch.inf
@@ -301,22 +286,13 @@ def find_remaining_rows(rows: Tensor, labels: Tensor, removed: Tensor, removed_l
 
 
 def pack_lower_triangle(matrix: Tensor) -> Tensor:
-    """The lower triangle (n (n + 1) / 2,) of a matrix (n, n), row by row: symmetric sums are saved so.
-
-    >>> pack_lower_triangle(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    tensor([1., 3., 4.])
-    """
+    """The lower triangle (n (n + 1) / 2,) of a matrix (n, n), row by row: symmetric sums are saved so."""
     # numpy's boolean indexing takes a fifth of the time of torch's.
     return torch.from_numpy(matrix.numpy()[np.tri(len(matrix), dtype=bool)])
 
 
 def unpack_lower_triangle(triangle: Tensor) -> Tensor:
-    """A matrix (n, n) with this lower triangle and zeros above it, as a Cholesky factorisation reads it.
-
-    >>> unpack_lower_triangle(torch.tensor([1.0, 3.0, 4.0]))
-    tensor([[1., 0.],
-            [3., 4.]])
-    """
+    """A matrix (n, n) with this lower triangle and zeros above it, as a Cholesky factorisation reads it."""
     n = round((8 * len(triangle) + 1) ** 0.5) // 2
     matrix = torch.zeros(n, n, dtype=triangle.dtype)
     matrix.numpy()[np.tri(n, dtype=bool)] = triangle.numpy()

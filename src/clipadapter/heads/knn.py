@@ -18,8 +18,7 @@ from clipadapter.heads.parameters import POSITIVE, Within
 from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits, unit
 
-MIN_PROBABILITY = 1e-6
-"""Probability of a class without a vote, which keeps its logit finite."""
+MIN_PROBABILITY = 1e-6  # probability of a class without a vote, which keeps its logit finite
 
 
 @register_head(
@@ -36,9 +35,6 @@ class Knn(Head):
         k: number of neighbours; all shots if there are fewer.
         temperature: of the weights exp(cos / temperature) of the votes.
         mix: weight of the zero-shot probabilities, 0 (neighbours alone) to 1; without text it is 0.
-
-    >>> Knn().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
-    array(['up'], dtype='<U5')
     """
 
     picture_features = ("keys_",)

@@ -15,14 +15,11 @@ from clipadapter.heads.losses import LabelLoss, Loss, probabilities_at_temperatu
 from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf, Within
 from clipadapter.utils.functional import unit
 
-ROBUST_Q = 0.7
-"""q that "auto" chooses if labels are wrong; the paper's."""
-MIN_WRONG_SHARE = 0.05
-"""Estimated share of wrong labels from which "auto" compares losses."""
+ROBUST_Q = 0.7  # q that "auto" chooses if labels are wrong; the paper's
+MIN_WRONG_SHARE = 0.05  # estimated share of wrong labels from which "auto" compares losses
 GCE_FOLDS = 4
 WRONG_SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-TEMPERATURES = torch.logspace(-1.5, 1.5, 31, dtype=torch.float64)
-"""Temperatures at which held-out shots are judged."""
+TEMPERATURES = torch.logspace(-1.5, 1.5, 31, dtype=torch.float64)  # temperatures at which held-out shots are judged
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -39,12 +36,9 @@ class LogitAdjustedHead(Head):
     logit_adjustment: Annotated[float, NOT_NEGATIVE] = 1.0
 
     def _log_prior(self, counts: Tensor) -> Tensor | None:
-        """(c,) tau times the logarithm of each class's share of the shots; None if there is nothing to adjust.
+        """(c,) tau times the logarithm of each class's share of the shots, by counts (c,); None for no adjustment.
 
         A class without a shot is taken as frequent as the rarest class that has one.
-
-        Args:
-            counts: (c,) shots per class that the head is trained on; all zero in the multi-label task.
         """
         tau = self.logit_adjustment
         has_shots = counts > 0
@@ -67,18 +61,10 @@ class LabelLossHead(LogitAdjustedHead):
 
     gce_q: Annotated[float | str, Within(0, 1), OneOf("auto")] = 0.0
 
-    def _label_loss(self, shots: SupportSet) -> LabelLoss:
-        """The loss for training on all shots; q is chosen here if it is "auto"."""
-        self._choose_gce_q(shots)
-        return self._loss_with_chosen_q(class_counts(shots))
-
-    def _loss_with_chosen_q(self, counts: Tensor) -> LabelLoss:
-        """The loss for training on shots of these counts (c,), after `_choose_gce_q`."""
-        return LabelLoss(self._log_prior(counts), float(self.gce_q_ if self.gce_q == "auto" else self.gce_q))
-
     def _loss_of(self, shots: SupportSet, rows: Tensor) -> Loss:
         """The loss of some of the shots, labels or targets, after `_choose_gce_q`."""
-        return Loss.of_support_set(shots, rows, self._loss_with_chosen_q(class_counts(shots, rows)))
+        q = float(self.gce_q_ if self.gce_q == "auto" else self.gce_q)
+        return Loss.of_support_set(shots, rows, LabelLoss(self._log_prior(class_counts(shots, rows)), q))
 
     def _choose_gce_q(self, shots: SupportSet) -> None:
         """If q is "auto", choose it and store it as ``gce_q_``."""
@@ -120,12 +106,6 @@ def estimate_wrong_share(logits: Tensor, labels: Tensor) -> float:
     The estimate maximises the likelihood of the labels, where this share of them is drawn from all classes, each as
     likely, and the others from the softmax of the logits at the best temperature. So it is slightly higher than the
     share of labels that differ from the truth.
-
-    >>> truth = torch.arange(100) // 25
-    >>> labels = torch.where(torch.arange(100) % 4 == 0, (truth + 1) % 4, truth)  # 25 of 100 are wrong
-    >>> logits = torch.arange(100)[:, None] / 5 * torch.nn.functional.one_hot(truth)
-    >>> estimate_wrong_share(logits, truth), estimate_wrong_share(logits, labels)
-    (0.0, 0.3)
     """
     p = probabilities_at_temperatures(logits.double(), labels, TEMPERATURES)  # (t, n)
     likelihoods = [((1 - s) * p + s / logits.shape[1]).clamp_min(1e-300).log().sum(dim=1).max() for s in WRONG_SHARES]
@@ -138,9 +118,9 @@ def _held_out_gce(logits: Tensor, labels: Tensor) -> float:
     return min(float(loss(logits.double() / temperature, labels)) for temperature in TEMPERATURES.tolist())
 
 
-def class_counts(shots: SupportSet, rows: Tensor | None = None) -> Tensor:
-    """(c,) how many of some shots, or of all, each class has; zeros in the multi-label task."""
-    labels = shots.labels if rows is None else shots.labels[rows]
+def class_counts(shots: SupportSet, rows: Tensor) -> Tensor:
+    """(c,) how many of some shots each class has; zeros in the multi-label task."""
+    labels = shots.labels[rows]
     counts = torch.bincount(labels[labels >= 0], minlength=shots.n_classes)
     return counts.to(shots.views.dtype)
 

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim.lbfgs import _strong_wolfe
 
-HISTORY_SIZE = 10
-"""Steps that approximate the Hessian."""
-MIN_CURVATURE = 1e-6
-"""Least decrease of the slope along a step, as a share of it, for the step to enter the history."""
-MAX_LINE_SEARCH_POINTS = 25
-"""Most evaluations of one line search."""
+HISTORY_SIZE = 10  # steps that approximate the Hessian
+MIN_CURVATURE = 1e-6  # least decrease of the slope along a step, as a share of it, for the step to enter the history
+MAX_LINE_SEARCH_POINTS = 25  # most evaluations of one line search
 
 
 def descend(
@@ -39,12 +36,6 @@ def descend(
     product. ``first`` has value and gradient there, which is not zero; ``step`` is that of the first iteration along
     the gradient, preconditioned if there is a preconditioner: the product with a guess of the inverse Hessian, for a
     (1, ...) start only. No iteration is started after ``max_evaluations``.
-
-    >>> goal = torch.tensor([1.0, -2.0])
-    >>> def evaluate(x):
-    ...     return float((x - goal).square().sum()), 2 * (x - goal)
-    >>> descend(evaluate, torch.zeros(1, 2), evaluate(torch.zeros(1, 2)), 0.1, 1e-4, 9)[0].round()
-    tensor([[ 1., -2.]])
     """
     shape, x, value, gradient = point.shape, point.flatten(1), first[0], first[1].flatten(1)
     # Below this a change of the value is rounding.

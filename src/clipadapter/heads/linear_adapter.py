@@ -15,10 +15,8 @@ from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.heads.training import TrainConfig
 from clipadapter.utils.functional import unit
 
-ADAM_EPS = 1e-4
-"""Epsilon of Adam in the released code."""
-CLIP_SCALE = 100.0
-"""Logit scale of the encoders that the paper's penalty was made for."""
+ADAM_EPS = 1e-4  # epsilon of Adam in the released code
+CLIP_SCALE = 100.0  # logit scale of the encoders that the paper's penalty was made for
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -73,28 +71,15 @@ class LinearAdapterHead(TrainedHead):
         self.weight_, self.scale_ = text, scale
 
     def _logits(self, X: Tensor) -> Tensor:
-        return self.scale_ * unit(apply_shift(X, self.shift_.to(X.dtype))) @ self.weight_.T.to(X.dtype)
-
-
-def apply_shift(X: Tensor, shift: Tensor) -> Tensor:
-    """Features after their linear map was changed by ``shift``, up to their length.
-
-    A feature is ``f = W b``, and ``(W + S) b = f + S b``: neither W itself nor a constant bias is needed.
-
-    Args:
-        X: (..., d) raw features f, or (..., d + p) with b behind each; without that b is f, and W the identity.
-        shift: (d, p) or (d, d), S.
-
-    Returns:
-        (..., d), each divided by the length of its row of X.
-
-    >>> apply_shift(torch.tensor([[3.0, 4.0]]), torch.eye(2))
-    tensor([[1.2000, 1.6000]])
-    """
-    return _shift(unit(X), shift)
+        return self.scale_ * unit(_shift(unit(X), self.shift_.to(X.dtype))) @ self.weight_.T.to(X.dtype)
 
 
 def _shift(x: Tensor, shift: Tensor) -> Tensor:
+    """Features (..., d) after their linear map W was changed by ``shift`` (d, p).
+
+    A feature is ``f = W b``, and ``(W + S) b = f + S b``: neither W itself nor a constant bias is needed. b stands
+    behind f in x (..., d + p); without it b is f, and W the identity.
+    """
     d = len(shift)
     unprojected = x[..., d:] if x.shape[-1] > d else x
     return x[..., :d] + unprojected @ shift.T

@@ -7,7 +7,6 @@ scikit-learn's LogisticRegression; the optimiser is an L-BFGS in torch (`Softmax
 where C is large. How early depends on scikit-learn: since 1.4, of 2024, its tolerance is for the mean loss of the
 shots, before it was for their sum.
 With multi-label images there is one logistic regression per class, with the same C for all.
-With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -34,10 +33,8 @@ from clipadapter.heads.warm_start import find_warm_start
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
 from clipadapter.utils.parallel import limit_threads
 
-GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
-"""Values of C that ``C="auto"`` chooses from."""
-ONE_SHOT_C = 10.0
-"""C if no shot can be held out."""
+GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)  # values of C that ``C="auto"`` chooses from
+ONE_SHOT_C = 10.0  # C if no shot can be held out
 SEARCH_TOL = 3e-3
 """`tol` while C is chosen: the penalised log-loss is then within about 0.001 of its minimum."""
 SOLVERS = ("torch", "sklearn")

@@ -26,21 +26,10 @@ class LabelLoss:
     ``(1 - p ** q) / q`` for the probability p of the label: Zhang and Sabuncu, NeurIPS 2018,
     https://arxiv.org/abs/1805.07836, equation 6. Its gradient is that of cross-entropy times ``p ** q``, so that labels
     which the model contradicts weigh less. With q near 0 it is cross-entropy, with q of 1 one minus the probability.
-
-    Args:
-        offset: (c,) added to the logits; None for nothing.
-        q: of generalised cross-entropy, 0 to 1; 0 is cross-entropy.
-
-    >>> logits, labels = torch.tensor([[0.0, 0.0]]), torch.tensor([1])
-    >>> [round(float(LabelLoss(q=q)(logits, labels)), 3) for q in (0.0, 0.001, 1.0)]
-    [0.693, 0.693, 0.5]
-    >>> offset = torch.tensor([3.0, 1.0]).log()  # the first class is three times as frequent
-    >>> round(float(LabelLoss(offset)(logits, labels).neg().exp()), 3)
-    0.25
     """
 
-    offset: Tensor | None = None
-    q: float = 0.0
+    offset: Tensor | None = None  # (c,) added to the logits
+    q: float = 0.0  # of generalised cross-entropy; 0 is cross-entropy
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of logits (b, c) and class positions (b,)."""
@@ -51,8 +40,7 @@ class LabelLoss:
         return -(torch.expm1(self.q * log_p) / self.q).mean()
 
 
-CROSS_ENTROPY = LabelLoss()
-"""The loss without either change."""
+CROSS_ENTROPY = LabelLoss()  # the loss without either change
 
 
 @dataclass(frozen=True)
@@ -61,15 +49,10 @@ class Loss:
 
     The second is SigLIP's loss without its text side (Zhai et al., ICCV 2023, equation 1): the sum over classes, not
     their mean, is as large as the cross-entropy of as many labels.
-
-    Args:
-        labels: (n,) class positions; not used with multi-label targets.
-        targets: (n, c) ones and zeros of multi-label pictures, else None.
-        label_loss: of labels; not used with multi-label targets.
     """
 
-    labels: Tensor
-    targets: Tensor | None = None
+    labels: Tensor  # (n,) class positions; not used with multi-label targets
+    targets: Tensor | None = None  # (n, c) ones and zeros of multi-label pictures
     label_loss: LabelLoss = CROSS_ENTROPY
 
     @classmethod
@@ -88,13 +71,7 @@ class Loss:
     ) -> Tensor:
         """(t,) summed loss of rows with logits (b, c), divided by each of the temperatures (t,).
 
-        A share of the labels may be wrong, each other label being as likely, so that one wrong label can't outweigh the
-        rest. Multi-label targets are taken as they are.
-
-        >>> loss = Loss(torch.tensor([0, 1]))
-        >>> sure_and_wrong = torch.tensor([[-100.0, 100.0], [100.0, -100.0]])
-        >>> loss.sums_at_temperatures(sure_and_wrong, torch.arange(2), torch.ones(1), 0.1).round(decimals=2)
-        tensor([5.9900])
+        A share of the labels may be wrong, so that one wrong label can't outweigh the rest.
         """
         if self.targets is not None:
             return torch.stack([binary_losses(logits / t, self.targets[rows]).sum() for t in temperatures])
@@ -113,12 +90,7 @@ class Loss:
 def probabilities_at_temperatures(
     logits: Tensor, labels: Tensor, temperatures: Tensor, offset: Tensor | None = None
 ) -> Tensor:
-    """(t, n) probabilities of the labels (n,) by the softmax of logits (n, c) divided by each temperature (t,).
-
-    >>> probabilities_at_temperatures(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), torch.tensor([1.0, 1e6]))
-    tensor([[0.8808],
-            [0.5000]])
-    """
+    """(t, n) probabilities of the labels (n,) by the softmax of logits (n, c) divided by each temperature (t,)."""
     divided = (logits / t if offset is None else logits / t + offset for t in temperatures)
     return torch.stack([each.softmax(dim=1).gather(1, labels[:, None])[:, 0] for each in divided])
 
@@ -139,12 +111,5 @@ def drop_tiny_gradients(logits: Tensor) -> Tensor:
 
 
 def trained_cosines(features: Tensor, weight: Tensor) -> Tensor:
-    """(b, c) cosines of trained features (b, d) with unit class weights (c, d).
-
-    Features shorter than 1e-12 are divided by that in place of their length, so that the gradient of a row of zeros,
-    which has no direction, stays finite.
-
-    >>> trained_cosines(torch.tensor([[3.0, 4.0]]), torch.eye(2))
-    tensor([[0.6000, 0.8000]])
-    """
+    """(b, c) cosines of trained features (b, d) with unit class weights (c, d); zeros have a finite gradient."""
     return normalize(features, dim=1) @ weight.T

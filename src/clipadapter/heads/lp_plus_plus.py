@@ -5,7 +5,6 @@ Differs from the paper and its code, which keep the epoch that is best on valida
 all epochs are run. Differs from the code, which never clears the gradient of the text weights, unless ``literal``.
 Ours: a class without a shot is not trained; it gets its text and the average of the other classes' weights. The number
 of epochs is bounded on large problems. Augmented views are not used.
-With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -24,21 +23,15 @@ from clipadapter.heads.warm_start import STEPS_SHARE, WarmStart, find_warm_start
 from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import limit_threads
 
-EPOCHS = 300
-"""Full-batch steps of the released code."""
-MIN_EPOCHS = 50
-"""Fewest full-batch steps on large problems."""
+EPOCHS = 300  # full-batch steps of the released code
+MIN_EPOCHS = 50  # fewest full-batch steps on large problems
 MAX_TRAINING_MULTIPLICATIONS = 1e12
 """Multiplications after which ``epochs=None`` stops: a quarter of a minute on two cores."""
-EPOCHS_PER_ALPHA_STEP = 10
-"""The text weights move once in so many epochs, as in the released code."""
-MOMENTUM = 0.9
-"""Momentum of the steps of weight and bias, as in the released code."""
-WARM_START_SHARE = 0.95
-"""Share of what an earlier fit learned that a warm start keeps."""
+EPOCHS_PER_ALPHA_STEP = 10  # the text weights move once in so many epochs, as in the released code
+MOMENTUM = 0.9  # momentum of the steps of weight and bias, as in the released code
+WARM_START_SHARE = 0.95  # share of what an earlier fit learned that a warm start keeps
 
-Start = tuple[Tensor, Tensor, Tensor]
-"""Weight (p, d), bias (p,) and text weights (p,) of the p classes that have shots."""
+Start = tuple[Tensor, Tensor, Tensor]  # weight (p, d), bias (p,) and text weights (p,) of the p classes that have shots
 
 
 @dataclass
@@ -99,12 +92,6 @@ class LpPlusPlus(LogitAdjustedHead):
             but at least 50. The text weights move every tenth.
         seed: of the start of the biases if ``literal``.
         progress: show a bar on stderr while training.
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
-    >>> LpPlusPlus().fit(X, ["dog", "cat"], text=text).predict(X)
-    array(['dog', 'cat'], dtype='<U3')
     """
 
     needs_text = True

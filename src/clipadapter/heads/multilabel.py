@@ -14,8 +14,7 @@ from clipadapter.heads.support import SupportSet
 
 BIAS_PRIOR_STD = 2.0
 """Standard deviation, in logits, of the normal prior of a class's bias around the bias of all classes."""
-MAX_NEWTON_STEPS = 60
-"""Limit of Newton steps; about ten are usual."""
+MAX_NEWTON_STEPS = 60  # limit of Newton steps; about ten are usual
 
 
 def fit_bias(logits: Tensor, targets: Tensor, prior_std: float = BIAS_PRIOR_STD) -> Tensor:
@@ -25,10 +24,6 @@ def fit_bias(logits: Tensor, targets: Tensor, prior_std: float = BIAS_PRIOR_STD)
     to the number of its shots. The mean of the normal prior is the bias that does so for all classes together. It keeps
     classes with few shots near the common bias; a class without a shot gets the common bias, lowered by the evidence
     of the shots that lack it. The logits (n, c) come from a head that did not learn from the shots.
-
-    >>> logits, targets = torch.zeros(4, 2), torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
-    >>> fit_bias(logits, targets, prior_std=1e6).sigmoid()
-    tensor([0.7500, 0.2500])
     """
     x, y = logits.double(), targets.double()
     # Half a positive and half a negative are added: the common bias is finite even if every shot has every class.

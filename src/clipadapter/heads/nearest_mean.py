@@ -24,8 +24,7 @@ from clipadapter.utils.functional import ABSENT_LOGIT, unit
 class ClassMeansHead(ExactIncrementalHead):
     """Base of the heads that compare a picture with the mean of each class; one sum per class is stored."""
 
-    sums_: Tensor
-    """(c, d) of the unit features of the shots, views averaged; float64."""
+    sums_: Tensor  # (c, d) of the unit features of the shots, views averaged; float64
 
     def _init_sums(self, shots: SupportSet) -> None:
         self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2], dtype=torch.float64)
@@ -59,8 +58,7 @@ class NearestMean(ClassMeansHead):
 
     temperature_prior = (1.7, 1.2, 1.1, 0.96, 0.96)
 
-    means_: Tensor
-    """(c, d) unit means; zeros for classes without a shot."""
+    means_: Tensor  # (c, d) unit means; zeros for classes without a shot
     text_: Tensor | None
 
     def _init_sums(self, shots: SupportSet) -> None:

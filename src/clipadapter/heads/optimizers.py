@@ -15,26 +15,11 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-MOMENTUM = 0.9
-"""Momentum of SGD, that of all published recipes here."""
+MOMENTUM = 0.9  # momentum of SGD, that of all published recipes here
 
 
 class Optimizer:
-    """Steps along the gradients of parameters; a parameter without a gradient stays.
-
-    Args:
-        kind: "adamw", "adam" or "sgd".
-        parameters: tensors with gradients, all on one device.
-        weight_decay: decoupled from the gradient for AdamW, L2 for Adam and SGD.
-        eps: of Adam and AdamW, added to the root of the second moment.
-
-    >>> x = torch.tensor([3.0], requires_grad=True)
-    >>> optimizer = Optimizer("adamw", [x])
-    >>> x.square().sum().backward()
-    >>> optimizer.step(lr=0.5)
-    >>> x.tolist(), x.grad
-    ([2.5], None)
-    """
+    """Steps of "adamw", "adam" or "sgd" along the gradients of parameters; a parameter without a gradient stays."""
 
     def __init__(
         self, kind: str, parameters: Sequence[Tensor], *, weight_decay: float = 0.0, eps: float = 1e-8

@@ -33,10 +33,8 @@ from clipadapter.utils.progress import BRIEF_SECONDS, progress_bar
 
 Strategy = Literal["own", "folds", "views"]
 
-FOLDS = 4
-"""Default number of folds for an unfitted head."""
-FOLDS_OF_FITTED = 5
-"""Default number of folds for a fitted head."""
+FOLDS = 4  # default number of folds for an unfitted head
+FOLDS_OF_FITTED = 5  # default number of folds for a fitted head
 MAX_REPEATS = 3
 SUFFICIENT_HELD_OUT_SHOTS = 200
 """The folds of a fitted head are drawn again, up to MAX_REPEATS times, until about this many shots were held out: with
@@ -151,15 +149,10 @@ def out_of_fold(
 def join_folds(
     shots: SupportSet, folds: Sequence[tuple[Tensor, Tensor]], logits: Callable[[int, Tensor], Tensor]
 ) -> OutOfFold | None:
-    """The out-of-fold logits of a head that trains on folds itself, such as to choose a parameter.
+    """The out-of-fold logits, with the strategy "own", of a head that trains on folds itself; None without folds.
 
-    Args:
-        shots: of the fit.
-        folds: training rows and held-out rows.
-        logits: (r, c) of rows (r,) of the shots by a fit: number 0 to all shots, 1 without the first fold and so on.
-
-    Returns:
-        With the strategy "own"; None if there are no folds.
+    The folds are training rows and held-out rows. ``logits`` (r, c) are of rows (r,) of the shots by a fit: number 0 to
+    all shots, 1 without the first fold and so on.
     """
     if not folds:
         return None
@@ -198,14 +191,14 @@ def _from_folds(
     blocks: Blocks | None,
 ) -> OutOfFold | None:
     is_fitted = hasattr(head, "classes_")
-    folds = folds or (FOLDS_OF_FITTED if is_fitted else FOLDS)
-    # Enough shots are held out of a fitted head; of an unfitted one, each shot once.
-    repeats = max(1, min(MAX_REPEATS, SUFFICIENT_HELD_OUT_SHOTS // len(y))) if is_fitted and not keep_heads else 1
-    parts = make_folds(torch.from_numpy(truth), folds, seed, repeats)
+    is_calibrated = is_fitted and not keep_heads
+    # Enough shots are held out of a head to be calibrated; of another one, each shot once.
+    repeats = max(1, min(MAX_REPEATS, SUFFICIENT_HELD_OUT_SHOTS // len(y))) if is_calibrated else 1
+    parts = make_folds(torch.from_numpy(truth), folds or (FOLDS_OF_FITTED if is_fitted else FOLDS), seed, repeats)
     splits = [(train.numpy(), held_out.numpy()) for train, held_out in parts]
     if not splits:
         return None
-    if is_fitted and not keep_heads:
+    if is_calibrated:
         n_classes = len(np.unique(truth)) if truth.ndim == 1 else truth.shape[1]
         if len(y) * n_classes * views.shape[2] > MAX_MULTIPLICATIONS_OF_ALL_FOLDS:
             splits = splits[:1]
@@ -218,8 +211,7 @@ def _from_folds(
     scales: list[float] = []
     shown = bool(head.get_params(deep=False).get("progress", False))
     for train, held_out in progress_bar(splits, desc="held-out shots", shown=shown, leave=False, delay=BRIEF_SECONDS):
-        reuse_chosen = is_fitted and not keep_heads
-        fold_head = head.refit_without(views, y, held_out, text, reuse_chosen=reuse_chosen, blocks=blocks)
+        fold_head = head.refit_without(views, y, held_out, text, reuse_chosen=is_calibrated, blocks=blocks)
         n = MAX_HELD_OUT_LOGITS // (len(fold_head.classes_) * len(splits))
         predicted.append(some_rows(torch.from_numpy(held_out), n, seed).numpy())
         logits.append(fold_head.logits(views[predicted[-1], 0]))
@@ -228,14 +220,12 @@ def _from_folds(
         if keep_heads:
             fold_head.kept_pictures = None  # it is not fitted again: only the head of all shots needs them
             heads.append(fold_head)
-    ratio = 1.0
-    if is_fitted:
-        ratio = _logit_scale_ratio(_logit_scale(head, views[:, 0]), scales)
-    rows = np.concatenate(predicted)
+    ratio = _logit_scale_ratio(_logit_scale(head, views[:, 0]), scales) if is_fitted else 1.0
+    rows, joined = np.concatenate(predicted), np.concatenate(logits)
     fold_of_row = np.repeat(np.arange(len(splits)), [len(each) for each in predicted]) if keep_heads else None
-    shots_per_class = float(np.mean([mean_shots_per_class(y[train]) for train, _ in splits]))
-    scaled = np.concatenate(logits) * ratio if is_fitted else np.concatenate(logits)
-    return OutOfFold(scaled, truth[rows], rows, "folds", shots_per_class, ratio, tuple(heads), fold_of_row)
+    seen = float(np.mean([mean_shots_per_class(y[train]) for train, _ in splits]))
+    joined = joined * ratio if is_fitted else joined
+    return OutOfFold(joined, truth[rows], rows, "folds", seen, ratio, tuple(heads), fold_of_row)
 
 
 def _from_last_view(

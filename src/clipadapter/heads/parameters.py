@@ -23,16 +23,7 @@ from clipadapter.errors import InputError, brief
 
 @dataclass(frozen=True)
 class Within:
-    """The numbers between two ends.
-
-    Args:
-        low: lower end.
-        high: upper end; infinity for none.
-        closed: which ends are accepted: "both", the "left" or "right" one, or "neither".
-
-    >>> str(Within(0, 1)), str(Within(0, 1, closed="right")), str(POSITIVE)
-    ('0 to 1', 'above 0 and up to 1', 'positive')
-    """
+    """The numbers between two ends, of which ``closed`` says which are accepted."""
 
     low: float
     high: float
@@ -59,11 +50,7 @@ class Within:
 
 @dataclass(frozen=True, init=False)
 class OneOf:
-    """Some texts.
-
-    >>> str(OneOf("pooled", "published")), str(OneOf("auto"))
-    ('one of pooled, published', "'auto'")
-    """
+    """Some texts."""
 
     texts: tuple[str, ...]
 
@@ -89,13 +76,7 @@ ANY_NUMBER = Within(-math.inf, math.inf, closed="neither")
 
 
 def check_bounds(cls: Any, parameters: Mapping[str, Any]) -> None:
-    """Refuse numbers that are not finite, and values outside the bounds that a class declares.
-
-    >>> from clipadapter.heads import head_info
-    >>> check_bounds(head_info("prototype").cls, {"mix": 2})
-    Traceback (most recent call last):
-    clipadapter.errors.InputError: mix must be 0 to 1, but is 2
-    """
+    """Refuse numbers that are not finite, and values outside the bounds that a class declares."""
     for name, value in parameters.items():
         if getattr(value, "ndim", 0):
             # A fit would take it, but a model could not be saved with it.

@@ -33,7 +33,6 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from clipadapter.heads.base import SupportSet
@@ -45,16 +44,12 @@ from clipadapter.heads.incremental import (
 )
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.support import Array
 from clipadapter.heads.warm_start import remap_rows
 from clipadapter.utils.functional import cosine_logits, unit
 
-RIDGE = {"primal": 0.1, "dual": 0.001}
-"""Published lambda of each form."""
-MIN_LOG_SCORE = 0.1
-"""Fused score below which the logarithm is continued as a line."""
-BLOCK = 1024
-"""Rows, or columns, converted to float64 at a time."""
+RIDGE = {"primal": 0.1, "dual": 0.001}  # published lambda of each form
+MIN_LOG_SCORE = 0.1  # fused score below which the logarithm is continued as a line
+BLOCK = 1024  # rows, or columns, converted to float64 at a time
 
 
 @register_head(
@@ -75,12 +70,6 @@ class Rail(ExactIncrementalHead):
         gamma: sharpness of the dual form's kernel.
         weight: w of the regression, 0 (zero-shot) to 1.
         seed: of the random features.
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    >>> head = Rail().fit([[1.0, 0.9, 0.0]], ["cat"], text=text)
-    >>> head.partial_fit([[1.0, 1.1, 1.0]], ["dog"], text=text).predict([[1.0, 0.98, 1.0]])
-    array(['dog'], dtype='<U3')
     """
 
     needs_text = True
@@ -91,14 +80,10 @@ class Rail(ExactIncrementalHead):
 
     kept_: Tensor = field(init=False)
     """(n, d) unit features of the shots, in the dual form, and in the primal form while there are few."""
-    labels_: Tensor = field(init=False)
-    """(n,) their class positions."""
-    products_: Tensor = field(init=False)
-    """Phi' Phi once there are many shots: packed lower triangle, float64."""
-    sums_: Tensor = field(init=False)
-    """(width, c) Phi' Y, once there are many shots."""
-    weight_: Tensor = field(init=False)
-    """(width, c) primal; (n, c) dual."""
+    labels_: Tensor = field(init=False)  # (n,) their class positions
+    products_: Tensor = field(init=False)  # Phi' Phi once there are many shots: packed lower triangle, float64
+    sums_: Tensor = field(init=False)  # (width, c) Phi' Y, once there are many shots
+    weight_: Tensor = field(init=False)  # (width, c) primal; (n, c) dual
 
     form: Annotated[str, OneOf(*RIDGE)] = "primal"
     hidden: Annotated[int, NOT_NEGATIVE] = 0
@@ -107,20 +92,13 @@ class Rail(ExactIncrementalHead):
     weight: Annotated[float, Within(0, 1)] = 0.8
     seed: int = 0
 
-    def regressed(self, X: ArrayLike) -> Array:
-        """The regression r (m, c) for raw features X (m, d)."""
-        return self._map_logits(X, lambda block: block, self._regressed)
-
-    def fused(self, X: ArrayLike) -> Array:
-        """The paper's fused score (m, c) for raw features X (m, d): weighted zero-shot probabilities and r."""
-        return self._map_logits(X, lambda block: block, self._fused)
-
     def _logits(self, X: Tensor) -> Tensor:
         fused = self._fused(X)
         below = math.log(MIN_LOG_SCORE) + (fused - MIN_LOG_SCORE) / MIN_LOG_SCORE
         return torch.where(fused > MIN_LOG_SCORE, fused.clamp_min(MIN_LOG_SCORE).log(), below)
 
     def _fused(self, X: Tensor) -> Tensor:
+        """The paper's fused score (m, c): weighted zero-shot probabilities and r."""
         zero_shot = cosine_logits(X, self.text_.to(X.dtype), self.scale_).softmax(dim=1)
         learned = (self.counts_ > 0)[zero_shot.argmax(dim=1)]
         fused = (1 - self.weight) * zero_shot + self.weight * self._regressed(X)
@@ -210,7 +188,6 @@ class Rail(ExactIncrementalHead):
         return (rows @ self._map().to(rows.dtype).T).relu_() if self._has_random_features else rows
 
     def _map(self) -> Tensor:
-        """R, (hidden, d)."""
         return random_map(self.hidden, self.read_width, self.seed)
 
     def _kernel(self, a: Tensor, b: Tensor) -> Tensor:

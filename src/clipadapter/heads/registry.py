@@ -34,8 +34,7 @@ FIDELITY_KINDS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Kinds of fidelity and their meaning."""
-AS_PUBLISHED = ("verified", "paper", "not stated")
-"""Kinds that are not marked in tables of results."""
+AS_PUBLISHED = ("verified", "paper", "not stated")  # kinds that are not marked in tables of results
 ARGUMENTS = re.compile(r"^Args:\n((?: {4}.*\n?)+)", re.MULTILINE)
 """The section of a cleaned docstring that describes parameters."""
 ARGUMENT = re.compile(r"^( {4}(\w+): .*\n?(?: {8}.*\n?)*)", re.MULTILINE)
@@ -50,12 +49,6 @@ class Fidelity:
         kind: one of `FIDELITY_KINDS`.
         statement: what was checked, and what is not as published, in sentences; empty if nothing is stated.
         own_recipe: whether the parameters are a recipe of this project, and not a published one.
-
-    >>> fidelity = Fidelity.parse("partial: The loss is as published. The rest is ours.")
-    >>> fidelity.kind, fidelity.is_as_published
-    ('partial', False)
-    >>> print(fidelity)
-    Only in part as published. The loss is as published. The rest is ours.
     """
 
     kind: str = "not stated"
@@ -79,12 +72,7 @@ class Fidelity:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> Self:
-        """The fidelity among the facts of a registration, as parsed or as text; "not stated" if there is none.
-
-        Args:
-            facts: of the registration.
-            params: parameters of the head; None for its defaults.
-        """
+        """The fidelity among the facts of a registration, for parameters of the head or its defaults."""
         fidelity, published = facts.get("fidelity", cls.kind), facts.get("published_with") or {}
         parsed = fidelity if isinstance(fidelity, cls) else cls.parse(fidelity) if isinstance(fidelity, str) else cls()
         return replace(parsed, own_recipe=any((params or {}).get(key) != value for key, value in published.items()))
@@ -170,19 +158,12 @@ def _complete_arguments(cls: type[Head]) -> str:
 
 
 def fidelity_of(name: str, params: Mapping[str, Any] | None = None) -> Fidelity:
-    """The `Fidelity` of a head with some parameters, or its defaults; "not stated" for a name that is not registered.
-
-    >>> fidelity_of("auto").kind
-    'own'
-    """
+    """The `Fidelity` of a head with some parameters, or its defaults; "not stated" for an unregistered name."""
     return Fidelity.of(HEADS.info(name).facts, params) if name in HEADS.list() else Fidelity()
 
 
 def refuse_update(head: str, *, transductive: bool, tunes_encoder: bool, model: object = "this model") -> None:
-    """Refuse to change a model whose head, by what its class declares, needs pictures that models do not store.
-
-    >>> refuse_update("gda", transductive=False, tunes_encoder=False)
-    """
+    """Refuse to change a model whose head, by what its class declares, needs pictures that models do not store."""
     if transductive or tunes_encoder:
         needed = "pictures without labels" if transductive else "the pictures of the fit"
         raise InputError(

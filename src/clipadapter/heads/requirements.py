@@ -29,16 +29,11 @@ if TYPE_CHECKING:
     from clipadapter.heads.base import Head
 
 
-Reads = Literal["final", "unprojected", "second-encoder", "all"]
-"""What `clipadapter.heads.Head.reads` may be."""
+Reads = Literal["final", "unprojected", "second-encoder", "all"]  # what `clipadapter.heads.Head.reads` may be
 
 
 def check_blocks(width: int, blocks: Sequence[tuple[str, int]] | None) -> Blocks:
-    """The blocks of features of this width; ``final`` alone for None.
-
-    >>> check_blocks(3, None)
-    (Block(name='final', width=3),)
-    """
+    """The blocks of features of this width; ``final`` alone for None."""
     if blocks is None:
         return (Block(FINAL, width),)
     checked = as_blocks(blocks)

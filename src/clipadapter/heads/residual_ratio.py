@@ -18,23 +18,18 @@ CANDIDATE_RATIOS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45,
 """Ratios that held-out shots are evaluated at."""
 CANDIDATE_TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-4, 13))
 """Divisors of the logits, 1/4 to 64; each loss is taken at the best of them."""
-MAX_EXPECTED_RATIO = 0.3
-"""Expected ratio where zero-shot is no better than the null model."""
-MAX_POWER = 1.75
-"""Exponent of the share of the loss that zero-shot leaves unexplained, with few shots."""
+MAX_EXPECTED_RATIO = 0.3  # expected ratio where zero-shot is no better than the null model
+MAX_POWER = 1.75  # exponent of the share of the loss that zero-shot leaves unexplained, with few shots
 SHOTS_OF_HALF_POWER = 20
 """Shots at which that exponent is half as large: an adapter trained on more shots is a better one."""
 PRIOR_SHOTS = 2
 """Pseudo-counts added to the shots, for which zero-shot explains half of the null model's loss: three shots that
 happen to be right are weak evidence that the text is good."""
-RATIO_SPREAD = 0.15
-"""Standard deviation of the prior of the ratio around the expected one."""
+RATIO_SPREAD = 0.15  # standard deviation of the prior of the ratio around the expected one
 TEMPERATURE_SPREAD = 1.0
 """Standard deviation of the prior of the logarithm of zero-shot's temperature, around that of the encoder."""
-WRONG_LABEL_SHARE = 0.05
-"""Share of the shots whose label may be wrong, so that one of them can't outweigh the others."""
-MAX_ZERO_SHOT_ROWS = 1024
-"""Most shots that the zero-shot loss is computed on."""
+WRONG_LABEL_SHARE = 0.05  # share of the shots whose label may be wrong, so that one of them can't outweigh the others
+MAX_ZERO_SHOT_ROWS = 1024  # most shots that the zero-shot loss is computed on
 MAX_HELD_OUT_LOGITS = 2**23
 """Logits of shots, for one ratio, that losses are computed on: 838 shots of 10,000 classes. Of more a random part is
 taken."""
@@ -48,15 +43,6 @@ def expected_ratio(zero_shot: Tensor, loss: Loss) -> float:
     ``0.3 * (1 - R) ** p`` with ``p = 1.75 / (1 + n / 20)``, where two further shots with R of one half count as well.
     The null model gives each class the same probability; multi-label, the frequency of the class. The constants were
     chosen at one shot per class on 24 sets of 3 to 30 classes and four of 50 to 101.
-
-    Args:
-        zero_shot: (n, c) zero-shot logits of shots.
-        loss: of their labels.
-
-    >>> labels = torch.arange(4)
-    >>> loss = Loss(labels)
-    >>> round(expected_ratio(torch.zeros(4, 4), loss), 2), expected_ratio(100 * torch.eye(4), loss) < 0.05
-    (0.23, True)
     """
     rows = torch.arange(len(zero_shot))[:: 1 + (len(zero_shot) - 1) // MAX_ZERO_SHOT_ROWS]
     temperatures = zero_shot.new_tensor(CANDIDATE_TEMPERATURES)
@@ -84,9 +70,6 @@ def choose_ratio(tables: Sequence[Tensor], expected: float) -> float:
 
     The tables have the summed losses (r, t) of the held-out shots of each fold. The prior is normal around the expected
     ratio.
-
-    >>> choose_ratio([], 0.3)
-    0.3
     """
     if not tables:
         return expected

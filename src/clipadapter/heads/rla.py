@@ -6,7 +6,6 @@ logits, so that it means the same at any scale. Where classes have unequal shots
 the classes that have any. Steps are 150 for 300, which end as well; they take 256 pictures at most where the released
 code takes all, and each draws a view of each picture where that code takes the views in turn. `Rla.official` does as
 that code does.
-With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -30,12 +29,6 @@ class Rla(LinearAdapterHead):
 
     Args:
         steps: optimizer steps; the last pass over the shots is completed.
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    >>> X = [[1.0, 0.9, 0.5], [0.9, 1.0, 0.0]]
-    >>> Rla().fit(X, ["cat", "dog"], text=text).predict(X)
-    array(['cat', 'dog'], dtype='<U3')
     """
 
     temperature_prior = (0.67, 0.74, 0.67, 0.81, 1.0)

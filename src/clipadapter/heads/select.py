@@ -30,10 +30,8 @@ from clipadapter.heads.text import TextFeatures
 from clipadapter.utils.progress import progress_bar
 from clipadapter.utils.registry import unknown
 
-MAX_CANDIDATES = 4096
-"""Largest number of candidates of one search."""
-TEMPERATURES = torch.logspace(-2, 2, 81)
-"""Temperatures at which the log-loss of a candidate is tried."""
+MAX_CANDIDATES = 4096  # largest number of candidates of one search
+TEMPERATURES = torch.logspace(-2, 2, 81)  # temperatures at which the log-loss of a candidate is tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +125,12 @@ def select(
         start_of_candidate = time.perf_counter()
         result = out_of_fold(head, X, y, text, folds=folds, seed=seed, blocks=blocks)
         if result is None:
-            raise InputError(_why_nothing_is_held_out(head))
+            raise InputError(
+                f"{type(head).__name__} is transductive: it can't be tested on held-out shots"
+                if head.transductive
+                else "with one shot per class and one view nothing can be held out: give two shots of some classes, or "
+                "views=2 or more, or choose the head yourself ('auto' needs none)"
+            )
         logits, truth = torch.from_numpy(result.logits), torch.from_numpy(result.labels)
         losses, temperature = losses_at_best_temperature(logits, truth)
         is_right = logits.argmax(dim=1) == truth if truth.ndim == 1 else (logits > 0) == (truth > 0)
@@ -146,15 +149,6 @@ def _compare(candidate: Candidate, excess: Array) -> Candidate:
     n = len(excess)
     standard_error = float(excess.std()) / (n - 1) ** 0.5 if n > 1 else float("nan")
     return replace(candidate, excess_loss=float(excess.mean()), standard_error=standard_error)
-
-
-def _why_nothing_is_held_out(head: Head) -> str:
-    if head.transductive:
-        return f"{type(head).__name__} is transductive: it can't be tested on held-out shots"
-    return (
-        "with one shot per class and one view nothing can be held out: give two shots of some classes, or "
-        "views=2 or more, or choose the head yourself ('auto' needs none)"
-    )
 
 
 def _make_candidates(heads: str | Head | Mapping[str, Head], grid: Mapping[str, Sequence[Any]]) -> dict[str, Head]:
@@ -183,10 +177,6 @@ def losses_at_best_temperature(logits: Tensor, labels: Tensor) -> tuple[Tensor, 
     """Log-losses (r,) in nats at the one of `TEMPERATURES` that makes their mean smallest, and that temperature.
 
     Of logits (r, c), with class positions (r,) or multi-label targets (r, c).
-
-    >>> losses, temperature = losses_at_best_temperature(torch.eye(2) * 9, torch.tensor([0, 0]))
-    >>> temperature  # one right and one wrong prediction: the least confident is best
-    100.0
     """
     logits = logits.double()
     log_loss = partial(cross_entropy, reduction="none") if labels.ndim == 1 else binary_losses

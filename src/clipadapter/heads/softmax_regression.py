@@ -22,8 +22,7 @@ the optimum. A pass is then more than a second of one core, beside which a preco
 MAX_SOLVE_COST = 8_000_000_000_000
 """Multiplications of one call of `SoftmaxRegression.solve` above `MAX_EXACT_PASS_COST`: two to three minutes of one
 core, and 18 evaluations at 10,000 classes x 4 shots x 512 columns."""
-MIN_EVALUATIONS = 6
-"""Fewest evaluations of the loss that such a call makes, whatever they cost."""
+MIN_EVALUATIONS = 6  # fewest evaluations of the loss that such a call makes, whatever they cost
 PRECONDITIONER_CURVATURE = 0.05
 """Mean of p (1 - p) over the rows, summed over the classes, that the preconditioner assumes. Of 0.05, 0.2 and 1, the
 one with which accuracy after 8 evaluations was nearest to that of the optimum, at C of 100 and 1000."""
@@ -32,10 +31,8 @@ MAX_PRECONDITIONER_C = 100.0
 variance, and lose up to 10 points of accuracy if they are the last."""
 STEP_FACTORS = tuple(2.0 ** (i / 2) for i in range(-4, 17))
 """Multiples of the first step that are tried on some of the rows. The more classes, the longer the best one is."""
-MAX_STEP_LOGITS = 2**22
-"""Logits of these rows, on which the curvature along the first step is measured too."""
-MAX_LOGITS = 2**25
-"""Logits held at a time, 128 MB in float32; with more, a pass is made in blocks of rows."""
+MAX_STEP_LOGITS = 2**22  # logits of these rows, on which the curvature along the first step is measured too
+MAX_LOGITS = 2**25  # logits held at a time, 128 MB in float32; with more, a pass is made in blocks of rows
 MAX_DUAL_RATIO = 1.5
 """Rows per column up to which the dual form, of one product with the Gram matrix in each pass, is faster."""
 ALL_ROWS = slice(None)
@@ -83,8 +80,7 @@ class SoftmaxRegression:
         gram: (n, n) products of the rows, which should be centred or nearly so; None to compute it if needed.
     """
 
-    is_bounded: ClassVar[bool] = True
-    """Whether `solve` stops before the optimum where a pass costs much."""
+    is_bounded: ClassVar[bool] = True  # whether `solve` stops before the optimum where a pass costs much
 
     def __init__(
         self,
@@ -272,12 +268,6 @@ class OneVsRest(SoftmaxRegression):
     The optimum is that of scikit-learn's LogisticRegression for each class by itself. A class that no row has, or that
     all have, has no optimum: it is left out, and its probability is its share of the rows, with half a row
     added to each side.
-
-    Args:
-        X: (n, d).
-        targets: (n, c) ones and zeros.
-        offset: (n, c) fixed logits; None for zero.
-        unit_intercept: as for `SoftmaxRegression`.
     """
 
     is_bounded = False  # the bounds and the preconditioner are those of a softmax

@@ -36,8 +36,7 @@ from clipadapter.heads.ss_text import SsText
 from clipadapter.utils.functional import cosine_logits, unit
 
 MARGINALS = ("estimated", "shots", "uniform")
-MAX_BIAS_LOGITS = 2**22
-"""Most logits of held-out shots that `held_out_bias` computes."""
+MAX_BIAS_LOGITS = 2**22  # most logits of held-out shots that `held_out_bias` computes
 
 
 @register_head(
@@ -59,13 +58,6 @@ class SsTextU(Head):
         updates: number of updates of assignments and class vectors; 0 does not use the pictures without labels.
         rounds: number of Sinkhorn rounds per update; 0 assigns by softmax, without class frequencies.
         support_weight: weight of the shots; 1 is that of SS-Text.
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]], logit_scale=10.0)
-    >>> pictures = [[9.0, 1.0], [8.0, 2.0], [7.0, 6.0], [1.0, 9.0], [2.0, 8.0]]
-    >>> head = SsTextU().fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
-    >>> head.predict(pictures)
-    array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
     """
 
     needs_text = True
@@ -179,11 +171,7 @@ def labelled_part(rows: Tensor, labels: Tensor, n_classes: int, scale: float) ->
 
 
 def parse_marginal(marginal: str) -> list[float]:
-    """The numbers of a marginal.
-
-    >>> parse_marginal("1,2")
-    [1.0, 2.0]
-    """
+    """The numbers of a marginal."""
     try:
         numbers = [float(number) for number in marginal.split(",")]
     except (AttributeError, ValueError):
@@ -197,11 +185,7 @@ def parse_marginal(marginal: str) -> list[float]:
 
 
 def class_marginal(counts: Tensor, missing_class_ratio: float = 4.0) -> Tensor:
-    """Class frequencies (c,) of shots, with a low one for classes without shots; see `SsTextU`.
-
-    >>> class_marginal(torch.tensor([1.0, 3.0, 0.0]))
-    tensor([0.2353, 0.7059, 0.0588])
-    """
+    """Class frequencies (c,) of shots, with a low one for classes without shots; see `SsTextU`."""
     filled = torch.where(counts > 0, counts, counts[counts > 0].min() / missing_class_ratio)
     return filled / filled.sum()
 
@@ -234,10 +218,6 @@ def transport(scores: Tensor, marginal: Tensor, rounds: int) -> Tensor:
 
     Sinkhorn's algorithm scales the exponentials of the scores: each round columns, then rows. Without any round the
     result is a softmax.
-
-    >>> transport(torch.tensor([[3.0, 0.0], [2.0, 0.0]]), torch.tensor([0.5, 0.5]), rounds=10).round(decimals=2)
-    tensor([[0.6200, 0.3800],
-            [0.3800, 0.6200]])
     """
     log_marginal = marginal.clamp_min(torch.finfo(marginal.dtype).tiny).log()
     for _ in range(rounds):

@@ -32,15 +32,14 @@ from torch import Tensor
 
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.class_frequencies import estimate_frequencies
-from clipadapter.heads.mixture import MIN_VARIANCE_RATIO, MixtureHead
 from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import held_out_bias, held_out_calibration, supervised_vectors
+from clipadapter.heads.transductive import MIN_VARIANCE_RATIO, MixtureHead
 from clipadapter.utils.functional import unit
 
 ANCHORS = ("shots", "text")
-EQUAL_FREQUENCY_SHOTS = 4.0
-"""Weight of equal class frequencies beside the estimated ones, in shots per class."""
+EQUAL_FREQUENCY_SHOTS = 4.0  # weight of equal class frequencies beside the estimated ones, in shots per class
 
 
 @register_head(
@@ -155,11 +154,7 @@ class StatA(MixtureHead):
 
 
 def initial_variance(batch: Tensor, assigned: Tensor, anchors: Tensor) -> Tensor:
-    """v_0 (d,): variance of rows (b, d) about anchors (c, d), weighted by assignments (b, c).
-
-    >>> initial_variance(torch.eye(2), torch.eye(2), torch.eye(2).flip(0))
-    tensor([1., 1.])
-    """
+    """v_0 (d,): variance of rows (b, d) about anchors (c, d), weighted by assignments (b, c)."""
     # Squares are multiplied out, so that no (b, c, d) tensor is needed.
     from_sums = -2 * (anchors * (assigned.T @ batch)).sum(dim=0)
     spread = batch.square().sum(dim=0) + from_sums + assigned.sum(dim=0) @ anchors.square()

@@ -23,8 +23,7 @@ from clipadapter.utils.split_types import EvaluationFeatures
 from clipadapter.utils.towers import TextTower
 
 Array = NDArray[Any]
-PLAIN_ARRAYS = (np.ndarray, Tensor, EvaluationFeatures)
-"""Types without column names."""
+PLAIN_ARRAYS = (np.ndarray, Tensor, EvaluationFeatures)  # types without column names
 SAME_PICTURE_COSINE = 1 - 1e-4
 """Cosine of two features of the block ``final`` above which they are of one picture. The cosines of one picture in two
 batches of 16-bit numbers are below 1 by up to 1e-5, those of different pictures by 1e-2 or more. An edit has a
@@ -118,11 +117,7 @@ class SupportSet:
 
 
 def rows_without_shots(pictures: Tensor, shots: Tensor) -> Tensor:
-    """Rows (u',) of the pictures (u, d) that are no shots (n, d), by the block ``final``; see `SAME_PICTURE_COSINE`.
-
-    >>> rows_without_shots(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.001]])).tolist()
-    [1]
-    """
+    """Rows (u',) of the pictures (u, d) that are no shots (n, d), by the block ``final``; see `SAME_PICTURE_COSINE`."""
     shots = unit(shots.to(pictures.dtype))
     nearest = torch.cat([(unit(rows) @ shots.T).amax(dim=1) for rows in pictures.split(4096)])
     return torch.nonzero(nearest < SAME_PICTURE_COSINE).flatten()
@@ -159,11 +154,7 @@ def _check_matrix(X: ArrayLike) -> Array:
 
 
 def check_feature_names(head: Any, X: ArrayLike, *, reset: bool = False) -> None:
-    """Store the column names of a data frame as ``feature_names_in_``, or compare them with the stored ones.
-
-    Raises:
-        ValueError: if the names or their order differ; the message is scikit-learn's.
-    """
+    """Store the column names of a data frame as ``feature_names_in_``, or compare them with the stored ones."""
     if type(X) in PLAIN_ARRAYS and (reset or "feature_names_in_" not in vars(head)):
         vars(head).pop("feature_names_in_", None)
         return
@@ -273,14 +264,7 @@ def class_positions(labels: Array, text: TextFeatures | None) -> tuple[Array, ND
 
 
 def text_classes(text: TextFeatures, dtype: np.dtype[Any]) -> Array:
-    """The classes of text features in the type of the labels, sorted like `numpy.unique` unless their order is "given".
-
-    >>> text = TextFeatures(["10", "9"], [[1.0, 0.0], [0.0, 1.0]])
-    >>> text_classes(text, np.dtype(np.int64))
-    array([ 9, 10])
-    >>> text_classes(text, np.dtype("<U2"))
-    array(['10', '9'], dtype='<U2')
-    """
+    """Classes of text features in the type of the labels, sorted like `numpy.unique` unless their order is "given"."""
     classes = names_to_dtype(text.labels, dtype)
     return classes if text.order == "given" else np.sort(classes)
 
@@ -299,11 +283,7 @@ def names_to_dtype(names: Sequence[str], dtype: np.dtype[Any]) -> Array:
 
 
 def label_positions(labels: Array, classes: Array, problem: str = "are no class") -> NDArray[np.int64]:
-    """The position (n,) of each label among the classes.
-
-    Raises:
-        InputError: if a label is none of the classes; ``problem`` completes "these labels ..." in the message.
-    """
+    """The position (n,) of each label among the classes."""
     order = {str(label): i for i, label in enumerate(classes)}
     missing = sorted({str(label) for label in labels if str(label) not in order})
     if missing:

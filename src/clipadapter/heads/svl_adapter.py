@@ -6,7 +6,6 @@ Differs from the paper: ``blend="auto"``, its SVL* without a validation set, tak
 not on the test pictures; `star_blend` gives what the released code took. The second encoder's features are brought to
 one length, so that one learning rate suits any encoder. An incomplete last batch is left out. `SvlAdapter.official`
 does both as the released code does. A class without shots is not pushed down.
-With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations

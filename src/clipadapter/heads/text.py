@@ -132,11 +132,7 @@ class TextFeatures:
         return self if order == self.order else self._replace(order=order)
 
     def with_prompts(self, prompts: Sequence[ArrayLike] | None) -> TextFeatures:
-        """The same text features with the text embeddings (p_k, d) of the single prompts of each class.
-
-        Raises:
-            InputError: as the constructor.
-        """
+        """The same text features with the text embeddings (p_k, d) of the single prompts of each class."""
         if prompts is None:
             return self._replace(prompts=None)
         absent: Array = ~np.asarray(self.embeddings.any(axis=1))
@@ -190,11 +186,7 @@ class TextFeatures:
         order: Order = "sorted",
         prompts: Sequence[ArrayLike] | None = None,
     ) -> TextFeatures:
-        """Text features from the ``embeddings`` of others, where a row of zeros is a class without text.
-
-        >>> TextFeatures.of_stored_rows(["cat", "dog"], np.array([[0.0, 0.0], [0.0, 1.0]])).absent
-        ('cat',)
-        """
+        """Text features from the ``embeddings`` of others, where a row of zeros is a class without text."""
         has_text: Array = np.asarray(rows.any(axis=1, keepdims=True))
         marked = np.where(has_text, rows, np.nan).astype(rows.dtype)
         return cls(labels, marked, logit_scale, logit_bias, tower, order, prompts)
@@ -203,17 +195,7 @@ class TextFeatures:
     def of_names(
         cls, labels: Sequence[str], width: int, logit_scale: float = DEFAULT_LOGIT_SCALE, order: Order = "sorted"
     ) -> TextFeatures:
-        """Class names without text, for an encoder without a text tower.
-
-        Args:
-            labels: class names, each once.
-            width: d, width of the features.
-            logit_scale: factor of cosines.
-            order: as for the constructor.
-
-        >>> TextFeatures.of_names(["cat", "dog"], 4).has_text
-        False
-        """
+        """Class names without text, for an encoder of features of this width without a text tower."""
         return cls(labels, np.full((len(labels), width), np.nan, np.float32), logit_scale, order=order)
 
     @property
@@ -228,11 +210,7 @@ class TextFeatures:
 
     @property
     def prompt_rows(self) -> tuple[Array, ...]:
-        """``prompts``; if they are not known, the embedding of each class as its only prompt.
-
-        >>> [len(rows) for rows in TextFeatures(["cat", "dog"], np.eye(2)).prompt_rows]
-        [1, 1]
-        """
+        """``prompts``; if they are not known, the embedding of each class as its only prompt."""
         if self.prompts is not None:
             return self.prompts
         return tuple(row[None] if row.any() else row[None][:0] for row in self.embeddings)

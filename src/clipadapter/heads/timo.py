@@ -47,19 +47,16 @@ from clipadapter.utils.functional import unit
 
 ALPHA_RATIO = 10.0
 """The default alpha over the logit scale. On seven development sets ratios of 3 to 30 are within a point of it."""
-ALPHA_RATIOS = (1.0, 3.0, 10.0, 30.0)
-"""Ratios that ``alpha="auto"`` and ``search`` choose from."""
+ALPHA_RATIOS = (1.0, 3.0, 10.0, 30.0)  # ratios that ``alpha="auto"`` and ``search`` choose from
 MIN_SHOTS_TO_CHOOSE = 8
 """Mean shots per class from which ``alpha="auto"`` chooses: with 2 and 4 a fixed ratio is up to 2 points better, with 8
 and 16 the choice is 0.6 points better where text says little, as under `lite`, and equal under CLIP."""
-GAMMAS = tuple(float(gamma) for gamma in range(5, 101, 5))
-"""Values of gamma that TIMO-S searches, as published."""
+GAMMAS = tuple(float(gamma) for gamma in range(5, 101, 5))  # values of gamma that TIMO-S searches, as published
 CLASSES_PER_BLOCK = 64
 """Classes whose prompts are added to the sums at a time: each addition passes over a (d, d) matrix."""
 MAX_HELD_OUT_LOGITS = 2**22
 """Logits of held-out shots that a choice reads: 34 MB in float64. Of more, rows at equal distances are taken."""
-BETA_STEPS = 10
-"""Number of values of beta that TIMO-S searches, as published: from one prompt to every prompt twice."""
+BETA_STEPS = 10  # number of values of beta that TIMO-S searches, as published: from one prompt to every prompt twice
 
 
 class Settings(NamedTuple):
@@ -88,12 +85,6 @@ def guide_text(shots: TextShots, gamma: float) -> tuple[Tensor, list[Tensor | No
     """Image-guided text: prompts weighted by how similar they are to the shots of their class, with sharpness gamma.
 
     Returns unit vectors (c, e) in float64, and the scores (p_k,) of the prompts of each class; None without a shot.
-
-    >>> eye = torch.eye(2, dtype=torch.float64)
-    >>> shots = TextShots(eye[:1, None], eye[:1], torch.tensor([0]), [eye, eye], width=2)
-    >>> guide_text(shots, gamma=math.log(3))[0].square()  # weights 3/4 and 1/4, and equal ones without a shot
-    tensor([[0.9000, 0.1000],
-            [0.5000, 0.5000]], dtype=torch.float64)
     """
     text: list[Tensor] = []
     scores: list[Tensor | None] = []

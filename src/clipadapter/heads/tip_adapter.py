@@ -6,8 +6,8 @@ F of the shots, one-hot labels L, class text W and logit scale s:
     logits = s x W' + alpha exp(-beta (1 - x F')) L
 
 Differs from the paper, where alpha and beta are set per data set and then searched on validation or test images: there
-is one alpha and beta for all data sets, the best of the paper's ablation on ImageNet with 16 shots. `search_grid` has
-the values that the released code tries, for a search on held-out shots. The logits are those of the released code.
+is one alpha and beta for all data sets, the best of the paper's ablation on ImageNet with 16 shots. The logits are
+those of the released code.
 With multi-label images (ours): a shot counts for each class that it has, and a bias of each class is fitted to the
 leave-one-out logits of the shots.
 """
@@ -16,60 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor
 
 from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, affinity_, cache_keys, grid_values
+from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, affinity_, cache_keys
 from clipadapter.heads.multilabel import add_bias, fit_bias
 from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits, unit
-
-SEARCH_SCALE: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {
-        "caltech101": (12.0, 5.0),
-        "oxford_pets": (7.0, 3.0),
-        "stanford_cars": (20.0, 10.0),
-        "oxford_flowers": (50.0, 50.0),
-        "food101": (10.0, 10.0),
-        "fgvc_aircraft": (30.0, 30.0),
-        "sun397": (12.0, 10.0),
-        "dtd": (13.0, 13.0),
-        "eurosat": (12.0, 10.0),
-        "ucf101": (7.0, 3.0),
-        "imagenet": (7.0, 3.0),
-    }
-)
-"""Bounds (beta, alpha) of the released code's search by data set, the arguments of `search_grid`."""
-
-
-def search_grid(
-    beta_max: float, alpha_max: float, beta_steps: int = 200, alpha_steps: int = 20
-) -> dict[str, tuple[float, ...]]:
-    """The values of beta and alpha that the released code tries, in its order: beta is the outer loop.
-
-    Args:
-        beta_max: exclusive upper bound of beta.
-        alpha_max: exclusive upper bound of alpha.
-        beta_steps: number of values of beta, from 0.1 up.
-        alpha_steps: number of values of alpha, from 0.1 up.
-
-    Returns:
-        The values of each parameter.
-
-    >>> search_grid(*SEARCH_SCALE["imagenet"])["alpha"][:3]
-    (0.1, 0.245, 0.39)
-    """
-    return {"beta": grid_values(0.1, beta_max, beta_steps), "alpha": grid_values(0.1, alpha_max, alpha_steps)}
 
 
 @register_head(
     "tip-adapter",
     paper="https://arxiv.org/abs/2207.09519",
-    fidelity="verified: The cache and the logits are those of the authors' code, and `search_grid` has the values "
-    "that it tries. The default alpha and beta are one pair for all data sets.",
+    fidelity="verified: The cache and the logits are those of the authors' code. The default alpha and beta are one "
+    "pair for all data sets.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class TipAdapter(CacheHead):
@@ -95,15 +57,12 @@ class TipAdapter(CacheHead):
     }
     preset_note = (
         "Start values of the authors' search, not the values behind their figures: they searched alpha and beta anew "
-        "for each data set on its validation pictures, for ImageNet on its test pictures. `search_grid` has the values "
-        "that they tried."
+        "for each data set on its validation pictures, for ImageNet on its test pictures."
     )
     temperature_prior = (0.9, 0.9, 0.81, 0.81, 0.9)
 
-    bias_: Tensor | None = field(init=False)
-    """(c,) of a multi-label head."""
-    targets_: Tensor | None = field(init=False)
-    """(n, c) zeros and ones of a multi-label head, in place of ``labels_``."""
+    bias_: Tensor | None = field(init=False)  # (c,) of a multi-label head
+    targets_: Tensor | None = field(init=False)  # (n, c) zeros and ones of a multi-label head, in place of ``labels_``
 
     def _fit(self, shots: SupportSet) -> None:
         text = self._set_text(shots)

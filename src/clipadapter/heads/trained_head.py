@@ -30,8 +30,11 @@ from clipadapter.heads.warm_start import WarmStart, find_warm_start
 from clipadapter.utils.parallel import parallel_map
 
 
-class _CommonParameters:
-    """Describes parameters that several trained heads declare, each with its own default.
+@dataclass(eq=False, repr=False, kw_only=True)
+class TrainedHead(LabelLossHead, TrainingParameters):
+    """Base of the heads whose `_fit` calls `_learn`, or `_train_on_each` if they train on folds too.
+
+    Parameters that many of them declare, each with its own default, are described here.
 
     Args:
         optimizer: "adamw", "adam" or "sgd".
@@ -39,11 +42,6 @@ class _CommonParameters:
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
     """
-
-
-@dataclass(eq=False, repr=False, kw_only=True)
-class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
-    """Base of the heads whose `_fit` calls `_learn`, or `_train_on_each` if they train on folds too."""
 
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Fields of `TrainConfig` that the method fixes. The others are parameters of the head under the same names."""
@@ -105,8 +103,9 @@ class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
         ``label_weight`` times that of the labels, plus ``penalty``. ``can_continue`` says whether a fit can start where
         another one ended.
         """
-        label_loss = self._label_loss(shots)
-        warm_start = None
+        self._choose_gce_q(shots)
+        every = torch.arange(len(inputs))
+        loss_of, warm_start = self._loss_of(shots, every), None
         if self.supports_warm_start and can_continue:
             warm_start = find_warm_start(self, shots, self.warm_start_share, **start)
         for name, tensor in start.items() if warm_start is not None else ():
@@ -114,11 +113,10 @@ class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
             tensor.copy_((warm_start.shrink_rows if name in self.class_rows else warm_start.shrink)(name, tensor))
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
-            value = label_weight * label_loss(logits(gather_views(inputs, rows, views)), shots.labels[rows])
+            value = label_weight * loss_of(logits(gather_views(inputs, rows, views)), rows)
             return value if penalty is None else value + penalty()
 
-        rows = torch.arange(len(inputs))
-        part = TrainingPart(rows, warm_start, self._config_of(shots, rows, warm_start), None)
+        part = TrainingPart(every, warm_start, self._config_of(shots, every, warm_start), None)
         self.loss_ = minimise([*start.values()], loss, inputs, part, row_cost)
         vars(self).update(start)
 

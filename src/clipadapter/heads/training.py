@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import torch
@@ -14,7 +17,6 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
-from clipadapter.heads.memory import keep_freed_memory
 from clipadapter.heads.optimizers import Optimizer
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, check_bounds, declared_bounds
 from clipadapter.utils.devices import full_float32
@@ -25,57 +27,43 @@ from clipadapter.utils.progress import BRIEF_SECONDS, DurationEstimate, progress
 if TYPE_CHECKING:
     from clipadapter.heads.checkpoint import Checkpoint
 
+MAX_FREE_BYTES = 256 * 2**20  # freed memory that the process keeps at most
+MAX_HEAP_BLOCK_BYTES = 32 * 2**20
+"""Freed blocks above this size are returned to the system. This is the largest value that glibc accepts."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameter numbers of glibc's malloc.h
+ALLOCATOR_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+"""Environment variables that choose an allocator or its settings. If one is set, nothing is changed."""
 MAX_RATE_FACTOR = 5.0
 """Largest factor of the learning rate where a training has fewer epochs: docs/decisions/0040 measured no larger one."""
-WARMUP_LR = 1e-5
-"""Learning rate of warm-up epochs, and the lowest of warm-up steps."""
+WARMUP_LR = 1e-5  # learning rate of warm-up epochs, and the lowest of warm-up steps
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How gradient steps are made.
-
-    Args:
-        optimizer: "adamw", "adam" or "sgd".
-        lr: highest learning rate.
-        batch_size: rows per step; each epoch shuffles anew.
-        epochs: passes over the rows; None for as many as make ``steps``, and at least ``min_epochs``.
-        steps: fewest optimizer steps if ``epochs`` is None.
-        min_epochs: fewest epochs if ``epochs`` is None.
-        weight_decay: decoupled for AdamW, L2 for Adam and SGD.
-        schedule: "cosine" falls to ``min_lr`` step by step, "cosine-epoch" epoch by epoch, "constant" stays.
-        warmup_epochs: first epochs at a constant rate of 1e-5, as in CoOp's scripts.
-        warmup_steps: first steps, in which the rate rises linearly from 1e-5. The cosine begins after them and has
-            the length of all steps, as in the code of cross-modal adaptation.
-        min_lr: learning rate at the end of a cosine.
-        eps: of Adam and AdamW, added to the root of the second moment.
-        whole_epochs: complete the last epoch; False to stop after ``steps`` steps, wherever in an epoch that is.
-        drop_last: leave out the last batch of an epoch if it is incomplete; False to train on it, as a smaller batch.
-        view_per_epoch: with more views than epochs, epoch e (from 0) takes view 1 + e of every row, and the plain view
-            0 is not trained on. False to draw a view for each row and step in any case.
-        cycle_views: take view 1, 2 ... and 0 in turn, one for all rows of a step.
-        seed: of the shuffling and of the choice of views.
-        progress: show a bar on stderr.
-    """
+    """How gradient steps are made."""
 
     optimizer: Annotated[str, OneOf("adamw", "adam", "sgd")]
-    lr: Annotated[float, POSITIVE]
-    batch_size: Annotated[int, POSITIVE]
-    epochs: Annotated[int | None, NOT_NEGATIVE] = None
+    lr: Annotated[float, POSITIVE]  # the highest learning rate
+    batch_size: Annotated[int, POSITIVE]  # rows per step; each epoch shuffles anew
+    epochs: Annotated[int | None, NOT_NEGATIVE] = None  # None for as many as make `steps`, and at least `min_epochs`
     steps: Annotated[int, POSITIVE] = 1
     min_epochs: int = 20
-    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0  # decoupled for AdamW, L2 for Adam and SGD
+    # "cosine" falls to `min_lr` step by step, "cosine-epoch" epoch by epoch.
     schedule: Annotated[str, OneOf("cosine", "cosine-epoch", "constant")] = "cosine"
-    warmup_epochs: Annotated[int, NOT_NEGATIVE] = 0
+    warmup_epochs: Annotated[int, NOT_NEGATIVE] = 0  # at a constant rate of 1e-5, as in CoOp's scripts
+    # Steps in which the rate rises linearly from 1e-5. The cosine begins after them and has the length of all steps,
+    # as in the code of cross-modal adaptation.
     warmup_steps: int = 0
     min_lr: float = 0.0
-    eps: float = 1e-8
-    whole_epochs: bool = True
-    drop_last: bool = True
+    eps: float = 1e-8  # of Adam and AdamW
+    whole_epochs: bool = True  # complete the last epoch; False to stop after `steps`, wherever in an epoch that is
+    drop_last: bool = True  # leave out the last batch of an epoch if it is incomplete
+    # With more views than epochs, epoch e (from 0) takes view 1 + e of every row. False to draw a view in any case.
     view_per_epoch: bool = True
-    cycle_views: bool = False
-    seed: int = 0
-    progress: bool = False
+    cycle_views: bool = False  # take view 1, 2 ... and 0 in turn, one for all rows of a step
+    seed: int = 0  # of the shuffling and of the choice of views
+    progress: bool = False  # show a bar on stderr
 
     @classmethod
     def from_estimator(cls, estimator: object, **changes: Any) -> Self:
@@ -125,11 +113,7 @@ class TrainConfig:
         return steps if self.whole_epochs else min(steps, self.steps)
 
     def describe(self, n: int) -> str:
-        """What a training on n pictures does, in words.
-
-        >>> TrainConfig(optimizer="adamw", lr=0.1, steps=2880, batch_size=32).describe(64)
-        '2,880 steps of 32 pictures'
-        """
+        """What a training on n pictures does, in words."""
         return f"{format_count(self.count_steps(n), 'step')} of {format_count(min(self.batch_size, n), 'picture')}"
 
     def learning_rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -191,19 +175,6 @@ class ScheduleParameters(TrainingParameters):
     warmup_epochs: int = 0
 
 
-@dataclass(frozen=True)
-class EarlyStopping:
-    """When to stop before the last epoch, and which epoch to keep.
-
-    Args:
-        loss: of held-out rows, computed after each epoch.
-        patience: epochs without a lower loss before training stops; the parameters of the best epoch are restored.
-    """
-
-    loss: Callable[[], Tensor]
-    patience: int
-
-
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A loss of a batch. It gets row numbers (b,) and the number of each row's view (b,)."""
 
@@ -219,43 +190,24 @@ def train(
     step_cost: int = 0,
     backward: Callable[[Tensor], None] = Tensor.backward,
     generator: torch.Generator | None = None,
-    early_stopping: EarlyStopping | None = None,
     epoch_weights: Sequence[float] = (),
     checkpoint: Checkpoint | None = None,
     bar: Any = None,
 ) -> float:
-    """Change parameters in place so that a loss over rows falls.
+    """Change parameters in place so that a loss over n rows falls; returns the loss of the last step.
 
-    With a checkpoint, a training that was killed and is started again continues to the same parameters, bit for bit.
-
-    Args:
-        parameters: leaves that require a gradient.
-        loss: returns a scalar, or what ``backward`` takes.
-        n: rows to train on.
-        n_views: views of each row; see `TrainConfig.view_per_epoch`.
-        config: how.
-        row_cost: multiplications for one row of a batch in one forward pass; small steps run on one thread.
-        step_cost: multiplications of a step for all that does not depend on the size of a batch.
-        backward: computes the gradients of the parameters from what ``loss`` returned.
-        generator: of the shuffling, the views, and whatever the loss draws from it; by default one from the seed.
-        early_stopping: stops on held-out rows.
-        epoch_weights: a weight for each epoch. The parameters become the weighted sum of what they are after each
-            epoch. Empty to keep those of the last epoch.
-        checkpoint: keeps the state of the training until it is done.
-        bar: a `training_bar` that several trainings share; None for one of its own.
-
-    Returns:
-        The loss of the last step.
-
-    Raises:
-        InputError: if the loss is not finite.
+    ``row_cost`` are the multiplications for one row of a batch in one forward pass, ``step_cost`` those of a step that
+    do not depend on the size of a batch: small steps run on one thread. ``backward`` computes the gradients of the
+    parameters from what ``loss`` returns. Shuffling and views come from the generator, by default one from the seed.
+    With weights of the epochs, the parameters become the weighted sum of what they are after each epoch. With a
+    checkpoint, a training that was killed continues to the same parameters, bit for bit. The bar is one that several
+    trainings share.
     """
     keep_freed_memory()
-    steps_per_epoch, epochs = config.steps_per_epoch(n), config.count_epochs(n)
+    steps_per_epoch, epochs, steps = config.steps_per_epoch(n), config.count_epochs(n), config.count_steps(n)
     generator = generator or torch.Generator().manual_seed(config.seed)
     state = _TrainingState(parameters, config, generator, n, n_views, epoch_weights)
     start = state.resume(checkpoint)
-    steps = config.count_steps(n)
     own_bar = training_bar(steps, shown=config.progress and bar is None, initial=start)
     bar = own_bar if bar is None else bar
     # Only the tuners, whose training may take hours, keep checkpoints; many fits of other heads make one model.
@@ -268,8 +220,6 @@ def train(
     with own_bar, work, full_float32(device):
         for step in range(start, steps):
             epoch, i = divmod(step, steps_per_epoch)
-            if i == 0 and early_stopping is not None and state.epochs_since_best >= early_stopping.patience:
-                break
             value = loss(*state.draw_batch(epoch, i))
             backward(value)
             state.optimizer.step(rates[step])
@@ -282,17 +232,37 @@ def train(
             if not math.isfinite(state.loss):
                 break
             if i == steps_per_epoch - 1:
-                state.end_epoch(epoch, early_stopping)
+                state.end_epoch(epoch)
             estimate.count_step()
             if checkpoint is not None and checkpoint.due:
                 checkpoint.write(state.state_dict(step + 1))
-    state.close(checkpoint, steps)
     if not math.isfinite(state.loss):
+        if checkpoint is not None:
+            checkpoint.remove()
         raise InputError(
             f"training diverged in epoch {epoch + 1}: the loss is {state.loss}; try a smaller lr than {config.lr}"
         )
-    state.choose_parameters()
+    state.finish(checkpoint, steps)
     return state.loss
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let glibc's allocator keep up to 256 MiB that was freed, for the whole process.
+
+    A training step frees gradients of a few MiB. By default the allocator returns them to the system, and each step
+    causes a thousand page faults: a third of the time of a fit of `ClipAdapter` to 10 classes and 1280 features.
+    Nothing is changed if the environment has allocator settings, or with another C library than glibc.
+    """
+    if any(name in os.environ for name in ALLOCATOR_VARIABLES):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # macOS, Windows, musl
+        return False
+    mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
+    results = [mallopt(M_MMAP_THRESHOLD, MAX_HEAP_BLOCK_BYTES), mallopt(M_TRIM_THRESHOLD, MAX_FREE_BYTES)]
+    return all(results)
 
 
 def training_bar(steps: int, *, shown: bool, initial: int = 0) -> Any:
@@ -317,9 +287,7 @@ class _TrainingState:
         self.optimizer = Optimizer(config.optimizer, parameters, weight_decay=config.weight_decay, eps=config.eps)
         self.order, self.n_views = torch.arange(n), n_views
         self.view_per_epoch = config.view_per_epoch and n_views > max(config.count_epochs(n), 1)
-        self.loss, self.best_loss, self.epochs_since_best = 0.0, math.inf, 0
-        self.best_parameters: list[Tensor] = []
-        self.epoch_weights = epoch_weights
+        self.loss, self.epoch_weights = 0.0, epoch_weights
         self.epoch_sum = [torch.zeros_like(parameter) for parameter in parameters if epoch_weights]
 
     def draw_batch(self, epoch: int, i: int) -> tuple[Tensor, Tensor]:
@@ -338,53 +306,34 @@ class _TrainingState:
             return rows, torch.full_like(rows, 1 + epoch)
         return rows, torch.randint(self.n_views, rows.shape, generator=self.generator)
 
-    def end_epoch(self, epoch: int, early_stopping: EarlyStopping | None) -> None:
-        """Compare the parameters after an epoch with those of others, and add them to the sum over epochs."""
-        if early_stopping is not None:
-            self.keep_if_best(early_stopping)
+    def end_epoch(self, epoch: int) -> None:
+        """Add the parameters to the weighted sum over epochs, if there are weights."""
         for total, parameter in zip(self.epoch_sum, self.parameters if self.epoch_sum else (), strict=True):
             total += self.epoch_weights[epoch] * parameter.detach()
 
-    def keep_if_best(self, early_stopping: EarlyStopping) -> None:
-        """Copy the parameters if their held-out loss is the lowest so far."""
-        with torch.no_grad():
-            loss = float(early_stopping.loss())
-        if loss < self.best_loss:
-            self.best_loss, self.epochs_since_best = loss, 0
-            self.best_parameters = [parameter.detach().clone() for parameter in self.parameters]
-        else:
-            self.epochs_since_best += 1
-
-    def choose_parameters(self) -> None:
-        """Set the parameters to the weighted sum over epochs or to those of the best epoch, if there are such."""
-        chosen = self.epoch_sum or self.best_parameters
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters if chosen else (), chosen, strict=True):
-                parameter.copy_(value)
-
     def state_dict(self, step: int) -> dict[str, Tensor]:
         """Everything by name, before the step of that number."""
-        numbers = torch.tensor([step, self.loss, self.best_loss, self.epochs_since_best], dtype=torch.float64)
+        numbers = torch.tensor([step, self.loss], dtype=torch.float64)
         state = {"numbers": numbers, "order": self.order, "generator": self.generator.get_state()}
         state |= {f"parameter.{i}": parameter for i, parameter in enumerate(self.parameters)}
         state |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
-        state |= {f"epoch_sum.{i}": total for i, total in enumerate(self.epoch_sum)}
-        return state | {f"best.{i}": best for i, best in enumerate(self.best_parameters)}
+        return state | {f"epoch_sum.{i}": total for i, total in enumerate(self.epoch_sum)}
 
-    def close(self, checkpoint: Checkpoint | None, steps: int) -> None:
-        """End the use of a checkpoint after all steps, or after a loss that is not finite."""
-        if checkpoint is not None and math.isfinite(self.loss):
+    def finish(self, checkpoint: Checkpoint | None, steps: int) -> None:
+        """Set the parameters to the weighted sum over epochs, if there are weights, after all steps."""
+        if checkpoint is not None:
             checkpoint.finish(lambda: self.state_dict(steps))
-        elif checkpoint is not None:
-            checkpoint.remove()
+        with torch.no_grad():
+            for parameter, total in zip(self.parameters if self.epoch_sum else (), self.epoch_sum, strict=True):
+                parameter.copy_(total)
 
     def resume(self, checkpoint: Checkpoint | None) -> int:
         """Load what a checkpoint has, and return the next step; 0 if there is none."""
         state = None if checkpoint is None else checkpoint.read(self.state_dict(0))
         if state is None:
             return 0
-        step, self.loss, self.best_loss, epochs_since_best = state["numbers"].tolist()
-        self.epochs_since_best, self.order = int(epochs_since_best), state["order"]
+        step, self.loss = state["numbers"].tolist()
+        self.order = state["order"]
         self.generator.set_state(state["generator"])
         with torch.no_grad():
             for i, parameter in enumerate(self.parameters):
@@ -393,10 +342,6 @@ class _TrainingState:
                 total.copy_(state[f"epoch_sum.{i}"])
         prefix = "optimizer."
         self.optimizer.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        device = self.parameters[0].device
-        # A state that was written before the end of the first epoch has no best parameters.
-        has_best = "best.0" in state
-        self.best_parameters = [state[f"best.{i}"].to(device) for i in range(len(self.parameters) if has_best else 0)]
         return int(step)
 
 
@@ -416,9 +361,6 @@ def gather_views(views: Tensor, rows: Tensor, view: Tensor) -> Tensor:
     """One view (b, d) of each of some rows of views (n, v, d), by the numbers (b,) of the rows and of their views.
 
     It takes a third of the time of ``views[rows, view]``.
-
-    >>> gather_views(torch.arange(6.0).view(3, 2, 1), torch.tensor([2, 0]), torch.tensor([0, 1])).flatten()
-    tensor([4., 1.])
     """
     n_views = views.shape[1]
     return views.flatten(0, 1).index_select(0, rows if n_views == 1 else rows * n_views + view)

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.class_frequencies import warn_if_few_classes
-from clipadapter.heads.mixture import MIN_VARIANCE_RATIO, MixtureHead
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import estimate_pool_frequencies
+from clipadapter.heads.transductive import MIN_VARIANCE_RATIO, MixtureHead
 from clipadapter.utils.functional import unit
 
 
@@ -45,13 +45,6 @@ class TransClip(MixtureHead):
     Args:
         prior: exponent of the zero-shot probabilities; the paper's is 0.5 with shots and 1 without.
         confident: number of images with the highest zero-shot probability from which a class without shots starts.
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]], logit_scale=10.0)
-    >>> pictures = [[9.0, 1.0], [8.0, 2.0], [7.0, 6.0], [1.0, 9.0], [2.0, 8.0]]
-    >>> head = TransClip().fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
-    >>> head.predict(pictures)
-    array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
     """
 
     recipes = {"official": {"prior": 1.0, "support_weight": 0.0}}

@@ -1,8 +1,14 @@
-"""What the transductive heads TransCLIP, ZLaP and StatA share: stored answers, and a graph of nearest neighbours."""
+"""What the transductive heads TransCLIP, ZLaP and StatA share: stored answers, and a graph of nearest neighbours.
+
+TransCLIP and StatA are Gaussian mixtures beside it.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -10,10 +16,12 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.parameters import NOT_NEGATIVE, at_least
 from clipadapter.utils.functional import unit
 
-MAX_SIMILARITIES = 16_000_000
-"""Cosines held in memory at a time."""
+MAX_SIMILARITIES = 16_000_000  # cosines held in memory at a time
+MIN_VARIANCE_RATIO = 1e-4
+"""Least variance of a coordinate relative to that of unit rows, so that a constant coordinate does not dominate."""
 SAME_IMAGE_TOLERANCE = 1e-5
 """Unit rows whose cosine is at least one minus this are the same image, maybe stored in another floating-point type."""
 
@@ -26,8 +34,7 @@ class TransductiveHead(Head):
     picture_features = ("rows_",)
 
     support_weight: float
-    rows_: Tensor
-    """(u + n, d) unit rows: of the pictures without labels, then of the shots."""
+    rows_: Tensor  # (u + n, d) unit rows: of the pictures without labels, then of the shots
 
     @abstractmethod
     def _stored_answers(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -59,14 +66,83 @@ class TransductiveHead(Head):
         return torch.where((known >= 0)[:, None], stored, self._answer_others(x))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
+class MixtureHead(TransductiveHead):
+    """Base of the heads that assign pictures to one Gaussian per class, and to the classes of their neighbours.
+
+    The logarithm of an assignment is, up to a constant, a prior, plus the weighted log-density, plus ``smoothness``
+    times the mean assignment of the neighbours. Assignments and Gaussians are updated in turn.
+
+    Args:
+        support_weight: number of unlabelled pictures that a shot counts as in the Gaussians; 0 leaves the shots
+            out of these and of the graph.
+        likelihood: weight of the Gaussian log-density.
+        smoothness: weight of the neighbours' assignments.
+        neighbours: number of neighbours of each picture.
+        updates: number of updates of the Gaussians.
+        inner: number of updates of the assignments between them.
+    """
+
+    answers_: Tensor = field(init=False)  # (u, c) final assignments of the pictures without labels, as logits
+    labels_: Tensor = field(init=False)  # (n,) classes of the shots
+
+    support_weight: Annotated[float, NOT_NEGATIVE] = 1.0
+    likelihood: Annotated[float, NOT_NEGATIVE] = 0.02
+    smoothness: Annotated[float, NOT_NEGATIVE] = 1.0
+    neighbours: Annotated[int, at_least(1)] = 3
+    updates: Annotated[int, NOT_NEGATIVE] = 10
+    inner: Annotated[int, at_least(1)] = 5
+
+    @abstractmethod
+    def _prior(self, x: Tensor) -> Tensor:
+        """(m, c) log-prior of unit rows (m, d)."""
+
+    @abstractmethod
+    def _log_density(self, x: Tensor) -> Tensor:
+        """(m, c) log-density of unit rows (m, d), up to a constant that is equal for all classes."""
+
+    def _assign(
+        self, pictures: Tensor, shots: SupportSet, prior: Tensor, start: Tensor, update: Callable[[Tensor], None]
+    ) -> Tensor:
+        """Final assignments of pictures, unit rows (b, d), as logits, from log-priors and first assignments (b, c).
+
+        The unit rows of the shots are the last of ``rows_``; ``update`` sets the Gaussians from assignments (b, c).
+        """
+        b, support = len(pictures), self.rows_[len(self.rows_) - len(shots.labels) :]
+        graph = symmetric_graph(torch.cat([pictures, support]), b, self.neighbours, self.smoothness)
+        n, c = len(shots.labels), shots.n_classes
+        onehot = csr_array((np.ones(n, graph.dtype), shots.labels.numpy(), np.arange(n + 1)), shape=(n, c))
+        from_shots = torch.as_tensor((graph[:, b:] @ onehot).toarray())
+        graph, assigned, logits = graph[:, :b], start, start
+        for i in range(self.updates + 1):
+            unary = prior + self.likelihood * self._log_density(pictures) + from_shots
+            for _ in range(self.inner):
+                logits = torch.as_tensor(graph @ assigned.numpy()).add_(unary)
+                assigned = logits.softmax(dim=1)
+            if i < self.updates:
+                update(assigned)
+        return logits
+
+    @property
+    def _n_pictures(self) -> int:
+        return len(self.answers_)
+
+    def _stored_answers(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.answers_[rows].to(dtype)
+
+    def _answer_others(self, x: Tensor) -> Tensor:
+        """One update of their own; the Gaussians stay as they are."""
+        rows, answers = self.rows_.to(x.dtype), self.answers_.to(x.dtype)
+        from_neighbours = neighbour_assignments(x, rows, answers, self.labels_, self.neighbours)
+        density = self.likelihood * self._log_density(x)
+        return self._prior(x) + density + self.smoothness / self.neighbours * from_neighbours
+
+
 def nearest_neighbours(queries: Tensor, rows: Tensor, k: int, exclude_self: bool = False) -> tuple[Tensor, Tensor]:
     """The k of the unit rows (n, d) with the largest cosine to each query (m, d): cosines, descending, and row numbers.
 
     Both are (m, k), with fewer columns if there are fewer rows. With ``exclude_self`` the queries are the rows, and no
     row is its own neighbour.
-
-    >>> nearest_neighbours(torch.eye(3), torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.6, 0.8]]), k=1)[1].flatten()
-    tensor([0, 0, 1])
     """
     k = min(k, len(rows) - exclude_self)
     step = max(1, MAX_SIMILARITIES // max(1, len(rows)))
@@ -84,11 +160,7 @@ def nearest_neighbours(queries: Tensor, rows: Tensor, k: int, exclude_self: bool
 
 
 def adjacency(cosines: Tensor, indices: Tensor, n: int) -> csr_array:
-    """The result of `nearest_neighbours` as a sparse (m, n) matrix of edge weights; negative cosines become 0.
-
-    >>> adjacency(torch.tensor([[0.5, -0.1]]), torch.tensor([[2, 0]]), 3).toarray()
-    array([[0. , 0. , 0.5]], dtype=float32)
-    """
+    """The result of `nearest_neighbours` as a sparse (m, n) matrix of edge weights; negative cosines become 0."""
     m, k = cosines.shape
     row_starts = np.arange(m + 1) * k
     return csr_array(
@@ -112,10 +184,6 @@ def neighbour_assignments(x: Tensor, rows: Tensor, logits: Tensor, labels: Tenso
 
     Of the rows (u + n, d) the first are pictures without labels, whose assignment is the softmax of logits (u, c), the
     others are shots, possibly none, with labels (n,).
-
-    >>> rows, logits = torch.eye(2), torch.tensor([[0.0, 0.0]])
-    >>> neighbour_assignments(torch.tensor([[0.6, 0.8]]), rows, logits, torch.tensor([1]), k=2)
-    tensor([[0.3000, 1.1000]])
     """
     u, c = logits.shape
     onehot = torch.eye(c, dtype=x.dtype)
@@ -130,11 +198,7 @@ def neighbour_assignments(x: Tensor, rows: Tensor, logits: Tensor, labels: Tenso
 
 
 def find_same_image(queries: Tensor, rows: Tensor) -> Tensor:
-    """For each query (m, d) the number of the row (n, d) that is the same image, or -1: (m,).
-
-    >>> find_same_image(torch.eye(2), torch.tensor([[0.0, 1.0], [0.6, 0.8]]))
-    tensor([-1,  0])
-    """
+    """For each query (m, d) the number of the row (n, d) that is the same image, or -1: (m,)."""
     cosine, index = nearest_neighbours(queries, rows, 1)
     return torch.where(cosine[:, 0] >= 1 - SAME_IMAGE_TOLERANCE, index[:, 0], -1)
 
@@ -143,8 +207,5 @@ def are_all_found(stored_rows: Tensor) -> bool:
     """Whether `find_same_image` found all queries: then the stored results are all that a prediction needs.
 
     False in a trace, which must not depend on the pictures that it is made with.
-
-    >>> are_all_found(torch.tensor([0, -1])), are_all_found(torch.tensor([0, 2]))
-    (False, True)
     """
     return not torch.jit.is_tracing() and bool((stored_rows >= 0).all())  # type: ignore[attr-defined]

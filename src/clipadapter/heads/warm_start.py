@@ -21,8 +21,7 @@ from clipadapter.heads.training import TrainConfig
 
 MAX_CHANGED_SHARE = 0.1
 """Share of the shots that may have changed since the last fit from scratch; above it a fit starts from scratch."""
-STEPS_SHARE = 0.25
-"""Number of steps of a warm start, as a share of those from scratch."""
+STEPS_SHARE = 0.25  # number of steps of a warm start, as a share of those from scratch
 IGNORED_PARAMETERS = frozenset({"progress", "checkpoint", "memory"})
 """Parameters that do not change what is learned, so that they may differ between the two fits."""
 
@@ -31,17 +30,11 @@ R = TypeVar("R", bound=TrainConfig)
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What a fit starts from.
+    """What a fit starts from."""
 
-    Args:
-        head: the earlier head, fitted with the same parameters.
-        origin: (c,) position of each class in the earlier head, -1 for a new class.
-        shrink_factor: weight of the earlier solution; the rest is that of the initial weights.
-    """
-
-    head: Any
-    origin: Tensor
-    shrink_factor: float
+    head: Any  # the earlier head, fitted with the same parameters
+    origin: Tensor  # (c,) position of each class in the earlier head, -1 for a new class
+    shrink_factor: float  # weight of the earlier solution; the rest is that of the initial weights
 
     def shrink(self, name: str, initial: Tensor) -> Tensor:
         """A new tensor between the initial one (0) and the learned one with this name (1), at the shrink factor."""
@@ -64,16 +57,11 @@ def find_warm_start(head: Head, shots: SupportSet, shrink_factor: float = 1.0, *
     """The start from the head that `Head.fit_from` got, or None if this fit must start from scratch.
 
     A fit starts from scratch if the earlier head has other parameters or widths, or if more than a tenth of the shots
-    changed since the last fit from scratch. Changes of warm starts in a row are added up. The head gets the attributes
+    changed since the last fit from scratch. Changes of warm starts in a row are added up. ``initial`` has the weights
+    of a fit from scratch, by the name of the learned attribute. The head gets the attributes
 
     - ``seen_``: (c,) shots per class of this fit, as ``counts_`` of incremental heads;
     - ``changed_``: number of shots that changed since the last fit from scratch, only if this is a warm start.
-
-    Args:
-        head: that is being fitted.
-        shots: all of them.
-        shrink_factor: weight of the earlier solution.
-        initial: the weights of a fit from scratch, by the name of the learned attribute.
     """
     counts = (shots.counts if shots.targets is None else shots.targets.sum(dim=0)).long()
     previous: Any = head._previous
@@ -111,11 +99,7 @@ def _is_compatible(head: Head, previous: Any, shots: SupportSet, initial: dict[s
 
 
 def remap_rows(rows: Tensor, origin: Tensor) -> Tensor:
-    """Rows (k, ...) of classes in another order, from their earlier positions (k,); zeros for new classes (-1).
-
-    >>> remap_rows(torch.tensor([[1.0], [2.0]]), torch.tensor([1, -1, 0])).flatten()
-    tensor([2., 0., 1.])
-    """
+    """Rows (k, ...) of classes in another order, from their earlier positions (k,); zeros for new classes (-1)."""
     remapped = rows.new_zeros(len(origin), *rows.shape[1:])
     known = origin >= 0
     remapped[known] = rows[origin[known]]
@@ -123,11 +107,6 @@ def remap_rows(rows: Tensor, origin: Tensor) -> Tensor:
 
 
 def class_origins(previous_classes: Array, classes: Array) -> Tensor:
-    """(k,) position of each class in ``previous_classes``, -1 for a new class.
-
-    >>> import numpy as np
-    >>> class_origins(np.array(["cat", "dog"]), np.array(["ant", "dog"]))
-    tensor([-1,  1])
-    """
+    """(k,) position of each class in ``previous_classes``, -1 for a new class."""
     positions = {str(name): i for i, name in enumerate(previous_classes)}
     return torch.tensor([positions.get(str(name), -1) for name in classes])

@@ -5,7 +5,6 @@ Differs from the paper, where class weights started at un-normalised text vector
 scaled to a length by ``text_norm``, because the size of a step is relative to it. A class without a shot keeps its
 text.
 Differs from the released code, which trains on 20 augmented views as rows: here each step draws a view of each picture.
-With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -40,12 +39,6 @@ class ZsLp(TrainedHead, ScheduleParameters):
         text_norm: length of class text at the start, one number or one per class; "auto" for a tenth of the encoder's
             logit scale, about 10 with CLIP as in the paper.
         lr: highest learning rate of SGD.
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
-    >>> ZsLp().fit(X, ["dog", "cat"], text=text).predict(X)
-    array(['dog', 'cat'], dtype='<U3')
     """
 
     needs_text = True

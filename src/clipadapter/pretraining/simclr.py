@@ -14,7 +14,7 @@ import math
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,8 +54,6 @@ CROP_RATIO = (3 / 4, 4 / 3)
 COLOUR_JITTER, HUE_JITTER = 0.8, 0.2
 P_JITTER, P_GRAYSCALE, P_BLUR, P_FLIP = 0.8, 0.2, 0.5, 0.5
 BLUR_SIGMA = (0.1, 2.0)
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ def _train(
             for i, (first, second) in enumerate(_view_batches(images, settings, model.epoch, pool)):
                 progress_fraction = (model.epoch * steps + i) / (epochs * steps)
                 cosine_decay = 0.5 * (1 + math.cos(math.pi * progress_fraction))
-                total += model.step(first, second, nt_xent, cosine_decay)
+                total += model.step(first, second, cosine_decay)
                 bar.set_postfix(epoch=f"{model.epoch + 1}/{epochs}", loss=f"{total / (i + 1):.3f}")
                 bar.update()
             model.loss = total / steps
@@ -225,16 +223,13 @@ def _view_batches(
 
     order = sorted(images.digests, key=lambda digest: seeded_random(seed, epoch, digest).random())
     pending: list[list[Future[Tensor]]] = []
-    for start in range(0, len(order) - batch + 1, batch):
-        pending.append([pool.submit(views, digest) for digest in order[start : start + batch]])
-        if len(pending) == 2:
-            yield _stack_views(pending.pop(0))
-    yield _stack_views(pending.pop(0))
-
-
-def _stack_views(futures: list[Future[Tensor]]) -> tuple[Tensor, Tensor]:
-    both = torch.stack([future.result() for future in futures])  # (b, 2, 3, s, s)
-    return both[:, 0], both[:, 1]
+    n_batches = len(order) // batch
+    for i in range(n_batches + 1):
+        if i < n_batches:
+            pending.append([pool.submit(views, digest) for digest in order[i * batch : (i + 1) * batch]])
+        if i:
+            both = torch.stack([future.result() for future in pending.pop(0)])  # (b, 2, 3, s, s)
+            yield both[:, 0], both[:, 1]
 
 
 def _check_folder(folder: Path) -> None:
@@ -311,15 +306,12 @@ class SimClrModel:
         self.epoch = 0
         self.loss = math.nan
 
-    def step(self, first: Tensor, second: Tensor, loss: LossFunction, lr_fraction: float) -> float:
-        """Make one step of the optimizer at a fraction of the highest learning rate, and return the loss.
-
-        The views of each picture are (b, 3, s, s), and the loss is one of the projections (b, 128) of both.
-        """
+    def step(self, first: Tensor, second: Tensor, lr_fraction: float) -> float:
+        """One step with two views (b, 3, s, s) of pictures, at a fraction of the learning rate; returns the loss."""
         self._optimizer.param_groups[0]["lr"] = self._lr * lr_fraction
         self._optimizer.zero_grad()
         projected = self._network(torch.cat([first, second]).to(self._device))
-        value = loss(*projected.chunk(2))
+        value = nt_xent(*projected.chunk(2))
         value.backward()
         self._optimizer.step()
         return float(value.detach())
@@ -350,11 +342,16 @@ def read_weights(weights: str | Path) -> tuple[dict[str, Tensor], str]:
 
     "imagenet", or the path of a safetensors file or of a state dict as torchvision publishes it.
     """
-    path = _imagenet_weights_path() if str(weights) == "imagenet" else Path(weights).expanduser()
+    path, hint = Path(weights).expanduser(), ""
+    if str(weights) == "imagenet":
+        from torchvision.models import ResNet18_Weights
+
+        # Where torchvision's download puts them.
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
+        hint = ": fetch it there, or leave the weights out to train from scratch"
     try:
         data = path.read_bytes()
     except OSError as error:
-        hint = "" if str(weights) != "imagenet" else ": fetch it there, or leave the weights out to train from scratch"
         raise EncoderUnavailableError(f"there are no weights in {path} ({error.strerror}){hint}") from error
     try:
         if path.suffix == ".safetensors":
@@ -366,13 +363,6 @@ def read_weights(weights: str | Path) -> tuple[dict[str, Tensor], str]:
     except Exception as error:  # torch does not document its errors for other files
         raise EncoderUnavailableError(f"{path} holds no weights of a ResNet-18: {error}") from error
     return tower_weights, hashlib.sha256(data).hexdigest()
-
-
-def _imagenet_weights_path() -> Path:
-    """Path of torchvision's ImageNet weights after their download."""
-    from torchvision.models import ResNet18_Weights
-
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
 
 
 @torch.no_grad()

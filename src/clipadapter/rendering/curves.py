@@ -81,10 +81,7 @@ def _value_range(curves: Sequence[Curve], others: Sequence[tuple[Array, Array]])
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
-    """Write names at the right of axes with final y limits, each as near to its line as the others allow.
-
-    Ends are (name, x, y, colour) of the last point of each line.
-    """
+    """Write the names of lines at the right of axes, near to the last points (name, x, y, colour)."""
     low, high = axes.get_ylim()
     # In points, before the layout is made, which changes the height a little.
     axes_height = axes.bbox.height * 72 / DPI

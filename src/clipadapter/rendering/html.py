@@ -9,10 +9,7 @@ from clipadapter.utils.formatting import shorten_name
 
 
 def create_environment(package: str) -> Environment:
-    """An environment for the templates of a package, and those that all pages share (``base.css``).
-
-    All values are escaped, and a name that is not defined is an error. The filter ``short`` is `shorten_name`.
-    """
+    """An environment for the templates of a package, and those that all pages share, with all values escaped."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("clipadapter.rendering")]),
         autoescape=True,

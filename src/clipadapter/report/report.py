@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench import ModelEvaluation, evaluate_model
@@ -18,9 +19,9 @@ from clipadapter.doctor import Diagnosis, diagnose
 from clipadapter.errors import ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.metrics import MetricsWithIntervals, bootstrap_metrics
+from clipadapter.rendering.projection import MAX_POINTS, METHOD_TITLES, Method, project
 from clipadapter.report.page import THIS_MODEL, render_report
 from clipadapter.report.pictures import PictureTable, collect_pictures
-from clipadapter.report.projection import Projection, project_features
 from clipadapter.report.uncertainty import UncertaintyResults, measure_uncertainty
 from clipadapter.utils.files import write_atomically
 
@@ -45,27 +46,16 @@ class DoctorResults:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Measurements of a model on test pictures.
+    """Measurements of a model on test pictures."""
 
-    Args:
-        evaluation: of the model and of its baselines.
-        metrics_by_model: metrics with intervals of the model and of its baselines, by name; the model comes first.
-        uncertainty: rejection and prediction sets, as requested and as measured.
-        pictures: the test pictures and the shots one by one.
-        projection: features in the plane.
-        doctor: findings, or why there are none.
-        logits: (m, c) of the test pictures.
-        model: the fitted model.
-    """
-
-    evaluation: ModelEvaluation
-    metrics_by_model: dict[str, MetricsWithIntervals]
-    uncertainty: UncertaintyResults
-    pictures: PictureTable
-    projection: Projection
-    doctor: DoctorResults
-    logits: NDArray[Any]
-    model: FewShotClassifier
+    evaluation: ModelEvaluation  # of the model and of its baselines
+    metrics_by_model: dict[str, MetricsWithIntervals]  # of the model, which comes first, and of its baselines, by name
+    uncertainty: UncertaintyResults  # rejection and prediction sets, as requested and as measured
+    pictures: PictureTable  # the test pictures and the shots one by one
+    projection: Projection  # features in the plane
+    doctor: DoctorResults  # findings, or why there are none
+    logits: NDArray[Any]  # (m, c) of the test pictures
+    model: FewShotClassifier  # fitted
 
     def to_dict(self) -> dict[str, Any]:
         """The measurements as JSON values, without single pictures."""
@@ -81,14 +71,7 @@ class Report:
         return render_report(self)
 
     def write(self, path: str | Path) -> Path:
-        """Write the page, completely or not at all.
-
-        Args:
-            path: of the file; its folder is created.
-
-        Raises:
-            InputError: if it can't be written.
-        """
+        """Write the page, completely or not at all; its folder is created."""
         return write_atomically(path, self.to_html())
 
 
@@ -207,3 +190,50 @@ def run_doctor(
         findings = tuple(finding for finding in diagnosis.findings if finding.kind not in SHOT_COUNT_KINDS)
         diagnosis = replace(diagnosis, findings=findings)
     return DoctorResults(diagnosis, n_missing_shots=len(pictures.shots) - n_shots)
+
+
+Array = NDArray[Any]
+MIN_TSNE_POINTS = 10
+"""Points below which neighbourhoods, and so t-SNE, mean nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Points in the plane."""
+
+    rows: Array  # (k,) which of the given features are drawn
+    views: dict[str, Array]  # (k, 2) coordinates in 0..1 by name of the method; the one to show first comes first
+
+
+def project_features(test: Array, shots: Array, seed: int = 0) -> Projection:
+    """PCA and t-SNE of (m, d) test features and (n, d) shots, which are rows m to m + n - 1.
+
+    Of more than 2,000 rows a sample of both in proportion is drawn.
+
+    >>> rng = np.random.default_rng(0)
+    >>> projection = project_features(rng.normal(size=(20, 8)), rng.normal(size=(5, 8)))
+    >>> list(projection.views), projection.views["PCA"].shape
+    (['t-SNE', 'PCA'], (25, 2))
+    """
+    rows = _sample_rows(len(test), len(shots), seed)
+    X = np.concatenate([np.asarray(test), np.asarray(shots)])[rows]
+    methods: list[Method] = ["tsne", "pca"] if len(X) >= MIN_TSNE_POINTS else ["pca"]
+    try:
+        return Projection(rows, {METHOD_TITLES[method]: _scale_to_unit(project(X, method, seed)) for method in methods})
+    except InputError:  # too few points, or all the same: there is nothing to draw
+        return Projection(rows, {})
+
+
+def _sample_rows(m: int, n: int, seed: int) -> Array:
+    if m + n <= MAX_POINTS:
+        return np.arange(m + n)
+    rng, n_test = np.random.default_rng(seed), round(MAX_POINTS * m / (m + n))
+    parts = rng.choice(m, n_test, replace=False), m + rng.choice(n, MAX_POINTS - n_test, replace=False)
+    return np.sort(np.concatenate(parts))
+
+
+def _scale_to_unit(points: Array) -> Array:
+    """Scale to 0..1 in both directions by one factor, centred."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    extent = max(float((high - low).max()), 1e-12)
+    return np.asarray((points - (low + high) / 2) / extent + 0.5)

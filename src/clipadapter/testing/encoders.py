@@ -21,8 +21,7 @@ from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.errors import InputError
 from clipadapter.testing.assertions import require, require_equal_features, run_checks
 
-TOLERANCE = 1e-4
-"""Largest distance between two features that must be equal, relative to their length."""
+TOLERANCE = 1e-4  # largest distance between two features that must be equal, relative to their length
 
 TEXTS = ["a photo of a cat.", "a diagram", "Straße, naïve; 猫!"]
 SIZES = [(300, 200), (37, 411), (16, 16), (1, 1)]

@@ -24,10 +24,8 @@ from clipadapter.testing.multilabel import MULTILABEL_CHECKS
 from clipadapter.testing.toy import CLASSES, Array, toy_features
 from clipadapter.utils.prediction import unit_rows
 
-NUMBER_NAMES = ("10", "9", "2")
-"""Class names that are numbers, in another order as numbers than as text."""
-MIN_SAME_COSINE = 0.999
-"""Rows nearer than this are taken for the same picture."""
+NUMBER_NAMES = ("10", "9", "2")  # class names that are numbers, in another order as numbers than as text
+MIN_SAME_COSINE = 0.999  # rows nearer than this are taken for the same picture
 
 
 def check_constructor_only_stores(head: Head) -> None:

@@ -14,10 +14,8 @@ from clipadapter.heads.text import Order
 from clipadapter.testing.assertions import assert_raises, save_and_load
 from clipadapter.testing.toy import CLASSES, Array, toy_features
 
-HALF = np.arange(12) % 2 == 0
-"""Every other shot of the toy's twelve: some of every class."""
-OLD = np.arange(12) < 8
-"""The shots of the first two classes."""
+HALF = np.arange(12) % 2 == 0  # every other shot of the toy's twelve: some of every class
+OLD = np.arange(12) < 8  # the shots of the first two classes
 
 
 def _select_text(text: TextFeatures, positions: list[int], order: Order = "given") -> TextFeatures:

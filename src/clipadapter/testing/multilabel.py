@@ -12,15 +12,9 @@ from clipadapter.testing.toy import CLASSES, Array, toy_features
 
 
 def toy_multilabel(n: int = 24, noise: float = 0.3, seed: int = 0) -> tuple[Array, Array, TextFeatures]:
-    """Multi-label toy features: each is the sum of the means of its classes; each of three classes has half of them.
+    """X (n, d), Y (n, 3) and text features: each picture is the sum of the means of its classes, half of three each.
 
-    Args:
-        n: number of pictures; the first eight have all combinations of the classes, from none to all three.
-        noise: spread of the pictures, relative to the distance of the classes.
-        seed: of the draw.
-
-    Returns:
-        X (n, d), Y (n, 3) zeros and ones, text features.
+    The first eight pictures have all combinations of the classes, from none to all three.
     """
     rng = np.random.default_rng(seed)
     text = toy_features()[2]

@@ -16,8 +16,7 @@ from clipadapter.encoders import Encoder, open_text_tower
 from clipadapter.testing.assertions import require, require_equal_features, run_checks
 from clipadapter.utils.towers import TextTower
 
-TOLERANCE = 1e-5
-"""Largest distance between two features that must be equal, relative to their length."""
+TOLERANCE = 1e-5  # largest distance between two features that must be equal, relative to their length
 TEXTS = ("a photo of a golden retriever.", "cat", "a photo of a cat on a sofa, beside a lamp.")
 
 

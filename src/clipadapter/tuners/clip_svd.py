@@ -89,8 +89,7 @@ class ClipSvd(LayerTuner):
 
 MAX_EQUAL_DIFFERENCE = 1e-9
 """Difference of neighbouring singular values, as a share of the largest, below which they are taken as equal."""
-MIN_SVD_WORK = 10**9
-"""Multiplications of a decomposition, at least."""
+MIN_SVD_WORK = 10**9  # multiplications of a decomposition, at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,12 +117,7 @@ class SvdFactors:
 
 
 def decompose(weight: Tensor) -> SvdFactors:
-    """The singular value decomposition of a matrix (out, in), in fp64 on the CPU.
-
-    >>> parts = decompose(torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]]))
-    >>> parts.s, parts.average_equal(torch.tensor([1.0, 0.0], dtype=torch.float64))
-    (tensor([2., 2.], dtype=torch.float64), tensor([0.5000, 0.5000], dtype=torch.float64))
-    """
+    """The singular value decomposition of a matrix (out, in), in fp64 on the CPU."""
     matrix = weight.detach().to("cpu", torch.float64)
     wide = matrix.shape[0] < matrix.shape[1]
     u, s, vt = torch.linalg.svd(matrix.T if wide else matrix, full_matrices=False)  # tall ones take half the time

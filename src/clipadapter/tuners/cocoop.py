@@ -11,32 +11,26 @@ So a fitted head needs its tower to predict; one that was loaded gets it by `CoC
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from typing_extensions import Self
 
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import InputError
 from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
 from clipadapter.heads.parameters import POSITIVE, at_least
 from clipadapter.heads.support import Array
-from clipadapter.tuners.prompt_tuner import GIGABYTE, PromptTuner
+from clipadapter.heads.warm_start import find_warm_start
+from clipadapter.tuners.prompt_tuner import GIGABYTE, WARM_START_SHARE, PromptTuner
 from clipadapter.tuners.prompts import Prompts
 from clipadapter.utils.functional import unit
 
 TRAINING_COST = 3
 """How much more work a prompt is in training than in prediction: its way back takes twice that of its way through."""
 SHIFT_NET = ("down", "down_bias", "up", "up_bias")
-LEARNED_NDIM = {"context_": 2, "down_": 2, "down_bias_": 1, "up_": 2, "up_bias_": 1, "scale_": 0, "loss_": 0}
-"""Arrays by name, and their numbers of dimensions."""
-
-OPTIONAL_NDIM = {"seen_": 1, "changed_": 0}
-"""The same of arrays that may be missing."""
 
 
 @register_head(
@@ -54,14 +48,7 @@ class CoCoOp(PromptTuner):
         reduction: the net is as wide as the feature divided by this.
         weight_decay: L2, on the context and the net.
         batch_size: shots per step; each of them runs the text tower over all classes.
-        seed: of the net, random vectors, shuffling, the choice of views and of held-out shots.
-
-    >>> from clipadapter.encoders import create_encoder
-    >>> from clipadapter.features import encode_classes
-    >>> text = encode_classes(create_encoder("toy"), {"red": ["red"], "blue": ["blue"]})
-    >>> head = CoCoOp(epochs=2).fit(text.embeddings, ["red", "blue"], text=text)
-    >>> head.predict(text.embeddings)
-    array(['red', 'blue'], dtype='<U4')
+        seed: of the net, random vectors, shuffling and the choice of views.
     """
 
     needs_tower_to_predict = True
@@ -77,17 +64,15 @@ class CoCoOp(PromptTuner):
     def _fit(self, shots: SupportSet) -> None:
         prompts, context = self._initial_prompts(shots)
         learned = {"context": context, **self._net(shots.views.shape[2], context)}
-        warm_start = self._find_usable_warm_start(shots)
+        warm_start = find_warm_start(self, shots, WARM_START_SHARE)
         if warm_start is not None:
             learned = {name: warm_start.shrink(f"{name}_", first) for name, first in learned.items()}
         parameters = [tensor.requires_grad_() for tensor in learned.values()]
 
-        def logits(features: Tensor) -> Tensor:
-            return shots.scale * _cosines(features, prompts, **learned)
+        def loss(features: Tensor, labels: Tensor) -> Tensor:
+            return cross_entropy(shots.scale * _cosines(features, prompts, **learned), labels)
 
-        self.loss_ = self._train(
-            parameters, lambda X, y: cross_entropy(logits(X), y), logits, shots, prompts, warm_start
-        )
+        self.loss_ = self._train(parameters, loss, shots, prompts, warm_start)
         for name, tensor in learned.items():
             setattr(self, f"{name}_", tensor.detach().cpu())
         self.scale_ = shots.scale
@@ -115,26 +100,14 @@ class CoCoOp(PromptTuner):
         """A copy that predicts other classes with the same context and net; see `Head.for_classes`."""
         return Head.for_classes(self, text).attach(text)
 
-    def load_state(
-        self, state: Mapping[str, Array], classes: Sequence[Any], width: int, blocks: Sequence[tuple[str, int]] = ()
-    ) -> Self:
-        """Become the fitted head that `state` came from; it predicts after `attach`.
-
-        Raises:
-            ArtifactError: if the arrays are not those of a fitted head.
-        """
-        known = {**LEARNED_NDIM, **{name: n for name, n in OPTIONAL_NDIM.items() if name in state}}
-        if sorted(state) != sorted(known) or any(np.ndim(state[name]) != n for name, n in known.items()):
-            raise ArtifactError(f"the saved arrays don't fit a {type(self).__name__}: {', '.join(sorted(state))}")
-        self._load_state_dict(state, classes, width, blocks)
-        try:
-            context = _shifted(torch.ones(1, width), **self._learned())
-        except RuntimeError as error:
-            raise ArtifactError(f"the saved arrays don't fit a {type(self).__name__}: {error}") from error
-        if not context.isfinite().all():
-            raise ArtifactError(f"the saved arrays of {type(self).__name__} are not finite")
+    def _load_state_dict(self, *arrays: Any) -> None:
         self._prompts = None
-        return self
+        super()._load_state_dict(*arrays)
+
+    def _answer_to_check(self) -> Array:
+        """A loaded head has no text tower to predict with: the context of one picture, of which a number per class."""
+        context = _shifted(torch.ones(1, self.n_features_in_), **self._learned())
+        return context.sum().expand(1, len(self.classes_)).numpy()
 
     def _logits(self, X: Tensor) -> Tensor:
         if self._prompts is None:

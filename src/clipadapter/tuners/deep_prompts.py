@@ -22,8 +22,7 @@ from clipadapter.heads.parameters import at_least
 from clipadapter.heads.training import TrainConfig
 from clipadapter.tuners.tower_tuner import TowerTuner
 
-INITIAL_STD = 0.02
-"""Standard deviation of the first values of prompts that no words give."""
+INITIAL_STD = 0.02  # standard deviation of the first values of prompts that no words give
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -119,11 +118,7 @@ def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
-    """Weights of the epochs 1, 2, ..., proportional to a normal density; their sum is 1.
-
-    >>> [round(weight, 3) for weight in gaussian_weights(4, mean=3, std=1)]
-    [0.058, 0.258, 0.426, 0.258]
-    """
+    """Weights of the epochs 1, 2, ..., proportional to a normal density; their sum is 1."""
     exponents = [-0.5 * ((epoch - mean) / std) ** 2 for epoch in range(1, epochs + 1)]
     # The largest density is made 1: far from the mean all of them would be 0.
     densities = [math.exp(exponent - max(exponents)) for exponent in exponents]

@@ -31,13 +31,6 @@ class KgCoOp(PromptTuner):
 
     Args:
         weight: of the penalty, one minus the mean cosine; 0 is CoOp.
-
-    >>> from clipadapter.encoders import create_encoder
-    >>> from clipadapter.features import encode_classes
-    >>> text = encode_classes(create_encoder("toy"), {"red": ["red"], "blue": ["blue"]})
-    >>> head = KgCoOp(epochs=5).fit(text.embeddings, ["red", "blue"], text=text)
-    >>> head.predict(text.embeddings)
-    array(['red', 'blue'], dtype='<U4')
     """
 
     weight: float = 8.0

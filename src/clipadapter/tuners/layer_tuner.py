@@ -18,8 +18,7 @@ from clipadapter.heads.training import TrainConfig
 from clipadapter.tuners.tower_tuner import PartTuner
 
 LAYERS = ("all", "bottom", "top", "ends")
-STEPS_PER_SHOT = 500
-"""Optimizer steps for each shot per class, as in CLIP-LoRA's paper."""
+STEPS_PER_SHOT = 500  # optimizer steps for each shot per class, as in CLIP-LoRA's paper
 T = TypeVar("T")
 
 

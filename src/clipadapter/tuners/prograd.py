@@ -34,13 +34,6 @@ class ProGrad(PromptTuner):
     Args:
         strength: lambda, how much of the opposed part is taken off; 0 is CoOp.
         temperature: of both softmaxes in the divergence.
-
-    >>> from clipadapter.encoders import create_encoder
-    >>> from clipadapter.features import encode_classes
-    >>> text = encode_classes(create_encoder("toy"), {"red": ["red"], "blue": ["blue"]})
-    >>> head = ProGrad(epochs=5).fit(text.embeddings, ["red", "blue"], text=text)
-    >>> head.predict(text.embeddings)
-    array(['red', 'blue'], dtype='<U4')
     """
 
     strength: float = 1.0
@@ -66,10 +59,6 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def without_opposed(gradient: Tensor, general: Tensor, strength: float) -> Tensor:
-    """A gradient without a share, lambda, of the part that points against another one (equation 4).
-
-    >>> without_opposed(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0]), strength=1.0)
-    tensor([1., 0.])
-    """
+    """A gradient without a share, lambda, of the part that points against another one (equation 4)."""
     direction = general / general.norm().clamp_min(torch.finfo(general.dtype).tiny)
     return gradient - strength * (gradient * direction).sum().clamp(max=0) * direction

@@ -5,7 +5,6 @@ What is learned is the change of the projection: pictures' features from before 
 and the bias of CLIP's ResNets stays as it is, as in the released code.
 Differs from the paper as `clipadapter.heads.rla` does: by default the penalty is one on the change of the logits, steps
 take 256 pictures at most, and each draws a view of each picture; `ProLip.official` does as the released code does.
-With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -34,12 +33,6 @@ class ProLip(LinearAdapterHead):
     Args:
         lr: highest learning rate of Adam, whose epsilon is 1e-4 as in the released code. The paper reports that rates
             from 1e-5 to 1e-2 work with its penalty.
-
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
-    >>> X = [[1.0, 0.9, 0.0, 1.0, 2.0], [0.9, 1.0, 2.0, 1.0, 0.0]]
-    >>> ProLip().fit(X, ["cat", "dog"], text=text, blocks=[("final", 2), ("unprojected", 3)]).predict(X)
-    array(['cat', 'dog'], dtype='<U3')
     """
 
     reads = "unprojected"

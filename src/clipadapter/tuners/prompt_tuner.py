@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,15 +17,8 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.heads import SupportSet, TextFeatures
 from clipadapter.heads.checkpoint import Checkpoint, digest_of_fit
-from clipadapter.heads.folds import hold_out_one_per_class
 from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
-from clipadapter.heads.training import (
-    EarlyStopping,
-    ScheduleParameters,
-    TrainConfig,
-    gather_views,
-    train,
-)
+from clipadapter.heads.training import ScheduleParameters, TrainConfig, gather_views, train
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
 from clipadapter.tuners.prompts import CLASS_TOKENS, PRECISIONS, Prompts, context_from_words, random_context
 from clipadapter.utils.functional import cosine_logits, unit
@@ -34,9 +27,7 @@ from clipadapter.utils.towers import TextTower
 GIGABYTE = 1e9
 OTHER_TOKENS = 5
 """Approximate number of tokens of a prompt besides its context: start, a name of two tokens, full stop, end."""
-WARM_START_SHARE = 0.75
-"""Share of what an earlier fit learned that a warm start keeps."""
-T = TypeVar("T")
+WARM_START_SHARE = 0.75  # share of what an earlier fit learned that a warm start keeps
 
 
 @dataclass(frozen=True)
@@ -63,15 +54,13 @@ class PromptTuner(ScheduleParameters):
         lr: learning rate of SGD.
         weight_decay: L2, on the context.
         epochs: passes over the shots; None for 50 with one shot per class, 100 with up to 4, else 200.
-        patience: None trains all epochs on all shots; a number holds out a shot of each class that has two, stops after
-            so many epochs without a lower loss on these, and keeps the best.
         precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
             Those of predictions are made in fp32.
         memory: gigabytes that the text tower may keep for its gradient; where they don't suffice for all classes, it
             runs twice over parts of them, to the same gradient.
         checkpoint: seconds between two checkpoints in the user's cache folder, from which a killed `fit` goes on when
             it is called again; None keeps none.
-        seed: of the first vectors, shuffling, the choice of views and of held-out shots.
+        seed: of the first vectors, shuffling and the choice of views.
     """
 
     needs_text = True
@@ -91,7 +80,6 @@ class PromptTuner(ScheduleParameters):
     warmup_epochs: int = 1
     epochs: Annotated[int | None, at_least(1)] = None
     batch_size: int = 32
-    patience: Annotated[int | None, at_least(1)] = None
     precision: Annotated[str, OneOf(*PRECISIONS)] = "fp32"
     memory: Annotated[float, POSITIVE] = 2.0
     checkpoint: float | None = 30.0
@@ -105,13 +93,7 @@ class PromptTuner(ScheduleParameters):
         return self._planned_epochs(shots) * steps * self._tokens_of_prompts(classes)
 
     def describe_training(self, counts: Sequence[int]) -> str:
-        """How many steps `fit` makes, in words, for these numbers of pictures of each class.
-
-        With `patience` it may stop before.
-
-        Raises:
-            InputError: if a parameter of the training is wrong.
-        """
+        """How many steps `fit` makes, in words, for these numbers of pictures of each class."""
         return self._train_config(max(counts)).describe(sum(counts))
 
     def _tokens_of_prompts(self, classes: int) -> int:
@@ -128,22 +110,17 @@ class PromptTuner(ScheduleParameters):
 
     def _fit(self, shots: SupportSet) -> None:
         prompts, context = self._initial_prompts(shots)
-        text = _require(shots.text).to(context)
-        warm_start = self._find_usable_warm_start(shots)
+        text = shots.class_text.to(context)
+        warm_start = find_warm_start(self, shots, WARM_START_SHARE)
         if warm_start is not None:
             context = (warm_start.shrink_rows if context.ndim == 3 else warm_start.shrink)("context_", context)
 
-        def weight() -> Tensor:
-            return unit(prompts.class_vectors(context))
-
         def loss(features: Tensor, labels: Tensor) -> Tensor:
-            learned = weight()
+            learned = unit(prompts.class_vectors(context))
             logits, zero_shot = (shots.scale * features @ rows.T for rows in (learned, text))
             return self._loss(Batch(logits, labels, learned, text, zero_shot))
 
-        self.loss_ = self._train(
-            [context.requires_grad_()], loss, lambda X: shots.scale * X @ weight().T, shots, prompts, warm_start
-        )
+        self.loss_ = self._train([context.requires_grad_()], loss, shots, prompts, warm_start)
         self.context_, self.scale_ = context.detach().cpu(), shots.scale
         self.weight_ = self._class_vectors(prompts.tower, shots.names)
 
@@ -171,7 +148,8 @@ class PromptTuner(ScheduleParameters):
 
     def _initial_prompts(self, shots: SupportSet) -> tuple[Prompts, Tensor]:
         """Prompts of the classes, and the context to begin with."""
-        tower = _require(shots.tower)()
+        assert shots.tower is not None  # the base class has checked it
+        tower = shots.tower()
         start = None if self.ctx_init is None else context_from_words(tower, self.ctx_init)
         n_ctx = self.n_ctx if start is None else len(start)
         prompts = Prompts(tower, shots.names, n_ctx, self.class_token, self.memory * GIGABYTE, self.precision)
@@ -186,52 +164,30 @@ class PromptTuner(ScheduleParameters):
         self,
         parameters: Sequence[Tensor],
         loss: Callable[[Tensor, Tensor], Tensor],
-        logits: Callable[[Tensor], Tensor],
         shots: SupportSet,
         prompts: Prompts,
         warm_start: WarmStart | None = None,
     ) -> float:
-        """Change the parameters so that a loss of unit features (b, d) and labels (b,) falls; gives the last one.
-
-        `logits` (b, c) of features say when to stop, on held-out shots.
-        """
+        """Change the parameters so that a loss of unit features (b, d) and labels (b,) falls; gives the last one."""
         features = unit(shots.views).to(parameters[0])
         labels = shots.labels.to(features.device)
-        rows, held_out = (part.to(features.device) for part in self._split_rows(shots.labels))
-        early_stopping = None
-        if self.patience is not None and len(held_out):
-            early_stopping = EarlyStopping(
-                lambda: cross_entropy(logits(features[held_out, 0]), labels[held_out]), self.patience
-            )
 
         def step(batch: Tensor, views: Tensor) -> Tensor:
-            shot_rows = rows[batch]
-            return loss(gather_views(features, shot_rows, views.to(shot_rows.device)), labels[shot_rows])
+            rows = batch.to(features.device)
+            return loss(gather_views(features, rows, views.to(features.device)), labels[rows])
 
         config = self._train_config(int(shots.counts.max()))
         return train(
             parameters,
             step,
-            len(rows),
+            len(labels),
             features.shape[1],
-            config if warm_start is None else warm_start.shorten(config, len(rows)),
+            config if warm_start is None else warm_start.shorten(config, len(labels)),
             checkpoint=Checkpoint(self._digest(shots, prompts.tower), self.checkpoint),
             backward=lambda value: self._backward(parameters, value),
-            early_stopping=early_stopping,
             # One layer's work at least: a step so small is done by one thread.
             step_cost=int(prompts.lengths.sum()) * prompts.tower.width**2,
         )
-
-    def _find_usable_warm_start(self, shots: SupportSet) -> WarmStart | None:
-        """The earlier fit to start from; None with `patience`, since it was fitted to shots that are held out now."""
-        warm_start = find_warm_start(self, shots, WARM_START_SHARE)
-        return warm_start if self.patience is None else None
-
-    def _split_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows to train on and rows held out: with `patience`, one of each class that has two."""
-        if self.patience is None:
-            return torch.arange(len(labels)), torch.arange(0)
-        return hold_out_one_per_class(labels, self.seed)
 
     def _train_config(self, shots: int) -> TrainConfig:
         epochs = self._planned_epochs(shots)
@@ -247,10 +203,4 @@ class PromptTuner(ScheduleParameters):
         facts: list[object] = [shots.names, shots.scale, tower.fingerprint]
         if self._previous is not None:
             facts += [fact for one in sorted(self._previous.state().items()) for fact in one]
-        return digest_of_fit(self, [*facts, shots.views, shots.labels, _require(shots.text)], neutral=("memory",))
-
-
-def _require(value: T | None) -> T:
-    """Class text or tower, which the base class has checked to be there."""
-    assert value is not None
-    return value
+        return digest_of_fit(self, [*facts, shots.views, shots.labels, shots.class_text], neutral=("memory",))

@@ -19,8 +19,7 @@ from clipadapter.utils.towers import Prefix, TextTower
 
 CLASS_TOKENS = ("end", "middle", "front")
 PRECISIONS = ("fp32", "bf16")
-MIN_BF16_COSINE = 0.999
-"""Least cosine of class vectors in bf16 to those in fp32."""
+MIN_BF16_COSINE = 0.999  # least cosine of class vectors in bf16 to those in fp32
 
 
 class Prompts:

@@ -30,8 +30,7 @@ from clipadapter.heads.training import TrainConfig, TrainingParameters, train
 from clipadapter.utils.functional import cosine_logits, unit
 
 PRECISIONS = ("fp32", "bf16")
-LEARNED_PREFIXES = ("image_", "text_")
-"""Prefixes of the names of learned arrays."""
+LEARNED_PREFIXES = ("image_", "text_")  # prefixes of the names of learned arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,13 +173,15 @@ class TowerTuner(TrainingParameters):
             return loss_of(Step(features, weight, logits, truth[rows.to(truth.device)], rows, views))
 
         config = self._train_config(round(len(labels) / len(set(labels))))
+        texts, info = [(name, list(each)) for name, each in prompts.items()], encoder.info
+        digest = digest_of_fit(self, [list(labels), texts, info.logit_scale, info.fingerprint, squares])
         self.loss_ = train(
             list(trainable.arrays.values()),
             loss,
             len(labels),
             squares.shape[1],
             config,
-            checkpoint=self._make_checkpoint(self._digest(encoder, squares, labels, prompts)),
+            checkpoint=self._make_checkpoint(digest),
             generator=generator,
             row_cost=count_weights(tunable, trainable.towers),
             epoch_weights=self._epoch_weights(config.count_epochs(len(labels))),
@@ -222,8 +223,7 @@ class TowerTuner(TrainingParameters):
 
     def _fit(self, shots: SupportSet) -> None:
         self._arrays()
-        assert shots.text is not None
-        self.weight_, self.scale_ = shots.text, shots.scale
+        self.weight_, self.scale_ = shots.class_text, shots.scale
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         self.weight_, self.scale_ = text, scale
@@ -240,18 +240,6 @@ class TowerTuner(TrainingParameters):
                 "by FewShotClassifier, or call tune(encoder, squares, labels, prompts) first"
             )
         return arrays
-
-    def _digest(
-        self,
-        encoder: Encoder,
-        squares: NDArray[np.uint8],
-        labels: Sequence[str],
-        prompts: Mapping[str, Sequence[str]],
-    ) -> str:
-        """Of all that the result depends on."""
-        texts = [(name, list(each)) for name, each in prompts.items()]
-        info = encoder.info
-        return digest_of_fit(self, [list(labels), texts, info.logit_scale, info.fingerprint, squares])
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -280,11 +268,7 @@ class PartTuner(TowerTuner):
         """What was changed in a tower, in words."""
 
     def _tower_parts(self, tunable: Encoder) -> dict[str, Any]:
-        """The parts that are changed, by tower.
-
-        Raises:
-            InputError: if the towers have none.
-        """
+        """The parts that are changed, by tower."""
         networks = tower_networks(tunable).items()
         wanted = [(tower, network) for tower, network in networks if self.towers in ("both", tower)]
         parts_of = {tower: self._parts_of(tower, network, tunable) for tower, network in wanted}
@@ -303,8 +287,7 @@ class PartTuner(TowerTuner):
         return f"{self.method_name}: {', '.join(changed)}"
 
 
-BATCH_SIZE = 64
-"""Pictures per batch of a frozen tower."""
+BATCH_SIZE = 64  # pictures per batch of a frozen tower
 
 
 class ImageFeatures:
@@ -381,11 +364,7 @@ class ClassEmbeddings:
 
 
 def count_shared(rows: Sequence[Tensor]) -> int:
-    """How many tokens all rows begin with; at least one token of each row is left.
-
-    >>> count_shared([torch.tensor([1, 5, 6, 2]), torch.tensor([1, 5, 2])])
-    2
-    """
+    """How many tokens all rows begin with; at least one token of each row is left."""
     length = min(len(row) for row in rows) - 1
     same = torch.stack([row[:length] for row in rows]).eq(rows[0][:length]).all(dim=0)
     return int(same.cumprod(dim=0).sum())

@@ -31,8 +31,7 @@ from clipadapter.heads.training import TrainConfig, gather_views, train
 from clipadapter.tuners.tower_tuner import PartTuner, Trainable
 from clipadapter.utils.functional import unit
 
-STEPS_PER_SHOT = 300
-"""Optimizer steps of both stages for each shot per class, as in the authors' code."""
+STEPS_PER_SHOT = 300  # optimizer steps of both stages for each shot per class, as in the authors' code
 NORMS = ("blocks", "all")
 
 
@@ -136,10 +135,9 @@ class TwoStage(PartTuner):
     def _fit(self, shots: SupportSet) -> None:
         """The second stage: class vectors from features of the tuned encoder."""
         self._arrays()
-        assert shots.text is not None
         shots_per_class = round(len(shots.labels) / len(shots.labels.unique()))
         config = self._stage_config(self._stage_steps(shots_per_class)[1])
-        weight, views = shots.text.clone().requires_grad_(), unit(shots.views)
+        weight, views = shots.class_text.clone().requires_grad_(), unit(shots.views)
 
         def loss(rows: Tensor, view: Tensor) -> Tensor:
             logits = shots.scale * gather_views(views, rows, view) @ unit(weight).T
@@ -180,10 +178,6 @@ def block_norms(network: nn.Module) -> list[nn.LayerNorm]:
     """The layer norms inside the attention blocks of a network, from the input to the output; see `attention_layers`.
 
     Norms before the first block and after the last one are not included.
-
-    >>> from open_clip.transformer import Transformer
-    >>> len(block_norms(Transformer(width=8, layers=3, heads=2)))
-    6
     """
     owners = {id(layer["q"].owner) for layer in attention_layers(network)}
     blocks = [

@@ -30,12 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.uncertainty.class_gaussians import ClassGaussians
-from clipadapter.uncertainty.ood_scores import (
-    SCORES,
-    MemoryBank,
-    compare_with_shots,
-    leave_one_out_outlier_scores,
-)
+from clipadapter.uncertainty.ood_scores import SCORES, MemoryBank, compare_with_shots, leave_one_out_outlier_scores
 from clipadapter.uncertainty.saved_state import SavedState
 from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE, unit_rows
 

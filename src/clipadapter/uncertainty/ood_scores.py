@@ -64,7 +64,7 @@ class MemoryBank:
     def restrict(self, names: Sequence[str]) -> MemoryBank:
         """A copy with only what the scores of these names need, as float32."""
         needed = {attribute for name in names for attribute in SCORES[name].arrays}
-        arrays = {attribute: _as_float32(getattr(self, attribute)) for attribute in needed - {"gaussians"}}
+        arrays = {name: getattr(self, name).astype(np.float32, order="C") for name in needed - {"gaussians"}}
         gaussians = self.gaussians.single() if self.gaussians and "gaussians" in needed else None
         return MemoryBank(gaussians, **arrays, scale=self.scale)
 
@@ -104,10 +104,6 @@ def _minus_largest(values: Array) -> Scores:
 def _shots_by_logits(memory: Any, shots: HeldOutShots) -> tuple[Array, Array]:
     assert shots.logits is not None
     return _minus_largest(shots.logits), _minus_largest(without_own(shots.logits, shots.labels))
-
-
-def _text_distance(memory: Any, rows: Array, cosines: Array) -> Scores:
-    return np.asarray(1 - cosines.max(axis=1))
 
 
 def _negative_labels(memory: Any, rows: Array, cosines: Array) -> Scores:
@@ -158,7 +154,7 @@ def _shots_by_outliers(memory: Any, shots: HeldOutShots) -> tuple[Array, Array]:
 SCORES = {
     # Hendrycks et al. 2022, https://arxiv.org/abs/1911.11132
     "max-logit": Score("less like any class", lambda memory, rows, logits: _minus_largest(logits), _shots_by_logits),
-    "text": _text_score(_text_distance, "less like any class name", ("text",)),
+    "text": _text_score(lambda memory, rows, cosines: 1 - cosines.max(axis=1), "less like any class name", ("text",)),
     "negative-labels": _text_score(_negative_labels, "nearer to names of other things", ("text", "negative_labels")),
     "mahalanobis": Score(
         "farther from every class",
@@ -208,7 +204,3 @@ def compare_with_shots(
         gaussians, distances = fit_class_gaussians(rows, labels, c, judged)
     shots = HeldOutShots(held_out_rows, held_out_labels, logits, distances, counts)
     return MemoryBank(gaussians, **arrays), shots
-
-
-def _as_float32(value: Array | None) -> Array | None:
-    return None if value is None else value.astype(np.float32, order="C")

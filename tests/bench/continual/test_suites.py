@@ -32,11 +32,11 @@ from clipadapter.bench.continual.orders import ORDERS, Order, StreamRules, count
 from clipadapter.bench.continual.summary import HeadRuns
 from clipadapter.bench.costs import estimate
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.pivot import Spot
 from clipadapter.bench.published import find_published_streams
 from clipadapter.bench.report.build import build_report
 from clipadapter.bench.report.published import make_published_grid
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
+from clipadapter.bench.study import Spot
 from clipadapter.bench.suite import ALL, Prompts, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.cli.app import app
@@ -302,7 +302,7 @@ def test_a_report_describes_the_stream_and_its_results(report):
     assert "The task of a test picture is unknown: a head predicts among all 7 classes." in page
     assert "Transfer: accuracy on a task before it was learned" in page
     assert "No published result that comes with the package is of this stream" in page
-    knn = HeadRuns("knn", Spot(next(runs for place, runs in study.runs_by_setting.items() if place.label == "knn")))
+    knn = HeadRuns("knn", Spot(next(spot.runs for place, spot in study.spots.items() if place.label == "knn")))
     row = next(line for line in page.splitlines() if line.startswith("| knn ‡ | joint |"))
     for figure in ("transfer", "average", "last", "forgetting"):
         assert f"{round(100 * knn.cell(figure).mean, 1) + 0.0:.1f} ± " in row
@@ -324,7 +324,7 @@ def test_the_csv_has_each_cell(report):
     files, study = report
     rows = list(csv.DictReader(next(path for path in files if path.suffix == ".csv").read_text().splitlines()))
     assert len(rows) == 2 * 2 * 4 * 4
-    run = next(runs[0] for place, runs in study.runs_by_setting.items() if place.label == "knn")
+    run = next(spot.runs[0] for place, spot in study.spots.items() if place.label == "knn")
     cell = next(r for r in rows if (r["key"], r["after"], r["task"]) == (run.key, "2", "4"))
     assert float(cell["accuracy"]) == run.continual.accuracy[1][3]
     assert (cell["after_task"], cell["task_name"], cell["learned"]) == ("zoo 2/3", "farm", "False")

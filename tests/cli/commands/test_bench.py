@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from clipadapter.bench import list_suites, read_runs
+from clipadapter.bench import list_suites
 from clipadapter.heads.zero_shot import ZeroShot
 
 SUITE = 'title = "Neighbours"\nheads = ["zero-shot", "prototype", "knn"]\nshots = [1, 2]\nseeds = [1, 2]\n'
@@ -34,27 +34,6 @@ def test_list_has_every_suite(run):
     assert "Width of the bottleneck" in run("bench", "list").stdout
 
 
-def test_run_status_and_report(bench, run, tmp_path):
-    result = bench("--json")
-    assert result.exit_code == 0, result.stderr
-    assert {key: json.loads(result.stdout)[key] for key in ("fitted", "existing", "failed")} == {
-        "fitted": 12,
-        "existing": 0,
-        "failed": 0,
-    }
-    assert len(read_runs(tmp_path / "out" / "runs.jsonl")) == 12
-    again = bench()
-    assert "0 runs finished" in again.stdout
-    assert "12 were in the records" in again.stdout
-    status = run("bench", "status", "--out", tmp_path / "out", "--json")
-    assert json.loads(status.stdout) == [{"suite": "own", "planned": 12, "done": 12, "failed": 0, "open": 0}]
-    report = run("bench", "report", "own", "--out", tmp_path / "out", "--json")
-    assert report.exit_code == 0, report.stderr
-    files = json.loads(report.stdout)["files"]
-    assert {".md", ".csv", ".tex", ".html", ".png"} == {name[name.rindex(".") :] for name in files}
-    assert "prototype" in (tmp_path / "out" / "reports" / "own.md").read_text()
-
-
 def test_a_protocol_that_fits_all_shots_takes_them_and_no_other(run, tmp_path, suite, noisy_squares):
     place = ("--data", noisy_squares, "--encoder", "toy", "--out", tmp_path / "out", "--workers", 1)
     refused = run("bench", "run", suite, *place, "--shots", "all")
@@ -66,13 +45,6 @@ def test_a_protocol_that_fits_all_shots_takes_them_and_no_other(run, tmp_path, s
     assert json.loads(result.stdout)["fitted"] == 12
 
 
-def test_compare_two_folders(bench, run, tmp_path):
-    bench()
-    result = run("bench", "compare", tmp_path / "out", tmp_path / "out", "--suite", "own")
-    assert result.exit_code == 0, result.stderr
-    assert "prototype" in result.stdout
-
-
 def test_an_interrupted_run_says_what_is_kept(bench, tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -82,26 +54,6 @@ def test_an_interrupted_run_says_what_is_kept(bench, tmp_path, monkeypatch):
     assert result.exit_code == 130
     kept = f"the records of finished fits are in {tmp_path / 'out'}, and features in the feature store; the same"
     assert result.stderr.splitlines()[-1] == f"interrupted: {kept} command runs only what is missing"
-
-
-def test_dry_run_makes_nothing(bench, tmp_path):
-    result = bench("--dry-run")
-    assert result.exit_code == 0, result.stderr
-    assert "fits      12" in result.stdout
-    assert "3 classes, 12 + 6 pictures, ready" in result.stdout
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_papers_table_can_be_planned_without_the_data(run, tmp_path):
-    result = run("bench", "run", "paper", "-e", "toy", "--root", tmp_path, "--dry-run", "--json")
-    assert result.exit_code == 1
-    assert "suite 'paper' can't run: 11 problems, see above" in result.stderr
-    plan = json.loads(result.stdout)
-    assert plan["fits"] == 11 * 8 * 5 * 3
-    assert [one["ready"] for one in plan["data"]] == [False] * 11
-    assert [problem.split(":")[0] for problem in plan["problems"]] == [
-        f"the data set '{one['spec']}' is not ready" for one in plan["data"]
-    ]
 
 
 @pytest.mark.parametrize(
@@ -165,35 +117,6 @@ def test_the_cost_of_per_epoch_views_is_printed_before_they_are_computed(bench, 
     pictures = json.loads(bench("--dry-run", "--json").stdout)["pictures"]
     assert f"views: {pictures} to encode, if no feature is stored; about" in result.stderr
     assert pictures == 3 * (1 + 4) + 6  # a shot of each of 3 classes in all views, and the test part
-
-
-def test_what_the_command_line_changes(bench):
-    result = bench("--heads", "knn", "--shots", "2", "--seeds", "3", "--json")
-    assert json.loads(result.stdout)["fitted"] == 3
-
-
-@pytest.mark.parametrize(
-    ("args", "error"),
-    [
-        (("run", "botleneck"), "Did you mean 'bottleneck'"),
-        (("run", "bottleneck"), "there is no data set"),
-        (("run", "bottleneck", "--data", "nowhere"), "nowhere"),
-        (("run", "bottleneck", "--data", "{data}", "--heads", "knn"), "no head called knn; its heads: clip-adapter"),
-        (("run", "bottleneck", "--data", "features:{data}"), "bundle.safetensors"),
-        (("status", "few-shot", "--out", "{data}"), "has no runs of suite 'few-shot'; it has: none"),
-        (("report", "few-shot", "--out", "{data}"), "has no runs of suite"),
-    ],
-)
-def test_wrong_arguments_are_refused(run, noisy_squares, tmp_path, monkeypatch, args, error):
-    monkeypatch.chdir(tmp_path)
-    result = run("bench", *(arg.format(data=noisy_squares) for arg in args))
-    assert result.exit_code == 1
-    assert error in result.stderr
-    assert result.stderr.startswith("error: ")
-
-
-def test_an_empty_folder_has_a_status(run, tmp_path):
-    assert "has no runs yet" in run("bench", "status", "--out", tmp_path).stdout
 
 
 def test_failed_runs_are_recorded_and_end_in_an_exit_code(bench, monkeypatch):

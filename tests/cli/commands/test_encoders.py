@@ -52,12 +52,6 @@ def test_models_of_timm_are_listed_for_patterns_that_can_name_them(run):
     assert result.exit_code == 1 and "'timm:vit_small_patch14_dinov2.lvd142m'" in result.stderr
 
 
-def test_an_unknown_encoder(run):
-    result = run("encoders", "lietn")
-    assert result.exit_code == 1
-    assert "Did you mean 'lite'" in result.stderr
-
-
 def test_a_wrong_encoder_of_a_command_is_refused_before_torch_is_imported(run, tmp_path):
     for command in (["fit", tmp_path], ["bench", "run", "backbones"]):
         with recorded("torch", "open_clip") as tried:

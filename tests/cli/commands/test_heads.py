@@ -50,9 +50,3 @@ def test_presets_come_with_what_their_values_are(run):
     assert "Start values of the authors' search, not the values behind their figures" in text
     assert found[0]["preset_note"].startswith("Start values of the authors' search")
     assert "Presets" not in run("heads", "knn").stdout
-
-
-def test_an_unknown_head(run):
-    result = run("heads", "zero-shoot")
-    assert result.exit_code == 1
-    assert "Did you mean 'zero-shot'?" in result.stderr

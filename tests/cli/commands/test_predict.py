@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.cli.commands import predict
-from clipadapter.cli.sorting import PictureSorter
+from clipadapter.cli.commands.predict import PictureSorter
 
 from ...configs import array_path, flip_last_bit, rewrite_config
 
@@ -26,31 +26,10 @@ def test_a_picture_unlike_every_class_is_marked_beside_its_answer(probe, noisy_s
     assert rejected.split()[0] == "-" and "nearest" in rejected
 
 
-def test_too_many_views_are_refused_before_the_model_is_loaded(squares, model, run):
-    result = run("predict", model, squares / "red" / "0.png", "--views", 10**9)
-    assert result.exit_code == 1
-    assert "features of 1000000000 views of 1 picture take" in result.stderr
-    assert "give fewer views, such as views=32 (--views 32)" in result.stderr
-    assert "epochs" not in result.stderr
-
-
-@pytest.mark.parametrize("top", [99, "all"])
-def test_top_beyond_the_classes_gives_all(squares, model, top, run):
-    (found,) = records(run("predict", model, squares / "red" / "0.png", "--top", top, "--json"))
-    assert sorted(one["label"] for one in found["top"]) == ["blue", "green", "red"]
-    assert sum(one["score"] for one in found["top"]) == pytest.approx(1)
-
-
 def test_a_folder_is_read_recursively(squares, model, run):
     found = records(run("predict", model, squares, "--json"))
     assert [one["source"] for one in found] == [str(path) for path in sorted(squares.glob("*/*.png"))]
     assert [one["label"] for one in found] == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
-
-
-def test_a_table_gives_its_paths(squares, model, tmp_path, run):
-    table = tmp_path / "list.csv"
-    table.write_text(f"path\n{squares / 'red' / '0.png'}\n{squares / 'blue' / '0.png'}\n")
-    assert [one["label"] for one in records(run("predict", model, table, "--json"))] == ["red", "blue"]
 
 
 def test_standard_input_gives_paths(squares, model, run):
@@ -69,20 +48,6 @@ def test_batches_give_the_same_predictions_in_order(squares, model, run):
     assert probabilities[0] == pytest.approx(probabilities[1], rel=1e-6)
 
 
-def test_an_unreadable_picture_affects_only_its_own_prediction(squares, model, tmp_path, run):
-    bad, good = tmp_path / "bad.jpg", squares / "red" / "0.png"
-    bad.write_text("no picture")
-    result = run("predict", model, bad, good, tmp_path / "gone.png", "--json")
-    assert result.exit_code == 0
-    found = records(result)
-    assert [one["label"] for one in found] == [None, "red", None]
-    assert [one["error"] for one in found] == ["not an image", None, "no such file"]
-    assert f"warning: {bad}: not an image" in result.stderr
-    assert "warning: 2 of 3 pictures can't be read" in result.stderr
-    text = run("predict", model, bad, good, "-q")
-    assert (text.stdout.count("\n"), text.stderr) == (1, "")
-
-
 def test_what_cant_even_be_looked_at_costs_its_own_answer_only(squares, model, run):
     long = "x" * 300 + ".jpg"  # likewise a file in a folder that is another's
     result = run("predict", model, squares / "red" / "0.png", long, f"{long}.csv")
@@ -96,28 +61,6 @@ def test_an_exported_file_without_permission_is_refused(run):
         result = run("predict", name, "photo.jpg")
         assert (result.exit_code, result.stdout) == (1, "")
         assert "File name too long" in result.stderr
-
-
-def test_nothing_readable_is_a_failure(model, tmp_path, run):
-    result = run("predict", model, tmp_path / "gone.png")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert "error: the picture can't be read" in result.stderr
-    (tmp_path / "photo.png").touch()
-    meant = f"{tmp_path / 'phot.png'}: no such file. Did you mean '{tmp_path / 'photo.png'}'?\n"
-    for options in ((), ("--strict",), ("--backend", "torch")):
-        assert meant in run("predict", model, tmp_path / "phot.png", *options).stderr
-    assert json.loads(run("predict", model, tmp_path / "phot.png", "--json").stdout)["error"] == "no such file"
-    assert "File name too long" in run("predict", model, "x" * 300 + ".png", "--backend", "torch").stderr
-    (tmp_path / "empty").mkdir()
-    assert f"error: there are no pictures in {tmp_path / 'empty'}" in run("predict", model, tmp_path / "empty").stderr
-
-
-def test_strict_fails_at_the_first(squares, model, tmp_path, run):
-    good = squares / "red" / "0.png"
-    result = run("predict", model, good, tmp_path / "gone.png", good, "--strict", "--json")
-    assert result.exit_code == 1
-    assert len(records(result)) == 1
-    assert result.stderr == f"error: {tmp_path / 'gone.png'}: no such file\n"
 
 
 @pytest.mark.parametrize(
@@ -138,24 +81,6 @@ def test_a_damaged_model_is_refused(damage, words, squares, model, tmp_path, run
     result = run("predict", folder, squares / "red" / "0.png")
     assert (result.exit_code, result.stdout) == (1, "")
     assert words in result.stderr and result.stderr.count("\n") == 1
-
-
-def test_what_is_no_model_is_refused(squares, tmp_path, run):
-    picture = squares / "red" / "0.png"
-    for wrong, words in (
-        (picture, f"{picture} is a file: give the folder that 'clipadapter fit' wrote"),
-        (squares, "holds no model: it has no config.json"),
-        (tmp_path / "nothing", "there is no folder"),
-    ):
-        errors = run("predict", wrong, picture).stderr
-        assert words in errors and "or a file that 'clipadapter export' wrote" in errors
-
-
-def test_a_model_of_a_similar_name_is_suggested(squares, model, run):
-    missing, picture = model.with_name(f"{model.name}x"), squares / "red" / "0.png"
-    assert (
-        f"there is no folder {missing}. Did you mean '{model}'? Give the one" in run("predict", missing, picture).stderr
-    )
 
 
 def test_another_encoder_is_refused(squares, model, tmp_path, run):
@@ -190,13 +115,6 @@ def test_views_vote(squares, model, tmp_path, run):
     (plain,), (voted,) = scores(run(*command)), scores(run(*command, "--views", 4))
     assert voted != pytest.approx(plain) and sum(voted.values()) == pytest.approx(1)
     assert run("predict", model, squares, "--views", 0).exit_code == 2
-
-
-def test_an_exported_file_has_no_views(tmp_path, squares, run):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(b"")
-    result = run("predict", path, squares, "--views", 4)
-    assert result.exit_code == 1 and "leave --views out" in result.stderr
 
 
 def test_pictures_are_copied_into_the_folders_of_their_classes(squares, model, tmp_path, run):
@@ -235,15 +153,6 @@ def test_a_rejected_picture_and_odd_names_have_folders_too(squares, tmp_path):
         sorter.add(squares / "red" / "0.png", label, ["..", "a/b", "a_b"])
     copies = (tmp_path / "sorted").rglob("*.png")
     assert {path.parent.name for path in copies} == {"_", "a_b", "a_b-2", "none of these"}
-
-
-def test_pictures_are_not_sorted_into_the_folder_that_is_read(squares, model, tmp_path, run):
-    photos = shutil.copytree(squares, tmp_path / "photos")
-    result = run("predict", model, photos, "--sort-into", photos / "sorted")
-    assert result.exit_code == 1 and "whose pictures are read: give a folder elsewhere" in result.stderr
-    result = run("predict", model, photos, "--sort-into", tmp_path / "sorted", "--out", tmp_path / "a.csv")
-    assert result.exit_code == 1 and "which --out does not allow" in result.stderr
-    assert not (tmp_path / "sorted").exists()
 
 
 @pytest.mark.parametrize(("is_terminal", "options"), [(True, ()), (True, ("--json",)), (False, ())])

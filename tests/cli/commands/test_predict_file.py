@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.cli.commands import predict
-from clipadapter.cli.prediction_files import PredictionFile, stamp_files
+from clipadapter.cli.prediction_files import PredictionFile
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import open_feature_table
@@ -22,9 +22,8 @@ from clipadapter.features.collection import divide_collection, open_filesystem
 from clipadapter.features.ray_extract import RayJob, shard_name, write_unit
 from clipadapter.features.shards import make_plan, write_plan
 from clipadapter.features.tables import MAX_WIDTH
-from clipadapter.utils.prediction import Prediction
 
-PART = f"00000000-1-0-{'0' * 32}-{'1' * 32}"
+PART = f"00000000-1-0-{'0' * 32}"
 """Name of a part."""
 OPTIONS = [
     ["--top", 2, "--reject", 0.2],
@@ -301,27 +300,6 @@ def test_a_row_with_a_feature_and_an_error_has_no_prediction(suffix, noisy_squar
     near([records[i] for i in answered], [readable[i] for i in answered])
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
-def test_a_part_without_all_of_its_rows_is_not_kept(suffix, tmp_path):
-    path, stamp = tmp_path / f"answers{suffix}", stamp_files([])
-    rows = [Prediction('a "b"\nc', None, None, (), 'it,\n"d"'), Prediction("e\n", "f", 0.5, (("f", 0.5),))]
-    with PredictionFile(path, {}) as file:
-        file.write([rows], stamp)
-    (part,) = file.folder.glob("0*")
-    whole = part.read_bytes()
-    edited = whole.replace(b"f", b"F")
-    for content, is_kept in ((whole, True), (edited, False), (whole[:-1], False), (bytes(len(whole)), False)):
-        part.write_bytes(content)
-        with PredictionFile(path, {}) as file:
-            assert file.keep_next(stamp) is is_kept
-    part.write_bytes(whole)
-    with PredictionFile(path, {}) as file:
-        assert file.keep_next(stamp)
-        part.write_bytes(b"")
-        with pytest.raises(DataError, match="same command"):
-            file.finish()
-
-
 def test_what_a_killed_run_left_is_no_obstacle(tmp_path):
     path, folder = tmp_path / "answers.csv", tmp_path / "answers.csv.parts"
     folder.mkdir()
@@ -455,10 +433,6 @@ def test_features_of_another_encoder_are_refused(noisy_squares, probe, tmp_path,
 @pytest.mark.parametrize(
     ("prepare", "name", "words"),
     [
-        (None, "answers.txt", "does not end with .parquet, .jsonl or .csv"),
-        (None, "no/folder/answers.parquet", "there is no folder"),
-        (lambda path: path.write_text("a,b\n"), "answers.csv", "exists and is no file of predictions"),
-        (lambda path: path.write_text('{"a": 1}\n'), "answers.jsonl", "exists and is no file of predictions"),
         (lambda path: path.write_bytes(b"PAR1"), "answers.parquet", "exists and is no file of predictions"),
         (lambda path: path.with_name(f"{path.name}.parts").touch(), "answers.parquet", "is no folder"),
         (lambda path: put(path, f"{PART}.parquet"), "answers.parquet", "has no run.json"),
@@ -469,8 +443,7 @@ def test_features_of_another_encoder_are_refused(noisy_squares, probe, tmp_path,
     ],
 )
 def test_a_file_that_must_not_be_written_is_refused(prepare, name, words, squares, model, tmp_path, run):
-    if prepare is not None:
-        prepare(tmp_path / name)
+    prepare(tmp_path / name)
     before = contents(tmp_path)
     result = run("predict", model, squares, "--out", tmp_path / name)
     assert contents(tmp_path) == before

@@ -5,18 +5,6 @@ from html import escape
 from clipadapter.metrics import metrics_shown
 
 
-def test_the_default_page_is_beside_the_model(probe, noisy_squares, run):
-    result = run("report", probe, noisy_squares, "--no-curve", "--no-doctor")
-    assert result.exit_code == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert lines[0] == "6 pictures of noisy"
-    assert lines[3].startswith("this model    100.0 (61.0 to 100.0)")
-    page = probe.parent / "model-report.html"
-    assert lines[-1] == f"wrote {page}"
-    assert "<p>The doctor was not run.</p>" in page.read_text(encoding="utf-8")
-    assert result.stderr == ""
-
-
 def test_json_has_figures_and_the_file(probe, noisy_squares, squares, tmp_path, run):
     out = tmp_path / "new" / "page.html"
     result = run(
@@ -43,11 +31,3 @@ def test_unreadable_pictures_are_reported(probe, noisy_squares, tmp_path, run):
     assert result.exit_code == 0
     assert "0.png: file is empty" in result.stderr
     assert "1 unreadable picture is not counted" in (tmp_path / "r.html").read_text(encoding="utf-8")
-
-
-def test_wrong_arguments_are_refused_before_the_work(probe, noisy_squares, tmp_path, run):
-    (tmp_path / "file").touch()
-    result = run("report", probe, noisy_squares, "--out", tmp_path / "file" / "page.html")
-    assert result.exit_code == 1 and "is not a folder that you may write to" in result.stderr
-    result = run("report", probe, noisy_squares, "--outliers", tmp_path / "nothing")
-    assert result.exit_code == 1 and "there is no folder" in result.stderr

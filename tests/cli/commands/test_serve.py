@@ -55,7 +55,7 @@ def test_formats_are_checked_before_a_model_is_opened(run, tmp_path):
 
 
 def test_defaults_are_those_of_the_limits():
-    defaults = {option.name: option.default for option in command.params}
+    defaults = command.make_context("serve", ["model"]).params
     defaults["max_wait"] = defaults["max_wait_ms"] / 1000
     for limit in dataclasses.fields(Limits):
         assert defaults[limit.name] == limit.default, limit.name

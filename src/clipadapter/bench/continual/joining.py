@@ -59,13 +59,8 @@ def build_joined_data_sets(
 ) -> JoinedDataSets:
     """Compute the features of a stream: of all test pictures, and of those training pictures that a draw takes.
 
-    If a data set is not divided, every second picture of a class is a test picture.
-
-    Args:
-        suite: of protocol "stream".
-        sources: data sets; a text is ``features:FOLDER``.
-        model: makes features and class text; None if all are features.
-        prompts: how the class text is made.
+    If a data set is not divided, every second picture of a class is a test picture. The model is None if all sources
+    are ``features:FOLDER``.
     """
     data_sets = []
     for source in sources:

@@ -8,7 +8,7 @@ starts from zero-shot.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,47 +22,20 @@ class ContinualMetrics:
     """Metrics of T tasks, in the unit of the accuracies.
 
     Args:
-        transfer_per_task: T - 1 values for tasks 1 to T - 1: mean accuracy on the task before it is learned. Task 0
-            has none.
-        average_per_task: T values: mean accuracy on the task over all times, those before it is learned included.
-        last_per_task: T values: accuracy on the task after the last one is learned.
-        forgetting_per_task: T - 1 values for tasks 0 to T - 2: best accuracy on the task since it was learned, the end
-            left out, minus that at the end; negative if later tasks helped. The last task has none.
-        forward_transfer_per_task: T - 1 values for tasks 1 to T - 1: accuracy on the task just before it is learned,
-            minus that before anything was learned; negative if earlier tasks harmed it. Task 0 has none. None if the
-            accuracy before the first task is unknown.
+        per_task: T values by metric, None for a task that has none. "transfer": mean accuracy on the task before it is
+            learned; the first task has none. "average": mean accuracy on the task over all times. "last": accuracy on
+            the task after the last one is learned. "forgetting": best accuracy on the task since it was learned, the
+            end left out, minus that at the end; negative if later tasks helped; the last task has none.
+            "forward_transfer": accuracy on the task just before it is learned, minus that before anything was learned;
+            negative if earlier tasks harmed it; the first task has none, and no task if that accuracy is unknown.
     """
 
-    transfer_per_task: tuple[float, ...]
-    average_per_task: tuple[float, ...]
-    last_per_task: tuple[float, ...]
-    forgetting_per_task: tuple[float, ...]
-    forward_transfer_per_task: tuple[float, ...] | None = None
+    per_task: Mapping[str, tuple[float | None, ...]]
 
-    @property
-    def transfer(self) -> float | None:
-        """Mean over the tasks that have it; None for a single task."""
-        return _mean(self.transfer_per_task)
-
-    @property
-    def average(self) -> float:
-        """Mean over the tasks."""
-        return float(np.mean(self.average_per_task))
-
-    @property
-    def last(self) -> float:
-        """Mean over the tasks."""
-        return float(np.mean(self.last_per_task))
-
-    @property
-    def forgetting(self) -> float | None:
-        """Mean over the tasks that have it; None for a single task."""
-        return _mean(self.forgetting_per_task)
-
-    @property
-    def forward_transfer(self) -> float | None:
-        """Mean over the tasks that have it; None for a single task, or if it is unknown."""
-        return _mean(self.forward_transfer_per_task or ())
+    def mean(self, metric: str) -> float | None:
+        """Mean over the tasks that have the metric; None if there is none."""
+        values = [value for value in self.per_task[metric] if value is not None]
+        return float(np.mean(values)) if values else None
 
 
 def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> ContinualMetrics:
@@ -82,12 +55,8 @@ def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> C
             not T finite numbers.
 
     >>> metrics = continual_metrics([[80, 50, 30], [70, 90, 40], [60, 85, 95]])
-    >>> metrics.transfer_per_task, metrics.transfer
-    ((50.0, 35.0), 42.5)
-    >>> metrics.average_per_task, metrics.last, metrics.forgetting
-    ((70.0, 75.0, 55.0), 80.0, 12.5)
-    >>> continual_metrics([[80, 50], [70, 90]], before=[40, 45]).forward_transfer
-    5.0
+    >>> metrics.per_task["transfer"], metrics.mean("transfer"), metrics.mean("last"), metrics.mean("forgetting")
+    ((None, 50.0, 35.0), 42.5, 80.0, 12.5)
     """
     cells = _numbers(accuracy, "the accuracies")
     if cells.ndim != 2 or cells.shape[0] != cells.shape[1] or not cells.size:
@@ -101,18 +70,21 @@ def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> C
             f"the accuracy on task {i} after task {t} is {cells[t, i]}: measure every task after every task, those "
             "not yet learned too"
         )
-    tasks, forward = range(len(cells)), None
+    tasks = range(len(cells))
+    forward: list[float | None] = [None] * len(tasks[1:])
     if before is not None:
         first = _numbers(before, "the accuracies before the first task")
         if first.shape != (len(cells),) or not np.isfinite(first).all():
             raise InputError(f"the accuracies before the first task must be {len(cells)} finite numbers, one per task")
-        forward = tuple(float(cells[i - 1, i] - first[i]) for i in tasks[1:])
+        forward = [float(cells[i - 1, i] - first[i]) for i in tasks[1:]]
     return ContinualMetrics(
-        transfer_per_task=tuple(float(cells[:i, i].mean()) for i in tasks[1:]),
-        average_per_task=tuple(float(value) for value in cells.mean(axis=0)),
-        last_per_task=tuple(float(value) for value in cells[-1]),
-        forgetting_per_task=tuple(float(cells[i:-1, i].max() - cells[-1, i]) for i in tasks[:-1]),
-        forward_transfer_per_task=forward,
+        {
+            "transfer": (None, *(float(cells[:i, i].mean()) for i in tasks[1:])),
+            "average": tuple(cells.mean(axis=0).tolist()),
+            "last": tuple(cells[-1].tolist()),
+            "forgetting": (*(float(cells[i:-1, i].max() - cells[-1, i]) for i in tasks[:-1]), None),
+            "forward_transfer": (None, *forward),
+        }
     )
 
 
@@ -121,7 +93,3 @@ def _numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} are no matrix of numbers: {error}; give one number for each") from error
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from clipadapter.bench.grids import Column, format_points, make_grid
 from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.notes import failure_messages, fidelity_mark, fidelity_notes, seeds_note
-from clipadapter.bench.pivot import Cell, Spot, Value
 from clipadapter.bench.run import ContinualResult, Run
+from clipadapter.bench.study import Cell, Spot, Value
 from clipadapter.metrics import METRICS
 from clipadapter.rendering.marks import BEST
 from clipadapter.rendering.tables import Grid
@@ -76,7 +76,7 @@ class HeadRuns:
 
     def cell(self, metric: str) -> Cell:
         """One of `CONTINUAL_METRICS` over the seeds."""
-        return self.spot.cell(_of_result(lambda result: getattr(result.metrics, metric)))
+        return self.spot.cell(_of_result(lambda result: result.metrics.mean(metric)))
 
     def by_step(self, values: Callable[[ContinualResult], Sequence[float | None]]) -> list[Cell]:
         """One value for each step or task over the seeds."""
@@ -100,15 +100,9 @@ def _of_result(value: Callable[[ContinualResult], float | None]) -> Value:
 
 def by_task(metric: str) -> Callable[[ContinualResult], list[float | None]]:
     """A metric of each task in the order of learning, or "learned": just after it was learned. None without one."""
-
-    def values(result: ContinualResult) -> list[float | None]:
-        if metric == "learned":
-            return [row[t] for t, row in enumerate(result.accuracy)]
-        own = list(getattr(result.metrics, f"{metric}_per_task") or ())
-        padding: list[float | None] = [None] * (len(result.steps) - len(own))
-        return [*own, *padding] if metric == "forgetting" else [*padding, *own]
-
-    return values
+    if metric == "learned":
+        return lambda result: [row[t] for t, row in enumerate(result.accuracy)]
+    return lambda result: list(result.metrics.per_task[metric])
 
 
 def format_metric(metric: str) -> Callable[[float], str]:
@@ -139,10 +133,7 @@ def metric_columns(heads: Sequence[HeadRuns], metrics: Sequence[str] = tuple(CON
 def stream_grid(
     heads: Sequence[HeadRuns], title: str = "", costs: Sequence[Column] = (), **more: Sequence[str]
 ) -> Grid:
-    """Transfer, Average, Last, forgetting and forward transfer of each head.
-
-    The best are among the heads that learn task by task: joint heads keep all shots.
-    """
+    """The metrics of each head. The best are among the heads that learn task by task: joint heads keep all shots."""
     learns = [head.learns for head in heads]
     takes_part = [own == "task by task" for own in learns]
     columns = [*metric_columns(heads), *costs]

@@ -124,16 +124,10 @@ class Protocol:
     def build(
         self, suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts
     ) -> tuple[Bundle, Rows | None]:
-        """Compute the features: of all test pictures, and of those training pictures that a draw takes.
+        """The features of all test pictures and of those training pictures that a draw takes, and the drawn rows.
 
-        Args:
-            suite: the suite.
-            sources: one data set; several for a protocol that combines them.
-            model: makes features and class text, with the prompts of the first data set.
-            prompts: how the class text is made.
-
-        Returns:
-            The features, and the drawn rows; None for the latter if they are drawn from the bundle's support.
+        A protocol that combines data sets gets several sources. The model has the prompts of the first one. The rows
+        are None if they are drawn from the bundle's support.
         """
         raise NotImplementedError
 

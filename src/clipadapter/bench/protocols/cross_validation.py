@@ -7,23 +7,39 @@ folds are made. One draw of shots gives one record, whose seconds are those of o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.fits import Draw, Features, attempt, count_stored_numbers, finish_run, plan_run
-from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds, draw_folds, score_folds
+from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.fits import (
+    Draw,
+    Features,
+    attempt,
+    count_stored_numbers,
+    finish_run,
+    fit_and_score,
+    plan_run,
+    pool_scores,
+)
 from clipadapter.bench.plan import Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.run import Run, RunData, pack_correct
 from clipadapter.bench.sources import DataSetSize, Source, extract_training_views
-from clipadapter.bench.suite import Prompts, Suite, Variant
+from clipadapter.bench.suite import ALL, Prompts, Suite, Variant
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.classifier.evaluation import Score
+from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
+
+DEFAULT_FOLDS = 5
+
+Split = tuple[list[int], list[int]]
+"""Rows of the shots, and rows that a head fitted to them predicts."""
 
 
 @register_protocol("cross-validation")
@@ -102,3 +118,45 @@ class CrossValidation(Protocol):
             return [finish_run(run, largest, seconds, pooled, correct=correct, learned={})]
 
         return attempt(runs, make)
+
+
+def count_folds(labels: Sequence[str], folds: int) -> int:
+    """The number of folds: as requested, but at most the number of pictures of the smallest class.
+
+    >>> count_folds(["cat"] * 3 + ["dog"] * 9, 5)
+    3
+    """
+    if folds < 2:
+        raise InputError(f"folds must be 2 or more, but are {folds}")
+    counts = Counter(labels)
+    single = sorted(name for name, n in counts.items() if n < 2)
+    if single or not counts:
+        raise InputError(
+            f"cross-validation needs two pictures of each class, but has one of: {', '.join(single[:5])}. "
+            "Give a test folder, or more pictures"
+        )
+    return min(folds, *counts.values())
+
+
+def draw_folds(labels: Sequence[str], folds: int, seed: int, shots: int = ALL) -> list[Split]:
+    """Cut pictures into stratified folds, and draw the shots of each fold from the other folds."""
+    from sklearn.model_selection import StratifiedKFold  # late: to compare on a test part needs no scikit-learn
+
+    cut = StratifiedKFold(count_folds(labels, folds), shuffle=True, random_state=seed)
+    splits = []
+    for others, fold in cut.split(np.zeros(len(labels)), list(labels)):
+        drawn = draw_shots([labels[row] for row in others], shots, seed)
+        splits.append((others[drawn].tolist(), fold.tolist()))
+    return splits
+
+
+def score_folds(
+    head: Head, bundle: Bundle, splits: Sequence[Split], unlabelled: Features | None = None
+) -> tuple[Score, float, list[Head]]:
+    """Cross-validate one head: the score over all pictures, mean seconds of a fit, and the fitted heads."""
+    measured = [
+        fit_and_score(head, bundle.support.take(shots), [TestPart(bundle.support.take(fold))], bundle.text, unlabelled)
+        for shots, fold in splits
+    ]
+    seconds = sum(one.seconds for one in measured) / len(measured)
+    return pool_scores([one.scores[0] for one in measured]), seconds, [one.head for one in measured]

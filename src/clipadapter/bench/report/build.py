@@ -23,11 +23,7 @@ MAX_DOT_COLUMNS = 7
 
 
 def build_report(study: Study, published: bool = False) -> Document:
-    """The report of a study.
-
-    Raises:
-        InputError: if there is no record yet.
-    """
+    """The report of a study; raises InputError if it has no record yet."""
     suite = study.suite
     if not study.records:
         raise InputError(f"suite '{suite.name}' has none of its {len(study.entries)} records yet: run it first")

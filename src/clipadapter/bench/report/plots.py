@@ -57,11 +57,7 @@ def _shot_colours(n: int) -> list[str]:
 def draw_parameter_axes(
     table: Pivot, names: Mapping[Row, str], values: Mapping[str, float | str]
 ) -> list[tuple[str, Figure]]:
-    """Accuracy over the values of a parameter: one line per number of shots. Heads without a value are level lines.
-
-    Returns:
-        A figure for each parameter, with its name.
-    """
+    """A figure for each parameter, by its name: a line per number of shots; heads without a value are level lines."""
     series: dict[str, list[Row]] = {}
     for row in table.rows:
         if row.label in values:

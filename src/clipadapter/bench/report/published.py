@@ -10,7 +10,7 @@ from clipadapter.bench.continual.summary import HeadRuns, metric_columns
 from clipadapter.bench.grids import format_cell, format_head, format_points
 from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.notes import device_notes
-from clipadapter.bench.pivot import HARMONIC, Cell, Pivot, Row, format_shots, make_mean_tables, make_spot, make_tables
+from clipadapter.bench.pivot import HARMONIC, Pivot, Row, format_shots, make_mean_tables, make_tables
 from clipadapter.bench.published import (
     ELEVEN_DATA_SETS,
     PublishedAccuracy,
@@ -21,7 +21,7 @@ from clipadapter.bench.published import (
 )
 from clipadapter.bench.report.document import Section
 from clipadapter.bench.run import Run, TaskStream
-from clipadapter.bench.study import Study
+from clipadapter.bench.study import Cell, Study
 from clipadapter.data.sets import get_set, list_sets
 from clipadapter.encoders.catalogue import QUICK_GELU
 from clipadapter.metrics import METRICS
@@ -95,13 +95,13 @@ def _measured_device_notes(runs: Iterable[Run]) -> list[str]:
 
 
 def _measured(study: Study) -> Iterator[Measured]:
-    for setting, runs in study.runs_by_setting.items():
+    for setting, spot in study.spots.items():
+        if not (runs := spot.runs):
+            continue
         protocol = runs[0].data.protocol
         dataset = setting.test if protocol == "shift" else setting.data
         if protocol in ("given", "shift") and _is_complete_set(dataset, runs[0], shifted=protocol == "shift"):
-            yield Measured(
-                dataset, Row(setting.label, setting.prompts), setting.shots, make_spot(study, setting).cell(), runs
-            )
+            yield Measured(dataset, Row(setting.label, setting.prompts), setting.shots, spot.cell(), runs)
     for table in make_mean_tables(make_tables(study)):
         yield from _means(table)
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from clipadapter.bench.continual.summary import HeadRuns
-from clipadapter.bench.pivot import Spot
 from clipadapter.bench.run import Metrics, Run
-from clipadapter.bench.study import Setting, Study
+from clipadapter.bench.study import Setting, Spot, Study
 from clipadapter.metrics import metrics_shown
 from clipadapter.utils.files import csv_text
 
@@ -24,12 +23,9 @@ STREAM_HEADER = (
 
 
 def format_csv(study: Study) -> str:
-    """One line per record in the order of the plan; of a stream one line for each task after each task, from 1.
-
-    A failed record has one line with the reason. Missing records have no line.
-    """
+    """One line per record in the order of the plan; of a stream one line for each task after each task, from 1."""
     header, rows = (STREAM_HEADER, _stream_rows) if study.suite.is_stream else (HEADER, _rows)
-    settings = ((setting, run) for setting, runs in study.runs_by_setting.items() for run in runs)
+    settings = ((setting, run) for setting, spot in study.spots.items() for run in spot.runs)
     lines = (row for setting, run in settings for row in rows(setting, run))
     return csv_text([header, *([line.get(name, "") for name in header] for line in lines)])
 

@@ -15,12 +15,12 @@ from clipadapter.bench.continual.summary import (
 )
 from clipadapter.bench.grids import Column, make_grid
 from clipadapter.bench.notes import failure_messages, fidelity_notes, stream_notes
-from clipadapter.bench.pivot import Cell, format_shots, make_spot
+from clipadapter.bench.pivot import format_shots
 from clipadapter.bench.report import plots
 from clipadapter.bench.report.document import Plot, Section
 from clipadapter.bench.report.published import NO_PUBLISHED_STREAM, make_published_grid
 from clipadapter.bench.run import ContinualResult, Run, TaskStream
-from clipadapter.bench.study import Setting, Study, distinct_values
+from clipadapter.bench.study import Cell, Setting, Study, distinct_values
 from clipadapter.metrics import METRICS
 from clipadapter.rendering.tables import Grid
 from clipadapter.utils.formatting import shorten_name
@@ -37,9 +37,9 @@ SECONDS_NOTE = "Of the head alone: features were computed before."
 def group_streams(study: Study) -> dict[Setting, list[HeadRuns]]:
     """The heads of each stream: data sets, encoder, prompts, order of the tasks and shots."""
     groups: dict[Setting, list[HeadRuns]] = {}
-    for setting in study.settings:
+    for setting, spot in study.spots.items():
         group = groups.setdefault(setting._replace(label=""), [])
-        group.append(HeadRuns(setting.label, make_spot(study, setting)))
+        group.append(HeadRuns(setting.label, spot))
     return groups
 
 
@@ -56,7 +56,7 @@ def stream_sections(study: Study, published: bool) -> list[Section]:
 
 
 def _title(study: Study, group: Setting) -> str:
-    varying = [name for name in ("data", "encoder", "prompts") if len(distinct_values(study.settings, name)) > 1]
+    varying = [name for name in ("data", "encoder", "prompts") if len(distinct_values(study.spots, name)) > 1]
     return ", ".join([format_shots(group.shots), f"tasks {group.test}", *(getattr(group, name) for name in varying)])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from clipadapter.bench.continual.summary import CONTINUAL_METRICS, stream_text
 from clipadapter.bench.grids import measured_grid
 from clipadapter.bench.notes import column_notes, fidelity_notes, seeds_note, transductive_mark
-from clipadapter.bench.pivot import format_shots, make_mean_tables, make_spot, make_tables
+from clipadapter.bench.pivot import format_shots, make_mean_tables, make_tables
 from clipadapter.bench.report.streams import group_streams
 from clipadapter.bench.study import Study
 from clipadapter.rendering.marks import BEST, TRANSDUCTIVE
@@ -48,7 +48,7 @@ def study_data(study: Study) -> dict[str, Any]:
             for head in heads
         ]
         return {"streams": streams}
-    cells = {setting: make_spot(study, setting).cell() for setting in study.settings}
+    cells = {setting: spot.cell() for setting, spot in study.spots.items()}
     rows = [
         {
             **setting._asdict(),

@@ -16,8 +16,10 @@ from clipadapter.cli.inputs import check_output_folder, open_dataset
 from clipadapter.cli.options import (
     FOLDER,
     HEADS,
+    argument,
     folds_option,
-    option_group,
+    option,
+    options_of,
     plot_format_option,
     seeds_option,
     shots_option,
@@ -34,43 +36,31 @@ if TYPE_CHECKING:
 
 
 @cli_command("clipadapter compare shots/ test/ --heads clip-adapter --shots 1,4,16")
-@click.argument("shots_from", metavar="SHOTS", type=FOLDER)
-@click.argument("test_from", metavar="[TEST]", type=FOLDER, required=False)
-@click.option(
-    "--heads", metavar="NAME,...", type=HEADS, help="Heads to compare, see 'clipadapter heads'; by default 'all'."
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="[HEAD.]KEY=VALUE",
-    help="Parameter of a head, such as clip-adapter.alpha=0.2; with one head in --heads also alpha=0.2. May be "
-    "repeated.",
-)
-@shots_option("1,2,4,8,16")
-@seeds_option
-@folds_option
-@click.option(
-    "--out", "folder", type=FOLDER, default="clipadapter-compare", help="Folder for runs.jsonl, table.md, accuracy.png."
-)
-@title_option
-@plot_format_option
-@option_group("encoder_options", EncoderOptions)
-@option_group("prompts", PromptOptions)
 def command(
-    shots_from: Path,
-    test_from: Path | None,
-    heads: list[str] | None,
-    settings: tuple[str, ...],
-    shots: list[int],
-    seeds: int,
-    folds: int,
-    folder: Path,
-    title: str,
-    plot_formats: tuple[str, ...],
-    encoder_options: EncoderOptions,
-    prompts: PromptOptions,
     out: Output,
+    shots_from: Path = argument(metavar="SHOTS", type=FOLDER),
+    test_from: Path | None = argument(metavar="[TEST]", type=FOLDER, required=False),
+    heads: list[str] | None = option(
+        "--heads", metavar="NAME,...", type=HEADS, help="Heads to compare, see 'clipadapter heads'; by default 'all'."
+    ),
+    settings: tuple[str, ...] = option(
+        "--set",
+        default=(),
+        multiple=True,
+        metavar="[HEAD.]KEY=VALUE",
+        help="Parameter of a head, such as clip-adapter.alpha=0.2; with one head in --heads also alpha=0.2. May be "
+        "repeated.",
+    ),
+    shots: list[int] = shots_option("1,2,4,8,16"),
+    seeds: int = seeds_option,
+    folds: int = folds_option,
+    folder: Path = option(
+        "--out", type=FOLDER, default="clipadapter-compare", help="Folder for runs.jsonl, table.md, accuracy.png."
+    ),
+    title: str = title_option,
+    plot_formats: tuple[str, ...] = plot_format_option,
+    encoder_options: EncoderOptions = options_of(EncoderOptions),
+    prompts: PromptOptions = options_of(PromptOptions),
 ) -> None:
     """Compare heads: each is fitted to the same shots drawn from SHOTS and measured on TEST.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipadapter.cli.groups import cli_command, command_group
+from clipadapter.cli.options import argument, option
 from clipadapter.cli.output import Failure, Output, facts, table
 from clipadapter.errors import DataError
 from clipadapter.rendering.marks import UNVERIFIED
@@ -15,7 +16,7 @@ from clipadapter.rendering.marks import UNVERIFIED
 if TYPE_CHECKING:
     from clipadapter.data.sets import BenchmarkSet, PrepareResult
 
-root_option = click.option(
+root_option = option(
     "--root",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the data sets; by default $CLIPADAPTER_DATA, else data in the user's cache folder.",
@@ -23,8 +24,7 @@ root_option = click.option(
 
 
 @cli_command("clipadapter data list --root /data", name="list")
-@root_option
-def list_(root: Path | None, out: Output) -> None:
+def list_(out: Output, root: Path | None = root_option) -> None:
     """List the data sets, and the files that are missing.
 
     Only folders are checked here; info and prepare check every picture.
@@ -50,9 +50,7 @@ def list_(root: Path | None, out: Output) -> None:
 
 
 @cli_command("clipadapter data info dtd")
-@click.argument("name")
-@root_option
-def info(name: str, root: Path | None, out: Output) -> None:
+def info(out: Output, name: str = argument(), root: Path | None = root_option) -> None:
     """Describe the data set NAME: classes, prompts, licence, and where its files belong."""
     from clipadapter.data.sets import get_set
 
@@ -76,9 +74,11 @@ def info(name: str, root: Path | None, out: Output) -> None:
 
 
 @cli_command("clipadapter data prepare dtd eurosat --root data/")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@root_option
-def prepare(names: tuple[str, ...], root: Path | None, out: Output) -> None:
+def prepare(
+    out: Output,
+    names: tuple[str, ...] = argument(metavar="NAME...", nargs=-1, required=True),
+    root: Path | None = root_option,
+) -> None:
     """Download the data sets NAME..., as far as possible, and check their files.
 
     Existing files are not downloaded again. The split files can't be downloaded: their links are printed.

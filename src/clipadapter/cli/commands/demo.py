@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from clipadapter.cli.commands.compare import comparison_record, note_comparison
 from clipadapter.cli.encoder_options import EncoderOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.options import ENCODER_URI, FOLDER, option, option_group, seeds_option, shots_option
+from clipadapter.cli.options import ENCODER_URI, FOLDER, option, options_of, seeds_option, shots_option
 from clipadapter.cli.output import Output, note_kept
 from clipadapter.utils.files import path_without_links, quote_path
 
@@ -41,20 +39,20 @@ class DemoEncoderOptions(EncoderOptions):
 
 
 @cli_command("clipadapter demo --data my-pictures/ --shots 1,4", extra="demo")
-@click.option(
-    "--data",
-    type=FOLDER,
-    help="Your own folder or table, or a named data set such as imagenette, which is downloaded (94 MB); by default "
-    "pictures of fabric, without network.",
-)
-@option_group("encoder_options", DemoEncoderOptions, only=("uris", "quality", "cache", "max_pixels"))
-@shots_option("1,4,16")
-@seeds_option
-@click.option(
-    "--out", "folder", type=FOLDER, default="clipadapter-demo", help="Folder for table, plots, records and a model."
-)
 def command(
-    data: Path | None, encoder_options: EncoderOptions, shots: list[int], seeds: int, folder: Path, out: Output
+    out: Output,
+    data: Path | None = option(
+        "--data",
+        type=FOLDER,
+        help="Your own folder or table, or a named data set such as imagenette, which is downloaded (94 MB); by "
+        "default pictures of fabric, without network.",
+    ),
+    encoder_options: EncoderOptions = options_of(DemoEncoderOptions, only=("uris", "quality", "cache", "max_pixels")),
+    shots: list[int] = shots_option("1,4,16"),
+    seeds: int = seeds_option,
+    folder: Path = option(
+        "--out", type=FOLDER, default="clipadapter-demo", help="Folder for table, plots, records and a model."
+    ),
 ) -> None:
     """Show the whole workflow on pictures of fabric, without network: fit, save, measure, explain.
 

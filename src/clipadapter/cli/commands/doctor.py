@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from clipadapter.cli.encoder_options import EncoderOptions, ModelEncoderOptions, note_backend
 from clipadapter.cli.fit_options import PromptOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_file, open_dataset
-from clipadapter.cli.options import FILE, FOLDER, option_group, seed_option, split_option
+from clipadapter.cli.options import FILE, FOLDER, argument, option, options_of, seed_option, split_option
 from clipadapter.cli.output import MAX_LISTED, Failure, Output
 from clipadapter.errors import InputError, require_installed
 from clipadapter.utils.files import printable
@@ -21,28 +19,20 @@ if TYPE_CHECKING:
 
 
 @cli_command("clipadapter doctor photos/ --html doctor.html", extra="lite,doctor")
-@click.argument("data", type=FOLDER)
-@split_option
-@click.option("--html", "page", type=FILE, help="HTML page to write, with the pictures in it.")
-@click.option(
-    "--model",
-    type=FOLDER,
-    help="Fitted model whose encoder is used; without it and --encoder, the encoder that fit takes by default.",
-)
-@click.option("--strict", is_flag=True, help="Exit with 1 if a finding is severe.")
-@seed_option
-@option_group("encoder_options", EncoderOptions, without=["quality"])
-@option_group("prompts", PromptOptions)
 def command(
-    data: Path,
-    split: str | None,
-    page: Path | None,
-    model: Path | None,
-    strict: bool,
-    seed: int,
-    encoder_options: EncoderOptions,
-    prompts: PromptOptions,
     out: Output,
+    data: Path = argument(type=FOLDER),
+    split: str | None = split_option,
+    page: Path | None = option("--html", type=FILE, help="HTML page to write, with the pictures in it."),
+    model: Path | None = option(
+        "--model",
+        type=FOLDER,
+        help="Fitted model whose encoder is used; without it and --encoder, the encoder that fit takes by default.",
+    ),
+    strict: bool = option("--strict", default=False, is_flag=True, help="Exit with 1 if a finding is severe."),
+    seed: int = seed_option,
+    encoder_options: EncoderOptions = options_of(EncoderOptions, without=["quality"]),
+    prompts: PromptOptions = options_of(PromptOptions),
 ) -> None:
     """Find problems in the labelled pictures in DATA. Nothing is changed.
 

@@ -2,56 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import getpass
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from clipadapter.cli.edit import ModelEdit, collect_pictures, edit_options
+from clipadapter.backends.formats import is_exported
+from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.fit_options import class_names_option
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import FOLDER, strict_option
-from clipadapter.errors import InputError
-from clipadapter.utils.files import MANIFEST_SUFFIXES
+from clipadapter.cli.options import FOLDER, argument, option, options_of, strict_option
+from clipadapter.cli.output import Fact, Output, note_kept
+from clipadapter.cli.uncertainty_options import describe_accuracy
+from clipadapter.errors import ArtifactError, DataError, InputError
+from clipadapter.utils.files import MANIFEST_SUFFIXES, explain_missing, quote_path
+from clipadapter.utils.formatting import describe_shots, format_count
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
+    from clipadapter.persistence import Change
 
 NO_LABEL = "a picture alone has no label: give --label NAME, or one folder per class"
 Labels = Sequence[str] | Sequence[tuple[str, ...]]
 
 
-@cli_command("clipadapter add-class model/ 'snow leopard' photos/snow-leopard/")
-@click.argument("model", type=FOLDER)
-@click.argument("name")
-@click.argument("inputs", metavar="PICTURES...", type=FOLDER, nargs=-1, required=True)
-@click.option(
-    "--text",
-    "sentences",
-    multiple=True,
-    metavar="SENTENCE",
-    help="Description of the class in place of the templates. May be repeated.",
+author_option = option(
+    "--by", metavar="NAME", help="Author of the change, for the history; by default the login name.", heading=""
 )
-@edit_options(strict_option)
-def add_class(model: Path, name: str, inputs: tuple[Path, ...], sentences: tuple[str, ...], edit: ModelEdit) -> None:
+
+
+@dataclass(frozen=True)
+class EditOptions(ModelEncoderOptions):
+    """The options of the commands that change a model."""
+
+    author: str | None = author_option
+    strict: bool = strict_option
+
+    def apply(self, folder: Path, out: Output, change: Callable[[FewShotClassifier, str], Any]) -> None:
+        """Load a model, change it (with the name of the author), save it as its next version, and report the change."""
+        if is_exported(folder) and folder.is_file():
+            raise ArtifactError(f"{folder} is an exported file, which can't be changed: give the folder of its model")
+        _check_head(folder)
+        note_kept(f"the model in {folder} is as it was; {self.kept}")
+        started = time.monotonic()
+        model = self.load(folder, strict=self.strict, progress=out.progress)
+        version, has_shots = model.history_.version, bool(len(model.support_))
+        shots_before = model.support_.counts
+        change(model, find_author(self.author))
+        out.skipped(model.skipped_)
+        if model.history_.version == version:
+            data = {"model": str(folder), "version": version, "changed": False}
+            out.result(data, f"{folder}: nothing changed")
+            return
+        from clipadapter.export.cached import export_to_cache
+
+        model.save(folder, support=has_shots)
+        note_kept(f"the change is saved in {folder}")
+        export_to_cache(model, folder)
+        _report_change(model, folder, time.monotonic() - started, out)
+        for name, count in model.support_.counts.items():
+            if not count and shots_before.get(name):
+                remove = shlex.join(["clipadapter", "remove-class", str(folder), name])
+                out.warn(f"class '{name}' has no shots left: undo the change, or remove the class with: {remove}")
+
+
+@cli_command("clipadapter add-class model/ 'snow leopard' photos/snow-leopard/")
+def add_class(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    name: str = argument(),
+    inputs: tuple[Path, ...] = argument(metavar="PICTURES...", type=FOLDER, nargs=-1, required=True),
+    sentences: tuple[str, ...] = option(
+        "--text",
+        default=(),
+        multiple=True,
+        metavar="SENTENCE",
+        help="Description of the class in place of the templates. May be repeated.",
+    ),
+    edit: EditOptions = options_of(EditOptions),
+) -> None:
     """Add a class to a model, from pictures or folders of pictures.
 
     The pictures that the model was fitted to are not needed, since the model stores their features. The new class is
     the last one. The folder then has a new version of the model; 'clipadapter undo' goes back.
     """
     pictures = collect_pictures(inputs)
-    edit.apply(model, lambda m, author: m.add_class(name, pictures, descriptions=sentences or None, by=author))
+    edit.apply(model, out, lambda m, author: m.add_class(name, pictures, descriptions=sentences or None, by=author))
 
 
 @cli_command("clipadapter add-examples model/ more/    or: ... model/ a.jpg b.jpg --label lynx")
-@click.argument("model", type=FOLDER)
-@click.argument("inputs", metavar="DATA...", type=FOLDER, nargs=-1, required=True)
-@click.option("--label", metavar="NAME", help="Class of all pictures, whatever their folders are called.")
-@class_names_option
-@edit_options(strict_option)
 def add_examples(
-    model: Path, inputs: tuple[Path, ...], label: str | None, class_names: Path | None, edit: ModelEdit
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    inputs: tuple[Path, ...] = argument(metavar="DATA...", type=FOLDER, nargs=-1, required=True),
+    label: str | None = option(
+        "--label", metavar="NAME", help="Class of all pictures, whatever their folders are called."
+    ),
+    class_names: Path | None = class_names_option,
+    edit: EditOptions = options_of(EditOptions),
 ) -> None:
     """Add pictures of its classes to a model.
 
@@ -59,7 +110,7 @@ def add_examples(
     Pictures that the model has already are left out, so that a growing folder can be given again.
     """
     paths, labels = _read_labelled(inputs, label, class_names)
-    edit.apply(model, lambda m, author: m.add_examples(paths, labels, by=author))
+    edit.apply(model, out, lambda m, author: m.add_examples(paths, labels, by=author))
 
 
 def _read_labelled(inputs: Sequence[Path], label: str | None, class_names: Path | None) -> tuple[list[Path], Labels]:
@@ -88,18 +139,20 @@ def _read_labelled(inputs: Sequence[Path], label: str | None, class_names: Path 
 
 
 @cli_command("clipadapter correct model/ photo.jpg --label lynx")
-@click.argument("model", type=FOLDER)
-@click.argument("inputs", metavar="PICTURES...", type=FOLDER, nargs=-1, required=True)
-@click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    required=True,
-    metavar="NAME",
-    help="Right class of the pictures. May be repeated if pictures may have several labels.",
-)
-@edit_options(strict_option)
-def correct(model: Path, inputs: tuple[Path, ...], labels: tuple[str, ...], edit: ModelEdit) -> None:
+def correct(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    inputs: tuple[Path, ...] = argument(metavar="PICTURES...", type=FOLDER, nargs=-1, required=True),
+    labels: tuple[str, ...] = option(
+        "--label",
+        default=(),
+        multiple=True,
+        required=True,
+        metavar="NAME",
+        help="Right class of the pictures. May be repeated if pictures may have several labels.",
+    ),
+    edit: EditOptions = options_of(EditOptions),
+) -> None:
     """Correct the labels of pictures, and refit the model.
 
     A picture among the shots of the model gets the new label, even if its file was moved. Any other picture becomes a
@@ -113,29 +166,113 @@ def correct(model: Path, inputs: tuple[Path, ...], labels: tuple[str, ...], edit
             raise InputError(f"a picture has one class in this model, but got {' and '.join(labels)}")
         classifier.correct(pictures, [labels if is_multilabel else labels[0]] * len(pictures), by=author)
 
-    edit.apply(model, relabel)
+    edit.apply(model, out, relabel)
 
 
 @cli_command("clipadapter rename-class model/ lynx 'Eurasian lynx'")
-@click.argument("model", type=FOLDER)
-@click.argument("name")
-@click.argument("new")
-@edit_options()
-def rename_class(model: Path, name: str, new: str, edit: ModelEdit) -> None:
+def rename_class(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    name: str = argument(),
+    new: str = argument(),
+    edit: EditOptions = options_of(EditOptions, without=["strict"]),
+) -> None:
     """Rename a class of a model from NAME to NEW.
 
     The model is refitted with prompts of the new name. Sentences that were written for the class stay as they are.
     """
-    edit.apply(model, lambda m, author: m.rename_class(name, new, by=author))
+    edit.apply(model, out, lambda m, author: m.rename_class(name, new, by=author))
 
 
 @cli_command("clipadapter remove-class model/ fox")
-@click.argument("model", type=FOLDER)
-@click.argument("name")
-@edit_options()
-def remove_class(model: Path, name: str, edit: ModelEdit) -> None:
+def remove_class(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    name: str = argument(),
+    edit: EditOptions = options_of(EditOptions, without=["strict"]),
+) -> None:
     """Remove a class and its shots from a model.
 
     Where pictures may have several labels, they remain shots of their other classes.
     """
-    edit.apply(model, lambda m, author: m.remove_class(name, by=author))
+    edit.apply(model, out, lambda m, author: m.remove_class(name, by=author))
+
+
+def find_author(name: str | None) -> str:
+    """Return the name, or the login name if it is None."""
+    if name is not None:
+        return name
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # nobody is logged in, as in a container
+        return ""
+
+
+def collect_pictures(inputs: Sequence[Path]) -> list[Path]:
+    """Collect the pictures of files and folders."""
+    from clipadapter.data import list_images
+
+    expected = "pictures, or folders with pictures"
+    pictures: list[Path] = []
+    for path in inputs:
+        if not path.exists():
+            raise DataError(f"{path} does not exist{explain_missing(path, expected)}")
+        new = list_images(path) if path.is_dir() else [path]
+        if not new:
+            raise DataError(f"{path} has no pictures: give {expected}")
+        pictures += new
+    return pictures
+
+
+def _check_head(folder: Path) -> None:
+    """Refuse, before an encoder is opened, a model whose head can't be updated. Torch is not imported."""
+    from clipadapter.heads.registry import HEADS, refuse_update
+    from clipadapter.persistence import read_config
+
+    name = read_config(folder).head.name
+    declared = HEADS.declared_attributes(name)
+    traits = {trait: bool(declared.get(trait)) for trait in ("transductive", "tunes_encoder")}
+    refuse_update(name, **traits, model=folder)
+
+
+def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:
+    change, shots, accuracy = model.history_.changes[-1], model.support_.counts, model.uncertainty_.accuracy
+    stored, described = describe_shots(shots, len(model.support_)), describe_accuracy(model)
+    if not len(model.support_):
+        stored = "not stored: rejection, prediction sets and accuracy were learned for other classes, and are removed"
+    out.facts(
+        [
+            Fact("model", str(folder), f"{folder}, version {change.version}"),
+            Fact("version", change.version),
+            Fact("changed", True),
+            Fact("action", change.action, describe_change(change), "change"),
+            *(Fact(key, value) for key, value in change.facts.items()),
+            Fact("classes", list(model.class_names_), len(model.class_names_)),
+            Fact("shots", shots, stored),
+            Fact("seconds", round(seconds, 2), f"{seconds:.1f}"),
+            Fact("accuracy", accuracy and accuracy.to_dict(), described if len(model.support_) else None),
+            Fact("", text=f"clipadapter undo {quote_path(folder)}", name="undo"),
+        ]
+    )
+
+
+def describe_change(change: Change) -> str:
+    """Describe what was changed in a few words."""
+    facts, action = dict(change.facts), change.action
+    text = action + (f" '{facts['class']}'" if "class" in facts else "")
+    if action == "fit":
+        recorded = facts.get("recorded", True)
+        text += f" {facts.get('head', '')}".rstrip() + ("" if recorded else " (found in the folder, without a record)")
+    elif action == "undo":
+        text += f" of version {facts['undone']}" if "undone" in facts else f", to version {facts.get('to', '?')}"
+    elif action == "rename-class":
+        text += f" to '{facts.get('to', '?')}'"
+    elif action == "pull":
+        text += f" {facts.get('repo', '')}"
+    elif action == "remove-class" and facts.get("pictures"):
+        return f"{text} and its {format_count(facts['pictures'], 'shot')}"
+    noun = "picture" if action == "fit" else "new picture"
+    counts = [format_count(facts["pictures"], noun)] if facts.get("pictures") else []
+    counts += [f"{format_count(facts['relabelled'], 'shot')} relabelled"] if facts.get("relabelled") else []
+    counts += [f"{facts['known']} already known"] if facts.get("known") else []
+    return f"{text}: {', '.join(counts)}" if counts else text

@@ -4,39 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend
 from clipadapter.cli.fit_options import ViewOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_parent, is_embedded_table, read_samples
-from clipadapter.cli.options import FILE, FOLDER, option_group, seed_option, split_option, strict_option
+from clipadapter.cli.options import FILE, FOLDER, argument, option, options_of, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, note_kept, plain_facts
 from clipadapter.errors import DataError, InputError, require
 from clipadapter.utils.formatting import describe_unreadable
 
 
 @cli_command("clipadapter embed pictures/ --encoder lite --shard 1/4")
-@click.argument("data", type=FOLDER)
-@option_group("encoder_options", EncoderOptions, without=["no_cache"])
-@option_group("views", ViewOptions)
-@seed_option
-@split_option
-@click.option(
-    "--shard", metavar="I/N", help="Only every N-th picture, starting at the I-th, to share work between N machines."
-)
-@click.option("--to", type=FILE, help="Parquet file for the features of the plain pictures.")
-@strict_option
 def command(
-    data: Path,
-    encoder_options: EncoderOptions,
-    views: ViewOptions,
-    seed: int,
-    split: str | None,
-    shard: str | None,
-    to: Path | None,
-    strict: bool,
     out: Output,
+    data: Path = argument(type=FOLDER),
+    encoder_options: EncoderOptions = options_of(EncoderOptions, without=["no_cache"]),
+    views: ViewOptions = options_of(ViewOptions),
+    seed: int = seed_option,
+    split: str | None = split_option,
+    shard: str | None = option(
+        "--shard",
+        metavar="I/N",
+        help="Only every N-th picture, starting at the I-th, to share work between N machines.",
+    ),
+    to: Path | None = option("--to", type=FILE, help="Parquet file for the features of the plain pictures."),
+    strict: bool = strict_option,
 ) -> None:
     """Compute and store the features of all pictures in DATA.
 

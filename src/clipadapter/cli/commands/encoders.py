@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-import click
-
 from clipadapter.cli.groups import cli_command
+from clipadapter.cli.options import argument
 from clipadapter.cli.output import Output, table
 
 if TYPE_CHECKING:
@@ -22,8 +21,7 @@ FACTS_OF_NONE = {"own"}
 
 
 @cli_command("clipadapter encoders 'open_clip:ViT-B*'")
-@click.argument("pattern", default="")
-def command(pattern: str, out: Output) -> None:
+def command(out: Output, pattern: str = argument(default="")) -> None:
     """List the encoders by what they are good for, or all whose URI matches PATTERN, such as '*siglip2*'.
 
     Columns: parameters of both towers, their size in fp32, side of the pictures in pixels, width of the features,

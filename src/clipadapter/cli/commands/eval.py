@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +15,11 @@ from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_model, check_output_folder, open_dataset, path_beside
 from clipadapter.cli.options import (
     FOLDER,
+    argument,
     curve_option,
     folds_option,
-    option_group,
+    option,
+    options_of,
     plot_format_option,
     seeds_option,
     split_option,
@@ -29,10 +30,8 @@ from clipadapter.utils.files import write_atomically
 from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
-    from clipadapter.bench import CrossValidation, ModelEvaluation, MultiLabelModelEvaluation
+    from clipadapter.bench import ModelEvaluation
     from clipadapter.data import Dataset
-    from clipadapter.metrics import Evaluation, MultiLabelEvaluation
-    from clipadapter.metrics.table import Task
 
 MIN_UNBIASED_SHOTS = 8
 """Shots per class from which cross-validation was at most two points too low on development sets."""
@@ -43,36 +42,27 @@ VALIDATION_BIAS = (
 
 
 @cli_command("clipadapter eval model/ test/ --out report/")
-@click.argument("model", type=FOLDER)
-@click.argument("data", metavar="[DATA]", type=FOLDER, required=False)
-@split_option
-@click.option("--out", "folder", type=FOLDER, help="Folder for the results; by default MODEL-eval beside MODEL.")
-@click.option(
-    "--parity", "original", metavar="MODEL", type=FOLDER, help="Compare an exported file with the model it comes from."
-)
-@click.option("--record", is_flag=True, help="Also write the figures into MODEL and its card.")
-@curve_option
-@seeds_option
-@folds_option
-@class_names_option
-@title_option
-@plot_format_option
-@option_group("encoder", ModelEncoderOptions)
 def command(
-    model: Path,
-    data: Path | None,
-    split: str | None,
-    folder: Path | None,
-    original: Path | None,
-    record: bool,
-    curve: bool,
-    seeds: int,
-    folds: int,
-    class_names: Path | None,
-    title: str,
-    plot_formats: tuple[str, ...],
-    encoder: ModelEncoderOptions,
     out: Output,
+    model: Path = argument(type=FOLDER),
+    data: Path | None = argument(metavar="[DATA]", type=FOLDER, required=False),
+    split: str | None = split_option,
+    folder: Path | None = option(
+        "--out", type=FOLDER, help="Folder for the results; by default MODEL-eval beside MODEL."
+    ),
+    original: Path | None = option(
+        "--parity", metavar="MODEL", type=FOLDER, help="Compare an exported file with the model it comes from."
+    ),
+    record: bool = option(
+        "--record", default=False, is_flag=True, help="Also write the figures into MODEL and its card."
+    ),
+    curve: bool = curve_option,
+    seeds: int = seeds_option,
+    folds: int = folds_option,
+    class_names: Path | None = class_names_option,
+    title: str = title_option,
+    plot_formats: tuple[str, ...] = plot_format_option,
+    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions),
 ) -> None:
     """Measure MODEL on the labelled pictures in DATA, beside zero-shot and a linear probe fitted to the same shots.
 
@@ -112,13 +102,8 @@ def command(
     check_model(model)
     dataset = rename_classes(open_dataset(data, split, default="test"), class_names)
     classifier = encoder.load(model, progress=out.progress)
-    from clipadapter.bench import evaluate_model, evaluate_multilabel_model
+    from clipadapter.bench import evaluate_model
 
-    if dataset.multilabel:
-        multilabel = evaluate_multilabel_model(classifier, dataset)
-        out.skipped(multilabel.skipped)
-        _finish(multilabel, multilabel.write(target), _multilabel_text(multilabel), recorded, out)
-        return
     result = evaluate_model(classifier, dataset, curve=curve, seeds=range(1, seeds + 1), progress=out.progress)
     warn_about(result, out)
     _finish(result, result.write(target, title, plot_formats), describe_evaluation(result), recorded, out)
@@ -147,13 +132,7 @@ def _measure_file(
     out.result({**facts, "files": [str(written)]}, f"{text}\n\nwrote {written}")
 
 
-def _finish(
-    result: ModelEvaluation | MultiLabelModelEvaluation | CrossValidation,
-    files: list[Path],
-    text: str,
-    model: Path | None,
-    out: Output,
-) -> None:
+def _finish(result: ModelEvaluation, files: list[Path], text: str, model: Path | None, out: Output) -> None:
     """Record the figures in the model, if one is given, and print them and the files."""
     from clipadapter.persistence import record_evaluation
 
@@ -182,41 +161,33 @@ def describe_evaluation(result: ModelEvaluation) -> str:
     """Describe the scores of the model and its baselines, and those of each class."""
     from clipadapter.classifier.evaluation import describe_decisions, format_classes, format_confusions
 
-    evaluation = result.model.evaluation
-    scores = _scores({name: score.evaluation for name, score in result.scores.items()}, "single-label")
-    parts = [*describe_decisions(result.facts["decisions"]), format_classes(evaluation), *format_confusions(evaluation)]
-    return "\n\n".join([f"{result.n_test} pictures of {result.data}", scores, *parts])
+    evaluation, decisions = result.evaluations[0], result.facts.get("decisions", {})
+    head = f"{result.n_test} pictures of {result.data}" + (", several labels each" if result.is_multilabel else "")
+    parts = [*describe_decisions(decisions), format_classes(evaluation), *format_confusions(evaluation)]
+    return "\n\n".join([head, _scores(result), *parts])
 
 
-def _validation_text(result: CrossValidation) -> str:
+def _validation_text(result: ModelEvaluation) -> str:
     """The scores, the interval of the accuracy, and its bias if there are few shots."""
     from clipadapter.classifier.evaluation import format_classes
 
     head = (
-        f"cross-validation over {result.folds} folds of the {result.n_pictures} pictures that the model was fitted to: "
+        f"cross-validation over {result.folds} folds of the {result.n_test} pictures that the model was fitted to: "
         "each is classified by a head fitted to the other folds; the model itself is not measured"
     )
     low, high = (f"{100 * end:.1f}" for end in result.accuracy_interval)
-    interval = f"accuracy of this head: {low} to {high} % (Wilson's 95 % interval for {result.n_pictures} pictures)"
-    if result.shots_per_class < MIN_UNBIASED_SHOTS:
+    interval = f"accuracy of this head: {low} to {high} % (Wilson's 95 % interval for {result.n_test} pictures)"
+    if result.n_test / len(result.facts["shots"]) < MIN_UNBIASED_SHOTS:
         interval += f"\n{VALIDATION_BIAS}"
-    scores = _scores({name: score.evaluation for name, score in result.scores.items()}, "single-label")
-    return "\n\n".join([head, scores, interval, format_classes(result.model.evaluation)])
+    return "\n\n".join([head, _scores(result), interval, format_classes(result.evaluations[0])])
 
 
-def _multilabel_text(result: MultiLabelModelEvaluation) -> str:
-    from clipadapter.classifier.evaluation import format_classes
-
-    head = f"{result.n_test} pictures of {result.data}, several labels each"
-    return "\n\n".join([head, _scores(result.scores, "multilabel"), format_classes(result.model)])
-
-
-def _scores(scores: Mapping[str, Evaluation | MultiLabelEvaluation], task: Task) -> str:
+def _scores(result: ModelEvaluation) -> str:
     from clipadapter.metrics import metrics_shown
 
-    metrics = metrics_shown("terminal", task)
+    metrics = metrics_shown("terminal", "multilabel" if result.is_multilabel else "single-label")
     rows = [
         (name, *(metric.format(evaluation.metrics[key]) for key, metric in metrics.items()))
-        for name, evaluation in scores.items()
+        for name, evaluation in zip(result.scores, result.evaluations, strict=True)
     ]
     return table(["", *(metric.heading for metric in metrics.values())], rows)

@@ -10,7 +10,7 @@ import click
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_model, check_output_file, check_picture
-from clipadapter.cli.options import FILE, FOLDER, PLOT_SUFFIXES, option_group, title_option
+from clipadapter.cli.options import FILE, FOLDER, PLOT_SUFFIXES, argument, option, options_of, title_option
 from clipadapter.cli.output import Output, table
 from clipadapter.utils.files import printable
 
@@ -19,24 +19,17 @@ if TYPE_CHECKING:
 
 
 @cli_command("clipadapter explain model/ photo.jpg --out why.png")
-@click.argument("model", type=FOLDER)
-@click.argument("photo", type=click.Path(path_type=Path))
-@click.option("--out", "path", metavar="FILE.png", type=FILE, help="PNG, PDF or SVG file to draw.")
-@title_option
-@click.option("--class", "class_name", metavar="NAME", help="Class to explain; by default the predicted one.")
-@click.option(
-    "--neighbours", type=click.IntRange(0), metavar="K", default=5, help="How many of the nearest shots to list."
-)
-@option_group("encoder", ModelEncoderOptions)
 def command(
-    model: Path,
-    photo: Path,
-    path: Path | None,
-    title: str,
-    class_name: str | None,
-    neighbours: int,
-    encoder: ModelEncoderOptions,
     out: Output,
+    model: Path = argument(type=FOLDER),
+    photo: Path = argument(type=click.Path(path_type=Path)),
+    path: Path | None = option("--out", metavar="FILE.png", type=FILE, help="PNG, PDF or SVG file to draw."),
+    title: str = title_option,
+    class_name: str | None = option("--class", metavar="NAME", help="Class to explain; by default the predicted one."),
+    neighbours: int = option(
+        "--neighbours", type=click.IntRange(0), metavar="K", default=5, help="How many of the nearest shots to list."
+    ),
+    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions),
 ) -> None:
     """Explain the prediction of MODEL for PHOTO.
 

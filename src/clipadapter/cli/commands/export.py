@@ -10,53 +10,45 @@ from clipadapter.backends.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_parent, path_beside
-from clipadapter.cli.options import FOLDER, late_choice, option_group
+from clipadapter.cli.options import FOLDER, argument, late_choice, option, options_of
 from clipadapter.cli.output import Fact, Output
 from clipadapter.errors import InputError
 from clipadapter.utils.files import quote_path
 
 
 @cli_command("clipadapter export model/ --format onnx --out model.onnx", extra="lite,onnx")
-@click.argument("model", type=FOLDER)
-@click.option(
-    "--format", "format_name", type=late_choice(list_formats), default=DEFAULT_FORMAT, help="Format of the file."
-)
-@click.option(
-    "--out",
-    "path",
-    metavar="FILE",
-    type=FOLDER,
-    help="File to write, with the suffix of its format; by default beside MODEL, with its name.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="fp32",
-    help="Precision of the image tower; int8 is about a third as large.",
-)
-@click.option(
-    "--input",
-    "source",
-    type=click.Choice(list(INPUT_NAMES)),
-    default="uint8",
-    help="Input of the graph: square pictures with values of 0 to 255, or normalised pixels.",
-)
-@click.option(
-    "--pictures",
-    metavar="DATA",
-    type=FOLDER,
-    help="Folder or table of pictures to compare the two models on, and to calibrate int8 with; by default the shots.",
-)
-@option_group("encoder", ModelEncoderOptions, only=("uris", "max_pixels"))
 def command(
-    model: Path,
-    format_name: str,
-    path: Path | None,
-    precision: str,
-    source: str,
-    pictures: Path | None,
-    encoder: ModelEncoderOptions,
     out: Output,
+    model: Path = argument(type=FOLDER),
+    format_name: str = option(
+        "--format", type=late_choice(list_formats), default=DEFAULT_FORMAT, help="Format of the file."
+    ),
+    path: Path | None = option(
+        "--out",
+        metavar="FILE",
+        type=FOLDER,
+        help="File to write, with the suffix of its format; by default beside MODEL, with its name.",
+    ),
+    precision: str = option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        help="Precision of the image tower; int8 is about a third as large.",
+    ),
+    source: str = option(
+        "--input",
+        type=click.Choice(list(INPUT_NAMES)),
+        default="uint8",
+        help="Input of the graph: square pictures with values of 0 to 255, or normalised pixels.",
+    ),
+    pictures: Path | None = option(
+        "--pictures",
+        metavar="DATA",
+        type=FOLDER,
+        help="Folder or table of pictures to compare the two models on, and to calibrate int8 with; by default the "
+        "shots.",
+    ),
+    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions, only=("uris", "max_pixels")),
 ) -> None:
     """Export MODEL as one file that runs without this package and without torch.
 

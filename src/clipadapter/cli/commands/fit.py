@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from clipadapter.cli.commands.eval import describe_evaluation, warn_about
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend, note_encoders
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
@@ -24,20 +22,22 @@ from clipadapter.cli.options import (
     FOLDER,
     FOLDER_OR_URI,
     FRACTION,
-    option_group,
+    argument,
+    option,
+    options_of,
     seed_option,
     split_option,
     strict_option,
 )
 from clipadapter.cli.output import Fact, Output, note_kept
-from clipadapter.cli.shard_inputs import open_shards
 from clipadapter.cli.uncertainty_options import (
     UncertaintyArguments,
     describe_accuracy,
     uncertainty_facts,
     warn_about_rates,
 )
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import ArtifactError, DataError, InputError
+from clipadapter.utils.files import SHARDS_FILE
 from clipadapter.utils.formatting import describe_shots, format_count, format_list, format_seconds
 from clipadapter.utils.progress import estimates_reported_to
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from clipadapter.bench import ModelEvaluation
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import Dataset
+    from clipadapter.features import FeatureTable
 
 MAX_NAMED_CLASSES = 5
 
@@ -53,60 +54,46 @@ MAX_NAMED_CLASSES = 5
     "clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2",
     first="--out --encoder --quality --head --shots --test-fraction --reject --class-names --json",
 )
-@click.argument("data", type=FOLDER_OR_URI)
-@click.option(
-    "--out",
-    "folder",
-    type=FOLDER,
-    default="model",
-    show_default=True,
-    help="Folder for the model; a model that is in it stays as an earlier version.",
-)
-@option_group("encoder_options", EncoderOptions)
-@option_group("head", HeadOptions)
-@click.option("--shots", type=COUNT, metavar="K", help="Draw K pictures per class; by default all are used.")
-@click.option(
-    "--test-fraction",
-    type=FRACTION,
-    metavar="F",
-    help="Keep this fraction of the pictures of each class, such as 0.2, to measure the model on. --seed draws them.",
-)
-@seed_option
-@split_option
-@option_group("views", TrainingViewOptions)
-@option_group("prompts", PromptOptions)
-@click.option(
-    "--unlabelled",
-    type=FOLDER,
-    help="Folder of pictures without labels. The default head, auto, can use them; ss-text-u, stata, transclip and "
-    "zlap need them; no other head takes them.",
-)
-@option_group("uncertainty", UncertaintyArguments)
-@click.option(
-    "--no-support",
-    is_flag=True,
-    help=(
-        "Do not store the features of the shots beside the head, nor the names of their files. Heads that compare with "
-        "shots, such as auto and tip-adapter, may have features of their own: then a warning says so."
-    ),
-)
-@strict_option
 def command(
-    data: Path | str,
-    folder: Path,
-    encoder_options: EncoderOptions,
-    head: HeadOptions,
-    shots: int | None,
-    test_fraction: float | None,
-    seed: int,
-    split: str | None,
-    views: TrainingViewOptions,
-    prompts: PromptOptions,
-    unlabelled: Path | None,
-    uncertainty: UncertaintyArguments,
-    no_support: bool,
-    strict: bool,
     out: Output,
+    data: Path | str = argument(type=FOLDER_OR_URI),
+    folder: Path = option(
+        "--out",
+        type=FOLDER,
+        default="model",
+        help="Folder for the model; a model that is in it stays as an earlier version.",
+    ),
+    encoder_options: EncoderOptions = options_of(EncoderOptions),
+    head: HeadOptions = options_of(HeadOptions),
+    shots: int | None = option(
+        "--shots", type=COUNT, metavar="K", help="Draw K pictures per class; by default all are used."
+    ),
+    test_fraction: float | None = option(
+        "--test-fraction",
+        type=FRACTION,
+        metavar="F",
+        help="Keep this fraction of the pictures of each class, such as 0.2, to measure the model on. --seed draws "
+        "them.",
+    ),
+    seed: int = seed_option,
+    split: str | None = split_option,
+    views: TrainingViewOptions = options_of(TrainingViewOptions),
+    prompts: PromptOptions = options_of(PromptOptions),
+    unlabelled: Path | None = option(
+        "--unlabelled",
+        type=FOLDER,
+        help="Folder of pictures without labels. The default head, auto, can use them; ss-text-u, stata, transclip and "
+        "zlap need them; no other head takes them.",
+    ),
+    uncertainty: UncertaintyArguments = options_of(UncertaintyArguments),
+    no_support: bool = option(
+        "--no-support",
+        default=False,
+        is_flag=True,
+        help="Do not store the features of the shots beside the head, nor the names of their files. Heads that compare "
+        "with shots, such as auto and tip-adapter, may have features of their own: then a warning says so.",
+    ),
+    strict: bool = strict_option,
 ) -> None:
     """Fit a classifier to the pictures in DATA and save it.
 
@@ -415,3 +402,65 @@ def _block_facts(model: FewShotClassifier) -> list[Fact]:
         unused = f"; not used: {', '.join(model.dropped_blocks_)}" if model.dropped_blocks_ else ""
         listed, cost = f"{', '.join(names)}{unused}", describe_passes(model.encoder_)
     return [Fact("blocks", records, listed, "looks at"), Fact("passes", passes, cost, "prediction")]
+
+
+def open_shards(source: Path | str) -> ShardInput | None:
+    """Open a folder of shards; None if the source has another form."""
+    if isinstance(source, Path) and not (source / SHARDS_FILE).is_file():
+        return None
+    from clipadapter.features import open_feature_table
+
+    return ShardInput(open_feature_table(source))
+
+
+class ShardInput:
+    """A folder of shards that a classifier is fitted to."""
+
+    def __init__(self, shards: FeatureTable) -> None:
+        self._shards = shards
+
+    def list_dataset(self, split: str | None) -> Dataset:
+        """The pictures of a split; without a name of "train", if there is one, else of all."""
+        from clipadapter.data import Dataset, Sample
+
+        shards = self._shards
+        self._rows = shards.rows(split or ("train" if "train" in shards.splits else None))
+        labels = shards.labels(self._rows)
+        names = tuple(sorted(set(labels)))
+        if len(names) < 2:
+            raise DataError(f"'{shards.path}' has only one class, '{names[0]}', but at least two are needed")
+        # Names of pictures are read for the shots only. One path for all keeps a row at a hundred bytes.
+        place = Path(shards.name)
+        samples = tuple(Sample(place, label, split or "all") for label in labels)
+        return Dataset(shards.name, place, samples, names)
+
+    def check_options(
+        self,
+        encoder: EncoderOptions,
+        head: HeadOptions,
+        views: TrainingViewOptions,
+        unlabelled: Path | None,
+        outliers: Path | None,
+    ) -> EncoderOptions:
+        """Refuse what needs pictures. Returns the options with the encoder of the shards, unless another is named."""
+        used = {"--views": views.views != 1, "--unlabelled": unlabelled is not None, "--outliers": outliers is not None}
+        names = [name for name, is_used in used.items() if is_used]
+        if names:
+            raise InputError(f"{names[0]} needs pictures, but '{self._shards.path}' holds features: leave it out")
+        kind = head.create()
+        if kind.needs_tower or kind.tunes_encoder:
+            raise InputError(f"the head {head.name} trains through the encoder and needs pictures, not features")
+        return replace(encoder, uris=(str(self._shards.encoder),)) if encoder.uris == ("auto",) else encoder
+
+    def fit(self, model: FewShotClassifier, positions: Sequence[int], labels: list[str], names: Sequence[str]) -> None:
+        """Fit a classifier, whose encoder gives the class text, to the shots at some positions in the data set."""
+        shards, info = self._shards, model.encoder_.info
+        if info.fingerprint != shards.fingerprint:
+            raise InputError(
+                f"the features of '{shards.path}' are of the encoder '{shards.encoder}' with weights other than "
+                f"those of '{info.name}' on this machine: install the same weights and leave --encoder out"
+            )
+        support = replace(
+            shards.take(self._rows[list(positions)], with_sources=True), y=tuple(labels), class_names=tuple(names)
+        )
+        model.fit_features(support, model.encode_classes(names)).drop_unused_blocks()

@@ -8,9 +8,8 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
-import click
-
 from clipadapter.cli.groups import cli_command
+from clipadapter.cli.options import argument
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.rendering.marks import NOT_AS_PUBLISHED
 from clipadapter.utils.registry import unknown
@@ -24,8 +23,7 @@ MARKS = {
 
 
 @cli_command("clipadapter heads 'clip-*'")
-@click.argument("pattern", default="*")
-def command(pattern: str, out: Output) -> None:
+def command(out: Output, pattern: str = argument(default="*")) -> None:
     """List the heads, or those whose name matches PATTERN or, if none does, contains it.
 
     If only one name matches, its description and its parameters (for --set of other commands) are shown. The fidelity

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.options import FILE, FOLDER
+from clipadapter.cli.options import FILE, FOLDER, argument, option
 from clipadapter.cli.output import Output, plain_facts
 
 
 @cli_command("clipadapter push model/ org/name --private --exported model.onnx")
-@click.argument("model", type=FOLDER)
-@click.argument("name", metavar="ORG/NAME")
-@click.option("--private", is_flag=True, help="Create a private repository; by default as set in your account.")
-@click.option("--exported", type=FILE, multiple=True, help="File written by 'clipadapter export', to upload too.")
-def push(model: Path, name: str, private: bool, exported: tuple[Path, ...], out: Output) -> None:
+def push(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    name: str = argument(metavar="ORG/NAME"),
+    private: bool = option(
+        "--private", default=False, is_flag=True, help="Create a private repository; by default as set in your account."
+    ),
+    exported: tuple[Path, ...] = option(
+        "--exported", default=(), type=FILE, multiple=True, help="File written by 'clipadapter export', to upload too."
+    ),
+) -> None:
     """Upload MODEL and its card to the Hugging Face hub. The repository is created if there is none.
 
     The token is that of 'hf auth login', or in HF_TOKEN or in the file that HF_TOKEN_PATH names. Paths of this machine
@@ -42,10 +46,12 @@ def push(model: Path, name: str, private: bool, exported: tuple[Path, ...], out:
 
 
 @cli_command("clipadapter pull org/name --out model/")
-@click.argument("name", metavar="ORG/NAME")
-@click.option("--out", "folder", type=FOLDER, required=True, help="Folder for the model.")
-@click.option("--revision", metavar="NAME", help="Branch, tag or commit; by default main.")
-def pull(name: str, folder: Path, revision: str | None, out: Output) -> None:
+def pull(
+    out: Output,
+    name: str = argument(metavar="ORG/NAME"),
+    folder: Path = option("--out", type=FOLDER, required=True, help="Folder for the model."),
+    revision: str | None = option("--revision", metavar="NAME", help="Branch, tag or commit; by default main."),
+) -> None:
     """Download a model from the Hugging Face hub into a folder, and check it.
 
     Only the files of a model are downloaded, and nothing is unpickled. The weights of the encoder are not included.

@@ -19,8 +19,9 @@ from clipadapter.cli.options import (
     FOLDER,
     FRACTION,
     PLOT_SUFFIXES,
+    argument,
     option,
-    option_group,
+    options_of,
     seed_option,
     title_option,
 )
@@ -57,39 +58,33 @@ class CheckOptions:
 
 
 @cli_command("clipadapter monitor model/ today/ --reference usual/ --plot drift.png || mail ...")
-@click.argument("model", type=FOLDER)
-@click.argument("stream", type=FOLDER)
-@click.option("--reference", type=FOLDER, help="Pictures of the usual situation; by default the shots of the model.")
-@click.option(
-    "--usual", multiple=True, metavar="CLASS=SHARE", help="Usual frequency of a class; by default as in the shots."
-)
-@click.option(
-    "--by",
-    type=click.Choice(["time", "name"]),
-    default="time",
-    help="Order of the stream: by the time a photo was taken or its file was written, or by name.",
-)
-@click.option("--last", type=COUNT, metavar="N", help="Only the last N pictures of the stream.")
-@option_group("checks", CheckOptions)
-@click.option("--plot", type=FILE, help="PNG, PDF or SVG file to write: the stream over time.")
-@title_option
-@click.option("--history", type=FILE, help="File to which each run adds a line of JSON.")
-@seed_option
-@option_group("encoder", ModelEncoderOptions)
 def command(
-    model: Path,
-    stream: Path,
-    reference: Path | None,
-    usual: tuple[str, ...],
-    by: str,
-    last: int | None,
-    checks: CheckOptions,
-    plot: Path | None,
-    title: str,
-    history: Path | None,
-    seed: int,
-    encoder: ModelEncoderOptions,
     out: Output,
+    model: Path = argument(type=FOLDER),
+    stream: Path = argument(type=FOLDER),
+    reference: Path | None = option(
+        "--reference", type=FOLDER, help="Pictures of the usual situation; by default the shots of the model."
+    ),
+    usual: tuple[str, ...] = option(
+        "--usual",
+        default=(),
+        multiple=True,
+        metavar="CLASS=SHARE",
+        help="Usual frequency of a class; by default as in the shots.",
+    ),
+    by: str = option(
+        "--by",
+        type=click.Choice(["time", "name"]),
+        default="time",
+        help="Order of the stream: by the time a photo was taken or its file was written, or by name.",
+    ),
+    last: int | None = option("--last", type=COUNT, metavar="N", help="Only the last N pictures of the stream."),
+    checks: CheckOptions = options_of(CheckOptions),
+    plot: Path | None = option("--plot", type=FILE, help="PNG, PDF or SVG file to write: the stream over time."),
+    title: str = title_option,
+    history: Path | None = option("--history", type=FILE, help="File to which each run adds a line of JSON."),
+    seed: int = seed_option,
+    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions),
 ) -> None:
     """Detect drift: test whether the pictures in STREAM have the distribution that MODEL was made for.
 

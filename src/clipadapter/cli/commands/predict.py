@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
+import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +19,14 @@ from tqdm import tqdm
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.inputs import is_feature_table, is_missing
-from clipadapter.cli.options import COUNT, COUNT_OR_ALL, FILE, FOLDER, option_group, strict_option
+from clipadapter.cli.inputs import check_output_folder, is_feature_table, is_missing
+from clipadapter.cli.options import COUNT, COUNT_OR_ALL, FILE, FOLDER, argument, option, options_of, strict_option
 from clipadapter.cli.output import START_AGAIN, Output, note_kept, plain_facts
 from clipadapter.cli.predict_models import Block, PictureAnswers, PredictRequest, TableAnswers, check_model
-from clipadapter.cli.sorting import PictureSorter, count_answers
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import DataError, ImageError, InputError
 from clipadapter.utils.files import explain_missing, printable
-from clipadapter.utils.formatting import describe_unreadable
+from clipadapter.utils.formatting import describe_unreadable, format_count, table
 
 if TYPE_CHECKING:
     from clipadapter.utils.prediction import Prediction
@@ -41,53 +42,47 @@ MAX_PART_SECONDS = 60.0
     "clipadapter predict model/ photo.jpg more/ --top 3 --json",
     first="--top --out --sort-into --reject --coverage --json",
 )
-@click.argument("model", type=FOLDER)
-@click.argument("inputs", metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True)
-@click.option(
-    "--top", type=COUNT_OR_ALL, metavar="K|all", default=1, help="Number of classes to print for each picture, or all."
-)
-@click.option(
-    "--adapt",
-    type=click.Choice(["tda"]),
-    help="Let earlier pictures change the answers to later ones, for many pictures of one kind. Their order matters.",
-)
-@click.option(
-    "--views",
-    type=COUNT,
-    metavar="N",
-    default=1,
-    show_default=True,
-    help="Look at N crops of each picture; the most confident ones vote. N times as slow; not for exported files.",
-)
-@click.option(
-    "--out",
-    "file",
-    type=FILE,
-    help="File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped continues "
-    "if it is started again.",
-)
-@click.option(
-    "--sort-into",
-    "sorted_folder",
-    type=FOLDER,
-    help='Copy each picture into the folder of its class in this folder, or into "none of these". Of several labels '
-    "the most probable counts. Nothing is moved or overwritten.",
-)
-@strict_option
-@option_group("decisions", DecisionArguments)
-@option_group("encoder", ModelEncoderOptions)
 def command(
-    model: Path,
-    inputs: tuple[str, ...],
-    top: int,
-    adapt: str | None,
-    views: int,
-    file: Path | None,
-    sorted_folder: Path | None,
-    strict: bool,
-    decisions: DecisionArguments,
-    encoder: ModelEncoderOptions,
     out: Output,
+    model: Path = argument(type=FOLDER),
+    inputs: tuple[str, ...] = argument(
+        metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True
+    ),
+    top: int = option(
+        "--top",
+        type=COUNT_OR_ALL,
+        metavar="K|all",
+        default=1,
+        help="Number of classes to print for each picture, or all.",
+    ),
+    adapt: str | None = option(
+        "--adapt",
+        type=click.Choice(["tda"]),
+        help="Let earlier pictures change the answers to later ones, for many pictures of one kind. Their order "
+        "matters.",
+    ),
+    views: int = option(
+        "--views",
+        type=COUNT,
+        metavar="N",
+        default=1,
+        help="Look at N crops of each picture; the most confident ones vote. N times as slow; not for exported files.",
+    ),
+    file: Path | None = option(
+        "--out",
+        type=FILE,
+        help="File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped "
+        "continues if it is started again.",
+    ),
+    sorted_folder: Path | None = option(
+        "--sort-into",
+        type=FOLDER,
+        help='Copy each picture into the folder of its class in this folder, or into "none of these". Of several '
+        "labels the most probable counts. Nothing is moved or overwritten.",
+    ),
+    strict: bool = strict_option,
+    decisions: DecisionArguments = options_of(DecisionArguments),
+    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions),
 ) -> None:
     """Predict the class of each picture.
 
@@ -281,3 +276,74 @@ def _format_prediction(prediction: Prediction, width: int) -> str:
         reason = f"nearest {prediction.nearest}, but {prediction.reason}"
         lines[0] = f"{'-'.ljust(width)}  {prediction.probability:.3f}  {prediction.source}  {reason}"
     return "\n".join(map(printable, lines))
+
+
+NONE_OF_THESE = "none of these"
+"""Name, and folder, of pictures without a class."""
+
+
+def count_answers(answers: Counter[tuple[str | None, bool]]) -> str:
+    """Format the number of pictures per answer as a table, the most frequent answer first.
+
+    An answer is a label, or None, and whether it is marked as unlike every class. A further column counts the marked
+    ones, if there are any.
+    """
+    totals: Counter[str | None] = Counter()
+    for (label, _), n in answers.items():
+        totals[label] += n
+    rows = [(NONE_OF_THESE if label is None else label, n, answers[label, True]) for label, n in totals.most_common()]
+    columns = ["class", "pictures", "unlike every class"][: 3 if any(row[2] for row in rows) else 2]
+    return table(columns, [row[: len(columns)] for row in rows])
+
+
+class PictureSorter:
+    """Copies pictures into the folder of their class. Nothing is moved or overwritten, and no link is followed there.
+
+    The root is made with the first picture. It must not be in a folder of the inputs: its copies would be read the next
+    time.
+    """
+
+    def __init__(self, root: Path, inputs: Sequence[Path]) -> None:
+        real = check_output_folder(root).resolve()
+        if source := next((folder for folder in inputs if real.is_relative_to(folder.resolve())), None):
+            raise InputError(f"--sort-into {root} is in {source}, whose pictures are read: give a folder elsewhere")
+        self.root = root
+        self.n_copied = self.n_present = 0
+        self._folders: dict[str | None, str] = {}
+
+    def _name_folders(self, class_names: Sequence[str]) -> None:
+        from clipadapter.studio.project import safe_folder_name
+
+        for name in (*class_names, None):
+            self._folders[name] = safe_folder_name(NONE_OF_THESE if name is None else name, self._folders.values())
+
+    def add(self, picture: Path, label: str | None, class_names: Sequence[str]) -> None:
+        """Copy a picture; a name that another picture has gets a number. A picture that is there is left."""
+        if not self._folders:
+            self._name_folders(class_names)
+        folder = self.root / self._folders[label]
+        if folder.is_symlink():
+            raise InputError(f"{folder} is a link: give a folder without links, or remove it")
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            target = folder / (picture.name if number == 1 else f"{picture.stem}-{number}{picture.suffix}")
+            try:
+                with picture.open("rb") as source, target.open("xb") as copy:
+                    try:
+                        shutil.copyfileobj(source, copy)
+                    except BaseException:  # Ctrl-C too: no part of a picture is left
+                        target.unlink()
+                        raise
+            except FileExistsError:
+                if target.is_file() and not target.is_symlink() and filecmp.cmp(picture, target, shallow=False):
+                    self.n_present += 1
+                    return
+                continue
+            shutil.copystat(picture, target)
+            self.n_copied += 1
+            return
+
+    def describe(self) -> str:
+        """Describe what was copied."""
+        present = f"; {format_count(self.n_present, 'picture')} were there already" if self.n_present else ""
+        return f"copied {format_count(self.n_copied, 'picture')} into {self.root}{present}"

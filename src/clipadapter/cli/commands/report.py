@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from clipadapter.cli.commands.eval import warn_about
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.fit_options import class_names_option, rename_classes
@@ -22,8 +20,10 @@ from clipadapter.cli.options import (
     FILE,
     FOLDER,
     FRACTION,
+    argument,
     curve_option,
-    option_group,
+    option,
+    options_of,
     seed_option,
     seeds_option,
     split_option,
@@ -35,38 +35,32 @@ if TYPE_CHECKING:
 
 
 @cli_command("clipadapter report model/ test/ --out report.html")
-@click.argument("model", type=FOLDER)
-@click.argument("data", type=FOLDER)
-@split_option
-@click.option("--out", "path", type=FILE, help="Page to write; by default MODEL-report.html beside MODEL.")
-@click.option("--outliers", type=FOLDER, help='Pictures of none of the classes, to measure "none of these".')
-@click.option(
-    "--reject", type=FRACTION, metavar="RATE", help='Rate of "none of these"; by default as the model, or 0.05.'
-)
-@click.option(
-    "--coverage", type=FRACTION, metavar="RATE", help="Rate of the sets of classes; by default as the model, or 0.9."
-)
-@curve_option
-@click.option("--doctor/--no-doctor", default=True, help="Find problems in the pictures, as 'clipadapter doctor' does.")
-@seeds_option
-@seed_option
-@class_names_option
-@option_group("encoder", ModelEncoderOptions)
 def command(
-    model: Path,
-    data: Path,
-    split: str | None,
-    path: Path | None,
-    outliers: Path | None,
-    reject: float | None,
-    coverage: float | None,
-    curve: bool,
-    doctor: bool,
-    seeds: int,
-    seed: int,
-    class_names: Path | None,
-    encoder: ModelEncoderOptions,
     out: Output,
+    model: Path = argument(type=FOLDER),
+    data: Path = argument(type=FOLDER),
+    split: str | None = split_option,
+    path: Path | None = option("--out", type=FILE, help="Page to write; by default MODEL-report.html beside MODEL."),
+    outliers: Path | None = option(
+        "--outliers", type=FOLDER, help='Pictures of none of the classes, to measure "none of these".'
+    ),
+    reject: float | None = option(
+        "--reject", type=FRACTION, metavar="RATE", help='Rate of "none of these"; by default as the model, or 0.05.'
+    ),
+    coverage: float | None = option(
+        "--coverage",
+        type=FRACTION,
+        metavar="RATE",
+        help="Rate of the sets of classes; by default as the model, or 0.9.",
+    ),
+    curve: bool = curve_option,
+    doctor: bool = option(
+        "--doctor/--no-doctor", default=True, help="Find problems in the pictures, as 'clipadapter doctor' does."
+    ),
+    seeds: int = seeds_option,
+    seed: int = seed_option,
+    class_names: Path | None = class_names_option,
+    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions),
 ) -> None:
     """Write one HTML page about MODEL, measured on the labelled pictures in DATA.
 

@@ -6,10 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import FOLDER, max_pixels_option
+from clipadapter.cli.options import FOLDER, argument, max_pixels_option, option
 from clipadapter.cli.output import MAX_LISTED, Failure, Output, table
 from clipadapter.utils.files import printable
 from clipadapter.utils.formatting import format_count
@@ -19,10 +17,12 @@ if TYPE_CHECKING:
 
 
 @cli_command("clipadapter scan shots/")
-@click.argument("data", type=FOLDER)
-@click.option("--strict", is_flag=True, help="Exit with 1 if a picture can't be read.")
-@max_pixels_option
-def command(data: Path, strict: bool, out: Output) -> None:
+def command(
+    out: Output,
+    data: Path = argument(type=FOLDER),
+    strict: bool = option("--strict", default=False, is_flag=True, help="Exit with 1 if a picture can't be read."),
+    max_pixels: int = max_pixels_option,
+) -> None:
     """List the contents of DATA: classes, counts, unreadable files, duplicates.
 
     Every picture is read completely. Nothing is written.

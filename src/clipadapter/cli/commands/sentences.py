@@ -6,12 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
 from clipadapter.cli.fit_options import class_names_option, rename_classes
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.inputs import check_output_file, find_unwritable_parent
-from clipadapter.cli.options import FILE, FOLDER
+from clipadapter.cli.inputs import check_output_file
+from clipadapter.cli.options import FILE, FOLDER, argument, option
 from clipadapter.cli.output import Fact, Output, echo, plain_facts, table
 from clipadapter.errors import DataError, InputError
 from clipadapter.utils.files import quote_path, write_atomically
@@ -21,29 +19,23 @@ NAMES_SUFFIX = ".txt"
 
 
 @cli_command("clipadapter sentences shots/ --domain food --out sentences.json")
-@click.argument("source", type=FOLDER, required=False)
-@click.option(
-    "--domain",
-    "domains",
-    multiple=True,
-    default=("objects",),
-    metavar="NAME",
-    help="What the pictures show, such as food. May be repeated. --list-domains lists the names.",
-)
-@click.option("--class", "given_names", multiple=True, metavar="NAME", help="A class name. May be repeated.")
-@class_names_option
-@click.option("--out", "file", type=FILE, help="JSON file for the sentences; by default they are printed.")
-@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
-@click.option("--list-domains", is_flag=True, help="Only list the domains.")
 def command(
-    source: Path | None,
-    domains: tuple[str, ...],
-    given_names: tuple[str, ...],
-    class_names: Path | None,
-    file: Path | None,
-    overwrite: bool,
-    list_domains: bool,
     out: Output,
+    source: Path | None = argument(type=FOLDER, required=False),
+    domains: tuple[str, ...] = option(
+        "--domain",
+        multiple=True,
+        default=("objects",),
+        metavar="NAME",
+        help="What the pictures show, such as food. May be repeated. --list-domains lists the names.",
+    ),
+    given_names: tuple[str, ...] = option(
+        "--class", default=(), multiple=True, metavar="NAME", help="A class name. May be repeated."
+    ),
+    class_names: Path | None = class_names_option,
+    file: Path | None = option("--out", type=FILE, help="JSON file for the sentences; by default they are printed."),
+    overwrite: bool = option("--overwrite", default=False, is_flag=True, help="Replace the file if it exists."),
+    list_domains: bool = option("--list-domains", default=False, is_flag=True, help="Only list the domains."),
 ) -> None:
     """Write sentences about each class, from templates, for --descriptions of fit and compare.
 
@@ -127,5 +119,3 @@ def _check_file(file: Path, overwrite: bool, *inputs: Path) -> None:
     check_output_file(file, *inputs, suffixes=(".json",))
     if file.exists() and not overwrite:
         raise InputError(f"{file} exists, and may have been edited: give another --out, or --overwrite to replace it")
-    if blocked := find_unwritable_parent(file.parent):
-        raise InputError(f"can't write {file}: {blocked} is not a folder that you may write to; give another --out")

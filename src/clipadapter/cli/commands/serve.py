@@ -12,7 +12,7 @@ import click
 
 from clipadapter.backends.formats import list_inference_backends
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import COUNT, FILE, LOOPBACK_HOSTS, late_choice, option, option_group
+from clipadapter.cli.options import COUNT, FILE, LOOPBACK_HOSTS, argument, late_choice, option, options_of
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
 
@@ -62,49 +62,40 @@ class LimitOptions:
     "clipadapter serve pets.onnx other=model/ --port 8080",
     first="--host --port --token-file --allow-host --json --quiet",
 )
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is all.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
-@click.option("--token-file", type=FILE, help=f"Has a token that requests must send; or set {TOKEN_VARIABLE}.")
-@click.option("--backend", type=BACKENDS, default="auto", show_default=True)
-@click.option("--threads", type=COUNT, metavar="N", help="That run a model; by default as many as cores.")
-@option_group("limits", LimitOptions)
-@click.option(
-    "--formats",
-    metavar="NAMES",
-    default=None,
-    help="Of pictures that are accepted, as in jpeg,png,webp; by default all.",
-)
-@click.option(
-    "--allow-host",
-    "allowed_hosts",
-    metavar="NAME",
-    multiple=True,
-    help="Answer requests for this name too; '*' for any. A server for this machine alone knows localhost only.",
-)
-@click.option(
-    "--grace",
-    type=click.FloatRange(0),
-    metavar="SECONDS",
-    default=0.0,
-    show_default=True,
-    help="Answer for so long after SIGTERM, though not ready, until a load balancer has noticed.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Write the address to stdout as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
 def command(
-    models: tuple[str, ...],
-    host: str,
-    port: int,
-    token_file: Path | None,
-    backend: str,
-    threads: int | None,
-    formats: str | None,
-    allowed_hosts: tuple[str, ...],
-    grace: float,
-    as_json: bool,
-    quiet: bool,
-    limits: LimitOptions,
+    models: tuple[str, ...] = argument(metavar="MODEL...", nargs=-1, required=True),
+    host: str = option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 is all."),
+    port: int = option("--port", type=click.IntRange(0, 65535), default=8000, help="0 takes a free one."),
+    token_file: Path | None = option(
+        "--token-file", type=FILE, help=f"Has a token that requests must send; or set {TOKEN_VARIABLE}."
+    ),
+    backend: str = option("--backend", type=BACKENDS, default="auto"),
+    threads: int | None = option(
+        "--threads", type=COUNT, metavar="N", help="That run a model; by default as many as cores."
+    ),
+    limits: LimitOptions = options_of(LimitOptions),
+    formats: str | None = option(
+        "--formats",
+        metavar="NAMES",
+        default=None,
+        help="Of pictures that are accepted, as in jpeg,png,webp; by default all.",
+    ),
+    allowed_hosts: tuple[str, ...] = option(
+        "--allow-host",
+        default=(),
+        metavar="NAME",
+        multiple=True,
+        help="Answer requests for this name too; '*' for any. A server for this machine alone knows localhost only.",
+    ),
+    grace: float = option(
+        "--grace",
+        type=click.FloatRange(0),
+        metavar="SECONDS",
+        default=0.0,
+        help="Answer for so long after SIGTERM, though not ready, until a load balancer has noticed.",
+    ),
+    as_json: bool = option("--json", default=False, is_flag=True, help="Write the address to stdout as JSON."),
+    quiet: bool = option("-q", "--quiet", default=False, is_flag=True, help="Log warnings and errors only."),
 ) -> None:
     """Serve exported models over HTTP.
 

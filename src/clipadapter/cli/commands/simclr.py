@@ -11,7 +11,16 @@ import click
 from clipadapter.cli.encoder_options import device_option, find_device
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import read_samples
-from clipadapter.cli.options import COUNT, FOLDER, max_pixels_option, option, option_group, seed_option, split_option
+from clipadapter.cli.options import (
+    COUNT,
+    FOLDER,
+    argument,
+    max_pixels_option,
+    option,
+    options_of,
+    seed_option,
+    split_option,
+)
 from clipadapter.cli.output import Output, note_kept, plain_facts
 
 
@@ -34,21 +43,15 @@ class TrainingOptions:
 
 
 @cli_command("clipadapter simclr pictures/ --out encoder/ --epochs 100")
-@click.argument("pictures", type=FOLDER)
-@click.option("--out", "folder", type=FOLDER, required=True, help="Folder for the encoder.")
-@option_group("training", TrainingOptions)
-@seed_option
-@split_option
-@device_option
-@max_pixels_option
 def command(
-    pictures: Path,
-    folder: Path,
-    training: TrainingOptions,
-    seed: int,
-    split: str | None,
-    device: str,
     out: Output,
+    pictures: Path = argument(type=FOLDER),
+    folder: Path = option("--out", type=FOLDER, required=True, help="Folder for the encoder."),
+    training: TrainingOptions = options_of(TrainingOptions),
+    seed: int = seed_option,
+    split: str | None = split_option,
+    device: str = device_option,
+    max_pixels: int = max_pixels_option,
 ) -> None:
     """Train an image encoder on the PICTURES, which need no classes.
 

@@ -11,7 +11,7 @@ import click
 
 from clipadapter.cli.encoder_options import QUALITIES, EncoderOptions
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import FOLDER, HEAD, LOOPBACK_HOSTS, option_group
+from clipadapter.cli.options import FOLDER, HEAD, LOOPBACK_HOSTS, argument, option, options_of
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError, require
 
@@ -22,37 +22,34 @@ USER = "studio"
 
 
 @cli_command("clipadapter studio my-pictures/ --encoder lite", extra="lite,studio")
-@click.argument("project", type=FOLDER, default="clipadapter-studio")
-@option_group("encoder_options", EncoderOptions, without=["quality"])
-@click.option(
-    "--quality",
-    type=QUALITIES,
-    show_default="that of the last time, at first standard",
-    help="How much of a picture the head auto looks at; the page has a switch for it. fast: the final feature. "
-    "standard: inner layers of the same pass too. best: a second resolution and mirrored pictures too, in several "
-    "times the time.",
-)
-@click.option("--head", type=HEAD, metavar="NAME", default="auto", help="Head to fit; it must be quick.")
-@click.option("--unlabelled", type=FOLDER, help="Folder of pictures to label; it is not changed.")
-@click.option("--host", default=LOOPBACK_HOSTS[0], help="Address to listen on; 0.0.0.0 is open to other machines.")
-@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="By default the first free port from 7860.")
-@click.option(
-    "--password",
-    envvar="CLIPADAPTER_STUDIO_PASSWORD",
-    help=f"Password of the page, for the user '{USER}'; or set CLIPADAPTER_STUDIO_PASSWORD.",
-)
-@click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
 def command(
-    project: Path,
-    encoder_options: EncoderOptions,
-    quality: str | None,
-    head: str,
-    unlabelled: Path | None,
-    host: str,
-    port: int | None,
-    password: str | None,
-    browser: bool,
     out: Output,
+    project: Path = argument(type=FOLDER, default="clipadapter-studio"),
+    encoder_options: EncoderOptions = options_of(EncoderOptions, without=["quality"]),
+    quality: str | None = option(
+        "--quality",
+        type=QUALITIES,
+        show_default="that of the last time, at first standard",
+        help="How much of a picture the head auto looks at; the page has a switch for it. fast: the final feature. "
+        "standard: inner layers of the same pass too. best: a second resolution and mirrored pictures too, in several "
+        "times the time.",
+    ),
+    head: str = option("--head", type=HEAD, metavar="NAME", default="auto", help="Head to fit; it must be quick."),
+    unlabelled: Path | None = option(
+        "--unlabelled", type=FOLDER, help="Folder of pictures to label; it is not changed."
+    ),
+    host: str = option(
+        "--host", default=LOOPBACK_HOSTS[0], help="Address to listen on; 0.0.0.0 is open to other machines."
+    ),
+    port: int | None = option(
+        "--port", type=click.IntRange(1, 65535), metavar="N", help="By default the first free port from 7860."
+    ),
+    password: str | None = option(
+        "--password",
+        envvar="CLIPADAPTER_STUDIO_PASSWORD",
+        help=f"Password of the page, for the user '{USER}'; or set CLIPADAPTER_STUDIO_PASSWORD.",
+    ),
+    browser: bool = option("--browser/--no-browser", default=True, help="Open the page in a browser."),
 ) -> None:
     """Fit a classifier in the browser: name classes, add pictures, predict, correct, download the model.
 

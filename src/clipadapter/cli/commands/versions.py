@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
-from clipadapter.cli.edit import author_option, describe_change, find_author
+from clipadapter.cli.commands.edit import author_option, describe_change, find_author
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import COUNT, FOLDER
+from clipadapter.cli.options import COUNT, FOLDER, argument, option
 from clipadapter.cli.output import Fact, Output, table
 from clipadapter.utils.files import quote_path
 
@@ -17,8 +15,7 @@ MAX_NAMED_CLASSES = 5
 
 
 @cli_command("clipadapter history model/")
-@click.argument("model", type=FOLDER)
-def history(model: Path, out: Output) -> None:
+def history(out: Output, model: Path = argument(type=FOLDER)) -> None:
     """List the versions of MODEL: when each was made, by whom, and what was changed.
 
     'clipadapter undo' goes back to a version. Very old versions are only listed: their models are not stored any more.
@@ -57,10 +54,14 @@ def format_ranges(numbers: Sequence[int]) -> str:
 
 
 @cli_command("clipadapter undo model/")
-@click.argument("model", type=FOLDER)
-@click.option("--to", type=COUNT, metavar="VERSION", help="Go to this version, which may be one that was undone.")
-@author_option
-def undo(model: Path, to: int | None, author: str | None, out: Output) -> None:
+def undo(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    to: int | None = option(
+        "--to", type=COUNT, metavar="VERSION", help="Go to this version, which may be one that was undone."
+    ),
+    author: str | None = author_option,
+) -> None:
     """Undo the last change of MODEL. Run it again to undo the change before.
 
     Nothing is lost: the result is a new version, and --to goes to any version that 'clipadapter history' can go back

@@ -4,13 +4,4 @@ from clipadapter.data.sets.base import BenchmarkSet, RequiredPath, data_root
 from clipadapter.data.sets.layouts import find_set, get_set, list_sets
 from clipadapter.data.sets.prepare import PrepareResult, prepare
 
-__all__ = [
-    "BenchmarkSet",
-    "RequiredPath",
-    "PrepareResult",
-    "data_root",
-    "find_set",
-    "get_set",
-    "list_sets",
-    "prepare",
-]
+__all__ = ["BenchmarkSet", "RequiredPath", "PrepareResult", "data_root", "find_set", "get_set", "list_sets", "prepare"]

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from clipadapter.heads.auto.experts import (
+    EXPERTS,
     MAX_KERNEL_SHOTS,
     ExpertInputs,
-    expert_kind,
     fit_ridge,
     leave_one_out_ridge_noise,
     take_with_classes,
@@ -45,10 +45,8 @@ BLOCKS_WEIGHT, BLOCK_LOG_STD = 0.6, 1.25
 ONE_SHOT_BLOCKS_WEIGHT, ONE_SHOT_RIDGE_RATIO = 0.3, 0.7
 """Where no shot can be held out: sum of the weights of the further blocks, and the part of its weight that ridge
 regression on ``final`` keeps. So the shots have about the same weight beside the text as without further blocks."""
-COUNT_WEIGHT, COUNT_LOG_STD = 1.0, 0.6
-"""Prior of the weight of the negative log counts with unequal shots."""
-MIN_SHARE = 0.01
-"""A block is not used if its share of the spread of the logits is smaller."""
+COUNT_WEIGHT, COUNT_LOG_STD = 1.0, 0.6  # prior of the weight of the negative log counts with unequal shots
+MIN_SHARE = 0.01  # a block is not used if its share of the spread of the logits is smaller
 MIN_GAIN, MIN_GAIN_OF_FURTHER_PASS = -0.5, 0.5
 """Log posterior in nats that blocks must add: those of the same pass as ``final``, which are there anyway, and those of
 another pass."""
@@ -93,7 +91,7 @@ class Mixture:
             mixed = mixed + self.text_weight * zero_shot
         for name, factor in self.factors.items():
             if factor:
-                mixed = mixed + factor * centre_logits(expert_kind(name).fit(part).logits(pictures[0], zero_shot))
+                mixed = mixed + factor * centre_logits(EXPERTS[name].fit(part).logits(pictures[0], zero_shot))
         if self.blocks is None:
             return mixed
         mixed = self.blocks.final_weight * mixed
@@ -219,21 +217,12 @@ def unit_centred(x: Tensor) -> Tensor:
 
 
 def centre_blocks(X: Tensor, blocks: Blocks, centre: Tensor) -> list[Tensor]:
-    """(m, e) raw features of blocks, side by side, to centred unit features of each.
-
-    >>> from clipadapter.utils.blocks import Block
-    >>> centre_blocks(torch.tensor([[2.0, 0.0, 0.0, 3.0]]), (Block("inner", 2), Block("final@384", 2)), torch.zeros(4))
-    [tensor([[1., 0.]]), tensor([[0., 1.]])]
-    """
+    """(m, e) raw features of blocks, side by side, to centred unit features of each."""
     return [unit_centred(unit(X[:, columns]) - centre[columns]) for columns in column_slices(blocks).values()]
 
 
 def used_shares(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
-    """Shares of weighted parts (m, c), ``final`` first, in the spread of the logits; 0 for a very small further block.
-
-    >>> used_shares([0.6, 0.004, 0.2], [torch.tensor([[-1.0, 0.0, 1.0]])] * 3)
-    tensor([0.7500, 0.0000, 0.2500])
-    """
+    """Shares of weighted parts (m, c), ``final`` first, in the spread of the logits; 0 for a very small other part."""
     return spread_shares([weight * float(part.std(dim=1).mean()) for weight, part in zip(weights, parts, strict=True)])
 
 

@@ -13,19 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipadapter.heads.auto.stacking import DEFAULT_NOISE_STD, centre_logits, fit_inverse_temperature
+from clipadapter.heads.auto.stacking import DEFAULT_NOISE_STD, centre_logits
 from clipadapter.heads.softmax_regression import MAX_LOGITS, MAX_SOLVE_COST, LinearOffset, SoftmaxRegression
 from clipadapter.utils.functional import unit
-from clipadapter.utils.registry import unknown
 
-RIDGE = 0.1
-"""Ridge of linear ridge regression."""
-KERNEL_RIDGE = 0.03
-"""Ridge of kernel ridge regression."""
-MAX_KERNEL_SHOTS = 4000
-"""Kernel ridge regression keeps every shot; with more shots than this it is not used."""
-LBFGS_TOL = 1e-3
-"""Share of the first gradient's norm at which L-BFGS stops."""
+RIDGE = 0.1  # ridge of linear ridge regression
+KERNEL_RIDGE = 0.03  # ridge of kernel ridge regression
+MAX_KERNEL_SHOTS = 4000  # kernel ridge regression keeps every shot; with more shots than this it is not used
+LBFGS_TOL = 1e-3  # share of the first gradient's norm at which L-BFGS stops
 LBFGS_MAX_ITER = 100
 MAX_CALIBRATION_LOGITS = 2**22
 """Zero-shot logits that the text is calibrated on where all are more than `MAX_LOGITS`: 419 rows of 10,000 classes.
@@ -102,23 +97,6 @@ class ExpertInputs:
         return self.onehot.T @ rows
 
 
-def expert_inputs_of_many(
-    x: Tensor, z: Tensor, labels: Tensor, classes: Tensor, text: Tensor, seed: int
-) -> tuple[ExpertInputs, float]:
-    """What experts are fitted to where zero-shot logits are too many to be held, and the spread of the cosines.
-
-    The text (c, d) of all classes is calibrated on some of the shots; x has their unit features, z the centred ones.
-    """
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    rows = order[: max(1, MAX_CALIBRATION_LOGITS // len(text))].sort().values
-    zero_shot = centre_logits(x[rows] @ text.T)
-    spread = float(zero_shot.std(dim=1).mean()) or 1.0
-    row_weights = len(labels) / (len(classes) * torch.bincount(labels)[labels[rows]])
-    inverse_temperature = fit_inverse_temperature(zero_shot / spread, classes[labels[rows]], row_weights)
-    scaled = (text[classes] - text.mean(dim=0)) / spread
-    return ExpertInputs(z, labels, len(classes), ZeroShotLogits(x, scaled), inverse_temperature), spread
-
-
 def take_with_classes(inputs: ExpertInputs, rows: Tensor) -> ExpertInputs:
     """Some of the shots, and of the classes only those that still have one."""
     part = inputs.take(rows)
@@ -167,9 +145,6 @@ def ridge_map(z: Tensor, target: Tensor, row_weights: Tensor | float = 1.0, gram
     """Ridge regression (c, d) of targets (n, c) on rows z (n, d), in the smaller of its two forms.
 
     A Gram matrix that is given is overwritten.
-
-    >>> ridge_map(torch.eye(2), torch.tensor([[0.5], [-0.5]])).round(decimals=3)
-    tensor([[ 0.4550, -0.4550]])
     """
     if len(z) < z.shape[1]:
         # Dual form: a row of weight w has the ridge lambda / w.
@@ -274,8 +249,7 @@ class ExpertKind:
     fit: Callable[[ExpertInputs], Expert]
     weight: float | None = None
     """Prior median of the weight of its logits as they are; None: a part of `EXPERT_WEIGHT`, in units of its noise."""
-    one_shot_weight: float = 0.0
-    """Weight where no shot can be held out, in the same unit."""
+    one_shot_weight: float = 0.0  # weight where no shot can be held out, in the same unit
 
 
 EXPERTS = {
@@ -291,14 +265,3 @@ EXPERTS = {
 """The experts by name; a row that is removed is left out of the mixture. "probe" starts from zero-shot, and is
 calibrated like the text; "free-probe" does not use the text. With one shot, ridge regression stands for all experts but
 the probe: they hardly differ."""
-
-
-def expert_kind(name: str) -> ExpertKind:
-    """The row of an expert.
-
-    Raises:
-        UnknownNameError: if there is no such expert.
-    """
-    if name not in EXPERTS:
-        raise unknown("expert of auto", name, list(EXPERTS))
-    return EXPERTS[name]

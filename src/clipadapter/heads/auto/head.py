@@ -34,10 +34,10 @@ from clipadapter.heads.auto.blocks import (
 )
 from clipadapter.heads.auto.experts import (
     EXPERTS,
+    MAX_CALIBRATION_LOGITS,
     MAX_KERNEL_SHOTS,
     ExpertInputs,
-    expert_inputs_of_many,
-    expert_kind,
+    ZeroShotLogits,
     gaussian_kernel,
     leave_one_out_ridge_noise,
     take_with_classes,
@@ -56,7 +56,7 @@ from clipadapter.heads.auto.stacking import (
 )
 from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, fit_unlabelled, select_pictures
 from clipadapter.heads.base import Head, SupportSet
-from clipadapter.heads.folds import make_folds, most_classes_repeat
+from clipadapter.heads.folds import make_folds, most_classes_repeat, some_rows
 from clipadapter.heads.out_of_fold import OutOfFold
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
@@ -69,10 +69,8 @@ TEXT_WEIGHT = 0.1
 """Prior median of the text's weight, as a share of its inverse temperature. The probe contains the text once more."""
 EXPERT_WEIGHT = 0.7
 """Prior median of the sum of the weights of all experts without one of their own, in units of their noise."""
-LOG_WEIGHT_STD = 1.25
-"""Standard deviation of the logarithm of each of these weights."""
-MIN_WEIGHT_RATIO = 0.01
-"""Experts with a smaller share of the largest weight are dropped."""
+LOG_WEIGHT_STD = 1.25  # standard deviation of the logarithm of each of these weights
+MIN_WEIGHT_RATIO = 0.01  # experts with a smaller share of the largest weight are dropped
 MAX_REPEATS, MIN_HELD_OUT_ROWS = 5, 300
 """The folds are drawn up to five times, until this many rows are held out in total."""
 TWO_SHOT_LOGIT_GROWTH = 0.28
@@ -126,28 +124,20 @@ class Auto(Head):
     picture_features = ("shots_",)
     temperature_prior = (1.4, 1.5, 1.5, 1.3, 1.2)
 
-    centre_: Tensor = field(init=False)
-    """(d,) mean of the class means, subtracted from unit features."""
-    weight_: Tensor = field(init=False)
-    """(c, d) of centred features: the weighted sum of the linear experts."""
-    bias_: Tensor = field(init=False)
-    """(c,)."""
-    text_: Tensor | None = field(init=False)
-    """(c, d) class text."""
-    text_weight_: float = field(init=False)
-    """Weight of the zero-shot logits of unit spread, in total; 0 without text."""
-    spread_: float = field(init=False)
-    """Standard deviation of the cosines to the class texts over the classes."""
+    centre_: Tensor = field(init=False)  # (d,) mean of the class means, subtracted from unit features
+    weight_: Tensor = field(init=False)  # (c, d) of centred features: the weighted sum of the linear experts
+    bias_: Tensor = field(init=False)  # (c,)
+    text_: Tensor | None = field(init=False)  # (c, d) class text
+    text_weight_: float = field(init=False)  # weight of the zero-shot logits of unit spread, in total; 0 without text
+    spread_: float = field(init=False)  # standard deviation of the cosines to the class texts over the classes
     shots_: Tensor | None = field(init=False)
     """(n, d) centred shots that the kernel compares with, if kernel ridge regression has a weight."""
-    dual_: Tensor | None = field(init=False)
-    """(n, c) coefficients of the kernel sum."""
+    dual_: Tensor | None = field(init=False)  # (n, c) coefficients of the kernel sum
     block_centre_: Tensor | None = field(init=False)
     """(e,) mean of the class means of the further blocks, side by side; None if there is only ``final``."""
     block_weight_: Tensor | None = field(init=False)
     """(c, e) of centred unit features of the further blocks; zero for a block that is not used."""
-    block_share_: Tensor | None = field(init=False)
-    """Each block's share of the spread of the logits, ``final`` first."""
+    block_share_: Tensor | None = field(init=False)  # each block's share of the spread of the logits, ``final`` first
     unlabelled_share_: float | None = field(init=False)
     """The share of the spread of the logits that comes from these pictures; 0 if they are not used."""
     unlabelled_reason_: int | None = field(init=False)
@@ -201,18 +191,18 @@ class Auto(Head):
         gram = z @ z.T if len(z) <= MAX_KERNEL_SHOTS else None
         if self.text_ is None:
             return ExpertInputs(z, labels, len(classes), None, 0.0, gram)
-        if len(x) * len(self.text_) > MAX_LOGITS:
-            inputs, self.spread_ = expert_inputs_of_many(x, z, labels, classes, self.text_, self.seed)
-            return replace(inputs, gram=gram)
-        zero_shot = centre_logits(x @ self.text_.T)  # (n, all classes)
+        has_many_logits, rows = len(x) * len(self.text_) > MAX_LOGITS, torch.arange(len(x))
+        if has_many_logits:
+            rows = some_rows(rows, MAX_CALIBRATION_LOGITS // len(self.text_), self.seed)
+        zero_shot = centre_logits(x[rows] @ self.text_.T)  # (r, all classes)
         self.spread_ = float(zero_shot.std(dim=1).mean()) or 1.0
-        counts = torch.bincount(labels)[labels]
-        with limit_threads(0):  # the products are too small for threads
-            inverse_temperature = fit_inverse_temperature(
-                zero_shot / self.spread_, classes[labels], len(labels) / (len(classes) * counts)
-            )
-        known = zero_shot[:, classes] / self.spread_
-        return ExpertInputs(z, labels, len(classes), known, inverse_temperature, gram)
+        row_weights = len(labels) / (len(classes) * torch.bincount(labels)[labels[rows]])
+        with limit_threads(zero_shot.numel() if has_many_logits else 0):  # else the products are too small for threads
+            inverse_temperature = fit_inverse_temperature(zero_shot / self.spread_, classes[labels[rows]], row_weights)
+        if has_many_logits:
+            scaled = (self.text_[classes] - self.text_.mean(dim=0)) / self.spread_
+            return ExpertInputs(z, labels, len(classes), ZeroShotLogits(x, scaled), inverse_temperature, gram)
+        return ExpertInputs(z, labels, len(classes), zero_shot[:, classes] / self.spread_, inverse_temperature, gram)
 
     def _choose_weights(self, inputs: ExpertInputs, has_further_blocks: bool) -> tuple[Mixture, HeldOut | None]:
         """The mixture on ``final``, and its out-of-fold logits; None if most classes have one shot."""
@@ -241,7 +231,7 @@ class Auto(Head):
         labels = part.labels[held_out]
         row_weights = _row_weights(labels, repeats)
         noise = {name: noise_std(each, labels) for name, each in logits.items()}
-        own = {name: expert_kind(name).weight for name in names}
+        own = {name: EXPERTS[name].weight for name in names}
         expert_weight = EXPERT_WEIGHT / max(1, sum(weight is None for weight in own.values()))
         # A prior of its own is for an expert's logits as they are. Its noise takes it to the unit of the others.
         median = {name: expert_weight if weight is None else weight * noise[name] for name, weight in own.items()}
@@ -361,7 +351,7 @@ class Auto(Head):
         self.shots_ = self.dual_ = None
         used = {name: factor for name, factor in mixture.factors.items() if factor}
         experts = parallel_map(
-            [partial(expert_kind(name).fit, inputs) for name in used], work=inputs.cost // PARALLEL_COST_RATIO
+            [partial(EXPERTS[name].fit, inputs) for name in used], work=inputs.cost // PARALLEL_COST_RATIO
         )
         for factor, fitted in zip(used.values(), experts, strict=True):
             expert = fitted.centred()
@@ -444,16 +434,7 @@ class Auto(Head):
     # Blocks
 
     def block_shares(self) -> dict[str, float]:
-        """See `Head.block_shares`.
-
-        >>> import numpy as np
-        >>> from clipadapter.testing import toy_features
-        >>> X, y, text = toy_features()
-        >>> noise = torch.randn(len(X), 8, generator=torch.Generator().manual_seed(0)).numpy()
-        >>> shares = Auto().fit(np.hstack([X, noise]), y, text, blocks=[("final", 16), ("inner", 8)]).block_shares()
-        >>> shares["final"] > 5 * shares["inner"]
-        True
-        """
+        """See `Head.block_shares`."""
         names = [block.name for block in self.read_blocks]
         shares = getattr(self, "block_share_", None)
         values = [1.0] + [0.0] * (len(names) - 1) if shares is None else shares.tolist()
@@ -483,7 +464,7 @@ def _out_of_fold_logits(inputs: ExpertInputs, splits: list[Split], names: list[s
     def predict(train: Tensor, held_out: Tensor) -> list[Tensor]:
         part, zero_shot = inputs.take(train), None if inputs.zero_shot is None else inputs.zero_shot[held_out]
         products = inputs.gram_block(held_out, train)
-        return [expert_kind(name).fit(part).logits(inputs.z[held_out], zero_shot, products) for name in names]
+        return [EXPERTS[name].fit(part).logits(inputs.z[held_out], zero_shot, products) for name in names]
 
     return dict(zip(names, predict_held_out(splits, predict, inputs.cost // PARALLEL_COST_RATIO), strict=True))
 

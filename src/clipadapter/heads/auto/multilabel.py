@@ -36,8 +36,7 @@ SLOPES = torch.logspace(-2, 1, 31, device="cpu")
 """Candidate slopes of zero-shot logits of unit spread; their prior is log-normal, of median 1 and sigma 1."""
 TEXT_WEIGHT, RIDGE_WEIGHT = 0.5, 0.5
 """Prior medians of the weights: of the text, as a share of its slope; of ridge regression, in units of its noise."""
-LOG_WEIGHT_STD = 1.25
-"""Standard deviation of the logarithm of each of these weights."""
+LOG_WEIGHT_STD = 1.25  # standard deviation of the logarithm of each of these weights
 ONE_SHOT_RIDGE_WEIGHT = 0.5
 """Weight of ridge regression, beside the text at its full slope, where most classes have one shot."""
 BLOCKS_RIDGE_RATIO = 0.5

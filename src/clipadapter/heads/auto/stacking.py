@@ -30,8 +30,7 @@ MAX_CROSS_FITTED_LOGITS = 2**18
 DEFAULT_NOISE_STD = 0.08
 """Typical `noise_std` of ridge regression, for data that show none: two classes have one wrong class each."""
 
-Split = tuple[Tensor, Tensor]
-"""Training rows and held-out rows of a fold."""
+Split = tuple[Tensor, Tensor]  # training rows and held-out rows of a fold
 ChooseWeights = Callable[[Tensor | slice], list[float]]
 """Weights of parts of the logits, from the positions of the held-out rows that they may depend on."""
 
@@ -45,10 +44,6 @@ def fit_inverse_temperature(logits: Tensor, labels: Tensor, row_weights: Tensor 
     """The factor that calibrates zero-shot logits (n, c) of unit spread: its posterior mean (of the logarithm).
 
     Zero-shot was not fitted to the shots, so the shots serve as a calibration set.
-
-    >>> right, wrong = torch.arange(4), torch.tensor([1, 2, 3, 0])
-    >>> fit_inverse_temperature(torch.eye(4) * 5, right) > fit_inverse_temperature(torch.eye(4), wrong) + 0.1
-    True
     """
     factors = torch.logspace(-1.5, 1.5, 61, dtype=torch.float64)
     weights = torch.ones(len(labels), dtype=torch.float64) if row_weights is None else row_weights.double()
@@ -107,11 +102,6 @@ def fit_stacking(
     No weight becomes zero: a few held-out rows that are wrong by chance can't remove an expert. The logits (n, c) of
     each expert are of rows that it was not fitted to. The second value is the log posterior in nats, without the
     constant of the prior.
-
-    >>> good, bad = torch.eye(3) * 4, torch.eye(3).roll(1, 0) * 4
-    >>> weights, _ = fit_stacking([good, bad], torch.arange(3), [0.5, 0.1], [1.0, 1.0])
-    >>> weights[0] > 0.5, 0 < weights[1] < 0.1
-    (True, True)
     """
     c = logits[0].shape[1]
     onehot = torch.nn.functional.one_hot(labels, c).double()

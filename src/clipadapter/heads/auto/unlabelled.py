@@ -30,20 +30,14 @@ from clipadapter.utils.blocks import Blocks, column_slices
 from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import limit_threads
 
-RIDGE = 0.3
-"""Ridge of the regression on shots and pictures."""
-REFINEMENTS = 3
-"""How often the probabilities of the pictures are computed again."""
-REFINEMENT_WEIGHT = 1.5
-"""Weight of the leave-one-out logits beside the teacher's, in units of their noise."""
-COUNT_OFFSET = 0.1
-"""What is subtracted from a class's logits for each unit of the logarithm of its number of pictures."""
-MIN_NOISE_STD = 0.05
-"""Bound of the noise of leave-one-out logits: with two classes there is hardly any."""
+RIDGE = 0.3  # ridge of the regression on shots and pictures
+REFINEMENTS = 3  # how often the probabilities of the pictures are computed again
+REFINEMENT_WEIGHT = 1.5  # weight of the leave-one-out logits beside the teacher's, in units of their noise
+COUNT_OFFSET = 0.1  # what is subtracted from a class's logits for each unit of the logarithm of its number of pictures
+MIN_NOISE_STD = 0.05  # bound of the noise of leave-one-out logits: with two classes there is hardly any
 TEACHER_WEIGHT, TEACHER_LOG_STD = 0.8, 0.4
 """Prior of the teacher's weight beside the regression; it is below 1, since the two mostly agree."""
-UNLABELLED_WEIGHT, UNLABELLED_LOG_STD = 0.5, 0.7
-"""Prior of the regression's weight, in units of its noise."""
+UNLABELLED_WEIGHT, UNLABELLED_LOG_STD = 0.5, 0.7  # prior of the regression's weight, in units of its noise
 ALONE_WEIGHT, ALONE_LOG_STD = 1.0, 1.0
 """Prior of the teacher's weight without the regression. It is wide: surer logits are no gain by the pictures."""
 ONE_SHOT_WEIGHT = 0.4
@@ -51,17 +45,13 @@ ONE_SHOT_WEIGHT = 0.4
 MIN_CLASS_RATIO = 0.7
 """The same: effective number of classes among the pictures (see `count_classes`), as a share of all classes, from which
 they are used. Pictures of few classes or of something else have fewer."""
-MIN_GAIN = 0.0
-"""Log posterior in nats that the regression must add."""
-MAX_PICTURES = 1000
-"""Pictures that are used; of more, these many are drawn. More bring little, and the cost is cubic."""
+MIN_GAIN = 0.0  # log posterior in nats that the regression must add
+MAX_PICTURES = 1000  # pictures that are used; of more, these many are drawn. More bring little, and the cost is cubic.
 MAX_ROWS = 1500
 """Shots and pictures together. With more shots fewer pictures are used, and none with `MAX_SHOTS` or more."""
 MAX_SHOTS = 1000
-MIN_PICTURES = 4
-"""With fewer pictures there is nothing to learn."""
-MAX_FOLD_ROUNDS = 2
-"""How many of the rounds of folds are used: each fold costs as much as the fit."""
+MIN_PICTURES = 4  # with fewer pictures there is nothing to learn
+MAX_FOLD_ROUNDS = 2  # how many of the rounds of folds are used: each fold costs as much as the fit
 
 
 @dataclass(frozen=True)
@@ -170,12 +160,6 @@ def choose_weights(held_out: HeldOut, logits: Tensor, without: Tensor) -> tuple[
 
     The logits (r, c) are those of the regression, and of the same regression on the shots alone, in units of their
     noise.
-
-    >>> rows = torch.arange(4)
-    >>> held_out = HeldOut(rows, [], torch.eye(4) * 0.5, rows, torch.ones(4), torch.eye(4) * 0.5)
-    >>> good, bad = torch.eye(4) * 4, torch.eye(4).roll(1, 0)
-    >>> [choose_weights(held_out, *parts)[1] > 0 for parts in ((good, bad), (bad, good), (bad, bad), (good, good))]
-    [True, False, False, False]
     """
     with limit_threads(0):  # small products between lines of Python
         weights, log_posterior = _fit_weights(held_out, logits)
@@ -186,11 +170,7 @@ def choose_weights(held_out: HeldOut, logits: Tensor, without: Tensor) -> tuple[
 
 
 def count_classes(logits: Tensor) -> float:
-    """Effective number of classes that are predicted by logits (u, c): the exponential of the entropy of their shares.
-
-    >>> count_classes(torch.eye(4)), count_classes(torch.tensor([[1.0, 0.0]] * 5))
-    (4.0, 1.0)
-    """
+    """Effective number of classes that logits (u, c) predict: the exponential of the entropy of their shares."""
     counts = torch.bincount(logits.argmax(dim=1)).double()
     shares = counts[counts > 0] / counts.sum()
     return round(float((-shares * shares.log()).sum().exp()), 6)
@@ -215,11 +195,7 @@ def select_pictures(pictures: Tensor, shots: Tensor, blocks: Blocks, seed: int) 
 
 
 def block_scales(is_used: list[bool]) -> list[float]:
-    """Factors of the blocks in the joint feature: ``final`` has half of its squared length, the others the rest.
-
-    >>> [round(scale, 3) for scale in block_scales([True, True, False, True])], block_scales([True])
-    ([0.707, 0.5, 0.0, 0.5], [1.0])
-    """
+    """Factors of the blocks in the joint feature: ``final`` has half of its squared length, the others the rest."""
     further = sum(is_used[1:])
     if not further:
         return [1.0] + [0.0] * (len(is_used) - 1)

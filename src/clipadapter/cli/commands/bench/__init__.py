@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 from clipadapter.bench.suite_files import check_study, list_planned_suites, list_suites, read_suite
 from clipadapter.cli.commands.bench.run import folder_option, run
 from clipadapter.cli.commands.bench.speed import speed
 from clipadapter.cli.groups import cli_command, command_group
 from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.options import FOLDER, plot_format_option, title_option
+from clipadapter.cli.options import argument, option, plot_format_option, title_option
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.utils.files import printable
 
@@ -38,9 +36,7 @@ def _count_heads(suite: Mapping[str, Any]) -> str:
 
 
 @cli_command("")
-@click.argument("suite", required=False)
-@folder_option
-def status(suite: str | None, folder: Path, out: Output) -> None:
+def status(out: Output, suite: str | None = argument(required=False), folder: Path = folder_option) -> None:
     """Show the progress of the suites in a folder."""
     names = [suite] if suite else list_planned_suites(folder)
     for name in names:
@@ -63,12 +59,16 @@ def status(suite: str | None, folder: Path, out: Output) -> None:
 
 
 @cli_command("")
-@click.argument("suite")
-@folder_option
-@click.option("--published", is_flag=True, help="Add the published results beside the measured ones.")
-@title_option
-@plot_format_option
-def report(suite: str, folder: Path, published: bool, title: str, plot_formats: tuple[str, ...], out: Output) -> None:
+def report(
+    out: Output,
+    suite: str = argument(),
+    folder: Path = folder_option,
+    published: bool = option(
+        "--published", default=False, is_flag=True, help="Add the published results beside the measured ones."
+    ),
+    title: str = title_option,
+    plot_formats: tuple[str, ...] = plot_format_option,
+) -> None:
     """Write the tables and plots of a suite: Markdown, CSV, LaTeX and one HTML page."""
     check_study(folder, suite)
     from clipadapter.bench import load_study, write_report  # imports torch, so only after the check
@@ -79,18 +79,6 @@ def report(suite: str, folder: Path, published: bool, title: str, plot_formats: 
     )
     record = {"suite": suite, "files": [str(path) for path in files]}
     out.result(record, facts([(path.suffix[1:], path) for path in files]))
-
-
-@cli_command("")
-@click.argument("first", type=FOLDER)
-@click.argument("second", type=FOLDER)
-@click.option("--suite", required=True, help="Suite that both folders have.")
-def compare(first: Path, second: Path, suite: str, out: Output) -> None:
-    """Compare two folders of records, cell by cell, with confidence intervals over the same draws."""
-    from clipadapter.bench import compare_studies, load_study
-
-    text = compare_studies(load_study(first, suite), load_study(second, suite))
-    out.result({"suite": suite, "text": text}, text)
 
 
 command = command_group(
@@ -106,5 +94,4 @@ command = command_group(
     list_,
     status,
     report,
-    compare,
 )

@@ -18,7 +18,9 @@ from clipadapter.cli.options import (
     FILE,
     FOLDER,
     Parsed,
+    argument,
     max_pixels_option,
+    option,
     parse_counts,
     plot_format_option,
 )
@@ -28,11 +30,12 @@ from clipadapter.utils.files import quote_path
 from clipadapter.utils.formatting import format_seconds
 
 if TYPE_CHECKING:
-    from clipadapter.bench import Estimate, Suite
+    from clipadapter.bench import Suite
+    from clipadapter.bench.costs import Estimate
     from clipadapter.bench.launch import SuiteResult
     from clipadapter.classifier import FewShotClassifier
 
-folder_option = click.option("--out", "folder", type=FOLDER, default="clipadapter-bench", help="Folder of the records.")
+folder_option = option("--out", type=FOLDER, default="clipadapter-bench", help="Folder of the records.")
 
 
 def parse_shots(text: str) -> list[int]:
@@ -52,57 +55,56 @@ def parse_shots(text: str) -> list[int]:
     "clipadapter bench run residual-ratio --data pictures/ --encoder lite --seeds 3",
     first="--data --encoder --heads --shots --seeds --out --workers --device --dry-run --json",
 )
-@click.argument("suite")
-@click.option(
-    "--data",
-    "-d",
-    multiple=True,
-    metavar="NAME|PATH",
-    help="Data set, or features:FOLDER with feature shards or a bundle. May be repeated.",
-)
-@click.option("--encoder", "-e", multiple=True, type=ENCODER_URI, metavar="URI", help="Encoder. May be repeated.")
-@click.option("--heads", metavar="NAME,...", help="Only these heads of the suite.")
-@click.option(
-    "--shots",
-    metavar="N,...",
-    type=Parsed(parse_shots),
-    help="Numbers of shots in place of the suite's; for streams also all.",
-)
-@click.option("--seeds", type=COUNT, metavar="N", help="Seeds 1 to N in place of the suite's.")
-@click.option("--order", help="Order of the tasks of a stream: given, classes (classes drawn) or seed (all drawn).")
-@click.option(
-    "--per-task", type=click.IntRange(0), metavar="N", help="Approximate number of classes per task of a stream."
-)
-@folder_option
-@click.option("--root", type=FOLDER, help="Folder of the named data sets, see 'clipadapter data list'.")
-@click.option("--descriptions", type=FILE, help="JSON file with sentences by class, for suites that compare them.")
-@click.option(
-    "--workers",
-    type=COUNT,
-    metavar="N",
-    help="Parallel fits; by default as many as memory and cores allow, with --device cuda one for each GPU.",
-)
-@device_option
-@plot_format_option
-@click.option("--dry-run", is_flag=True, help="Only print what would be done, its cost, and why it can't be done.")
-@max_pixels_option
 def run(
-    suite: str,
-    data: tuple[str, ...],
-    encoder: tuple[str, ...],
-    heads: str | None,
-    shots: list[int] | None,
-    seeds: int | None,
-    order: str | None,
-    per_task: int | None,
-    folder: Path,
-    root: Path | None,
-    descriptions: Path | None,
-    workers: int | None,
-    device: str,
-    plot_formats: tuple[str, ...],
-    dry_run: bool,
     out: Output,
+    suite: str = argument(),
+    data: tuple[str, ...] = option(
+        "--data",
+        "-d",
+        default=(),
+        multiple=True,
+        metavar="NAME|PATH",
+        help="Data set, or features:FOLDER with feature shards or a bundle. May be repeated.",
+    ),
+    encoder: tuple[str, ...] = option(
+        "--encoder", "-e", default=(), multiple=True, type=ENCODER_URI, metavar="URI", help="Encoder. May be repeated."
+    ),
+    heads: str | None = option("--heads", metavar="NAME,...", help="Only these heads of the suite."),
+    shots: list[int] | None = option(
+        "--shots",
+        metavar="N,...",
+        type=Parsed(parse_shots),
+        help="Numbers of shots in place of the suite's; for streams also all.",
+    ),
+    seeds: int | None = option("--seeds", type=COUNT, metavar="N", help="Seeds 1 to N in place of the suite's."),
+    order: str | None = option(
+        "--order", help="Order of the tasks of a stream: given, classes (classes drawn) or seed (all drawn)."
+    ),
+    per_task: int | None = option(
+        "--per-task", type=click.IntRange(0), metavar="N", help="Approximate number of classes per task of a stream."
+    ),
+    folder: Path = folder_option,
+    root: Path | None = option(
+        "--root", type=FOLDER, help="Folder of the named data sets, see 'clipadapter data list'."
+    ),
+    descriptions: Path | None = option(
+        "--descriptions", type=FILE, help="JSON file with sentences by class, for suites that compare them."
+    ),
+    workers: int | None = option(
+        "--workers",
+        type=COUNT,
+        metavar="N",
+        help="Parallel fits; by default as many as memory and cores allow, with --device cuda one for each GPU.",
+    ),
+    device: str = device_option,
+    plot_formats: tuple[str, ...] = plot_format_option,
+    dry_run: bool = option(
+        "--dry-run",
+        default=False,
+        is_flag=True,
+        help="Only print what would be done, its cost, and why it can't be done.",
+    ),
+    max_pixels: int = max_pixels_option,
 ) -> None:
     """Run SUITE: a name of 'bench list', or a TOML file, whose fields are in docs/studies.md.
 
@@ -112,7 +114,8 @@ def run(
     In a stream (x-tail, mtil, class-incremental) all data sets are tasks that are learned one after the other.
     """
     read_suite(suite)  # a wrong name or path is refused before torch is imported
-    from clipadapter.bench import FEATURES, estimate, find_problems, load_suite, open_source, run_suite
+    from clipadapter.bench import FEATURES, load_suite, open_source, run_suite
+    from clipadapter.bench.costs import estimate, find_problems
     from clipadapter.bench.launcher import Launcher
     from clipadapter.data import read_descriptions
     from clipadapter.features import PER_EPOCH

@@ -7,13 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 from tqdm import tqdm
 
 from clipadapter.cli.encoder_options import EncoderOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import list_pictures
-from clipadapter.cli.options import COUNT, FOLDER, option_group
+from clipadapter.cli.options import COUNT, FOLDER, argument, option, options_of
 from clipadapter.cli.output import Output, facts, table
 
 if TYPE_CHECKING:
@@ -23,11 +22,13 @@ if TYPE_CHECKING:
 
 
 @cli_command("clipadapter bench speed pictures/ --encoder lite")
-@click.argument("pictures", type=FOLDER, required=False)
-@option_group("encoder", EncoderOptions, only=("uris", "device", "batch_size", "max_pixels"))
-@click.option("--rounds", type=COUNT, metavar="N", default=5, help="Number of measurements of each.")
-@click.option("--count", type=COUNT, metavar="N", default=64, help="Number of pictures.")
-def speed(pictures: Path | None, encoder: EncoderOptions, rounds: int, count: int, out: Output) -> None:
+def speed(
+    out: Output,
+    pictures: Path | None = argument(type=FOLDER, required=False),
+    encoder: EncoderOptions = options_of(EncoderOptions, only=("uris", "device", "batch_size", "max_pixels")),
+    rounds: int = option("--rounds", type=COUNT, metavar="N", default=5, help="Number of measurements of each."),
+    count: int = option("--count", type=COUNT, metavar="N", default=64, help="Number of pictures."),
+) -> None:
     """Time all backends and precisions on this machine.
 
     Prints the limit of the processor (a matrix product); for each backend and precision the pictures per second, the
