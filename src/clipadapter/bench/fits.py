@@ -195,11 +195,12 @@ def plan_run(
 
 def finish_run(run: Run, head: Head, seconds: float, result: Score, **changes: Any) -> Run:
     """The record of a planned run whose head was fitted in some seconds and measured; ``changes`` are other fields."""
+    attributes = {key: value for key, value in vars(head).items() if key.endswith("_") and key != "n_features_in_"}
     fields = {
         "seconds": Seconds(fit=seconds, predict=result.seconds),
         "metrics": Metrics.of_score(result),
         "correct": None if run.data.protocol == "rest" else pack_correct(result.evaluation.predictions.correct),
-        "learned": _learned(head),
+        "learned": {key: float(v) for key, v in attributes.items() if isinstance(v, int | float) and np.isfinite(v)},
         "size": count_stored_numbers(head),
         "machine": describe_machine(),
     }
@@ -209,12 +210,6 @@ def finish_run(run: Run, head: Head, seconds: float, result: Score, **changes: A
 def count_stored_numbers(head: Head) -> int:
     """Count the numbers in the state of a fitted head."""
     return sum(int(value.size) for value in head.state().values())
-
-
-def _learned(head: Head) -> dict[str, float]:
-    """Attributes of a fitted head that are numbers."""
-    attributes = {key: value for key, value in vars(head).items() if key.endswith("_") and key != "n_features_in_"}
-    return {key: float(v) for key, v in attributes.items() if isinstance(v, int | float) and np.isfinite(v)}
 
 
 def attempt(runs: Sequence[Run], function: Callable[[], list[Run]]) -> list[Run]:

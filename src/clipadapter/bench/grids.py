@@ -202,7 +202,7 @@ def cost_grid(table: Pivot, minor: bool = True) -> Grid:
             Column(header, cells(value), "{:.3g}".format, format_sd="{:.2g}".format)
             for header, value in (
                 ("fit in s", fit_seconds),
-                ("predict in ms a picture", _predict_milliseconds),
+                ("predict in ms a picture", lambda run: run.seconds and 1000 * run.seconds.predict / run.n_test),
             )
         ),
         Column("stored numbers", [Cell(_mean_size(table.runs(row))) for row in table.rows], "{:,.0f}".format),
@@ -220,10 +220,6 @@ def cost_grid(table: Pivot, minor: bool = True) -> Grid:
         ),
         minor=minor,
     )
-
-
-def _predict_milliseconds(run: Run) -> float | None:
-    return None if run.seconds is None else 1000 * run.seconds.predict / run.n_test
 
 
 def _machine_text(machine: Machine) -> str:

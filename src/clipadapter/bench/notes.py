@@ -58,10 +58,13 @@ def measurement_notes(table: Pivot) -> tuple[str, ...]:
     """Notes on how all metrics of a table were measured."""
     runs = table.runs()
     kinds = describe_test_kinds(run.data.protocol for run in runs)
+    sizes = {str(part): _size(table.runs(part=part)) for part in table.parts}
+    by_part = "; ".join(f"{part} {text}" for part, text in sizes.items() if text)
+    size = by_part if table.axis == "test" and len(set(sizes.values())) > 1 else _size(runs)
     transductive = f"{TRANSDUCTIVE} transductive: the head uses the unlabelled test pictures."
     return (
         seeds_note(runs),
-        f"Test pictures: {_sizes(table)}.",
+        f"Test pictures: {size}.",
         f"Protocol: {'; '.join(kinds)}.",
         encoder_note(runs),
         *device_notes(runs),
@@ -117,13 +120,6 @@ def encoder_note(runs: Iterable[Run]) -> str:
     encoders = dict.fromkeys((run.encoder.name, run.encoder.fingerprint[:12]) for run in runs)
     names = "; ".join(f"{name} (fingerprint {fingerprint or 'unknown'})" for name, fingerprint in encoders)
     return f"Encoder: {names}. The fingerprint covers the weights, the tokenizer and the preprocessing."
-
-
-def _sizes(table: Pivot) -> str:
-    counts = {str(part): _size(table.runs(part=part)) for part in table.parts}
-    if len(set(counts.values())) == 1 or table.axis != "test":
-        return _size(table.runs())
-    return "; ".join(f"{part} {text}" for part, text in counts.items() if text)
 
 
 def _size(runs: Sequence[Run]) -> str:

@@ -70,17 +70,13 @@ def open_source(spec: str, root: Path | None = None) -> Source:
         dataset = load_dataset(beside)
     else:
         dataset = textiles() if spec == "textiles" and not Path(spec).exists() else load_dataset(spec, root)
-    parts = dataset.splits
-    templates = _templates(spec)
+    parts, is_named = dataset.splits, spec in list_sets() and not Path(spec).exists()
+    templates = get_set(spec).templates if is_named else "default"
     if parts == ("test",):
         return Source(spec, dataset, dataset, templates)
     if "test" in parts and "train" in parts:
         return Source(spec, dataset.split("train"), dataset.split("test"), templates)
     return Source(spec, dataset, None, templates)
-
-
-def _templates(spec: str) -> str:
-    return get_set(spec).templates if spec in list_sets() and not Path(spec).exists() else "default"
 
 
 @dataclass(frozen=True)

@@ -336,7 +336,9 @@ def _write_part(path: Path, blocks: Sequence[Rows]) -> None:
         for rows in blocks:
             predictions = rows.predictions() if isinstance(rows, AnsweredRows) else rows
             if path.suffix.lower() == ".csv":
-                file.write(csv_text(map(_csv_row, predictions)))
+                names = CSV_HEADER.rstrip().split(",")
+                records = map(_fields, predictions)
+                file.write(csv_text([_csv_cell(record[name]) for name in names] for record in records))
             else:
                 file.writelines(json.dumps(prediction.record()) + "\n" for prediction in predictions)
 
@@ -365,11 +367,6 @@ def _fields(prediction: Prediction) -> dict[str, Any]:
     record = prediction.record()
     top = record.pop("top")
     return {**record, "top_labels": [each["label"] for each in top], "top_scores": [each["score"] for each in top]}
-
-
-def _csv_row(prediction: Prediction) -> list[object]:
-    fields = _fields(prediction)
-    return [_csv_cell(fields[name]) for name in CSV_HEADER.rstrip().split(",")]
 
 
 def _csv_cell(value: object) -> object:

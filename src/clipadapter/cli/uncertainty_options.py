@@ -18,7 +18,7 @@ from clipadapter.errors import InputError
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.uncertainty import MultiLabel, Uncertainty, UncertaintyOptions
+    from clipadapter.uncertainty import Uncertainty, UncertaintyOptions
 
 FEW_HELD_OUT_SHOTS = 10
 """With fewer held-out shots a person is told that they say little of the calibration."""
@@ -119,7 +119,10 @@ def warn_about_rates(uncertainty: Uncertainty, reject: float | None, coverage: f
 def uncertainty_facts(uncertainty: Uncertainty, calibration: str) -> list[Fact]:
     """Calibration, rejection and prediction sets of a fitted model; `calibration` is as the user gave it."""
     if uncertainty.multilabel is not None:
-        return _threshold_facts(uncertainty.multilabel)
+        rule = uncertainty.multilabel
+        source = f"from {rule.n} held-out pictures" if rule.n else "the default, since no shot could be held out"
+        text = f"{rule.thresholds.min():.2f} to {rule.thresholds.max():.2f}, {source}"
+        return [Fact("held_out", rule.n), Fact("thresholds", rule.thresholds.tolist(), text)]
     calibrator, decisions = uncertainty.calibrator, uncertainty.decisions
     method = "temperature" if calibrator.weight is None else "vector scaling, temperature"
     source = (
@@ -162,9 +165,3 @@ def describe_accuracy(model: FewShotClassifier) -> str:
     if max(counts.values()) <= 1:
         return "not known: with one picture per class none can be held out; give two or more of each class"
     return f"not known: {head_name(type(model.head_))} is not fitted again without some of the shots"
-
-
-def _threshold_facts(rule: MultiLabel) -> list[Fact]:
-    source = f"from {rule.n} held-out pictures" if rule.n else "the default, since no shot could be held out"
-    text = f"{rule.thresholds.min():.2f} to {rule.thresholds.max():.2f}, {source}"
-    return [Fact("held_out", rule.n), Fact("thresholds", rule.thresholds.tolist(), text)]

@@ -169,7 +169,12 @@ def _open_set(known: BenchmarkSet, note: Callable[[str], None], progress: bool) 
     has_class_folders = isinstance(known, SplitFileSet) and known.has_class_folders
     if by_hand and not has_class_folders:
         need = by_hand[0]
-        ready = ", ".join(name for name in list_sets() if not _needs_files(get_set(name)))
+        ready = ", ".join(
+            one.name
+            for one in map(get_set, list_sets())
+            if (isinstance(one, SplitFileSet) and one.has_class_folders)
+            or all(need.downloadable for need in one.list_required())
+        )
         raise DataError(
             f"the data set '{known.name}' needs a file that can't be downloaded by a program, {need.path} "
             f"({need.source}). These need none: {ready}. {OFFLINE}"
@@ -188,9 +193,3 @@ def _open_set(known: BenchmarkSet, note: Callable[[str], None], progress: bool) 
         )
         return load_dataset(folder / known.image_folder)
     return known.load()
-
-
-def _needs_files(known: BenchmarkSet) -> bool:
-    """Whether a data set needs files that no command downloads."""
-    is_by_hand = any(not need.downloadable for need in known.list_required())
-    return is_by_hand and not (isinstance(known, SplitFileSet) and known.has_class_folders)

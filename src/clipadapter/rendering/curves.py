@@ -123,7 +123,9 @@ def spread(values: Sequence[float], gap: float, low: float, high: float) -> list
     groups: list[list[float]] = []  # values that touch: they are centred on their mean
     for value in values:
         groups.append([value])
-        while len(groups) > 1 and _start(groups[-1], gap, low, high) - _end(groups[-2], gap, low, high) < gap:
+        while len(groups) > 1 and _start(groups[-1], gap, low, high) - _start(groups[-2], gap, low, high) < gap * len(
+            groups[-2]
+        ):
             last = groups.pop()
             groups[-1] += last
     starts = [(_start(group, gap, low, high), len(group)) for group in groups]
@@ -133,10 +135,6 @@ def spread(values: Sequence[float], gap: float, low: float, high: float) -> list
 def _start(group: Sequence[float], gap: float, low: float, high: float) -> float:
     extent = gap * (len(group) - 1)
     return max(low, min(sum(group) / len(group) - extent / 2, high - extent))
-
-
-def _end(group: Sequence[float], gap: float, low: float, high: float) -> float:
-    return _start(group, gap, low, high) + gap * (len(group) - 1)
 
 
 def darken(colour: str, share: float = 0.25) -> str:

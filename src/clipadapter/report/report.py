@@ -17,7 +17,6 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, Sample
 from clipadapter.doctor import Diagnosis, diagnose
 from clipadapter.errors import ClipAdapterError, InputError
-from clipadapter.features import FeatureSet
 from clipadapter.metrics import MetricsWithIntervals, bootstrap_metrics
 from clipadapter.rendering.projection import MAX_POINTS, METHOD_TITLES, Method, project
 from clipadapter.report.page import THIS_MODEL, render_report
@@ -121,7 +120,10 @@ def make_report(
     """
     _check_single_label(model, dataset)
     evaluation = evaluate_model(model, dataset, curve=curve, seeds=seeds, progress=progress)
-    outlier_features = _extract_outliers(model, outliers) if outliers else None
+    outlier_features = None
+    if outliers:
+        no_label = ["none of these"]  # feature sets have labels, and these pictures have none
+        outlier_features = model.extract_features(outliers, no_label * len(outliers), no_label, views=1)
     systems = {THIS_MODEL: evaluation.model, **evaluation.baselines}
     predictions = {name: score.evaluation.predictions for name, score in systems.items()}
     uncertainty = measure_uncertainty(
@@ -157,11 +159,6 @@ def _check_single_label(model: FewShotClassifier, dataset: Dataset) -> None:
     ):
         if is_multilabel:
             raise InputError(f"the report needs one label per picture, but {subject} has several: use clipadapter eval")
-
-
-def _extract_outliers(model: FewShotClassifier, paths: Sequence[Path]) -> FeatureSet:
-    placeholder = "none of these"  # feature sets have labels, and these pictures have none
-    return model.extract_features(paths, [placeholder] * len(paths), [placeholder], views=1)
 
 
 def run_doctor(

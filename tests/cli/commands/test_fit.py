@@ -12,6 +12,7 @@ from clipadapter import FewShotClassifier, draw_shots
 from clipadapter.cli.commands.fit import _report_estimate
 from clipadapter.features import extraction
 from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.runtime.model_folder import LOCK_FILE
 from clipadapter.utils.formatting import format_seconds
 
 
@@ -143,7 +144,7 @@ def test_ctrl_c_leaves_nothing_half_written(where, squares, tmp_path, monkeypatc
     kept = "no model was saved; the same command starts from the beginning"
     assert result.stderr.splitlines()[-1] == f"interrupted: {kept}"
     assert "Traceback" not in result.stderr
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != LOCK_FILE]
 
 
 def test_a_failed_save_leaves_the_old_model(squares, tmp_path, monkeypatch, fit):

@@ -72,14 +72,10 @@ def _pictures(study: Study, table: Pivot) -> list[Plot]:
     if len(columns) <= MAX_DOT_COLUMNS:
         figures.append(Plot("bars", f"Accuracy by head: {table.title}", plots.draw_dots(table, names)))
     if table.axis == "test" and len(columns) > 3:
-        spots = [(_part_name(table, column), table, column) for column in columns]
+        own = f"test ({table.fixed['data']})" if "data" in table.fixed else "test"
+        spots = [(own if column == "test" else str(column), table, column) for column in columns]
         figures.append(_heat_map(study, spots, f"by test part: {table.title}"))
     return figures
-
-
-def _part_name(table: Pivot, column: Part) -> str:
-    """The name of a test part; with its data set if the name alone does not say which."""
-    return f"{column} ({table.fixed['data']})" if column == "test" and "data" in table.fixed else str(column)
 
 
 def _heat_section(study: Study, tables: Sequence[Pivot]) -> Section:

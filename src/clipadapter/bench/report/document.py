@@ -104,9 +104,9 @@ def _address(plot: Plot) -> str:
 
 def _numbered(grid: Grid) -> list[list[tuple[str, str]]]:
     """(text, CSS classes) of each cell."""
-    return [[(cell, _classes(grid, i, j, cell)) for j, cell in enumerate(row)] for i, row in enumerate(grid.rows)]
 
+    def classes(i: int, j: int, cell: str) -> str:
+        facts = {"best": (i, j) in grid.best, "word": j in grid.text_columns, "long": len(cell) > WIDE_CELL_CHARACTERS}
+        return " ".join(name for name, applies in facts.items() if applies)
 
-def _classes(grid: Grid, i: int, j: int, cell: str) -> str:
-    conditions = {"best": (i, j) in grid.best, "word": j in grid.text_columns, "long": len(cell) > WIDE_CELL_CHARACTERS}
-    return " ".join(name for name, applies in conditions.items() if applies)
+    return [[(cell, classes(i, j, cell)) for j, cell in enumerate(row)] for i, row in enumerate(grid.rows)]

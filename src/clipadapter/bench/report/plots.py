@@ -161,8 +161,12 @@ def draw_dots(table: Pivot, names: Mapping[Row, str]) -> Figure:
         axes.axhline(y - 0.5, color="#f0f0f0", linewidth=0.8, zorder=0)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    if n > 1:
-        _legend(figure, handles, labels)
+    if n > 1:  # the legend is below the plot, in as many columns as fit, so that it stays on the page
+        fitting = int(figure.get_figwidth() * 9 / (6 + max(map(len, labels), default=1)))
+        columns = max(1, min(len(labels), fitting))
+        legend = figure.legend(handles, labels, loc="outside lower left", frameon=False, ncols=columns)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
 
 
@@ -205,14 +209,6 @@ def draw_heat_map(
     add_colour_bar(figure, mesh, axes, f"points above {names.get(reference, reference.label)}", extend="both")
     set_title(figure, title)
     return figure
-
-
-def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend below the plot, in as many columns as fit, so that it stays on the page."""
-    columns = max(1, min(len(labels), int(figure.get_figwidth() * 9 / (6 + max(map(len, labels), default=1)))))
-    legend = figure.legend(handles, labels, loc="outside lower left", frameon=False, ncols=columns)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
 
 
 MIN_FIT_SECONDS = 1e-5
@@ -301,19 +297,14 @@ def draw_task_matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: s
             axes.set_visible(False)
             continue
         mesh = _panel(axes, panels[i][1], tasks, low, has_row_names=i % across == 0)
-        axes.set_title(_named(panels[i][0]), fontsize=9, loc="left", parse_math=False)
+        head = panels[i][0]
+        learns = f" · {'learns ' * (head.learns == 'nothing')}{head.learns}" * (head.learns not in head.label)
+        axes.set_title(truncate(head.label, 40) + learns, fontsize=9, loc="left", parse_math=False)
     add_colour_bar(figure, mesh, grid, "accuracy in %", shrink=0.7, aspect=30, pad=0.01)
     set_title(
         figure, f"{title}\nrow: after this task; column: measured on this task; above the line: before it was learned"
     )
     return figure
-
-
-def _named(learner: HeadRuns) -> str:
-    suffix = (
-        "" if learner.learns in learner.label else f" · {'learns ' * (learner.learns == 'nothing')}{learner.learns}"
-    )
-    return f"{truncate(learner.label, 40)}{suffix}"
 
 
 def _panel(axes: Axes, matrix: Any, tasks: Sequence[str], low: float, has_row_names: bool) -> Any:

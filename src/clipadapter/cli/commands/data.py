@@ -88,7 +88,13 @@ def prepare(
     for name in names:
         get_set(name)  # refuses a typo before anything is downloaded
     results = [_prepare(name, root, out) for name in names]
-    out.result(results, "\n".join(line for result in results for line in _report(result)))
+    lines = []
+    for result in results:
+        downloaded = ", the pictures were downloaded" if result["downloaded"] else ""
+        lines.append(f"{result['name']}: {'ready' if result['ready'] else 'not ready'}{downloaded}")
+        lines += [f"  missing: {need['path']}\n    {need['source']}" for need in result["missing"]]
+        lines += [f"  {problem}" for problem in result["problems"]]
+    out.result(results, "\n".join(lines))
     not_ready = [result["name"] for result in results if not result["ready"]]
     if not_ready:
         raise Failure(f"not ready: {', '.join(not_ready)}")
@@ -111,14 +117,6 @@ def _prepare(name: str, root: Path | None, out: Output) -> dict[str, Any]:
         "missing": missing,
         "problems": list(prepared.differences),
     }
-
-
-def _report(result: dict[str, Any]) -> list[str]:
-    """Format the lines about one data set."""
-    downloaded = ", the pictures were downloaded" if result["downloaded"] else ""
-    lines = [f"{result['name']}: {'ready' if result['ready'] else 'not ready'}{downloaded}"]
-    lines += [f"  missing: {need['path']}\n    {need['source']}" for need in result["missing"]]
-    return lines + [f"  {problem}" for problem in result["problems"]]
 
 
 def _describe(name: str, root: Path | None) -> dict[str, Any]:

@@ -97,18 +97,14 @@ def command(
     If an INPUT has features, no picture is opened: a Parquet file that embed --to wrote, or a folder of shards.
     """
     request = PredictRequest(model, inputs, top, adapt, views, decisions, encoder, out, strict, tables=_tables(inputs))
-    sorter = None if sorted_folder is None else _open_sorter(request, sorted_folder, file)
+    if sorted_folder is not None and (request.tables or file is not None):
+        given = "--out" if file is not None else request.tables[0]
+        raise InputError(f"--sort-into copies each picture when it is predicted, which {given} does not allow")
+    sorter = None if sorted_folder is None else PictureSorter(sorted_folder, _list_folders(inputs))
     if file is not None:
         _predict_to_file(request, file)
     else:
         _predict_to_output(request, sorter)
-
-
-def _open_sorter(request: PredictRequest, folder: Path, file: Path | None) -> PictureSorter:
-    if request.tables or file is not None:
-        given = "--out" if file is not None else request.tables[0]
-        raise InputError(f"--sort-into copies each picture when it is predicted, which {given} does not allow")
-    return PictureSorter(folder, _list_folders(request.inputs))
 
 
 def _list_folders(inputs: Sequence[str]) -> list[Path]:
@@ -311,16 +307,13 @@ class PictureSorter:
         self.n_copied = self.n_present = 0
         self._folders: dict[str | None, str] = {}
 
-    def _name_folders(self, class_names: Sequence[str]) -> None:
-        from clipadapter.studio.project import safe_folder_name
-
-        for name in (*class_names, None):
-            self._folders[name] = safe_folder_name(NONE_OF_THESE if name is None else name, self._folders.values())
-
     def add(self, picture: Path, label: str | None, class_names: Sequence[str]) -> None:
         """Copy a picture; a name that another picture has gets a number. A picture that is there is left."""
         if not self._folders:
-            self._name_folders(class_names)
+            from clipadapter.studio.project import safe_folder_name
+
+            for name in (*class_names, None):
+                self._folders[name] = safe_folder_name(NONE_OF_THESE if name is None else name, self._folders.values())
         folder = self.root / self._folders[label]
         if folder.is_symlink():
             raise InputError(f"{folder} is a link: give a folder without links, or remove it")

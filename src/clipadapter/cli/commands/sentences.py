@@ -54,7 +54,12 @@ def command(
     for name in domains:
         sentences.get_domain(name)
     if file is not None:
-        _check_file(file, overwrite, *(path for path in (source, class_names) if path is not None))
+        inputs = [path for path in (source, class_names) if path is not None]
+        check_output_file(file, *inputs, suffixes=(".json",))
+        if file.exists() and not overwrite:
+            raise InputError(
+                f"{file} exists, and may have been edited: give another --out, or --overwrite to replace it"
+            )
     if source is None and not given_names:
         raise InputError("there are no class names: give a folder with pictures, a model, a .txt file, or --class NAME")
     names, has_pictures = _read_names(source, class_names)
@@ -112,10 +117,3 @@ def _check_given_names(given: Sequence[str], names: Sequence[str], source: Path 
             raise InputError("--class needs a name, but got an empty text")
         if name in names:
             raise InputError(f"the class '{name}' is in {source} already: leave --class '{name}' out")
-
-
-def _check_file(file: Path, overwrite: bool, *inputs: Path) -> None:
-    """Refuse, before the work, a file that can't or must not be written."""
-    check_output_file(file, *inputs, suffixes=(".json",))
-    if file.exists() and not overwrite:
-        raise InputError(f"{file} exists, and may have been edited: give another --out, or --overwrite to replace it")

@@ -204,6 +204,8 @@ def _create_models(
 
 
 def _cost_facts(suite: Suite, encoders: Sequence[str], cost: Estimate) -> list[Fact]:
+    from clipadapter.bench.suite import ALL
+
     titles = [variant.title for variant in suite.all_variants()]
     at_most = "at most " if cost.fits_are_upper_bound else ""
     states = []
@@ -214,7 +216,7 @@ def _cost_facts(suite: Suite, encoders: Sequence[str], cost: Estimate) -> list[F
         Fact("suite", suite.name, f"{suite.name}: {suite.title}"),
         Fact("heads", titles, f"{len(titles)}: {', '.join(titles)}"),
         *_stream_facts(suite, cost),
-        Fact("shots", suite.shots, ", ".join(map(_format_shots, suite.shots))),
+        Fact("shots", suite.shots, ", ".join("all" if shots == ALL else str(shots) for shots in suite.shots)),
         Fact("seeds", suite.seeds, ", ".join(map(str, suite.seeds))),
         Fact("encoders", list(encoders), ", ".join(encoders)),
         Fact("fits", cost.fits, f"{at_most}{cost.fits}", "streams" if suite.is_stream else ""),
@@ -265,13 +267,6 @@ def _outcome_text(outcome: SuiteResult, suite: Suite, folder: Path) -> str:
 
 
 # ---- Streams of tasks ----
-
-
-def _format_shots(shots: int) -> str:
-    """Format a number of shots, or "all"."""
-    from clipadapter.bench.suite import ALL
-
-    return "all" if shots == ALL else str(shots)
 
 
 def _change_streams(suite: Suite, order: str | None, per_task: int | None) -> Suite:
