@@ -4,7 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 
 @pytest.fixture
@@ -51,3 +53,14 @@ def hub_cache(tmp_path, monkeypatch):
         return snapshot
 
     return put
+
+
+def weights_writer(folder, state):
+    """A function that writes weights, changed or not, into a file of the folder."""
+
+    def write(name, change=lambda state: state):
+        path, content = folder / name, change(dict(state))
+        save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
+        return path
+
+    return write

@@ -44,8 +44,7 @@ def assert_same(tower, p, length, lengths):
         assert (result - expected).norm() <= 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("kind", [open_clip.CLIP, open_clip.CustomTextCLIP])
-@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize(("kind", "quick_gelu"), [(open_clip.CLIP, False), (open_clip.CustomTextCLIP, True)])
 @pytest.mark.parametrize("text", PLAIN.values(), ids=PLAIN)
 def test_features_and_gradients_with_a_prefix_are_those_of_full_texts(text, quick_gelu, kind):
     tower = open_tower(text, kind, quick_gelu=quick_gelu)

