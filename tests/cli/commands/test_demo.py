@@ -1,5 +1,4 @@
 import importlib
-import json
 import shlex
 import shutil
 
@@ -25,19 +24,6 @@ def demo(noisy_squares, tmp_path_factory, run):
         yield result, folder
 
 
-def test_the_demo_says_first_what_the_task_is(demo):
-    assert demo[0].stderr.splitlines() == [
-        "18 pictures of 3 classes: blue (6), green (6), red (6).",
-        "Examples come from its training pictures. Models learn from 1 to 2 of each class, drawn 2 times, and are "
-        "measured on 6 test pictures.",
-        "Chance is 33.3 %: all classes have the same number of test pictures.",
-        "",
-        "with 2 of each class, the model looks once: 100% of held-out shots are right, so there is little to gain "
-        "(--quality best looks twice)",
-        "",
-    ]
-
-
 def test_the_demo_writes_a_table_pictures_and_a_model(demo, noisy_squares):
     result, folder = demo
     lines = result.stdout.splitlines()
@@ -50,14 +36,6 @@ def test_the_demo_writes_a_table_pictures_and_a_model(demo, noisy_squares):
     assert model.predict([noisy_squares / "test" / "red" / "0.png"]) == ["red"]
 
 
-def test_the_demo_ends_with_the_command_for_the_pictures_that_it_was_given(demo, noisy_squares):
-    result, folder = demo
-    lines = result.stdout.splitlines()
-    assert any(line.startswith("The class names alone reach ") for line in lines)
-    assert lines[-2].startswith(f"  clipadapter explain '{folder / 'model'}' /")
-    assert lines[-1] == f"  clipadapter fit {noisy_squares} --out model"
-
-
 def test_the_command_that_the_demo_ends_with_works(demo, tmp_path, run):
     result, _ = demo
     args = shlex.split(result.stdout.splitlines()[-2])[1:]
@@ -66,36 +44,10 @@ def test_the_command_that_the_demo_ends_with_works(demo, tmp_path, run):
     assert (tmp_path / "why.png").is_file()
 
 
-def test_a_second_run_takes_the_runs_of_the_first(demo, noisy_squares, run):
-    args = ("demo", "--data", noisy_squares, "--encoder", "toy", "--shots", "1,2", "--seeds", 2)
-    again = run(*args, "--out", demo[1], "--json")
-    assert again.exit_code == 0, again.stderr
-    assert "8 of 8 runs were taken from the records" in again.stderr
-    facts = json.loads(again.stdout)
-    assert (facts["metric"], facts["n_test"], facts["chance"]) == ("accuracy", 6, pytest.approx(1 / 3))
-    assert facts["constant_answer"]["accuracy"] == pytest.approx(1 / 3)
-    assert [answer["class"] for answer in facts["answers"]] == ["blue", "blue", "green", "green", "red", "red"]
-    assert "\n".join(facts["findings"]) in demo[0].stdout
-
-
 def test_a_link_in_place_of_the_model_is_not_followed(noisy_squares, tmp_path, run):
     (tmp_path / "model").symlink_to(tmp_path / "elsewhere")
     result = run("demo", "--data", noisy_squares, "--encoder", "toy", "--shots", 1, "--seeds", 1, "--out", tmp_path)
     assert result.exit_code == 1 and "model is a link" in result.stderr and not (tmp_path / "elsewhere").exists()
-
-
-def test_unequal_classes_are_measured_by_balanced_accuracy(noisy_squares, tmp_path, run):
-    data = tmp_path / "data"
-    shutil.copytree(noisy_squares / "train", data)
-    for name in ("0.png", "1.png"):
-        (data / "red" / name).unlink()
-    args = ("demo", "--data", data, "--encoder", "toy", "--shots", 1, "--seeds", 1)
-    result = run(*args, "--out", tmp_path / "out")
-    assert result.exit_code == 0, result.stderr
-    assert "One of the largest classes, 'blue', has 40.0 % of the test pictures" in result.stderr
-    assert result.stdout.startswith("balanced accuracy on 5 test pictures\n")
-    assert "±" not in result.stdout
-    assert (tmp_path / "out" / "balanced-accuracy.png").is_file()
 
 
 def test_a_missing_extra_names_the_install_command(tmp_path, monkeypatch, run):
