@@ -9,6 +9,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from clipadapter import heads
 from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
+from clipadapter.heads.auto import head as auto_head
 from clipadapter.heads.base import HEADS
 from clipadapter.heads.knn import Knn
 from clipadapter.testing import HEAD_CHECKS
@@ -46,8 +47,9 @@ def test_head_passes_the_check(name, check):
 # Heads have the protocol of BaseEstimator, but import scikit-learn only when one of its tools is used.
 @pytest.mark.filterwarnings("ignore:.*does not inherit from .sklearn.base.BaseEstimator:UserWarning")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_head_is_a_scikit_learn_estimator(name):
+def test_a_head_is_a_scikit_learn_estimator(name, monkeypatch):
     """All 53 checks of scikit-learn are one test: 1,800 short tests take longer to hand out than to run."""
+    monkeypatch.setattr(auto_head, "MAX_REPEATS", 1)
     results = check_estimator(
         with_own_text(name), expected_failed_checks=head_info(name).facts.get("xfail"), on_skip=None
     )

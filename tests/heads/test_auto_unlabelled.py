@@ -34,7 +34,7 @@ def draw(counts, seed):
 
 X, Y = draw([4] * C, seed=1)
 TEST = draw([50] * C, seed=2)
-POOL = draw([60] * C, seed=3)[0]
+POOL = draw([40] * C, seed=3)[0]
 FOREIGN = GENERATOR.standard_normal(D) + 0.01 * GENERATOR.standard_normal((50, D))
 """Pictures of one other thing."""
 

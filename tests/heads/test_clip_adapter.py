@@ -79,13 +79,6 @@ def test_bottleneck_width(reduction, width):
     assert fitted.up_.shape == (16, width)
 
 
-def test_auto_trusts_text_that_is_right_more_than_text_that_is_wrong():
-    X, y, text = toy_features((8, 8, 8), d=32, noise=2.0)
-    wrong = TextFeatures(text.labels, np.roll(text.embeddings, 1, axis=0), text.logit_scale)
-    right_ratio, wrong_ratio = (ClipAdapter().fit(X, y, text=t).alpha_ for t in (text, wrong))
-    assert right_ratio < wrong_ratio
-
-
 def test_the_centre_is_the_mean_of_the_class_means_and_is_subtracted_before_the_adapter(case):
     uneven = [0, 3, 6, 1, 2]  # three shots of the first class, one of each other
     X, y = case["X"][uneven], case["y"][uneven]
@@ -117,45 +110,32 @@ class PlainAdapter(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("make", "optimizer", "scale"),
+    ("make", "optimizer", "scale", "n_views"),
     [
-        (lambda: ClipAdapter.paper(epochs=7), lambda p: torch.optim.Adam(p, lr=1e-5), SCALE),
+        (lambda: ClipAdapter.paper(epochs=7), lambda p: torch.optim.Adam(p, lr=1e-5), SCALE, 1),
         (
             lambda: ClipAdapter(alpha=0.2, centre=False, noise=0, epochs=7, schedule="constant"),
             lambda p: torch.optim.AdamW(p, lr=2e-3, weight_decay=0),
             SCALE / 2,
+            1,
         ),
+        (lambda: ClipAdapter.paper(epochs=7, lr=1e-2), lambda p: torch.optim.Adam(p, lr=1e-2), SCALE, 8),
     ],
-    ids=["the paper's recipe", "our recipe, at half the logit scale"],
+    ids=["the paper's recipe", "our recipe, at half the logit scale", "a view for each epoch: epoch e has view 1 + e"],
 )
-def test_training_is_that_of_plain_pytorch(case, make, optimizer, scale):
-    fitted = started(make(), case).fit(case["X"], case["y"], text=case["text"])
+def test_training_is_that_of_plain_pytorch(case, make, optimizer, scale, n_views):
+    views = case["X"][:, None] + (n_views > 1) * np.random.default_rng(6).standard_normal((12, n_views, D))
+    fitted = started(make(), case).fit(views, case["y"], text=case["text"])
     plain = PlainAdapter(case, 0.2)
     steps = optimizer(plain.parameters())
-    x = torch.nn.functional.normalize(torch.tensor(case["X"]))
-    text, labels = torch.tensor(case["text"].embeddings), torch.tensor([int(name[-1]) for name in case["y"]])
-    for _ in range(7):
-        steps.zero_grad()
-        torch.nn.functional.cross_entropy(scale * plain(x) @ text.T, labels).backward()
-        steps.step()
-    np.testing.assert_allclose(fitted.down_, plain.layers[0].weight.detach(), atol=1e-7)
-    np.testing.assert_allclose(fitted.up_, plain.layers[2].weight.detach(), atol=1e-7)
-
-
-def test_with_a_view_for_each_epoch_training_is_a_plain_loop_that_takes_view_1_plus_e_in_epoch_e(case):
-    views = case["X"][:, None] + np.random.default_rng(6).standard_normal((12, 6, D))
-    made = ClipAdapter.paper(epochs=5, lr=1e-2)
-    fitted = started(made, case).fit(views, case["y"], text=case["text"])
-    plain = PlainAdapter(case, 0.2)
-    steps = torch.optim.Adam(plain.parameters(), lr=1e-2)
     x = torch.nn.functional.normalize(torch.tensor(views), dim=-1)
     text, labels = torch.tensor(case["text"].embeddings), torch.tensor([int(name[-1]) for name in case["y"]])
-    for epoch in range(5):
+    for epoch in range(7):
         steps.zero_grad()
-        torch.nn.functional.cross_entropy(SCALE * plain(x[:, 1 + epoch]) @ text.T, labels).backward()
+        torch.nn.functional.cross_entropy(scale * plain(x[:, (1 + epoch) % n_views]) @ text.T, labels).backward()
         steps.step()
-    np.testing.assert_allclose(fitted.down_, plain.layers[0].weight.detach(), atol=1e-6)
-    np.testing.assert_allclose(fitted.up_, plain.layers[2].weight.detach(), atol=1e-6)
+    for found, expected in ((fitted.down_, plain.layers[0].weight), (fitted.up_, plain.layers[2].weight)):
+        np.testing.assert_allclose(found, expected.detach(), atol=1e-7 if n_views == 1 else 1e-6)
 
 
 @pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])
@@ -226,7 +206,7 @@ def test_auto_fits_no_more_folds_than_hold_out_enough_shots(monkeypatch):
 
     all_folds = Counting(steps=40).fit(X, y, text=text).alpha_
     assert sizes == [27, 18, 18, 18]
-    for enough, folds in ((27, 3), (19, 3), (18, 2), (10, 2), (9, 1), (1, 1)):
+    for enough, folds in ((19, 3), (18, 2), (1, 1)):
         sizes.clear()
         monkeypatch.setattr(clip_adapter, "SUFFICIENT_SHOTS", enough)
         fewer = Counting(steps=40).fit(X, y, text=text).alpha_
@@ -349,11 +329,10 @@ def test_threads_change_no_bit_of_a_fit(monkeypatch):
     X, y, text = toy_features((6, 6, 6), noise=2.0)
     before, fitted = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 4):
+        for threads in (1, 3):
             torch.set_num_threads(threads)
-            fitted.append(ClipAdapter(steps=10).fit(X, y, text=text))
+            fitted.append(ClipAdapter(steps=3).fit(X, y, text=text))
     finally:
         torch.set_num_threads(before)
-    for other in fitted[1:]:
-        assert (other.alpha_, other.loss_) == (fitted[0].alpha_, fitted[0].loss_)
-        np.testing.assert_array_equal(other.logits(X), fitted[0].logits(X))
+    assert fitted[1].alpha_ == fitted[0].alpha_
+    np.testing.assert_array_equal(fitted[1].logits(X), fitted[0].logits(X))

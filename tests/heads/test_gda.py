@@ -40,24 +40,6 @@ def test_default_precision_is_the_inverse_of_an_average_of_covariances():
     np.testing.assert_allclose(Gda(alpha=1.0).fit(X, labels).logits(Q), expected, rtol=1e-9)
 
 
-def test_one_shot_a_class_compares_distances_to_the_shots():
-    X, labels, _, Q = drawn((1, 1, 1), views=1)
-    distances = np.linalg.norm(unit(Q)[:, None] - unit(X[:, 0])[None], axis=2)
-    assert (Gda().fit(X, labels).predict(Q) == distances.argmin(axis=1)).all()
-
-
-def test_one_shot_a_class_is_zero_shot_in_the_released_estimator():
-    X, labels, text, Q = drawn((1, 1, 1), views=1)
-    y = labels.astype(str)
-    fitted, zero_shot = (head.fit(X, y, text=text).predict_proba(Q) for head in (Gda.official(), ZeroShot()))
-    np.testing.assert_allclose(fitted, zero_shot, rtol=1e-6)
-
-
-def test_equal_shots_give_finite_logits():
-    fitted = Gda().fit(np.ones((4, 3)), ["a", "a", "b", "b"])
-    assert np.isfinite(fitted.logits(np.eye(3))).all()
-
-
 @pytest.mark.parametrize("alpha", [0.01, 1.0, 100.0])
 def test_released_code_gives_these_logits(alpha):
     figures, X, y, text, Q = released_shots("gda")
@@ -127,12 +109,13 @@ def test_new_classes_ask_for_neighbours():
             head.for_classes(text)
 
 
-def test_base_to_new_without_any_variance_is_zero_shot():
+@pytest.mark.parametrize("head", [Gda.official(), Gda.base_to_new()], ids=["official", "base to new"])
+def test_published_estimators_without_any_variance_are_zero_shot(head):
     X, labels, text, Q = drawn((1, 1, 1), views=1)
     y = labels.astype(str)
-    fitted, zero_shot = (head.fit(X, y, text=text).predict_proba(Q) for head in (Gda.base_to_new(), ZeroShot()))
-    np.testing.assert_allclose(fitted, zero_shot, rtol=1e-9)
-    assert np.isfinite(Gda.base_to_new().fit(np.ones((4, 3)), ["a", "a", "b", "b"]).logits(np.eye(3))).all()
+    fitted, zero_shot = (each.fit(X, y, text=text).predict_proba(Q) for each in (head, ZeroShot()))
+    np.testing.assert_allclose(fitted, zero_shot, rtol=1e-6)
+    assert np.isfinite(head.fit(np.ones((4, 3)), ["a", "a", "b", "b"]).logits(np.eye(3))).all()
 
 
 def test_base_to_new_keeps_the_rules_of_heads():

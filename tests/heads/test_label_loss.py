@@ -46,14 +46,6 @@ def test_it_is_the_formula_of_both_papers(q, tau):
     assert float(loss(logits, labels)) == pytest.approx(loss_in_loops(logits, labels, offset, q), rel=1e-12)
 
 
-def test_the_gradient_of_a_label_is_that_of_cross_entropy_times_a_power_of_its_probability():
-    logits = torch.tensor([[2.0, 0.5, -1.0]], dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([1])
-    p = float(logits.detach().softmax(dim=1)[0, 1])
-    plain, general = (torch.autograd.grad(LabelLoss(q=q)(logits, labels), logits)[0] for q in (0.0, 0.7))
-    torch.testing.assert_close(general, plain * p**0.7, rtol=1e-12, atol=0)
-
-
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [

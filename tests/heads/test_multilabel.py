@@ -249,7 +249,7 @@ def test_folds_hold_out_all_pictures_of_frequent_classes_once():
         assert ((targets[held].sum(dim=0) - targets.sum(dim=0) / 4).abs() <= 2).all()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_class_with_a_shot_always_keeps_one_in_training(seed):
     rng = np.random.default_rng(seed)
     targets = torch.from_numpy((rng.random((12, 6)) < 0.2).astype(int))

@@ -32,7 +32,7 @@ def fitted(head, counts, seed, **params):
 def test_a_balanced_pool_brings_no_warning(head, size):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for seed in range(5):
+        for seed in range(2):
             fitted(head, [size] * C, seed)
 
 
@@ -46,7 +46,7 @@ def test_a_pool_in_which_one_class_is_twice_as_frequent_brings_no_warning(head):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("present", [1, 2])
 def test_a_pool_of_few_classes_is_named_with_the_number_of_classes_and_other_heads(head, present):
-    for seed in range(5):
+    for seed in range(2):
         with pytest.warns(MethodWarning) as caught:
             fitted(head, [40] * present + [0] * (C - present), seed)
         (text,) = (str(warning.message) for warning in caught)

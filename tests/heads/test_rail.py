@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.rail import Rail, random_map
-from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import check_head
 
 from .formulas import unit
@@ -79,15 +77,6 @@ def test_the_regression_is_mixed_in_where_zero_shot_names_a_learned_class():
     assert head.predict(Q).tolist() == ["b", "c"]
 
 
-def test_classes_without_shots_are_left_to_zero_shot():
-    X, y, text, Q = drawn((6, 6, 0, 0))
-    head, zero_shot = Rail().fit(X, y, text=text), ZeroShot().fit(X, y, text=text).predict(Q)
-    unseen = np.isin(zero_shot, ["2", "3"])
-    assert 0 < unseen.sum() < len(Q)
-    assert (head.predict(Q)[unseen] == zero_shot[unseen]).all()
-    assert np.isin(head.predict(Q)[~unseen], ["0", "1"]).all()
-
-
 def test_logits_are_the_logarithm_of_the_answer_and_order_classes_as_it_does():
     X, y, text, Q = drawn((5, 3, 4, 2))
     head = Rail(weight=1.0).fit(X, y, text=text)
@@ -118,19 +107,6 @@ def test_random_features_are_the_same_with_every_version():
     assert not torch.equal(random_map(10, 4, seed=1), random_map(10, 4, seed=0))
 
 
-def test_shots_come_and_go_across_the_number_of_features():
-    X, y, text, Q = drawn((12, 12, 12), d=8)
-    order = np.random.default_rng(1).permutation(36)
-    head = Rail().fit(X[order[:5]], y[order[:5]], text=text)
-    for start in range(5, 36, 5):
-        head.partial_fit(X[order[start : start + 5]], y[order[start : start + 5]], text=text)
-        np.testing.assert_allclose(
-            regressed(head, Q), ridge(X[order[: start + 5]], y[order[: start + 5]], Q, 3), atol=1e-9
-        )
-    head.unlearn(X[order[4:]], y[order[4:]], text=text)
-    np.testing.assert_allclose(regressed(head, Q), ridge(X[order[:4]], y[order[:4]], Q, 3), atol=1e-9)
-
-
 @pytest.mark.parametrize("params", [{}, {"hidden": 600}, {"hidden": 100}, {"form": "dual"}], ids=str)
 def test_single_precision_is_exact_to_five_places(params):
     """240 shots of width 64, all in one direction as features of CLIP are; recursive, and from scratch in numpy."""
@@ -145,16 +121,6 @@ def test_single_precision_is_exact_to_five_places(params):
     expected = reference(X.astype(np.float64), y, Q.astype(np.float64), 6)
     np.testing.assert_allclose(regressed(head, Q), expected, atol=1e-5)
     np.testing.assert_allclose(head.logits(Q), Rail(**params).fit(X, y, text=text).logits(Q), atol=1e-5)
-
-
-def test_only_shots_that_were_learned_are_taken_out():
-    X, y, text, Q = drawn((3, 3, 0))
-    head = Rail().fit(X, y, text=text)
-    before = regressed(head, Q)
-    for other, label in ((X[:1] + 1, "0"), (X[:1], "1"), (X[[0, 0]], ["0", "0"])):
-        with pytest.raises(InputError, match="was not learned as one of its class"):
-            head.unlearn(other, np.ravel(label), text=text)
-        np.testing.assert_array_equal(regressed(head, Q), before)
 
 
 @pytest.mark.parametrize("params", [{"hidden": 4}, {"hidden": 64}, {"form": "dual"}], ids=str)

@@ -86,12 +86,13 @@ def test_views_of_a_shot_are_one_row_their_mean_at_unit_length(name, params):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["transclip", "zlap"])
+@pytest.mark.parametrize("name", ["stata", "transclip", "zlap"])
 def test_shots_without_weight_are_not_looked_at(name):
     X, y, text = toy_features(noise=1.0)
     Q = toy_features(noise=1.0, seed=1)[0]
     shots = ((X, y), (2 * X[::-1], np.roll(y, 1)))
-    found, other = (create_head(name, support_weight=0).fit(*some, text=text, unlabelled=Q).logits(Q) for some in shots)
+    head = head_info(name).cls.official().set_params(support_weight=0)
+    found, other = (head.fit(*some, text=text, unlabelled=Q).logits(Q) for some in shots)
     np.testing.assert_array_equal(found, other)
 
 

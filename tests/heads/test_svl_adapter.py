@@ -58,14 +58,6 @@ def test_without_a_second_encoder_the_network_reads_the_first(case):
     np.testing.assert_allclose(alone, both, rtol=1e-9)
 
 
-def test_second_encoder_tells_apart_what_the_first_cannot():
-    rng = np.random.default_rng(1)
-    labels = np.repeat(NAMES, 4)
-    X = np.hstack([rng.standard_normal((12, D)), 0.01 * (np.eye(C, 6).repeat(4, axis=0) + 0.1 * rng.random((12, 6)))])
-    text = TextFeatures(NAMES, rng.standard_normal((C, D)), 1.0)
-    assert (SvlAdapter().fit(X, labels, text=text, blocks=blocks(X, text)).predict(X) == labels).all()
-
-
 def test_a_class_without_shots_is_as_likely_to_the_network_as_the_mean_of_the_others(case):
     kept = case["y"] != "c"
     head = SvlAdapter(blend=1, epochs=5).fit(

@@ -50,12 +50,6 @@ def test_they_move_with_their_classes():
     assert_has(text().numbered(), [UNIT["cat"], UNIT["dog"]])
 
 
-def test_copies_share_the_arrays():
-    one = text()
-    assert all(a is b for a, b in zip(one.prompts, one.with_tower(None).prompts, strict=True))
-    assert all(np.shares_memory(a, b) for a, b in zip(one.prompts, one.with_prompts(one.prompts).prompts, strict=True))
-
-
 def test_they_can_not_be_changed_through_the_array_that_was_given():
     rows = np.eye(2, dtype=np.float32)
     one = TextFeatures(["a", "b"], np.eye(2, dtype=np.float32), prompts=[rows, rows])

@@ -110,27 +110,11 @@ def test_the_default_is_alpha_of_ten_logit_scales_divided_by_ten():
     np.testing.assert_allclose(Timo().fit(X, y, text=text).logits(Q), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_without_prompts_the_class_text_is_the_only_one():
-    X, y, text, Q = drawn()
-    plain = text.with_prompts(None)
-    expected = Timo().fit(X, y, text=plain.with_prompts([row[None] for row in text.embeddings])).logits(Q)
-    np.testing.assert_allclose(Timo().fit(X, y, text=plain).logits(Q), expected, rtol=1e-9)
-
-
 def test_without_prompt_rows_and_with_one_prompt_it_is_gda():
     X, y, text, Q = drawn()
     plain = text.with_prompts(None)
     expected = Gda.official(alpha=1.0).fit(X, y, text=plain).logits(Q)
     np.testing.assert_allclose(Timo(alpha=30.0, beta=0).fit(X, y, text=plain).logits(Q), expected, rtol=1e-9, atol=1e-9)
-
-
-def test_gamma_zero_is_the_plain_mean_and_a_large_gamma_the_best_prompt():
-    X, y, text, _ = drawn()
-    X, labels = torch.from_numpy(X), torch.from_numpy(y.astype(int))
-    shots = TextShots(unit_rows(X), unit_rows(X.mean(dim=1)), labels, [torch.tensor(p) for p in text.prompts], 20)
-    np.testing.assert_allclose(guide_text(shots, 0.0)[0], text.embeddings, rtol=1e-9)
-    sharp, scores = guide_text(shots, 1e7)
-    np.testing.assert_allclose(sharp, [p[s.argmax()] for p, s in zip(text.prompts, scores, strict=True)], rtol=1e-9)
 
 
 def test_equal_rows_have_no_variance_and_leave_the_text():

@@ -93,12 +93,6 @@ def test_a_new_picture_gets_one_update_of_its_own(case):
     np.testing.assert_allclose(head.predict_proba([5 * x])[0], expected, rtol=1e-9)
 
 
-def test_a_picture_among_the_unlabelled_ones_is_known_in_half_precision(case):
-    head = fitted(TransClip(), case)
-    known = head.predict_proba(case["unlabelled"])
-    np.testing.assert_allclose(head.predict_proba(case["unlabelled"].astype(np.float16)), known, rtol=1e-5)
-
-
 @pytest.fixture
 def released():
     """Figures of the released code, and the head in its zero-shot mode on its pictures; the shots are of no account."""

@@ -67,15 +67,6 @@ def test_context_after_five_steps_is_the_authors(token, kind, figures, tower):
     torch.testing.assert_close(head.context_, figures[0][f"ctx5_{token}_{kind}"], rtol=0, atol=1e-6)
 
 
-def test_logits_are_scaled_cosines_with_the_vectors_of_the_learned_context(figures, tower):
-    head = fitted(figures, tower, "end", "shared")
-    tensors, parameters = figures
-    vectors = Prompts(tower, parameters["class_names"], 4).class_vectors(head.context_)
-    X = torch.nn.functional.normalize(tensors["image_features"], dim=1)
-    expected = 100 * X @ torch.nn.functional.normalize(vectors, dim=1).T
-    np.testing.assert_allclose(head.logits(tensors["image_features"]), expected, rtol=1e-4, atol=1e-4)
-
-
 def test_training_in_parts_is_training(figures, tower):
     whole, parts = (fitted(figures, tower, "middle", "csc", memory=memory) for memory in (1.0, 1e-9))
     torch.testing.assert_close(parts.context_, whole.context_, rtol=0, atol=1e-6)
@@ -85,14 +76,6 @@ def test_epochs_are_the_papers_by_shots():
     epochs = [CoOp()._train_config(shots).epochs for shots in (1, 2, 4, 8, 16)]
     assert epochs == [50, 100, 100, 200, 200]
     assert CoOp(epochs=3)._train_config(16).epochs == 3
-
-
-@pytest.mark.parametrize(("csc", "shape"), [(False, (16, 32)), (True, (3, 16, 32))])
-def test_context_is_learned_for_all_or_for_each(csc, shape):
-    X, y, text = toy_features(d=32)
-    head = CoOp(csc=csc, epochs=3).fit(X, y, text=text)
-    assert head.context_.shape == shape
-    assert head.weight_.shape == (3, 32)
 
 
 def test_words_set_the_number_of_vectors_and_where_they_initial_prompts():

@@ -53,11 +53,12 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("optimizer", "averaged"), [("sgd", False), ("adamw", False), ("sgd", True)])
 @pytest.mark.parametrize("at", [1, 2, 5, 11])
-def test_what_goes_on_ends_as_what_was_never_stopped(optimizer, at, cache):
+def test_what_goes_on_ends_as_what_was_never_stopped(optimizer, averaged, at, cache):
+    options = {"epoch_weights": [0.1, 0.2, 0.3, 0.2, 0.1, 0.1] if averaged else None}
     whole, loss = problem()
-    expected = train([whole], loss, 10, 3, config(optimizer), checkpoint=off())
+    expected = train([whole], loss, 10, 3, config(optimizer), checkpoint=off(), **options)
     first, loss = problem()
     left = [at]
 
@@ -68,7 +69,7 @@ def test_what_goes_on_ends_as_what_was_never_stopped(optimizer, at, cache):
         return loss(rows, views)
 
     with pytest.raises(Killed):
-        train([first], dies, 10, 3, config(optimizer), checkpoint=Checkpoint("a", 0.0))
+        train([first], dies, 10, 3, config(optimizer), checkpoint=Checkpoint("a", 0.0), **options)
     again, loss = problem()
     steps = []
 
@@ -76,7 +77,7 @@ def test_what_goes_on_ends_as_what_was_never_stopped(optimizer, at, cache):
         steps.append(1)
         return loss(rows, views)
 
-    assert train([again], counted, 10, 3, config(optimizer), checkpoint=Checkpoint("a", 0.0)) == expected
+    assert train([again], counted, 10, 3, config(optimizer), checkpoint=Checkpoint("a", 0.0), **options) == expected
     assert torch.equal(again, whole)
     assert len(steps) == 12 - at
     assert not list(cache.iterdir())
@@ -177,32 +178,6 @@ def test_the_weighted_sum_over_epochs_is_kept():
     # Two steps of four rows make an epoch: what a step starts from is what the one before has made.
     expected = sum(each * after[2 * (i + 1)] for i, each in enumerate(weights[:5]))
     torch.testing.assert_close(weight.detach(), expected)
-
-
-@pytest.mark.parametrize("at", [1, 2, 7])
-def test_the_sum_over_epochs_goes_on_after_a_kill(at, cache):
-    options = {"checkpoint": Checkpoint("a", 0.0), "epoch_weights": [0.1, 0.2, 0.3, 0.2, 0.1, 0.1]}
-    (whole, loss), (first, _), (again, _) = problem(), problem(), problem()
-    train([whole], loss, 10, 3, config(), **options)
-    calls = []
-
-    def dies(rows, views):
-        calls.append(1)
-        if len(calls) > at:
-            raise Killed
-        return (TARGETS[rows, views] - first).square().sum(dim=1).mean()
-
-    with pytest.raises(Killed):
-        train([first], dies, 10, 3, config(), **options)
-    train(
-        [again],
-        lambda rows, views: (TARGETS[rows, views] - again).square().sum(dim=1).mean(),
-        10,
-        3,
-        config(),
-        **options,
-    )
-    assert torch.equal(again, whole)
 
 
 def test_a_digest_tells_arrays_of_other_shapes_apart():

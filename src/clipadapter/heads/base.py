@@ -559,7 +559,13 @@ class Head(Estimator, ABC):
             ArtifactError: if the arrays do not make a working head: it must compute finite logits (1, c).
         """
         self._load_state_dict(state, classes, width, blocks)
-        self._check_state()
+        name, c = type(self).__name__, len(self.classes_)
+        try:
+            logits = self._answer_to_check()
+        except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
+            raise ArtifactError(f"the saved arrays don't fit a {name}: {error}") from error
+        if logits.shape != (1, c) or not np.isfinite(logits).all():
+            raise ArtifactError(f"the saved arrays of {name} give no finite logits of {c} classes")
         return self
 
     def attach(self, text: TextFeatures) -> Self:
@@ -578,15 +584,6 @@ class Head(Estimator, ABC):
         self.classes_, self.n_features_in_ = np.asarray(classes), width
         self.blocks_ = check_blocks(width, blocks or None)
 
-    def _check_state(self) -> None:
-        """Predict one row with loaded arrays, which must give finite logits (1, c)."""
-        name, c = type(self).__name__, len(self.classes_)
-        try:
-            logits = self._answer_to_check()
-        except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
-            raise ArtifactError(f"the saved arrays don't fit a {name}: {error}") from error
-        if logits.shape != (1, c) or not np.isfinite(logits).all():
-            raise ArtifactError(f"the saved arrays of {name} give no finite logits of {c} classes")
-
     def _answer_to_check(self) -> Array:
+        """Logits (1, c) that show whether loaded arrays make a working head."""
         return self.logits(np.ones((1, self.n_features_in_), dtype=np.float32))

@@ -8,8 +8,8 @@ Paper: Gao et al., IJCV 2023, https://arxiv.org/abs/2110.04544. Of unit picture 
     p_i = softmax_i(s cos(f*, W*_i))             (5), with the encoder's logit scale s
     loss = mean of -log p_label over the shots   (6)
 
-Branch "visual" trains the layers of f, "text" those of W, "both" both. `ClipAdapter.official` is the released code,
-`ClipAdapter.paper` the recipe of the paper. The default is ours, chosen on small sets of many kinds (docs/studies.md):
+`ClipAdapter.official` is the released code, `ClipAdapter.paper` the recipe of the paper. The default is ours, chosen on
+small sets of many kinds (docs/studies.md):
 
 - Training: 200 steps of AdamW and at least 20 epochs of shuffled batches of 256 shots, of each shot a view drawn anew.
   The rate falls from 2e-3 to 0 along a cosine. The scale s is halved, Gaussian noise is added to the features, and the
@@ -73,8 +73,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
 
     Args:
         branch: "visual", "text" or "both".
-        alpha: weight of the adapted picture feature, 0 (zero-shot) to 1; "auto" trains at 0.4, and chooses it by the
-            likelihoods of the shots by zero-shot and of held-out shots.
+        alpha: weight of the adapted picture feature, 0 (zero-shot) to 1; "auto" trains at 0.4, and chooses it after.
         beta: the same for class text.
         reduction: bottleneck width is d divided by this.
         centre: subtract the mean of the shots' features before the adapter, each class weighing the same.
@@ -195,11 +194,10 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         rows = some_rows(rows, MAX_HELD_OUT_LOGITS // shots.n_classes, self.seed)
         return held_out_loss_table(partial(self._logits_of_shots, shots, layers, rows), self._loss_of(shots, rows))
 
-    def _store(self, shots: SupportSet, layers: Mapping[str, Layers], ratios: Mapping[str, float]) -> None:
+    def _store(self, shots: SupportSet, layers: Mapping[str, Any], ratios: Mapping[str, float]) -> None:
         self.alpha_, self.beta_, self.scale_ = ratios["visual"], ratios["text"], shots.scale
         self.weight_ = self.blend(shots.class_text, layers.get("text"), self.beta_)
-        visual: Any = layers.get("visual", (None, None, None))
-        self.down_, self.up_, self.centre_ = visual
+        self.down_, self.up_, self.centre_ = layers.get("visual", (None, None, None))
 
     def _adapter(self, dtype: torch.dtype) -> Layers | None:
         """The learned layers of picture features, if there are any."""

@@ -99,7 +99,7 @@ class TextFeatures:
         raise AttributeError(f"TextFeatures is frozen: {name} can't be set")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        rows = self._rows()
+        rows = _mark_absent(self.embeddings)
         return TextFeatures, (self.labels, rows, self.logit_scale, self.logit_bias, None, self.order, self.prompts)
 
     def _replace(self, **changes: Any) -> TextFeatures:
@@ -115,11 +115,6 @@ class TextFeatures:
         embeddings.flags.writeable = False
         prompts = None if self.prompts is None else tuple(self.prompts[i] for i in positions)
         return self._replace(labels=tuple(labels), embeddings=embeddings, prompts=prompts)
-
-    def _rows(self) -> Array:
-        """Embeddings as the constructor takes them: rows of NaN for classes without text."""
-        has_text: Array = np.asarray(self.embeddings.any(axis=1, keepdims=True))
-        return np.where(has_text, self.embeddings, np.nan).astype(self.embeddings.dtype)
 
     def with_tower(self, tower: Callable[[], TextTower] | None) -> TextFeatures:
         """The same text features with a function that opens the text tower that made them."""
@@ -187,9 +182,7 @@ class TextFeatures:
         prompts: Sequence[ArrayLike] | None = None,
     ) -> TextFeatures:
         """Text features from the ``embeddings`` of others, where a row of zeros is a class without text."""
-        has_text: Array = np.asarray(rows.any(axis=1, keepdims=True))
-        marked = np.where(has_text, rows, np.nan).astype(rows.dtype)
-        return cls(labels, marked, logit_scale, logit_bias, tower, order, prompts)
+        return cls(labels, _mark_absent(rows), logit_scale, logit_bias, tower, order, prompts)
 
     @classmethod
     def of_names(
@@ -217,6 +210,11 @@ class TextFeatures:
 
     def __repr__(self) -> str:
         return f"TextFeatures({len(self.labels)} classes, width {self.embeddings.shape[1]})"
+
+
+def _mark_absent(rows: Array) -> Array:
+    """Embeddings (c, d) as the constructor takes them: rows of NaN for classes without text."""
+    return np.where(rows.any(axis=1, keepdims=True), rows, np.nan).astype(rows.dtype)
 
 
 def _unit_prompts(

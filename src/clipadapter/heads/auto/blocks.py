@@ -116,7 +116,8 @@ def fit_blocks(
         z = unit_centred(x[:, columns] - centre[columns])
         inputs.append(ExpertInputs(z, labels, n_classes, None, 0.0, z @ z.T if len(z) <= MAX_KERNEL_SHOTS else None))
     cost = sum(part.cost for part in inputs)
-    maps = parallel_map([partial(_fit_map, part) for part in inputs], work=cost)
+    experts = parallel_map([partial(fit_ridge, part) for part in inputs], work=cost)
+    maps = [expert.centred().weight for expert in experts]  # logits of mean zero over the classes
     count_weight = 0.0
     if held_out is None:
         with limit_threads(cost):
@@ -129,9 +130,11 @@ def fit_blocks(
         noise = [max(noise_std(part, held_out.labels), MIN_NOISE_STD) for part in logits]
         parts = [held_out.logits, *(part / std for part, std in zip(logits, noise, strict=True))]
         truth, row_weights = held_out.labels, held_out.row_weights
-        offset = []  # the log counts of the classes, if shots are unequal
+        offset = []  # (r, c) negative log counts of the classes in the training rows, if shots are unequal
         if counts.min() < counts.max():
-            offset = [_out_of_fold_counts(take_with_classes(inputs[0], held_out.rows), held_out)]
+            part = take_with_classes(inputs[0], held_out.rows)
+            of_folds = [log_rarity(part.take(train).counts).expand(len(rows), -1) for train, rows in held_out.splits]
+            offset = [torch.cat(of_folds)]
 
         def choose(of: Tensor | slice, used: Sequence[int]) -> list[float]:
             """Weights of the parts, and of the log counts if shots are unequal, by some of the held-out rows."""
@@ -235,11 +238,6 @@ def spread_shares(spreads: list[float]) -> Tensor:
     return used / used.sum()
 
 
-def _fit_map(inputs: ExpertInputs) -> Tensor:
-    """(c, d) of ridge regression, with logits of mean zero over the classes."""
-    return fit_ridge(inputs).centred().weight
-
-
 def _out_of_fold_ridge(inputs: ExpertInputs, held_out: HeldOut) -> Tensor:
     """(r, c) centred logits of ridge regression for the held-out rows of all folds in their order."""
     part = take_with_classes(inputs, held_out.rows)
@@ -248,12 +246,6 @@ def _out_of_fold_ridge(inputs: ExpertInputs, held_out: HeldOut) -> Tensor:
         return [fit_ridge(part.take(train)).logits(part.z[rows], None)]
 
     return centre_logits(predict_held_out(held_out.splits, predict)[0])
-
-
-def _out_of_fold_counts(part: ExpertInputs, held_out: HeldOut) -> Tensor:
-    """(r, c) `log_rarity` of the classes among the training rows of the fold of each held-out row."""
-    rarity = [log_rarity(part.take(train).counts).expand(len(rows), -1) for train, rows in held_out.splits]
-    return torch.cat(rarity)
 
 
 def log_rarity(counts: Tensor) -> Tensor:

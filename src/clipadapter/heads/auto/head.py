@@ -26,7 +26,6 @@ from torch import Tensor
 
 from clipadapter.heads.auto.blocks import (
     ONE_SHOT_RIDGE_RATIO,
-    BlockMixture,
     Mixture,
     centre_blocks,
     fit_blocks,
@@ -170,7 +169,12 @@ class Auto(Head):
         if shots.further_blocks and len(classes) > 1:
             # Only where no shot was held out are the logits of the shots themselves read.
             final_logits = self._final_logits(x if held_out is None else x[:1])[:, classes]
-            blocks = self._fit_blocks(shots, final_logits, labels, classes, held_out)
+            blocks = fit_blocks(shots, final_logits, labels, len(classes), held_out)
+            self.block_centre_, self.block_share_ = blocks.centre, blocks.shares
+            self.block_weight_ = blocks.weight.new_zeros(shots.n_classes, blocks.weight.shape[1])
+            self.block_weight_[classes] = blocks.weight
+            self._scale_final(blocks.final_weight, classes)
+            self.bias_[classes] += blocks.bias
             mixture, held_out = replace(mixture, blocks=blocks), blocks.held_out
         if shots.unlabelled is not None:
             held_out = self._fit_unlabelled(shots, mixture, held_out)
@@ -199,10 +203,10 @@ class Auto(Head):
         row_weights = len(labels) / (len(classes) * torch.bincount(labels)[labels[rows]])
         with limit_threads(zero_shot.numel() if has_many_logits else 0):  # else the products are too small for threads
             inverse_temperature = fit_inverse_temperature(zero_shot / self.spread_, classes[labels[rows]], row_weights)
+        logits: Tensor | ZeroShotLogits = zero_shot[:, classes] / self.spread_
         if has_many_logits:
-            scaled = (self.text_[classes] - self.text_.mean(dim=0)) / self.spread_
-            return ExpertInputs(z, labels, len(classes), ZeroShotLogits(x, scaled), inverse_temperature, gram)
-        return ExpertInputs(z, labels, len(classes), zero_shot[:, classes] / self.spread_, inverse_temperature, gram)
+            logits = ZeroShotLogits(x, (self.text_[classes] - self.text_.mean(dim=0)) / self.spread_)
+        return ExpertInputs(z, labels, len(classes), logits, inverse_temperature, gram)
 
     def _choose_weights(self, inputs: ExpertInputs, has_further_blocks: bool) -> tuple[Mixture, HeldOut | None]:
         """The mixture on ``final``, and its out-of-fold logits; None if most classes have one shot."""
@@ -258,18 +262,6 @@ class Auto(Head):
         factors = {name: value / noise[name] for name, value in zip(names, values, strict=False)}
         mixture = Mixture(inputs, values[-1] if "text" in parts else 0.0, factors, None)
         return mixture, HeldOut(rows, splits, mix_logits(stack, values), labels, row_weights, cross_fitted)
-
-    def _fit_blocks(
-        self, shots: SupportSet, final_logits: Tensor, labels: Tensor, classes: Tensor, held_out: HeldOut | None
-    ) -> BlockMixture:
-        """Fit the further blocks, and weight ``final`` beside them; see `fit_blocks`."""
-        mixture = fit_blocks(shots, final_logits, labels, len(classes), held_out)
-        self.block_centre_, self.block_share_ = mixture.centre, mixture.shares
-        self.block_weight_ = mixture.weight.new_zeros(shots.n_classes, mixture.weight.shape[1])
-        self.block_weight_[classes] = mixture.weight
-        self._scale_final(mixture.final_weight, classes)
-        self.bias_[classes] += mixture.bias
-        return mixture
 
     def _scale_final(self, factor: float, classes: Tensor) -> None:
         """Multiply the logits of ``final`` by a factor; classes without shots and without text keep their bias."""

@@ -126,11 +126,8 @@ def _fit_slope(zero_shot: Tensor, targets: Tensor) -> float:
             logits = slope * zero_shot
             losses = binary_losses(logits + fit_bias(logits, targets), targets)
             log_posterior.append(-float(losses.sum()) - np.log(slope) ** 2 / 2)
-    return float(
-        (
-            torch.tensor(log_posterior, dtype=torch.float64).softmax(dim=0) @ SLOPES.to(zero_shot.device).double().log()
-        ).exp()
-    )
+    posterior = torch.tensor(log_posterior, dtype=torch.float64).softmax(dim=0)
+    return float((posterior @ SLOPES.to(zero_shot.device).double().log()).exp())
 
 
 def _fill_missing_text(text: Tensor) -> Tensor:

@@ -113,7 +113,11 @@ def fit_unlabelled(
                 max(noise_std(each, first.labels), MIN_NOISE_STD) for each in (parts, parts_without)
             )
             logits = parts / unit_of_weight
-            weights, gain = choose_weights(first, logits, parts_without / unit_without)
+            with limit_threads(0):  # small products between lines of Python
+                weights, log_posterior = _fit_weights(first, logits)
+                prior = [ALONE_WEIGHT], [ALONE_LOG_STD]
+                alone = fit_stacking([first.logits], first.labels, *prior, first.row_weights)[1]
+                gain = log_posterior - max(alone, _fit_weights(first, parts_without / unit_without)[1])
             if gain <= MIN_GAIN:
                 return gain
             mixture = first.mix([logits], weights, lambda of: _fit_weights(first, logits, of)[0])
@@ -153,20 +157,6 @@ def fit_regression(
         noise = max(noise_std(left_out[:n], labels), MIN_NOISE_STD)
         logits = picture_logits + REFINEMENT_WEIGHT / noise * left_out[n:]
     return dual - dual.mean(dim=1, keepdim=True), bias, left_out[n:]
-
-
-def choose_weights(held_out: HeldOut, logits: Tensor, without: Tensor) -> tuple[list[float], float]:
-    """Weights of the teacher and of the regression, and what the log posterior gains by the pictures.
-
-    The logits (r, c) are those of the regression, and of the same regression on the shots alone, in units of their
-    noise.
-    """
-    with limit_threads(0):  # small products between lines of Python
-        weights, log_posterior = _fit_weights(held_out, logits)
-        prior = [ALONE_WEIGHT], [ALONE_LOG_STD]
-        alone = fit_stacking([held_out.logits], held_out.labels, *prior, held_out.row_weights)[1]
-        without_pictures = max(alone, _fit_weights(held_out, without)[1])
-    return weights, log_posterior - without_pictures
 
 
 def count_classes(logits: Tensor) -> float:
