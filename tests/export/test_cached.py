@@ -45,9 +45,9 @@ def pictures(folder, classes=("red", "green", "blue"), count=4):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """A model of the lite encoder, and its pictures."""
+    """A model and its pictures."""
     paths, labels = pictures(tmp_path_factory.mktemp("pictures"))
-    return FewShotClassifier(encoder="lite").fit(paths, labels), paths
+    return FewShotClassifier(encoder="toy").fit(paths, labels), paths
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_predict_takes_it(saved, monkeypatch):
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["red", "blue"]
 
 
-@pytest.mark.parametrize("options", [["--backend", "torch"], ["--precision", "fp32"], ["--encoder", "lite"]])
+@pytest.mark.parametrize("options", [["--backend", "torch"], ["--precision", "fp32"], ["--encoder", "toy"]])
 def test_predict_takes_the_whole_model_where_more_is_asked(saved, options, monkeypatch):
     _, folder, paths = saved
     monkeypatch.setattr(cached, "open_cached", None)

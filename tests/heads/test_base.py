@@ -45,13 +45,6 @@ def test_an_array_in_place_of_class_text_is_refused_with_what_to_give(name, text
         create_head(name).fit(np.eye(2), ["cat", "dog"], text=text)
 
 
-def test_class_text_survives_copying_between_processes():
-    text = TextFeatures(["a", "b"], np.eye(2), logit_scale=12.0)
-    again = pickle.loads(pickle.dumps(text))
-    assert again.labels == text.labels
-    assert again.logit_scale == 12.0
-
-
 def test_zero_shot_is_the_scaled_cosine_by_hand():
     text = TextFeatures(["a", "b"], [[1.0, 0.0], [0.6, 0.8]], logit_scale=10.0)
     head = create_head("zero-shot").fit([[5.0, 0.0]], ["a"], text=text)

@@ -59,14 +59,6 @@ def test_row_sums_and_length_by_sorting_are_those_of_the_matrix(case):
         assert float(norm) == pytest.approx(math.sqrt(product(centred(x), centred(x))), rel=1e-12)
 
 
-def test_correlation_of_two_pictures_is_the_square_of_their_distance_correlation(case):
-    x, y = case[0][0], case[1][0]
-    variances = product(centred(x), centred(x)) * product(centred(y), centred(y))
-    expected = product(centred(x), centred(y)) / math.sqrt(variances)
-    rows, labels = prototypes(case[1][:1], np.array([0]))
-    assert float(correlations(torch.from_numpy(x)[None], rows, labels, 1)) == pytest.approx(expected, rel=1e-10)
-
-
 @pytest.mark.parametrize(("group", "pairs", "tile"), [(16, 1 << 23, 1 << 23), (2, 1, 1), (2, 27, 100), (3, 40, 40)])
 def test_correlations_to_prototypes_are_those_of_the_written_out_matrices(case, monkeypatch, group, pairs, tile):
     monkeypatch.setattr(bdc_adapter, "SHOTS_PER_GROUP", group)

@@ -71,6 +71,7 @@ text = TextFeatures(names.tolist(), rng.normal(size=(3, 16)))
 X, y = rng.normal(size=(12, 16)), names.repeat(4)
 heads = [head for head in map(create_head, default_heads()) if head.reads not in ("second-encoder", "unprojected")]
 for head in heads:
+    head.set_params(**{name: 2 for name in ("epochs", "steps", "folds") if name in head.get_params()})
     head.fit(X, y, text=text, unlabelled=X if head.transductive else None).predict(X)
     for library in {"sklearn.base", "torch._dynamo"} & set(sys.modules):
         print(head, library)

@@ -28,14 +28,6 @@ def test_the_head_that_predicts_held_out_shots_is_chosen():
     assert found.candidates[1].excess_loss > 3 * found.candidates[1].standard_error > 0
 
 
-def test_losses_are_taken_at_the_best_temperature():
-    X, y, text = toy_features(noise=6.0)
-    cold = type(text)(text.labels, text.embeddings, 1.0)
-    first, second = (select("zero-shot", X, y, t).candidates[0] for t in (text, cold))
-    assert first.loss == pytest.approx(second.loss, rel=1e-3)
-    assert first.temperature == pytest.approx(20 * second.temperature, rel=0.13)
-
-
 def test_a_grid_makes_every_combination():
     X, y, text = toy_features()
     found = select("linear-probe", X, y, text, grid={"C": [0.1, 1.0], "input_norm": [True, False]})

@@ -25,24 +25,6 @@ def test_text_logits_do_not_depend_on_the_shots(name):
     np.testing.assert_allclose(first.text_logits(X), second.text_logits(X), atol=1e-4)
 
 
-def test_lp_plus_plus_by_hand():
-    X, y, text = toy_features()
-    head = create_head("lp++").fit(X, y, text=text)
-    for i in range(3):
-        f = X[i] / np.linalg.norm(X[i])
-        wanted = [float(head.alpha_[k]) * float(f @ text.embeddings[k]) for k in range(3)]
-        np.testing.assert_allclose(head.text_logits(X)[i], wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_taskres_divides_text_by_the_length_it_has_with_its_residual():
-    X, y, text = toy_features()
-    head = create_head("taskres").fit(X, y, text=text)
-    base = text.embeddings * 0.1 * text.logit_scale
-    length = np.linalg.norm(base + 0.5 * head.residual_.numpy(), axis=1)
-    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
-    np.testing.assert_allclose(head.text_logits(X), text.logit_scale * unit @ base.T / length, atol=1e-3)
-
-
 def test_logits_of_clip_adapter_less_text_logits_are_the_adapters():
     X, y, text = toy_features()
     head = create_head("clip-adapter", alpha=0.3, steps=20, centre=False).fit(X, y, text=text)
@@ -75,14 +57,6 @@ def test_without_text_features_text_logits_are_zero_or_none():
     X, y, _ = toy_features()
     np.testing.assert_array_equal(create_head("auto").fit(X, y).text_logits(X), np.zeros((12, 3)))
     assert create_head("gda").fit(X, y).text_logits(X) is None
-
-
-def test_text_logits_of_blocks_equal_those_of_all_rows(monkeypatch):
-    X, y, text = toy_features()
-    head = create_head("tip-adapter").fit(X, y, text=text)
-    whole = head.text_logits(X)
-    monkeypatch.setattr(type(head), "_numbers_per_row", lambda self: 2**23)
-    np.testing.assert_allclose(head.text_logits(X), whole, atol=1e-5)
 
 
 def test_text_that_the_shots_bent_is_no_text():

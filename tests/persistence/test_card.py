@@ -1,6 +1,5 @@
 """The model card: its metadata, its text and the recorded evaluation."""
 
-import json
 import os
 import re
 
@@ -16,7 +15,7 @@ from clipadapter.data import load_dataset
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.metrics import metrics_shown
 from clipadapter.persistence import load_model, read_config, record_evaluation
-from clipadapter.persistence.card import GENERATED_MARK, code, escape, hub_repositories, render_card
+from clipadapter.persistence.card import code, escape, hub_repositories, render_card
 
 from .colours import COLOURS, squares
 
@@ -118,12 +117,6 @@ def test_a_recorded_model_is_the_same_model_in_the_same_format(folder, fitted, m
     assert after == before
     queries, _ = squares(seed=1)
     np.testing.assert_array_equal(FewShotClassifier.load(folder, cache=None).logits(queries), fitted.logits(queries))
-
-
-def test_the_figures_may_come_from_the_file_that_eval_writes(folder, metrics, tmp_path):
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    record_evaluation(folder, json.loads((tmp_path / "metrics.json").read_text()))
-    assert read_config(folder).provenance["evaluation"]["n"] == 4
 
 
 def test_figures_stay_with_the_model_when_it_is_saved_again(folder, metrics, tmp_path):
@@ -299,10 +292,6 @@ def test_the_lines_of_the_card_run(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(lines.replace("path/to/this/folder", str(folder)), {})
     assert capsys.readouterr().out.startswith("red 0.")
-
-
-def test_the_card_ends_with_the_line_that_has_it_renewed(folder):
-    assert read(folder).endswith(f"\n\n{GENERATED_MARK}\n")
 
 
 def test_texts_of_others_stay_on_their_line():

@@ -111,13 +111,6 @@ def test_the_history_is_not_uploaded(fitted, hub, tmp_path):
     assert b"ann of accounting" not in sent and b"carol" not in sent
 
 
-def test_a_history_on_the_hub_is_not_fetched(fitted, hub, tmp_path):
-    fitted.push_to_hub("ann/colours")
-    hub.put("ann/colours", "history/log.json", b"{}")
-    folder = pull("ann/colours", tmp_path / "model")
-    assert not (folder / "history").exists() and "history/log.json" not in hub.fetched()
-
-
 def test_a_model_that_is_fetched_over_another_can_be_undone(fitted, hub, tmp_path):
     fitted.push_to_hub("ann/colours")
     own = FewShotClassifier("toy", "zero-shot", cache=None).fit(*squares()).save(tmp_path / "model")
@@ -161,6 +154,7 @@ def test_files_that_are_not_ours_are_not_fetched(fitted, hub):
     hub.put("ann/colours", "model_head.pkl", pickle.dumps({}))
     hub.put("ann/colours", "sub/config.json", b"{}")
     hub.put("ann/colours", "arrays/mine.safetensors", b"{}")
+    hub.put("ann/colours", "history/log.json", b"{}")
     FewShotClassifier.from_pretrained("ann/colours", cache=None)
     assert hub.fetched() == ours
 

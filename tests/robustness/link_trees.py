@@ -80,7 +80,7 @@ def mutate(base, kind, home, rng):
     targets = [path.relative_to(home).as_posix() for path in home.rglob("*")] + [".", "nothing", "nothing/below"]
     for _ in range(rng.randint(1, 3)):
         path = Path(os.path.normpath(own / rng.choice(rng.choice([there, names]))))
-        is_named = path in (own / "shards", own / "features.sqlite", own / "sorted") or (
+        is_named = path in (own / "shards", own / "features.sqlite", own / "sorted", own / "exported.onnx") or (
             path == own and kind not in ("studio", "parts")
         )
         if is_named or any(one.is_symlink() or (one.exists() and not one.is_dir()) for one in path.parents):

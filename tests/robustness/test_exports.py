@@ -16,7 +16,6 @@ import pytest
 
 from clipadapter.backends.checksum import append_checksum
 from clipadapter.runtime import ExportMetadata
-from clipadapter.runtime.isolated import try_in_child
 from clipadapter.serve import ServedModels
 from clipadapter.utils.pixels import PixelSpec
 
@@ -75,9 +74,7 @@ def test_damaged_files_over_a_served_one_change_no_answer(sound, tmp_path):
     target, rng = tmp_path / "served.xml", random.Random(0)
     for suffix in (".xml", ".bin"):
         target.with_suffix(suffix).write_bytes((sound / f"sound{suffix}").read_bytes())
-    models = ServedModels(
-        [str(target)], backend="openvino", threads=1, isolated=lambda path: try_in_child(path, "openvino", 60)
-    )
+    models = ServedModels([str(target)], backend="openvino", threads=1)
     first, answers, done = models.get(), set(), threading.Event()
     squares = np.stack([np.full((SIDE, SIDE, 3), colour, np.uint8) for colour in 255 * np.eye(3, dtype=int)])
 

@@ -7,7 +7,9 @@ import threading
 import numpy as np
 from PIL import Image
 
+from clipadapter.backends.checksum import check_file
 from clipadapter.runtime import ExportMetadata, Outputs, Predictor
+from clipadapter.serve import ServedModels
 from clipadapter.uncertainty import Conformal, Uncertainty, learn_multilabel, learn_rejector
 from clipadapter.utils.pixels import PixelSpec
 
@@ -50,6 +52,20 @@ class Colours(Predictor):
         features = squares.mean(axis=(1, 2)).reshape(-1, 3) / 255
         parts = 1 - features.max(axis=1, keepdims=True, initial=0)
         return Outputs(10 * features, features, parts, ood_scores=parts[:, 0])
+
+
+class OpenedModels(ServedModels):
+    """Opens every file as one model, if it is given, and tries no changed file in a child process."""
+
+    def __init__(self, specs, limits=None, model=None):
+        self.model = model
+        super().__init__(specs, limits)
+
+    def _open(self, path):
+        return self.model or super()._open(path)
+
+    def _try(self, path):
+        check_file(path)
 
 
 def picture(colour, side=8, kind="PNG"):

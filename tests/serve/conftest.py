@@ -3,9 +3,9 @@
 import pytest
 from starlette.testclient import TestClient
 
-from clipadapter.serve import Limits, ServedModels, create_app
+from clipadapter.serve import create_app
 
-from .colours import Colours, write_file
+from .colours import Colours, OpenedModels, write_file
 
 
 @pytest.fixture
@@ -28,10 +28,7 @@ def serve(files, colours):
     clients = []
 
     def start(limits=None, token=None, model=colours, specs=None, **options):
-        opener = (lambda path: model) if model is not None else None
-        isolated = options.pop("isolated", lambda path: None)
-        specs = specs or [str(files / "colours.onnx")]
-        models = ServedModels(specs, limits or Limits(), opener=opener, isolated=isolated)
+        models = options.pop("models", None) or OpenedModels(specs or [str(files / "colours.onnx")], limits, model)
         client = TestClient(create_app(models, token, refresh_seconds=options.pop("refresh_seconds", 60)), **options)
         client.__enter__()
         clients.append(client)

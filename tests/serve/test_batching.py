@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from clipadapter.serve import Limits
+from clipadapter.serve import Limits, create_app
 
-from .colours import BLUE, GREY, RED, base64_of, refused
+from .colours import BLUE, GREY, RED, OpenedModels, base64_of, refused
 
 
 def wait_until(true, seconds=10):
@@ -210,10 +210,7 @@ def test_a_backend_failure_affects_its_batch_only(serve, colours):
 
 
 def test_pictures_of_a_disconnected_client_do_not_run(colours, files):
-
-    from clipadapter.serve import ServedModels, create_app
-
-    models = ServedModels([str(files / "colours.onnx")], opener=lambda path: colours)
+    models = OpenedModels([str(files / "colours.onnx")], model=colours)
     app, before = create_app(models), len(colours.batches)
     gone = threading.Event()
 

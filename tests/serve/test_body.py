@@ -11,12 +11,12 @@ import pytest
 from starlette.datastructures import Headers
 
 from clipadapter.errors import ImageError
-from clipadapter.serve import Limits, ServedModels
+from clipadapter.serve import Limits
 from clipadapter.serve.body import _decode, load_picture, parse_json, read_pictures
 from clipadapter.serve.limits import RequestRefused
 
 from .bombs import FORM_TYPE, bombs
-from .colours import Colours
+from .colours import Colours, OpenedModels
 from .test_prediction_request import ask
 
 MIB = 1 << 20
@@ -26,7 +26,7 @@ OVERHEAD_BYTES = MIB
 
 @pytest.fixture
 def model(files):
-    models = ServedModels([str(files / "colours.onnx")], opener=lambda path: Colours())
+    models = OpenedModels([str(files / "colours.onnx")], model=Colours())
     yield models.get()
     models.close()
 

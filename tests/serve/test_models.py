@@ -3,14 +3,12 @@
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from clipadapter.backends.checksum import append_checksum
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError
-from clipadapter.runtime.isolated import try_in_child
 from clipadapter.serve import Limits, ServedModels
 from clipadapter.serve.models import read_sources
 
@@ -72,7 +70,7 @@ def test_with_a_damaged_file_the_old_model_is_served_and_the_error_reported(serv
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_the_child_process_refuses_a_damaged_file_and_accepts_a_sound_one(backend, serve, files):
     pytest.importorskip(backend)
-    client = serve(model=None, isolated=partial(try_in_child, backend=backend))
+    client = serve(models=ServedModels([str(files / "colours.onnx")], backend=backend))
     good = (files / "colours.onnx").read_bytes()
     (files / "colours.onnx").write_bytes(good[: len(good) // 2])
     refresh(client)

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 
-from clipadapter.serve import Limits, ServedModels, create_app
+from clipadapter.serve import Limits, create_app
 
-from .colours import Colours
+from .colours import Colours, OpenedModels
 
 BUSY = [408, 413, 504]
 """What a small timeout or a large request get, though the document allows both."""
@@ -45,7 +45,7 @@ def ask_as_documented(operation, mode, path):
 def test_answers_are_as_documented(files):
     schemathesis = pytest.importorskip("schemathesis")  # here, since it takes seconds
 
-    models = ServedModels([str(files / "colours.onnx")], Limits(max_pictures=4), opener=lambda path: Colours())
+    models = OpenedModels([str(files / "colours.onnx")], Limits(max_pictures=4), Colours())
     config = schemathesis.Config.from_dict({"checks": CHECKS})
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(models), config=config)
     asked, path = [], {"name": "colours"}

@@ -6,10 +6,10 @@ import pytest
 from uvicorn.server import ServerState
 
 from clipadapter.errors import InputError
-from clipadapter.serve import ServedModels, create_app, server
+from clipadapter.serve import create_app, server
 from clipadapter.serve.connections import MAX_HEAD_BYTES, LimitedProtocol
 
-from .colours import Colours
+from .colours import Colours, OpenedModels
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def configured(monkeypatch, files):
     monkeypatch.setattr(server.Server, "run", lambda self, sockets: configs.append(self.config))
 
     def start(host="127.0.0.1", **options):
-        models = ServedModels([str(files / "colours.onnx")], opener=lambda path: Colours())
+        models = OpenedModels([str(files / "colours.onnx")], model=Colours())
         app = create_app(models)
         server.run(app, host, 0, **options)
         models.close()

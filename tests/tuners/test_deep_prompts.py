@@ -200,16 +200,6 @@ def test_new_classes_are_answered_by_the_prompted_text_tower(model, tuner):
     np.testing.assert_allclose(logits[:, 0], expected[:, 0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("params", [{"precision": "bf16"}, {"views": 3}])
-def test_other_precision_and_views_learn_something_else(params, model, tuner):
-    of_head = {key: value for key, value in params.items() if key == "precision"}
-    of_model = {key: value for key, value in params.items() if key == "views"}
-    plain = model(tuner(epochs=3)).fit(*squares()).head_
-    other = model(tuner(epochs=3, **of_head), **of_model).fit(*squares()).head_
-    assert other.image_prompts_.dtype == torch.float32
-    assert 0 < (plain.image_prompts_ - other.image_prompts_).norm() < 0.5 * plain.image_prompts_.norm()
-
-
 def test_few_shots_are_trained_for_as_many_steps_as_the_recipe_has():
     assert Maple()._train_config(1).count_epochs(10) == 500
     assert Maple()._train_config(16).count_epochs(1600) == 5

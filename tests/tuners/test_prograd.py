@@ -1,12 +1,9 @@
 """ProGrad against the code of KgCoOp, which has it too."""
 
-import numpy as np
 import pytest
 import torch
 
 from clipadapter.heads import TextFeatures
-from clipadapter.testing import toy_features
-from clipadapter.tuners.coop import CoOp
 from clipadapter.tuners.prograd import ProGrad, without_opposed
 
 from .golden_figures import golden, text_tower
@@ -54,9 +51,3 @@ def test_each_parameter_is_projected_on_its_own(strength, figures):
 def test_a_direction_of_zero_opposes_nothing():
     gradient = torch.tensor([1.0, -2.0])
     assert torch.equal(without_opposed(gradient, torch.zeros(2), 1.0), gradient)
-
-
-def test_strength_zero_is_coop():
-    X, y, text = toy_features()
-    plain, found = (head.fit(X, y, text=text) for head in (CoOp(epochs=5), ProGrad(strength=0.0, epochs=5)))
-    np.testing.assert_allclose(found.logits(X), plain.logits(X), rtol=1e-6)

@@ -73,13 +73,6 @@ def test_without_features_from_before_it_is_rla():
     np.testing.assert_array_equal(plain, rla)
 
 
-def test_the_length_of_a_row_does_not_matter(case):
-    X, target, text = case[:3]
-    length = np.linspace(0.1, 50, len(X))[:, None, None]
-    expected = fit(ProLip(steps=20), case).logits(X[:, 0])
-    np.testing.assert_allclose(fit(ProLip(steps=20), (length * X, target, text)).logits(X[:, 0]), expected, rtol=1e-7)
-
-
 def test_new_classes_are_answered_through_the_trained_projection(case):
     X, _, _, weight, bias = case
     head = fit(ProLip(steps=30, lr=1e-2), case)

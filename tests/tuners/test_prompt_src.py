@@ -156,10 +156,3 @@ def test_weights_of_epochs_are_the_authors_and_sum_to_one(figures):
     assert PromptSrc.official()._epoch_weights(50) == pytest.approx(PromptSrc()._epoch_weights(50))
     early = PromptSrc.preset("base-to-new")._epoch_weights(20)
     assert max(range(20), key=early.__getitem__) == 14
-
-
-def test_a_narrow_average_is_the_epoch_at_its_mean(figures, encoder):
-    second = tuned(figures, encoder, average_mean=2.0, average_std=1e-3)
-    stopped = tuned(figures, encoder, epochs=2, average_mean=2.0, average_std=1e-3)
-    torch.testing.assert_close(second.text_prompts_, stopped.text_prompts_)
-    assert not torch.allclose(second.text_prompts_, tuned(figures, encoder).text_prompts_)

@@ -46,8 +46,10 @@ def count_votes(log_probabilities: Array, share: float = KEPT_SHARE) -> NDArray[
     z = np.asarray(log_probabilities, np.float64)
     if z.ndim != 3 or not z.shape[1] or not 0 < share <= 1:
         raise InputError(f"log-probabilities must be (n, v, c) and the share in (0, 1], got {z.shape} and {share}")
-    n_kept = _count_kept(z.shape[1], share)
-    return np.array([_count_votes(rows, n_kept) for rows in _sort_views(z)], np.int64).reshape(len(z), z.shape[2])
+    n_kept = max(1, int(share * z.shape[1] + 1e-9))  # 0.7 * 10 is 7.000000000000001, 0.29 * 100 is 28.999999999999996
+    order = np.argsort(entropy(np.exp(z)), axis=1, kind="stable")  # the views of lowest entropy first
+    by_entropy = z[np.arange(len(z))[:, None], order]
+    return np.array([_count_votes(rows, n_kept) for rows in by_entropy], np.int64).reshape(len(z), z.shape[2])
 
 
 def vote(log_probabilities: Array, share: float = KEPT_SHARE) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
@@ -59,17 +61,6 @@ def vote(log_probabilities: Array, share: float = KEPT_SHARE) -> tuple[NDArray[n
     """
     z = np.asarray(log_probabilities, np.float64)
     return count_votes(z, share).argmax(axis=1), np.exp(z).mean(axis=1)
-
-
-def _count_kept(n_views: int, share: float) -> int:
-    # 0.7 * 10 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996.
-    return max(1, int(share * n_views + 1e-9))
-
-
-def _sort_views(z: Array) -> Array:
-    """The views of each picture (n, v, c), those of lowest entropy first."""
-    order = np.argsort(entropy(np.exp(z)), axis=1, kind="stable")
-    return np.asarray(z[np.arange(len(z))[:, None], order])
 
 
 def _count_votes(rows: Array, n_kept: int) -> NDArray[np.int64]:

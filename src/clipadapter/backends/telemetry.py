@@ -31,18 +31,14 @@ def telemetry_disabled() -> Iterator[None]:
         with _LOCK:
             before = _SAVED_ENVIRONMENTS.pop()
             if not _SAVED_ENVIRONMENTS:  # no other thread is inside
-                _restore(before)
+                for name, value in before.items():
+                    if value is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = value
 
 
 def require_without_telemetry(module: str, extra: str, purpose: str) -> ModuleType:
     """`clipadapter.errors.require` with telemetry off: these packages read the switches while they are imported."""
     with telemetry_disabled():
         return require(module, extra, purpose)
-
-
-def _restore(values: dict[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value

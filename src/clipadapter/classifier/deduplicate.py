@@ -37,8 +37,8 @@ def deduplicate(support: FeatureSet, examples: FeatureSet, rule: ConflictRule) -
     is_multilabel, sources = support.targets is not None, examples.provenance["sources"]
     duplicates = find_duplicates(support.final, examples.final)
     new_labels, new_rows, n_known = dict[int, Label](), list[int](), 0
-    for i, first in enumerate(find_first_occurrences(examples.final)):
-        label = set(examples.class_names_of(i))
+    for i, same in enumerate(find_duplicates(examples.final, examples.final)):
+        label, first = set(examples.class_names_of(i)), min([i, *same])
         if first != i:
             if set(examples.class_names_of(first)) != label:
                 raise InputError(f"{sources[i]} and {sources[first]} are one picture, but have two labels: give one")
@@ -92,8 +92,3 @@ def find_duplicates(shots: NDArray[Any], features: NDArray[Any]) -> list[list[in
             distances = np.linalg.norm(rows[positions] - feature, axis=1)
             duplicates.append([int(i) for i in positions[distances <= MAX_RELATIVE_DISTANCE * length]])
     return duplicates
-
-
-def find_first_occurrences(features: NDArray[Any]) -> list[int]:
-    """For each of (m, d) features, find the first row that is the same picture: itself, if it is no repetition."""
-    return [min([i, *rows]) for i, rows in enumerate(find_duplicates(features, features))]

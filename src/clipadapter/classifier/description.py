@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from clipadapter.classifier.encoder import as_encoder_list
+from clipadapter.heads.registry import head_name
 from clipadapter.persistence.evaluation import EVALUATION_KEY
-from clipadapter.persistence.model import registered_name
 from clipadapter.utils.files import without_paths
 from clipadapter.utils.formatting import describe_classes, describe_shots, format_count, html_block, html_table
 
@@ -39,8 +39,8 @@ def _facts(classifier: FewShotClassifier) -> dict[str, str]:
     encoder = classifier._encoder if hasattr(classifier, "_encoder") else classifier.encoder
     name = ", ".join(each if isinstance(each, str) else each.info.name for each in as_encoder_list(encoder))
     head = classifier.head
-    head_name = head if isinstance(head, str) else registered_name(head) or type(head).__name__
-    facts = {"encoder": without_paths(name), "head": head_name, "fitted to": ""}
+    called = head if isinstance(head, str) else head_name(type(head)) or type(head).__name__
+    facts = {"encoder": without_paths(name), "head": called, "fitted to": ""}
     if hasattr(classifier, "head_"):
         counts = classifier.support_.shot_counts
         n_shots = len(classifier.support_) or sum(counts.values())

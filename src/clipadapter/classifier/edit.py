@@ -73,15 +73,6 @@ class Edit:
         """Whether the model will differ."""
         return bool(self.removed_rows or self.new_labels) or self.added is not None or self.text is not model.text
 
-    def removes_class(self, before: TextFeatures) -> bool:
-        """Whether a class is removed."""
-        return len(set(self.old_positions) - {-1}) < len(before.labels)
-
-    def renames_class(self, before: TextFeatures) -> bool:
-        """Whether a class that stays gets another name."""
-        pairs = zip(self.text.labels, self.old_positions, strict=True)
-        return any(i >= 0 and name != before.labels[i] for name, i in pairs)
-
 
 @contextmanager
 def _refusing_damage() -> Iterator[None]:
@@ -215,11 +206,11 @@ def check_editable(model: Model, edit: Edit) -> None:
     """Refuse an edit of a model whose head can't be updated."""
     head = model.head
     if not len(model.support):
-        can_change_classes = isinstance(head, ExactIncrementalHead) or (
-            isinstance(head, IncrementalHead) and not edit.renames_class(model.text)
-        )
+        names, pairs = model.text.labels, list(zip(edit.text.labels, edit.old_positions, strict=True))
+        removes_class = sum(i >= 0 for _, i in pairs) < len(names)
+        renames_class = any(i >= 0 and name != names[i] for name, i in pairs)
         is_updatable = isinstance(head, IncrementalHead) and head.is_updatable
-        if edit.removes_class(model.text) or not can_change_classes or not is_updatable:
+        if removes_class or (renames_class and not isinstance(head, ExactIncrementalHead)) or not is_updatable:
             raise InputError(
                 "this model was saved without its shots (fit --no-support), so it can't be changed: fit it again"
             )

@@ -175,15 +175,12 @@ def plan_views(
     epochs = [each.planned_epochs(class_positions, (len(class_names), text_width)) for each in candidates]
     known = [number for number in epochs if number is not None]
     if not known:
+        have = [name for name in list_heads() if head_info(name).cls.planned_epochs is not Head.planned_epochs]
         raise InputError(
             f"{type(head).__name__} has no epochs to make views for: give a number of views, "
-            f"such as views=10 (--views 10), or use one of these heads: {', '.join(_list_heads_with_epochs())}"
+            f"such as views=10 (--views 10), or use one of these heads: {', '.join(have)}"
         )
     return views.for_epochs(max(known))
-
-
-def _list_heads_with_epochs() -> list[str]:
-    return [name for name in list_heads() if head_info(name).cls.planned_epochs is not Head.planned_epochs]
 
 
 def measure_encoding_rate(

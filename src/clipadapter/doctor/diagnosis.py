@@ -18,9 +18,7 @@ from clipadapter.doctor.findings import Diagnosis, Finding, Picture, rank_findin
 from clipadapter.doctor.image_quality import check_image_quality, measure_images
 from clipadapter.doctor.label_errors import downgrade_overlapping, find_label_errors
 from clipadapter.doctor.label_evidence import LabelEvidence, collect_label_evidence
-from clipadapter.encoders import Encoder
 from clipadapter.errors import require
-from clipadapter.heads import TextFeatures
 
 
 def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progress: bool = False) -> Diagnosis:
@@ -71,7 +69,8 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     features = features.take(measured)
     measures = [image for image in measures_or_none if image is not None]
     pictures = [all_pictures[rows[i]] for i in measured]
-    text = _encode_class_text(model, dataset.class_names)
+    encoded = model.encode_classes(dataset.class_names)
+    text = encoded if encoded.has_text else None
     neighbours = nearest_neighbours(features.final)
     evidence = collect_label_evidence(features, text, neighbours, seed)
     findings += group_duplicates(pictures, find_duplicate_pairs(measures, neighbours))
@@ -86,8 +85,9 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     findings += [*suspects, *overlaps, *find_unknown_names(pictures, evidence)]
     findings += check_class_sizes(pictures, dataset.class_names, dataset.splits)
     findings += find_same_texts(text) if text is not None else ()
-    info = model.encoder_.info
-    findings += check_image_quality(pictures, measures, info.image_size, _squashes(model.encoder_))
+    info, tower = model.encoder_.info, model.encoder_.tower()
+    squashes = tower is not None and tower.pixels.resize == "squash"  # long pictures, which others crop
+    findings += check_image_quality(pictures, measures, info.image_size, squashes)
     return Diagnosis(
         dataset.name,
         dataset.root,
@@ -116,15 +116,3 @@ def _unreadable_files(
         Finding("unreadable", 1.0, f"{pictures[row].name}: {reason}", (pictures[row],))
         for row, (_, reason) in zip(missing, skipped, strict=True)
     ]
-
-
-def _encode_class_text(model: FewShotClassifier, names: Sequence[str]) -> TextFeatures | None:
-    """Class text; None if the encoder has no text tower."""
-    text = model.encode_classes(names)
-    return text if text.has_text else None
-
-
-def _squashes(encoder: Encoder) -> bool:
-    """Whether the encoder squeezes long pictures instead of cropping them."""
-    tower = encoder.tower()
-    return tower is not None and tower.pixels.resize == "squash"

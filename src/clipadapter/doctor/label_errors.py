@@ -32,7 +32,8 @@ there are fewer than 20, of which text ranks many a wrong label first."""
 def find_label_errors(pictures: Sequence[Picture], evidence: LabelEvidence) -> Iterator[Finding]:
     """Findings on labels."""
     rows = np.arange(len(pictures))
-    probabilities = _predicted_probabilities(evidence)
+    fallback = 0.0 if evidence.zero_shot is None else evidence.zero_shot
+    probabilities = np.where(evidence.is_held_out[:, None], evidence.held_out, fallback)
     predicted = probabilities.argmax(axis=1)
     p_label, p_predicted = probabilities[rows, evidence.labels], probabilities[rows, predicted]
     votes, chance_votes = evidence.votes[rows, evidence.labels], VOTING_NEIGHBOURS // len(evidence.names)
@@ -58,12 +59,6 @@ def downgrade_overlapping(findings: Iterable[Finding], overlaps: Iterable[Findin
         replace(finding, kind="doubtful-label") if frozenset(finding.classes) in pairs else finding
         for finding in findings
     ]
-
-
-def _predicted_probabilities(evidence: LabelEvidence) -> NDArray[np.float64]:
-    """(n, c) held-out probabilities; if there are none for a picture, those of zero-shot, or zeros."""
-    fallback = 0.0 if evidence.zero_shot is None else evidence.zero_shot
-    return np.where(evidence.is_held_out[:, None], evidence.held_out, fallback)
 
 
 def _is_supported_by_text(evidence: LabelEvidence) -> NDArray[np.bool_]:

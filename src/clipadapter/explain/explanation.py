@@ -159,11 +159,16 @@ class Explanation:
 
     def margin_sentences(self) -> list[str]:
         """The margin and its parts from text and shots."""
-        lines = [self._margin_sentence()]
+        if self.against is None:
+            return [f"The logit of '{self.label}' is {self.margin:+.2f}; the label is likely if it is above 0."]
+        relation = "leads" if self.margin >= 0 else "is behind"
+        lines = [f"'{self.label}' {relation} '{self.against}' by {abs(self.margin):.2f} logits."]
         if self.text_margin is not None and self.shots_margin is not None:
             lines.append(f"Of that, class text gives {self.text_margin:+.2f} and the shots {self.shots_margin:+.2f}.")
             if self.text_label is not None and self.shots_label is not None:
-                lines.append(self._parts_sentence())
+                says = "and so would the shots alone" if self.text_label == self.shots_label else ""
+                says = says or f"the shots alone '{self.shots_label}'"
+                lines.append(f"Class text alone would predict '{self.text_label}', {says}.")
         return lines
 
     def detail_sentences(self) -> list[str]:
@@ -190,17 +195,6 @@ class Explanation:
             html_table(BLOCK_HEADER, blocks) if blocks else "",
             html_table(["cosine", "class", "nearest shot"], shots) if shots else "",
         )
-
-    def _margin_sentence(self) -> str:
-        if self.against is None:
-            return f"The logit of '{self.label}' is {self.margin:+.2f}; the label is likely if it is above 0."
-        relation = "leads" if self.margin >= 0 else "is behind"
-        return f"'{self.label}' {relation} '{self.against}' by {abs(self.margin):.2f} logits."
-
-    def _parts_sentence(self) -> str:
-        if self.text_label == self.shots_label:
-            return f"Class text alone would predict '{self.text_label}', and so would the shots alone."
-        return f"Class text alone would predict '{self.text_label}', the shots alone '{self.shots_label}'."
 
 
 def describe_prediction(prediction: Prediction, multilabel: bool = False) -> str:
@@ -274,13 +268,17 @@ def explain(
     why_no_shots = "" if nearest or not neighbours else NO_SHOTS
     other = None if margins["against"] is None else names.index(margins["against"])
     blocks, why_no_blocks = _split_by_block(encoder, head, feature, names, k, other)
+    unconverted = getattr(encoder, "plain", encoder)  # the encoder that a backend runs
+    tower = unconverted.tower() if isinstance(unconverted, Encoder) else None
+    reduced = picture.copy()
+    reduced.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
     return Explanation(
         source=source_name(image),
         prediction=prediction,
         **margins,
         nearest=nearest,
-        picture=_reduce(picture),
-        square=_encoder_input(encoder, picture),
+        picture=np.asarray(reduced),
+        square=None if tower is None else tower.pixels.to_square(picture),
         heat_map=heat_map,
         heat_range=heat_range,
         notes=tuple(note for note in (why_no_parts, why_no_blocks, note_on_map, why_no_shots) if note),
@@ -345,19 +343,6 @@ def _nearest_shots(support: FeatureSet, feature: Array, count: int) -> tuple[Nei
         Neighbour(float(cosine), label_of(support, int(i)), *name_shot(support, int(i)))
         for i, cosine in zip(rows[0], cosines[0], strict=True)
     )
-
-
-def _reduce(picture: Image.Image) -> NDArray[np.uint8]:
-    reduced = picture.copy()
-    reduced.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
-    return np.asarray(reduced)
-
-
-def _encoder_input(encoder: Encoder, picture: Image.Image) -> NDArray[np.uint8] | None:
-    """(s, s, 3): the square of the picture that is the input of the encoder; None if that is not known."""
-    unconverted = getattr(encoder, "plain", encoder)  # the encoder that a backend runs
-    tower = unconverted.tower() if isinstance(unconverted, Encoder) else None
-    return None if tower is None else tower.pixels.to_square(picture)
 
 
 HeatMap = tuple[NDArray[np.float64] | None, tuple[float, float] | None, str]

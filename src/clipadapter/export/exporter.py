@@ -32,7 +32,8 @@ from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, brie
 from clipadapter.export.graph import ModelGraph, export_towers
 from clipadapter.export.parity import ExportParity, check_parity
 from clipadapter.export.pictures import ExportPictures, choose_pictures, load_squares
-from clipadapter.persistence.model import make_provenance, registered_name
+from clipadapter.heads.registry import head_name
+from clipadapter.persistence.model import make_provenance
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.runtime.metadata import MAX_METADATA_CHARACTERS
 from clipadapter.utils.files import remove_abandoned, without_paths
@@ -40,6 +41,11 @@ from clipadapter.utils.pixels import PixelSpec
 
 VERSIONED_DISTRIBUTIONS = ("clipadapter", "torch", "open_clip_torch")
 """Packages whose versions are in the metadata of a file, besides those of the formats."""
+
+NO_SETS = (
+    "the file gives no sets of classes: sets by CV+ need the heads of all folds. Fit with sets='cross' "
+    "(UncertaintyOptions, or --sets cross) to have them"
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,8 @@ def export_model(
         written = _write(write, replace(metadata, parity=parity.measured))
         size_bytes = sum(part.stat().st_size for part in written)
         files = move_into_place(written, target)
-    notes = tuple(_missing_abilities(model))
+    conformal = model.uncertainty_.conformal
+    notes = (NO_SETS,) if conformal is not None and conformal.method == "cv+" else ()
     return ExportResult(
         Path(path), files, format, precision, input, size_bytes, parity.measured, parity.summary(), notes
     )
@@ -140,7 +147,7 @@ def describe_model(
         "logit_scale": info.logit_scale,
         "precision": info.precision,
     }
-    name = registered_name(model.head_) or type(model.head_).__name__
+    name = head_name(type(model.head_)) or type(model.head_).__name__
     params = {key: _json_value(value) for key, value in model.head_.get_params(deep=False).items()}
     return ExportMetadata(
         model.class_names_,
@@ -254,16 +261,6 @@ def _metadata_entries(metadata: ExportMetadata) -> dict[str, str]:
             "without costs, and give them with the pictures (costs=..., or --cost)"
         )
     return {METADATA_KEY: text, "class_names": json.dumps(list(metadata.class_names))}
-
-
-def _missing_abilities(model: FewShotClassifier) -> Iterator[str]:
-    """What the model can do and the file can't."""
-    conformal = model.uncertainty_.conformal
-    if conformal is not None and conformal.method == "cv+":
-        yield (
-            "the file gives no sets of classes: sets by CV+ need the heads of all folds. Fit with sets='cross' "
-            "(UncertaintyOptions, or --sets cross) to have them"
-        )
 
 
 def _provenance(model: FewShotClassifier) -> dict[str, Any]:

@@ -43,9 +43,20 @@ def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Obs
     """Run a model on pictures; copies of a picture count once."""
     if not paths:
         raise DataError("there are no pictures: give one or more")
-    features, head_features, logits, part_scores, indices, skipped = (
-        _run_exported(model, paths) if isinstance(model, Predictor) else _run_fitted(model, paths)
-    )
+    part_scores: Array | None = None
+    if isinstance(model, Predictor):
+        pictures, outputs = model.outputs_of(paths)
+        indices = [i for i, picture in enumerate(pictures) if picture.error is None]
+        skipped = [(picture.name, picture.error) for picture in pictures if picture.error is not None]
+        if not indices:
+            raise DataError(f"{describe_unreadable(len(paths))}: {skipped[0][0]}: {skipped[0][1]}")
+        features = head_features = outputs.features
+        logits, part_scores = outputs.logits, outputs.ood_score_parts
+    else:
+        placeholder = "unknown"  # feature sets have labels, and these pictures have none
+        extracted = model.extract_features(list(paths), [placeholder] * len(paths), [placeholder], views=1)
+        features, head_features, logits = extracted.final, extracted.plain, model.head_.logits(extracted.plain)
+        indices, skipped = extracted.provenance["rows"], extracted.provenance["skipped"]
     # Copies are not independent observations: a picture that was sent again would look like a change.
     first = np.sort(np.unique(features, axis=0, return_index=True)[1])
     features, head_features, logits = features[first], head_features[first], logits[first]
@@ -78,20 +89,3 @@ def rejected_mask(model: AnyModel, observations: Observations, reject: float | N
     if reject is None or observations.ood_scores is None:
         return None
     return np.asarray(observations.ood_scores > uncertainty_of(model).rejector.threshold(reject).value)
-
-
-def _run_fitted(model: FewShotClassifier, paths: Sequence[Path]) -> tuple[Any, ...]:
-    placeholder = "unknown"  # feature sets have labels, and these pictures have none
-    extracted = model.extract_features(list(paths), [placeholder] * len(paths), [placeholder], views=1)
-    logits = model.head_.logits(extracted.plain)
-    final, rows, skipped = np.asarray(extracted.final), extracted.provenance["rows"], extracted.provenance["skipped"]
-    return final, extracted.plain, logits, None, rows, skipped
-
-
-def _run_exported(model: Predictor, paths: Sequence[Path]) -> tuple[Any, ...]:
-    pictures, outputs = model.outputs_of(paths)
-    indices = [i for i, picture in enumerate(pictures) if picture.error is None]
-    skipped = [(picture.name, picture.error) for picture in pictures if picture.error is not None]
-    if not indices:
-        raise DataError(f"{describe_unreadable(len(paths))}: {skipped[0][0]}: {skipped[0][1]}")
-    return outputs.features, outputs.features, outputs.logits, outputs.ood_score_parts, indices, skipped

@@ -81,15 +81,6 @@ class History:
 
     A version has a snapshot of the model. The folder of the model keeps the first and the last 20 snapshots. Snapshots
     that are not saved yet are in memory as `Model`, so a model in a history must not be changed in place.
-
-    >>> import tempfile, numpy as np
-    >>> from clipadapter import FewShotClassifier
-    >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
-    >>> fitted = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = fitted.rename_class("red", "crimson").save(folder + "/model")
-    ...     [change.action for change in History.load(path).undo()[0].changes]
-    ['fit', 'rename-class', 'undo']
     """
 
     changes: Log  # all changes; the last one made the current version
@@ -100,9 +91,9 @@ class History:
     @classmethod
     def new(cls, model: Model, by: str = "") -> History:
         """Begin the history of a model that was just fitted."""
-        from clipadapter.persistence.model import registered_name
+        from clipadapter.heads.registry import head_name
 
-        facts = {"head": registered_name(model.head) or type(model.head).__name__, "encoder": model.encoder.name}
+        facts = {"head": head_name(type(model.head)) or type(model.head).__name__, "encoder": model.encoder.name}
         return cls((new_change("fit", facts, by, version=1, content=1, **_count(model)),), None, {1: model})
 
     @classmethod

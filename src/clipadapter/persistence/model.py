@@ -71,7 +71,9 @@ def _read_model(folder: str | Path) -> Model:
 
 def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict[str, bytes]]:
     """Convert a model to its config and its files of arrays."""
-    info, names, support = model.encoder, model.text.labels, model.support
+    info, names, support, name = model.encoder, model.text.labels, model.support, head_name(type(model.head))
+    if name is None:
+        raise InputError(f"{type(model.head).__name__} is no registered head, so it can't be saved: use @register_head")
     files: dict[str, dict[str, NDArray[Any]]] = {HEAD: {**model.head.state(), TEXT_KEY: model.text.embeddings}}
     if keep_support and len(support):
         position = {name: i for i, name in enumerate(names)}
@@ -88,7 +90,7 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
     evaluation = validate_evaluation(support.provenance.get(EVALUATION_KEY), parts)
     config = ModelConfig(
         class_names=list(names),
-        head=SavedHead(name=_require_registered_name(model.head), params=model.head.get_params(deep=False)),
+        head=SavedHead(name=name, params=model.head.get_params(deep=False)),
         encoder=SavedEncoder(
             **{**{name: getattr(info, name) for name in SavedEncoder.model_fields}, "blocks": list(info.blocks)}
         ),
@@ -168,18 +170,6 @@ def _read_fold_heads(arrays: Mapping[str, NDArray[Any]], config: ModelConfig) ->
         )
         for i in sorted(states)
     )
-
-
-def registered_name(head: Head) -> str | None:
-    """Name that the class of a head is registered by, or None."""
-    return head_name(type(head))
-
-
-def _require_registered_name(head: Head) -> str:
-    name = registered_name(head)
-    if name is not None:
-        return name
-    raise InputError(f"{type(head).__name__} is no registered head, so it can't be saved: use @register_head")
 
 
 def make_provenance(support: FeatureSet) -> dict[str, Any]:

@@ -43,11 +43,6 @@ PREFETCHED_BATCHES = 2
 """Batches that are read ahead, the one that runs included: threads read the next while the graph runs."""
 
 
-REQUIRED_OUTPUTS = ("logits", FEATURES_OUTPUT, "probabilities")
-OUTPUTS = (*REQUIRED_OUTPUTS, "ood_scores", "ood_score_parts", BLOCKS_OUTPUT)
-"""Outputs that are read; a file may have others."""
-
-
 @dataclass(frozen=True, eq=False)
 class Outputs:
     """Outputs of a graph for n pictures.
@@ -392,16 +387,12 @@ class LoadedPicture:
     notes: Sequence[str] = ()
 
 
+OUTPUTS = tuple(field.name for field in fields(Outputs))
+"""Outputs that are read; a file may have others."""
+
+
 def _as_outputs(arrays: Mapping[str, NDArray[Any]]) -> Outputs:
-    logits, features, probabilities = (arrays[name] for name in REQUIRED_OUTPUTS)
-    return Outputs(
-        logits,
-        features,
-        arrays.get("ood_score_parts"),
-        probabilities,
-        arrays.get("ood_scores"),
-        arrays.get(BLOCKS_OUTPUT),
-    )
+    return Outputs(**{name: arrays[name] for name in OUTPUTS if name in arrays})
 
 
 def _choose_backend(path: Path, backend: str) -> tuple[ExportFormat, str]:

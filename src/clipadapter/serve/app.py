@@ -93,19 +93,13 @@ def _add_other_routes(app: FastAPI) -> None:
         """Counts and times, in the text format of Prometheus."""
         return Response(request.app.state.server.models.metrics.render(), media_type=CONTENT_TYPE)
 
-    page = _read_page()
+    package = files("clipadapter")
+    style = (package / "rendering" / "templates" / "base.css").read_text(encoding="utf-8")
+    page = (package / "serve" / "templates" / "page.html").read_text(encoding="utf-8").replace("/* base.css */", style)
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
-
-
-def _read_page() -> str:
-    """The page on which a person tries a picture."""
-    package = files("clipadapter")
-    style = (package / "rendering" / "templates" / "base.css").read_text(encoding="utf-8")
-    page = (package / "serve" / "templates" / "page.html").read_text(encoding="utf-8")
-    return page.replace("/* base.css */", style)
 
 
 def _document(app: FastAPI, max_pictures: int, needs_token: bool) -> dict[str, Any]:

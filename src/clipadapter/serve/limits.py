@@ -45,8 +45,10 @@ class Limits:
     formats: tuple[str, ...] | None = None  # of pictures that are accepted, of `data.images.FORMAT_NAMES`; None for all
 
     def __post_init__(self) -> None:
-        if self.formats is not None:
-            _check_formats(self.formats)
+        wrong = [name for name in self.formats or () if name not in FORMAT_NAMES]
+        if wrong or self.formats == ():
+            came = f"are {', '.join(map(repr, wrong))}" if wrong else "name none"
+            raise InputError(f"the formats {came}: give some of {', '.join(FORMAT_NAMES)}")
         for limit in fields(self):
             value = getattr(self, limit.name)
             if limit.name != "formats" and not 0 < value < math.inf and not (limit.name == "max_wait" and value == 0):
@@ -61,13 +63,6 @@ class Limits:
     def max_buffered_bytes(self) -> int:
         """Bytes of the bodies of all requests that are in memory at a time, when a large one comes."""
         return BUFFERED_BODIES * self.max_bytes
-
-
-def _check_formats(formats: tuple[str, ...]) -> None:
-    wrong = [name for name in formats if name not in FORMAT_NAMES]
-    if wrong or not formats:
-        came = f"are {', '.join(map(repr, wrong))}" if wrong else "name none"
-        raise InputError(f"the formats {came}: give some of {', '.join(FORMAT_NAMES)}")
 
 
 class RequestRefused(ClipAdapterError):

@@ -75,7 +75,9 @@ class RequestMiddleware:
             elif self._token_hash is None or _is_public(scope["path"]) or self._has_token(headers):
                 await self._app(scope, receive, send_with_headers)
             else:
-                await _unauthorised(scope, receive, send_with_headers)
+                text = "the token is missing or wrong: send the header 'Authorization: Bearer TOKEN'"
+                response = error_response(401, text, {"WWW-Authenticate": "Bearer"})
+                await response(scope, receive, send_with_headers)
         except ClientDisconnect:
             status = CLIENT_CLOSED_REQUEST
         except Exception:
@@ -98,7 +100,7 @@ class RequestMiddleware:
         if allowed is None or not host:
             return True
         name = host_name(host)
-        return name in allowed or name == LOCALHOST or name.endswith("." + LOCALHOST) or _is_address(name)
+        return name in allowed or name == LOCALHOST or name.endswith("." + LOCALHOST) or is_address(name)
 
     def _has_token(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -171,7 +173,8 @@ def host_name(host: str) -> str:
     return host.partition(":")[0].lower().rstrip(".")
 
 
-def _is_address(name: str) -> bool:
+def is_address(name: str) -> bool:
+    """Whether a name is an IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -183,11 +186,6 @@ def _misdirected(headers: Headers) -> Response:
     name = host_name(headers["host"])[:100]
     text = f"this server is not called {name!r}: use the name localhost, or start it with --allow-host {name[:50]}"
     return error_response(421, text)
-
-
-async def _unauthorised(scope: Scope, receive: Receive, send: Send) -> None:
-    text = "the token is missing or wrong: send the header 'Authorization: Bearer TOKEN'"
-    await error_response(401, text, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
 
 def _is_public(path: str) -> bool:

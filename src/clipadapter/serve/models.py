@@ -10,11 +10,10 @@ import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ from clipadapter.utils.parallel import count_cores
 
 REFRESH_SECONDS = 1.0
 """Time between two checks of the files."""
-Opener = Callable[[Path], Predictor]
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 VERSION_CHARS = 12
 FileStamp = tuple[tuple[str, int, int, int], ...]
@@ -52,8 +50,6 @@ class ServedModels:
         limits: of batches and queues.
         backend: "auto", "onnxruntime" or "openvino".
         threads: that run a graph; all cores if not given.
-        opener: opens a file, instead of `Predictor`.
-        isolated: tries a changed or added file before it is opened here. By default there is none with an `opener`.
 
     Raises:
         ClipAdapterError: if one can't be served.
@@ -66,8 +62,6 @@ class ServedModels:
         *,
         backend: str = "auto",
         threads: int | None = None,
-        opener: Opener | None = None,
-        isolated: Callable[[Path], None] | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.metrics = Metrics()
@@ -75,8 +69,7 @@ class ServedModels:
         # One thread, which mostly waits for a decoding process: slow pictures delay each other and no others.
         self.slow_pool = ThreadPoolExecutor(1, "clipadapter-slow-pictures")
         self._specs = list(specs)
-        self._open = opener or (lambda path: Predictor(path, backend=backend, threads=threads))
-        self._isolated = isolated or (None if opener else partial(try_in_child, backend=backend))
+        self._backend, self._threads = backend, threads
         self._models: dict[str, ServedModel] = {}
         self._stamps: dict[str, FileStamp | None] = {}
         # Stamps that the last check saw for the first time, by name: a change counts when the next check sees it again.
@@ -177,7 +170,7 @@ class ServedModels:
 
     def _replace(self, source: ModelSource, old: ServedModel | None) -> None:
         try:
-            new = self._load(source, old, self._isolated)
+            new = self._load(source, old, is_changed=True)
         except Exception as error:  # whatever is wrong with a new file, the old model is served
             reason = _without_folder(error, source.path)
             self.metrics.loads.labels(source.name, "failed").inc()
@@ -194,9 +187,14 @@ class ServedModels:
             if old is not None:
                 old.batcher.close()
 
-    def _load(
-        self, source: ModelSource, old: ServedModel | None = None, isolated: Callable[[Path], None] | None = None
-    ) -> ServedModel:
+    def _open(self, path: Path) -> Predictor:
+        return Predictor(path, backend=self._backend, threads=self._threads)
+
+    def _try(self, path: Path) -> None:
+        check_file(path)  # finds most damage without starting a process
+        try_in_child(path, self._backend)
+
+    def _load(self, source: ModelSource, old: ServedModel | None = None, is_changed: bool = False) -> ServedModel:
         """Load a model and run it once; the old one if the file is the same."""
         path = source.exported_file()
         exported = ModelSource(source.name, path)
@@ -204,9 +202,8 @@ class ServedModels:
         version = file_version(exported.files)
         if old is not None and old.version == version:
             return old
-        if isolated is not None:
-            check_file(path)  # finds most damage without starting a process
-            isolated(path)
+        if is_changed:
+            self._try(path)
         predictor = self._open(path)
         try:
             outputs = predictor.run(predictor.grey_pictures(1))

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from clipadapter.errors import InputError
 from clipadapter.serve.connections import LimitedProtocol
 from clipadapter.serve.logs import log_event
-from clipadapter.serve.middleware import LOCALHOST, host_name
+from clipadapter.serve.middleware import LOCALHOST, host_name, is_address
 from clipadapter.serve.prediction_request import ServerState
 
 KEEP_ALIVE_SECONDS = 75
@@ -135,13 +135,7 @@ class Server(uvicorn.Server):
 
 def _allowed_hosts(host: str, allowed: Sequence[str]) -> frozenset[str] | None:
     """Names that are answered at an address besides this machine's; None for all."""
-    if "*" in allowed or (not allowed and not _is_loopback(host)):
+    is_loopback = host == LOCALHOST or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+    if "*" in allowed or (not allowed and not is_loopback):
         return None
     return frozenset(host_name(name) for name in allowed)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == LOCALHOST

@@ -109,7 +109,9 @@ class Actions:
 
     def try_picture(self, tab: Tab, file: Path | None) -> None:
         """Predict the class of a picture; None if the page has no picture any more."""
-        self._forget_tried_picture(tab)
+        if tab.tried_file is not None:
+            shutil.rmtree(tab.tried_file.parent, ignore_errors=True)
+        tab.tried_file = None
         tab.show(Note(""))
         try:
             if file is not None:
@@ -121,11 +123,6 @@ class Actions:
             tab.show(Note(to_sentence(str(error)), is_error=True))
         except OSError as error:
             tab.show(Note(f"The picture can't be copied: {error.strerror or error}.", is_error=True))
-
-    def _forget_tried_picture(self, tab: Tab) -> None:
-        if tab.tried_file is not None:
-            shutil.rmtree(tab.tried_file.parent, ignore_errors=True)
-        tab.tried_file = None
 
     def update_prediction(self, tab: Tab) -> None:
         """Predict the tried picture again if the model changed; the note stays."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.classifier.inputs import open_store
 from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder
@@ -74,7 +74,7 @@ class FeatureCache:
         missing = self._missing(pictures)
         if not missing:
             return
-        with nullcontext() if self._store_path is None else closing(self._open_store()) as store:
+        with open_store(self._store_path) as store:
             if not self._is_backend_chosen:  # once: features of two precisions must not be mixed
                 self._choose_backend(missing, class_names, store)
             for start in range(0, len(missing), self._pictures_per_step):
@@ -101,6 +101,3 @@ class FeatureCache:
         paths = [picture.path for picture in pictures]
         self.encoder = choose_backend(base, paths, backend=backend, precision=precision, text=text, store=store)
         self._is_backend_chosen = True
-
-    def _open_store(self) -> FeatureStore:
-        return FeatureStore(None if self._store_path == "auto" else self._store_path)

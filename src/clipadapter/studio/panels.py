@@ -237,16 +237,8 @@ class ThumbnailCache:
 # ---- Texts and plots ----
 
 
-@dataclass(frozen=True)
-class QualityOption:
-    """One position of the switch."""
-
-    name: str  # "fast", "standard" or "best"
-    text: str  # what the model looks at and what that costs, in a sentence or two
-
-
-def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> tuple[QualityOption, ...]:
-    """Return the positions of the switch, the cheapest first."""
+def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> dict[str, str]:
+    """The positions of the switch, the cheapest first: what the model looks at and what that costs, by name."""
     fast, standard, best = (tuple(blocks_of_quality(encoder, others, quality)) for quality in QUALITIES)
     final_of = f"each of the {len(others) + 1} encoders" if others else "the encoder"
     its, it_takes = ("their", "the encoders take") if others else ("its", "the encoder takes")
@@ -265,7 +257,7 @@ def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> tuple[Q
         has_patches = any(BlockSource.parse(name).layer == RARE_PATCHES for name in best)
         defects = " It also looks for small, unusual parts, such as defects." if has_patches else ""
         texts.append(f"Also the picture at {at} pixels, where details are clearer, and mirrored.{defects} {cost}")
-    return tuple(QualityOption(name, text) for name, text in zip(QUALITIES, texts, strict=True))
+    return dict(zip(QUALITIES, texts, strict=True))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ def check_device(device: str) -> str:
     import torch
 
     if device == "auto":
-        return _find_gpu() or "cpu"
+        found = {"cuda": torch.cuda, "mps": torch.mps, "xpu": torch.xpu}
+        return next((kind for kind, module in found.items() if module.is_available()), "cpu")
     try:
         kind = torch.device(device).type
     except (RuntimeError, TypeError) as error:
@@ -45,14 +46,6 @@ def check_device(device: str) -> str:
             f"the device '{device}' can't be used on this machine ({reason}){count}: give cpu or auto"
         ) from error
     return device
-
-
-def _find_gpu() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return next((kind for kind in ("mps", "xpu") if getattr(torch, kind).is_available()), "")
 
 
 def _why_no_cuda() -> str:
