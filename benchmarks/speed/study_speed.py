@@ -29,7 +29,9 @@ import numpy as np
 from _output import add_json, write_json
 from head_costs import make
 
-from clipadapter.bench import Bundle, Suite, TestPart, default_heads, load_study, run_suite, save_bundle
+from clipadapter.bench import Suite, default_heads, load_study, run_suite
+from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle_files import save_bundle
 from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.suite import Variant
 from clipadapter.features import FeatureSet

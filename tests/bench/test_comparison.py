@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clipadapter.bench import compare, split_in_halves, split_train_test
+from clipadapter.bench import compare
+from clipadapter.bench.sources import split_in_halves, split_train_test
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, Sample, load_dataset
 from clipadapter.errors import DataError, InputError

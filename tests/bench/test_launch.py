@@ -7,15 +7,9 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from clipadapter.bench import (
-    FEATURES,
-    load_bundle,
-    open_source,
-    read_runs,
-    run_suite,
-    save_bundle,
-)
+from clipadapter.bench import FEATURES, open_source, read_runs, run_suite
 from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle_files import load_bundle, save_bundle
 from clipadapter.bench.costs import estimate, estimate_fit_seconds
 from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.plan import Plan, load_plan

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipadapter.bench import FEATURES, read_runs, run_suite, save_bundle
+from clipadapter.bench import FEATURES, read_runs, run_suite
 from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle_files import save_bundle
 from clipadapter.bench.launcher import Launcher, WorkerDiedError
 from clipadapter.bench.suite import parse_suite
 from clipadapter.features import FeatureSet

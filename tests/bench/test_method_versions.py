@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipadapter.bench import method_version
-from clipadapter.bench.methods import code_digest
+from clipadapter.bench.methods import code_digest, method_version
 from clipadapter.heads import Head, create_head, head_info, list_heads
 from clipadapter.testing import toy_features
 

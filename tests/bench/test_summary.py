@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from clipadapter.bench import Reference, summarise, table
+from clipadapter.bench import summarise, table
 from clipadapter.bench.run import Flags, pack_correct
+from clipadapter.bench.summary import Reference
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
 from clipadapter.heads.clip_adapter import ClipAdapter

@@ -25,13 +25,10 @@ UNDRAWN_ROWS = "rest"
 
 @dataclass(frozen=True, eq=False)
 class TestPart:
-    """A test part: pictures that heads are measured on.
+    """A test part: pictures that heads are measured on, marked for evaluation.
 
-    Args:
-        features: marked for evaluation by the constructor.
-        kind: ``"given"``; ``"shift"`` for pictures of another data set with some or all classes of the shots, among
-            which a head then predicts; ``"new"`` for other classes.
-        text: class text of other classes; None if the classes are those of the shots.
+    Its kind is ``"given"``; ``"shift"`` for pictures of another data set with some or all classes of the shots, among
+    which a head then predicts; ``"new"`` for other classes, of which it has the text.
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -53,21 +50,14 @@ class TestPart:
 class Bundle:
     """Features and class text of one comparison.
 
-    Args:
-        support: what the shots are drawn from.
-        text: class text of all its classes.
-        tests: test parts by name; if there are none, the rows that were not drawn are the test part.
-        rows: (n,) for each row of the support, its row in the data set; None if the support is the whole data set. A
-            large data set needs features only of the rows that a draw takes.
-
-    Raises:
-        InputError: if labels or widths do not match.
+    A large data set needs features only of the rows that a draw takes: ``rows`` (n,) has the row of each in the data
+    set.
     """
 
-    support: FeatureSet
-    text: TextFeatures
-    tests: Mapping[str, TestPart] = field(default_factory=dict)
-    rows: NDArray[np.int64] | None = None
+    support: FeatureSet  # what the shots are drawn from
+    text: TextFeatures  # of all its classes
+    tests: Mapping[str, TestPart] = field(default_factory=dict)  # without one, the rows that were not drawn are it
+    rows: NDArray[np.int64] | None = None  # None: the support is the whole data set
 
     def __post_init__(self) -> None:
         missing = sorted(set(self.support.y) - set(self.text.labels))

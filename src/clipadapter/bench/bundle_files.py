@@ -61,11 +61,7 @@ class BundleFacts(FrozenModel):
 
 
 def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
-    """Write a bundle, completely or not at all. An existing one is not changed.
-
-    Raises:
-        InputError: if it can't be written.
-    """
+    """Write a bundle, completely or not at all. An existing one is not changed."""
     folder = Path(folder)
     target = path_without_links(folder, BUNDLE_FILE)
     if target.is_file():
@@ -93,11 +89,7 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
 
 
 def load_bundle(folder: str | Path) -> Bundle:
-    """Read a bundle.
-
-    Raises:
-        DataError: if the folder has no bundle, or its parts don't match; says what.
-    """
+    """Read a bundle."""
     path = path_without_links(Path(folder), BUNDLE_FILE, error=DataError)
     if not path.is_file():
         raise DataError(f"can't read {path}: there is no such file; expected a folder with {BUNDLE_FILE}")

@@ -37,27 +37,16 @@ from clipadapter.utils.progress import shows_progress
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `compare` gives.
-
-    Args:
-        runs: the records.
-        n_new: how many of them were made by this call; the others were in the file of records.
-        support: features that the shots were drawn from.
-        test: features of the test part.
-        text: class text.
-        warnings: sentences about the data.
-        folds: number of folds of a cross-validation; None if there is a test part.
-        rows: (n,) for each row of ``support``, its row in the data set, if only the drawn pictures were encoded.
-    """
+    """What `compare` gives."""
 
     runs: list[Run]
-    n_new: int
-    support: FeatureSet
+    n_new: int  # of the runs; the others were in the file of records
+    support: FeatureSet  # what the shots were drawn from
     test: FeatureSet
     text: TextFeatures
-    warnings: list[str]
-    folds: int | None = None
-    rows: NDArray[np.int64] | None = None
+    warnings: list[str]  # sentences about the data
+    folds: int | None = None  # of a cross-validation; None if there is a test part
+    rows: NDArray[np.int64] | None = None  # (n,) rows of the support in the data set, if only drawn ones were encoded
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -91,18 +80,7 @@ class Comparison:
         metric: str = "accuracy",
         reference: Reference | None = None,
     ) -> list[Path]:
-        """Write ``table.md`` and the learning curve, as ``accuracy.png``.
-
-        Args:
-            folder: for the files.
-            title: of both.
-            plot_formats: of the plot: "png", "pdf", "svg".
-            metric: of the plot; its file is named by it.
-            reference: a first row of the tables, and a level of the plot.
-
-        Raises:
-            InputError: if the folder can't be written.
-        """
+        """Write ``table.md`` and the learning curve of a metric, named by it; the reference is a row and a level."""
         metrics = [
             name
             for name in metrics_shown("comparison", "single-label")

@@ -40,35 +40,22 @@ if TYPE_CHECKING:
 class ModelEvaluation:
     """What is measured of a model, or of its head by cross-validation, beside zero-shot and a linear probe.
 
-    Args:
-        head: the model's head.
-        data: name of the test pictures; empty for a cross-validation.
-        n_test: test pictures that could be read; for a cross-validation the shots of the model.
-        model: a `Score`, or a `MultiLabelEvaluation` if pictures may have several labels; for a cross-validation over
-            all folds.
-        baselines: metrics of zero-shot if the classes have text, and of the linear probe if the model has its shots.
-            None for a head that tunes the encoder: the features of its shots are those of the tuned encoder.
-        facts: other fields of ``metrics.json``.
-        skipped: (name, reason) of test pictures that can't be read.
-        among_shots: how many test pictures are shots of the model.
-        curve: records of fits on fewer of the model's shots; empty if there is one shot per class, or the model was
-            saved without its shots.
-        test: features of the test pictures, marked for evaluation; their provenance says which pictures they are. For a
-            cross-validation those of the shots.
-        folds: number of folds of a cross-validation; else 0.
+    The model's own figures are a `Score`, or a `MultiLabelEvaluation` if pictures may have several labels. There is no
+    zero-shot without class text, no linear probe without the model's shots, and no baseline of a head that tunes the
+    encoder: the features of its shots are those of the tuned encoder.
     """
 
     head: str
-    data: str = ""
-    n_test: int
+    data: str = ""  # name of the test pictures; empty for a cross-validation
+    n_test: int  # test pictures that could be read; for a cross-validation the shots of the model
     model: Any
     baselines: dict[str, Any]
-    facts: dict[str, Any]
-    skipped: Sequence[tuple[str, str]] = ()
-    among_shots: int = 0
-    curve: Sequence[Run] = ()
-    test: FeatureSet
-    folds: int = 0
+    facts: dict[str, Any]  # other fields of ``metrics.json``
+    skipped: Sequence[tuple[str, str]] = ()  # (name, reason) of test pictures that can't be read
+    among_shots: int = 0  # how many test pictures are shots of the model
+    curve: Sequence[Run] = ()  # records of fits on fewer of the model's shots
+    test: FeatureSet  # of the test pictures, marked for evaluation; for a cross-validation of the shots
+    folds: int = 0  # of a cross-validation
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -120,16 +107,7 @@ class ModelEvaluation:
         return figures
 
     def write(self, folder: Path, title: str = "", plot_formats: Sequence[str] = ("png",)) -> list[Path]:
-        """Write ``metrics.json``, and the plots of single-label pictures.
-
-        Args:
-            folder: for the files.
-            title: of the plots; by default what they show.
-            plot_formats: of the plots: "png", "pdf", "svg".
-
-        Raises:
-            InputError: if the folder can't be written.
-        """
+        """Write ``metrics.json``, and the plots of single-label pictures; by default their title is what they show."""
         figures = self.figures(title)
         path = path_without_links(folder, "metrics.json")
         files = [write_atomically(path, json.dumps(self.to_dict(), indent=1) + "\n")]
@@ -169,7 +147,12 @@ def evaluate_model(
         test = model.extract_features(dataset.paths, dataset.label_sets, names, views=1).mark_for_evaluation()
         result = model.evaluate_features(test)
         own: Any = result.evaluation
-        baselines = _evaluate_multilabel_baselines(model, test)
+        heads = _create_baselines(model.text_) if len(support) else {}
+        others = {name: FewShotClassifier(model.encoder_, head, cache=None) for name, head in heads.items()}
+        baselines: dict[str, Any] = {
+            name: one.fit_features(support, model.text_).evaluate_features(test).evaluation
+            for name, one in others.items()
+        }
     else:
         check_labels(dataset.labels, names)
         test = extract_dataset(model, dataset, names).mark_for_evaluation()
@@ -203,16 +186,6 @@ def _fit_baselines(model: FewShotClassifier, test: FeatureSet) -> dict[str, tupl
     heads = {name: head for name, head in _create_baselines(text).items() if name in names}
     measured = {name: fit_and_score(head, shots, [part], text) for name, head in heads.items()}
     return {name: (one.head, one.scores[0]) for name, one in measured.items()}
-
-
-def _evaluate_multilabel_baselines(model: FewShotClassifier, test: FeatureSet) -> dict[str, Any]:
-    """The same for a multi-label model; none without shots."""
-    heads = _create_baselines(model.text_) if len(model.support_) else {}
-    baselines = {name: FewShotClassifier(model.encoder_, head, cache=None) for name, head in heads.items()}
-    return {
-        name: one.fit_features(model.support_, model.text_).evaluate_features(test).evaluation
-        for name, one in baselines.items()
-    }
 
 
 def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, seed: int = 1) -> ModelEvaluation:

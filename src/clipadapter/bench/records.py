@@ -29,9 +29,6 @@ def append_runs(path: str | Path, runs: Iterable[Run]) -> None:
 
     Several processes may append: one waits for the other. An incomplete record at the end, as after a full disk, is
     removed.
-
-    Raises:
-        InputError: if the file can't be written, is a link, or ends with something else than records.
     """
     path = path_without_links(Path(path).parent, Path(path).name)
     data = "".join(f"{run.model_dump_json()}\n" for run in runs).encode()

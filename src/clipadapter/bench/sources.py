@@ -29,19 +29,12 @@ PLAIN_VIEW = ViewSpec()
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as the user named it.
+    """A data set as the user named it."""
 
-    Args:
-        spec: the name, folder or table.
-        train: pictures that shots are drawn from.
-        test: the test part; None if the data set is not divided.
-        templates: name of the template set of its papers.
-    """
-
-    spec: str
-    train: Dataset
-    test: Dataset | None
-    templates: str = "default"
+    spec: str  # the name, folder or table
+    train: Dataset  # pictures that shots are drawn from
+    test: Dataset | None  # None if the data set is not divided
+    templates: str = "default"  # of its papers
 
     @property
     def name(self) -> str:
@@ -272,11 +265,7 @@ def _check_views(suite: Suite, spec: str, provenance: Mapping[str, Any]) -> None
 
 
 def split_train_test(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """The training and test part of a divided data set.
-
-    Raises:
-        DataError: if it is not divided.
-    """
+    """The training and test part of a divided data set."""
     if "train" not in dataset.splits or "test" not in dataset.splits:
         raise DataError(
             f"'{dataset.name}' is not divided into train and test; it has: {', '.join(dataset.splits)}. "

@@ -42,9 +42,6 @@ def paired_difference(
     not that of the test pictures, nor of the choice of data sets. With few pairs it is too narrow: for normal
     differences it contains the true mean in 76, 84, 90 and 93 of 100 cases with 3, 5, 10 and 20 pairs.
 
-    Raises:
-        InputError: if no draw is in both, or an accuracy is no finite number.
-
     >>> ours = {("pets", 1): 0.80, ("pets", 2): 0.70, ("pets", 3): 0.90, ("pets", 4): 0.75}
     >>> theirs = {("pets", 1): 0.78, ("pets", 2): 0.69, ("pets", 3): 0.86, ("pets", 4): 0.74}
     >>> difference = paired_difference(ours, theirs)

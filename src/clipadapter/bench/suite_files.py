@@ -20,18 +20,7 @@ def list_suites() -> list[str]:
 
 
 def read_suite(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """The name of a suite, and the fields that its file states.
-
-    Args:
-        name: of a suite of the package, or the path of a ``.toml`` file.
-
-    Raises:
-        UnknownNameError: if there is no such suite.
-        DataError: if the file can't be read, or is no TOML.
-
-    >>> read_suite("bottleneck")[1]["title"]
-    'Width of the bottleneck'
-    """
+    """The name of a suite of the package, or of a ``.toml`` file by its path, and the fields that its file states."""
     text = str(name)
     if text.endswith(".toml") or "/" in text:
         stem = Path(text).stem

@@ -22,15 +22,10 @@ from clipadapter.utils.registry import unknown
 
 @dataclass(frozen=True)
 class Reference:
-    """What an answer without a model reaches, such as always the largest class: a row of a table, a level of a plot.
+    """What an answer without a model reaches, such as always the largest class: a row of a table, a level of a plot."""
 
-    Args:
-        name: of the row.
-        metrics: value by name of the metric.
-    """
-
-    name: str
-    metrics: Mapping[str, float]
+    name: str  # of the row
+    metrics: Mapping[str, float]  # by name
 
 
 def check_runs(runs: Sequence[Run], metric: str) -> None:

@@ -95,19 +95,12 @@ class ViewOptions:
         type=click.Choice(["tip", "coop"]),
         help="Area of the random crops: tip (default) for 0.5 to 1 of the picture, coop for 0.08 to 1.",
     )
-    view_scale: tuple[float, float] | None = option(
-        "--view-scale", type=float, nargs=2, metavar="LO HI", help="Any other area of the crops, such as 0.3 1."
-    )
 
     def spec(self, seed: int) -> ViewSpec:
         """Return the views; where each epoch has its own, one of them."""
         from clipadapter.features import ViewSpec
 
-        if self.crop is not None and self.view_scale is not None:
-            raise InputError("--crop and --view-scale both set the area of the crops: give one of them")
         count = self.views if isinstance(self.views, int) else 1
-        if self.view_scale is not None:
-            return ViewSpec(count=count, scale=self.view_scale, seed=seed)
         return ViewSpec.from_crop(self.crop or "tip", count=count, seed=seed)
 
 

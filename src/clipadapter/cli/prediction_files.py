@@ -144,7 +144,8 @@ class PredictionFile:
 
     def write(self, blocks: Sequence[Rows], stamp: str) -> None:
         """Write the next part: predictions for the inputs of this stamp."""
-        n_rows, n_unreadable = sum(map(len, blocks)), sum(map(_count_unreadable, blocks))
+        errors = (block.errors if isinstance(block, AnsweredRows) else [row.error for row in block] for block in blocks)
+        n_rows, n_unreadable = sum(map(len, blocks)), sum(error is not None for own in errors for error in own)
         name = f"{self._n_kept:08}-{n_rows}-{n_unreadable}-{stamp}"
         partial = self.folder / f".{name}{self.path.suffix}"
         with _explain_errors(self.path):
@@ -206,10 +207,6 @@ def _describe_difference(name: str, there: object, here: object) -> str:
     """Name what differs, with both values unless they are digests or long."""
     texts = [json.dumps(value) for value in (there, here)]
     return name if max(map(len, texts)) > MAX_SHOWN_VALUE else f"{name} ({texts[0]} there, {texts[1]} here)"
-
-
-def _count_unreadable(rows: Rows) -> int:
-    return rows.n_unreadable if isinstance(rows, AnsweredRows) else sum(each.error is not None for each in rows)
 
 
 def file_facts(path: Path) -> bytes:

@@ -16,7 +16,7 @@ from clipadapter.data.sets.layouts import SplitFileSet
 from clipadapter.errors import DataError
 
 if TYPE_CHECKING:
-    from clipadapter.bench import Reference
+    from clipadapter.bench.summary import Reference
 
 MAX_TEST_PICTURES = 300
 """More are not encoded: the demo must end within a minute on two cores, also if each picture is looked at twice."""
@@ -64,7 +64,7 @@ class DemoData:
     @property
     def constant_answer(self) -> Reference:
         """Metrics of the same answer for every picture, the largest class."""
-        from clipadapter.bench import Reference
+        from clipadapter.bench.summary import Reference
 
         metrics = {
             "accuracy": self.test_counts[self.largest_class] / len(self.test.samples),
@@ -135,7 +135,7 @@ def open_demo_data(source: Path | None, note: Callable[[str], None], *, progress
 
 
 def _divide(dataset: Dataset, name: str, task: str = "", templates: str = "default") -> DemoData:
-    from clipadapter.bench import split_in_halves, split_train_test  # imports torch, so only once the data is found
+    from clipadapter.bench.sources import split_in_halves, split_train_test
 
     if {"train", "test"} <= set(dataset.splits):
         train, test = split_train_test(dataset)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter import __version__
-from clipadapter.bench import pivot_runs
+from clipadapter.bench.pivot import pivot_runs
 from clipadapter.bench.plots import WITHOUT_SHOTS
 from clipadapter.bench.summary import plain_name
 from clipadapter.classifier.evaluation import Score

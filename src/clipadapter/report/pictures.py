@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench import ModelEvaluation
+from clipadapter.bench.evaluation import ModelEvaluation
 from clipadapter.data import Dataset
 from clipadapter.explain.nearest import name_shot, nearest_rows
 from clipadapter.features import FeatureSet

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench import ModelEvaluation, evaluate_model
+from clipadapter.bench.evaluation import ModelEvaluation, evaluate_model
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, Sample
 from clipadapter.doctor import Diagnosis, diagnose
@@ -89,21 +89,8 @@ def make_report(
 ) -> Report:
     """Measure a fitted model, and collect the pictures that explain its mistakes.
 
-    Args:
-        model: fitted, one label per picture.
-        dataset: labelled test pictures.
-        outliers: pictures of none of the classes.
-        reject: share of test pictures that may be called none of the classes; that of the model, else 5 %.
-        coverage: share of test pictures whose class is in the prediction set; that of the model, else 90 %.
-        curve: also fit on fewer of the model's shots.
-        seeds: of the draws of fewer shots for the curve.
-        doctor: find faults in shots and test pictures.
-        seed: of the bootstrap, the projection and the doctor's folds.
-        progress: show bars on stderr.
-
-    Raises:
-        InputError: if pictures may have several labels, or a label is no class of the model.
-        DataError: if a picture has no label, or none can be read.
+    The rates of rejection and coverage are those of the model by default, else 5 and 90 %. The seed is that of the
+    bootstrap, the projection and the doctor's folds.
 
     >>> import numpy as np, tempfile
     >>> from PIL import Image

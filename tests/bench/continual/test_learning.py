@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.bench import StreamTask, continual_metrics, learn_task_stream, table
+from clipadapter.bench import StreamTask, learn_task_stream, table
 from clipadapter.bench.continual.learning import choose_mode
+from clipadapter.bench.continual.metrics import continual_metrics
 from clipadapter.bench.protocols.stream import StreamOfTasks
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet

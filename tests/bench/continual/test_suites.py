@@ -12,16 +12,15 @@ from clipadapter.bench import (
     FEATURES,
     StreamTask,
     learn_task_stream,
-    load_bundle,
     load_study,
     load_suite,
     open_source,
     read_runs,
     run_suite,
-    save_bundle,
     write_report,
 )
 from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle_files import load_bundle, save_bundle
 from clipadapter.bench.continual.joining import (
     DataSetFeatures,
     build_joined_data_sets,

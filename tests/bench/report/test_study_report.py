@@ -1,10 +1,8 @@
 import csv
 import re
-from collections import defaultdict
 from html.parser import HTMLParser
 
 import pytest
-from PIL import Image
 
 from clipadapter.bench.pivot import HARMONIC, Row, make_mean_tables, make_tables
 from clipadapter.bench.plan import Entry
@@ -84,21 +82,6 @@ def test_a_table_has_mean_and_deviation_and_the_best_of_each_column(study):
         ("clip-adapter", "53.0 ± 1.0", "70.0 ± 10.0"),
     )
     assert grid.best == {(1, 1), (1, 2)}
-
-
-def test_a_section_says_once_how_its_tables_were_measured(study):
-    document = build_report(study)
-    for fact in (
-        "over 3 seeds (1, 2, 3)",
-        "40 of 2 classes",
-        "given: the test part stands apart",
-        "toy (fingerprint f)",
-        "preprocessing",
-        "“a photo of a {}.”",
-        "No head is transductive",
-        "torch 1",
-    ):
-        assert [text.count(fact) for text in (document.to_markdown(defaultdict(str)), document.to_html())] == [1, 1]
 
 
 def test_differences_are_paired(study):
@@ -323,17 +306,6 @@ def test_a_latex_table_is_one_of_booktabs(study, tmp_path):
     assert r"\begin{tabular}{lrr}" in text and r"\toprule" in text
     assert r"clip-adapter & \textbf{53.0 $\pm$ 1.0} & \textbf{70.0 $\pm$ 10.0} \\" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == len(grids(study))
-
-
-@pytest.mark.parametrize(
-    ("figure", "kind"), [("curves", "curves"), ("bars", "bars"), ("efficiency", "efficiency"), ("projection", "bars")]
-)
-def test_a_picture_is_written_and_markdown_shows_it(study, tmp_path, figure, kind):
-    files = write_report(joined(suite(figure=figure), study.runs), tmp_path)
-    assert [path.name for path in files] == ["mine.md", "mine.csv", "mine.tex", "mine.html", f"mine-1-{kind}.png"]
-    assert f"(mine-1-{kind}.png)" in files[0].read_text(encoding="utf-8")
-    with Image.open(files[4]) as image:
-        assert image.format == "PNG" and image.width > 800
 
 
 def test_plots_in_another_format_replace_those_of_the_last_report(study, tmp_path):

@@ -19,15 +19,12 @@ from clipadapter.errors import InputError
 
 @dataclass(frozen=True)
 class ContinualMetrics:
-    """Metrics of T tasks, in the unit of the accuracies.
+    """Metrics of T tasks, in the unit of the accuracies: T values by metric, None for a task that has none.
 
-    Args:
-        per_task: T values by metric, None for a task that has none. "transfer": mean accuracy on the task before it is
-            learned; the first task has none. "average": mean accuracy on the task over all times. "last": accuracy on
-            the task after the last one is learned. "forgetting": best accuracy on the task since it was learned, the
-            end left out, minus that at the end; negative if later tasks helped; the last task has none.
-            "forward_transfer": accuracy on the task just before it is learned, minus that before anything was learned;
-            negative if earlier tasks harmed it; the first task has none, and no task if that accuracy is unknown.
+    "transfer": mean accuracy on the task before it is learned; the first task has none. "average": mean accuracy on the
+    task over all times. "last": accuracy on the task after the last one is learned. "forgetting": best accuracy on the
+    task since it was learned, the end left out, minus that at the end; the last task has none. "forward_transfer":
+    accuracy on the task just before it is learned, minus that before anything was learned; the first task has none.
     """
 
     per_task: Mapping[str, tuple[float | None, ...]]
@@ -42,17 +39,8 @@ def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> C
     """Transfer, Average, Last, forgetting and forward transfer.
 
     Cells are counted by their position. RAIL's released code treats an accuracy of exactly 0 as a missing cell, so its
-    Transfer differs if every prediction for a task is wrong.
-
-    Args:
-        accuracy: (T, T), row t, column i: accuracy on task i after task t was learned. Tasks are in the order in
-            which they are learned.
-        before: (T,) accuracy on each task before anything was learned, such as that of zero-shot; without it there is
-            no forward transfer.
-
-    Raises:
-        InputError: if the matrix is not square, is empty, or has a cell that is no finite number; or if ``before`` is
-            not T finite numbers.
+    Transfer differs if every prediction for a task is wrong. Row t, column i of ``accuracy`` (T, T) is that on task i
+    after task t. ``before`` (T,) is that before anything was learned; without it there is no forward transfer.
 
     >>> metrics = continual_metrics([[80, 50, 30], [70, 90, 40], [60, 85, 95]])
     >>> metrics.per_task["transfer"], metrics.mean("transfer"), metrics.mean("last"), metrics.mean("forgetting")

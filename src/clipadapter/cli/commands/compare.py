@@ -30,7 +30,7 @@ from clipadapter.errors import InputError
 from clipadapter.utils.registry import unknown
 
 if TYPE_CHECKING:
-    from clipadapter.bench import Comparison
+    from clipadapter.bench.comparison import Comparison
     from clipadapter.data import Dataset
     from clipadapter.heads import Head
 
@@ -102,7 +102,7 @@ def _open_splits(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dat
         dataset = load_dataset(shots_from)
         if not {"train", "test"} <= set(dataset.splits):
             return dataset, None
-        from clipadapter.bench import split_train_test
+        from clipadapter.bench.sources import split_train_test
 
         return split_train_test(dataset)
     return open_dataset(shots_from, None, default="train"), open_dataset(test_from, None, default="test")

@@ -30,7 +30,7 @@ from clipadapter.utils.files import write_atomically
 from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
-    from clipadapter.bench import ModelEvaluation
+    from clipadapter.bench.evaluation import ModelEvaluation
     from clipadapter.data import Dataset
 
 MIN_UNBIASED_SHOTS = 8

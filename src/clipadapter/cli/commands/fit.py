@@ -42,7 +42,7 @@ from clipadapter.utils.formatting import describe_shots, format_count, format_li
 from clipadapter.utils.progress import estimates_reported_to
 
 if TYPE_CHECKING:
-    from clipadapter.bench import ModelEvaluation
+    from clipadapter.bench.evaluation import ModelEvaluation
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import Dataset
     from clipadapter.features import FeatureTable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from clipadapter.bench import Suite
     from clipadapter.bench.costs import Estimate
     from clipadapter.bench.launch import SuiteResult
-    from clipadapter.classifier import FewShotClassifier
 
 folder_option = option("--out", type=FOLDER, default="clipadapter-bench", help="Folder of the records.")
 
@@ -117,6 +116,7 @@ def run(
     from clipadapter.bench import FEATURES, load_suite, open_source, run_suite
     from clipadapter.bench.costs import estimate, find_problems
     from clipadapter.bench.launcher import Launcher
+    from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import read_descriptions
     from clipadapter.features import PER_EPOCH
 
@@ -146,7 +146,12 @@ def run(
         out.note(f"views: {_pictures_text(cost)}; {_encoding_time(cost)}")
     sources = [spec if spec.startswith(FEATURES) else open_source(spec, root) for spec in specs]
     has_pictures = any(not isinstance(source, str) for source in sources)
-    models = _create_models(encoders, device, sentences, out) if has_pictures else {}
+    models = {}
+    for name in encoders if has_pictures else ():
+        # Full precision, since the results of a study must not depend on the machine.
+        models[name] = FewShotClassifier(
+            name, quality="fast", descriptions=sentences, device=device, precision="fp32", progress=out.progress
+        )
     note_kept(
         f"the records of finished fits are in {folder}, and features in the feature store; the same command runs only "
         "what is missing"
@@ -165,7 +170,16 @@ def run(
     from clipadapter.bench.report.terminal import study_data, study_text
 
     done = load_study(folder, study.name).select({run.key for runs in outcome.runs for run in runs})
-    record = {**_outcome_data(outcome, folder), **study_data(done)}
+    record = {
+        "suite": study.name,
+        "fitted": outcome.n_made,
+        "existing": outcome.n_existing,
+        "failed": outcome.n_failed,
+        "seconds": round(outcome.seconds, 3),
+        "folder": str(folder),
+        "figures": [str(path) for path in outcome.figures],
+        **study_data(done),
+    }
     out.result(record, f"{study_text(done)}\n\n{_outcome_text(outcome, study, folder)}")
     if outcome.n_failed:
         click.get_current_context().exit(1)
@@ -187,20 +201,6 @@ def _change_suite(suite: Suite, heads: str | None, shots: list[int] | None, seed
     if seeds is not None:
         changes["seeds"] = list(range(1, seeds + 1))
     return suite.model_copy(update=changes)
-
-
-def _create_models(
-    encoders: Sequence[str], device: str, sentences: Mapping[str, Sequence[str]] | None, out: Output
-) -> dict[str, FewShotClassifier]:
-    from clipadapter.classifier import FewShotClassifier
-
-    # Full precision, since the results of a study must not depend on the machine.
-    return {
-        name: FewShotClassifier(
-            name, quality="fast", descriptions=sentences, device=device, precision="fp32", progress=out.progress
-        )
-        for name in encoders
-    }
 
 
 def _cost_facts(suite: Suite, encoders: Sequence[str], cost: Estimate) -> list[Fact]:
@@ -240,18 +240,6 @@ def _pictures_text(cost: Estimate) -> str:
 
 def _encoding_time(cost: Estimate) -> str:
     return f"about {format_seconds(cost.encode_seconds)} at 25 pictures a second; a GPU takes a tenth or less"
-
-
-def _outcome_data(outcome: SuiteResult, folder: Path) -> dict[str, object]:
-    return {
-        "suite": outcome.plan.suite.name,
-        "fitted": outcome.n_made,
-        "existing": outcome.n_existing,
-        "failed": outcome.n_failed,
-        "seconds": round(outcome.seconds, 3),
-        "folder": str(folder),
-        "figures": [str(path) for path in outcome.figures],
-    }
 
 
 def _outcome_text(outcome: SuiteResult, suite: Suite, folder: Path) -> str:

@@ -1,0 +1,23 @@
+"""The committed reports are what the committed records give: no table, note or name of a plot changes unseen."""
+
+import lzma
+from pathlib import Path
+
+import pytest
+
+from clipadapter.bench import load_study
+from clipadapter.bench.report.build import build_report
+
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", sorted(path.parent for path in RESULTS.glob("*/plans")), ids=lambda path: path.name)
+def test_committed_reports_are_those_of_the_committed_records(folder, tmp_path):
+    (tmp_path / "plans").mkdir()
+    for file in [*folder.glob("plans/*.xz"), folder / "runs.jsonl.xz"]:
+        (tmp_path / file.relative_to(folder)).with_suffix("").write_bytes(lzma.decompress(file.read_bytes()))
+    for report in sorted(folder.glob("reports/*.md")):
+        document = build_report(load_study(tmp_path, report.stem))
+        names = {plot: f"{name}.png" for plot, name in document.plot_names().items()}
+        assert document.to_markdown(names) == report.read_text(encoding="utf-8")
