@@ -188,19 +188,15 @@ def test_a_link_to_the_root_is_a_root(tmp_path, put):
 
 def test_names_of_any_alphabet_and_even_broken_ones(tmp_path, put):
     put(tmp_path / "café/写真 🍕.jpg")
-    put(tmp_path / "dog/1.jpg")
-    raw = os.fsencode(tmp_path / "dog") + b"/caf\xe9.jpg"
+    broken = Path(os.fsdecode(os.fsencode(tmp_path) + b"/dog\xe9/caf\xe9.jpg"))
     try:
-        Path(os.fsdecode(raw)).touch()
+        broken.parent.mkdir()
+        broken.touch()
     except OSError:
         pytest.skip("this file system takes valid names only")
     dataset = load_dataset(tmp_path)
-    assert dataset.class_names == ("café", "dog")
-    assert [path.name.encode(errors="surrogateescape") for path in dataset.paths] == [
-        "写真 🍕.jpg".encode(),
-        b"1.jpg",
-        b"caf\xe9.jpg",
-    ]
+    assert dataset.class_names == ("café", "dog\\udce9")  # names that can be written
+    assert [os.fsencode(path.name) for path in dataset.paths] == ["写真 🍕.jpg".encode(), b"caf\xe9.jpg"]
 
 
 def test_list_images_ignores_the_layout(tmp_path, put):
@@ -246,16 +242,3 @@ def test_rename_keeps_order_and_refuses_clashes(tmp_path, put):
         dataset.rename({"n1": "n2"})
     with pytest.raises(UnknownNameError, match=r"no class is called 'n4'\. Known: n1, n2, n3"):
         dataset.rename({"n4": "x"})
-
-
-def test_a_class_folder_whose_name_is_no_text_gets_one_that_can_be_written(tmp_path):
-    folder = os.fsencode(tmp_path) + b"/caf\xe9"
-    try:
-        os.mkdir(folder)  # noqa: PTH102 - bytes
-    except OSError:
-        pytest.skip("this file system takes text only")
-    with open(folder + b"/1.jpg", "wb") as file:  # noqa: PTH123
-        file.write(b"x")
-    (tmp_path / "tea").mkdir()
-    (tmp_path / "tea" / "1.jpg").write_bytes(b"x")
-    assert load_dataset(tmp_path).class_names == ("caf\\udce9", "tea")

@@ -118,19 +118,6 @@ def test_a_tower_with_other_features_is_run_by_the_model():
             torch.testing.assert_close(tower(tokens, 256), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_comparison_is_made_once_and_with_an_unpadded_text():
-    model = make({})
-    tower, calls = UnpaddedTextTower(model, "cpu"), []
-    plain = model.encode_text
-    model.encode_text = lambda tokens, normalize: calls.append(tuple(tokens.shape)) or plain(tokens, normalize)
-    with torch.inference_mode():
-        tower(open_clip.tokenize(["word " * 100]), 256)
-        assert calls == []
-        tower(open_clip.tokenize(TEXTS[:3]), 256)
-        tower(open_clip.tokenize(TEXTS[:3]), 256)
-    assert calls == [(1, CONTEXT)]
-
-
 def test_the_encoder_removes_padding_and_keeps_the_order(opened):
     encoder = opened("tiny")
     texts = ["cat dog " * 12, "dog", "a photo of a cat.", "dog"]

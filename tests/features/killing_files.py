@@ -17,12 +17,3 @@ class KillingFiles(LocalFileSystem):
             os.kill(os.getppid(), signal.SIGKILL)  # the raylet of the node
             os.kill(os.getpid(), signal.SIGKILL)
         return super()._open(path, *args, **kwargs)
-
-
-class DyingFiles(LocalFileSystem):
-    """Each worker that opens a file dies, as where memory runs out."""
-
-    protocol = "dying"
-
-    def _open(self, path, *args, **kwargs):
-        os.kill(os.getpid(), signal.SIGKILL)

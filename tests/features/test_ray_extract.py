@@ -6,6 +6,7 @@ import tarfile
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -24,7 +25,14 @@ from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureStore, extract, import_shards, open_feature_table, read_features
 from clipadapter.features.collection import StorageError, _read_file, divide_collection, open_filesystem
-from clipadapter.features.ray_extract import RayJob, count_pictures, extract_with_ray, shard_name, write_unit
+from clipadapter.features.ray_extract import (
+    RayJob,
+    _write_units,
+    count_pictures,
+    extract_with_ray,
+    shard_name,
+    write_unit,
+)
 from clipadapter.features.shards import make_plan, write_plan
 
 pa = pytest.importorskip("pyarrow")
@@ -528,6 +536,18 @@ def test_pictures_and_shards_in_s3(pictures, tmp_path, toy, s3):
         make("s3://shop/files", "s3://shpo/out")
 
 
+def test_a_shard_whose_workers_always_die_ends_the_call(pictures):
+    ray, units = MagicMock(), divide_collection(fs.LocalFileSystem(), str(pictures), 20)
+    ray.exceptions = SimpleNamespace(RayTaskError=KeyError, RayError=OSError)
+    ray.nodes.return_value = [{"Alive": True, "Resources": {"CPU": 1}}]
+    ray.wait.side_effect = lambda references, **_: (references[:1], references[1:])
+    ray.get.side_effect = OSError("the process was killed\n(by the system)")
+    message = "the shard of .*00.png' and 19 more pictures died 3 times, the last time: the process was killed;"
+    with pytest.raises(DataError, match=message):
+        _write_units(ray, SimpleNamespace(cores=1), units, workers=None, gpus=0)
+    assert ray.get.call_count == 3
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
 def test_ray_writes_the_same_shards_and_survives_a_killed_node(pictures, tmp_path, toy, monkeypatch):
@@ -539,9 +559,8 @@ def test_ray_writes_the_same_shards_and_survives_a_killed_node(pictures, tmp_pat
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    from killing_files import DyingFiles, KillingFiles
+    from killing_files import KillingFiles
 
-    monkeypatch.setattr("clipadapter.features.ray_extract.MAX_ATTEMPTS", 2)
     # As a call leaves it that is killed after its first file.
     make(pictures, tmp_path / "out", filesystem=LocalFileSystem(), only=1)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -551,8 +570,6 @@ def test_ray_writes_the_same_shards_and_survives_a_killed_node(pictures, tmp_pat
         with ray.init(cluster.address, log_to_driver=False, configure_logging=False):
             with pytest.raises(InputError, match="the cluster has 2 cores and 0 GPUs"):
                 extract_with_ray(pictures, "toy", tmp_path / "gpu", gpus=1)
-            with pytest.raises(DataError, match=r"shard of .*00.png' and 19 more pictures died 2 times, the last time"):
-                extract_with_ray(pictures, "toy", tmp_path / "dead", filesystem=DyingFiles())
             report = extract_with_ray(
                 pictures, "toy", tmp_path / "out", filesystem=KillingFiles(), batch_size=4, shard_size=6
             )

@@ -51,11 +51,3 @@ def test_pictures_before_a_pause_are_given_before_the_next_is_asked_for(toy, pic
     for batch in stream_features(toy, pausing(), batch_size=4, workers=2):
         given.extend(source for source, _ in batch)
     assert given == paths
-
-
-def test_few_pictures_are_taken_ahead(toy, picture_folder):
-    paths, taken = picture_folder(80), []
-    streamed = stream_features(toy, (taken.append(path) or path for path in paths), batch_size=8, workers=3)
-    assert len(next(streamed)) == 8
-    assert len(taken) <= 8 + 8 + 2 * 3  # the batch, the batch after it, and two pictures a thread
-    streamed.close()
