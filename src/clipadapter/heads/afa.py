@@ -84,6 +84,12 @@ class Afa(IncrementalHead):
         prior: log-odds of a class without shots relative to one with shots. Below 0, classes with shots are preferred.
         penalty: L2 on the tasks' adapters, for each shot; None to train none.
         seed: of the pseudo-features.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["ant", "cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> head = Afa().fit([[1.0, 0.9, 0.1], [1.1, 0.8, 0.1]], ["cat", "cat"], text=text)
+    >>> head.partial_fit([[1.0, 0.1, 0.9]], ["dog"], text=text).predict([[1.0, 0.0, 0.8], [1.0, 0.8, 0.0]])
+    array(['dog', 'cat'], dtype='<U3')
     """
 
     needs_text = True

@@ -53,6 +53,12 @@ class Ape(CacheHead):
         channels: fraction of the channels to keep, above 0 and up to 1. The paper keeps 400 to 500 of 1024.
         similarity_weight: weight of the interclass similarity in the selection of channels.
         variance_weight: weight of the variance of class text in the selection of channels.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], logit_scale=1.0)
+    >>> head = Ape(channels=0.7).fit([[2.0, 1.0, 9.0], [1.0, 2.0, 9.0]], ["cat", "dog"], text=text)
+    >>> sorted(head.channels_.tolist())
+    [0, 1]
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {

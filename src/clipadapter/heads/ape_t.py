@@ -42,6 +42,11 @@ class ApeT(TrainedHead, CacheHead):
         variance_weight: of the variance of class text in the choice of channels.
         lr: highest learning rate of AdamW; it falls along a cosine, step by step.
         epochs: passes over the shots; 0 is APE with gamma 0; None for as many as make ``steps``, and at least 20.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
+    >>> ApeT(channels=1.0).fit([[2.0, 1.0], [1.0, 2.0]], ["cat", "dog"], text=text).predict([[3.0, 1.0]])
+    array(['cat'], dtype='<U3')
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {

@@ -63,6 +63,12 @@ class BdcAdapter(LabelLossHead, TrainingParameters):
             prototypes.
         steps: fewest optimizer steps if ``epochs`` is None.
         seed: of the shuffling.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.0, 0.0], [1.0, 1.1, 0.0, 1.0]]
+    >>> BdcAdapter().fit(X, ["cat", "dog"], text=text).predict(X)
+    array(['cat', 'dog'], dtype='<U3')
     """
 
     needs_text = True

@@ -41,6 +41,12 @@ class Clap(ZsLp):
     Args:
         strength: factor before the penalty; 0 is ZS-LP.
         multipliers: lambda_k as "class" (the paper's), "relative" (divided by their mean) or "constant" (their mean).
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
+    >>> Clap().fit(X, ["dog", "cat"], text=text).predict(X)
+    array(['dog', 'cat'], dtype='<U3')
     """
 
     temperature_prior = (0.6, 0.67, 0.55, 0.6, 0.81)

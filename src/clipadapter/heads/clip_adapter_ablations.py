@@ -45,6 +45,11 @@ class ClipAdapterTrainedRatio(ClipAdapter):
     Args:
         ratio: "learned" trains one number for each branch; "dynamic" a function of the picture and of the class text,
             the paper's Q(f, W): the sigmoid of a linear map, the simplest that trains.
+
+    >>> from clipadapter.testing import toy_features
+    >>> X, y, text = toy_features()
+    >>> bool((ClipAdapterTrainedRatio().fit(X, y, text=text).predict(X) == y).all())
+    True
     """
 
     supports_warm_start = False
@@ -132,6 +137,11 @@ class Hoso(ClipAdapter):
 
     Args:
         seed: of the held-out shots, initialisation, noise and shuffling.
+
+    >>> from clipadapter.testing import toy_features
+    >>> X, y, text = toy_features()
+    >>> bool((Hoso().fit(X, y, text=text).predict(X) == y).all())
+    True
     """
 
     multilabel = False

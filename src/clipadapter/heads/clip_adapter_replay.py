@@ -49,6 +49,12 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         epochs: of each task; None for as many as make ``steps`` steps.
         steps: of each task.
         seed: of initialisation, shuffling, folds, and of which shots are stored.
+
+    >>> from clipadapter.testing import toy_features
+    >>> X, y, text = toy_features()
+    >>> head = ClipAdapterReplay(replay=2).fit(X[:8], y[:8], text=text).partial_fit(X[8:], y[8:], text=text)
+    >>> head.kept_.shape, bool((head.predict(X) == y).all())
+    (torch.Size([6, 16]), True)
     """
 
     supports_warm_start = False

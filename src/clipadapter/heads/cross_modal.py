@@ -42,6 +42,12 @@ class CrossModal(TrainedHead):
         warmup_steps: first steps, in which the rate rises linearly from 1e-5.
         batch_size: pictures per step, and at most as many rows of text.
         seed: of shuffling and of the choice of views and text.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
+    >>> CrossModal().fit(X, ["dog", "cat"], text=text).predict(X)
+    array(['dog', 'cat'], dtype='<U3')
     """
 
     needs_text = True

@@ -76,6 +76,9 @@ class Gda(ExactIncrementalHead):
         stream: keep the sums over the shots that `partial_fit`, `unlearn` and `remap_classes` update, d^2 / 2 + c d
             numbers in float64: 2 MB where d is 512 and 9 MB where it is 1280, with 100 classes. Not available for
             "base-to-new", which needs the shots of each class.
+
+    >>> Gda().fit([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0]], ["up", "up", "right"]).predict([[0.1, 2.0]])
+    array(['up'], dtype='<U5')
     """
 
     temperature_prior = (2.7, 4.9, 4.0, 3.0, 2.4)

@@ -35,6 +35,9 @@ class Knn(Head):
         k: number of neighbours; all shots if there are fewer.
         temperature: of the weights exp(cos / temperature) of the votes.
         mix: weight of the zero-shot probabilities, 0 (neighbours alone) to 1; without text it is 0.
+
+    >>> Knn().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
+    array(['up'], dtype='<U5')
     """
 
     picture_features = ("keys_",)

@@ -92,6 +92,12 @@ class LpPlusPlus(LogitAdjustedHead):
             but at least 50. The text weights move every tenth.
         seed: of the start of the biases if ``literal``.
         progress: show a bar on stderr while training.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
+    >>> LpPlusPlus().fit(X, ["dog", "cat"], text=text).predict(X)
+    array(['dog', 'cat'], dtype='<U3')
     """
 
     needs_text = True

@@ -57,6 +57,12 @@ class Proker(Head):
         text_scale: factor of the cosines to class text; None for the encoder's logit scale.
         text_ridge: gamma of BReg-Adapter, 0.1 in its release; None for no projection.
         views: rows to fit to: "all" views, their "average", or the "plain" one.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.0], [1.0, 1.1, 1.0]]
+    >>> Proker().fit(X, ["cat", "dog"], text=text).predict([[1.0, 0.98, 1.0]])
+    array(['dog'], dtype='<U3')
     """
 
     needs_text = True

@@ -32,6 +32,9 @@ class Prototype(ClassMeansHead):
 
     Args:
         mix: weight of class text, 0 (class means alone) to 1 (zero-shot); without text it is 0.
+
+    >>> Prototype().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
+    array(['up'], dtype='<U5')
     """
 
     temperature_prior = (0.9, 0.81, 0.74, 0.74, 1.0)

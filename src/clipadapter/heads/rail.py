@@ -70,6 +70,12 @@ class Rail(ExactIncrementalHead):
         gamma: sharpness of the dual form's kernel.
         weight: w of the regression, 0 (zero-shot) to 1.
         seed: of the random features.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> head = Rail().fit([[1.0, 0.9, 0.0]], ["cat"], text=text)
+    >>> head.partial_fit([[1.0, 1.1, 1.0]], ["dog"], text=text).predict([[1.0, 0.98, 1.0]])
+    array(['dog'], dtype='<U3')
     """
 
     needs_text = True

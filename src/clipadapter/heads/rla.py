@@ -29,6 +29,12 @@ class Rla(LinearAdapterHead):
 
     Args:
         steps: optimizer steps; the last pass over the shots is completed.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.5], [0.9, 1.0, 0.0]]
+    >>> Rla().fit(X, ["cat", "dog"], text=text).predict(X)
+    array(['cat', 'dog'], dtype='<U3')
     """
 
     temperature_prior = (0.67, 0.74, 0.67, 0.81, 1.0)

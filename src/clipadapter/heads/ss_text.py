@@ -41,6 +41,12 @@ class SsText(Head):
             "confidence" for the mean zero-shot probability of the class for its shots, or a number.
         repel: True for the plus variant.
         floor: least lambda_k, as in the released code.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.0], [1.0, 1.1, 1.0]]
+    >>> SsText().fit(X, ["cat", "dog"], text=text).predict([[1.0, 0.98, 1.0]])
+    array(['dog'], dtype='<U3')
     """
 
     needs_text = True

@@ -58,6 +58,13 @@ class SsTextU(Head):
         updates: number of updates of assignments and class vectors; 0 does not use the pictures without labels.
         rounds: number of Sinkhorn rounds per update; 0 assigns by softmax, without class frequencies.
         support_weight: weight of the shots; 1 is that of SS-Text.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]], logit_scale=10.0)
+    >>> pictures = [[9.0, 1.0], [8.0, 2.0], [7.0, 6.0], [1.0, 9.0], [2.0, 8.0]]
+    >>> head = SsTextU().fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
+    >>> head.predict(pictures)
+    array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
     """
 
     needs_text = True

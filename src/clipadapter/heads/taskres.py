@@ -67,6 +67,12 @@ class TaskRes(TrainedHead, ScheduleParameters):
             the encoder's logit scale, about 10 with CLIP as in the paper.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "official" for the
             authors' number by shots per class: 100 up to 4 shots, 200 above. The class with most shots decides.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.5], [0.9, 1.0, 0.0]]
+    >>> TaskRes().fit(X, ["cat", "dog"], text=text).predict(X)
+    array(['cat', 'dog'], dtype='<U3')
     """
 
     needs_text = True

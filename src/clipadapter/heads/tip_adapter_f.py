@@ -42,6 +42,11 @@ class TipAdapterF(TrainedHead, CacheHead):
         epochs: passes over the shots; 0 is Tip-Adapter; None for as many as make ``steps``, and at least 20.
         draw_views: train on a drawn view of each shot per step, in place of the published augmentation; False for the
             plain pictures alone, while the keys still start as the mean of all views.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
+    >>> TipAdapterF().fit([[2.0, 1.0], [1.0, 2.0]], ["cat", "dog"], text=text).predict([[3.0, 1.0]])
+    array(['cat'], dtype='<U3')
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {

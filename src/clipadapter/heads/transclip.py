@@ -45,6 +45,13 @@ class TransClip(MixtureHead):
     Args:
         prior: exponent of the zero-shot probabilities; the paper's is 0.5 with shots and 1 without.
         confident: number of images with the highest zero-shot probability from which a class without shots starts.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]], logit_scale=10.0)
+    >>> pictures = [[9.0, 1.0], [8.0, 2.0], [7.0, 6.0], [1.0, 9.0], [2.0, 8.0]]
+    >>> head = TransClip().fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
+    >>> head.predict(pictures)
+    array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
     """
 
     recipes = {"official": {"prior": 1.0, "support_weight": 0.0}}

@@ -57,6 +57,13 @@ class Zlap(TransductiveHead):
         tolerance: relative residual at which the solver stops.
         stretch: rescale the cosines so that the least edge of the graph becomes 0 and 1 stays 1, as the released code
             does where class vectors are not text but proxies made of images (InMaP).
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]])
+    >>> pictures = [[9.0, 1.0], [8.0, 2.0], [7.0, 6.0], [1.0, 9.0], [2.0, 8.0]]
+    >>> head = Zlap(neighbours=2).fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
+    >>> head.predict(pictures)
+    array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
     """
 
     recipes = {"official": {"support_weight": 0.0}}

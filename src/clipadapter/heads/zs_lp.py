@@ -39,6 +39,12 @@ class ZsLp(TrainedHead, ScheduleParameters):
         text_norm: length of class text at the start, one number or one per class; "auto" for a tenth of the encoder's
             logit scale, about 10 with CLIP as in the paper.
         lr: highest learning rate of SGD.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
+    >>> ZsLp().fit(X, ["dog", "cat"], text=text).predict(X)
+    array(['dog', 'cat'], dtype='<U3')
     """
 
     needs_text = True
