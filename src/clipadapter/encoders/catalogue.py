@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from clipadapter.errors import InputError, UnknownNameError
+from clipadapter.errors import UnknownNameError
 from clipadapter.utils.parsing import parse_json, parse_toml
 
 MODELS_FILE = Path(__file__).with_name("open_clip_models.json")
@@ -283,9 +283,7 @@ def _similarity(name: str, other: str) -> float:
 
 @cache
 def _content(file: Path) -> dict[str, Any]:
-    content = parse_json(file.read_text(encoding="utf-8"), file.name)
-    if not isinstance(content, dict):
-        raise InputError(f"{file.name} of this installation is damaged: install clipadapter again")
+    content: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"), file.name)
     return content
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clipadapter.encoders import open_clip_sources
-from clipadapter.encoders.base import Encoder, EncoderInfo
+from clipadapter.encoders.base import EncoderInfo
 from clipadapter.encoders.catalogue import QUICK_GELU, EncoderListing, find_licence, listings_of
 from clipadapter.encoders.hub import HubSource, advise, cached_file, hub_answers
 from clipadapter.encoders.inputs import TOKENIZER_PROBES, compute_fingerprint, unique_texts
@@ -138,15 +138,7 @@ class OpenClipEncoder(VisualEncoder):
 class HubEncoder(OpenClipEncoder):
     """A model of open_clip from a repository of the hub, ``hf-hub:ORG/MODEL`` or ``hf-hub:ORG/MODEL@REVISION``."""
 
-    @classmethod
-    def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Open a repository."""
-        return super().open(f"hf-hub:{variant}", device)
-
-    @classmethod
-    def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
-        super().check(f"hf-hub:{variant}")
+    variant_start = "hf-hub:"
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:

@@ -116,10 +116,9 @@ def open_text_tower(encoder: Encoder) -> TextTower:
     Raises:
         InputError: if the encoder has no such tower; the message names encoders that have one.
     """
-    tower = encoder.text_tower()
-    if tower is None:
-        raise InputError(_describe_missing_part(encoder.info.name, "text_tower"))
-    return tower
+    if tower := encoder.text_tower():
+        return tower
+    raise InputError(_describe_missing_part(encoder.info.name, "text_tower"))
 
 
 def open_tunable_copy(encoder: Encoder) -> Encoder:
@@ -140,15 +139,14 @@ def open_prompt_places(encoder: Encoder) -> PromptPlaces:
     Raises:
         InputError: if there are no such places; the message says which encoders have them.
     """
-    places = encoder.prompt_places()
-    if places is None:
-        raise InputError(
-            f"prompts can't be put into both towers of {encoder.info.name}: this needs a ViT of CLIP with its text "
-            f"tower, such as open_clip:ViT-B-32/laion2b_s34b_b79k; ResNets, SigLIP, networks of timm and encoders "
-            f"other than {schemes_with('prompt_places')} have no such places. To learn prompts of the text tower "
-            "alone, take the head coop"
-        )
-    return places
+    if places := encoder.prompt_places():
+        return places
+    raise InputError(
+        f"prompts can't be put into both towers of {encoder.info.name}: this needs a ViT of CLIP with its text "
+        f"tower, such as open_clip:ViT-B-32/laion2b_s34b_b79k; ResNets, SigLIP, networks of timm and encoders "
+        f"other than {schemes_with('prompt_places')} have no such places. To learn prompts of the text tower "
+        "alone, take the head coop"
+    )
 
 
 def schemes_with(method: str) -> str:
