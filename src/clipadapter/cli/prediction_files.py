@@ -1,8 +1,8 @@
 """Predictions as a file: Parquet, JSON lines or CSV, written in parts so that a stopped run continues.
 
 ``answers.parquet.parts/`` beside the file holds the parts and ``run.json``, which says what the run is: the model, the
-options and the inputs. Each part is on the disk before it gets its name, which has a digest of the inputs that it
-answers. At the end the parts are joined and removed, and so is the folder, unless other files are in it.
+options and the inputs. Each part is written atomically; its name has digests of the inputs that it answers and of its
+content. At the end the parts are joined and removed, and so is the folder, unless other files are in it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ ROWS_PER_GROUP = 1 << 16
 """Rows of a row group of the finished Parquet file."""
 SEPARATOR = "|"
 """Between several classes in a field of CSV."""
-PART_NAME = re.compile(r"\d{8}-\d+-\d+-[0-9a-f]{32}\.\w+")
-"""Number of the part, rows, rows without a prediction, and digest of the inputs."""
+PART_NAME = re.compile(r"\d{8}-\d+-\d+-[0-9a-f]{32}-[0-9a-f]{32}\.\w+")
+"""Number of the part, rows, rows without a prediction, digest of the inputs, and digest of the content."""
 UNFINISHED_NAME = re.compile(rf"\.(\d{{8}}-\d+-\d+-[0-9a-f]{{32}}|joined)\.\w+|\.{RUN_FILE}{RANDOM_END}")
 """What a run that was killed had not finished."""
 RECORD_KEYS = tuple(Prediction("", None, None, ()).record())
@@ -122,13 +122,14 @@ class PredictionFile:
         return int(self._parts[self._n_kept].name.split("-")[1])
 
     def keep_next(self, stamp: str) -> bool:
-        """Whether the next part of an earlier run answers the inputs of this stamp, so that it is kept.
+        """Whether the next part of an earlier run is whole and answers the inputs of this stamp, so that it is kept.
 
         Else it and all after it are removed, to be made anew.
         """
         part = self._parts[self._n_kept]
-        _, n_rows, n_unreadable, own_stamp = part.stem.split("-")
-        if stamp != own_stamp or not (self.keep_unreadable or n_unreadable == "0"):
+        _, n_rows, n_unreadable, own_stamp, _ = part.stem.split("-")
+        is_allowed = self.keep_unreadable or n_unreadable == "0"
+        if stamp != own_stamp or not is_allowed or not _is_whole(part):
             self.drop_rest()
             return False
         self._n_kept += 1
@@ -150,7 +151,7 @@ class PredictionFile:
         partial = self.folder / f".{name}{self.path.suffix}"
         with _explain_errors(self.path):
             _write_part(partial, blocks)
-            part = self.folder / f"{name}{self.path.suffix}"
+            part = self.folder / f"{name}-{_digest_content(partial)}{self.path.suffix}"
             _replace(partial, part)
         self._parts.append(part)
         self._n_kept += 1
@@ -160,6 +161,9 @@ class PredictionFile:
     def finish(self) -> None:
         """Join the parts to the file, which appears at once, and remove them."""
         self.drop_rest()
+        for part in self._parts:
+            if not _is_whole(part):
+                raise DataError(f"{part} is damaged: check the disk; the same command then makes this part anew")
         joined = self.folder / f".joined{self.path.suffix}"
         with _explain_errors(self.path):
             _join_parts(joined, self._parts, json.dumps(self.run))
@@ -261,6 +265,17 @@ def _read_run(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{path} can't be read ({error.strerror}): remove {folder}, or give another name") from error
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"{path} was not written by this program: move it away, or give another name") from error
+
+
+def _digest_content(path: Path) -> str:
+    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether a part has the content that its name says. After a loss of power, or an edit, it may have another."""
+    with suppress(OSError):
+        return _digest_content(part) == part.stem.rpartition("-")[2]
+    return False
 
 
 def _lock(folder: Path) -> BinaryIO:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.cli.commands import predict
-from clipadapter.cli.prediction_files import PredictionFile
+from clipadapter.cli.prediction_files import PredictionFile, stamp_files
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import open_feature_table
@@ -22,8 +22,9 @@ from clipadapter.features.collection import divide_collection, open_filesystem
 from clipadapter.features.ray_extract import RayJob, shard_name, write_unit
 from clipadapter.features.shards import make_plan, write_plan
 from clipadapter.features.tables import MAX_WIDTH
+from clipadapter.utils.prediction import Prediction
 
-PART = f"00000000-1-0-{'0' * 32}"
+PART = f"00000000-1-0-{'0' * 32}-{'1' * 32}"
 """Name of a part."""
 OPTIONS = [
     ["--top", 2, "--reject", 0.2],
@@ -298,6 +299,27 @@ def test_a_row_with_a_feature_and_an_error_has_no_prediction(suffix, noisy_squar
     assert [record["error"] for record in records] == [None, "damaged", None, "damaged", *[None] * 14]
     answered = [i for i in range(18) if i not in (1, 3)]
     near([records[i] for i in answered], [readable[i] for i in answered])
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
+def test_a_part_without_all_of_its_rows_is_not_kept(suffix, tmp_path):
+    path, stamp = tmp_path / f"answers{suffix}", stamp_files([])
+    rows = [Prediction('a "b"\nc', None, None, (), 'it,\n"d"'), Prediction("e\n", "f", 0.5, (("f", 0.5),))]
+    with PredictionFile(path, {}) as file:
+        file.write([rows], stamp)
+    (part,) = file.folder.glob("0*")
+    whole = part.read_bytes()
+    edited = whole.replace(b"f", b"F")
+    for content, is_kept in ((whole, True), (edited, False), (whole[:-1], False), (bytes(len(whole)), False)):
+        part.write_bytes(content)
+        with PredictionFile(path, {}) as file:
+            assert file.keep_next(stamp) is is_kept
+    part.write_bytes(whole)
+    with PredictionFile(path, {}) as file:
+        assert file.keep_next(stamp)
+        part.write_bytes(b"")
+        with pytest.raises(DataError, match="same command"):
+            file.finish()
 
 
 def test_what_a_killed_run_left_is_no_obstacle(tmp_path):
