@@ -10,7 +10,7 @@ import torch
 from clipadapter import FeatureSet, FewShotClassifier, TextFeatures, create_encoder, create_head, load_dataset
 from clipadapter.data import class_prompts, draw_shots, label_matrix, read_image
 from clipadapter.errors import brief
-from clipadapter.features import ViewSpec, encode_classes
+from clipadapter.features import ViewSpec, encode_classes, parse_shard
 from clipadapter.heads import head_info, select
 from clipadapter.uncertainty import UncertaintyOptions
 
@@ -118,6 +118,7 @@ FUNCTIONS = {
     "class text": lambda wrong: encode_classes(create_encoder("toy"), {"red": wrong}),
     "views": lambda wrong: ViewSpec(count=wrong),
     "crop": lambda wrong: ViewSpec(scale=wrong),
+    "shard": parse_shard,
     **{f"uncertainty {name}": lambda wrong, name=name: UncertaintyOptions(**{name: wrong})
        for name in inspect.signature(UncertaintyOptions).parameters},
     "select grid": lambda wrong: select(create_head("linear-probe"), X, LABELS, TEXT, grid={"C": wrong}),

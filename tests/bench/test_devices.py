@@ -5,7 +5,7 @@ import torch
 from tests.simulated_device import DEVICE, simulated_device
 
 from clipadapter.backends.pytorch import TorchBackend
-from clipadapter.bench import launcher, load_study, open_source, read_runs, run_suite, write_report
+from clipadapter.bench import compare_studies, launcher, load_study, open_source, read_runs, run_suite, write_report
 from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.suite import parse_suite
 from clipadapter.classifier import FewShotClassifier
@@ -83,6 +83,9 @@ def test_records_of_both_devices_are_the_same_runs_and_reports_name_both(picture
     assert note in page.read_text()
     assert "heads on meta" in page.read_text()
     make_runs(pictures, tmp_path / "cpu", "cpu", both)
+    assert "device of the head: meta to cpu (1 of 2 runs)" in compare_studies(
+        study, load_study(tmp_path / "cpu", "own")
+    )
     assert "device" not in write_report(load_study(tmp_path / "cpu", "own"), tmp_path / "cpu")[0].read_text()
     assert {run.machine.device for run in study.runs} == {"cpu", DEVICE}
 

@@ -1,3 +1,4 @@
+import re
 import threading
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from PIL import Image
 
 from clipadapter.data.images import image_bytes, read_image
 from clipadapter.errors import ImageError, InputError
-from clipadapter.features import FeatureStore, ViewSpec, embed, extract
+from clipadapter.features import FeatureStore, ViewSpec, embed, extract, parse_shard
 
 
 @pytest.fixture
@@ -153,6 +154,17 @@ def test_a_feature_that_is_not_finite_affects_its_picture_only(toy, picture_fold
     assert result.rows == [0, 2, 3]
     assert result.skipped == [(1, str(paths[1]), "its feature is not finite")]
     assert extract(toy, paths, store=store).computed == 1
+
+
+def test_a_shard_is_read_from_text():
+    assert parse_shard("1/1") == (1, 1)
+    assert parse_shard(" 3/8 ") == (3, 8)
+    for text in ("", "2", "2/", "a/b", "-1/4", "1/2/3", "1.0/2", "²/3"):
+        with pytest.raises(InputError, match=re.escape(f"but is {text!r}")):
+            parse_shard(text)
+    for text in ("0/4", "5/4", "0/0"):
+        with pytest.raises(InputError, match=f"1 <= i <= n, but is {text}"):
+            parse_shard(text)
 
 
 @pytest.mark.parametrize(

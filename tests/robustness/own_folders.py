@@ -69,6 +69,7 @@ COMMANDS = {
         bench run own.toml --data pictures --encoder toy --out out --workers 1
         bench status --out out
         bench report own --out out
+        bench compare out out --suite own
         compare pictures --encoder toy --heads prototype --shots 1 --seeds 1 --out out""",
     "store": f"""
         embed pictures --encoder toy --cache s/features.sqlite

@@ -22,6 +22,9 @@ from .protocols import (
 )
 from .records import read_runs as read_runs
 from .report import (
+    compare_studies as compare_studies,
+)
+from .report import (
     write_report as write_report,
 )
 from .run import Run as Run

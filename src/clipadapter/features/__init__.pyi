@@ -4,6 +4,7 @@ from .extraction import EmbedResult as EmbedResult
 from .extraction import Extraction as Extraction
 from .extraction import embed as embed
 from .extraction import extract as extract
+from .extraction import parse_shard as parse_shard
 from .extraction import stream_features as stream_features
 from .feature_set import FeatureSet as FeatureSet
 from .store import FeatureStore as FeatureStore

@@ -7,6 +7,7 @@ with the number of pictures, of which only a window is loaded.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from torch import Tensor
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import ImageSource, image_bytes, read_image_shrunk, source_name
 from clipadapter.encoders import Encoder
-from clipadapter.errors import ImageError, InputError
+from clipadapter.errors import ImageError, InputError, brief
 from clipadapter.features.collection import ImageRef
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec, augment
@@ -225,6 +226,24 @@ def _positions(sources: Iterable[ImageSource | None], window: dict[int, ImageSou
         else:
             window[position] = source
             yield position
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Parse ``i/n``, the i-th of n shards: every n-th picture, starting with the i-th.
+
+    Raises:
+        InputError: if the text is no shard.
+
+    >>> parse_shard("2/8")
+    (2, 8)
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip(), re.ASCII)
+    if match is None:
+        raise InputError(f"a shard is written i/n, such as 2/8 for the second of eight, but is {brief(text)}")
+    i, n = int(match[1]), int(match[2])
+    if not 1 <= i <= n:
+        raise InputError(f"shard i/n needs 1 <= i <= n, but is {i}/{n}")
+    return i, n
 
 
 def _count(sources: Sequence[ImageSource]) -> int:

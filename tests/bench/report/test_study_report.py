@@ -6,7 +6,7 @@ import pytest
 
 from clipadapter.bench.pivot import HARMONIC, Row, make_mean_tables, make_tables
 from clipadapter.bench.plan import Entry
-from clipadapter.bench.report import write_report
+from clipadapter.bench.report import compare_studies, write_report
 from clipadapter.bench.report.build import build_report
 from clipadapter.bench.report.record_csv import format_csv
 from clipadapter.bench.run import Flags, Metrics, RunData, RunEncoder
@@ -432,3 +432,26 @@ def test_published_zero_shot_accuracy_is_beside_every_study_of_a_known_encoder(
     rows = [row for grid in section.blocks for row in grid.rows]
     assert {row[7]: row[5] for row in rows if row[0] == "zero-shot"} == published
     assert {row[4] for row in rows} == ({"60.0" if is_measured else "not measured"} if published else set())
+
+
+def test_two_folders_are_compared_cell_by_cell(make_run):
+    def made(gain, **changes):
+        return joined(suite(), [make_run("a", 1, seed, accuracy=0.5 + gain, **changes) for seed in (1, 2, 3)])
+
+    changed = {"code": "new", "versions": {"torch": "2"}, "encoder": RunEncoder(name="toy", fingerprint="other")}
+    text = compare_studies(made(0.0), made(0.02, **changed))
+    assert "| a | pets | toy | test | 1 | 50.0 ± 0.0 | 52.0 ± 0.0 | +2.0 [+2.0, +2.0] |" in text
+    for line in ("- encoder fingerprint: f to other", "- code: c to new", "- version of torch: 1 to 2"):
+        assert line in text.splitlines()
+    assert "All settings are the same" in compare_studies(made(0.0), made(0.0))
+
+
+def test_a_setting_that_differs_in_some_runs_has_their_number(make_run):
+    before = joined(suite(), [make_run("a"), make_run("b", params={"alpha": 0.2})])
+    after = joined(suite(), [make_run("a"), make_run("b", params={"alpha": 0.4})])
+    assert "- alpha of b: 0.2 to 0.4 (1 of 2 runs)" in compare_studies(before, after).splitlines()
+
+
+def test_folders_with_nothing_in_common_say_so(make_run):
+    text = compare_studies(joined(suite(), [make_run("a")]), joined(suite(), [make_run("b")]))
+    assert "the first has 1 such cells, the second 1" in text

@@ -45,6 +45,13 @@ def test_a_protocol_that_fits_all_shots_takes_them_and_no_other(run, tmp_path, s
     assert json.loads(result.stdout)["fitted"] == 12
 
 
+def test_compare_two_folders(bench, run, tmp_path):
+    bench()
+    result = run("bench", "compare", tmp_path / "out", tmp_path / "out", "--suite", "own")
+    assert result.exit_code == 0, result.stderr
+    assert "prototype" in result.stdout
+
+
 def test_an_interrupted_run_says_what_is_kept(bench, tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt

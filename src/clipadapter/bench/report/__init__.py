@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from clipadapter.bench.report.comparison import compare_studies
 from clipadapter.bench.study import Study
 from clipadapter.utils.files import folder_without_links, write_atomically
 
-__all__ = ["write_report"]
+__all__ = ["compare_studies", "write_report"]
 
 
 def write_report(

@@ -14,7 +14,7 @@ from clipadapter.errors import DataError, InputError, require
 from clipadapter.utils.formatting import describe_unreadable
 
 
-@cli_command("clipadapter embed pictures/ --encoder lite --to features.parquet")
+@cli_command("clipadapter embed pictures/ --encoder lite --shard 1/4")
 def command(
     out: Output,
     data: Path = argument(type=FOLDER),
@@ -22,6 +22,11 @@ def command(
     views: ViewOptions = options_of(ViewOptions),
     seed: int = seed_option,
     split: str | None = split_option,
+    shard: str | None = option(
+        "--shard",
+        metavar="I/N",
+        help="Only every N-th picture, starting at the I-th, to share work between N machines.",
+    ),
     to: Path | None = option("--to", type=FILE, help="Parquet file for the features of the plain pictures."),
     strict: bool = strict_option,
 ) -> None:
@@ -35,9 +40,11 @@ def command(
         note_kept(f"{to} was not written; {encoder_options.kept}")
     from clipadapter.classifier.encoder import block_names, blocks_of_quality
     from clipadapter.encoders import open_blocks
-    from clipadapter.features import FeatureStore, choose_backend, embed, extract_rows, write_parquet
+    from clipadapter.features import FeatureStore, choose_backend, embed, extract_rows, parse_shard, write_parquet
 
-    spec, samples = views.spec(seed), read_samples(data, split)
+    shard_number, n_shards = parse_shard(shard or "1/1")
+    spec = views.spec(seed)
+    samples = read_samples(data, split)[shard_number - 1 :: n_shards]
     with FeatureStore(encoder_options.cache) as store:
         first, *others = encoder_options.open(out)
         blocks = blocks_of_quality(first, others, encoder_options.quality, block_names(first))

@@ -11,7 +11,7 @@ from clipadapter.cli.commands.bench.run import folder_option, run
 from clipadapter.cli.commands.bench.speed import speed
 from clipadapter.cli.groups import cli_command, command_group
 from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.options import argument, option, plot_format_option, title_option
+from clipadapter.cli.options import FOLDER, argument, option, plot_format_option, title_option
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.utils.files import printable
 
@@ -81,6 +81,20 @@ def report(
     out.result(record, facts([(path.suffix[1:], path) for path in files]))
 
 
+@cli_command("")
+def compare(
+    out: Output,
+    first: Path = argument(type=FOLDER),
+    second: Path = argument(type=FOLDER),
+    suite: str = option("--suite", required=True, help="Suite that both folders have."),
+) -> None:
+    """Compare two folders of records, cell by cell, with confidence intervals over the same draws."""
+    from clipadapter.bench import compare_studies, load_study
+
+    text = compare_studies(load_study(first, suite), load_study(second, suite))
+    out.result({"suite": suite, "text": text}, text)
+
+
 command = command_group(
     "clipadapter bench list",
     """Run the studies of the papers: few-shot curves, ablations, shift, cost.
@@ -94,4 +108,5 @@ command = command_group(
     list_,
     status,
     report,
+    compare,
 )
