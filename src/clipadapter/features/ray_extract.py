@@ -207,8 +207,13 @@ def encode_pictures(
     """Features of pictures in order. These threads read and prepare pictures while the encoder works."""
     window: dict[int, ImageRef] = {}
     job = ExtractionJob(encoder, window, None, batch_size=batch_size, workers=n_threads)
-    positions = (i for i, picture in enumerate(pictures) if window.setdefault(i, picture))
-    with closing(run_job(job, positions, threads)) as batches:
+
+    def positions() -> Iterator[int]:
+        for i, picture in enumerate(pictures):
+            window[i] = picture
+            yield i
+
+    with closing(run_job(job, positions(), threads)) as batches:
         for extracted in chain.from_iterable(batches):
             picture, values = window.pop(extracted.position), extracted.values
             error, feature = (values.reason, None) if isinstance(values, ImageError) else (None, values[0])

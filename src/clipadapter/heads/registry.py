@@ -84,8 +84,8 @@ class Fidelity:
 
     def __str__(self) -> str:
         meaning = FIDELITY_KINDS[self.kind]
-        own = " These parameters are a recipe of this project; --recipe sets a published one." * self.own_recipe
-        return f"{meaning[0].upper()}{meaning[1:]}. {self.statement}{own}".strip()
+        own = "These parameters are a recipe of this project; --recipe sets a published one." if self.own_recipe else ""
+        return f"{meaning[0].upper()}{meaning[1:]}. {self.statement} {own}".strip()
 
 
 list_heads = HEADS.list

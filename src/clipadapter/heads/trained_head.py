@@ -108,9 +108,10 @@ class TrainedHead(LabelLossHead, TrainingParameters):
         loss_of, warm_start = self._loss_of(shots, every), None
         if self.supports_warm_start and can_continue:
             warm_start = find_warm_start(self, shots, self.warm_start_share, **start)
-        for name, tensor in start.items() if warm_start is not None else ():
-            assert warm_start is not None
-            tensor.copy_((warm_start.shrink_rows if name in self.class_rows else warm_start.shrink)(name, tensor))
+        if warm_start is not None:
+            for name, tensor in start.items():
+                shrink = warm_start.shrink_rows if name in self.class_rows else warm_start.shrink
+                tensor.copy_(shrink(name, tensor))
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
             value = label_weight * loss_of(logits(gather_views(inputs, rows, views)), rows)

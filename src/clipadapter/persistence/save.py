@@ -181,7 +181,8 @@ class _NewFiles:
                 self.write(file, snapshot.read(name))
 
     def write(self, file: str, data: bytes, stays: bool = True) -> None:
-        self.named |= {file} if stays else set()
+        if stays:
+            self.named.add(file)
         path = self.target / file
         is_new = not path.exists()
         if not is_new and path.stat().st_size == len(data) and path.read_bytes() == data:
@@ -191,7 +192,8 @@ class _NewFiles:
         temporary = self.target / ARRAYS_FOLDER / "new-file"
         _write_and_sync(temporary, data)
         temporary.replace(path)
-        self.added += [path] if is_new else []
+        if is_new:
+            self.added.append(path)
 
     def remove(self) -> None:
         with suppress(OSError):

@@ -167,12 +167,12 @@ def backbone_of(encoder: str) -> str | None:
 
     >>> backbone_of("open_clip:ViT-B-16/openai"), backbone_of("open_clip:RN50-quickgelu/openai")
     ('ViT-B/16', 'RN50')
-    >>> backbone_of("transformers:openai/clip-vit-base-patch32"), backbone_of("open_clip:RN50/yfcc15m")
+    >>> backbone_of("hf:openai/clip-vit-base-patch32"), backbone_of("open_clip:RN50/yfcc15m")
     ('ViT-B/32', None)
     """
     if match := re.fullmatch(r"open_clip:(RN\d+|ViT-[BL]-\d\d)(?:-quickgelu)?/openai", encoder):
         return re.sub(r"^(ViT-[BL])-", r"\1/", match[1])
-    if match := re.fullmatch(r"transformers:openai/clip-vit-(base|large)-patch(\d\d)", encoder):
+    if match := re.fullmatch(r"hf:openai/clip-vit-(base|large)-patch(\d\d)", encoder):
         return f"ViT-{'B' if match[1] == 'base' else 'L'}/{match[2]}"
     if re.fullmatch(r"open_clip:ViT-B-16-SigLIP2/webli", encoder):
         return "SigLIP2 ViT-B/16"

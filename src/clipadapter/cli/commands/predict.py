@@ -226,11 +226,11 @@ def _join(blocks: list[Block]) -> list[Block]:
 
 def _describe_run(request: PredictRequest) -> dict[str, Any]:
     """What must be equal so that a run continues an earlier one. Each part says which pictures it answers."""
+    from clipadapter.backends.formats import companion_files
     from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
 
     path = request.model
-    is_exported_pair = path.with_suffix(".bin").is_file()
-    files = [model_path(path, CONFIG_FILE)] if path.is_dir() else [path, *[path.with_suffix(".bin")] * is_exported_pair]
+    files = [model_path(path, CONFIG_FILE)] if path.is_dir() else [path, *companion_files(path)]
     decisions, encoder = request.decisions, request.encoder
     return {
         "model": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),

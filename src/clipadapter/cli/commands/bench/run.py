@@ -47,7 +47,8 @@ def parse_shots(text: str) -> list[int]:
 
     texts = [part.strip() for part in text.split(",")]
     numbers = [part for part in texts if part != "all"]
-    return [*(parse_counts(",".join(numbers)) if numbers else []), *([ALL] if "all" in texts else [])]
+    counts = list(parse_counts(",".join(numbers))) if numbers else []
+    return [*counts, ALL] if "all" in texts else counts
 
 
 @cli_command(
