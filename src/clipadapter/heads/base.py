@@ -164,8 +164,12 @@ class Head(Estimator, ABC):
 
         None, the default, if the head makes no passes or chooses the view of each step in another way: it then takes no
         ``views="per-epoch"``. A fit to fewer shots, such as that of a fold, may make more passes and draws views at
-        random. The labels (n,) are class positions; -1 for each in the multi-label task. Without the shape (c, d) of
-        the class text, on which the cost of an epoch depends, it is as many epochs as the head makes at most.
+        random.
+
+        Args:
+            labels: (n,) class positions of the shots; -1 for each in the multi-label task.
+            text_shape: (c, d) of the class text, on which the cost of an epoch depends; None, if it is not known, for
+                as many epochs as the head makes at most.
         """
         return None
 
@@ -186,10 +190,17 @@ class Head(Estimator, ABC):
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
-        """The head with the values that its authors published for a data set, such as "dtd", and other parameters.
+        """The head with the values that its authors published for one data set.
 
         `preset_note` says what these values are; ``clipadapter heads NAME`` prints it. They were chosen for this data
         set, often on validation or test pictures: use them to repeat a paper, not for a fair comparison.
+
+        Args:
+            name: of the data set, such as "dtd".
+            changes: parameters to set otherwise.
+
+        Raises:
+            UnknownNameError: if the head has no such preset.
         """
         if name not in cls.presets:
             raise unknown(f"preset of {cls.__name__}", name, sorted(cls.presets))
@@ -197,7 +208,15 @@ class Head(Estimator, ABC):
 
     @classmethod
     def from_recipe(cls, name: str, **changes: Any) -> Self:
-        """The head with one of its `recipes`, "official" or "paper", and other parameters."""
+        """The head with one of its `recipes`.
+
+        Args:
+            name: "official" or "paper".
+            changes: parameters to set otherwise.
+
+        Raises:
+            UnknownNameError: if there is none.
+        """
         if name not in cls.recipes:
             raise unknown(f"recipe of {cls.__name__}", name, list(cls.recipes))
         return cls(**{**cls.recipes[name], **changes})
@@ -222,7 +241,8 @@ class Head(Estimator, ABC):
     def check_parameters(self) -> None:
         """Refuse parameters with which no fit is possible; `fit` calls it, and commands before they read pictures.
 
-        A head overrides this for what declared bounds can't say.
+        Raises:
+            InputError: with the accepted values. A head overrides this for what declared bounds can't say.
         """
         check_bounds(type(self), self.get_params(deep=False))
 
@@ -247,6 +267,9 @@ class Head(Estimator, ABC):
                 heads that ``accepts_unlabelled``, refused by others.
             blocks: name and width of each block of columns of X, ``final`` first (`clipadapter.utils.blocks`); None if
                 X is ``final`` alone. The head reads some of them; see `reads`.
+
+        Returns:
+            The head itself.
 
         Raises:
             InputError: if shapes, widths or labels do not match, a feature is not finite, or a parameter is refused.
@@ -356,7 +379,17 @@ class Head(Estimator, ABC):
         """`fit` in less time, by a warm start from an earlier fit if the head `supports_warm_start`.
 
         X and y are all shots, those of the earlier fit included. A head with a unique optimum ends where `fit` does,
-        others near it. The earlier head is of the same type; its classes may be others, and in another order.
+        others near it.
+
+        Args:
+            previous: a fitted head of the same type; its classes may be others, and in another order.
+            X: as for `fit`.
+            y: as for `fit`.
+            text: as for `fit`.
+            blocks: as for `fit`.
+
+        Raises:
+            InputError: as `fit`; or if the earlier head is of another type or not fitted.
         """
         if type(previous) is not type(self) or not hasattr(previous, "classes_"):
             raise InputError(f"{type(self).__name__} starts from a fitted one, not from {type(previous).__name__}")
@@ -385,7 +418,7 @@ class Head(Estimator, ABC):
         reuse_chosen: bool = True,
         blocks: Blocks | None = None,
     ) -> Self:
-        """A new head, fitted to all shots but the rows (h,) that are held out; this head does not change.
+        """A new head, fitted to all shots but some; this head does not change.
 
         Args:
             X: all shots, as for `fit`.
@@ -395,6 +428,9 @@ class Head(Estimator, ABC):
             reuse_chosen: True to take over hyperparameters that this head chose among all its shots, such as a residual
                 ratio or a penalty. To search them again may take several times as long as the fit.
             blocks: as for `fit`; by default those of the last `fit`.
+
+        Raises:
+            InputError: as `fit`.
         """
         train = np.setdiff1d(np.arange(len(np.asarray(y))), held_out)
         blocks = getattr(self, "blocks_", None) if blocks is None else blocks
@@ -412,8 +448,12 @@ class Head(Estimator, ABC):
 
         What the head learned about features does not change (base-to-new and cross-dataset protocols).
 
+        Args:
+            text: of the new classes; they are ordered as by `fit`.
+
         Raises:
             InputError: if the head learns weights of the classes that it is fitted to, or the widths differ.
+            sklearn.exceptions.NotFittedError: before `fit`.
         """
         check_is_fitted(self)
         width, expected = text.embeddings.shape[1], self._text_width()
@@ -443,7 +483,14 @@ class Head(Estimator, ABC):
         return {FINAL: 1.0} if len(self.read_blocks) == 1 else None
 
     def restrict_blocks(self, names: Sequence[str]) -> Self:
-        """A copy of the fitted head with equal logits, for features of fewer blocks, `used_blocks` among them."""
+        """A copy of the fitted head for features that have fewer blocks, with equal logits.
+
+        Args:
+            names: of the blocks that stay, `used_blocks` among them.
+
+        Raises:
+            InputError: if a block is missing that the logits depend on.
+        """
         missing = [name for name in self.used_blocks() if name not in names]
         if missing:
             raise InputError(f"{type(self).__name__} needs the block {missing[0]!r}")
@@ -460,7 +507,13 @@ class Head(Estimator, ABC):
     # Predict
 
     def logits(self, X: ArrayLike) -> Array:
-        """Logits (m, c) of raw features (m, d), columns in the order of ``classes_``.
+        """Logits of every class.
+
+        Args:
+            X: (m, d) raw features.
+
+        Returns:
+            (m, c), columns in the order of ``classes_``.
 
         Raises:
             sklearn.exceptions.NotFittedError: before `fit`.
@@ -490,9 +543,19 @@ class Head(Estimator, ABC):
         return self._map_logits(X, lambda logits: torch.from_numpy(logits).double().log_softmax(dim=1).numpy())
 
     def text_logits(self, X: ArrayLike) -> Array | None:
-        """The part (m, c) of `logits` that comes from text features; the rest was learned from the shots.
+        """The part of `logits` that comes from text features; the rest was learned from the shots.
 
-        None if the logits are not a sum of the two parts. Only differences between classes have a meaning.
+        Only differences between classes have a meaning.
+
+        Args:
+            X: (m, d) raw features.
+
+        Returns:
+            (m, c), or None if the logits are not a sum of the two parts.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: before `fit`.
+            InputError: as `logits`.
 
         >>> from clipadapter.heads import TextFeatures, create_head
         >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]], logit_scale=1.0)
@@ -504,10 +567,26 @@ class Head(Estimator, ABC):
         return None if self._of_one_row(scores) is None else self._map_logits(X, lambda part: part, scores)
 
     def block_logits(self, X: ArrayLike) -> dict[str, Array] | None:
-        """The part (m, c) of `logits` that comes from each block of features, by its name; class text is of ``final``.
+        """The part of `logits` that comes from each block of features; class text belongs to ``final``.
 
-        Only blocks that the logits depend on are there, and only differences between classes have a meaning. None if
-        the logits are not a sum of such parts.
+        Only differences between classes have a meaning, and only blocks that the logits depend on are there.
+
+        Args:
+            X: (m, d) raw features.
+
+        Returns:
+            (m, c) by name of the block, whose sum is `logits`; None if the logits are not such a sum.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: before `fit`.
+            InputError: as `logits`.
+
+        >>> from clipadapter.heads import create_head
+        >>> from clipadapter.testing import toy_features
+        >>> X, y, text = toy_features()
+        >>> head = create_head("auto").fit(np.hstack([X, X]), y, text, blocks=[("final", 16), ("inner", 16)])
+        >>> {name: part.shape for name, part in head.block_logits(np.hstack([X, X])).items()}
+        {'final': (12, 3), 'inner': (12, 3)}
         """
         scores: Any = self._block_logits
         names = self._of_one_row(scores)
@@ -545,7 +624,11 @@ class Head(Estimator, ABC):
     # Save and load
 
     def state(self) -> dict[str, Array]:
-        """What was learned, as arrays by name, without ``classes_``, ``n_features_in_`` and ``blocks_``."""
+        """What was learned, as arrays by name, without ``classes_``, ``n_features_in_`` and ``blocks_``.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: before `fit`.
+        """
         check_is_fitted(self)
         learned = {k: v for k, v in vars(self).items() if k.endswith("_") and k not in NOT_IN_STATE and v is not None}
         return {k: v.numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in learned.items()}
@@ -553,7 +636,13 @@ class Head(Estimator, ABC):
     def load_state(
         self, state: Mapping[str, Array], classes: Sequence[Any], width: int, blocks: Sequence[tuple[str, int]] = ()
     ) -> Self:
-        """Become the fitted head that `state` came from, with these classes in order and this feature width.
+        """Become the fitted head that `state` came from.
+
+        Args:
+            state: arrays by name.
+            classes: labels in order.
+            width: feature width d.
+            blocks: the blocks of these columns; empty for ``final`` alone.
 
         Raises:
             ArtifactError: if the arrays do not make a working head: it must compute finite logits (1, c).
@@ -569,7 +658,11 @@ class Head(Estimator, ABC):
         return self
 
     def attach(self, text: TextFeatures) -> Self:
-        """Give a loaded head the text tower of its classes' text features, if it predicts through it."""
+        """Give a loaded head the text tower of its classes' text features, if it predicts through it.
+
+        Raises:
+            InputError: if such a head gets text features without a text tower, or of other classes.
+        """
         return self
 
     def _load_state_dict(

@@ -97,6 +97,9 @@ class IncrementalHead(Head):
                 when they first occur.
             blocks: as for `fit`; later calls take those of the first.
 
+        Returns:
+            The head itself.
+
         Raises:
             InputError: as `fit`; or if the text lacks a known class, or is missing.
         """
@@ -187,7 +190,13 @@ class ExactIncrementalHead(IncrementalHead):
     def unlearn(self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None) -> Self:
         """Remove shots that the head was fitted to: it then equals a fit to the remaining ones.
 
-        X and y are the features and labels that were learned; text is as for `partial_fit`.
+        Args:
+            X: (n, d) or (n, v, d) raw features, the same that were learned.
+            y: (n,) the labels that they were learned with.
+            text: of all classes, as for `partial_fit`.
+
+        Returns:
+            The head itself.
 
         Raises:
             InputError: if the head has learned fewer shots of a class, or no shot would remain.
@@ -228,8 +237,13 @@ class ExactIncrementalHead(IncrementalHead):
     def remap_classes(self, classes: Sequence[str], origin: Sequence[int], text: TextFeatures | None = None) -> Self:
         """Change the classes: reorder or rename them, add classes without a shot, or remove such classes.
 
-        The labels in their new order need not be sorted; the origin of each is its position in ``classes_``, -1 for a
-        new class. Text is of these classes, as for `partial_fit`.
+        Args:
+            classes: labels in their new order, which need not be sorted.
+            origin: position of each in ``classes_``, -1 for a new class.
+            text: of these classes, as for `partial_fit`.
+
+        Returns:
+            The head itself.
 
         Raises:
             InputError: if a class that has shots is removed, one occurs twice, or fewer than two remain.

@@ -52,18 +52,29 @@ since all that is learned from them is a few numbers, and each copy in float64 t
 
 @dataclass(frozen=True, eq=False)
 class OutOfFold:
-    """Logits of shots by fits that did not see them."""
+    """Logits of shots by fits that did not see them.
 
-    logits: Array  # (r, c), multiplied by `logit_scale_ratio`
-    labels: Array  # (r,) class positions, or (r, c) zeros and ones in the dtype of the features if multi-label
-    rows: Array  # (r,) row numbers among the shots; a shot may occur more than once
-    strategy: str  # "own", "folds" or "views" as for `out_of_fold`; "split" if the head itself did not see the shots
-    shots_per_class: float  # mean number of shots per class that these fits saw, classes without a shot left out
+    Args:
+        logits: (r, c), multiplied by ``logit_scale_ratio``.
+        labels: (r,) class positions, or (r, c) zeros and ones in the dtype of the features if multi-label.
+        rows: (r,) row numbers among the shots; a shot may occur more than once.
+        strategy: "own", "folds" or "views" as for `out_of_fold`; "split" if the head itself did not see the shots.
+        shots_per_class: mean number of shots per class that these fits saw, classes without a shot left out.
+        logit_scale_ratio: how much larger the logits of the fit to all shots are: a probe on two shots per class is
+            more confident than one on one shot. Estimated from the spread of the logits of each fit's own shots; 1 for
+            an unfitted head.
+        heads: the fitted heads in the order of their folds; empty if they were not stored.
+        folds: (r,) the fold of each row; None if heads were not stored.
+    """
+
+    logits: Array
+    labels: Array
+    rows: Array
+    strategy: str
+    shots_per_class: float
     logit_scale_ratio: float = 1.0
-    """How much larger the logits of the fit to all shots are: a probe on two shots per class is more confident than one
-    on one shot. Estimated from the spread of the logits of each fit's own shots; 1 for an unfitted head."""
-    heads: tuple[Head, ...] = ()  # the fitted heads in the order of their folds; empty if they were not stored
-    folds: Array | None = None  # (r,) the fold of each row; None if heads were not stored
+    heads: tuple[Head, ...] = ()
+    folds: Array | None = None
 
     @property
     def first_per_shot(self) -> OutOfFold:

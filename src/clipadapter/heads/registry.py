@@ -72,7 +72,12 @@ class Fidelity:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> Self:
-        """The fidelity among the facts of a registration, for parameters of the head or its defaults."""
+        """The fidelity among the facts of a registration, as parsed or as text; "not stated" if there is none.
+
+        Args:
+            facts: of the registration.
+            params: parameters of the head; None for its defaults.
+        """
         fidelity, published = facts.get("fidelity", cls.kind), facts.get("published_with") or {}
         parsed = fidelity if isinstance(fidelity, cls) else cls.parse(fidelity) if isinstance(fidelity, str) else cls()
         return replace(parsed, own_recipe=any((params or {}).get(key) != value for key, value in published.items()))

@@ -36,26 +36,44 @@ TEMPERATURES = torch.logspace(-2, 2, 81)  # temperatures at which the log-loss o
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A head and its results on held-out shots."""
+    """A head and its results on held-out shots.
 
-    name: str  # its key in the mapping of heads, or its parameters in a grid
-    head: Head  # unfitted
-    loss: float  # mean log-loss in nats at the candidate's own best temperature: a calibrator will set the scale anyway
-    accuracy: float  # share of held-out shots that are right; if multi-label, of all binary predictions
-    temperature: float  # of that loss
-    seconds: float  # duration of its fits
-    excess_loss: float = 0.0  # how much higher the loss is than the best candidate's; 0 for the best
-    standard_error: float = 0.0  # of `excess_loss`, from the paired losses of the held-out shots
+    Args:
+        name: its key in the mapping of heads, or its parameters in a grid.
+        head: unfitted.
+        loss: mean log-loss in nats at the candidate's own best temperature: a calibrator will set the scale anyway.
+        excess_loss: how much higher the loss is than the best candidate's; 0 for the best.
+        standard_error: of ``excess_loss``, from the paired losses of the held-out shots.
+        accuracy: share of held-out shots that are right; if multi-label, of all binary predictions.
+        temperature: the temperature of that loss.
+        seconds: duration of its fits.
+    """
+
+    name: str
+    head: Head
+    loss: float
+    accuracy: float
+    temperature: float
+    seconds: float
+    excess_loss: float = 0.0
+    standard_error: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The result of `select`."""
+    """The result of `select`.
 
-    candidates: tuple[Candidate, ...]  # best first
-    strategy: str  # "folds" or "views"; see `out_of_fold`
-    n_held_out: int  # number of held-out shots
-    seconds: float  # duration
+    Args:
+        candidates: best first.
+        strategy: "folds" or "views"; see `out_of_fold`.
+        n_held_out: number of held-out shots.
+        seconds: duration.
+    """
+
+    candidates: tuple[Candidate, ...]
+    strategy: str
+    n_held_out: int
+    seconds: float
 
     @property
     def best(self) -> Head:

@@ -34,22 +34,36 @@ _PARSERS: dict[str, Callable[[str], float]] = {"i": int, "u": int, "f": float}
 
 @dataclass(frozen=True)
 class SupportSet:
-    """The labelled features that a head is fitted to, as checked tensors."""
+    """The labelled features that a head is fitted to, as checked tensors.
 
-    views: Tensor  # (n, v, d) raw features; view 0 is the plain picture, the others are augmented
-    labels: Tensor  # (n,) class positions, int64; -1 for every shot in the multi-label task
-    n_classes: int  # c, classes without a shot included
-    text: Tensor | None  # (c, d) unit text features
-    scale: float  # the encoder's ``exp(logit_scale)``; 100 without text features
-    unlabelled: Tensor | None = None  # (u, d) raw features of pictures without labels
-    names: tuple[str, ...] = ()  # (c) class names if there are text features
-    tower: Callable[[], TextTower] | None = None  # opens the text tower that made the text features
-    targets: Tensor | None = None  # (n, c) zeros and ones in the dtype of the features, in the multi-label task only
-    bias: float | None = None  # the logit bias of an encoder that was trained with the sigmoid loss (SigLIP)
-    blocks: Blocks = ()  # of the d columns; by default ``final`` alone
+    Args:
+        views: (n, v, d) raw features; view 0 is the plain picture, the others are augmented.
+        labels: (n,) class positions, int64; -1 for every shot in the multi-label task.
+        n_classes: c, classes without a shot included.
+        text: (c, d) unit text features, or None.
+        scale: the encoder's ``exp(logit_scale)``; 100 without text features.
+        unlabelled: (u, d) raw features of pictures without labels, for transductive heads; else None.
+        names: (c) class names if there are text features, else empty.
+        tower: opens the text tower that made the text features, for methods that train through it; else None.
+        targets: (n, c) zeros and ones in the dtype of the features in the multi-label task; else None.
+        bias: the logit bias of an encoder that was trained with the sigmoid loss (SigLIP), or None.
+        blocks: the blocks of the d columns; by default ``final`` alone.
+        prompts: (p_k, d) unit text features of the single prompts of each class, for a head that ``reads_prompts``;
+            those of ``text`` if single prompts are not known; else empty.
+    """
+
+    views: Tensor
+    labels: Tensor
+    n_classes: int
+    text: Tensor | None
+    scale: float
+    unlabelled: Tensor | None = None
+    names: tuple[str, ...] = ()
+    tower: Callable[[], TextTower] | None = None
+    targets: Tensor | None = None
+    bias: float | None = None
+    blocks: Blocks = ()
     prompts: tuple[Tensor, ...] = ()
-    """(p_k, d) unit text features of the single prompts of each class, for a head that ``reads_prompts``; those of
-    ``text`` if single prompts are not known; else empty."""
 
     def __post_init__(self) -> None:
         if not self.blocks:

@@ -127,7 +127,11 @@ class TextFeatures:
         return self if order == self.order else self._replace(order=order)
 
     def with_prompts(self, prompts: Sequence[ArrayLike] | None) -> TextFeatures:
-        """The same text features with the text embeddings (p_k, d) of the single prompts of each class."""
+        """The same text features with the text embeddings (p_k, d) of the single prompts of each class.
+
+        Raises:
+            InputError: as the constructor.
+        """
         if prompts is None:
             return self._replace(prompts=None)
         absent: Array = ~np.asarray(self.embeddings.any(axis=1))
@@ -188,7 +192,17 @@ class TextFeatures:
     def of_names(
         cls, labels: Sequence[str], width: int, logit_scale: float = DEFAULT_LOGIT_SCALE, order: Order = "sorted"
     ) -> TextFeatures:
-        """Class names without text, for an encoder of features of this width without a text tower."""
+        """Class names without text, for an encoder without a text tower.
+
+        Args:
+            labels: class names, each once.
+            width: d, width of the features.
+            logit_scale: factor of cosines.
+            order: as for the constructor.
+
+        >>> TextFeatures.of_names(["cat", "dog"], 4).has_text
+        False
+        """
         return cls(labels, np.full((len(labels), width), np.nan, np.float32), logit_scale, order=order)
 
     @property

@@ -30,11 +30,8 @@ from clipadapter.heads.warm_start import WarmStart, find_warm_start
 from clipadapter.utils.parallel import parallel_map
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class TrainedHead(LabelLossHead, TrainingParameters):
-    """Base of the heads whose `_fit` calls `_learn`, or `_train_on_each` if they train on folds too.
-
-    Parameters that many of them declare, each with its own default, are described here.
+class _CommonParameters:
+    """Describes parameters that several trained heads declare, each with its own default.
 
     Args:
         optimizer: "adamw", "adam" or "sgd".
@@ -42,6 +39,11 @@ class TrainedHead(LabelLossHead, TrainingParameters):
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
     """
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
+    """Base of the heads whose `_fit` calls `_learn`, or `_train_on_each` if they train on folds too."""
 
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Fields of `TrainConfig` that the method fixes. The others are parameters of the head under the same names."""
