@@ -34,6 +34,13 @@ def test_equals_scikit_learn_on_the_same_features(C, input_norm, d):
     np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(rows), atol=1e-3)
 
 
+def test_two_classes_have_the_probabilities_of_scikit_learn():
+    X, y, _ = toy_features((6, 6, 0), noise=2.0)
+    expected = LogisticRegression(C=1.0, tol=1e-8).fit(X.astype(float), y)
+    fitted = LinearProbe(C=1.0, input_norm=False, tol=1e-6).fit(X.astype(float), y)
+    np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(X.astype(float)), atol=1e-4)
+
+
 def test_a_penalised_intercept_is_the_weight_of_a_column_of_ones():
     X, y = clusters(5, 4, 12)
     rows = np.hstack([X - X.mean(axis=0), np.ones((len(X), 1))])
