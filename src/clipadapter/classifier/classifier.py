@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -447,8 +448,9 @@ class FewShotClassifier:
             ImageError: if a picture can't be read; `classify` gives an answer with an error for it instead.
         """
         self._check_fitted()
-        predictions = self._iter_with_bar(images, 1, adapt=adapt, views=views, **decision)
-        return labels_of(predictions, self.uncertainty_.multilabel is not None)
+        # Closed, since an error of a picture keeps what it comes from, and so the feature store.
+        with closing(self._iter_with_bar(images, 1, adapt=adapt, views=views, **decision)) as predictions:
+            return labels_of(predictions, self.uncertainty_.multilabel is not None)
 
     def classify(
         self, images: Pictures, top: int = 5, *, adapt: Adapt = None, views: int = 1, **decision: Any
@@ -473,7 +475,7 @@ class FewShotClassifier:
         adapt: Adapt = None,
         views: int = 1,
         **decision: Any,
-    ) -> Iterator[Prediction]:
+    ) -> Generator[Prediction, None, None]:
         """As `classify`, for any number of pictures, of which a few batches are in memory.
 
         Args:
@@ -495,10 +497,10 @@ class FewShotClassifier:
             batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
             yield from answers.predict_batches(batches, self._answerer(decision, cache), self.class_names_, top)
 
-    def _iter_with_bar(self, images: Pictures, top: int, **options: Any) -> Iterator[Prediction]:
+    def _iter_with_bar(self, images: Pictures, top: int, **options: Any) -> Generator[Prediction, None, None]:
         pictures, shown = list_pictures(images), shows_progress(self.progress)
-        predictions = self.iter_predictions(pictures, top, **options)
-        return iter(progress_bar(predictions, total=len(pictures), desc="pictures", unit="img", shown=shown))
+        with closing(self.iter_predictions(pictures, top, **options)) as predictions:
+            yield from progress_bar(predictions, total=len(pictures), desc="pictures", unit="img", shown=shown)
 
     def classify_features(
         self, features: NDArray[Any], top: int = 5, *, adapt: Adapt = None, **decision: Any
