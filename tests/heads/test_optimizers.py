@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from clipadapter.heads.optimizers import MOMENTUM, Optimizer
+from clipadapter.heads.training import MOMENTUM, Optimizer
 
 
 def quadratic(seed=0):

@@ -24,9 +24,8 @@ from clipadapter.backends import Tower
 from clipadapter.encoders import Encoder, open_text_tower, open_tunable_copy
 from clipadapter.errors import InputError
 from clipadapter.heads import SupportSet
-from clipadapter.heads.checkpoint import Checkpoint, digest_of_fit
 from clipadapter.heads.parameters import OneOf
-from clipadapter.heads.training import TrainConfig, TrainingParameters, train
+from clipadapter.heads.training import Checkpoint, TrainConfig, TrainingParameters, digest_of_fit, train
 from clipadapter.utils.functional import cosine_logits, unit
 
 PRECISIONS = ("fp32", "bf16")
