@@ -13,7 +13,7 @@ from clipadapter.heads import create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.out_of_fold import join_folds, stratified_folds
 from clipadapter.testing import toy_features
-from clipadapter.testing.multilabel import toy_multilabel
+from clipadapter.testing.heads import toy_multilabel
 
 
 def test_folds_are_fits_without_the_shot():
