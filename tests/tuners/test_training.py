@@ -11,7 +11,7 @@ from clipadapter.errors import InputError
 from clipadapter.heads.training import Checkpoint, TrainConfig, digest_of, train
 from clipadapter.testing import toy_features
 from clipadapter.tuners.coop import CoOp
-from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.files import default_cache_dir
 
 from . import killed_fit
 

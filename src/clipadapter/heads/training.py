@@ -29,9 +29,8 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, check_bounds, declared_bounds
-from clipadapter.utils.cache import default_cache_dir
 from clipadapter.utils.devices import full_float32
-from clipadapter.utils.files import path_without_links, write_atomically
+from clipadapter.utils.files import default_cache_dir, path_without_links, write_atomically
 from clipadapter.utils.formatting import format_count
 from clipadapter.utils.parallel import limit_threads
 from clipadapter.utils.progress import BRIEF_SECONDS, DurationEstimate, progress_bar
