@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clipadapter.heads import SupportSet, register_head
-from clipadapter.heads.rla import LinearAdapterHead
+from clipadapter.heads.linear_adapter import LinearAdapterHead
 
 
 @register_head(
