@@ -215,8 +215,8 @@ class Auto(Head):
             further_x = unit_blocks(shots)
             self.block_centre_ = further_x.mean(dim=0)
             z += [unit_centred(further_x[:, columns] - self.block_centre_[columns]) for columns in further]
-        none = shots.labels[:0]
-        self.text_ = None if shots.text is None else _fill_missing_text(shots.text, z[0], none, none)
+        none = shots.labels[:0]  # a class without text gets the mean of the others, which favours no label
+        self.text_ = None if shots.text is None else _fill_missing_text(shots.text, z[0][:0], none, none)
         zero_shot, slope, mean, self.spread_ = torch.zeros_like(targets), 0.0, 0.0, 1.0
         if self.text_ is not None:
             # Subtract one mean for all, not that of each row: how well all classes fit says how many labels an image
