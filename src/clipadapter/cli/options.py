@@ -479,7 +479,7 @@ class HeadOptions:
         for key, value in (*self._settings().items(), *grids):
             HEAD_REGISTRY.check_parameter(self.name, key)
             HEAD_REGISTRY.check_value(self.name, key, value)
-        declared = HEAD_REGISTRY.declared_attributes(self.name)
+        declared = HEAD_REGISTRY.info(self.name).attributes
         if len(uris) == 1 and (declared.get("tunes_encoder") or declared.get("needs_tower")):
             check_trainable(uris[0], "tunable_copy" if declared.get("tunes_encoder") else "text_tower")
         needs, takes = declared.get("transductive"), declared.get("accepts_unlabelled")
