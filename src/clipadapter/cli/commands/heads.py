@@ -163,7 +163,7 @@ PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "onnxrunt
 @cli_command("clipadapter version --json")
 def version(out: Output) -> None:
     """Show the versions of the main packages, and the cache folder."""
-    from clipadapter.utils.cache import default_cache_dir
+    from clipadapter.utils.files import default_cache_dir
 
     own, *others = ((name, _version(name)) for name in PACKAGES)
     pairs = [own, ("python", platform.python_version()), *others, ("cache", str(default_cache_dir()))]
