@@ -13,4 +13,4 @@ create_backend = BACKENDS.create
 
 def list_backends() -> list[str]:
     """Names of the backends that run image towers. None is imported, since help texts list them."""
-    return [name for name in BACKENDS.list() if BACKENDS.declared_attributes(name).get("precisions")]
+    return [name for name in BACKENDS.list() if BACKENDS.info(name).attributes.get("precisions")]

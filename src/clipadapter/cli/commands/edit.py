@@ -230,7 +230,7 @@ def _check_head(folder: Path) -> None:
     from clipadapter.persistence import read_config
 
     name = read_config(folder).head.name
-    declared = HEADS.declared_attributes(name)
+    declared = HEADS.info(name).attributes if name in HEADS.list() else {}
     traits = {trait: bool(declared.get(trait)) for trait in ("transductive", "tunes_encoder")}
     refuse_update(name, **traits, model=folder)
 
