@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from clipadapter.backends import Int8Calibration, backend_info, create_backend
-from clipadapter.backends.tower_cache import build_in_cache, read_cache_facts
+from clipadapter.backends.base import build_in_cache, read_cache_facts
 from clipadapter.errors import StoreError
 
 CONVERTING = ["onnxruntime", "openvino"]
@@ -21,7 +21,7 @@ CONVERTING = ["onnxruntime", "openvino"]
 SLOW = """
 import os, sys, time
 from pathlib import Path
-from clipadapter.backends.tower_cache import build_in_cache
+from clipadapter.backends.base import build_in_cache
 
 def convert(folder):
     Path(sys.argv[2]).open("a").write("begun\\n")

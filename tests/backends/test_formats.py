@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipadapter.backends import backend_info
+from clipadapter.backends.base import BACKENDS
 from clipadapter.backends.formats import (
     PRECISIONS,
     export_suffixes,
@@ -19,7 +20,6 @@ from clipadapter.backends.formats import (
     list_inference_backends,
     load_formats,
 )
-from clipadapter.backends.registry import BACKENDS
 from clipadapter.errors import InputError, MissingExtraError, install_command
 
 FORMATS = list_formats()

@@ -15,7 +15,7 @@ from PIL import Image
 from clipadapter import FewShotClassifier
 from clipadapter.cli.app import app
 from clipadapter.export import export_model
-from clipadapter.export.cached import MAX_FILES, export_to_cache
+from clipadapter.export.exporter import MAX_FILES, export_to_cache
 from clipadapter.runtime import cached
 from clipadapter.uncertainty import UncertaintyOptions
 
@@ -136,9 +136,9 @@ def test_a_model_that_can_not_be_exported_is_tried_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model, calls = FewShotClassifier("toy", "prototype", cache=None).fit(*pictures(tmp_path)), []
     folder = model.save(tmp_path / "model")
-    monkeypatch.setattr("clipadapter.export.cached.MAX_WEIGHTS", -1)
+    monkeypatch.setattr("clipadapter.export.exporter.MAX_WEIGHTS", -1)
     assert not export_to_cache(model, folder, load_tower=True)
-    monkeypatch.setattr("clipadapter.export.cached.export_model", lambda *_, **__: calls.append(1))
+    monkeypatch.setattr("clipadapter.export.exporter.export_model", lambda *_, **__: calls.append(1))
     assert not export_to_cache(model, folder, load_tower=True) and not calls
     assert cached.open_cached(folder) is None
 

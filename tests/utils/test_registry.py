@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from clipadapter.backends.registry import BACKENDS
+from clipadapter.backends.base import BACKENDS
 from clipadapter.bench.protocols import PROTOCOLS
 from clipadapter.encoders import Encoder
 from clipadapter.encoders.registry import ENCODERS

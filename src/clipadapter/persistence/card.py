@@ -15,8 +15,7 @@ from typing import Any
 from clipadapter.encoders import split_blocks
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
-from clipadapter.persistence.evaluation import Evaluation, Scores, read_evaluation
-from clipadapter.persistence.format import ModelConfig, read_file
+from clipadapter.persistence.format import Evaluation, ModelConfig, Scores, read_evaluation, read_file
 from clipadapter.runtime.model_folder import CARD_FILE
 from clipadapter.uncertainty import HeldOutAccuracy
 from clipadapter.utils.blocks import BlockSource

@@ -57,7 +57,7 @@ class EditOptions(ModelEncoderOptions):
             data = {"model": str(folder), "version": version, "changed": False}
             out.result(data, f"{folder}: nothing changed")
             return
-        from clipadapter.export.cached import export_to_cache
+        from clipadapter.export.exporter import export_to_cache
 
         model.save(folder, support=has_shots)
         note_kept(f"the change is saved in {folder}")
