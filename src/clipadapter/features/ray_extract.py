@@ -205,17 +205,11 @@ def encode_pictures(
     encoder: Encoder, pictures: Iterable[ImageRef], threads: Executor, n_threads: int, batch_size: int
 ) -> Iterator[FeatureRow]:
     """Features of pictures in order. These threads read and prepare pictures while the encoder works."""
-    window: dict[int, ImageRef] = {}
-    job = ExtractionJob(encoder, window, None, batch_size=batch_size, workers=n_threads)
-
-    def positions() -> Iterator[int]:
-        for i, picture in enumerate(pictures):
-            window[i] = picture
-            yield i
-
-    with closing(run_job(job, positions(), threads)) as batches:
+    job = ExtractionJob(encoder, None, batch_size=batch_size, workers=n_threads)
+    with closing(run_job(job, pictures, threads)) as batches:
         for extracted in chain.from_iterable(batches):
-            picture, values = window.pop(extracted.position), extracted.values
+            picture, values = extracted.source, extracted.values
+            assert isinstance(picture, ImageRef) and values is not None
             error, feature = (values.reason, None) if isinstance(values, ImageError) else (None, values[0])
             yield FeatureRow(picture.path, picture.label, picture.split, feature, error, extracted.digest)
 
