@@ -20,7 +20,7 @@ from clipadapter.data import Dataset, get_templates, load_dataset, textiles
 from clipadapter.data.sets import data_root, get_set, list_sets
 from clipadapter.errors import ClipAdapterError, DataError, InputError
 from clipadapter.features import PER_EPOCH, FeatureSet, FeatureTable, ViewCost, ViewSpec, open_feature_table
-from clipadapter.features.shards import holds_shards
+from clipadapter.features.tables import holds_shards
 from clipadapter.utils.files import safe_file_name
 
 FEATURES = "features:"
