@@ -19,8 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.data.split_file import SPLITS, is_inside, missing_pictures, read_split
 from clipadapter.errors import DataError
-from clipadapter.utils.cache import default_cache_dir
-from clipadapter.utils.files import IMAGE_SUFFIXES, open_text
+from clipadapter.utils.files import IMAGE_SUFFIXES, default_cache_dir, open_text
 from clipadapter.utils.formatting import format_list
 from clipadapter.utils.imagenet import imagenet_names, imagenet_synsets
 from clipadapter.utils.parsing import parse_toml
