@@ -144,10 +144,11 @@ def _check_options(
         raise InputError(f"no check is called {brief(unknown[0])}; there are: {', '.join(CHECKS)}")
     if set(skip) == set(CHECKS):
         raise InputError("all checks are skipped: keep one")
-    rate = None if uncertainty.rejector is None else reject or uncertainty.decisions.reject or DEFAULT_REJECT_RATE
-    if rate is not None and math.isinf(uncertainty.rejector.threshold(rate).value):
-        rate = None  # so few shots were held out that the model never rejects a picture
-    return rate
+    if uncertainty.rejector is None:
+        return None
+    rate = float(reject or uncertainty.decisions.reject or DEFAULT_REJECT_RATE)
+    # An infinite threshold: so few shots were held out that the model never rejects a picture.
+    return None if math.isinf(uncertainty.rejector.threshold(rate).value) else rate
 
 
 def _check_size(count: int, subject: str) -> None:
@@ -245,10 +246,9 @@ class _Comparison:
         """How frequent each class is."""
         expected = self.expected
         estimates = estimate_with_intervals(self.observed, expected.held_out, expected.assumed_priors, self.seed)
-        columns = np.stack([expected.priors, *estimates]).T.tolist()
-        p_values = [None] * len(columns) if shift is None else shift.class_p_values.tolist()
-        rows = zip(self.names, columns, p_values, strict=True)
-        return tuple(ClassPrior(name, *column, p_value) for name, column, p_value in rows)
+        columns = [values.tolist() for values in (expected.priors, *estimates)]
+        p_values = [None] * len(self.names) if shift is None else shift.class_p_values.tolist()
+        return tuple(ClassPrior(*row) for row in zip(self.names, *columns, p_values, strict=True))
 
     def ood_rate(self) -> OodRate | None:
         """How many pictures show none of the classes; None if the model can't reject."""
