@@ -4,8 +4,8 @@
     python scripts/make_readme_pictures.py CLOTHES --only studio
 
 The learning curve is drawn from committed records, those of the table in README.md: published CLIP ViT-B/32 features of
-nine Food-101 classes, five seeds, made by benchmarks/few_shot_features.py of commit ef56b411. The demo has pictures
-of fabric, whose licence is MIT (package conformal-clip-data). The report and the studio are pages about a
+nine Food-101 classes, five seeds, made by `clipadapter.bench.few_shot`. The demo has pictures of fabric, whose licence
+is MIT (package conformal-clip-data). The report and the studio are pages about a
 model of ``lite`` and photographs of clothes, which are not in this repository: CLOTHES is a folder with ``train/`` and
 ``test/`` of https://github.com/alexeygrigorev/clothing-dataset-small, whose licence is CC0 1.0. A headless Chromium
 photographs the pages. That needs the extras demo, doctor and studio, selenium, chromium and chromedriver, and takes

@@ -114,14 +114,14 @@ def test_every_part_has_a_floor():
     assert {part(path) for path in MODULES} <= set(FLOOR)
 
 
-LONG = {"classifier/classifier.py": 810, "heads/base.py": 700}
+LONG = {"classifier/classifier.py": 810}
 """One class in lifecycle order, which is easier to read in one file."""
 
 
-def test_a_module_stays_below_600_lines():
+def test_a_module_stays_below_700_lines():
     for path in MODULES:
         name = path.relative_to(SOURCE).as_posix()
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= LONG.get(name, 600), name
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= LONG.get(name, 700), name
 
 
 def member(path: Path, family: str) -> str | None:

@@ -8,8 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from clipadapter.backends.checksum import append_checksum, check_file, open_model
-from clipadapter.backends.formats import ExportFormat
+from clipadapter.backends.formats import ExportFormat, append_checksum, check_file, open_model
 from clipadapter.errors import ArtifactError
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Uncertainty

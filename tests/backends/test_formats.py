@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipadapter.backends import backend_info
+from clipadapter.backends.base import BACKENDS
 from clipadapter.backends.formats import (
     PRECISIONS,
     export_suffixes,
@@ -19,9 +20,7 @@ from clipadapter.backends.formats import (
     list_inference_backends,
     load_formats,
 )
-from clipadapter.backends.registry import BACKENDS
 from clipadapter.errors import InputError, MissingExtraError, install_command
-from clipadapter.utils.registry import Entry
 
 FORMATS = list_formats()
 
@@ -97,7 +96,8 @@ def test_the_format_of_another_backend_is_in_the_table(monkeypatch):
     class Other(backend_info("onnxruntime").cls):
         format = replace(get_format("onnx"), name="other", suffix=".other", backends=("other",))
 
-    monkeypatch.setitem(BACKENDS._entries, "other", Entry("other", Other, ""))
+    monkeypatch.setattr(BACKENDS, "_entries", dict(BACKENDS._entries))
+    BACKENDS.register("other")(Other)
     load_formats.cache_clear()
     try:
         assert "other" in list_formats()

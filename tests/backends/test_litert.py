@@ -6,8 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from clipadapter.backends.checksum import append_checksum, check_file
-from clipadapter.backends.formats import get_format
+from clipadapter.backends.formats import append_checksum, check_file, get_format
 from clipadapter.backends.litert import append_archive, read_archive
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import ArtifactError

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from clipadapter.backends.telemetry import SWITCHES, telemetry_disabled
+from clipadapter.backends.base import SWITCHES, telemetry_disabled
 from clipadapter.backends.tracing import suppress_logs
 
 

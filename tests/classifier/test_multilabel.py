@@ -7,7 +7,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.classifier.fitting import learn_multilabel_thresholds
 from clipadapter.errors import InputError
 from clipadapter.heads import create_head, out_of_fold
-from clipadapter.testing.multilabel import toy_multilabel
+from clipadapter.testing.heads import toy_multilabel
 from clipadapter.uncertainty import UncertaintyOptions
 from clipadapter.uncertainty.multilabel import DEFAULT_THRESHOLD, learn_multilabel
 

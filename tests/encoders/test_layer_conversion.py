@@ -6,10 +6,10 @@ import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
+from clipadapter.backends.base import telemetry_disabled
 from clipadapter.backends.onnxruntime import write_onnx
 from clipadapter.backends.openvino import import_openvino
 from clipadapter.backends.quantize import statistic_names
-from clipadapter.backends.telemetry import telemetry_disabled
 from clipadapter.backends.tracing import SquareTower, example_squares, trace
 from clipadapter.encoders.block_encoder import MirroredMean
 from clipadapter.encoders.open_clip_layers import TowerLayers

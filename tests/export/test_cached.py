@@ -15,7 +15,7 @@ from PIL import Image
 from clipadapter import FewShotClassifier
 from clipadapter.cli.app import app
 from clipadapter.export import export_model
-from clipadapter.export.cached import MAX_FILES, export_to_cache
+from clipadapter.export.exporter import MAX_FILES, export_to_cache
 from clipadapter.runtime import cached
 from clipadapter.uncertainty import UncertaintyOptions
 
@@ -47,7 +47,7 @@ def pictures(folder, classes=("red", "green", "blue"), count=4):
 def fitted(tmp_path_factory):
     """A model and its pictures."""
     paths, labels = pictures(tmp_path_factory.mktemp("pictures"))
-    return FewShotClassifier(encoder="toy").fit(paths, labels), paths
+    return FewShotClassifier("toy", "prototype").fit(paths, labels), paths
 
 
 @pytest.fixture(scope="module")
@@ -127,18 +127,18 @@ def test_damage_leads_to_the_whole_model(saved, damage):
     path.write_bytes(whole[: len(whole) // 2])
     assert cached.open_cached(folder) is None
     if damage == "export":
-        assert export_to_cache(model, folder)
+        assert export_to_cache(model, folder, load_tower=True)
         assert cached.open_cached(folder) is not None
     path.write_bytes(whole)
 
 
 def test_a_model_that_can_not_be_exported_is_tried_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    model, calls = FewShotClassifier(encoder="toy", cache=None).fit(*pictures(tmp_path)), []
+    model, calls = FewShotClassifier("toy", "prototype", cache=None).fit(*pictures(tmp_path)), []
     folder = model.save(tmp_path / "model")
-    monkeypatch.setattr("clipadapter.export.cached.MAX_WEIGHTS", -1)
+    monkeypatch.setattr("clipadapter.export.exporter.MAX_WEIGHTS", -1)
     assert not export_to_cache(model, folder, load_tower=True)
-    monkeypatch.setattr("clipadapter.export.cached.export_model", lambda *_, **__: calls.append(1))
+    monkeypatch.setattr("clipadapter.export.exporter.export_model", lambda *_, **__: calls.append(1))
     assert not export_to_cache(model, folder, load_tower=True) and not calls
     assert cached.open_cached(folder) is None
 

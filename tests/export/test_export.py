@@ -23,8 +23,7 @@ from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.export import export_model
 from clipadapter.export.exporter import working_folder
 from clipadapter.export.graph import ModelGraph
-from clipadapter.export.parity import find_faults
-from clipadapter.export.pictures import choose_pictures
+from clipadapter.export.parity import choose_pictures, find_faults
 from clipadapter.features import FeatureSet
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import UncertaintyOptions

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.export.ood_graph import MahalanobisDistance, OodScores
+from clipadapter.export.graph import MahalanobisDistance, OodScores
 from clipadapter.uncertainty import Rejector, learn_rejector, ood
 from clipadapter.uncertainty.class_gaussians import fit_class_gaussians
-from clipadapter.uncertainty.ood import ScorePart
-from clipadapter.uncertainty.ood_scores import SCORES, MemoryBank
+from clipadapter.uncertainty.ood import SCORES, MemoryBank, ScorePart
 
 D, C = 48, 4
 

@@ -11,7 +11,7 @@ import pytest
 
 from clipadapter.errors import StoreError
 from clipadapter.features import FeatureStore, feature_key
-from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.files import default_cache_dir
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from clipadapter.heads.multilabel import fit_bias
 from clipadapter.heads.softmax_regression import OneVsRest
 from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.testing.multilabel import toy_multilabel
+from clipadapter.testing.heads import toy_multilabel
 
 ABLE = {"zero-shot", "linear-probe", "clip-adapter", "clip-adapter-trained-ratio", "tip-adapter", "auto"}
 

@@ -14,7 +14,7 @@ from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.out_of_fold import join_folds
 from clipadapter.testing import toy_features
-from clipadapter.testing.multilabel import toy_multilabel
+from clipadapter.testing.heads import toy_multilabel
 
 
 def test_folds_are_fits_without_the_shot():

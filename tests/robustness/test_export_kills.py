@@ -15,8 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipadapter.backends.checksum import check_file
-from clipadapter.backends.formats import companion_files, get_format, list_formats
+from clipadapter.backends.formats import check_file, companion_files, get_format, list_formats
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.export import export_model, exporter
 from clipadapter.export.parity import ExportParity

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipadapter.backends.checksum import append_checksum
+from clipadapter.backends.formats import append_checksum
 from clipadapter.runtime import ExportMetadata
 from clipadapter.serve import ServedModels
 from clipadapter.utils.pixels import PixelSpec

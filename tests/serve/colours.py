@@ -7,7 +7,7 @@ import threading
 import numpy as np
 from PIL import Image
 
-from clipadapter.backends.checksum import check_file
+from clipadapter.backends.formats import check_file
 from clipadapter.runtime import ExportMetadata, Outputs, Predictor
 from clipadapter.serve import ServedModels
 from clipadapter.uncertainty import Conformal, Uncertainty, learn_multilabel, learn_rejector

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipadapter.backends.checksum import append_checksum
+from clipadapter.backends.formats import append_checksum
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError
 from clipadapter.serve import Limits, ServedModels
 from clipadapter.serve.models import read_sources

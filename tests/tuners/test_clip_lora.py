@@ -15,8 +15,7 @@ from clipadapter.errors import ImageError, InputError
 from clipadapter.features import encode_classes
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.tuners.clip_lora import ClipLora, LoraUpdate, SeededDropout
-from clipadapter.tuners.layer_tuner import SplitAttention
-from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures
+from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, SplitAttention
 
 from .coloured_squares import COLOURS, picture, squares
 from .golden_figures import golden

@@ -9,7 +9,7 @@ from torch import nn
 
 from clipadapter.encoders import attention_layers
 from clipadapter.heads.training import train
-from clipadapter.tuners import layer_tuner, tower_tuner
+from clipadapter.tuners import tower_tuner
 from clipadapter.tuners.clip_svd import ClipSvd, SingularValues, count_singular_values, decompose
 from clipadapter.tuners.tower_tuner import tower_networks
 
@@ -190,6 +190,6 @@ def test_only_the_tower_and_matrices_that_were_asked_for_change(towers, kept, mo
 
 def test_steps_are_those_of_the_recipe():
     config = ClipSvd()._train_config(16)
-    assert config.steps == 16 * layer_tuner.STEPS_PER_SHOT
+    assert config.steps == 16 * tower_tuner.STEPS_PER_SHOT
     assert (config.optimizer, config.schedule, config.weight_decay) == ("adamw", "cosine", 0.0)
     assert config.learning_rate(10**6 - 1, 1, 10**6) == pytest.approx(1e-6)

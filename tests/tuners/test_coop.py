@@ -10,7 +10,7 @@ from clipadapter.features import encode_classes
 from clipadapter.heads import TextFeatures
 from clipadapter.testing import toy_features
 from clipadapter.tuners.coop import CoOp
-from clipadapter.tuners.prompts import Prompts, context_from_words
+from clipadapter.tuners.prompt_tuner import Prompts, context_from_words
 
 from .golden_figures import golden, text_tower
 

@@ -5,7 +5,7 @@ import torch
 
 from clipadapter.encoders import open_text_tower
 from clipadapter.errors import InputError
-from clipadapter.tuners.prompts import Prompts, context_from_words, random_context
+from clipadapter.tuners.prompt_tuner import Prompts, context_from_words, random_context
 from clipadapter.utils.towers import WordTower
 
 from .golden_figures import golden, text_tower

@@ -12,7 +12,7 @@ from clipadapter.heads.checkpoint import Checkpoint, digest_of
 from clipadapter.heads.training import TrainConfig, train
 from clipadapter.testing import toy_features
 from clipadapter.tuners.coop import CoOp
-from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.files import default_cache_dir
 
 from . import killed_fit
 

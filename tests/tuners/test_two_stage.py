@@ -16,7 +16,7 @@ from clipadapter.testing import check_tower
 from clipadapter.tuners import tower_tuner
 from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, tower_networks
 from clipadapter.tuners.two_stage import LayerNorms, TwoStage, block_norms
-from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.files import default_cache_dir
 from clipadapter.utils.pixels import PixelSpec
 
 from .coloured_squares import squares

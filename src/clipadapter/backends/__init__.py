@@ -3,9 +3,21 @@
 Importing this package loads neither torch nor numpy: a converted tower and an exported model run without torch.
 """
 
-from clipadapter.backends.base import PRECISIONS, Backend, InferenceGraph, Int8Calibration, Runner, Tower
-from clipadapter.backends.registry import backend_info, create_backend, list_backends, register_backend
-from clipadapter.backends.tower_cache import build_in_cache, cache_root, read_cache_facts
+from clipadapter.backends.base import (
+    PRECISIONS,
+    Backend,
+    InferenceGraph,
+    Int8Calibration,
+    Runner,
+    Tower,
+    backend_info,
+    build_in_cache,
+    cache_root,
+    create_backend,
+    list_backends,
+    read_cache_facts,
+    register_backend,
+)
 
 __all__ = [
     "PRECISIONS",

@@ -5,17 +5,33 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import json
+import os
 import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from clipadapter.backends.tower_cache import build_in_cache, cache_root, read_cache_facts
-from clipadapter.errors import ArtifactError, EncoderUnavailableError, InputError, MissingExtraError, install_command
+from clipadapter.errors import (
+    ArtifactError,
+    ClipAdapterError,
+    EncoderUnavailableError,
+    InputError,
+    MissingExtraError,
+    StoreError,
+    install_command,
+    require,
+)
+from clipadapter.utils.devices import SharedChange
+from clipadapter.utils.files import default_cache_dir
+from clipadapter.utils.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,31 +183,29 @@ class ConvertingBackend(Backend, ABC):
 
     def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
         """See `Backend.prepare`."""
-        self.check_available(precision)
-        if precision == "int8" and calibration is None:
-            raise InputError(f"{tower.name} in int8 needs pictures to calibrate with")
-        digest = "" if calibration is None or precision != "int8" else calibration.digest
-        folder = self.cache_folder(tower.fingerprint, precision, digest)
-        if read_cache_facts(folder) is None:  # otherwise `tower.module` is not used, which may take seconds to load
-            self._build(tower, precision, calibration if digest else None, folder)
-        return self.load(folder, precision)
-
-    def _build(self, tower: Tower, precision: str, calibration: Int8Calibration | None, folder: Path) -> None:
         from clipadapter.utils.parallel import is_convolutional
 
-        if calibration is not None and calibration.squares is None:
-            raise EncoderUnavailableError(
-                f"{tower.name} was calibrated for int8 on other pictures, and the converted tower is not on this "
-                "machine: use another precision, or fit again"
-            )
-        facts = {
-            "encoder": tower.name,
-            "precision": precision,
-            "calibration": "" if calibration is None else calibration.digest,
-            "convolutional": is_convolutional(tower.module),
-        }
-        squares = None if calibration is None else calibration.squares
-        build_in_cache(folder, lambda part: self._convert(tower, squares, part), facts)
+        self.check_available(precision)
+        if precision != "int8":
+            calibration = None
+        elif calibration is None:
+            raise InputError(f"{tower.name} in int8 needs pictures to calibrate with")
+        squares, digest = (None, "") if calibration is None else (calibration.squares, calibration.digest)
+        folder = self.cache_folder(tower.fingerprint, precision, digest)
+        if read_cache_facts(folder) is None:  # otherwise `tower.module` is not used, which may take seconds to load
+            if calibration is not None and squares is None:
+                raise EncoderUnavailableError(
+                    f"{tower.name} was calibrated for int8 on other pictures, and the converted tower is not on this "
+                    "machine: use another precision, or fit again"
+                )
+            facts = {
+                "encoder": tower.name,
+                "precision": precision,
+                "calibration": digest,
+                "convolutional": is_convolutional(tower.module),
+            }
+            build_in_cache(folder, lambda part: self._convert(tower, squares, part), facts)
+        return self.load(folder, precision)
 
     def _convert(self, tower: Tower, squares: NDArray[np.uint8] | None, folder: Path) -> None:
         """Write the converted tower into an empty folder; fp32 and bf16 share a folder."""
@@ -251,3 +265,101 @@ def _version(module: str) -> str:
         return importlib.metadata.version(module)
     except importlib.metadata.PackageNotFoundError:  # installed under another name, such as onnxruntime-gpu
         return str(importlib.import_module(module).__version__)
+
+
+# ---- Converted towers on disk: a folder is complete or absent, and two processes convert a tower only once ----
+
+FACTS_FILE = "facts.json"
+FORMAT_VERSION = 1
+
+
+def cache_root() -> Path:
+    """Folder of all converted towers."""
+    return default_cache_dir() / "backends"
+
+
+def read_cache_facts(folder: Path) -> dict[str, Any] | None:
+    """Facts of a converted tower; None if the folder does not exist or is incomplete."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        is_complete = all((folder / name).stat().st_size == size for name, size in facts["files"].items())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return facts if is_complete and facts.get("format") == FORMAT_VERSION else None
+
+
+def build_in_cache(folder: Path, convert: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
+    """Have a function write files into an empty folder, its argument, and store JSON values with them.
+
+    A folder that is complete stays. A second process waits for the first, and uses its files. A killed process leaves
+    only a hidden folder, which the next one removes.
+    """
+    from filelock import FileLock  # not in the base install, which only reads
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            if read_cache_facts(folder) is not None:
+                return
+            for abandoned in folder.parent.glob(f".{folder.name}.*.part"):
+                shutil.rmtree(abandoned, ignore_errors=True)
+            part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
+            try:
+                convert(part)
+                files = {path.name: path.stat().st_size for path in part.iterdir() if path.is_file()}
+                text = json.dumps({"format": FORMAT_VERSION, **facts, "files": files}, indent=1)
+                (part / FACTS_FILE).write_text(text, encoding="utf-8")
+                shutil.rmtree(folder, ignore_errors=True)  # if it is damaged
+                part.rename(folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    except ClipAdapterError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"the converted tower can't be stored in {folder.parent} ({error}): check the folder's permissions and "
+            "free space, or set XDG_CACHE_HOME to another folder"
+        ) from error
+
+
+BACKENDS: Registry[Backend] = Registry("backend", "clipadapter.backends")
+register_backend = BACKENDS.register
+backend_info = BACKENDS.info
+create_backend = BACKENDS.create
+
+
+def list_backends() -> list[str]:
+    """Names of the backends that run image towers. None is imported, since help texts list them."""
+    return [name for name in BACKENDS.list() if BACKENDS.info(name).attributes.get("precisions")]
+
+
+# ---- ONNX Runtime, OpenVINO and NNCF with their telemetry switched off; see docs/decisions/0014-telemetry.md ----
+
+SWITCHES = {"CI": "true", "NNCF_CI": "1", "ORT_DISABLE_TELEMETRY": "1"}
+"""Environment variables that switch telemetry off. Other switches would write into the user's home folder."""
+
+
+def telemetry_disabled() -> AbstractContextManager[None]:
+    """Switch telemetry off: nothing is sent, and no file is written into the user's home folder."""
+    return _telemetry_off.needed()
+
+
+def _switch_telemetry_off() -> Callable[[], None]:
+    before = {name: os.environ.get(name) for name in SWITCHES}
+    os.environ.update(SWITCHES)
+
+    def restore() -> None:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+
+    return restore
+
+
+_telemetry_off = SharedChange(_switch_telemetry_off)
+
+
+def require_without_telemetry(module: str, extra: str, purpose: str) -> ModuleType:
+    """`clipadapter.errors.require` with telemetry off: these packages read the switches while they are imported."""
+    with telemetry_disabled():
+        return require(module, extra, purpose)

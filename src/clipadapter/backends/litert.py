@@ -16,9 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.backends.base import Backend, InferenceGraph, unreadable_file
+from clipadapter.backends.base import Backend, InferenceGraph, register_backend, unreadable_file
 from clipadapter.backends.formats import METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
-from clipadapter.backends.registry import register_backend
 from clipadapter.errors import require
 
 if TYPE_CHECKING:

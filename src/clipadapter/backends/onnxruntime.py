@@ -9,11 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.backends.base import ConvertingBackend, InferenceGraph, Runner, unreadable_file
+from clipadapter.backends.base import (
+    ConvertingBackend,
+    InferenceGraph,
+    Runner,
+    register_backend,
+    require_without_telemetry,
+    unreadable_file,
+)
 from clipadapter.backends.formats import FEATURES_OUTPUT, METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
 from clipadapter.backends.quantize import quantize_onnx
-from clipadapter.backends.registry import register_backend
-from clipadapter.backends.telemetry import require_without_telemetry
 from clipadapter.errors import InputError, require
 
 if TYPE_CHECKING:

@@ -9,11 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.backends.base import ConvertingBackend, InferenceGraph, Runner, unreadable_file
+from clipadapter.backends.base import (
+    ConvertingBackend,
+    InferenceGraph,
+    Runner,
+    register_backend,
+    require_without_telemetry,
+    telemetry_disabled,
+    unreadable_file,
+)
 from clipadapter.backends.formats import METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile, is_input_name
 from clipadapter.backends.quantize import quantize_openvino
-from clipadapter.backends.registry import register_backend
-from clipadapter.backends.telemetry import require_without_telemetry, telemetry_disabled
 from clipadapter.errors import MissingExtraError
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ import copy
 import threading
 from typing import TYPE_CHECKING
 
-from clipadapter.backends.base import Backend, Int8Calibration, Runner, Tower
-from clipadapter.backends.registry import register_backend
+from clipadapter.backends.base import Backend, Int8Calibration, Runner, Tower, register_backend
 from clipadapter.utils.devices import DEVICES
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.backends.telemetry import require_without_telemetry
+from clipadapter.backends.base import require_without_telemetry
 from clipadapter.errors import require
 
 if TYPE_CHECKING:

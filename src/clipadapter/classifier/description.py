@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clipadapter.classifier.encoder import as_encoder_list
 from clipadapter.heads.registry import head_name
-from clipadapter.persistence.evaluation import EVALUATION_KEY
+from clipadapter.persistence.format import EVALUATION_KEY
 from clipadapter.utils.files import without_paths
 from clipadapter.utils.formatting import describe_classes, describe_shots, format_count, html_block, html_table
 

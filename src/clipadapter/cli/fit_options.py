@@ -175,7 +175,7 @@ class HeadOptions:
         """
         from clipadapter.encoders.registry import check_trainable
 
-        declared = HEADS.declared_attributes(self.name)
+        declared = HEADS.info(self.name).attributes
         if len(uris) == 1 and declared.get("tunes_encoder"):
             check_trainable(uris[0], "tunable_copy")
         elif len(uris) == 1 and declared.get("needs_tower"):
@@ -183,7 +183,7 @@ class HeadOptions:
 
     def check_unlabelled(self, is_given: bool) -> None:
         """Refuse a head that lacks pictures without labels, or takes none."""
-        declared = HEADS.declared_attributes(self.name)
+        declared = HEADS.info(self.name).attributes
         needs, takes = (bool(declared.get(name)) for name in ("transductive", "accepts_unlabelled"))
         if needs and not is_given:
             raise InputError(f"{self.name} is transductive: give the pictures to classify with --unlabelled FOLDER")

@@ -123,7 +123,7 @@ def open_model(request: PredictRequest, quick: bool) -> OpenModel:
     options = request.options(classifier.uncertainty_, classifier.class_names_)
 
     def finish() -> None:
-        from clipadapter.export.cached import export_to_cache
+        from clipadapter.export.exporter import export_to_cache
 
         if request.encoder.is_default:
             export_to_cache(classifier, request.model, load_tower=True)

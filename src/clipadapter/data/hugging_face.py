@@ -16,8 +16,7 @@ from typing import Any
 from clipadapter.data.dataset import SPLIT_ALIASES, Dataset, Listing, Sample
 from clipadapter.data.split_file import missing_pictures
 from clipadapter.errors import DataError, require
-from clipadapter.utils.cache import default_cache_dir
-from clipadapter.utils.files import printable, safe_file_name, write_atomically
+from clipadapter.utils.files import default_cache_dir, printable, safe_file_name, write_atomically
 
 PREFIX = "hf:"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +15,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from clipadapter.backends.checksum import ALGORITHM, append_checksum
 from clipadapter.backends.formats import (
+    ALGORITHM,
     DEFAULT_FORMAT,
     INPUT_NAMES,
     METADATA_KEY,
@@ -23,18 +24,27 @@ from clipadapter.backends.formats import (
     ExportFormat,
     Rows,
     WriteFile,
+    append_checksum,
     get_format,
     list_formats,
 )
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource
-from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, brief
+from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, MissingExtraError, brief
 from clipadapter.export.graph import ModelGraph, export_towers
-from clipadapter.export.parity import ExportParity, check_parity
-from clipadapter.export.pictures import ExportPictures, choose_pictures, load_squares
+from clipadapter.export.parity import (
+    MIN_ROWS,
+    ExportParity,
+    ExportPictures,
+    check_parity,
+    choose_pictures,
+    draw_pictures,
+    load_squares,
+)
 from clipadapter.heads.registry import head_name
 from clipadapter.persistence.model import make_provenance
 from clipadapter.runtime import ExportMetadata, Predictor
+from clipadapter.runtime.cached import cached_export, can_answer, is_intact
 from clipadapter.runtime.metadata import MAX_METADATA_CHARACTERS
 from clipadapter.utils.files import remove_abandoned, without_paths
 from clipadapter.utils.pixels import PixelSpec
@@ -113,7 +123,10 @@ def export_model(
     ...     Predictor(result.path).predict([blue])
     ['blue']
     """
-    export_format = _check_options(format, precision, input)
+    export_format = get_format(format)
+    for option, value, known in (("precision", precision, PRECISIONS), ("input", input, INPUT_NAMES)):
+        if value not in known:
+            raise InputError(f"{option} is {' or '.join(known)}, not {brief(value)}")
     target = _check_target(Path(path), export_format)
     if not hasattr(model, "head_"):
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
@@ -164,14 +177,6 @@ def describe_model(
     )
 
 
-def _check_options(format: str, precision: str, input_kind: str) -> ExportFormat:  # noqa: A002
-    export_format = get_format(format)
-    for name, value, known in (("precision", precision, PRECISIONS), ("input", input_kind, INPUT_NAMES)):
-        if value not in known:
-            raise InputError(f"{name} is {' or '.join(known)}, not {brief(value)}")
-    return export_format
-
-
 def _check_target(path: Path, export_format: ExportFormat) -> Path:
     """The file to write; a link to a file that is there is followed."""
     suffix, companions = export_format.suffix, export_format.companion_suffixes
@@ -220,7 +225,14 @@ def _convert(
 
 def _write(write: WriteFile, metadata: ExportMetadata) -> list[Path]:
     """Write a converted graph with metadata and checksum; the file to open comes last."""
-    files = write(_metadata_entries(metadata))
+    text = metadata.to_json()
+    if len(text) > MAX_METADATA_CHARACTERS:
+        raise InputError(
+            f"the metadata of a file can't hold the costs of {len(metadata.class_names)} classes: export the model "
+            "without costs, and give them with the pictures (costs=..., or --cost)"
+        )
+    # Class names have their own key too, where other programs look for them.
+    files = write({METADATA_KEY: text, "class_names": json.dumps(list(metadata.class_names))})
     append_checksum(files[-1])
     return files
 
@@ -252,30 +264,13 @@ def _check_file(
     )
 
 
-def _metadata_entries(metadata: ExportMetadata) -> dict[str, str]:
-    """The metadata as texts by key. Class names have their own key too, where other programs look for them."""
-    text = metadata.to_json()
-    if len(text) > MAX_METADATA_CHARACTERS:
-        raise InputError(
-            f"the metadata of a file can't hold the costs of {len(metadata.class_names)} classes: export the model "
-            "without costs, and give them with the pictures (costs=..., or --cost)"
-        )
-    return {METADATA_KEY: text, "class_names": json.dumps(list(metadata.class_names))}
-
-
 def _provenance(model: FewShotClassifier) -> dict[str, Any]:
-    saved = make_provenance(model.support_)
-    recorded = {key: saved[key] for key in ("shots", "skipped", "views", "python", "created")}
-    return {**recorded, "versions": dict(_installed_versions())}
-
-
-def _installed_versions() -> Iterator[tuple[str, str]]:
+    saved, versions = make_provenance(model.support_), {}
     formats = [get_format(name) for name in list_formats()]
     for name in (*VERSIONED_DISTRIBUTIONS, *(name for each in formats for name in each.distributions)):
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {**{key: saved[key] for key in ("shots", "skipped", "views", "python", "created")}, "versions": versions}
 
 
 def _json_value(value: object) -> object:
@@ -323,3 +318,51 @@ def move_into_place(written: Sequence[Path], target: Path) -> tuple[Path, ...]:
             older.replace(target)
         raise
     return tuple(target.with_suffix(path.suffix) for path in written)
+
+
+# ---- The exported file of a saved model in the cache folder, where `clipadapter.runtime.cached` finds it ----
+
+MAX_WEIGHTS = 32_000_000
+"""Models with larger image towers are exported by `serve` only: that takes many seconds, and a second copy of them."""
+MAX_FILES = 20
+"""Older files are removed; they can be made again."""
+REFUSED_SUFFIX = ".refused"
+"""Suffix of an empty file that says that a model can't be exported, so that it is not tried again."""
+
+
+def export_to_cache(model: FewShotClassifier, folder: str | Path, *, load_tower: bool = False) -> bool:
+    """Export a saved model into the cache folder, if that is cheap; whether the file is there.
+
+    Image towers that are not in memory, because all features were stored ones, are only loaded with ``load_tower``.
+    """
+    if model.head_.tunes_encoder or not can_answer(Path(folder)):
+        return False
+    for name in list_formats():
+        path = cached_export(Path(folder), name)
+        refused = path.with_suffix(REFUSED_SUFFIX)
+        if is_intact(path) or refused.exists():
+            return not refused.exists()
+        try:
+            get_format(name).check_convertible("fp32")
+        except MissingExtraError:
+            continue
+        towers = model.encoder_.towers()
+        if not load_tower and any("module" not in vars(tower) for tower in towers):
+            return False
+        try:
+            if sum(each.numel() for tower in towers for each in tower.module.parameters()) > MAX_WEIGHTS:
+                raise InputError(f"the image tower has more than {MAX_WEIGHTS} weights")
+            size = max((tower.pixels.size for tower in towers), default=0)
+            export_model(model, path, format=name, pictures=draw_pictures(MIN_ROWS, size))
+        except Exception as error:  # the model is saved and answers without the file
+            logging.getLogger(__name__).info("%s was not exported to the cache: %s", folder, error)
+            if not isinstance(error.__cause__ or error, OSError):  # a full disk may have room the next time
+                with suppress(OSError):
+                    refused.parent.mkdir(parents=True, exist_ok=True)
+                    refused.touch()
+        with suppress(OSError):
+            newest_first = sorted(path.parent.iterdir(), key=lambda each: each.stat().st_mtime, reverse=True)
+            for old in filter(Path.is_file, newest_first[MAX_FILES:]):
+                old.unlink(missing_ok=True)
+        return path.exists()
+    return False

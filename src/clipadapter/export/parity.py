@@ -1,23 +1,40 @@
-"""Compare an exported file with its model on pictures, with the backend that the file is opened with by default."""
+"""Compare an exported file with its model on pictures, with the backend that the file is opened with by default.
+
+And measure it on labelled test pictures, so that its precision is trusted by more than this comparison.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from clipadapter.backends.parity import MIN_AGREEMENT, MIN_COSINES, measure_parity
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.data.images import ImageSource
-from clipadapter.errors import ArtifactError, DataError
-from clipadapter.export.pictures import KINDS, ExportPictures
-from clipadapter.features import extract
+from clipadapter.classifier.evaluation import (
+    EvaluationResult,
+    Score,
+    check_label_kind,
+    check_labels,
+    measure_answers,
+)
+from clipadapter.data import Dataset
+from clipadapter.data.images import ImageSource, read_image, source_name
+from clipadapter.data.load import read_listing
+from clipadapter.errors import ArtifactError, DataError, ImageError, InputError
+from clipadapter.features import FeatureSet, extract
+from clipadapter.metrics import evaluate, evaluate_multilabel
 from clipadapter.runtime import Outputs, Predictor
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.utils.blocks import FINAL, Block, column_slices
+from clipadapter.utils.pixels import PixelSpec
 
 Array = NDArray[Any]
 FIRST_BATCH_SIZES = (1, 2)
@@ -27,6 +44,97 @@ MIN_ROWS = sum(FIRST_BATCH_SIZES) + 3
 """Pictures that are compared at least. The last 3 are a batch of more than two, as `_run_in_batches` tries."""
 DEFAULT_REJECTION_RATE = 0.05
 """Rate at which rejections are compared if the model has none set."""
+MAX_COMPARED_PICTURES = {"fp32": 32, "int8": 64}
+"""Number of pictures that a file is compared on, by precision."""
+MAX_CALIBRATION_PICTURES = 64
+MIN_CALIBRATION_PICTURES = 32
+"""With fewer pictures left over, int8 is calibrated with those that the file is compared on."""
+SYNTHETIC_PICTURES = 16
+KINDS = {"given": "pictures that were given", "shots": "of the model's shots", "drawn": "drawn pictures"}
+"""Where pictures come from, as in the metadata of a file, and in words."""
+
+
+@dataclass(frozen=True)
+class ExportPictures:
+    """Pictures for one export."""
+
+    kind: str  # one of `KINDS`
+    comparison: Sequence[ImageSource]  # pictures that outputs are compared on
+    calibration: Sequence[ImageSource]  # pictures that int8 is calibrated with
+
+
+def choose_pictures(
+    pictures: str | Path | Sequence[ImageSource] | None, support: FeatureSet, size: int, precision: str
+) -> ExportPictures:
+    """Take the given pictures; else the model's shots if their files still exist; else synthetic ones."""
+    if pictures is not None:
+        kind, sources = "given", _list_sources(pictures)
+        if not sources:
+            raise DataError(
+                "there are no pictures to compare the file on: give pictures, or leave the option out to use the shots"
+            )
+    else:
+        kind, sources = "shots", [Path(name) for name in support.provenance.get("sources", ()) if _is_file(name)]
+    if not sources and precision == "int8":
+        raise InputError(
+            "int8 is calibrated with pictures, but the model's shots are not on this machine: give pictures like those "
+            "that the model will see (pictures=..., or --pictures FOLDER); 64 are enough"
+        )
+    if not sources:
+        synthetic = draw_pictures(SYNTHETIC_PICTURES, size)
+        return ExportPictures("drawn", synthetic, synthetic)
+    n_compared = MAX_COMPARED_PICTURES[precision]
+    sources = _shuffle(sources)[: n_compared + MAX_CALIBRATION_PICTURES]
+    comparison, others = sources[:n_compared], sources[n_compared:]
+    return ExportPictures(kind, comparison, others if len(others) >= MIN_CALIBRATION_PICTURES else comparison)
+
+
+def load_squares(sources: Sequence[ImageSource], pixels: PixelSpec) -> NDArray[np.uint8]:
+    """Pictures as (n, s, s, 3), without those that can't be read."""
+    squares = []
+    for source in sources:
+        try:
+            squares.append(pixels.to_square(read_image(source)))
+        except ImageError:
+            continue  # the ranges of int8 values come from the others
+    if not squares:
+        raise DataError(f"none of the {len(sources)} pictures to calibrate int8 with can be read: give others")
+    return np.stack(squares)
+
+
+def draw_pictures(n: int, size: int) -> list[ImageSource]:
+    """Synthetic pictures (s, s, 3): smooth coloured spots, coarse and fine."""
+    rng = np.random.default_rng(0)
+    pictures: list[ImageSource] = []
+    for i in range(n):
+        n_cells = 2 + i % 7
+        cells = Image.fromarray(rng.integers(0, 256, (n_cells, n_cells, 3), dtype=np.uint8))
+        spots = np.asarray(cells.resize((size, size), Image.Resampling.BICUBIC), np.int16)
+        pictures.append(np.clip(spots + rng.integers(-8, 9, spots.shape), 0, 255).astype(np.uint8))
+    return pictures
+
+
+def _list_sources(pictures: str | Path | Sequence[ImageSource]) -> list[ImageSource]:
+    if isinstance(pictures, str | Path):
+        return list(read_listing(pictures).dataset.paths)
+    if not isinstance(pictures, Sequence):
+        raise InputError(
+            f"pictures must be given as a list, a folder or a table, but came as {type(pictures).__name__}"
+        )
+    return list(pictures)
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _shuffle(sources: Sequence[ImageSource]) -> list[ImageSource]:
+    """Order sources by a hash of their names, which mixes the classes and is the same in every export."""
+    keys = [blake2b(f"{source_name(source)} {i}".encode()).digest() for i, source in enumerate(sources)]
+    return [sources[i] for i in sorted(range(len(sources)), key=keys.__getitem__)]
 
 
 LIMITS = (
@@ -190,3 +298,66 @@ def _max_difference(a: Array, b: Array) -> float:
     """The largest difference; infinite where a value is not finite."""
     difference = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
     return float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0.0))
+
+
+# ---- Test pictures ----
+
+
+def evaluate_file(
+    predictor: Predictor, dataset: Dataset, model: FewShotClassifier | None = None
+) -> tuple[EvaluationResult, dict[str, Any] | None]:
+    """Measure an exported file on labelled pictures.
+
+    Args:
+        predictor: the open file.
+        dataset: the pictures; unreadable ones are left out and named.
+        model: that the file was exported from, to compare their outputs.
+
+    Returns:
+        The metrics; ``among_shots`` is 0, since the file does not have the shots. And the figures of
+        `clipadapter.export.parity.compare_outputs`; None without a model.
+
+    Raises:
+        InputError: if a label is no class of the file, or pictures have several labels and the file gives one.
+        DataError: if a picture has no label, or none can be read.
+    """
+    uncertainty, names = predictor.uncertainty, predictor.class_names
+    if model is not None and model.class_names_ != names:
+        raise InputError("the file has other classes than the model: give the model that it was exported from")
+    check_label_kind(uncertainty, dataset.multilabel)
+    label_sets = dataset.label_sets if dataset.multilabel else tuple((label,) for label in dataset.labels)
+    check_labels([label for labels in label_sets for label in labels], names)
+    start = time.perf_counter()
+    pictures, outputs = predictor.outputs_of(dataset.paths)
+    rows = [i for i, picture in enumerate(pictures) if picture.error is None]
+    if not rows:
+        raise DataError(f"none of the {len(pictures)} test pictures can be read: give others")
+    answers, score = predictor.answer(outputs), None
+    if dataset.multilabel:
+        targets = np.array([[name in label_sets[i] for name in names] for i in rows])
+        assert answers.sets is not None
+        evaluation: Any = evaluate_multilabel(targets, answers.probabilities, answers.sets, names)
+    else:
+        logs = uncertainty.calibrator.log_probabilities(np.asarray(outputs.logits, np.float64))
+        evaluation = evaluate([label_sets[i][0] for i in rows], logs, names)
+        score = Score(evaluation, outputs.logits, time.perf_counter() - start)
+    result = EvaluationResult(
+        data=dataset.name,
+        class_names=names,
+        evaluation=evaluation,
+        n_test=len(rows),
+        skipped=tuple((picture.name, picture.error) for picture in pictures if picture.error is not None),
+        among_shots=0,
+        decisions={} if score is None else measure_answers(uncertainty.decisions, answers, score),
+        sources=tuple(pictures[i].name for i in rows),
+        score=score,
+    )
+    return result, None if model is None else _compare(model, outputs, [dataset.paths[i] for i in rows])
+
+
+def _compare(model: FewShotClassifier, outputs: Outputs, paths: list[Any]) -> dict[str, Any]:
+    """Figures of the comparison with the outputs of a model for the same pictures."""
+    features = extract(model.encoder_, paths, batch_size=model.batch_size).features[:, 0]
+    return compare_outputs(
+        model.uncertainty_, features, model.head_.logits(features), outputs, model.encoder_.info.blocks
+    )

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.errors import StoreError
-from clipadapter.utils.cache import default_cache_dir
-from clipadapter.utils.files import path_without_links, read_ends
+from clipadapter.utils.files import default_cache_dir, path_without_links, read_ends
 
 FORMAT = 1
 """Format number of the file; part of each key."""

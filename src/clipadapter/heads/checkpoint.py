@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.utils.cache import default_cache_dir
-from clipadapter.utils.files import path_without_links, write_atomically
+from clipadapter.utils.files import default_cache_dir, path_without_links, write_atomically
 
 FORMAT = "1"
 

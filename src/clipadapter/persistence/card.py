@@ -15,8 +15,7 @@ from typing import Any
 from clipadapter.encoders import split_blocks
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
-from clipadapter.persistence.evaluation import Evaluation, Scores, read_evaluation
-from clipadapter.persistence.format import ModelConfig, read_file
+from clipadapter.persistence.format import Evaluation, ModelConfig, Scores, read_evaluation, read_file
 from clipadapter.runtime.model_folder import CARD_FILE
 from clipadapter.uncertainty import HeldOutAccuracy
 from clipadapter.utils.blocks import BlockSource
@@ -137,7 +136,7 @@ def _describe_head(config: ModelConfig) -> dict[str, str] | None:
     head = config.head
     if head.name not in HEADS.list():
         return None
-    (declared,) = HEADS.declarations(head.name)  # to restore a version writes a card, and needs no torch
+    declared = HEADS.info(head.name)  # to restore a version writes a card, and needs no torch
     fidelity = str(Fidelity.of(declared.facts, head.params))
     return {"summary": declared.summary.rstrip("."), "paper": declared.facts.get("paper") or "", "fidelity": fidelity}
 

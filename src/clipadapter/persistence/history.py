@@ -23,8 +23,8 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.persistence.evaluation import EVALUATION_KEY
 from clipadapter.persistence.format import (
+    EVALUATION_KEY,
     ModelConfig,
     Snapshot,
     check_format,

@@ -20,8 +20,8 @@ from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, list_heads
 from clipadapter.heads.registry import head_name
-from clipadapter.persistence.evaluation import EVALUATION_KEY, validate_evaluation
 from clipadapter.persistence.format import (
+    EVALUATION_KEY,
     Arrays,
     ModelConfig,
     SavedEncoder,
@@ -30,6 +30,7 @@ from clipadapter.persistence.format import (
     read_arrays,
     read_config,
     read_consistently,
+    validate_evaluation,
 )
 from clipadapter.runtime.model_folder import FOLD_HEADS, HEAD, SUPPORT, UNCERTAINTY, UNLABELLED
 from clipadapter.uncertainty import Uncertainty

@@ -24,12 +24,13 @@ from filelock import FileLock, Timeout
 
 from clipadapter.errors import ArtifactError, MethodWarning
 from clipadapter.persistence.card import make_card
-from clipadapter.persistence.evaluation import EVALUATION_KEY, make_evaluation
 from clipadapter.persistence.format import (
+    EVALUATION_KEY,
     ModelConfig,
     Snapshot,
     check_target_folder,
     config_bytes,
+    make_evaluation,
     read_config,
     read_snapshot,
 )

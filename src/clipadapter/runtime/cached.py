@@ -1,6 +1,6 @@
 """The exported file of a saved model in the cache folder: `predict` opens it without torch, and `serve` serves it.
 
-`clipadapter.export.cached` writes it. See docs/decisions/0015-quick-prediction.md.
+`clipadapter.export.exporter` writes it. See docs/decisions/0015-quick-prediction.md.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import json
 import logging
 from pathlib import Path
 
-from clipadapter.backends.checksum import check_file
-from clipadapter.backends.formats import get_format, list_formats
+from clipadapter.backends.formats import check_file, get_format, list_formats
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.runtime.model_folder import CONFIG_FILE, HEAD, UNCERTAINTY, array_file, model_path
 from clipadapter.runtime.predictor import Predictor
-from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.files import default_cache_dir
 
 MAX_HASHED_BYTES = 64 << 20
 """Models with larger files are opened as they are: hashing these would take longer than is saved."""

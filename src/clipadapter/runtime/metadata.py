@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends.checksum import ALGORITHM
-from clipadapter.backends.formats import INPUT_NAMES, PRECISIONS, input_names
+from clipadapter.backends.formats import ALGORITHM, INPUT_NAMES, PRECISIONS, input_names
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.uncertainty.ood import MARK_RATE

@@ -16,15 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.adaptation import Adapt
-from clipadapter.backends.checksum import Stamp, check_file, stamp_files
 from clipadapter.backends.formats import (
     BLOCKS_OUTPUT,
     FEATURES_OUTPUT,
     ExportFormat,
+    Stamp,
+    check_file,
     export_suffixes,
     find_format,
     input_names,
     list_inference_backends,
+    stamp_files,
 )
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image_shrunk, source_name

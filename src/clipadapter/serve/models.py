@@ -19,8 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from clipadapter.backends.checksum import add_bytes, check_file, open_model
-from clipadapter.backends.formats import DEFAULT_FORMAT, companion_files, export_suffixes, get_format, is_exported
+from clipadapter.backends.formats import (
+    DEFAULT_FORMAT,
+    add_bytes,
+    check_file,
+    companion_files,
+    export_suffixes,
+    get_format,
+    is_exported,
+    open_model,
+)
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, MissingExtraError, needs_training
 from clipadapter.runtime import Predictor

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clipadapter.backends.checksum import check_file
+from clipadapter.backends.formats import check_file
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.encoder import (
     QUALITIES,

@@ -1,9 +1,10 @@
-"""Conformance checks of heads, encoders and text towers, for authors of plug-ins."""
+"""Conformance checks of heads, encoders and text towers, for authors of plug-ins.
 
-from clipadapter.testing.encoders import ENCODER_CHECKS, check_encoder
-from clipadapter.testing.heads import HEAD_CHECKS, check_head
-from clipadapter.testing.towers import TOWER_CHECKS, check_tower
-from clipadapter.testing.toy import toy_features
+They need no pytest, which these may not have.
+"""
+
+from clipadapter.testing.encoders import ENCODER_CHECKS, TOWER_CHECKS, check_encoder, check_tower
+from clipadapter.testing.heads import HEAD_CHECKS, check_head, toy_features
 
 __all__ = [
     "ENCODER_CHECKS",

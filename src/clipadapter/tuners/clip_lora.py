@@ -25,8 +25,7 @@ from torch.nn.functional import linear
 from clipadapter.encoders import AttentionLayer, Encoder
 from clipadapter.heads import register_head
 from clipadapter.heads.parameters import Within, at_least
-from clipadapter.tuners.layer_tuner import LayerTuner, add_to_weight, replace_linear
-from clipadapter.tuners.tower_tuner import Trainable
+from clipadapter.tuners.tower_tuner import LayerTuner, Trainable, add_to_weight, replace_linear
 
 
 @register_head(

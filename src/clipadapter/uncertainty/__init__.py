@@ -7,11 +7,9 @@ of the shots, see `clipadapter.heads.out_of_fold`.
 from clipadapter.uncertainty.calibration import Calibrator, learn_calibrator
 from clipadapter.uncertainty.conformal import Conformal, learn_conformal
 from clipadapter.uncertainty.costs import decide, parse_costs, read_costs
-from clipadapter.uncertainty.decisions import Answers, DecisionOptions, Uncertainty, UncertaintyOptions
-from clipadapter.uncertainty.held_out import HeldOutAccuracy
+from clipadapter.uncertainty.decisions import Answers, DecisionOptions, HeldOutAccuracy, Uncertainty, UncertaintyOptions
 from clipadapter.uncertainty.multilabel import MultiLabel, learn_multilabel
-from clipadapter.uncertainty.negative_labels import select_negative_labels
-from clipadapter.uncertainty.ood import Rejector, learn_rejector
+from clipadapter.uncertainty.ood import Rejector, learn_rejector, select_negative_labels
 
 __all__ = [
     "Answers",

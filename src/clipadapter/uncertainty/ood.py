@@ -1,8 +1,8 @@
 """Out-of-distribution detection: whether a picture shows any of the classes at all ("none of these").
 
 A `Rejector` is learned from the shots alone. It scores how far a picture is from the classes. Its threshold is set so
-that a chosen share of pictures of the classes is rejected, by out-of-fold scores of the shots. The scores are in
-`clipadapter.uncertainty.ood_scores`, each with its paper.
+that a chosen share of pictures of the classes is rejected, by out-of-fold scores of the shots. `SCORES` has the scores,
+each with its paper.
 
 The score is a weighted sum of standardised scores (by mean and deviation of the held-out shots): the maximum logit, the
 Mahalanobis distance to the class means, the text (the score of the negative labels if there are some, else the distance
@@ -19,7 +19,8 @@ the classes are rejected than the rate says (``Threshold.rate_is_upper_bound``).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
@@ -29,12 +30,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError, TooFewShotsError
-from clipadapter.uncertainty.class_gaussians import ClassGaussians
-from clipadapter.uncertainty.ood_scores import SCORES, MemoryBank, compare_with_shots, leave_one_out_outlier_scores
+from clipadapter.uncertainty.class_gaussians import ClassGaussians, fit_class_gaussians
 from clipadapter.uncertainty.saved_state import SavedState
 from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE, unit_rows
 
 Array = NDArray[Any]
+Scores = NDArray[np.float64]
 MARK_RATE = 0.04
 """Rate of the threshold above which pictures are marked if none are rejected. With 0.05, 5.8 % of the pictures of the
 classes were marked at two shots per class, with 0.04 at most 4.9 % at any number of shots (docs/trust.md)."""
@@ -419,3 +420,260 @@ def _read_part(fact: Any) -> ScorePart:
     name = saved.fact("name", str, lambda name: name in SCORES)
     weight, deviation = saved.fact("weight", float, lambda x: x >= 0), saved.fact("deviation", float, lambda x: x > 0)
     return ScorePart(name, weight, saved.fact("centre", float), deviation)
+
+
+# ---- The scores of pictures and of held-out shots ----
+# All are higher for pictures that are farther from the classes. Letters: m pictures, n shots, c classes, d width.
+
+
+def log_sum_exp(x: Array) -> Scores:
+    """Logarithm of the sum of exp over each row; -inf adds nothing.
+
+    >>> log_sum_exp(np.array([[0.0, -np.inf], [1000.0, 1000.0]]))
+    array([   0.        , 1000.69314718])
+    """
+    top = x.max(axis=1)
+    finite = np.where(np.isneginf(top), 0.0, top)
+    with np.errstate(divide="ignore"):  # of a row of -inf only
+        return np.asarray(finite + np.log(np.exp(x - finite[:, None]).sum(axis=1)))
+
+
+def without_own(values: Array, labels: Array) -> Array:
+    """A copy of (n, c) with -inf for each row's own class: it simulates pictures of none of the classes."""
+    other = np.array(values, dtype=np.float64)
+    other[np.arange(len(labels)), labels] = -np.inf
+    return other
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryBank:
+    """The features that scores compare a picture with. A field is None if it is not available."""
+
+    gaussians: ClassGaussians | None = None  # class means and covariance
+    text: Array | None = None  # (c, d) unit text features of the classes
+    negative_labels: Array | None = None  # (k, d) unit text features of names of things that are none of the classes
+    outliers: Array | None = None  # (b, d) unit features of pictures of none of the classes
+    scale: float = DEFAULT_LOGIT_SCALE  # logit scale of the encoder
+
+    @property
+    def width(self) -> int | None:
+        """d, or None if the bank is empty."""
+        means = None if self.gaussians is None else self.gaussians.means
+        arrays = (means, self.text, self.negative_labels, self.outliers)
+        return next((int(each.shape[1]) for each in arrays if each is not None), None)
+
+    @property
+    def classes(self) -> int | None:
+        """c, or None if the bank has neither class means nor class text."""
+        means = None if self.gaussians is None else self.gaussians.means
+        return next((len(each) for each in (means, self.text) if each is not None), None)
+
+    def restrict(self, names: Sequence[str]) -> MemoryBank:
+        """A copy with only what the scores of these names need, as float32."""
+        needed = {attribute for name in names for attribute in SCORES[name].arrays}
+        arrays = {name: getattr(self, name).astype(np.float32, order="C") for name in needed - {"gaussians"}}
+        gaussians = self.gaussians.single() if self.gaussians and "gaussians" in needed else None
+        return MemoryBank(gaussians, **arrays, scale=self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutShots:
+    """The shots with out-of-fold logits and leave-one-out distances; some of them, if there are very many."""
+
+    rows: Array  # (n, d) unit features
+    labels: Array  # (n,) class positions
+    logits: Array | None  # (n, c) out-of-fold, NaN rows where a shot was not held out
+    distances: Array  # (n, c) leave-one-out squared Mahalanobis distances; NaN for the only shot of a class
+    counts: Array  # (c,) shots of each class among all shots
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """One out-of-distribution score. Its functions get a memory bank whose ``arrays`` are not None."""
+
+    reason: str
+    """What is said of a picture with a high score; "than 90 % of the shots are" follows."""
+    of_pictures: Callable[[Any, Array, Array], Scores]
+    """Scores (m,) from a memory bank, unit features (m, d) and logits (m, c)."""
+    of_shots: Callable[[Any, Any], tuple[Array, Array]]
+    """Scores (n,) of held-out shots, and the same as if the shot's own class did not exist, which simulates pictures of
+    none of the classes. NaN where a shot is the only one of its class, or has no out-of-fold logits."""
+    arrays: tuple[str, ...] = ()
+    """Attributes of `MemoryBank` that it needs."""
+    compares_with_shots: bool = False
+    """Whether it compares a picture with shots: the only shot of a class can be compared with other classes only."""
+
+
+def _minus_largest(values: Array) -> Scores:
+    return np.asarray(-values.max(axis=1))
+
+
+def _shots_by_logits(memory: Any, shots: HeldOutShots) -> tuple[Array, Array]:
+    assert shots.logits is not None
+    return _minus_largest(shots.logits), _minus_largest(without_own(shots.logits, shots.labels))
+
+
+def _negative_labels(memory: Any, rows: Array, cosines: Array) -> Scores:
+    """Logarithm of the mass of the negative labels over the mass of the classes, by exp of scaled cosines.
+
+    NegLabel's score (Jiang et al. 2024, eq. 5, https://arxiv.org/abs/2403.20078) is one over one plus exp of it: the
+    order is the same, but it doesn't saturate.
+    """
+    return log_sum_exp(memory.scale * (rows @ memory.negative_labels.T)) - log_sum_exp(memory.scale * cosines)
+
+
+def _text_score(function: Callable[[Any, Array, Array], Scores], reason: str, arrays: tuple[str, ...]) -> Score:
+    """A score of a memory bank, unit features (m, d) and their cosines to the class text (m, c)."""
+
+    def of_pictures(memory: Any, rows: Array, logits: Array) -> Scores:
+        rows = rows.astype(memory.text.dtype)  # numpy would convert the text of all classes instead
+        return function(memory, rows, rows @ memory.text.T)
+
+    def of_shots(memory: Any, shots: HeldOutShots) -> tuple[Array, Array]:
+        cosines = shots.rows @ memory.text.T
+        return function(memory, shots.rows, cosines), function(memory, shots.rows, without_own(cosines, shots.labels))
+
+    return Score(reason, of_pictures, of_shots, arrays)
+
+
+def _shots_by_distances(memory: Any, shots: HeldOutShots) -> tuple[Array, Array]:
+    return shots.distances.min(axis=1), _minus_largest(without_own(-shots.distances, shots.labels))
+
+
+def _by_outliers(memory: Any, rows: Array, logits: Array) -> Scores:
+    """Cosine to the nearest outlier minus the cosine to the nearest class mean."""
+    cosines = rows @ unit_rows(memory.gaussians.means).T
+    return np.asarray((rows @ memory.outliers.T).max(axis=1) - cosines.max(axis=1))
+
+
+def _shots_by_outliers(memory: Any, shots: HeldOutShots) -> tuple[Array, Array]:
+    """The mean of a shot's own class is computed without it."""
+    means, labels = memory.gaussians.means, shots.labels
+    cosines = shots.rows @ unit_rows(means).T
+    k = shots.counts[labels]
+    others = (k[:, None] * means[labels] - shots.rows) / np.maximum(k - 1, 1)[:, None]
+    own = np.einsum("nd,nd->n", shots.rows, unit_rows(others))
+    cosines[np.arange(len(labels)), labels] = np.where(k > 1, own, np.nan)
+    nearest = (shots.rows @ memory.outliers.T).max(axis=1)
+    return nearest - cosines.max(axis=1), nearest - without_own(cosines, labels).max(axis=1)
+
+
+SCORES = {
+    # Hendrycks et al. 2022, https://arxiv.org/abs/1911.11132
+    "max-logit": Score("less like any class", lambda memory, rows, logits: _minus_largest(logits), _shots_by_logits),
+    "text": _text_score(lambda memory, rows, cosines: 1 - cosines.max(axis=1), "less like any class name", ("text",)),
+    "negative-labels": _text_score(_negative_labels, "nearer to names of other things", ("text", "negative_labels")),
+    "mahalanobis": Score(
+        "farther from every class",
+        lambda memory, rows, logits: memory.gaussians.nearest(rows),
+        _shots_by_distances,
+        ("gaussians",),
+        compares_with_shots=True,
+    ),
+    "outliers": Score(
+        "closer to an outlier picture, relative to the class means,",
+        _by_outliers,
+        _shots_by_outliers,
+        ("gaussians", "outliers"),
+        compares_with_shots=True,
+    ),
+}
+"""Every score by its name in saved models: "negative-labels" is NegLabel. A new score is an entry here, and its
+graph in `clipadapter.export.graph`."""
+
+
+def leave_one_out_outlier_scores(memory: MemoryBank) -> Array:
+    """Leave-one-out outlier scores of the outliers themselves (b,).
+
+    >>> memory = MemoryBank(ClassGaussians(np.eye(2)[:1], np.zeros((0, 2)), 1.0), outliers=np.eye(2)[[1, 1]])
+    >>> leave_one_out_outlier_scores(memory)
+    array([1., 1.])
+    """
+    assert memory.outliers is not None and memory.gaussians is not None
+    cosines = memory.outliers @ memory.outliers.T
+    np.fill_diagonal(cosines, -np.inf if len(cosines) > 1 else 1.0)
+    to_means = memory.outliers @ unit_rows(memory.gaussians.means).T
+    return np.asarray(cosines.max(axis=1) - to_means.max(axis=1))
+
+
+def compare_with_shots(
+    features: Array, labels: Array, c: int, logits: Array | None, judged: Array | None = None, **arrays: Any
+) -> tuple[MemoryBank, HeldOutShots]:
+    """Make the memory bank, with further ``arrays``, and the held-out shots: the ``judged`` ones (r,), by default all.
+
+    Out-of-fold logits (r, c) have NaN rows where a shot was not held out. If a class has no shot it has no mean, and
+    there are no distances.
+    """
+    rows, counts = unit_rows(features), np.bincount(labels, minlength=c)
+    held_out_rows, held_out_labels = (rows, labels) if judged is None else (rows[judged], labels[judged])
+    gaussians, distances = None, np.full((len(held_out_rows), c), np.nan)
+    if (counts > 0).all():
+        gaussians, distances = fit_class_gaussians(rows, labels, c, judged)
+    shots = HeldOutShots(held_out_rows, held_out_labels, logits, distances, counts)
+    return MemoryBank(gaussians, **arrays), shots
+
+
+# ---- Negative labels: names that mean none of the classes (NegLabel, https://arxiv.org/abs/2403.20078) ----
+
+_STOP_WORDS = {"a", "an", "and", "in", "of", "on", "or", "the", "with"}
+
+
+def select_negative_labels(
+    class_names: Sequence[str], class_text: Array, names: Sequence[str], text: Array
+) -> NDArray[np.int64]:
+    """Select the names of a list that mean something else than every class.
+
+    A name is left out if it shares a word with a class name, or if its text is too close to a class text: closer than
+    half of the names are to their nearest other name, and closer than nine in ten classes are to theirs. Those mean
+    different objects, so a name that is closer is probably a synonym or a kind of that class.
+
+    Args:
+        class_names: c names.
+        class_text: (c, d); a row of zeros is a class without text.
+        names: k names.
+        text: (k, d), by the same encoder and prompts.
+
+    Returns:
+        Positions in ``names``, ascending; possibly none.
+
+    Raises:
+        InputError: if counts or widths differ.
+
+    >>> names = ["tabby cat", "kitten", "sports car", "teapot"]
+    >>> text = np.array([[1, 0.1, 0], [1, 0.2, 0], [0, 1, 0.5], [0, 0, 1.0]])
+    >>> select_negative_labels(["cat", "dog"], np.array([[1, 0, 0], [0.5, 0.5, 0]]), names, text)
+    array([2, 3])
+    """
+    class_rows, name_rows = unit_rows(class_text), unit_rows(text)
+    if (
+        len(class_rows) != len(class_names)
+        or len(name_rows) != len(names)
+        or class_rows.shape[1:] != name_rows.shape[1:]
+    ):
+        raise InputError(
+            f"{len(class_names)} classes with text {class_rows.shape} and {len(names)} negative labels with text "
+            f"{name_rows.shape}: give a row for each name, all of one width"
+        )
+    if not len(names):
+        return np.zeros(0, dtype=np.int64)
+    max_cosine = max(np.quantile(_nearest_cosines(name_rows), 0.5), np.quantile(_nearest_cosines(class_rows), 0.9))
+    class_words = set().union(*(_split_words(name) for name in class_names))
+    shares_word = np.array([bool(_split_words(name) & class_words) for name in names])
+    return np.flatnonzero(~shares_word & ((name_rows @ class_rows.T).max(axis=1) <= max_cosine))
+
+
+def _nearest_cosines(rows: Array) -> Array:
+    """The cosine of each row to the nearest other row; -1 if there is no other."""
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -1.0)
+    return np.asarray(cosines.max(axis=1))
+
+
+def _split_words(name: str) -> set[str]:
+    """Lower-case words of a name in the singular, without stop words.
+
+    >>> sorted(_split_words("Cups_of the Glass"))
+    ['cup', 'glass']
+    """
+    words = set(re.findall(r"[^\W_]+", name.lower())) - _STOP_WORDS
+    return {word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in words}

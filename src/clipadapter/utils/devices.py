@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -84,38 +84,40 @@ def describe_device(device: str) -> str:
     return f"cuda, {torch.cuda.get_device_name(device)}"
 
 
-Setting = tuple[Callable[[], Any], Callable[[Any], None], Any]
-"""What reads a setting, what sets it, and the value without TF32."""
+class SharedChange:
+    """A change of this process, such as of a setting, that lasts as long as any thread needs it."""
+
+    def __init__(self, change: Callable[[], Callable[[], None]]) -> None:
+        self._change = change  # makes the change, and returns the function that takes it back
+        self._lock, self._users = threading.Lock(), 0
+
+    @contextmanager
+    def needed(self) -> Iterator[None]:
+        """Make the change, unless another thread has made it."""
+        with self._lock:
+            if not self._users:
+                self._take_back = self._change()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._take_back()
 
 
-class _FullFloat32:
-    """Products of float32 in float32, not in TF32, while anyone needs it; torch has one such setting per process."""
+def full_float32(device: str) -> AbstractContextManager[None]:
+    """Compute products of float32 on a GPU with all their digits, as the CPU does.
 
-    def __init__(self) -> None:
-        self.lock, self.users = threading.Lock(), 0
-        self.before: list[Setting] = []
-
-    def enter(self) -> None:
-        with self.lock:
-            self.users += 1
-            if self.users > 1:
-                return
-            settings = _tf32_settings()
-            self.before = [(read, write, read()) for read, write, _ in settings]
-            for _, write, value in settings:
-                write(value)
-
-    def leave(self) -> None:
-        with self.lock:
-            self.users -= 1
-            if not self.users:
-                for read, write, value in self.before:
-                    if read() != value:  # one that inherits its value keeps doing so
-                        write(value)
+    TF32 has 10 bits of each factor. By torch's defaults convolutions use it, and a program can switch it on for
+    matrix products too. torch has one such setting per process.
+    """
+    return _tf32_off.needed() if device.startswith("cuda") else nullcontext()
 
 
-def _tf32_settings() -> list[Setting]:
-    """The settings in the order in which they are set and restored.
+def _switch_tf32_off() -> Callable[[], None]:
+    """Set what decides about TF32, and return what restores it.
 
     torch 2.9 has new settings beside the older ones. It refuses to read an older one that contradicts them, so both are
     set. To set an older one changes the new ones, so these come after it.
@@ -124,43 +126,37 @@ def _tf32_settings() -> list[Setting]:
 
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
-    if not hasattr(matmul, "fp32_precision"):
-        return [_attribute(each, "allow_tf32", False) for each in (matmul, cudnn)]
     mkldnn: Any = torch.backends.mkldnn
     precision = (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest")
-    old: list[Setting] = [precision, _attribute(cudnn, "allow_tf32", False)]
-    new = (matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn)
-    return [each for each in old if _is_readable(each)] + [_attribute(each, "fp32_precision", "ieee") for each in new]
+    settings: list[Any] = [_attribute(each, "allow_tf32", False) for each in (matmul, cudnn)]
+    if hasattr(matmul, "fp32_precision"):
+        new = (matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn)
+        settings = [each for each in (precision, settings[1]) if _is_readable(each[0])]
+        settings += [_attribute(each, "fp32_precision", "ieee") for each in new]
+    before = [(read, write, read()) for read, write, _ in settings]
+    for _, write, value in settings:
+        write(value)
+
+    def restore() -> None:
+        for read, write, value in before:
+            if read() != value:  # one that inherits its value keeps doing so
+                write(value)
+
+    return restore
 
 
-def _attribute(owner: Any, name: str, value: Any) -> Setting:
+def _attribute(owner: Any, name: str, value: Any) -> tuple[Any, Any, Any]:
+    """What reads an attribute, what sets it, and the value to set."""
     return partial(getattr, owner, name), partial(setattr, owner, name), value
 
 
-def _is_readable(setting: Setting) -> bool:
+def _is_readable(read: Callable[[], Any]) -> bool:
     """Whether an older setting does not contradict the new ones of this program."""
     try:
-        setting[0]()
+        read()
     except RuntimeError:
         return False
     return True
 
 
-_full_float32 = _FullFloat32()
-
-
-@contextmanager
-def full_float32(device: str) -> Iterator[None]:
-    """Compute products of float32 on a GPU with all their digits, as the CPU does.
-
-    TF32 has 10 bits of each factor. By torch's defaults convolutions use it, and a program can switch it on for
-    matrix products too.
-    """
-    if not device.startswith("cuda"):
-        yield
-        return
-    _full_float32.enter()
-    try:
-        yield
-    finally:
-        _full_float32.leave()
+_tf32_off = SharedChange(_switch_tf32_off)

@@ -18,6 +18,7 @@ import re
 import shlex
 import shutil
 import stat
+import sys
 import tempfile
 import time
 import unicodedata
@@ -29,6 +30,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from clipadapter.errors import ClipAdapterError, InputError, brief, require
+
+
+def default_cache_dir() -> Path:
+    """The user's cache folder for this package; the folder may not exist yet."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        base = Path(os.environ["XDG_CACHE_HOME"])
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path.home() / ".cache"
+    return base / "clipadapter"
+
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")

@@ -1,8 +1,9 @@
 """A registry of classes by name: heads, encoders and others.
 
-A member registers itself where it is defined, by a decorator ``@register_KIND("NAME", ...)``. A name is checked, and
-members are listed, from the source of the package: importing all heads takes seconds, most of them for torch
-(docs/decisions/0033). A plug-in has an entry point in the group of the package's name, and is imported.
+A member registers itself where it is defined, by a decorator ``@register_KIND("NAME", ...)``. What is known of a member
+of this package is read from its source file; the file is imported when the class is needed. Importing all heads takes
+seconds, most of them for torch (docs/decisions/0033). A plug-in has an entry point in the group of the package's name,
+and is imported.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import fnmatch
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from clipadapter.errors import MAX_BRIEF_CHARACTERS, InputError, UnknownNameError, brief
+from clipadapter.utils.formatting import format_list
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
@@ -34,24 +35,20 @@ MAX_LISTED_NAMES = 100
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered member."""
+    """A member. Of a member of this package all but ``cls`` is known without an import."""
 
     name: str  # its public name
-    cls: type[T]  # the class
+    load: Callable[[], type[T]]  # imports and gives the class
     summary: str  # first line of the class's docstring
-    facts: Mapping[str, Any] = field(default_factory=dict)  # other facts given at registration, such as the paper
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """What the source of a member says, without an import."""
-
-    name: str
-    summary: str
-    facts: Mapping[str, Any]  # literals among the arguments of the registration, such as the paper
+    facts: Mapping[str, Any]  # what else the registration states, such as the paper
     attributes: Mapping[str, Any]  # that the class or a base sets to a literal; None for another value
     parameters: Mapping[str, str]  # of a dataclass, with their types, such as "float | str"; else empty
     methods: Mapping[str, str]  # the class that defines each
+
+    @property
+    def cls(self) -> type[T]:
+        """The class."""
+        return self.load()
 
 
 def unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
@@ -60,9 +57,9 @@ def unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
     close = difflib.get_close_matches(name.casefold(), list(by_folded), n=1) if isinstance(name, str) else []
     hint = f" Did you mean '{by_folded[close[0]]}'?" if close else ""
     shown = f"'{name}'" if isinstance(name, str) and len(name) <= MAX_BRIEF_CHARACTERS else brief(name)
-    more = f" and {len(known) - MAX_LISTED_NAMES} more" if len(known) > MAX_LISTED_NAMES else ""
-    names = ", ".join(known[:MAX_LISTED_NAMES]) or "none"
-    return UnknownNameError(f"no {kind} is called {shown}.{hint} Known: {names}{more}")
+    return UnknownNameError(
+        f"no {kind} is called {shown}.{hint} Known: {format_list(known, MAX_LISTED_NAMES) or 'none'}"
+    )
 
 
 class Registry(Generic[T]):
@@ -75,6 +72,7 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, *packages: str) -> None:
         self.kind, self._packages = kind, packages
+        self._classes: dict[str, type[T]] = {}  # those that were imported
         self._entries: dict[str, Entry[T]] = {}
         self._has_plug_ins = False
 
@@ -82,30 +80,36 @@ class Registry(Generic[T]):
         """Class decorator that gives a class its public name."""
 
         def decorate(cls: type[T]) -> type[T]:
-            existing = self._entries.get(name)
-            if existing is not None and _qualified_name(existing.cls) != _qualified_name(cls):
-                raise InputError(f"the {self.kind} '{name}' is already {_qualified_name(existing.cls)}")
-            self._entries[name] = Entry(name, cls, _summary(cls.__doc__), MappingProxyType(dict(facts)))
+            existing = self._classes.get(name, cls)
+            if _qualified_name(existing) != _qualified_name(cls):
+                raise InputError(f"the {self.kind} '{name}' is already {_qualified_name(existing)}")
+            self._classes[name] = cls
+            if name not in self._modules:
+                self._entries[name] = _describe_class(name, cls, facts)
             return cls
 
         return decorate
 
     def list(self, pattern: str = "*") -> list[str]:
         """Names that match a shell wildcard, sorted."""
-        self._load_plug_ins()
+        if not self._has_plug_ins:
+            self._has_plug_ins = True
+            from importlib.metadata import entry_points  # late: most commands need no plug-in for their help
+
+            for point in entry_points(group=self._packages[0]):
+                point.load()
         return sorted(name for name in {*self._entries, *self._modules} if fnmatch.fnmatchcase(name, pattern))
 
     def info(self, name: str) -> Entry[T]:
         """The entry of one name."""
-        if name not in self._entries and name in self._modules:
-            importlib.import_module(self._modules[name])
+        self.check(name)
         if name not in self._entries:
-            self.check(name)
+            self._entries[name] = _read_entry(self._modules[name], name, lambda: self._import(name))
         return self._entries[name]
 
     def name_of(self, cls: type[Any]) -> str | None:
         """The name of a class; None if it has none. No module is imported: that of the class has been."""
-        return next((name for name, entry in self._entries.items() if entry.cls is cls), None)
+        return next((name for name, each in self._classes.items() if each is cls), None)
 
     def check(self, name: str) -> None:
         """Refuse a name that no member has. A member of the package is not imported."""
@@ -114,46 +118,32 @@ class Registry(Generic[T]):
 
     def create(self, name: str, **params: Any) -> T:
         """A new instance by name."""
-        entry = self.info(name)
+        cls = self.info(name).cls
         for key in params:
-            _check_parameter(entry, key)
+            _check_signature(name, cls, key)
         try:
-            return entry.cls(**params)
+            return cls(**params)
         except TypeError as error:
             raise InputError(f"{self.kind} '{name}': {error}") from error
 
-    # ---- Without an import of the member ----
-
-    def declarations(self, pattern: str = "*") -> Sequence[Declaration]:
-        """Members whose names match a shell wildcard, sorted. Only plug-ins are imported."""
-        return [self._declaration(name) for name in self.list(pattern)]
-
-    def declared_attributes(self, name: str) -> Mapping[str, Any]:
-        """The class attributes of a member that are literals; empty if no member has this name."""
-        return self._declaration(name).attributes if name in self._modules or name in self.list() else {}
-
     def overrides(self, name: str, method: str, root: str) -> bool:
         """Whether the class of a member, or a base of it, defines a method of the class ``root`` anew."""
-        return self._declaration(name).methods.get(method, root) != root
+        return self.info(name).methods.get(method, root) != root
 
     def check_parameter(self, name: str, parameter: str) -> None:
         """Refuse a parameter that a member does not take. A member that is a dataclass is not imported."""
-        declared = self._declaration(name).parameters
-        if not declared:
-            _check_parameter(self.info(name), parameter)
-        elif parameter not in declared:
-            error = unknown(f"parameter of {name}", parameter, list(declared))
-            owners = [each.name for each in self.declarations() if parameter in each.parameters]
-            if not owners:
-                raise error
-            more = f" and {len(owners) - MAX_OWNERS} more" if len(owners) > MAX_OWNERS else ""
-            raise UnknownNameError(
-                f"{error}. It is a parameter of the {self.kind}s {', '.join(owners[:MAX_OWNERS])}{more}"
-            )
+        entry = self.info(name)
+        if not entry.parameters:
+            _check_signature(name, entry.cls, parameter)
+        elif parameter not in entry.parameters:
+            error = unknown(f"parameter of {name}", parameter, list(entry.parameters))
+            owners = [other for other in self.list() if parameter in self.info(other).parameters]
+            hint = f". It is a parameter of the {self.kind}s {format_list(owners, MAX_OWNERS)}" if owners else ""
+            raise UnknownNameError(f"{error}{hint}")
 
     def check_value(self, name: str, parameter: str, value: object) -> None:
         """Refuse a value of another type than a parameter has. A member that is a dataclass is not imported."""
-        types = [text.strip() for text in self._declaration(name).parameters.get(parameter, "").split("|")]
+        types = [text.strip() for text in self.info(name).parameters.get(parameter, "").split("|")]
         if set(types) <= set(TYPES) and not any(_is_of_type(value, one) for one in types):
             accepted = " or ".join(TYPES[one] for one in types)
             raise InputError(f"{parameter} of {name} must be {accepted}, but is {brief(value)}")
@@ -169,29 +159,16 @@ class Registry(Generic[T]):
                 modules |= {text.split('"', 2)[1]: module for text in registrations}
         return modules
 
-    def _load_plug_ins(self) -> None:
-        if self._has_plug_ins:
-            return
-        self._has_plug_ins = True
-        from importlib.metadata import entry_points  # late: most commands need no plug-in for their help
-
-        for point in entry_points(group=self._packages[0]):
-            point.load()
-
-    def _declaration(self, name: str) -> Declaration:
-        if name in self._modules:
-            return _read_declaration(self._modules[name], name)
-        entry = self.info(name)
-        bases = [base for base in reversed(entry.cls.__mro__) if base is not object]
-        attributes = {key: value for base in bases for key, value in vars(base).items()}
-        methods = {key: base.__name__ for base in bases for key in vars(base)}
-        return Declaration(name, entry.summary, entry.facts, attributes, {}, methods)
+    def _import(self, name: str) -> type[T]:
+        if name not in self._classes:
+            importlib.import_module(self._modules[name])
+        return self._classes[name]
 
 
-def _check_parameter(entry: Entry[Any], name: str) -> None:
-    known = inspect.signature(entry.cls).parameters
+def _check_signature(member: str, cls: type[Any], name: str) -> None:
+    known = inspect.signature(cls).parameters
     if name not in known and all(part.kind is not part.VAR_KEYWORD for part in known.values()):
-        raise unknown(f"parameter of {entry.name}", name, list(known))
+        raise unknown(f"parameter of {member}", name, list(known))
 
 
 def _is_of_type(value: object, name: str) -> bool:
@@ -204,21 +181,23 @@ def _qualified_name(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _summary(docstring: str | None) -> str:
-    return (docstring or "").strip().split("\n")[0]
+def _describe_class(name: str, cls: type[T], facts: Mapping[str, Any]) -> Entry[T]:
+    """The entry of a class that is imported already, such as that of a plug-in."""
+    bases = [base for base in reversed(cls.__mro__) if base is not object]
+    attributes = {key: value for base in bases for key, value in vars(base).items()}
+    methods = {key: base.__name__ for base in bases for key in vars(base)}
+    summary = (cls.__doc__ or "").strip().split("\n")[0]
+    return Entry(name, lambda: cls, summary, facts, attributes, {}, methods)
 
 
 # ---- The source of a member ----
 
 
-def _source_file(module: str) -> Path:
-    path = ROOT.joinpath(*module.split(".")[1:])
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
 @functools.cache
-def _statements(module: str) -> Sequence[ast.stmt]:
-    return ast.parse(_source_file(module).read_text(encoding="utf-8")).body
+def _statements(module: str) -> list[ast.stmt]:
+    path = ROOT.joinpath(*module.split(".")[1:])
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(path.read_text(encoding="utf-8")).body
 
 
 def _lineage(module: str, name: str) -> Iterator[ast.ClassDef]:
@@ -233,8 +212,7 @@ def _lineage(module: str, name: str) -> Iterator[ast.ClassDef]:
             yield from _lineage(module_of_base, name) if module_of_base.startswith(f"{ROOT.name}.") else ()
 
 
-@functools.cache
-def _read_declaration(module: str, name: str) -> Declaration:
+def _read_entry(module: str, name: str, load: Callable[[], type[T]]) -> Entry[T]:
     classes = [node for node in _statements(module) if isinstance(node, ast.ClassDef)]
     calls = [(call, node) for node in classes for call in node.decorator_list if isinstance(call, ast.Call)]
     registration, cls = next((call, node) for call, node in calls if call.args and _literal(call.args[0]) == name)
@@ -258,7 +236,8 @@ def _read_declaration(module: str, name: str) -> Declaration:
                     parameters[attribute] = _type_of(part.annotation) if is_given else ""
     parameters = {} if "__init__" in methods else {key: text for key, text in parameters.items() if text}
     facts = {keyword.arg: _literal(keyword.value) for keyword in registration.keywords if keyword.arg is not None}
-    return Declaration(name, _summary(ast.get_docstring(cls)), facts, attributes, parameters, methods)
+    summary = (ast.get_docstring(cls) or "").split("\n")[0]
+    return Entry(name, load, summary, facts, attributes, parameters, methods)
 
 
 def _type_of(annotation: ast.expr) -> str:

@@ -57,7 +57,7 @@ class EditOptions(ModelEncoderOptions):
             data = {"model": str(folder), "version": version, "changed": False}
             out.result(data, f"{folder}: nothing changed")
             return
-        from clipadapter.export.cached import export_to_cache
+        from clipadapter.export.exporter import export_to_cache
 
         model.save(folder, support=has_shots)
         note_kept(f"the change is saved in {folder}")
@@ -230,7 +230,7 @@ def _check_head(folder: Path) -> None:
     from clipadapter.persistence import read_config
 
     name = read_config(folder).head.name
-    declared = HEADS.declared_attributes(name)
+    declared = HEADS.info(name).attributes if name in HEADS.list() else {}
     traits = {trait: bool(declared.get(trait)) for trait in ("transductive", "tunes_encoder")}
     refuse_update(name, **traits, model=folder)
 

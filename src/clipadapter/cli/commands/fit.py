@@ -148,7 +148,7 @@ def command(
     if unlabelled_pictures is not None and model.head_.transductive:
         _warn_if_all_are_shots(paths, unlabelled_pictures, out)
     note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
-    from clipadapter.export.cached import export_to_cache
+    from clipadapter.export.exporter import export_to_cache
 
     model.save(folder, support=not no_support)
     note_kept(f"the model is saved in {folder}")

@@ -69,7 +69,7 @@ def _list_heads(pattern: str) -> str:
     from clipadapter.heads.registry import HEADS, Fidelity
 
     rows, kinds, marks = [], [], ""
-    for head in HEADS.declarations(pattern):
+    for head in map(HEADS.info, HEADS.list(pattern)):
         stated, traits = Fidelity.of(head.facts), head.attributes
         mark = "*" if traits.get("transductive") else "+" if traits.get("accepts_unlabelled") else ""
         mark += "" if stated.is_as_published else NOT_AS_PUBLISHED

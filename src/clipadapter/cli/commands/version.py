@@ -13,7 +13,7 @@ PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "onnxrunt
 @cli_command("clipadapter version --json")
 def command(out: Output) -> None:
     """Show the versions of the main packages, and the cache folder."""
-    from clipadapter.utils.cache import default_cache_dir
+    from clipadapter.utils.files import default_cache_dir
 
     versions = {name: _version(name) for name in PACKAGES}
     versions = {"clipadapter": versions.pop("clipadapter"), "python": platform.python_version(), **versions}

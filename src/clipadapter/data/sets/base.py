@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.data.split_file import missing_pictures
 from clipadapter.errors import DataError
-from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.files import default_cache_dir
 from clipadapter.utils.formatting import format_list
 
 ROOT_VARIABLE = "CLIPADAPTER_DATA"
