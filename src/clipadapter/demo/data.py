@@ -16,7 +16,7 @@ from clipadapter.data.sets.layouts import SplitFileSet
 from clipadapter.errors import DataError
 
 if TYPE_CHECKING:
-    from clipadapter.bench.summary import Reference
+    from clipadapter.bench.tables import Reference
 
 MAX_TEST_PICTURES = 300
 """More are not encoded: the demo must end within a minute on two cores, also if each picture is looked at twice."""
@@ -64,7 +64,7 @@ class DemoData:
     @property
     def constant_answer(self) -> Reference:
         """Metrics of the same answer for every picture, the largest class."""
-        from clipadapter.bench.summary import Reference
+        from clipadapter.bench.tables import Reference
 
         metrics = {
             "accuracy": self.test_counts[self.largest_class] / len(self.test.samples),

@@ -42,10 +42,10 @@ from torch import Tensor
 
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.incremental import IncrementalHead
-from clipadapter.heads.lbfgs import descend
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.warm_start import remap_rows
+from clipadapter.heads.softmax_regression import descend
+from clipadapter.heads.support import remap_rows
 from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import limit_threads
 

@@ -22,28 +22,26 @@ from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.heads.estimator import Estimator, check_is_fitted, clone
 from clipadapter.heads.parameters import check_bounds
 from clipadapter.heads.registry import HEADS
-from clipadapter.heads.requirements import (
-    Reads,
-    blocks_to_read,
-    check_blocks,
-    check_text,
-    check_unlabelled,
-    prompt_tensors,
-    take_columns,
-)
 from clipadapter.heads.support import (
     Array,
+    Reads,
     as_labels,
     as_matrix,
     as_targets,
     as_views,
+    blocks_to_read,
+    check_blocks,
     check_feature_names,
+    check_text,
+    check_unlabelled,
     check_width,
     class_positions,
     is_multilabel,
     label_positions,
     map_blocks,
     names_to_dtype,
+    prompt_tensors,
+    take_columns,
     text_classes,
 )
 from clipadapter.heads.support import SupportSet as SupportSet

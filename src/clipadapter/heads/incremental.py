@@ -16,18 +16,19 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import check_is_fitted
-from clipadapter.heads.requirements import check_blocks
 from clipadapter.heads.support import (
     Array,
     SupportSet,
     as_labels,
     as_views,
+    check_blocks,
     check_feature_names,
+    class_origins,
     names_to_dtype,
+    remap_rows,
     text_classes,
 )
 from clipadapter.heads.text import TextFeatures
-from clipadapter.heads.warm_start import class_origins, remap_rows
 from clipadapter.utils.blocks import Blocks
 from clipadapter.utils.functional import unit
 from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.label_loss import LogitAdjustedHead
+from clipadapter.heads.losses import LogitAdjustedHead
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.trained_head import STEPS_SHARE, WarmStart, find_warm_start
 from clipadapter.heads.training import training_bar
-from clipadapter.heads.warm_start import STEPS_SHARE, WarmStart, find_warm_start
 from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import limit_threads
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.incremental import ExactIncrementalHead
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.warm_start import remap_rows
+from clipadapter.heads.support import remap_rows
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
 
 

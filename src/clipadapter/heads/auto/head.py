@@ -55,8 +55,7 @@ from clipadapter.heads.auto.stacking import (
 )
 from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, fit_unlabelled, select_pictures
 from clipadapter.heads.base import Head, SupportSet
-from clipadapter.heads.folds import make_folds, most_classes_repeat, some_rows
-from clipadapter.heads.out_of_fold import OutOfFold
+from clipadapter.heads.out_of_fold import OutOfFold, make_folds, most_classes_repeat, some_rows
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import MAX_LOGITS, subsample

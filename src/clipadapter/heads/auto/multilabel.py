@@ -25,8 +25,8 @@ from torch import Tensor
 from clipadapter.heads.auto.blocks import MIN_NOISE_STD, spread_shares, unit_blocks, unit_centred
 from clipadapter.heads.auto.experts import leave_one_out_ridge, ridge_map
 from clipadapter.heads.auto.stacking import fit_multilabel_stacking, mix_logits, noise_std, predict_held_out
-from clipadapter.heads.folds import make_folds, most_classes_repeat
 from clipadapter.heads.multilabel import binary_losses, fit_bias
+from clipadapter.heads.out_of_fold import make_folds, most_classes_repeat
 from clipadapter.heads.support import SupportSet
 from clipadapter.utils.blocks import column_slices
 from clipadapter.utils.functional import unit

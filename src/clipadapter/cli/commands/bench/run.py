@@ -168,7 +168,7 @@ def run(
         progress=out.progress,
     )
     from clipadapter.bench import load_study
-    from clipadapter.bench.report.terminal import study_data, study_text
+    from clipadapter.bench.report import study_data, study_text
 
     done = load_study(folder, study.name).select({run.key for runs in outcome.runs for run in runs})
     record = {
