@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.groups import cli_command, command_group
-from clipadapter.cli.options import argument, option
+from clipadapter.cli.declarations import argument, cli_command, command_group, option
 from clipadapter.cli.output import Failure, Output, facts, table
 from clipadapter.errors import DataError
 from clipadapter.rendering.marks import UNVERIFIED

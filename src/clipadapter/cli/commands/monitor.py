@@ -10,21 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.groups import cli_command
+from clipadapter.cli import options
+from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import check_output_file, is_model_file, list_pictures
-from clipadapter.cli.options import (
-    COUNT,
-    FILE,
-    FOLDER,
-    FRACTION,
-    PLOT_SUFFIXES,
-    argument,
-    option,
-    options_of,
-    seed_option,
-    title_option,
-)
+from clipadapter.cli.options import COUNT, FILE, FOLDER, FRACTION, PLOT_SUFFIXES
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import InputError
 from clipadapter.utils.files import path_without_links, printable
@@ -81,10 +70,10 @@ def command(
     last: int | None = option("--last", type=COUNT, metavar="N", help="Only the last N pictures of the stream."),
     checks: CheckOptions = options_of(CheckOptions),
     plot: Path | None = option("--plot", type=FILE, help="PNG, PDF or SVG file to write: the stream over time."),
-    title: str = title_option,
+    title: str = options.title_option,
     history: Path | None = option("--history", type=FILE, help="File to which each run adds a line of JSON."),
-    seed: int = seed_option,
-    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions),
+    seed: int = options.seed_option,
+    encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
 ) -> None:
     """Detect drift: test whether the pictures in STREAM have the distribution that MODEL was made for.
 

@@ -11,13 +11,14 @@ from typing import ClassVar
 import click
 
 from clipadapter.backends.formats import list_inference_backends
-from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import COUNT, FILE, LOOPBACK_HOSTS, argument, late_choice, option, options_of
+from clipadapter.cli import options
+from clipadapter.cli.declarations import argument, cli_command, option, options_of
+from clipadapter.cli.options import COUNT, FILE, LOOPBACK_HOSTS
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
 
 TOKEN_VARIABLE = "CLIPADAPTER_TOKEN"
-BACKENDS = late_choice(lambda: ["auto", *list_inference_backends()])
+BACKENDS = options.late_choice(lambda: ["auto", *list_inference_backends()])
 POSITIVE = click.FloatRange(0, min_open=True)
 
 
@@ -27,12 +28,6 @@ class LimitOptions:
 
     HEADING: ClassVar[str] = "Limits"
     max_batch: int = option("--max-batch", type=COUNT, default=8, help="Pictures in a batch.")
-    max_wait_ms: float = option(
-        "--max-wait-ms",
-        type=click.FloatRange(0),
-        default=5.0,
-        help="How long a picture waits for others that are being loaded.",
-    )
     queue: int = option(
         "--queue", type=COUNT, default=256, help="Pictures of a model that may wait; more are refused with 503."
     )
@@ -117,9 +112,7 @@ def command(
             "anyone who reaches this address may send requests: give --token-file, or let a proxy check who sends them"
         )
     names = None if formats is None else tuple(name.strip().lower() for name in formats.split(","))
-    values = dict(vars(limits))
-    all_limits = Limits(max_wait=values.pop("max_wait_ms") / 1000, formats=names, **values)
-    served = ServedModels(models, all_limits, backend=backend, threads=threads)
+    served = ServedModels(models, Limits(formats=names, **vars(limits)), backend=backend, threads=threads)
     out = Output(as_json, quiet)
 
     def report_address(url: str) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli.encoder_options import QUALITIES, EncoderOptions
-from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import FOLDER, HEAD, LOOPBACK_HOSTS, argument, option, options_of
+from clipadapter.cli import options
+from clipadapter.cli.declarations import argument, cli_command, option, options_of
+from clipadapter.cli.options import FOLDER, HEAD, LOOPBACK_HOSTS, QUALITIES
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError, require
 
@@ -25,7 +25,7 @@ USER = "studio"
 def command(
     out: Output,
     project: Path = argument(type=FOLDER, default="clipadapter-studio"),
-    encoder_options: EncoderOptions = options_of(EncoderOptions, without=["quality"]),
+    encoder_options: options.EncoderOptions = options_of(options.EncoderOptions, without=["quality"]),
     quality: str | None = option(
         "--quality",
         type=QUALITIES,
@@ -75,7 +75,7 @@ def command(
 
 def _build_page(
     project: Path,
-    encoder_options: EncoderOptions,
+    encoder_options: options.EncoderOptions,
     quality: str | None,
     head: str,
     unlabelled: Path | None,

@@ -9,9 +9,9 @@ from typing import Any
 from clipadapter.bench.suite_files import check_study, list_planned_suites, list_suites, read_suite
 from clipadapter.cli.commands.bench.run import folder_option, run
 from clipadapter.cli.commands.bench.speed import speed
-from clipadapter.cli.groups import cli_command, command_group
+from clipadapter.cli.declarations import argument, cli_command, command_group, option
 from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.options import FOLDER, argument, option, plot_format_option, title_option
+from clipadapter.cli.options import FOLDER, plot_format_option, title_option
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.utils.files import printable
 

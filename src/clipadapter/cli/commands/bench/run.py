@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipadapter.bench.suite_files import read_suite
-from clipadapter.cli.encoder_options import device_option, find_device
-from clipadapter.cli.groups import cli_command
+from clipadapter.cli.declarations import argument, cli_command, option
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.options import (
     COUNT,
@@ -18,9 +17,9 @@ from clipadapter.cli.options import (
     FILE,
     FOLDER,
     Parsed,
-    argument,
+    device_option,
+    find_device,
     max_pixels_option,
-    option,
     parse_counts,
     plot_format_option,
 )

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from clipadapter.cli.encoder_options import EncoderOptions
-from clipadapter.cli.groups import cli_command
+from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import list_pictures
-from clipadapter.cli.options import COUNT, FOLDER, argument, option, options_of
+from clipadapter.cli.options import COUNT, FOLDER, EncoderOptions
 from clipadapter.cli.output import Output, facts, table
 
 if TYPE_CHECKING:

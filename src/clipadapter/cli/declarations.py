@@ -1,16 +1,95 @@
-"""The classes of commands: what every command has, options under headings in the help, and groups of commands."""
+"""How commands and their options are declared, and the classes of commands and of groups.
+
+An option is declared once: by `option`, as the default of a parameter of its command. Options that several commands
+share are constants of `options`. Those that belong together are the fields of a dataclass there, which `options_of`
+hands to the command as one object. All defaults are shown in help texts: `app` sets ``show_default``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import Field, field, fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from clipadapter.cli.options import declared_parameters
 from clipadapter.cli.output import CONTINUE, KEPT_KEY, START_AGAIN, Output, collect_warnings, silence_libraries
 from clipadapter.utils.registry import unknown
+
+# ---- Options ----
+
+
+def option(*names: str, default: Any = None, **attributes: Any) -> Any:
+    """Declare an option of a command, as the default of a parameter, or a field of a dataclass of options.
+
+    The arguments are its names, those of ``click.option``, and its ``heading`` in the help.
+    """
+    return field(default=default, metadata={"names": names, "attributes": attributes})
+
+
+def argument(**attributes: Any) -> Any:
+    """Declare an argument of a command, as the default of a parameter, with the arguments of ``click.argument``."""
+    return field(metadata={"names": (), "attributes": attributes})
+
+
+def options_of(cls: type[Any], only: Collection[str] = (), without: Collection[str] = (), **defaults: Any) -> Any:
+    """Declare the options of a dataclass, as the default of a parameter, which gets their values as one object.
+
+    Fields that `option` declares are options, in the order of the help, below its ``HEADING``; with ``only`` or
+    ``without`` some of them, with ``defaults`` some have other defaults.
+    """
+    declared = [part.name for part in fields(cls) if part.metadata and part.name not in without]
+    names = [name for name in declared if not only or name in only]
+    return field(metadata={"group": cls, "names": names, "defaults": defaults})
+
+
+class GroupedOption(click.Option):
+    """An option that the help lists under a heading."""
+
+    def __init__(self, *args: Any, heading: str = "", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.heading = heading
+
+
+def _click_parameter(declared: Field[Any], name: str, heading: str = "", default: Any = None) -> click.Parameter:
+    names, attributes = declared.metadata["names"], dict(declared.metadata["attributes"])
+    if not names:
+        return click.Argument([name], **attributes)
+    default = declared.default if default is None else default
+    if default is not None:
+        attributes["default"] = default
+    return GroupedOption([*names, name], **{"heading": heading, **attributes})
+
+
+def _declared_parameters(function: Callable[..., None]) -> tuple[list[click.Parameter], Callable[..., None]]:
+    """The parameters that a function declares, and the function that takes their values one by one."""
+    parameters: list[click.Parameter] = []
+    groups: dict[str, tuple[type[Any], Sequence[str]]] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        declared = parameter.default
+        if not isinstance(declared, Field):
+            continue  # `out`, which `Command` gives
+        if "group" not in declared.metadata:
+            parameters.append(_click_parameter(declared, name))
+            continue
+        cls, names = groups[name] = declared.metadata["group"], declared.metadata["names"]
+        heading, defaults = getattr(cls, "HEADING", ""), declared.metadata["defaults"]
+        for part in names:
+            parameters.append(_click_parameter(cls.__dataclass_fields__[part], part, heading, defaults.get(part)))
+
+    @functools.wraps(function)
+    def call(**values: Any) -> None:
+        for name, (cls, names) in groups.items():
+            values[name] = cls(**{part: values.pop(part) for part in names})
+        function(**values)
+
+    return parameters, call
+
+
+# ---- Commands ----
 
 
 def output_options() -> list[click.Parameter]:
@@ -39,21 +118,16 @@ class Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their headings."""
         options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
-        order = {name: i for i, name in enumerate(self.first)}
-        options.sort(key=lambda option: min(order.get(name, len(order)) for name in option.opts))
+        first = [option for name in self.first for option in options if name in option.opts]
+        rest = "Other options" if first else "Options"
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
-        rest: list[tuple[str, str]] = []
-        for option in options:
-            record = option.get_help_record(ctx)
-            if record is None:
-                continue
-            if not order.keys().isdisjoint(option.opts):
-                sections["Options"].append(record)
-            elif heading := getattr(option, "heading", ""):
+        for option in (*first, *(option for option in options if option not in first)):
+            heading = "Options" if option in first else getattr(option, "heading", "") or rest
+            if record := option.get_help_record(ctx):
                 sections.setdefault(heading, []).append(record)
-            else:
-                (rest if order else sections["Options"]).append(record)
-        for heading, records in {**sections, "Other options": rest}.items():
+        if first:
+            sections[rest] = sections.pop(rest, [])  # after the headings
+        for heading, records in sections.items():
             if records:
                 with formatter.section(heading):
                     formatter.write_dl(records)
@@ -71,7 +145,10 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. What an interrupted one keeps is that of its feature store, unless the command says it."""
-        ctx.meta.setdefault(KEPT_KEY, describe_store(ctx.params))
+        if "cache" in ctx.params:
+            model = ctx.params.get("model")
+            is_file = isinstance(model, Path) and model.is_file()  # an exported model stores no features
+            ctx.meta.setdefault(KEPT_KEY, START_AGAIN if is_file or ctx.params.get("no_cache") else CONTINUE)
         if not self.takes_output or self.callback is None:
             return super().invoke(ctx)
         values = {name: value for name, value in ctx.params.items() if name not in ("as_json", "quiet")}
@@ -80,23 +157,6 @@ class Command(click.Command):
             return ctx.invoke(self.callback, out=out, **values)
         with silence_libraries(show_bars=out.progress), collect_warnings(out):
             return ctx.invoke(self.callback, out=out, **values)
-
-
-def describe_store(parameters: Mapping[str, Any]) -> str:
-    """What a command that was interrupted keeps, and how to go on, from its arguments; "" if it has no feature store.
-
-    >>> describe_store({"cache": None, "no_cache": True})
-    'the same command starts from the beginning'
-    """
-    if "cache" not in parameters:
-        return ""
-    file, model = parameters.get("file"), parameters.get("model")
-    if parameters.get("adapt"):  # answers depend on all pictures before them
-        return START_AGAIN
-    if file is not None:
-        return f"the finished parts of {file} are kept, and the same command continues from there"
-    is_file = isinstance(model, Path) and model.is_file()  # an exported model stores no features
-    return START_AGAIN if parameters.get("no_cache") or is_file else CONTINUE
 
 
 def cli_command(
@@ -108,7 +168,7 @@ def cli_command(
     """
 
     def decorate(function: Callable[..., None]) -> Command:
-        params, call = declared_parameters(function)
+        params, call = _declared_parameters(function)
         epilog = f"Example: {example}" if example else None
         make = click.command(name, cls=Command, params=params, epilog=epilog, extra=extra, first=first)
         command: Command = make(call)
