@@ -354,8 +354,9 @@ def _export_saved_model(folder: Path) -> Path:
 
         export_model(FewShotClassifier.load(folder), target)
     except (MissingExtraError, ModuleNotFoundError) as error:
-        is_extra = isinstance(error, MissingExtraError)
-        reason = error if is_extra else needs_training(error, "exporting a saved model")
+        reason: Exception | None = error
+        if isinstance(error, ModuleNotFoundError):
+            reason = needs_training(error, "exporting a saved model")
         if reason is None:
             raise
         file = f"{folder.name}{get_format(DEFAULT_FORMAT).suffix}"

@@ -348,8 +348,9 @@ def load_picture(predictor: Predictor, file: bytes | str, limits: Limits) -> Squ
     if limits.formats is not None and kind and kind not in limits.formats:
         accepted = ", ".join(limits.formats)
         raise RequestRefused(415, f"a picture is {kind}, but this server accepts {accepted}: convert it to one of them")
-    bounds = {"max_pixels": limits.max_pixels, "max_seconds": MAX_SLOW_SECONDS}
-    loader = partial(predictor.preprocess, "picture", data=data, **bounds)
+    loader = partial(
+        predictor.preprocess, "picture", data=data, max_pixels=limits.max_pixels, max_seconds=MAX_SLOW_SECONDS
+    )
     if is_slow_file(data, limits.max_pixels):
         raise SlowPicture(loader)
     return loader()
