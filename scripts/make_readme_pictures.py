@@ -32,7 +32,7 @@ from typing import Any
 from PIL import Image
 
 from clipadapter.bench.plots import learning_curve_figure
-from clipadapter.bench.records import read_runs
+from clipadapter.bench.run import read_runs
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import load_dataset
 from clipadapter.report import make_report

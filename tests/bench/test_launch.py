@@ -12,10 +12,10 @@ from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.bundle_files import load_bundle, save_bundle
 from clipadapter.bench.costs import estimate, estimate_fit_seconds
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.plan import Plan, load_plan
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.records import append_runs
+from clipadapter.bench.run import append_runs
 from clipadapter.bench.sources import apply_prompts
+from clipadapter.bench.study import Plan, load_plan
 from clipadapter.bench.suite import Prompts, load_suite, parse_suite
 from clipadapter.bench.suite_files import list_planned_suites
 from clipadapter.classifier import FewShotClassifier

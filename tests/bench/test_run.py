@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from clipadapter.bench.records import append_runs, parse_run, read_runs
-from clipadapter.bench.run import digest
+from clipadapter.bench.run import append_runs, digest, parse_run, read_runs
 from clipadapter.errors import DataError, InputError
 
 

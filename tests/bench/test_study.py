@@ -1,8 +1,7 @@
 import pytest
 
-from clipadapter.bench.plan import Entry, Plan
-from clipadapter.bench.records import append_runs
-from clipadapter.bench.study import Setting, Study, distinct_values, load_study, metric_value
+from clipadapter.bench.run import append_runs
+from clipadapter.bench.study import Entry, Plan, Setting, Study, distinct_values, load_study, metric_value
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import DataError
 
@@ -79,7 +78,7 @@ def test_a_run_of_an_older_version_is_no_second_seed(runs, make_run):
 def test_labels_of_the_plan_count_and_not_those_of_the_record(make_run):
     run = make_run("clip-adapter")
     study = Study(SUITE, (entry(run, label="alpha=0.2", value=0.2),), {run.key: run})
-    assert study.labels == ["alpha=0.2"] and study.varied_values == {"alpha=0.2": 0.2}
+    assert study.reference == "alpha=0.2" and study.varied_values == {"alpha=0.2": 0.2}
 
 
 @pytest.mark.parametrize(

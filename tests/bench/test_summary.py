@@ -3,7 +3,7 @@ import pytest
 
 from clipadapter.bench import summarise, table
 from clipadapter.bench.run import Flags, pack_correct
-from clipadapter.bench.summary import Reference
+from clipadapter.bench.tables import Reference
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
 from clipadapter.heads.clip_adapter import ClipAdapter

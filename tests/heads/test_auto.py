@@ -22,8 +22,8 @@ from clipadapter.heads.auto.stacking import (
     mix_out_of_fold,
     noise_std,
 )
-from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.linear_probe import LinearProbe
+from clipadapter.heads.out_of_fold import stratified_folds
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.utils import parallel
 from clipadapter.utils.functional import unit

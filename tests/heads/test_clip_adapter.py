@@ -9,7 +9,7 @@ import torch
 from clipadapter.heads import TextFeatures, clip_adapter, out_of_fold, trained_head
 from clipadapter.heads.clip_adapter import ClipAdapter, Layers
 from clipadapter.heads.clip_adapter_ablations import ClipAdapterTrainedRatio
-from clipadapter.heads.optimizers import MOMENTUM
+from clipadapter.heads.training import MOMENTUM
 from clipadapter.testing import toy_features
 from clipadapter.utils import parallel
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from clipadapter.heads.folds import hold_out_one_per_class, stratified_folds
+from clipadapter.heads.out_of_fold import hold_out_one_per_class, stratified_folds
 
 
 def test_one_shot_of_each_class_that_has_two_is_held_out():

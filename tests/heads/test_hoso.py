@@ -5,7 +5,7 @@ import torch
 
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.clip_adapter_ablations import Hoso
-from clipadapter.heads.folds import hold_out_one_per_class
+from clipadapter.heads.out_of_fold import hold_out_one_per_class
 from clipadapter.testing import toy_features
 
 

@@ -8,8 +8,7 @@ import torch
 from torch.nn.functional import linear
 
 from clipadapter.heads import create_head, head_info, list_heads, out_of_fold
-from clipadapter.heads.label_loss import ROBUST_Q, LabelLossHead, LogitAdjustedHead, estimate_wrong_share
-from clipadapter.heads.losses import LabelLoss
+from clipadapter.heads.losses import ROBUST_Q, LabelLoss, LabelLossHead, LogitAdjustedHead, estimate_wrong_share
 from clipadapter.testing import toy_features
 from clipadapter.utils.functional import unit
 

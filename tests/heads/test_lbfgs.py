@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from clipadapter.heads.lbfgs import descend
+from clipadapter.heads.softmax_regression import descend
 
 
 def test_it_finds_the_minimum_that_scipy_finds():

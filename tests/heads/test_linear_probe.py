@@ -4,8 +4,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from clipadapter.heads import linear_probe, softmax_regression
-from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.linear_probe import COARSE_GRID, LinearProbe, search_c
+from clipadapter.heads.out_of_fold import stratified_folds
 from clipadapter.heads.softmax_regression import subsample
 from clipadapter.testing import toy_features
 from clipadapter.utils.functional import ABSENT_LOGIT

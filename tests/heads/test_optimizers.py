@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from clipadapter.heads.optimizers import MOMENTUM, Optimizer
+from clipadapter.heads.training import MOMENTUM, Optimizer
 
 
 def quadratic(seed=0):
@@ -84,3 +84,10 @@ def test_no_fit_imports_scikit_learn_or_torchs_compiler():
     done = subprocess.run([sys.executable, "-c", FIT_ALL], capture_output=True, text=True, check=True)
     *imports, n = done.stdout.splitlines()
     assert (imports, int(n) > 20) == ([], True)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+def test_without_any_gradient_nothing_moves(kind):
+    parameters, _ = quadratic()
+    Optimizer(kind, parameters).step(0.1)
+    assert all(torch.equal(one, other) for one, other in zip(parameters, quadratic()[0], strict=True))

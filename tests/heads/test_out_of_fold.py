@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.heads import create_head, mean_shots_per_class, out_of_fold
-from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.linear_probe import LinearProbe
-from clipadapter.heads.out_of_fold import join_folds
+from clipadapter.heads.out_of_fold import join_folds, stratified_folds
 from clipadapter.testing import toy_features
 from clipadapter.testing.heads import toy_multilabel
 

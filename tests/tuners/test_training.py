@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from clipadapter.errors import InputError
-from clipadapter.heads.checkpoint import Checkpoint, digest_of
-from clipadapter.heads.training import TrainConfig, train
+from clipadapter.heads.training import Checkpoint, TrainConfig, digest_of, train
 from clipadapter.testing import toy_features
 from clipadapter.tuners.coop import CoOp
 from clipadapter.utils.files import default_cache_dir

@@ -20,7 +20,6 @@ from .protocols import (
 from .protocols import (
     register_protocol as register_protocol,
 )
-from .records import read_runs as read_runs
 from .report import (
     compare_studies as compare_studies,
 )
@@ -28,6 +27,7 @@ from .report import (
     write_report as write_report,
 )
 from .run import Run as Run
+from .run import read_runs as read_runs
 from .sources import (
     FEATURES as FEATURES,
 )

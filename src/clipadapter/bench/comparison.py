@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import attempt, finish_run, run_fits, score_part
-from clipadapter.bench.plan import Rows
 from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import extract_dataset, keep_drawn
-from clipadapter.bench.summary import Reference, table
+from clipadapter.bench.sources import Rows, extract_dataset, keep_drawn
+from clipadapter.bench.summary import table
+from clipadapter.bench.tables import Reference
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.deduplicate import find_duplicates
 from clipadapter.classifier.evaluation import check_labels

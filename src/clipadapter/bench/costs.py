@@ -12,9 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from clipadapter.bench.plan import plan_views
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.sources import FEATURES, DataSetSize, find_size, open_source
+from clipadapter.bench.sources import FEATURES, DataSetSize, find_size, open_source, plan_views
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.data import get_templates
 from clipadapter.data.sets import data_root

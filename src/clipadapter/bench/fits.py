@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart, select_views
 from clipadapter.bench.methods import clone_with_seed, method_version, package_digest, registered_name
-from clipadapter.bench.records import append_runs, read_existing_runs
 from clipadapter.bench.run import (
     Flags,
     Metrics,
@@ -29,9 +28,11 @@ from clipadapter.bench.run import (
     Seconds,
     Task,
     TaskStream,
+    append_runs,
     describe_machine,
     library_versions,
     pack_correct,
+    read_existing_runs,
 )
 from clipadapter.classifier.evaluation import Score, score
 from clipadapter.errors import InputError
@@ -42,8 +43,8 @@ from clipadapter.metrics import evaluate
 from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
-    from clipadapter.bench.plan import Entry
     from clipadapter.bench.protocols.base import Protocol
+    from clipadapter.bench.study import Entry
 
 Features = NDArray[Any]
 

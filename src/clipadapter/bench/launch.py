@@ -16,12 +16,11 @@ from clipadapter.bench.bundle_files import BUNDLE_FILE, load_bundle, save_bundle
 from clipadapter.bench.fits import Fit, Outcome, attempt, make_missing, record_failure
 from clipadapter.bench.launcher import Launcher, WorkerDiedError
 from clipadapter.bench.methods import clone_with_seed
-from clipadapter.bench.plan import Entry, Plan
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
-from clipadapter.bench.records import records_file
-from clipadapter.bench.run import Run, digest
+from clipadapter.bench.run import Run, digest, records_file
 from clipadapter.bench.sources import Source
+from clipadapter.bench.study import Entry, Plan
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import create_encoder, open_text_tower

@@ -1,29 +1,63 @@
-"""Learning curves of records: a metric over the number of shots, with bands of one standard deviation."""
+"""Plots of records as matplotlib figures: learning curves, axes, dots, heat maps, accuracy over cost, and streams."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipadapter.bench.grids import head_names
-from clipadapter.bench.pivot import Pivot, Row, pivot_runs
 from clipadapter.bench.run import Run
-from clipadapter.bench.study import metric_value
-from clipadapter.bench.summary import Reference, check_runs
-from clipadapter.metrics import METRICS
+from clipadapter.bench.study import Part, Pivot, Row, metric_value, pivot_runs
+from clipadapter.bench.tables import (
+    Reference,
+    check_runs,
+    format_head,
+    head_names,
+    select_most_shots,
+    transductive_mark,
+)
+from clipadapter.metrics import METRICS, mean_sd
 from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves
+from clipadapter.rendering.heat_map import add_colour_bar, draw_cells
 from clipadapter.rendering.method_colours import assign_styles
-from clipadapter.rendering.plots import GREY, create_figure, format_greek, label_axes, truncate
+from clipadapter.rendering.plots import (
+    GREY,
+    INK,
+    PALE_GREY,
+    create_figure,
+    format_greek,
+    label_axes,
+    set_title,
+    truncate,
+)
+from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from clipadapter.bench.stream_report import HeadRuns
 
 NAMED_METHODS = ("clip-adapter", "auto", "linear-probe")
 """Always among the lines in colour, if they take part."""
 WITHOUT_SHOTS = "zero-shot"
 """Drawn as a star at 0 shots, as in the papers."""
+MAX_LABEL_CHARACTERS = 44
+SHOT_COLOURS = ("#A3BEE0", "#6F9BD1", "#4178B5", "#245A91", "#0F3C66", "#08233F")
+"""From few to many shots: one hue, since these are no methods."""
+LEVEL_STYLES: dict[str, Any] = {
+    "dashed": (0, (5, 2)),
+    "dotted": (0, (1, 2)),
+    "dash-dotted": (0, (6, 2, 1, 2)),
+    "long dashes": (0, (12, 3)),
+    "dash and two dots": (0, (6, 2, 1, 2, 1, 2)),
+}
+"""Of heads without the varied parameter; of more heads the lines could not be told apart."""
+MIN_FIT_SECONDS = 1e-5
+"""Shorter fits are drawn at this time."""
+MAX_TASKS_WITH_NUMBERS = 12
+"""With more tasks, numbers in cells can't be read."""
 
 
 def learning_curve_figure(
@@ -35,15 +69,12 @@ def learning_curve_figure(
 ) -> Figure:
     """The learning curve of the records of one comparison; its size is in inches, and a reference is a grey level."""
     check_runs(runs, metric)
-    table = pivot_runs(runs)
-    return pivot_curve(table, head_names(table), title, metric=metric, size=size, reference=reference)
+    return draw_learning_curve(pivot_runs(runs), title, metric, size, reference)
 
 
-def pivot_curve(
+def draw_learning_curve(
     table: Pivot,
-    names: Mapping[Row, str],
     title: str,
-    *,
     metric: str = "accuracy",
     size: tuple[float, float] = (9.0, 5.2),
     reference: Reference | None = None,
@@ -54,12 +85,12 @@ def pivot_curve(
     At most five lines are in colour, with their name at their end: the row in front, the method of the paper, ``auto``,
     the linear probe, and the best of the others. The rest is thin and grey.
     """
-    info, shots, points = METRICS[metric], [int(n) for n in table.parts], {}
+    info, names, shots, points = METRICS[metric], head_names(table), [int(n) for n in table.parts], {}
     for row in table.rows:
         cells = [(n, cell) for n in shots if (cell := table.cell(row, n, metric_value(metric))).values]
         if cells:
             points[row] = np.array([(n, info.scale * cell.mean, info.scale * cell.sd) for n, cell in cells])
-    methods = {row: method_of(table, row) for row in points}
+    methods = {row: _method(table, row) for row in points}
     levels = [row for row in points if methods[row] == WITHOUT_SHOTS]
     by_mean = sorted(points, key=lambda row: float(points[row][:, 1].mean()), reverse=info.higher_is_better)
     lines = [row for row in by_mean if row not in levels]
@@ -95,7 +126,7 @@ def pivot_curve(
     return figure
 
 
-def method_of(table: Pivot, row: Row) -> str:
+def _method(table: Pivot, row: Row) -> str:
     """The registered name of the method of a row; its label if it has no records."""
     return next((run.method for run in table.runs(row)), row.label)
 
@@ -108,3 +139,280 @@ def describe_spread(runs: Iterable[Run]) -> str:
     """
     n_seeds = len({run.seed for run in runs})
     return f"mean ± sd of {n_seeds} draws" if n_seeds > 1 else "one draw"
+
+
+def _shot_colours(n: int) -> list[str]:
+    """Colours for n numbers of shots, from light to dark."""
+    places = np.linspace(0 if n > 2 else 2, len(SHOT_COLOURS) - 1, n).round().astype(int) if n > 1 else [3]
+    return [SHOT_COLOURS[i] for i in places]
+
+
+# ---- Accuracy over the values of a parameter ----
+
+
+def draw_parameter_axes(table: Pivot, values: Mapping[str, float | str]) -> dict[str, Figure]:
+    """A figure for each parameter, by its name: a line per number of shots; heads without a value are level lines."""
+    series: dict[str, list[Row]] = {}
+    for row in table.rows:
+        if row.label in values:
+            series.setdefault(row.label.rpartition("=")[0] or "value", []).append(row)
+    return {name: _axis_figure(table, name, rows, values) for name, rows in series.items()}
+
+
+def _axis_figure(table: Pivot, parameter: str, rows: Sequence[Row], values: Mapping[str, float | str]) -> Figure:
+    figure = create_figure(9.0, 5.2)
+    axes = figure.add_subplot()
+    positions = _axis_positions(axes, [values[row.label] for row in rows])
+    curves: list[Curve] = []
+    colours = dict(zip(table.columns(), _shot_colours(len(table.columns())), strict=True))
+    # The coloured lines are the largest numbers of shots; there are rarely more than five.
+    for n in table.columns()[-MAX_COLOURED_LINES:]:
+        points = [(position, table.cell(row, n)) for position, row in zip(positions, rows, strict=True)]
+        points = sorted((position, cell) for position, cell in points if cell.values)
+        if points:
+            x = np.array([position for position, _ in points])
+            y, sd = (np.array([100 * getattr(cell, name) for _, cell in points]) for name in ("mean", "sd"))
+            curves.append(Curve(format_count(int(n), "shot"), x, y, sd if len(x) > 1 else None, colours[n]))
+    draw_curves(axes, curves[::-1])
+    level = [row for row in table.rows if row.label not in values]
+    for row, style in zip(level, LEVEL_STYLES.values(), strict=False):
+        _level_lines(axes, table, row, style, colours)
+    names = head_names(table)
+    dashes = [f"{kind}: {truncate(names[row])}" for row, kind in zip(level, LEVEL_STYLES, strict=False)]
+    if n_others := max(0, len(level) - len(LEVEL_STYLES)):
+        dashes.append(f"and {n_others} more head{'s' * (n_others > 1)} in the table")
+    note = "; ".join([describe_spread(table.runs()), *map(format_greek, dashes)])
+    label_axes(axes, table.title, note, format_greek(parameter), "accuracy in %")
+    return figure
+
+
+def _level_lines(axes: Axes, table: Pivot, row: Row, style: Any, colours: Mapping[Part, str]) -> None:
+    """A line for each number of shots in its colour; one grey line if they are all the same."""
+    heights = {n: 100 * table.cell(row, n).mean for n in table.columns() if table.cell(row, n).values}
+    is_same = len(set(heights.values())) == 1
+    for n, height in list(heights.items())[: 1 if is_same else None]:
+        axes.axhline(height, color=GREY if is_same else colours[n], linestyle=style, linewidth=1.2)
+    reach = [*heights.values(), *axes.get_ylim()]
+    axes.set_ylim(min(reach), max(reach))
+
+
+def _axis_positions(axes: Axes, values: Sequence[float | str]) -> list[float]:
+    """Positions of values on the x axis. The axis gets ticks there, and a log scale if values grow by factors."""
+    if any(isinstance(value, str) for value in values):
+        axes.set_xticks(range(len(values)), [str(value) for value in values], parse_math=False)
+        return [float(i) for i in range(len(values))]
+    numbers = sorted({float(value) for value in values})
+    factors = np.array(numbers[1:]) / numbers[:-1] if numbers[0] > 0 and len(numbers) > 2 else np.array([1.0])
+    if factors.min() >= 1.8:
+        axes.set_xscale("log")
+    axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+    axes.minorticks_off()
+    return [float(value) for value in values]
+
+
+# ---- Accuracy by head ----
+
+
+def draw_dots(table: Pivot) -> Figure:
+    """Accuracy of each head in each column, as a dot on a band of one standard deviation.
+
+    Dots and not bars from zero: differences of one point would be invisible in bars, and truncated bars mislead.
+    """
+    names, columns = head_names(table), table.columns()
+    rows, n = [row for row in table.rows if any(table.cell(row, column).values for column in columns)], len(columns)
+    figure = create_figure(9.0, 1.6 + 0.34 * max(4, len(rows)) + 0.03 * len(rows) * n)
+    axes = figure.add_subplot()
+    spread = min(0.6, 0.14 * (n - 1))
+    styles = [(style.colour, style.marker) for style in assign_styles([""] * n)]
+    if all(isinstance(column, int) for column in columns):
+        styles = [(colour, "o") for colour in _shot_colours(n)]
+    handles, labels = [], []
+    for column, offset, style in zip(columns, np.linspace(-spread / 2, spread / 2, n), styles, strict=True):
+        points = [(y + offset, table.cell(row, column)) for y, row in enumerate(rows) if table.cell(row, column).values]
+        if n == 1:  # each head in the style of its method
+            methods = assign_styles([_method(table, rows[int(y)]) for y, _ in points])
+            for point, method in zip(points, methods, strict=True):
+                _dots(axes, [point], method.colour, method.marker, label_values=True)
+        elif points:
+            handles.append(_dots(axes, points, *style, label_values=False))
+            labels.append(format_count(column, "shot") if isinstance(column, int) else truncate(column))
+    heads = [truncate(format_greek(names[row]), MAX_LABEL_CHARACTERS) for row in rows]
+    axes.set_yticks(range(len(rows)), heads, parse_math=False)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    label_axes(axes, table.title, describe_spread(table.runs()), "accuracy in %")
+    for y in range(1, len(rows)):
+        axes.axhline(y - 0.5, color="#f0f0f0", linewidth=0.8, zorder=0)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    if n > 1:  # the legend is below the plot, in as many columns as fit, so that it stays on the page
+        fitting = int(figure.get_figwidth() * 9 / (6 + max(map(len, labels), default=1)))
+        legend_columns = max(1, min(len(labels), fitting))
+        legend = figure.legend(handles, labels, loc="outside lower left", frameon=False, ncols=legend_columns)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def _dots(axes: Axes, points: Sequence[tuple[float, Any]], colour: str, marker: str, label_values: bool) -> Any:
+    y = np.array([height for height, _ in points])
+    mean, sd = (np.array([100 * getattr(cell, name) for _, cell in points]) for name in ("mean", "sd"))
+    axes.hlines(y, mean - sd, mean + sd, color=colour, alpha=0.25, linewidth=6)
+    (dots,) = axes.plot(mean, y, linestyle="none", color=colour, marker=marker, markersize=6)
+    if label_values:
+        for value, width, height in zip(mean, sd, y, strict=True):
+            place = (value + width, height)
+            axes.annotate(f"{value:.1f}", place, xytext=(6, 0), textcoords="offset points", va="center")
+        axes.margins(x=0.12)
+    return dots
+
+
+def draw_heat_map(spots: Sequence[tuple[str, Pivot, Part]], reference_label: str, title: str) -> Figure:
+    """Accuracy of each head in some columns of tables; the colour is the difference to the reference."""
+    rows = list(dict.fromkeys(row for _, table, _ in spots for row in table.rows))
+    names = {row: format_head(row, [run for _, table, _ in spots for run in table.runs(row)]) for row in rows}
+    reference = spots[0][1].reference_row(reference_label)
+    cells = [[table.cell(row, column) for _, table, column in spots] for row in rows]
+    values = np.array([[100 * cell.mean if cell.values else np.nan for cell in line] for line in cells])
+    above = values - values[rows.index(reference)]
+    limit = float(np.clip(np.nanmax(np.abs(above)), 1, 15)) if np.isfinite(above).any() else 1.0
+    figure = create_figure(4.2 + 0.8 * len(spots), 2.4 + 0.3 * len(rows))
+    axes = figure.add_subplot(facecolor="#eeeeee")
+    mesh = draw_cells(
+        axes,
+        [(above, "PuOr_r", -limit, limit)],
+        [truncate(name) for name, _, _ in spots],
+        [truncate(names[row], MAX_LABEL_CHARACTERS) for row in rows],
+        lambda i, j: f"{values[i, j]:.1f}" if np.isfinite(values[i, j]) else "–",
+        rotation=35 if len(spots) > 3 else 0,
+    )
+    add_colour_bar(figure, mesh, axes, f"points above {names[reference]}", extend="both")
+    set_title(figure, title)
+    return figure
+
+
+# ---- Accuracy over cost ----
+
+
+def draw_efficiency(table: Pivot) -> Figure:
+    """Accuracy over seconds of a fit, with the most shots; each point has the name of its head."""
+    figure = create_figure(9.0, 6.2)
+    axes = figure.add_subplot()
+    points = []
+    for row, name in head_names(table).items():
+        runs = [run for run in select_most_shots(table.runs(row)) if run.metrics is not None]
+        if runs:
+            accuracy, sd = mean_sd([100 * run.metrics.accuracy for run in runs if run.metrics])
+            seconds = max(mean_sd([run.seconds.fit for run in runs if run.seconds])[0], MIN_FIT_SECONDS)
+            points.append((seconds, accuracy, name))
+            style = assign_styles([_method(table, row)])[0]
+            fill = "white" if transductive_mark(runs) else style.colour
+            axes.vlines(seconds, accuracy - sd, accuracy + sd, color=style.colour, alpha=0.25, linewidth=6)
+            axes.plot(seconds, accuracy, color=style.colour, marker=style.marker, markerfacecolor=fill, markersize=7)
+    axes.set_xscale("log")
+    if points:
+        x, y = [point[0] for point in points], [point[1] for point in points]
+        margin = 0.06 * max(max(y) - min(y), 1.0)
+        span = max(max(x) / min(x), 10.0)
+        axes.set_ylim(min(y) - margin, max(y) + 3 * margin)
+        axes.set_xlim(min(x) / span**0.05, max(x) * span**0.2)  # space for names at the right
+        _name_points(axes, points)
+    hollow = "; hollow: sees more than the shots and class text" if transductive_mark(table.runs()) else ""
+    label_axes(axes, table.title, describe_spread(table.runs()) + hollow, "seconds to fit", "accuracy in %")
+    return figure
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write names to the right of points; a name that would overlap another one is moved up."""
+    (low, high), (log_left, log_right) = axes.get_ylim(), np.log(axes.get_xlim())
+    line_height, letter_width = 0.033 * (high - low), 0.0105 * (log_right - log_left)
+    # (y, start, end) of what names must not overlap: each other, and the other points
+    occupied = [(y, float(np.log(x)) - letter_width, float(np.log(x)) + letter_width) for x, y, _ in points]
+    for x, y, name in sorted(points, key=lambda one: one[1]):
+        start = float(np.log(x)) + 1.2 * letter_width
+        end, label_y = start + letter_width * len(truncate(name)), y
+        for other, other_start, other_end in sorted(occupied):
+            if abs(label_y - other) < line_height and start < other_end and other_start < end:
+                label_y = other + line_height
+        occupied.append((label_y, start, end))
+        line = {"arrowstyle": "-", "color": PALE_GREY, "linewidth": 0.8, "shrinkA": 0}
+        axes.annotate(
+            truncate(name),
+            (x, y),
+            xytext=(float(np.exp(start)), label_y),
+            va="center",
+            fontsize=8.5,
+            color=INK,
+            arrowprops=line if label_y - y > line_height / 2 else None,
+            parse_math=False,
+            annotation_clip=False,
+            zorder=4,
+        )
+
+
+# ---- Streams of tasks ----
+
+
+def draw_task_matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: str) -> Figure:
+    """One heat map per head: mean accuracy over the seeds on each task (columns) after each task (rows).
+
+    Cells before a task was learned are above the stairs.
+    """
+    matrices = [100 * np.mean([result.accuracy for result in head.results], axis=0) for head in heads]
+    low, n = min(float(matrix.min()) for matrix in matrices), len(tasks)
+    across = min(2 if n > 7 else 3, len(heads))
+    down = -(-len(heads) // across)
+    side = 2.2 + 0.36 * n
+    figure = create_figure(max(6.0, across * side + 1.2), down * side + 1.2)
+    grid: Any = figure.subplots(down, across, squeeze=False)
+    mesh: Any = None
+    names = [truncate(name, 18) for name in tasks]
+    stairs = [(k + step, k + 0.0) for k in range(n) for step in (0, 1)]
+    for axes in grid.flat[len(heads) :]:
+        axes.set_visible(False)
+    for i, (axes, head, matrix) in enumerate(zip(grid.flat, heads, matrices, strict=False)):
+        mesh = draw_cells(
+            axes,
+            [(matrix, "YlGnBu", low, 100)],
+            names,
+            names if i % across == 0 else [""] * n,
+            lambda t, k, matrix=matrix: f"{matrix[t, k]:.0f}" if n <= MAX_TASKS_WITH_NUMBERS else "",  # type: ignore[misc]
+            size=7.5,
+            rotation=40,
+        )
+        axes.plot(*zip(*stairs, (n, n), strict=True), color=INK, linewidth=1.4)
+        axes.tick_params(labelsize=7.5)
+        axes.set_xlim(0, n)
+        learns = f" · {'learns ' * (head.learns == 'nothing')}{head.learns}" * (head.learns not in head.label)
+        axes.set_title(truncate(head.label, 40) + learns, fontsize=9, loc="left", parse_math=False)
+    add_colour_bar(figure, mesh, grid, "accuracy in %", shrink=0.7, aspect=30, pad=0.01)
+    set_title(
+        figure, f"{title}\nrow: after this task; column: measured on this task; above the line: before it was learned"
+    )
+    return figure
+
+
+def draw_learned_tasks(heads: Sequence[HeadRuns], title: str) -> Figure:
+    """Mean accuracy on the tasks learned so far, after each task: one line per head, dashed for joint heads."""
+    figure = create_figure(9.0, 4.8)
+    axes = figure.add_subplot()
+    lines = []  # (head, mean and deviation over the seeds after each task)
+    for head in heads:
+        cells = head.by_step(lambda one: [float(np.mean(row[: t + 1])) for t, row in enumerate(one.accuracy)])
+        y, sd = (100 * np.array([getattr(cell, name) for cell in cells]) for name in ("mean", "sd"))
+        lines.append((head, y, sd))
+    lines.sort(key=lambda line: -line[1][-1])
+    coloured, x = lines[:MAX_COLOURED_LINES], np.arange(1, len(lines[0][1]) + 1)
+    styles = assign_styles([next((run.method for run in head.runs), head.label) for head, _, _ in coloured])
+    curves = []
+    for (head, y, sd), style in zip(coloured, styles, strict=True):
+        label = format_greek(f"{truncate(head.label)}  {y[-1]:.1f}")
+        dashes = "-" if head.learns == "task by task" else "--"
+        curves.append(Curve(label, x, y, sd, style.colour, style.marker.replace("*", "o"), dashes))
+    others = [(x, y) for _, y, _ in lines[MAX_COLOURED_LINES:]]
+    axes.set_xticks(x)
+    draw_curves(axes, curves, others)
+    grey = f"; grey: {len(others)} other heads" if others else ""
+    spread = describe_spread(run for head in heads for run in head.runs)
+    note = f"{spread}; dashed: joint, or learns nothing{grey}"
+    label_axes(axes, title, note, "tasks learned", "accuracy on them in %")
+    return figure

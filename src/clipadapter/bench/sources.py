@@ -11,20 +11,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle import Bundle, TestPart, count_epochs
 from clipadapter.bench.bundle_files import load_bundle
-from clipadapter.bench.plan import Rows, draw_all_shots, plan_views
 from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.data import Dataset, get_templates, load_dataset, textiles
+from clipadapter.data import Dataset, draw_shots, get_templates, load_dataset, textiles
 from clipadapter.data.sets import data_root, get_set, list_sets
 from clipadapter.errors import ClipAdapterError, DataError, InputError
-from clipadapter.features import PER_EPOCH, FeatureSet, FeatureTable, ViewCost, ViewSpec, open_feature_table
-from clipadapter.features.shards import holds_shards
+from clipadapter.features import (
+    PER_EPOCH,
+    FeatureSet,
+    FeatureTable,
+    PerEpochViews,
+    ViewCost,
+    ViewSpec,
+    open_feature_table,
+)
+from clipadapter.features.tables import holds_shards
 from clipadapter.utils.files import safe_file_name
 
 FEATURES = "features:"
 PLAIN_VIEW = ViewSpec()
+Rows = Mapping[tuple[int, int], Sequence[int]]
+"""Rows of a data set by (shots, seed)."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,24 @@ def require_test_part(suite: Suite, source: Source) -> Dataset:
         why = f"protocol '{suite.protocol}' needs that"
         raise InputError(f"'{source.spec}' is not divided into train and test; {why}")
     return source.test
+
+
+def draw_all_shots(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int], list[int]]:
+    """Draw the rows of a suite, by (shots, seed), from the labels of all rows of the data set."""
+    return {(n, seed): draw_shots(labels, n, seed) for n in suite.shots for seed in suite.seeds}
+
+
+def plan_views(suite: Suite, draws: Iterable[Sequence[str]], text_shape: tuple[int, int] | None = None) -> ViewSpec:
+    """The views of each picture for a suite; with "per-epoch" as many as the head with the most epochs needs.
+
+    ``draws`` are the labels of the shots of each draw. Without the shape (c, d) of the class text there are as many
+    views as a head needs at most.
+    """
+    if isinstance(suite.views, int):
+        return ViewSpec.from_crop(suite.crop, count=suite.views)
+    heads = [make_head(variant) for variant in suite.all_variants()]
+    epochs = max(count_epochs(head, labels, text_shape) for labels in draws for head in heads)
+    return PerEpochViews(ViewSpec.from_crop(suite.crop)).for_epochs(epochs)
 
 
 def extract_drawn_shots(

@@ -1,21 +1,96 @@
-"""A study: the plan of a suite, joined with its records."""
+"""A study: the plan of a suite with its records, and tables of their numbers: heads by shots, test parts or encoders.
+
+A number of a report comes about here. `Study.spots` says which runs a cell has, `Pivot.by_seed` what is combined of
+them seed by seed, and `Cell` is the mean over the seeds. `bench.tables` writes it as text.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from clipadapter.bench.plan import Entry, load_plan
-from clipadapter.bench.records import read_existing_runs, records_file
-from clipadapter.bench.run import Run
-from clipadapter.bench.suite import Suite
-from clipadapter.metrics import mean_sd
+from pydantic import ValidationError
+
+from clipadapter.bench.protocols import create_protocol
+from clipadapter.bench.run import FrozenModel, Run, read_existing_runs, records_file
+from clipadapter.bench.statistics import Difference, paired_difference
+from clipadapter.bench.suite import ALL, Suite
+from clipadapter.bench.suite_files import missing_study, plan_file
+from clipadapter.errors import DataError
+from clipadapter.metrics import METRICS, mean_sd
+from clipadapter.utils.files import write_atomically
+from clipadapter.utils.formatting import format_count, shorten_name
 
 REFERENCE = "clip-adapter"
+HARMONIC = "harmonic mean"
+
+Axis = Literal["shots", "test", "encoder"]
+Part = str | int
+"""A column: a number of shots, a test part or an encoder."""
+Draw = tuple[tuple[int, Part], int, tuple[int, ...]]
+"""(data set, column), seed, drawn rows: the key by which two heads are compared in pairs."""
+Value = Callable[[Run], float | None]
+"""A number of a run; None if the run has none, as if it failed."""
+
+
+# ---- The plan ----
+
+
+class Entry(FrozenModel):
+    """One planned record of a suite."""
+
+    key: str  # of the record
+    label: str  # the suite's name for the head
+    prompts: str = ""  # the suite's name for the prompts; empty if there is one kind
+    data: str  # the data set that gives the shots, as the user named it
+    encoder: str  # likewise
+    test: str  # name of the test part; for a stream the order of its tasks
+    shots: int
+    seed: int
+    value: float | str | None = None  # of the parameter that varies, if one does
+
+
+class Plan(FrozenModel):
+    """All planned records of a suite, as ``plans/SUITE.json``."""
+
+    suite: Suite
+    entries: list[Entry]
+
+    def save(self, folder: Path) -> Path:
+        """Write the plan to the folder of records."""
+        return write_atomically(plan_file(folder, self.suite.name), self.model_dump_json(indent=1) + "\n")
+
+    def with_earlier_entries(self, folder: Path) -> Plan:
+        """The plan with the entries of earlier calls: other data, other encoders, other shots.
+
+        Entries with other views of the pictures are left out: they belong to another study.
+        """
+        if not plan_file(folder, self.suite.name).exists():
+            return self
+        earlier, known = load_plan(folder, self.suite.name), {entry.key for entry in self.entries}
+        if (earlier.suite.views, earlier.suite.crop) != (self.suite.views, self.suite.crop):
+            return self
+        return Plan(suite=self.suite, entries=[*self.entries, *(e for e in earlier.entries if e.key not in known)])
+
+
+def load_plan(folder: Path, name: str) -> Plan:
+    """Read the plan of a suite that was run in a folder."""
+    path = plan_file(folder, name)
+    try:
+        return Plan.model_validate(json.loads(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise missing_study(folder, name) from error
+    except (OSError, ValidationError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}; delete it and run the suite again") from error
+
+
+# ---- The records in their places ----
 
 
 class Setting(NamedTuple):
@@ -29,16 +104,17 @@ class Setting(NamedTuple):
     shots: int
 
 
-Value = Callable[[Run], float | None]
-"""A number of a run; None if the run has none, as if it failed."""
-
-
 def metric_value(name: str) -> Value:
     """The value of a metric of records."""
     return lambda run: run.metrics[name] if run.metrics is not None and name in run.metrics else None
 
 
 ACCURACY = metric_value("accuracy")
+
+
+def fit_seconds(run: Run) -> float | None:
+    """Seconds of the fit."""
+    return None if run.seconds is None else run.seconds.fit
 
 
 @dataclass(frozen=True)
@@ -102,8 +178,7 @@ class Study:
 
     def select(self, keys: Collection[str]) -> Study:
         """The study of some of its records, by their keys."""
-        entries = tuple(entry for entry in self.entries if entry.key in keys)
-        return Study(self.suite, entries, {entry.key: run for entry in entries if (run := self.records.get(entry.key))})
+        return replace(self, entries=tuple(entry for entry in self.entries if entry.key in keys))
 
     @cached_property
     def spots(self) -> dict[Setting, Spot]:
@@ -115,8 +190,8 @@ class Study:
         runs: dict[Setting, dict[int, Run]] = {}
         for entry in self.entries:
             if entry.key in self.records:
-                runs.setdefault(get_setting(entry), {}).setdefault(entry.seed, self.records[entry.key])
-        places = ((get_setting(entry), entry.seed) for entry in self.missing)
+                runs.setdefault(_setting(entry), {}).setdefault(entry.seed, self.records[entry.key])
+        places = ((_setting(entry), entry.seed) for entry in self.missing)
         missing = Counter(setting for setting, seed in places if seed not in runs.get(setting, {}))
         return {
             setting: Spot([run for _, run in sorted(runs.get(setting, {}).items())], missing[setting])
@@ -138,14 +213,10 @@ class Study:
         """The planned records that do not exist yet."""
         return [entry for entry in self.entries if entry.key not in self.records]
 
-    @property
-    def failed(self) -> list[tuple[Setting, Run]]:
-        """The failed runs with their settings."""
-        return [(setting, run) for setting, spot in self.spots.items() for run in spot.runs if run.error is not None]
-
     def failures(self) -> list[str]:
         """A sentence for each head and reason of a failure, with how often it failed."""
-        counts = Counter((setting.label, setting.data, run.error) for setting, run in self.failed)
+        failed = [(setting, run) for setting, spot in self.spots.items() for run in spot.runs if run.error is not None]
+        counts = Counter((setting.label, setting.data, run.error) for setting, run in failed)
         return [
             f"{label} on {data} failed{f' {n} times' if n > 1 else ''}: {error}"
             for (label, data, error), n in counts.items()
@@ -157,32 +228,27 @@ class Study:
         return {entry.label: entry.value for entry in self.entries if entry.value is not None}
 
     @cached_property
-    def labels(self) -> list[str]:
-        """The suite's names for its heads, in its order."""
-        return list(dict.fromkeys(entry.label for entry in self.entries))
-
-    @cached_property
     def reference(self) -> str:
         """The head to compare with: CLIP-Adapter with defaults, else with other parameters, else the first head.
 
         Heads with a varied parameter are not considered.
         """
-        if REFERENCE in self.labels:
+        labels = list(dict.fromkeys(entry.label for entry in self.entries))
+        if REFERENCE in labels:
             return REFERENCE
         methods = {setting.label: spot.runs[0].method for setting, spot in self.spots.items() if spot.runs}
-        steady = [label for label in self.labels if label not in self.varied_values]
-        return next((label for label in steady if methods.get(label) == REFERENCE), self.labels[0])
+        steady = [label for label in labels if label not in self.varied_values]
+        return next((label for label in steady if methods.get(label) == REFERENCE), labels[0])
 
 
-def get_setting(entry: Entry) -> Setting:
-    """The setting of an entry."""
+def _setting(entry: Entry) -> Setting:
     return Setting(entry.data, entry.encoder, entry.prompts, entry.test, entry.label, entry.shots)
 
 
-def distinct_values(settings: Iterable[Setting], field: str) -> list[str | int]:
+def distinct_values(settings: Iterable[Setting], name: str) -> list[str | int]:
     """The distinct values of one field in order; shots are sorted."""
-    values = list(dict.fromkeys(getattr(setting, field) for setting in settings))
-    return sorted(values) if field == "shots" else values
+    values = list(dict.fromkeys(getattr(setting, name) for setting in settings))
+    return sorted(values) if name == "shots" else values
 
 
 def load_study(folder: str | Path, suite_name: str) -> Study:
@@ -195,9 +261,218 @@ def load_study(folder: str | Path, suite_name: str) -> Study:
     Raises:
         DataError: if the folder has no such suite, or a file is damaged; says which.
     """
-    folder = Path(folder)
-    plan = load_plan(folder, suite_name)
-    assert plan is not None  # only missing_ok gives None
-    runs = read_existing_runs(records_file(folder))
-    records = {entry.key: runs[entry.key] for entry in plan.entries if entry.key in runs}
-    return Study(plan.suite, tuple(plan.entries), records)
+    plan = load_plan(Path(folder), suite_name)
+    return Study(plan.suite, tuple(plan.entries), read_existing_runs(records_file(Path(folder))))
+
+
+# ---- Tables ----
+
+
+class Row(NamedTuple):
+    """A head, with the name of its prompts if the suite has several."""
+
+    label: str
+    prompts: str = ""
+
+
+class Derived(NamedTuple):
+    """How a column is computed from measured ones, seed by seed."""
+
+    parts: tuple[Part, ...]
+    combine: Callable[[Sequence[float]], float]
+    higher_is_better_only: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Pivot:
+    """Heads by columns, of one data set or several.
+
+    With several data sets a value is their mean, seed by seed; a head without results for every one has none.
+    """
+
+    title: str  # above the table
+    fixed: Mapping[str, str | int]  # fields of `Setting` that all its runs share
+    axis: Axis  # the field of `Setting` that the columns are
+    rows: tuple[Row, ...]  # heads
+    parts: tuple[Part, ...]  # the columns that were measured
+    spots: Mapping[tuple[Row, Part], Sequence[Spot]]  # the runs by row and column, of each data set
+    # columns behind them that are computed from them, by title
+    derived: Mapping[Part, Derived] = field(default_factory=dict)
+
+    def columns(self, metric: str = "accuracy") -> tuple[Part, ...]:
+        """All columns for a metric: there is no harmonic mean of losses."""
+        higher = METRICS[metric].higher_is_better
+        return (*self.parts, *(name for name, one in self.derived.items() if higher or not one.higher_is_better_only))
+
+    def _definition(self, column: Part) -> Derived:
+        return self.derived.get(column) or Derived((column,), _mean)
+
+    def runs(self, row: Row | None = None, part: Part | None = None) -> list[Run]:
+        """The records, failed ones too; all, or those of a row or a column."""
+        parts = self.parts if part is None else self._definition(part).parts
+        rows = self.rows if row is None else (row,)
+        return [run for spot in product(rows, parts) for one in self.spots.get(spot, ()) for run in one.runs]
+
+    def by_seed(self, row: Row, column: Part, value: Value = ACCURACY) -> dict[int, float]:
+        """A value by rising seed: the mean over the data sets of each part, and then what the column makes of them."""
+        parts, combine, _ = self._definition(column)
+        means = [_combine([spot.by_seed(value) for spot in self.spots.get((row, part), ())], _mean) for part in parts]
+        return _combine(means, combine)
+
+    def cell(self, row: Row, column: Part, value: Value = ACCURACY) -> Cell:
+        """A value over the seeds, or why there is none."""
+        by_part = [self.spots.get((row, part), ()) for part in self._definition(column).parts]
+        for spots in by_part:
+            n_measured = sum(bool(spot.by_seed(value)) for spot in spots)
+            if len(spots) > 1 and n_measured < len(spots):
+                return Cell(remark=f"{n_measured} of {len(spots)} sets" if n_measured else "-")
+        return Cell(
+            tuple(self.by_seed(row, column, value).values()),
+            max((spot.failed for spots in by_part for spot in spots), default=0),
+            max((spot.missing for spots in by_part for spot in spots), default=0),
+        )
+
+    def draws(self, row: Row, column: Part) -> dict[Draw, float]:
+        """Accuracy by draw. The draws of a computed column are its seeds."""
+        spots = self.spots.get((row, self._definition(column).parts[0]), ())
+        runs = [(i, run) for i, spot in enumerate(spots) for run in spot.runs]
+        if column not in self.derived:
+            accuracies = {((i, column), run.seed, tuple(run.rows)): ACCURACY(run) for i, run in runs}
+            return {draw: accuracy for draw, accuracy in accuracies.items() if accuracy is not None}
+        draws: dict[Draw, float] = {}
+        for seed, value in self.by_seed(row, column).items():
+            rows = tuple(drawn for _, run in runs if run.seed == seed for drawn in run.rows)
+            draws[(0, column), seed, rows] = value
+        return draws
+
+    def difference(self, row: Row, reference: Row, columns: Sequence[Part]) -> Difference | None:
+        """The difference of accuracy to the reference on the draws of some columns; None if they share no draw."""
+        ours, theirs = (
+            {draw: accuracy for column in columns for draw, accuracy in self.draws(one, column).items()}
+            for one in (row, reference)
+        )
+        return paired_difference(ours, theirs, group=lambda draw: draw[0]) if ours.keys() & theirs.keys() else None
+
+    def reference_row(self, label: str) -> Row:
+        """The head that the others are compared with."""
+        return next((row for row in self.rows if row.label == label), self.rows[0])
+
+
+def _combine(values: Sequence[Mapping[int, float]], combine: Callable[[Sequence[float]], float]) -> dict[int, float]:
+    seeds = sorted(set.intersection(*map(set, values))) if values else []
+    return {seed: combine([one[seed] for one in values]) for seed in seeds}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """2ab / (a + b) of two values; 0 if both are.
+
+    >>> harmonic_mean([0.75, 0.25])
+    0.375
+    """
+    a, b = values
+    return 2 * a * b / (a + b) if a + b else 0.0
+
+
+def format_shots(n: int) -> str:
+    """Such as "1 shot".
+
+    >>> format_shots(1), format_shots(16), format_shots(ALL)
+    ('1 shot', '16 shots', 'all pictures')
+    """
+    return "all pictures" if n == ALL else format_count(n, "shot")
+
+
+def pivot_runs(runs: Sequence[Run]) -> Pivot:
+    """The table of the runs of one comparison: heads by shots."""
+    rows = tuple(Row(label) for label in dict.fromkeys(run.head for run in runs))
+    shots = tuple(sorted({run.shots for run in runs}))
+    spots: dict[tuple[Row, Part], list[Run]] = {spot: [] for spot in product(rows, shots)}
+    for run in sorted(runs, key=lambda run: run.seed):
+        spots[Row(run.head), run.shots].append(run)
+    return Pivot("", {}, "shots", rows, shots, {spot: [Spot(own)] for spot, own in spots.items()})
+
+
+def make_tables(study: Study) -> list[Pivot]:
+    """The tables of a study. Their columns are test parts or shots, as the protocol says.
+
+    With one number of shots and several encoders, the columns are encoders in place of shots.
+    """
+    protocol, everything = create_protocol(study.suite.protocol), list(study.spots)
+    counts = {name: len(distinct_values(everything, name)) for name in ("data", "encoder", "test", "shots")}
+    axis: Axis = "test" if protocol.report_columns == "test" else "shots"
+    if axis == "shots" and counts["shots"] == 1 and counts["encoder"] > 1:
+        axis = "encoder"
+    outer = [name for name in counts if name != axis]
+    tables = []
+    for values in product(*(distinct_values(everything, name) for name in outer)):
+        fixed = dict(zip(outer, values, strict=True))
+        settings = [setting for setting in everything if all(getattr(setting, k) == v for k, v in fixed.items())]
+        if not any(study.spots[setting].runs for setting in settings):
+            continue
+        varying = [name for name in fixed if counts[name] > 1]
+        rows = [
+            Row(str(label), str(prompts))
+            for label in distinct_values(settings, "label")
+            for prompts in distinct_values([setting for setting in settings if setting.label == label], "prompts")
+        ]
+        parts = distinct_values(settings, axis)
+        spots: dict[tuple[Row, Part], list[Spot]] = {spot: [Spot()] for spot in product(rows, parts)}
+        for setting in settings:
+            spots[Row(setting.label, setting.prompts), getattr(setting, axis)] = [study.spots[setting]]
+        title = [shorten_name(str(fixed["data"])), *(str(fixed[k]) for k in ("encoder", "test") if k in varying)]
+        title += [format_shots(int(fixed["shots"]))] if "shots" in fixed else []
+        pivot = Pivot(", ".join(title), fixed, axis, tuple(rows), tuple(parts), spots)
+        tables.append(replace(pivot, derived=_derived(pivot, protocol.has_harmonic_mean)))
+    return tables
+
+
+def _derived(pivot: Pivot, has_harmonic_mean: bool) -> dict[Part, Derived]:
+    """The harmonic mean of base and new classes, or the mean over the other data sets if there are several."""
+    kinds = {part: {run.data.protocol for run in pivot.runs(part=part)} for part in pivot.parts}
+    if has_harmonic_mean:
+        new = [part for part, own in kinds.items() if own == {"new"}]
+        base = [part for part, own in kinds.items() if "new" not in own]
+        return {HARMONIC: Derived((*base, *new), harmonic_mean, True)} if len(new) == len(base) == 1 else {}
+    others = tuple(part for part, own in kinds.items() if own & {"shift", "new"})
+    return {f"mean of the {len(others)} others": Derived(others, _mean)} if len(others) > 1 else {}
+
+
+def make_mean_tables(tables: Sequence[Pivot]) -> list[Pivot]:
+    """The means over data sets; none if there is one data set only."""
+    if len({table.fixed["data"] for table in tables}) < 2:
+        return []
+
+    def kind(table: Pivot, *without: str) -> tuple[tuple[str, str | int], ...]:
+        return tuple((name, value) for name, value in table.fixed.items() if name not in without)
+
+    # Rows that were not drawn have another name than a separate test part, but are the test part as well.
+    one_each = len(tables) == len({(kind(table, "data", "test"), table.fixed["data"]) for table in tables})
+    groups: dict[tuple[tuple[str, str | int], ...], list[Pivot]] = {}
+    for table in tables:
+        groups.setdefault(kind(table, *(("data", "test") if one_each else ("data",))), []).append(table)
+    return [_mean_table(group, list(groups.values())) for group in groups.values() if len(group) > 1]
+
+
+def _mean_table(tables: Sequence[Pivot], groups: Sequence[Sequence[Pivot]]) -> Pivot:
+    """The mean over data sets; its title says in what it differs from other means."""
+    fixed = {name: value for name, value in tables[0].fixed.items() if name != "data"}
+    varying = [name for name in fixed if len({other[0].fixed[name] for other in groups}) > 1]
+    details = [format_shots(int(fixed[name])) if name == "shots" else str(fixed[name]) for name in varying]
+    parts = tuple(dict.fromkeys(part for table in tables for part in table.parts))
+    rows = tuple(dict.fromkeys(row for table in tables for row in table.rows))
+    mean = replace(
+        tables[0],
+        title=", ".join([f"Mean over {len(tables)} data sets", *details]),
+        fixed=fixed,
+        rows=rows,
+        parts=tuple(sorted(parts, key=int)) if tables[0].axis == "shots" else parts,
+        spots={
+            spot: [own for table in tables for own in table.spots.get(spot, [Spot()])] for spot in product(rows, parts)
+        },
+    )
+    # As in the papers, the harmonic mean of several data sets is that of the two means.
+    return replace(mean, derived=_derived(mean, HARMONIC in tables[0].derived))

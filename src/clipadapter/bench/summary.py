@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from clipadapter.bench.continual.summary import HeadRuns, stream_text
-from clipadapter.bench.grids import Column, head_names, make_grid, metric_columns
-from clipadapter.bench.notes import device_notes, failure_messages, fidelity_notes, lead_notes, number_range
-from clipadapter.bench.pivot import Pivot, Row, fit_seconds, format_shots, pivot_runs
+import numpy as np
+from numpy.typing import NDArray
+
 from clipadapter.bench.run import Run
-from clipadapter.bench.study import Cell, metric_value
-from clipadapter.errors import InputError
-from clipadapter.heads import fidelity_of
-from clipadapter.metrics import METRICS, metrics_shown
+from clipadapter.bench.statistics import difference_on_pictures
+from clipadapter.bench.stream_report import HeadRuns, stream_text
+from clipadapter.bench.study import Cell, Pivot, fit_seconds, format_shots, metric_value, pivot_runs
+from clipadapter.bench.tables import (
+    Column,
+    Reference,
+    check_runs,
+    device_notes,
+    failure_messages,
+    fidelity_notes,
+    head_names,
+    make_grid,
+    metric_columns,
+    number_range,
+    plain_name,
+    run_fidelity,
+    transductive_mark,
+)
+from clipadapter.metrics import METRICS
+from clipadapter.metrics.intervals import Z_95
 from clipadapter.rendering.marks import BEST, TRANSDUCTIVE
 from clipadapter.utils.formatting import shorten_name
-from clipadapter.utils.registry import unknown
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What an answer without a model reaches, such as always the largest class: a row of a table, a level of a plot."""
-
-    name: str  # of the row
-    metrics: Mapping[str, float]  # by name
-
-
-def check_runs(runs: Sequence[Run], metric: str) -> None:
-    """Refuse to summarise no runs, or by a metric that records do not have."""
-    if metric not in metrics_shown("record"):
-        raise unknown("metric of records", metric, list(metrics_shown("record")))
-    if not runs:
-        raise InputError("there are no records to make a table of")
 
 
 def summarise(runs: Sequence[Run], metric: str = "accuracy") -> dict[str, Any]:
@@ -44,33 +42,18 @@ def summarise(runs: Sequence[Run], metric: str = "accuracy") -> dict[str, Any]:
         UnknownNameError: if records have no such metric.
     """
     check_runs(runs, metric)
-    table, rows = pivot_runs(runs), []
-    names = {row: plain_name(table, row) for row in table.rows}
-    for row, name in names.items():
+    table, rows, seconds, fidelity = pivot_runs(runs), [], {}, {}
+    for row in table.rows:
+        name = plain_name(table, row)
         for n in table.parts:
             cell = table.cell(row, n, metric_value(metric))
             mean = cell.mean if cell.values else None
             counts = {"seeds": len(cell.values), "failed": cell.failed}
             rows.append({"head": name, "shots": n, "mean": mean, "sd": cell.known_sd, **counts})
-    seconds = {names[row]: cell.mean if cell.values else None for row, cell in _fit_seconds(table).items()}
-    fidelity = {}
-    for row, name in names.items():
-        run = table.runs(row)[0]
-        stated = fidelity_of(run.method, run.params)
+        cell, stated = table.cell(row, table.parts[-1], fit_seconds), run_fidelity(table.runs(row)[0])
+        seconds[name] = cell.mean if cell.values else None
         fidelity[name] = f"{stated.kind}, own recipe" if stated.own_recipe else stated.kind
     return {"metric": metric, "rows": rows, "fit_seconds": seconds, "fidelity": fidelity}
-
-
-def plain_name(table: Pivot, row: Row) -> str:
-    """A head's name with what qualifies its metrics, in words."""
-    is_transductive = any(run.flags.transductive for run in table.runs(row))
-    return f"{row.label} (transductive)" if is_transductive else row.label
-
-
-def _fit_seconds(table: Pivot) -> dict[Row, Cell]:
-    """Seconds of a fit of each head with the most shots."""
-    most = table.parts[-1]
-    return {row: table.cell(row, most, fit_seconds) for row in table.rows}
 
 
 def table(
@@ -99,49 +82,39 @@ def table(
     if runs[0].stream is not None:
         heads = {int(n): [HeadRuns(row.label, pivot.spots[row, n][0]) for row in pivot.rows] for n in pivot.parts}
         return stream_text({format_shots(n): own for n, own in heads.items()})
-    most = pivot.parts[-1]
-    columns = metric_columns(pivot, metric)
+    most, columns, notes = pivot.parts[-1], metric_columns(pivot, metric), _comparison_notes(pivot, metric, markdown)
+    cells = [pivot.cell(row, most, metric_value(beside) if beside else fit_seconds) for row in pivot.rows]
     if beside is None:
-        seconds = [Cell(cell.values and (cell.mean,)) for cell in _fit_seconds(pivot).values()]
-        columns.append(Column(f"fit at {most}", seconds, "{:.2f} s".format))
+        cells = [Cell(cell.values and (cell.mean,)) for cell in cells]  # seconds without a deviation
+        columns.append(Column(f"fit at {most}", cells, "{:.2f} s".format))
+        notes.insert(1, f"fit at {most}: seconds of one fit of the head alone; features were computed before")
     else:
-        cells = [pivot.cell(row, most, metric_value(beside)) for row in pivot.rows]
         columns.append(Column(f"{METRICS[beside].title} at {most}", cells, METRICS[beside].format))
-    names, takes_part = list(head_names(pivot).values()), [not own for own in _transductive(pivot)]
+    names = list(head_names(pivot).values())
+    takes_part = [not transductive_mark(pivot.runs(row)) for row in pivot.rows]
     if reference is not None:
         names, takes_part = [shorten_name(reference.name), *names], [False, *takes_part]
         levels = [Cell((reference.metrics[metric],))] * len(pivot.parts)
-        levels.append(Cell() if beside is None else Cell((reference.metrics[beside],)))
-        columns = [
-            Column(column.header, [level, *column.cells], column.format, column.best)
-            for column, level in zip(columns, levels, strict=True)
-        ]
+        levels.append(Cell((reference.metrics[beside],)) if beside else Cell())
+        columns = [replace(own, cells=[level, *own.cells]) for own, level in zip(columns, levels, strict=True)]
     grid = make_grid("", names, columns, takes_part=takes_part)
-    notes = _notes(pivot, metric, markdown)
-    if beside is None:
-        notes.insert(1, f"fit at {most}: seconds of one fit of the head alone; features were computed before")
     # Markdown joins consecutive lines.
     below = [line for note in notes for line in ((note, "") if markdown else (note,))]
     return "\n".join([grid.to_markdown() if markdown else grid.to_text(), "", *below])
 
 
-def _transductive(pivot: Pivot) -> list[bool]:
-    return [any(run.flags.transductive for run in pivot.runs(row)) for row in pivot.rows]
-
-
-def _notes(pivot: Pivot, metric: str, markdown: bool) -> list[str]:
+def _comparison_notes(pivot: Pivot, metric: str, markdown: bool) -> list[str]:
     runs = pivot.runs()
-    seeds = {run.seed for run in runs}
+    seeds, classes = {run.seed for run in runs}, sorted({run.n_classes for run in runs})
     spread = f"mean ± sd over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-    pictures, classes = number_range(run.n_test for run in runs), sorted({run.n_classes for run in runs})
     mark, escaped = ("bold", f"\\{TRANSDUCTIVE}") if markdown else (BEST, TRANSDUCTIVE)  # "* " makes a list
-    is_marked = any(_transductive(pivot))
+    is_marked = transductive_mark(runs)
     notes = [
-        f"{METRICS[metric].title_with_unit}, {spread}, {pictures} test pictures of "
+        f"{METRICS[metric].title_with_unit}, {spread}, {number_range(run.n_test for run in runs)} test pictures of "
         f"{', '.join(map(str, classes))} classes; {mark}: best at these shots"
         + (f", of the heads without {escaped}" if is_marked else "")
     ]
-    notes += lead_notes(pivot) if metric == "accuracy" else []
+    notes += _lead_notes(pivot) if metric == "accuracy" else []
     if is_marked:
         notes.append(
             f"{escaped} transductive: fitted to the test pictures too, without their labels; heads without "
@@ -149,3 +122,23 @@ def _notes(pivot: Pivot, metric: str, markdown: bool) -> list[str]:
         )
     failures = failure_messages({plain_name(pivot, row): pivot.runs(row) for row in pivot.rows})
     return [*notes, *device_notes(runs), *fidelity_notes(runs), *failures]
+
+
+def _lead_notes(table: Pivot) -> list[str]:
+    """How far the best head of each column is above the next, with the margin of error, as one note or none."""
+    phrases = []
+    for n in table.parts:
+        leaders: list[tuple[float, str, dict[int, NDArray[np.bool_]]]] = []
+        for row in table.rows:
+            pictures = {run.seed: run.correct_pictures for run in table.runs(row, n)}
+            if known := {seed: own for seed, own in pictures.items() if own is not None}:
+                leaders.append((table.cell(row, n).mean, row.label, known))
+        leaders.sort(key=lambda leader: -leader[0])
+        if len(leaders) < 2:
+            continue
+        (_, first, ours), (_, second, theirs) = leaders[:2]
+        if (difference := difference_on_pictures(ours, theirs)) is not None:
+            points, margin = 100 * difference[0], 100 * Z_95 * difference[1]
+            phrases.append(f"{format_shots(int(n))}: {first} - {second} {points:+.1f} ± {margin:.1f}")
+    lead = "lead over the next head in points, with its 95 % margin of error on the same pictures and draws"
+    return [f"{lead}: {'; '.join(phrases)}"] if phrases else []

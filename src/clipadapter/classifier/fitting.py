@@ -16,7 +16,7 @@ from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.features import FeatureSet, FeatureStore, ViewSpec, encode_classes
 from clipadapter.heads import Head, OutOfFold, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.estimator import clone
-from clipadapter.heads.folds import most_classes_repeat
+from clipadapter.heads.out_of_fold import most_classes_repeat
 from clipadapter.heads.support import as_matrix, rows_without_shots
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import (

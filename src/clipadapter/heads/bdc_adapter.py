@@ -24,8 +24,7 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.label_loss import LabelLossHead
-from clipadapter.heads.losses import trained_cosines
+from clipadapter.heads.losses import LabelLossHead, trained_cosines
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainingParameters, gather_views, train

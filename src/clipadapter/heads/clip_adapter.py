@@ -13,7 +13,7 @@ small sets of many kinds (docs/studies.md):
 
 - Training: 200 steps of AdamW and at least 20 epochs of shuffled batches of 256 shots, of each shot a view drawn anew.
   The rate falls from 2e-3 to 0 along a cosine. The scale s is halved, Gaussian noise is added to the features, and the
-  mean of the classes' mean features is subtracted before W1. Unequal shots adjust the logits (`heads/label_loss.py`).
+  mean of the classes' mean features is subtracted before W1. Unequal shots adjust the logits (`heads/losses.py`).
 - The ratio (alpha, beta, or one for both) is trained with at 0.4, and chosen after: the posterior mean under a normal
   prior, whose mean grows with the loss of zero-shot on the shots, and the likelihood of the shots by adapters of three
   folds that did not see them, each ratio at its best temperature. `heads/residual_ratio.py` has the formulas.
@@ -33,17 +33,14 @@ from torch.nn.functional import linear, normalize
 
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter_recipes import OFFICIAL, PAPER, PRESET_NOTE, PRESETS
-from clipadapter.heads.folds import hyperparameter_folds, some_rows
-from clipadapter.heads.label_loss import class_mean
-from clipadapter.heads.losses import Loss
+from clipadapter.heads.losses import Loss, class_mean
 from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
-from clipadapter.heads.out_of_fold import join_folds
+from clipadapter.heads.out_of_fold import hyperparameter_folds, join_folds, some_rows
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import MAX_HELD_OUT_LOGITS, choose_ratio, expected_ratio, held_out_loss_table
-from clipadapter.heads.trained_head import TrainedHead, TrainingPart, draw_linear, minimise
+from clipadapter.heads.trained_head import TrainedHead, TrainingPart, draw_linear, find_warm_start, minimise
 from clipadapter.heads.training import ScheduleParameters, coop_epochs, gather_views
-from clipadapter.heads.warm_start import find_warm_start
 from clipadapter.utils.functional import unit
 
 TRAINING_RATIO = 0.4  # ratio that "auto" trains with: the middle of the best range in the paper (0.2 to 0.6)
@@ -182,12 +179,11 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
 
     def _ratios(self, auto: float = TRAINING_RATIO) -> dict[str, float]:
         """The ratio of each part: alpha and beta, or this number where they are "auto"."""
-        own = {"visual": self.alpha, "text": self.beta}
-        return {part: auto if ratio == "auto" else float(ratio) for part, ratio in own.items()}
+        return {part: auto if r == "auto" else float(r) for part, r in (("visual", self.alpha), ("text", self.beta))}
 
     def _logits_of_shots(self, shots: SupportSet, layers: Any, rows: Tensor, auto: float) -> Tensor:
-        x, text = unit(shots.X[rows]), shots.class_text
-        return add_bias(self, shots.scale * self.cosines(x, text, layers, self._ratios(auto)))
+        cosines = self.cosines(unit(shots.X[rows]), shots.class_text, layers, self._ratios(auto))
+        return add_bias(self, shots.scale * cosines)
 
     def _losses_by_ratio(self, shots: SupportSet, layers: Any, rows: Tensor) -> Tensor:
         """(r, t) losses of shots that a fit did not see, at each candidate ratio and temperature."""

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter import ClipAdapter
-from clipadapter.heads.folds import hold_out_one_per_class
 from clipadapter.heads.losses import Loss
 from clipadapter.heads.multilabel import add_bias
+from clipadapter.heads.out_of_fold import hold_out_one_per_class
 from clipadapter.heads.parameters import OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import choose_ratio, expected_ratio
-from clipadapter.heads.warm_start import find_warm_start
+from clipadapter.heads.trained_head import find_warm_start
 from clipadapter.utils.functional import unit
 
 START_RATIO = 0.2  # where a trained ratio starts: that of the released code

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter import FOLDS, SUFFICIENT_SHOTS, ClipAdapter, Layers
-from clipadapter.heads.folds import hyperparameter_folds
 from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.losses import Loss
+from clipadapter.heads.out_of_fold import hyperparameter_folds
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import CANDIDATE_RATIOS, CANDIDATE_TEMPERATURES, choose_ratio, expected_ratio

@@ -23,13 +23,13 @@ from torch.nn.functional import cross_entropy
 
 from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.folds import make_folds, most_classes_repeat
-from clipadapter.heads.label_loss import LogitAdjustedHead
+from clipadapter.heads.losses import LogitAdjustedHead
 from clipadapter.heads.multilabel import binary_losses
+from clipadapter.heads.out_of_fold import make_folds, most_classes_repeat
 from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import OneVsRest, SoftmaxRegression, some_classes, subsample
-from clipadapter.heads.warm_start import find_warm_start
+from clipadapter.heads.trained_head import find_warm_start
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
 from clipadapter.utils.parallel import limit_threads
 

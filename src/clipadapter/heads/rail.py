@@ -44,7 +44,7 @@ from clipadapter.heads.incremental import (
 )
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.warm_start import remap_rows
+from clipadapter.heads.support import remap_rows
 from clipadapter.utils.functional import cosine_logits, unit
 
 RIDGE = {"primal": 0.1, "dual": 0.001}  # published lambda of each form

@@ -28,7 +28,7 @@ from torch import Tensor
 from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import balancing_bias, estimate_frequencies
-from clipadapter.heads.folds import most_classes_repeat
+from clipadapter.heads.out_of_fold import most_classes_repeat
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature

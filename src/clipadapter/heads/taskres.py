@@ -11,7 +11,7 @@ By default the loss is generalised cross-entropy (`gce_q`), which is better on d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, ClassVar
@@ -22,10 +22,8 @@ from torch import Tensor
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.text_residual import check_text_norm, scale_text
-from clipadapter.heads.trained_head import TrainedHead
-from clipadapter.heads.training import ScheduleParameters
-from clipadapter.utils.functional import cosine_logits, unit
+from clipadapter.heads.zs_lp import TextResidualHead
+from clipadapter.utils.functional import unit
 
 OFFICIAL: Preset = MappingProxyType(
     {
@@ -58,7 +56,7 @@ def official_epochs(labels: Tensor) -> int:
     published_with={"gce_q": 0.0, "logit_adjustment": 0.0},
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class TaskRes(TrainedHead, ScheduleParameters):
+class TaskRes(TextResidualHead):
     """Class text plus a task residual trained by cross-entropy.
 
     Args:
@@ -75,8 +73,6 @@ class TaskRes(TrainedHead, ScheduleParameters):
     array(['cat', 'dog'], dtype='<U3')
     """
 
-    needs_text = True
-    supports_warm_start = True
     warm_start_share = 0.75
     class_rows = ("residual_",)
     named_epochs = {"official": official_epochs}
@@ -95,7 +91,6 @@ class TaskRes(TrainedHead, ScheduleParameters):
 
     gce_q: float | str = 0.7
     alpha: float = 0.5
-    text_norm: float | str | Sequence[float] = "auto"
     optimizer: str = "adam"
     lr: float = 2e-3
     weight_decay: float = 5e-4
@@ -103,13 +98,8 @@ class TaskRes(TrainedHead, ScheduleParameters):
     steps: int = 200
     batch_size: int = 1024
 
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_text_norm(self.text_norm)
-
     def _fit(self, shots: SupportSet) -> None:
-        base = scale_text(shots, self.text_norm)
+        base = self._scaled_text(shots)
         residual = torch.zeros_like(base)
         # Cross-entropy could only push a class without a shot away from the other classes' pictures: it keeps its text.
         alpha = self.alpha * (shots.counts > 0)[:, None].to(base.dtype)
@@ -128,6 +118,3 @@ class TaskRes(TrainedHead, ScheduleParameters):
             return None
         text = self.weight_ - self.alpha * self.residual_ / length[:, None]
         return self.scale_ * unit(X) @ text.to(X.dtype).T
-
-    def _logits(self, X: Tensor) -> Tensor:
-        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)

@@ -37,9 +37,8 @@ from torch import Tensor
 
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.cache import cache_keys
-from clipadapter.heads.folds import hyperparameter_folds
-from clipadapter.heads.gaussian import GaussianMoments, accumulate, gaussian_bias
-from clipadapter.heads.out_of_fold import mean_shots_per_class
+from clipadapter.heads.gda import GaussianMoments, accumulate, gaussian_bias
+from clipadapter.heads.out_of_fold import hyperparameter_folds, mean_shots_per_class
 from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
 
+import numpy as np
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
-from clipadapter.heads.optimizers import Optimizer
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, check_bounds, declared_bounds
 from clipadapter.utils.devices import full_float32
+from clipadapter.utils.files import default_cache_dir, path_without_links, write_atomically
 from clipadapter.utils.formatting import format_count
 from clipadapter.utils.parallel import limit_threads
 from clipadapter.utils.progress import BRIEF_SECONDS, DurationEstimate, progress_bar
 
-if TYPE_CHECKING:
-    from clipadapter.heads.checkpoint import Checkpoint
-
+CHECKPOINT_FORMAT = "1"
 MAX_FREE_BYTES = 256 * 2**20  # freed memory that the process keeps at most
 MAX_HEAP_BLOCK_BYTES = 32 * 2**20
 """Freed blocks above this size are returned to the system. This is the largest value that glibc accepts."""
@@ -35,6 +44,7 @@ ALLOCATOR_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIB
 """Environment variables that choose an allocator or its settings. If one is set, nothing is changed."""
 MAX_RATE_FACTOR = 5.0
 """Largest factor of the learning rate where a training has fewer epochs: docs/decisions/0040 measured no larger one."""
+MOMENTUM = 0.9  # of SGD, that of all published recipes here
 WARMUP_LR = 1e-5  # learning rate of warm-up epochs, and the lowest of warm-up steps
 
 
@@ -206,8 +216,9 @@ def train(
     keep_freed_memory()
     steps_per_epoch, epochs, steps = config.steps_per_epoch(n), config.count_epochs(n), config.count_steps(n)
     generator = generator or torch.Generator().manual_seed(config.seed)
-    state = _TrainingState(parameters, config, generator, n, n_views, epoch_weights)
-    start = state.resume(checkpoint)
+    state = _TrainingState(parameters, config, generator, n, n_views)
+    state.epoch_sum = [torch.zeros_like(parameter) for parameter in parameters if epoch_weights]
+    start = 0 if checkpoint is None else state.load(checkpoint.read(state.as_dict(0)))
     own_bar = training_bar(steps, shown=config.progress and bar is None, initial=start)
     bar = own_bar if bar is None else bar
     # Only the tuners, whose training may take hours, keep checkpoints; many fits of other heads make one model.
@@ -216,13 +227,12 @@ def train(
     device = parameters[0].device.type
     # To read a number waits for a GPU: of one it is read once per epoch.
     reads_each_step = device == "cpu" or config.progress or checkpoint is not None
-    rates = [config.learning_rate(step, steps_per_epoch, epochs) for step in range(steps)]
     with own_bar, work, full_float32(device):
         for step in range(start, steps):
             epoch, i = divmod(step, steps_per_epoch)
             value = loss(*state.draw_batch(epoch, i))
             backward(value)
-            state.optimizer.step(rates[step])
+            state.optimizer.step(config.learning_rate(step, steps_per_epoch, epochs))
             if reads_each_step or i == steps_per_epoch - 1 or step == steps - 1:
                 # Not always a scalar: `loss` may return several terms that `backward` treats differently (ProGrad).
                 state.loss = float(value.detach().sum())
@@ -230,20 +240,229 @@ def train(
                 bar.set_postfix(loss=f"{state.loss:.4g}", refresh=False)
                 bar.update()
             if not math.isfinite(state.loss):
-                break
-            if i == steps_per_epoch - 1:
-                state.end_epoch(epoch)
+                if checkpoint is not None:
+                    checkpoint.remove()
+                raise InputError(
+                    f"training diverged in epoch {epoch + 1}: the loss is {state.loss}; try a smaller lr than "
+                    f"{config.lr}"
+                )
+            if epoch_weights and i == steps_per_epoch - 1:
+                state.add_epoch(epoch_weights[epoch])
             estimate.count_step()
             if checkpoint is not None and checkpoint.due:
-                checkpoint.write(state.state_dict(step + 1))
-    if not math.isfinite(state.loss):
-        if checkpoint is not None:
-            checkpoint.remove()
-        raise InputError(
-            f"training diverged in epoch {epoch + 1}: the loss is {state.loss}; try a smaller lr than {config.lr}"
-        )
-    state.finish(checkpoint, steps)
+                checkpoint.write(state.as_dict(step + 1))
+    if checkpoint is not None:
+        checkpoint.finish(lambda: state.as_dict(steps))
+    if epoch_weights:
+        state.set_parameters(state.epoch_sum)
     return state.loss
+
+
+class _TrainingState:
+    """All that changes from step to step."""
+
+    epoch_sum: Sequence[Tensor]  # weighted sum of the parameters after each epoch; empty without weights
+
+    def __init__(
+        self, parameters: Sequence[Tensor], config: TrainConfig, generator: torch.Generator, n: int, n_views: int
+    ) -> None:
+        self.parameters, self.config, self.generator = parameters, config, generator
+        self.optimizer = Optimizer(config.optimizer, parameters, weight_decay=config.weight_decay, eps=config.eps)
+        self.order, self.n_views, self.loss = torch.arange(n), n_views, 0.0
+        self.view_per_epoch = config.view_per_epoch and n_views > max(config.count_epochs(n), 1)
+
+    def draw_batch(self, epoch: int, i: int) -> tuple[Tensor, Tensor]:
+        """Numbers (b,) of the rows of step i of an epoch, and of their views. Steps are drawn in their order."""
+        rows, n = self.order, len(self.order)
+        size = min(self.config.batch_size, n)
+        if size < n:
+            if i == 0:
+                self.order = torch.randperm(n, generator=self.generator)
+            rows = self.order[i * size : (i + 1) * size]
+        if self.n_views == 1:
+            return rows, torch.zeros_like(rows)
+        if self.config.cycle_views:
+            return rows, torch.full_like(rows, (epoch * self.config.steps_per_epoch(n) + i + 1) % self.n_views)
+        if self.view_per_epoch:
+            return rows, torch.full_like(rows, 1 + epoch)
+        return rows, torch.randint(self.n_views, rows.shape, generator=self.generator)
+
+    def add_epoch(self, weight: float) -> None:
+        """Add the parameters after an epoch to the weighted sum."""
+        for total, parameter in zip(self.epoch_sum, self.parameters, strict=True):
+            total += weight * parameter.detach()
+
+    def as_dict(self, step: int) -> dict[str, Tensor]:
+        """Everything by name, before the step of that number."""
+        numbers = torch.tensor([step, self.loss], dtype=torch.float64)
+        state = {"numbers": numbers, "order": self.order, "generator": self.generator.get_state()}
+        state |= {f"parameter.{i}": parameter for i, parameter in enumerate(self.parameters)}
+        state |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
+        return state | {f"epoch_sum.{i}": total for i, total in enumerate(self.epoch_sum)}
+
+    def load(self, state: Mapping[str, Tensor] | None) -> int:
+        """Load what `as_dict` returned, and return the next step; 0 for None."""
+        if state is None:
+            return 0
+        step, self.loss = state["numbers"].tolist()
+        self.order = state["order"]
+        self.generator.set_state(state["generator"])
+        self.set_parameters([state[f"parameter.{i}"] for i in range(len(self.parameters))])
+        for i, total in enumerate(self.epoch_sum):
+            total.copy_(state[f"epoch_sum.{i}"])
+        prefix = "optimizer."
+        self.optimizer.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        return int(step)
+
+    def set_parameters(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+
+
+class Optimizer:
+    """Steps of "adamw", "adam" or "sgd" along the gradients of parameters; a parameter without a gradient stays.
+
+    The functions of ``torch.optim`` without its classes: the first object of such a class in a process imports torch's
+    compiler, 828 modules and 1.2 s of processor time with torch 2.13, where a fit of few shots takes 0.2 s.
+    """
+
+    def __init__(
+        self, kind: str, parameters: Sequence[Tensor], *, weight_decay: float = 0.0, eps: float = 1e-8
+    ) -> None:
+        self.kind, self.parameters, self.weight_decay, self.eps = kind, parameters, weight_decay, eps
+        # What is kept of each parameter from step to step, under torch's names: Adam's moments begin as zeros, and SGD
+        # has no velocity before its first step.
+        self.kept: dict[str, list[Any]] = {"momentum_buffer": [None] * len(parameters)}
+        if kind != "sgd":
+            self.kept = {name: [torch.zeros_like(each) for each in parameters] for name in ("exp_avg", "exp_avg_sq")}
+            self.kept["step"] = [each.new_zeros(()) for each in parameters]
+
+    def step(self, lr: float) -> None:
+        """Change the parameters along their gradients, and clear the gradients."""
+        moved = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        if not moved:
+            return
+        kept = [[values[i] for i in moved] for values in self.kept.values()]
+        if self.kind != "sgd":
+            kept.insert(2, [])  # of AMSGrad, which is off
+        parameters = [self.parameters[i] for i in moved]
+        function: Any = {"sgd": sgd, "adam": adam, "adamw": adamw}[self.kind]
+        options: Any = {"lr": lr, "weight_decay": self.weight_decay, "maximize": False}
+        if self.kind == "sgd":
+            options |= {"momentum": MOMENTUM, "dampening": 0.0, "nesterov": False, "foreach": False}
+        else:
+            # The fused kernel makes one pass over the weights per step instead of ten.
+            options |= {"beta1": 0.9, "beta2": 0.999, "eps": self.eps, "amsgrad": False, "fused": True}
+        with torch.no_grad():
+            function(parameters, [parameter.grad for parameter in parameters], *kept, **options)
+        for parameter in parameters:
+            parameter.grad = None
+        if self.kind == "sgd":  # whose function puts the first velocities into the list
+            for i, velocity in zip(moved, kept[0], strict=True):
+                self.kept["momentum_buffer"][i] = velocity
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that changes from step to step, by name."""
+        every = ((f"{i}.{name}", each) for name, values in self.kept.items() for i, each in enumerate(values))
+        return {name: each for name, each in every if each is not None}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned."""
+        for name, values in self.kept.items():
+            for i, parameter in enumerate(self.parameters):
+                stored = state.get(f"{i}.{name}")
+                values[i] = None if stored is None else stored.to(parameter.device, copy=True)
+
+
+class Checkpoint:
+    """A file in the user's cache folder with the state of a long training, until it is done.
+
+    The name of the file is the digest of all that the result depends on, so only the same training resumes from it. It
+    is written at most once in so many seconds; None neither writes nor reads. ``keeps_end`` keeps the last state of a
+    finished training, since more follows it: whoever does the rest removes it.
+    """
+
+    def __init__(self, digest: str, seconds: float | None, *, keeps_end: bool = False) -> None:
+        self.path: Path = default_cache_dir() / "training" / f"{digest}.safetensors"
+        self._seconds, self._keeps_end, self._last = seconds, keeps_end, time.monotonic()
+        try:
+            path_without_links(default_cache_dir(), "training", self.path.name)
+        except InputError:  # a link is not followed, and a file is no folder: that costs time after a kill, not the fit
+            self._seconds = None
+
+    def read(self, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The state that was written; None if there is none, or it is truncated or altered.
+
+        Or if it has not the tensors of ``like``, in the same shapes and types; others may be there.
+        """
+        if self._seconds is None or not self.path.exists():
+            return None
+        try:
+            with safetensors.safe_open(str(self.path), framework="pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                digest = (file.metadata() or {}).get("digest")
+        except (OSError, safetensors.SafetensorError):
+            return None
+        fits = digest == _digest_of_arrays(state) and all(
+            name in state and state[name].shape == value.shape and state[name].dtype == value.dtype
+            for name, value in like.items()
+        )
+        return state if fits else None
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write."""
+        return self._seconds is not None and time.monotonic() - self._last >= self._seconds
+
+    def write(self, state: Mapping[str, Tensor]) -> None:
+        """Replace what is there by the state, whole or not at all."""
+        arrays = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+        with contextlib.suppress(InputError):  # a folder that can't be written costs time after a kill, not the result
+            write_atomically(self.path, safetensors.torch.save(arrays, {"digest": _digest_of_arrays(arrays)}))
+        self._last = time.monotonic()
+
+    def finish(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
+        """The training is done."""
+        if not self._keeps_end:
+            self.remove()
+        elif self._seconds is not None:
+            self.write(state())
+
+    def remove(self) -> None:
+        """Delete the file."""
+        if self._seconds is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+
+def _digest_of_arrays(arrays: Mapping[str, Tensor]) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        total.update(name.encode())
+        total.update(arrays[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def digest_of(facts: Iterable[object]) -> str:
+    """Hex digest of texts, numbers, tensors and arrays, of this package's version and torch's."""
+    total = hashlib.blake2b(digest_size=16)
+    for fact in (CHECKPOINT_FORMAT, version("clipadapter"), torch.__version__, *facts):
+        if isinstance(fact, Tensor):
+            fact = fact.detach().cpu().contiguous().numpy()
+        if isinstance(fact, np.ndarray):
+            total.update(f"{fact.dtype} {fact.shape} ".encode())
+            total.update(np.ascontiguousarray(fact).data)
+        else:
+            total.update(f"{fact!r}\0".encode())
+    return total.hexdigest()
+
+
+def digest_of_fit(head: Any, facts: Iterable[object], neutral: Collection[str] = ()) -> str:
+    """Digest of a head's class and parameters, but for those that change its result by rounding at most, and facts."""
+    left_out = ("progress", "checkpoint", *neutral)
+    parameters = sorted((k, v) for k, v in head.get_params(deep=False).items() if k not in left_out)
+    return digest_of([type(head).__name__, parameters, *facts])
 
 
 @cache
@@ -269,80 +488,6 @@ def training_bar(steps: int, *, shown: bool, initial: int = 0) -> Any:
     """A progress bar of so many steps on stderr."""
     options: Any = {"desc": "training", "unit": "step", "leave": False, "delay": BRIEF_SECONDS}
     return progress_bar(total=steps, initial=initial, shown=shown, **options)
-
-
-class _TrainingState:
-    """All that changes from step to step."""
-
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        config: TrainConfig,
-        generator: torch.Generator,
-        n: int,
-        n_views: int,
-        epoch_weights: Sequence[float],
-    ) -> None:
-        self.parameters, self.config, self.generator = parameters, config, generator
-        self.optimizer = Optimizer(config.optimizer, parameters, weight_decay=config.weight_decay, eps=config.eps)
-        self.order, self.n_views = torch.arange(n), n_views
-        self.view_per_epoch = config.view_per_epoch and n_views > max(config.count_epochs(n), 1)
-        self.loss, self.epoch_weights = 0.0, epoch_weights
-        self.epoch_sum = [torch.zeros_like(parameter) for parameter in parameters if epoch_weights]
-
-    def draw_batch(self, epoch: int, i: int) -> tuple[Tensor, Tensor]:
-        """Numbers (b,) of the rows of step i of an epoch, and of their views. Steps are drawn in their order."""
-        rows, n = self.order, len(self.order)
-        size = min(self.config.batch_size, n)
-        if size < n:
-            if i == 0:
-                self.order = torch.randperm(n, generator=self.generator)
-            rows = self.order[i * size : (i + 1) * size]
-        if self.n_views == 1:
-            return rows, torch.zeros_like(rows)
-        if self.config.cycle_views:
-            return rows, torch.full_like(rows, (epoch * self.config.steps_per_epoch(n) + i + 1) % self.n_views)
-        if self.view_per_epoch:
-            return rows, torch.full_like(rows, 1 + epoch)
-        return rows, torch.randint(self.n_views, rows.shape, generator=self.generator)
-
-    def end_epoch(self, epoch: int) -> None:
-        """Add the parameters to the weighted sum over epochs, if there are weights."""
-        for total, parameter in zip(self.epoch_sum, self.parameters if self.epoch_sum else (), strict=True):
-            total += self.epoch_weights[epoch] * parameter.detach()
-
-    def state_dict(self, step: int) -> dict[str, Tensor]:
-        """Everything by name, before the step of that number."""
-        numbers = torch.tensor([step, self.loss], dtype=torch.float64)
-        state = {"numbers": numbers, "order": self.order, "generator": self.generator.get_state()}
-        state |= {f"parameter.{i}": parameter for i, parameter in enumerate(self.parameters)}
-        state |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
-        return state | {f"epoch_sum.{i}": total for i, total in enumerate(self.epoch_sum)}
-
-    def finish(self, checkpoint: Checkpoint | None, steps: int) -> None:
-        """Set the parameters to the weighted sum over epochs, if there are weights, after all steps."""
-        if checkpoint is not None:
-            checkpoint.finish(lambda: self.state_dict(steps))
-        with torch.no_grad():
-            for parameter, total in zip(self.parameters if self.epoch_sum else (), self.epoch_sum, strict=True):
-                parameter.copy_(total)
-
-    def resume(self, checkpoint: Checkpoint | None) -> int:
-        """Load what a checkpoint has, and return the next step; 0 if there is none."""
-        state = None if checkpoint is None else checkpoint.read(self.state_dict(0))
-        if state is None:
-            return 0
-        step, self.loss = state["numbers"].tolist()
-        self.order = state["order"]
-        self.generator.set_state(state["generator"])
-        with torch.no_grad():
-            for i, parameter in enumerate(self.parameters):
-                parameter.copy_(state[f"parameter.{i}"])
-            for i, total in enumerate(self.epoch_sum):
-                total.copy_(state[f"epoch_sum.{i}"])
-        prefix = "optimizer."
-        self.optimizer.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        return int(step)
 
 
 def coop_epochs(labels: Tensor) -> int:

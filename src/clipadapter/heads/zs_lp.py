@@ -10,18 +10,58 @@ Differs from the released code, which trains on 20 augmented views as rows: here
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.text_residual import check_text_norm, scale_text
 from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.heads.training import ScheduleParameters
 from clipadapter.utils.functional import cosine_logits, unit
+
+TEXT_NORM = 0.1
+"""Length that class text is scaled to, relative to the encoder's logit scale: 10 with CLIP, which is about what its
+un-normalised text vectors have, and then a step or penalty means the same change of the logits at every scale."""
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class TextResidualHead(TrainedHead, ScheduleParameters):
+    """Base of the cosine classifiers that start at class text and move by gradient steps: ZS-LP, CLAP and TaskRes."""
+
+    needs_text = True
+    supports_warm_start = True
+
+    weight_: Tensor = field(init=False)  # (c, d) of any length
+
+    text_norm: float | str | Sequence[float] = "auto"
+
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        lengths = [*self.text_norm] if isinstance(self.text_norm, list | tuple) else [self.text_norm]
+        is_auto = isinstance(self.text_norm, str) and self.text_norm == "auto"
+        if not (is_auto or all(isinstance(each, int | float) and each > 0 for each in lengths)):
+            raise InputError(
+                "text_norm must be 'auto', a positive number or a list of one for each class, but is "
+                + brief(self.text_norm)
+            )
+
+    def _scaled_text(self, shots: SupportSet) -> Tensor:
+        """Class text (c, d) with the length that steps and penalties are relative to."""
+        text = shots.class_text
+        if isinstance(self.text_norm, str):
+            return text * (TEXT_NORM * shots.scale)
+        lengths = torch.as_tensor(self.text_norm, dtype=text.dtype).flatten()
+        if len(lengths) not in (1, shots.n_classes):
+            raise InputError(f"text_norm has {len(lengths)} numbers, but there are {shots.n_classes} classes")
+        return text * lengths[:, None]
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
 
 @register_head(
@@ -32,7 +72,7 @@ from clipadapter.utils.functional import cosine_logits, unit
     "the length of class text, draws one view of each picture per step and adjusts logits for unequal shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class ZsLp(TrainedHead, ScheduleParameters):
+class ZsLp(TextResidualHead):
     """Linear probe that starts at zero-shot: cosine logits, cross-entropy, no penalty.
 
     Args:
@@ -47,8 +87,6 @@ class ZsLp(TrainedHead, ScheduleParameters):
     array(['dog', 'cat'], dtype='<U3')
     """
 
-    needs_text = True
-    supports_warm_start = True
     temperature_prior = (0.9, 0.81, 0.74, 0.9, 1.1)
     training = {"optimizer": "sgd"}
     recipes = {"official": {"schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": 300, "logit_adjustment": 0.0}}
@@ -57,18 +95,12 @@ class ZsLp(TrainedHead, ScheduleParameters):
     warm_start_share: ClassVar[float] = 0.95
     class_rows = ("moved_",)
 
-    text_norm: float | str | Sequence[float] = "auto"
     lr: float = 0.1
     epochs: int | None = None
     steps: int = 300
 
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_text_norm(self.text_norm)
-
     def _fit(self, shots: SupportSet) -> None:
-        base, multipliers = scale_text(shots, self.text_norm), self._multipliers(shots)
+        base, multipliers = self._scaled_text(shots), self._multipliers(shots)
         moved = torch.zeros_like(base)
         has_shots = (shots.counts > 0)[:, None].to(base.dtype)  # a class without a shot keeps its text
 
@@ -90,9 +122,6 @@ class ZsLp(TrainedHead, ScheduleParameters):
             return None
         text = (self.weight_ - moved) / self.weight_.norm(dim=1, keepdim=True)
         return self.scale_ * unit(X) @ text.to(X.dtype).T
-
-    def _logits(self, X: Tensor) -> Tensor:
-        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
     def _multipliers(self, shots: SupportSet) -> Tensor | None:
         """(c,) strength of the pull of each class weight to its text; None for no pull."""

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter import __version__
-from clipadapter.bench.pivot import pivot_runs
 from clipadapter.bench.plots import WITHOUT_SHOTS
-from clipadapter.bench.summary import plain_name
+from clipadapter.bench.study import pivot_runs
+from clipadapter.bench.tables import plain_name
 from clipadapter.classifier.evaluation import Score
 from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.doctor import FindingGroup, illustrate_findings, read_findings_css, render_findings

@@ -23,7 +23,7 @@ from clipadapter.errors import InputError
 from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
 from clipadapter.heads.parameters import POSITIVE, at_least
 from clipadapter.heads.support import Array
-from clipadapter.heads.warm_start import find_warm_start
+from clipadapter.heads.trained_head import find_warm_start
 from clipadapter.tuners.prompt_tuner import GIGABYTE, WARM_START_SHARE, Prompts, PromptTuner
 from clipadapter.utils.functional import unit
 

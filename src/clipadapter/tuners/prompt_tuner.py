@@ -18,10 +18,9 @@ from typing_extensions import Self
 from clipadapter.data import clean_name
 from clipadapter.errors import InputError
 from clipadapter.heads import SupportSet, TextFeatures
-from clipadapter.heads.checkpoint import Checkpoint, digest_of_fit
 from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
-from clipadapter.heads.training import ScheduleParameters, TrainConfig, gather_views, train
-from clipadapter.heads.warm_start import WarmStart, find_warm_start
+from clipadapter.heads.trained_head import WarmStart, find_warm_start
+from clipadapter.heads.training import Checkpoint, ScheduleParameters, TrainConfig, digest_of_fit, gather_views, train
 from clipadapter.utils.functional import cosine_logits, unit
 from clipadapter.utils.towers import Prefix, TextTower
 

@@ -25,9 +25,8 @@ from clipadapter.encoders import AttentionLayer, Encoder, attention_layers, open
 from clipadapter.encoders.layers import Matrix
 from clipadapter.errors import InputError, brief
 from clipadapter.heads import SupportSet
-from clipadapter.heads.checkpoint import Checkpoint, digest_of_fit
 from clipadapter.heads.parameters import OneOf
-from clipadapter.heads.training import TrainConfig, TrainingParameters, train
+from clipadapter.heads.training import Checkpoint, TrainConfig, TrainingParameters, digest_of_fit, train
 from clipadapter.utils.functional import cosine_logits, unit
 
 PRECISIONS = ("fp32", "bf16")

@@ -25,9 +25,8 @@ from typing_extensions import Self
 from clipadapter.encoders import Encoder, attention_layers
 from clipadapter.errors import InputError
 from clipadapter.heads import SupportSet, TextFeatures, register_head
-from clipadapter.heads.checkpoint import Checkpoint, KeptCheckpoint
 from clipadapter.heads.parameters import OneOf, Within
-from clipadapter.heads.training import TrainConfig, gather_views, train
+from clipadapter.heads.training import Checkpoint, TrainConfig, gather_views, train
 from clipadapter.tuners.tower_tuner import PartTuner, Trainable
 from clipadapter.utils.functional import unit
 
@@ -116,7 +115,7 @@ class TwoStage(PartTuner):
 
     def _make_checkpoint(self, digest: str) -> Checkpoint:
         # The first stage takes hours, and a fit that is killed in the second one must not repeat it.
-        self._stage1_checkpoint = KeptCheckpoint(digest, self.checkpoint)
+        self._stage1_checkpoint = Checkpoint(digest, self.checkpoint, keeps_end=True)
         return self._stage1_checkpoint
 
     def _merge_tower(self, tower: str, parts: LayerNorms) -> bool:

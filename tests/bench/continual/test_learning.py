@@ -14,7 +14,7 @@ from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ExactIncrementalHead, TextFeatures, create_head, fidelity_of, head_info
 from clipadapter.heads.knn import Knn
-from clipadapter.heads.warm_start import remap_rows
+from clipadapter.heads.support import remap_rows
 from clipadapter.heads.zero_shot import ZeroShot
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")

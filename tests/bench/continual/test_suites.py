@@ -28,13 +28,12 @@ from clipadapter.bench.continual.joining import (
     plan_tasks,
 )
 from clipadapter.bench.continual.orders import ORDERS, Order, StreamRules, count_tasks, order_tasks
-from clipadapter.bench.continual.summary import HeadRuns
 from clipadapter.bench.costs import estimate
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.published import find_published_streams
-from clipadapter.bench.report.build import build_report
-from clipadapter.bench.report.published import make_published_grid
+from clipadapter.bench.published import NO_PUBLISHED_STREAM, find_published_grid, find_published_streams
+from clipadapter.bench.report import build_report
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
+from clipadapter.bench.stream_report import HeadRuns
 from clipadapter.bench.study import Spot
 from clipadapter.bench.suite import ALL, Prompts, parse_suite
 from clipadapter.classifier import FewShotClassifier
@@ -331,7 +330,7 @@ def test_the_csv_has_each_cell(report):
 
 def page_of(study):
     document = build_report(study)
-    return document.to_markdown(document.plot_names())
+    return document.to_markdown()
 
 
 @pytest.mark.parametrize(
@@ -374,7 +373,7 @@ def test_published_figures_are_compared_with_the_same_stream_only(sets, tmp_path
     def told(known=True, tasks=tasks, encoder="open_clip:ViT-B-16/openai"):
         plan = TaskStream(task_known=known, joint=False, tasks=tasks)
         same = run.model_copy(update={"stream": plan, "encoder": RunEncoder(name=encoder, fingerprint="f")})
-        return make_published_grid("t", 16, [HeadRuns("mine", Spot([same]))])
+        return find_published_grid("t", 16, [HeadRuns("mine", Spot([same]))])
 
     rows = told().rows
     assert [row[0] for row in rows] == ["mine", "zero-shot", "fine-tune", "lwf", "icarl", "zscl"]
@@ -383,10 +382,10 @@ def test_published_figures_are_compared_with_the_same_stream_only(sets, tmp_path
     assert not any("heads computed" in note for note in told().notes)
     run = run.model_copy(update={"machine": run.machine.model_copy(update={"device": "cuda"})})
     assert "Of the measured results: heads computed on cuda." in told().notes
-    assert told(known=False) is None
-    assert told(tasks=tasks[::-1]) is None
-    assert told(encoder="lite") is None
-    assert told(tasks=[tasks[0].model_copy(update={"classes": ["x"]}), *tasks[1:]]) is None
+    assert told(known=False) == NO_PUBLISHED_STREAM
+    assert told(tasks=tasks[::-1]) == NO_PUBLISHED_STREAM
+    assert told(encoder="lite") == NO_PUBLISHED_STREAM
+    assert told(tasks=[tasks[0].model_copy(update={"classes": ["x"]}), *tasks[1:]]) == NO_PUBLISHED_STREAM
 
 
 # The command

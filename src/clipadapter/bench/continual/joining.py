@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.continual.orders import Order, order_tasks
-from clipadapter.bench.plan import Rows, draw_all_shots
 from clipadapter.bench.run import Task
 from clipadapter.bench.sources import (
     FEATURES,
+    Rows,
     Source,
     apply_prompts,
+    draw_all_shots,
     extract_dataset,
     extract_drawn_shots,
     halve,

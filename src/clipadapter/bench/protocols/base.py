@@ -9,9 +9,8 @@ from typing import ClassVar, Literal, NamedTuple
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import Draw, Features, attempt, finish_run, fit_head, plan_run, record_failure, score_part
-from clipadapter.bench.plan import Rows
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import DataSetSize, Source, apply_prompts, check_features, load_feature_bundle
+from clipadapter.bench.sources import DataSetSize, Rows, Source, apply_prompts, check_features, load_feature_bundle
 from clipadapter.bench.suite import Prompts, Suite, Variant
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.plan import Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEXT, Protocol
-from clipadapter.bench.sources import DataSetSize, Source, extract_dataset, extract_drawn_shots, require_test_part
+from clipadapter.bench.sources import DataSetSize, Rows, Source, extract_dataset, extract_drawn_shots, require_test_part
 from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.features import FeatureSet

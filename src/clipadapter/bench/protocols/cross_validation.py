@@ -24,11 +24,10 @@ from clipadapter.bench.fits import (
     plan_run,
     pool_scores,
 )
-from clipadapter.bench.plan import Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.run import Run, RunData, pack_correct
-from clipadapter.bench.sources import DataSetSize, Source, extract_training_views
+from clipadapter.bench.sources import DataSetSize, Rows, Source, extract_training_views
 from clipadapter.bench.suite import ALL, Prompts, Suite, Variant
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import Score

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.plan import Rows, draw_all_shots
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import SEPARATE_PART_TEXT, Protocol
 from clipadapter.bench.sources import (
+    Rows,
     Source,
     build_shard_bundle,
+    draw_all_shots,
     extract_dataset,
     extract_drawn_shots,
     extract_training_views,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.plan import Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEXT, Protocol
 from clipadapter.bench.sources import (
     DataSetSize,
+    Rows,
     Source,
     apply_prompts,
     extract_dataset,

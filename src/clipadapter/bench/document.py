@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,11 @@ class Plot:
     title: str
     figure: Figure
 
+    @property
+    def address(self) -> str:
+        """A data URL. As an image, its ids can't clash with those of another plot."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(render_plot(self.figure, 'svg')).decode()}"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -35,11 +40,6 @@ class Section:
     blocks: tuple[Grid | Plot, ...]
     text: tuple[str, ...] = ()
     common: tuple[str, ...] = ()  # sentences on how all tables were measured
-
-    @property
-    def plots(self) -> list[Plot]:
-        """Its plots."""
-        return [block for block in self.blocks if isinstance(block, Plot)]
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,23 @@ class Document:
     summary: tuple[str, ...]  # sentences on what was run
     sections: Sequence[Section]  # the rest
 
-    def plot_names(self) -> dict[int, str]:
-        """File names of the plots without suffix, by the id of the plot; they are numbered."""
-        pictures = [picture for section in self.sections for picture in section.plots]
-        return {id(picture): f"{self.name}-{i}-{picture.kind}" for i, picture in enumerate(pictures, 1)}
+    @property
+    def plots(self) -> dict[str, Plot]:
+        """All plots by the names of their files without suffix; they are numbered."""
+        plots = [block for section in self.sections for block in section.blocks if isinstance(block, Plot)]
+        return {f"{self.name}-{i}-{plot.kind}": plot for i, plot in enumerate(plots, 1)}
 
     def to_latex(self) -> str:
         """The tables, with short captions. How those of a section were measured is a comment above them."""
-        head = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}", f"% {' '.join(self.title.split())}"]
-        parts = [
-            part
-            for section in self.sections
-            for part in (
-                "\n".join(latex_comment(section.common)),
-                *(block.to_latex() for block in section.blocks if isinstance(block, Grid)),
-            )
-        ]
-        return "\n\n".join([*head, *filter(None, parts)]) + "\n"
+        parts = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}", f"% {' '.join(self.title.split())}"]
+        for section in self.sections:
+            parts.append("\n".join(latex_comment(section.common)))
+            parts += [block.to_latex() for block in section.blocks if isinstance(block, Grid)]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
-    def to_markdown(self, names: Mapping[int, str]) -> str:
-        """The page; names are those of the files of the plots, by the id of the plot."""
-        escape = escape_markdown
+    def to_markdown(self, plot_format: str = "png") -> str:
+        """The page; its pictures are files of this format."""
+        escape, names = escape_markdown, {id(plot): f"{name}.{plot_format}" for name, plot in self.plots.items()}
         parts = [f"# {escape(self.title)}", *([escape(self.question)] if self.question else [])]
         parts += [f"After: {escape(self.source)}."] if self.source else []
         parts.append(escape(" ".join(self.summary)))
@@ -82,31 +78,15 @@ class Document:
             for block in section.blocks:
                 if isinstance(block, Plot):
                     parts.append(f"![{escape(block.title)}]({names[id(block)]})")
-                    continue
-                parts += [f"### {escape(block.title)}", block.to_markdown(), *map(escape, block.notes)]
+                else:
+                    parts += [f"### {escape(block.title)}", block.to_markdown(), *map(escape, block.notes)]
             if section.common:
                 parts += ["### How it was measured", escape(" ".join(section.common))]
         return "\n\n".join(parts) + "\n"
 
     def to_html(self) -> str:
         """One page without other files: plots are embedded as SVG, and all text is escaped."""
-        environment = create_environment("clipadapter.bench.report")
+        environment = create_environment("clipadapter.bench")
         environment.tests["plot"] = lambda block: isinstance(block, Plot)
-        environment.filters["address"] = _address
-        environment.filters["numbered"] = _numbered
-        return environment.get_template("report.html").render(document=self, version=__version__)
-
-
-def _address(plot: Plot) -> str:
-    """A plot as a data URL. As an image, its ids can't clash with those of another plot."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(render_plot(plot.figure, 'svg')).decode()}"
-
-
-def _numbered(grid: Grid) -> list[list[tuple[str, str]]]:
-    """(text, CSS classes) of each cell."""
-
-    def classes(i: int, j: int, cell: str) -> str:
-        facts = {"best": (i, j) in grid.best, "word": j in grid.text_columns, "long": len(cell) > WIDE_CELL_CHARACTERS}
-        return " ".join(name for name, applies in facts.items() if applies)
-
-    return [[(cell, classes(i, j, cell)) for j, cell in enumerate(row)] for i, row in enumerate(grid.rows)]
+        template = environment.get_template("report.html")
+        return template.render(document=self, version=__version__, wide=WIDE_CELL_CHARACTERS)

@@ -4,13 +4,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from clipadapter.bench.pivot import HARMONIC, Row, make_mean_tables, make_tables
-from clipadapter.bench.plan import Entry
-from clipadapter.bench.report import compare_studies, write_report
-from clipadapter.bench.report.build import build_report
-from clipadapter.bench.report.record_csv import format_csv
+from clipadapter.bench.report import build_report, compare_studies, format_csv, write_report
 from clipadapter.bench.run import Flags, Metrics, RunData, RunEncoder
-from clipadapter.bench.study import Study
+from clipadapter.bench.study import HARMONIC, Entry, Row, Study, make_mean_tables, make_tables
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
@@ -329,7 +325,7 @@ def test_an_axis_plot_has_a_line_style_per_level_and_its_subtitle_on_the_page(ma
     runs = [make_run(f"alpha={value}", 1, params={"alpha": value}) for value in (0.0, 1.0)]
     levels = [make_run(f"a head with a rather long name, number {i}", accuracy=i / 20, params={}) for i in range(8)]
     study = joined(suite(figure="axis"), [*runs, *levels], axis="alpha")
-    figure = build_report(study).sections[0].plots[0].figure
+    figure = build_report(study).plots["mine-1-axis"].figure
     (axes,) = figure.axes
     figure.canvas.draw()
     styles = [str(line._dash_pattern) for line in axes.lines if len(set(line.get_ydata())) == 1]

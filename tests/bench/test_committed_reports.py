@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from clipadapter.bench import load_study
-from clipadapter.bench.report.build import build_report
+from clipadapter.bench.report import build_report
 
-RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 @pytest.mark.slow
@@ -19,5 +19,4 @@ def test_committed_reports_are_those_of_the_committed_records(folder, tmp_path):
         (tmp_path / file.relative_to(folder)).with_suffix("").write_bytes(lzma.decompress(file.read_bytes()))
     for report in sorted(folder.glob("reports/*.md")):
         document = build_report(load_study(tmp_path, report.stem))
-        names = {plot: f"{name}.png" for plot, name in document.plot_names().items()}
-        assert document.to_markdown(names) == report.read_text(encoding="utf-8")
+        assert document.to_markdown() == report.read_text(encoding="utf-8")

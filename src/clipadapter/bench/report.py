@@ -1,0 +1,346 @@
+"""Reports of a study: one set of tables and plots, as Markdown, CSV, LaTeX and one HTML page; and two folders compared.
+
+A number of a report: `study` says which runs it is made of, `tables` how it is written, and the protocol of the suite
+what was drawn and measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clipadapter.bench import plots
+from clipadapter.bench.document import Document, Plot, Section
+from clipadapter.bench.published import find_published_grid, make_published_section
+from clipadapter.bench.run import Metrics, Run
+from clipadapter.bench.statistics import paired_difference
+from clipadapter.bench.stream_report import CONTINUAL_METRICS, HeadRuns, group_streams, stream_sections, stream_text
+from clipadapter.bench.study import Part, Pivot, Setting, Spot, Study, format_shots, make_mean_tables, make_tables
+from clipadapter.bench.tables import (
+    INTERVAL,
+    column_notes,
+    cost_grid,
+    difference_grid,
+    fidelity_notes,
+    format_cell,
+    format_difference,
+    format_percent,
+    measured_grid,
+    measurement_notes,
+    seeds_note,
+    transductive_mark,
+)
+from clipadapter.errors import InputError
+from clipadapter.metrics import metrics_shown
+from clipadapter.rendering.marks import BEST, TRANSDUCTIVE
+from clipadapter.rendering.plots import PLOT_FORMATS, save_plots, set_title
+from clipadapter.rendering.tables import Grid, markdown_table
+from clipadapter.utils.files import csv_text, folder_without_links, write_atomically
+from clipadapter.utils.formatting import shorten_name
+
+MAX_DOT_COLUMNS = 7
+"""The colours of more columns can't be distinguished."""
+RECORDED = tuple(metrics_shown("record", "single-label"))
+
+
+def write_report(
+    study: Study, folder: str | Path, published: bool = False, plot_formats: Sequence[str] = ("png",), title: str = ""
+) -> list[Path]:
+    """Write ``reports/SUITE.md``, ``.csv``, ``.tex``, ``.html`` and the plots, in place of older ones.
+
+    Args:
+        study: the records.
+        folder: the folder of records; reports are written to ``reports/`` in it.
+        published: whether a section compares published results with the measured ones.
+        plot_formats: of the files of plots: "png", "pdf", "svg". The Markdown file shows the first that a browser can.
+        title: of the report and its plots; by default what they show.
+
+    Returns:
+        The four files, then the plots.
+
+    Raises:
+        InputError: if there is no record yet, or the folder can't be written.
+    """
+    document = build_report(study, published)
+    if title:
+        document = replace(document, title=title)
+        drawn = [plot.figure for plot in document.plots.values()]
+        for figure in drawn:
+            set_title(figure, title if len(drawn) == 1 else f"{title}: {figure.get_suptitle()}")
+    reports, name = folder_without_links(folder, "reports"), study.suite.name
+    shown = next((kind for kind in ("png", "svg") if kind in plot_formats), plot_formats[0])
+    texts = {
+        "md": document.to_markdown(shown),
+        "csv": format_csv(study),
+        "tex": document.to_latex(),
+        "html": document.to_html(),
+    }
+    written = [write_atomically(reports / f"{name}.{ending}", text) for ending, text in texts.items()]
+    for stem, plot in document.plots.items():
+        written += save_plots(plot.figure, reports / stem, plot_formats)
+    for old in reports.iterdir():
+        if re.fullmatch(rf"{re.escape(name)}-\d+-[a-z]+\.({'|'.join(PLOT_FORMATS)})", old.name) and old not in written:
+            old.unlink()
+    return written
+
+
+def build_report(study: Study, published: bool = False) -> Document:
+    """The report of a study; raises InputError if it has no record yet."""
+    suite = study.suite
+    if not study.runs:
+        raise InputError(f"suite '{suite.name}' has none of its {len(study.entries)} records yet: run it first")
+    if suite.is_stream:
+        sections = stream_sections(study, find_published_grid if published else None)
+        return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
+    tables = make_tables(study)
+    means = make_mean_tables(tables)
+    sections = [_heat_section(study, tables)] if means else []
+    sections += [_section(study, table) for table in (*means, *tables)]
+    sections += [make_published_section(study)] if published else []
+    return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
+
+
+def _section(study: Study, table: Pivot) -> Section:
+    costs_first = study.suite.figure == "efficiency"
+    cost = cost_grid(table, minor=not costs_first)
+    blocks: list[Grid | Plot] = [*_plots(study, table), *([cost] if costs_first else []), measured_grid(table)]
+    if len(table.rows) > 1:
+        blocks.append(difference_grid(table, table.reference_row(study.reference)))
+    # Records of earlier versions lack newer metrics.
+    present = {name for run in study.runs if run.metrics is not None for name in run.metrics.root}
+    blocks += [measured_grid(table, metric) for metric in RECORDED if metric in present - {"accuracy"}]
+    blocks += [] if costs_first else [cost]
+    return Section(table.title, tuple(blocks), column_notes(table), measurement_notes(table))
+
+
+def _plots(study: Study, table: Pivot) -> list[Plot]:
+    figure, columns = study.suite.figure, table.columns()
+    if figure == "efficiency":
+        return [Plot("efficiency", f"Accuracy over seconds to fit: {table.title}", plots.draw_efficiency(table))]
+    if figure == "axis" and study.varied_values and table.axis == "shots":
+        return [
+            Plot("axis", f"Accuracy over {parameter}: {table.title}", drawing)
+            for parameter, drawing in plots.draw_parameter_axes(table, study.varied_values).items()
+        ]
+    if figure == "curves" and table.axis == "shots" and len(table.parts) > 1:
+        curve = plots.draw_learning_curve(table, table.title, front=table.reference_row(study.reference))
+        return [Plot("curves", f"Accuracy by shots: {table.title}", curve)]
+    figures = []
+    if len(columns) <= MAX_DOT_COLUMNS:
+        figures.append(Plot("bars", f"Accuracy by head: {table.title}", plots.draw_dots(table)))
+    if table.axis == "test" and len(columns) > 3:
+        own = f"test ({table.fixed['data']})" if "data" in table.fixed else "test"
+        spots = [(own if column == "test" else str(column), table, column) for column in columns]
+        figures.append(_heat_map(study, spots, f"by test part: {table.title}"))
+    return figures
+
+
+def _heat_section(study: Study, tables: Sequence[Pivot]) -> Section:
+    spots = [(table.title, table, table.columns()[-1]) for table in tables]
+    table, column = tables[0], tables[0].columns()[-1]
+    what = format_shots(column) if isinstance(column, int) else f"{format_shots(int(table.fixed['shots']))}, {column}"
+    return Section("All data sets", (_heat_map(study, spots, f"by data set, at {what}"),))
+
+
+def _heat_map(study: Study, spots: Sequence[tuple[str, Pivot, Part]], what: str) -> Plot:
+    title = f"Accuracy in % {what}"
+    return Plot("heat", title, plots.draw_heat_map(spots, study.reference, title))
+
+
+def _summary(study: Study) -> tuple[str, ...]:
+    """Sentences on how many planned records exist, and which are missing."""
+    planned, missing = len(study.entries), study.missing
+    texts = [f"{planned - len(missing)} of {planned} planned records exist."]
+    if missing:
+        missing_counts = Counter(f"{entry.label}, {entry.data}, {entry.encoder}" for entry in missing)
+        listed = "; ".join(f"{name}: {n}" for name, n in missing_counts.most_common(10))
+        others = f"; and {len(missing_counts) - 10} more heads" if len(missing_counts) > 10 else ""
+        texts.append(f"{len(missing)} are not run yet ({listed}{others}).")
+    if failed := sum(spot.failed for spot in study.spots.values()):
+        texts.append(f"{failed} failed; the reasons are below the tables of accuracy.")
+    if study.superseded:
+        texts.append(
+            f"{study.superseded} earlier records of the same head, draw and test part are left out: settings or code "
+            "have changed since."
+        )
+    return tuple(texts)
+
+
+# ---- CSV ----
+
+CSV_HEADER = (
+    *("label", "data", "encoder", "prompts", "test", "shots", "seed", *RECORDED, "fit_seconds", "predict_seconds"),
+    *("size", "transductive", "device", "error", "key"),
+)
+STREAM_CSV_HEADER = (
+    *("label", "learns", "data", "encoder", "prompts", "order", "shots", "seed", "after", "after_task", "task"),
+    *("task_name", "learned", *RECORDED, "zero_shot", "fit_seconds", "size", "device", "error", "key"),
+)
+
+
+def format_csv(study: Study) -> str:
+    """One line per record in the order of the plan; of a stream one line for each task after each task, from 1."""
+    header = STREAM_CSV_HEADER if study.suite.is_stream else CSV_HEADER
+    runs = [(setting, run) for setting, spot in study.spots.items() for run in spot.runs]
+    lines = [line for setting, run in runs for line in _csv_lines(setting, run)]
+    return csv_text([header, *([line.get(name, "") for name in header] for line in lines)])
+
+
+def _csv_lines(setting: Setting, run: Run) -> Iterator[dict[str, Any]]:
+    facts = {**setting._asdict(), "seed": run.seed, "device": run.machine.device, "key": run.key}
+    facts["error"] = " ".join((run.error or "").split())
+    if run.stream is None:
+        seconds = run.seconds and {"fit_seconds": run.seconds.fit, "predict_seconds": run.seconds.predict}
+        size = {} if run.size is None else {"size": run.size}
+        yield {**facts, **_values(run.metrics), **(seconds or {}), **size, "transductive": run.flags.transductive}
+        return
+    facts |= {"order": setting.test, "learns": HeadRuns(setting.label, Spot([run])).learns}
+    if run.continual is None:
+        yield facts
+        return
+    names, zero_shot = [task.name for task in run.stream.tasks], run.continual.zero_shot
+    for t, step in enumerate(run.continual.steps, 1):
+        after = {"after": t, "after_task": names[t - 1], "fit_seconds": step.seconds, "size": step.size}
+        for i, metrics in enumerate(step.metrics, 1):
+            task = {"task": i, "task_name": names[i - 1], "learned": i <= t, **_values(metrics)}
+            yield {**facts, **after, **task, "zero_shot": zero_shot[i - 1] if zero_shot else ""}
+
+
+def _values(metrics: Metrics | None) -> dict[str, float]:
+    """Values of the recorded metrics that a record has."""
+    return {} if metrics is None else dict(metrics.root)
+
+
+# ---- The terminal, with which ``bench run`` ends ----
+
+
+def study_text(study: Study) -> str:
+    """The accuracy of each head, or the metrics of each stream, with what the marks mean below."""
+    if study.suite.is_stream:
+        return stream_text(
+            {
+                f"{setting.data}, {format_shots(setting.shots)}, tasks {setting.test}": heads
+                for setting, heads in group_streams(study).items()
+            }
+        )
+    runs, tables = study.runs, make_tables(study)
+    parts = [f"{grid.title}\n{grid.to_text()}" for grid in map(measured_grid, (*make_mean_tables(tables), *tables))]
+    marked = f", of the heads without {TRANSDUCTIVE}, which use the unlabelled test pictures"
+    notes = [
+        f"Accuracy in %; {BEST}: best of a column{marked if transductive_mark(runs) else ''}.",
+        seeds_note(runs),
+        *dict.fromkeys(note for table in tables for note in column_notes(table)),
+        *study.failures(),
+        *fidelity_notes(runs),
+    ]
+    return "\n\n".join([*parts, "\n".join(notes)])
+
+
+def study_data(study: Study) -> dict[str, Any]:
+    """For JSON: a row for each setting; of streams their metrics, of other protocols the accuracy."""
+    rows: list[dict[str, Any]] = []
+    if study.suite.is_stream:
+        for setting, heads in group_streams(study).items():
+            for head in heads:
+                facts = {"data": setting.data, "order": setting.test, "shots": setting.shots, "head": head.label}
+                cells = {name: head.cell(name) for name in CONTINUAL_METRICS}
+                means = {name: cell.mean if cell.values else None for name, cell in cells.items()}
+                rows.append({**facts, "learns": head.learns, **means})
+        return {"streams": rows}
+    for setting, spot in study.spots.items():
+        cell = spot.cell()
+        accuracy = {"accuracy": cell.mean if cell.values else None, "sd": cell.known_sd}
+        rows.append({**setting._asdict(), **accuracy, "seeds": len(cell.values), "failed": cell.failed})
+    return {"rows": rows}
+
+
+# ---- Two folders ----
+
+
+def compare_studies(a: Study, b: Study) -> str:
+    """Compare two folders of records, as a Markdown text.
+
+    For each head, data set, encoder, test part and number of shots of both there is the accuracy of both, and the
+    difference ``b - a`` on the same draws. The settings that differ are below the table.
+
+    Args:
+        a: the first folder, such as before a change.
+        b: the second folder.
+    """
+    names = [f"'{study.suite.name}'" for study in (a, b)]
+    title = f"# Suite {names[0]}, first and second folder"
+    if names[0] != names[1]:
+        title = f"# Suite {names[0]} (first) and suite {names[1]} (second)"
+    first, second = ({setting for setting, spot in study.spots.items() if spot.runs} for study in (a, b))
+    shared = [setting for setting in a.spots if setting in first & second]
+    only = {"first": len(first - second), "second": len(second - first)}
+    if not shared:
+        return (
+            f"{title}\n\nNo head on the same data, encoder, test part and shots is in both: the first has "
+            f"{only['first']} such cells, the second {only['second']}.\n"
+        )
+    header = ("head", "data", "encoder", "test", "shots", "first", "second", "second - first")
+    table = markdown_table(header, [_compared_row(setting, a, b) for setting in shared], range(4))
+    note = f"Accuracy in %. Two runs are compared if they were fitted to the same rows. {INTERVAL}"
+    only_in = " and ".join(f"{n} cells are in the {name} folder only" for name, n in only.items() if n)
+    parts = [title, table, note, *([f"{only_in}."] if only_in else []), *_changed_settings(a, b, shared)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _compared_row(setting: Setting, first: Study, second: Study) -> list[str]:
+    spots = [study.spots[setting] for study in (first, second)]
+    a, b = (
+        {(run.seed, tuple(run.rows)): run.metrics.accuracy for run in spot.runs if run.metrics is not None}
+        for spot in spots
+    )
+    difference = paired_difference(b, a) if a.keys() & b.keys() else None
+    name = f"{setting.label} · {setting.prompts}" if setting.prompts else setting.label
+    names = map(shorten_name, (name, setting.data, setting.encoder))
+    cells = [format_cell(spot.cell(), format_percent) for spot in spots]
+    return [*names, setting.test, str(setting.shots), *cells, format_difference(difference)]
+
+
+def _changed_settings(a: Study, b: Study, shared: Sequence[Setting]) -> list[str]:
+    """The settings that differ in the shared cells; each change once, with the number of its pairs of runs."""
+    pairs = []
+    for setting in shared:
+        runs_of_b = {run.seed: run for run in b.spots[setting].runs}
+        pairs += [(setting.label, run, runs_of_b[run.seed]) for run in a.spots[setting].runs if run.seed in runs_of_b]
+    changes = Counter(change for label, before, after in pairs for change in _changes(label, before, after))
+    if not changes:
+        return ["All settings are the same: encoder, code, versions, templates, class text, data, parameters."]
+    counted = [
+        f"- {change}" + ("" if n == len(pairs) else f" ({n} of {len(pairs)} runs)") for change, n in changes.items()
+    ]
+    return ["Settings that differ, first to second:", "\n".join(counted)]
+
+
+def _changes(label: str, a: Run, b: Run) -> Iterator[str]:
+    before, after = _facts(label, a), _facts(label, b)
+    for name in dict.fromkeys([*before, *after]):
+        if before.get(name, "none") != after.get(name, "none"):
+            yield f"{name}: {before.get(name, 'none')} to {after.get(name, 'none')}"
+    if a.text != b.text:
+        yield "class text: other embeddings"
+    if a.data.digest != b.data.digest:
+        yield "data: other features or labels"
+    if a.rows != b.rows:
+        yield "rows: other shots were drawn"
+
+
+def _facts(label: str, run: Run) -> dict[str, str]:
+    quoted = ", ".join(f"“{template}”" for template in run.templates[:2])
+    return {
+        "encoder": run.encoder.name,
+        "encoder fingerprint": run.encoder.fingerprint[:12],
+        "code": run.code[:12],
+        "templates": quoted + (" ..." if len(run.templates) > 2 else ""),
+        "platform": run.machine.platform,
+        "device of the head": run.machine.device,
+        **{f"version of {name}": number for name, number in sorted(run.versions.items())},
+        **{f"{name} of {label}": str(value) for name, value in sorted(run.params.items())},
+    }

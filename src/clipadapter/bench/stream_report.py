@@ -1,0 +1,269 @@
+"""Tables of streams of tasks: their metrics by head for the terminal, and the sections of a report on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from clipadapter.bench import plots
+from clipadapter.bench.document import Plot, Section
+from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
+from clipadapter.bench.run import ContinualResult, Run
+from clipadapter.bench.study import Cell, Row, Setting, Spot, Study, distinct_values, format_shots
+from clipadapter.bench.tables import (
+    Column,
+    failure_messages,
+    fidelity_notes,
+    format_head,
+    format_percent,
+    format_points,
+    make_grid,
+    seeds_note,
+    stream_notes,
+)
+from clipadapter.rendering.marks import BEST
+from clipadapter.rendering.tables import Grid
+from clipadapter.utils.formatting import shorten_name
+
+CONTINUAL_METRICS = {
+    "transfer": "Transfer",
+    "average": "Average",
+    "last": "Last",
+    "forgetting": "forgetting",
+    "forward_transfer": "forward transfer",
+}
+"""Metrics of a stream and their titles in tables."""
+LOWER_IS_BETTER = "forgetting"
+METRIC_DEFINITIONS = (
+    "Transfer: accuracy on a task before it was learned, averaged over all earlier steps.",
+    "Average: accuracy on a task over the whole stream, before and after it was learned.",
+    "Last: accuracy on a task after the last one was learned.",
+    "Forgetting: best accuracy on a task since it was learned, minus that at the end.",
+    "Forward transfer: accuracy on a task just before it was learned, minus zero-shot's.",
+)
+"""Definitions of the metrics; each is then averaged over the tasks that have it."""
+BEST_NOTE = "best of the heads that learn task by task."
+JOINT = (
+    "Learns task by task: the head gets the shots of each task once. Joint: it is fitted again to the shots of all "
+    "tasks so far, whose features must all be stored."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadRuns:
+    """A head in a stream, over the seeds."""
+
+    label: str
+    spot: Spot
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """Its runs by rising seed, failed ones too."""
+        return self.spot.runs
+
+    @property
+    def results(self) -> list[ContinualResult]:
+        """Results of the runs that did not fail."""
+        return [run.continual for run in self.runs if run.continual is not None]
+
+    @property
+    def learns(self) -> str:
+        """How the head learns: "task by task", "joint", or "nothing"."""
+        streams = [run.stream for run in self.runs if run.stream is not None]
+        if not streams:
+            return "-"
+        if self.runs[0].method == HEAD_WITHOUT_SHOTS:
+            return "nothing"
+        return "joint" if streams[0].joint else "task by task"
+
+    def cell(self, metric: str) -> Cell:
+        """One of `CONTINUAL_METRICS` over the seeds."""
+        return self.spot.cell(lambda run: None if run.continual is None else run.continual.metrics.mean(metric))
+
+    def by_step(self, values: Callable[[ContinualResult], Sequence[float | None]]) -> list[Cell]:
+        """One value for each step or task over the seeds."""
+        n = len(self.results[0].steps) if self.results else 0
+
+        def value(run: Run, i: int) -> float | None:
+            return None if run.continual is None else values(run.continual)[i]
+
+        return [self.spot.cell(partial(value, i=i)) for i in range(n)]
+
+
+def format_metric(metric: str) -> Callable[[float], str]:
+    """How tables print a metric: in %, differences with their sign.
+
+    >>> format_metric("last")(0.6), format_metric("forward_transfer")(0.012)
+    ('60.0', '+1.2')
+    """
+    if metric == "forward_transfer":
+        return format_points
+    return lambda value: f"{round(100 * value, 1) + 0.0:.1f}"
+
+
+def stream_columns(heads: Sequence[HeadRuns], metrics: Sequence[str] = tuple(CONTINUAL_METRICS)) -> list[Column]:
+    """A column for each metric."""
+    return [
+        Column(
+            CONTINUAL_METRICS[metric],
+            [head.cell(metric) for head in heads],
+            format_metric(metric),
+            min if metric == LOWER_IS_BETTER else max,
+            format_percent,
+        )
+        for metric in metrics
+    ]
+
+
+def stream_grid(
+    heads: Sequence[HeadRuns], title: str = "", costs: Sequence[Column] = (), notes: Sequence[str] = ()
+) -> Grid:
+    """The metrics of each head. The best are among the heads that learn task by task: joint heads keep all shots."""
+    learns = [head.learns for head in heads]
+    takes_part = [own == "task by task" for own in learns]
+    columns = [*stream_columns(heads), *costs]
+    names = [format_head(Row(head.label), head.runs) for head in heads]
+    return make_grid(title, names, columns, takes_part=takes_part, texts=[("learns", learns)], notes=notes)
+
+
+def stream_text(streams: Mapping[str, Sequence[HeadRuns]]) -> str:
+    """The tables of streams by their titles as plain text, with what the metrics mean below."""
+    runs = [run for own in streams.values() for head in own for run in head.runs]
+    notes = [f"In %; {BEST}: {BEST_NOTE}", seeds_note(runs), *METRIC_DEFINITIONS, JOINT, *fidelity_notes(runs)]
+    notes += [text for own in streams.values() for text in failure_messages({head.label: head.runs for head in own})]
+    tables = [f"{title}\n{stream_grid(own).to_text()}" for title, own in streams.items()]
+    return "\n\n".join([*tables, "\n".join(notes)])
+
+
+# ---- The report ----
+
+MAX_LISTED_TASKS = 15
+"""More tasks are not listed."""
+ACCURACY_NOTE = "Accuracy in %."
+SIZE_NOTE = (
+    "Numbers that must be stored to predict and to learn the next task; for joint fits they include the features of "
+    "all shots so far."
+)
+SECONDS_NOTE = "Of the head alone: features were computed before."
+
+
+def _of_tasks(metric: str) -> Callable[[ContinualResult], list[float | None]]:
+    return lambda result: list(result.metrics.per_task[metric])
+
+
+def _learned(result: ContinualResult) -> list[float]:
+    return [row[t] for t, row in enumerate(result.accuracy)]
+
+
+def _sizes(result: ContinualResult) -> list[float]:
+    return [step.size for step in result.steps]
+
+
+def _seconds(result: ContinualResult) -> list[float]:
+    return [step.seconds for step in result.steps]
+
+
+BY_TASK: tuple[tuple[str, Callable[[ContinualResult], Sequence[float | None]], Callable[[float], str], str], ...] = (
+    ("By task, after the last one (Last)", _of_tasks("last"), format_metric("last"), ACCURACY_NOTE),
+    ("By task, just after it was learned", _learned, format_metric("learned"), ACCURACY_NOTE),
+    ("By task, before it was learned (Transfer)", _of_tasks("transfer"), format_metric("transfer"), ACCURACY_NOTE),
+    ("By task, over the whole stream (Average)", _of_tasks("average"), format_metric("average"), ACCURACY_NOTE),
+    ("Numbers kept after each task", _sizes, "{:,.0f}".format, SIZE_NOTE),
+    ("Seconds to learn each task", _seconds, "{:.3g}".format, SECONDS_NOTE),
+)
+"""Tables with a column for each task: title, values of a result, format of a value, and note."""
+
+
+def group_streams(study: Study) -> dict[Setting, list[HeadRuns]]:
+    """The heads of each stream: data sets, encoder, prompts, order of the tasks and shots."""
+    groups: dict[Setting, list[HeadRuns]] = {}
+    for setting, spot in study.spots.items():
+        groups.setdefault(setting._replace(label=""), []).append(HeadRuns(setting.label, spot))
+    return groups
+
+
+def stream_sections(
+    study: Study, published: Callable[[str, int, Sequence[HeadRuns]], Grid | str] | None
+) -> list[Section]:
+    """A section for each stream; ``published`` gives a table of published results, or a sentence that there is none."""
+    varying = [name for name in ("data", "encoder", "prompts") if len(distinct_values(study.spots, name)) > 1]
+    sections = []
+    for group, heads in group_streams(study).items():
+        title = ", ".join([format_shots(group.shots), f"tasks {group.test}", *(getattr(group, k) for k in varying)])
+        if any(head.results for head in heads):
+            measured = [head for head in heads if head.results]
+            sections.append(_section(title, heads, published and published(title, group.shots, measured)))
+        elif any(head.runs for head in heads):
+            sections.append(Section(title, (), tuple(failure_messages({head.label: head.runs for head in heads}))))
+    return sections
+
+
+def _section(title: str, heads: Sequence[HeadRuns], published: Grid | str | None) -> Section:
+    measured = [head for head in heads if head.results]
+    runs = [run for head in heads for run in head.runs]
+    tasks = _task_names(runs)
+    matrices, name = f"Accuracy on each task after each: {title}", f"Tasks learned so far: {title}"
+    blocks: list[Grid | Plot] = [_grid(heads, title, runs), *([published] if isinstance(published, Grid) else [])]
+    blocks.append(Plot("matrix", matrices, plots.draw_task_matrices(measured, tasks, matrices)))
+    if len(tasks) > 1:
+        blocks.append(Plot("learned", name, plots.draw_learned_tasks(measured, name)))
+    names, learns = [shorten_name(head.label) for head in measured], [head.learns for head in measured]
+    for kind, values, form, note in BY_TASK:
+        is_cost = note != ACCURACY_NOTE
+        cells = [head.by_step(values) for head in measured]
+        if is_cost:  # means without a deviation
+            cells = [[Cell((cell.mean,)) for cell in own] for own in cells]
+        columns = [
+            Column(task, own, form, format_sd=format_percent)
+            for task, own in zip(tasks, zip(*cells, strict=True), strict=True)
+        ]
+        texts = [("learns", learns)] if is_cost else ()
+        minor = "(Last)" not in kind
+        blocks.append(make_grid(f"{kind}: {title}", names, columns, texts=texts, notes=[note], minor=minor))
+    text = [_story(runs), *([published] if isinstance(published, str) else [])]
+    return Section(title, tuple(blocks), tuple(text), stream_notes(runs))
+
+
+def _task_names(runs: Sequence[Run]) -> list[str]:
+    """Names of the tasks in order; numbers if the order depends on the seed."""
+    orders = {tuple(task.name for task in run.stream.tasks) for run in runs if run.stream is not None}
+    first = next(iter(orders))
+    return list(first) if len(orders) == 1 else [f"task {t}" for t in range(1, len(first) + 1)]
+
+
+def _story(runs: Sequence[Run]) -> str:
+    """Sentences that describe the stream."""
+    streams = [run.stream for run in runs if run.stream is not None]
+    first, classes = streams[0], runs[0].n_classes
+    n = len(first.tasks)
+    titles = [f"{task.name} ({len(task.classes)} classes)" for task in first.tasks]
+    if len({tuple(task.name for task in stream.tasks) for stream in streams}) > 1:
+        order = "their order depends on the seed"
+    else:
+        order = ", then ".join(titles) if n <= MAX_LISTED_TASKS else f"first {titles[0]}, at last {titles[-1]}"
+        if len({tuple(name for task in stream.tasks for name in task.classes) for stream in streams}) > 1:
+            order += "; the order of classes depends on the seed"
+    task_note = (
+        "The task of each test picture is known: a head predicts among the classes of that task."
+        if first.task_known
+        else f"The task of a test picture is unknown: a head predicts among all {classes} classes."
+    )
+    return (
+        f"{n} task{'s are learned one after the other' if n > 1 else ''}: {order}. After each task all are measured, "
+        f"on {runs[0].n_test} test pictures in all. {task_note} Names of all classes are known from the start."
+    )
+
+
+def _grid(heads: Sequence[HeadRuns], title: str, runs: Sequence[Run]) -> Grid:
+    sizes, seconds = ([head.by_step(values) for head in heads] for values in (_sizes, _seconds))
+    fits = [Cell((sum(cell.mean for cell in own),) if own else ()) for own in seconds]
+    stored = [Cell(remark=f"{own[0].mean:,.0f} → {own[-1].mean:,.0f}" if own else "-") for own in sizes]
+    costs = [
+        Column("all fits in s", fits, "{:.3g}".format),
+        Column("stored numbers, first → last task", stored, "{:,.0f}".format),
+    ]
+    failures = failure_messages({head.label: head.runs for head in heads})
+    definitions = " ".join([f"In %. Bold: {BEST_NOTE}", *METRIC_DEFINITIONS])
+    notes = [definitions, JOINT, *fidelity_notes(runs), *failures]
+    return stream_grid(heads, f"Transfer, Average, Last: {title}", costs, notes)

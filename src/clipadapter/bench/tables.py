@@ -1,0 +1,435 @@
+"""Tables of a study as text: the numbers of `bench.study` with marks, and notes on how they were measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from clipadapter.bench.protocols import create_protocol, list_protocols
+from clipadapter.bench.run import Run
+from clipadapter.bench.statistics import Difference
+from clipadapter.bench.study import HARMONIC, Cell, Part, Pivot, Row, Value, fit_seconds, format_shots, metric_value
+from clipadapter.errors import InputError
+from clipadapter.heads import Fidelity, fidelity_of
+from clipadapter.metrics import METRICS, metrics_shown
+from clipadapter.rendering.marks import NOT_AS_PUBLISHED, TRANSDUCTIVE
+from clipadapter.rendering.tables import Grid
+from clipadapter.utils.formatting import format_count, shorten_name
+from clipadapter.utils.registry import unknown
+
+Format = Callable[[float], str]
+format_percent = METRICS["accuracy"].format
+
+DEFAULTS = (
+    "A head whose name says nothing else has the defaults of clipadapter, which may differ from the paper's: see "
+    "`clipadapter heads NAME`."
+)
+INTERVAL = (
+    "Difference of accuracy in points on the same draws, with the 95 % interval of a paired bootstrap over the draws. "
+    "It covers the variance between draws only, and is too narrow with few draws: with three it contains the true mean "
+    "in about 76 of 100 cases. With fewer than three draws for a number of shots or a data set there is none."
+)
+
+
+# ---- Cells ----
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of cells."""
+
+    header: str  # above it
+    cells: Sequence[Cell]  # one for each row
+    format: Format  # a number as text
+    # `max` or `min` if the best number is marked; None for a column without
+    best: Callable[[Iterable[float]], float] | None = None
+    format_sd: Format | None = None  # a standard deviation as text, if it differs
+
+    def texts(self) -> list[str]:
+        """The cells as text."""
+        return [format_cell(cell, self.format, self.format_sd) for cell in self.cells]
+
+    def best_rows(self, takes_part: Sequence[bool]) -> set[int]:
+        """Positions of the rows whose printed mean is the best, among those that take part in the choice."""
+        if self.best is None:
+            return set()
+        printed = {
+            i: float(self.format(cell.mean))
+            for i, (cell, own) in enumerate(zip(self.cells, takes_part, strict=True))
+            if own and cell.values and not cell.remark
+        }
+        best_value = self.best(printed.values()) if printed else None
+        return {i for i, value in printed.items() if value == best_value}
+
+
+def make_grid(
+    title: str,
+    names: Sequence[str],
+    columns: Sequence[Column],
+    *,
+    takes_part: Sequence[bool] | None = None,
+    texts: Sequence[tuple[str, Sequence[str]]] = (),
+    notes: Iterable[str] = (),
+    minor: bool = False,
+) -> Grid:
+    """A table of heads."""
+    first, eligible = 1 + len(texts), takes_part or [True] * len(names)
+    rows = zip(names, *(cells for _, cells in texts), *(column.texts() for column in columns), strict=True)
+    return Grid(
+        title,
+        ("head", *(header for header, _ in texts), *(column.header for column in columns)),
+        tuple(rows),
+        frozenset((i, j) for j, column in enumerate(columns, first) for i in column.best_rows(eligible)),
+        tuple(notes),
+        minor,
+        frozenset(range(first)),
+    )
+
+
+def format_cell(cell: Cell, format_value: Format, format_sd: Format | None = None) -> str:
+    """Mean ± sd, and the number of runs if some are missing.
+
+    >>> format_cell(Cell((0.5, 0.7)), format_percent), format_cell(Cell((0.5, 0.7), failed=1), format_percent)
+    ('60.0 ± 14.1', '60.0 ± 14.1 (2 of 3)')
+    >>> format_cell(Cell((0.5,)), format_percent), format_cell(Cell((), missing=3), format_percent)
+    ('50.0', 'not run yet')
+    """
+    n_done = len(cell.values)
+    if cell.remark or not n_done:
+        return cell.remark or ("failed" if cell.failed else "not run yet" if cell.missing else "-")
+    spread = "" if cell.known_sd is None else f" ± {(format_sd or format_value)(cell.known_sd)}"
+    planned = n_done + cell.failed + cell.missing
+    return format_value(cell.mean) + spread + (f" ({n_done} of {planned})" if planned > n_done else "")
+
+
+def format_points(difference: float) -> str:
+    """A difference of shares in points of a per cent, without a negative zero.
+
+    >>> format_points(0.0123), format_points(-0.0001)
+    ('+1.2', '+0.0')
+    """
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
+
+
+def format_difference(difference: Difference | None) -> str:
+    """A difference in points with its interval.
+
+    >>> format_difference(Difference(0.012, (0.003, 0.021), 5))
+    '+1.2 [+0.3, +2.1]'
+    >>> format_difference(Difference(-0.012, None, 2)), format_difference(None)
+    ('-1.2 (2 draws)', 'no common draw')
+    """
+    if difference is None:
+        return "no common draw"
+    if difference.interval is None:
+        return f"{format_points(difference.mean)} ({format_count(difference.pairs, 'draw')})"
+    low, high = map(format_points, difference.interval)
+    return f"{format_points(difference.mean)} [{low}, {high}]"
+
+
+# ---- Marks of heads ----
+
+
+def transductive_mark(runs: Iterable[Run]) -> str:
+    """The mark of a head that is transductive, else ""."""
+    return TRANSDUCTIVE if any(run.flags.transductive for run in runs) else ""
+
+
+def run_fidelity(run: Run) -> Fidelity:
+    """How near the method of a run is to the published one."""
+    return fidelity_of(run.method, run.params)
+
+
+def fidelity_notes(runs: Iterable[Run]) -> list[str]:
+    """What the mark of a head that is not the published method means, for each such method."""
+    stated = dict.fromkeys((run.method, run_fidelity(run)) for run in runs)
+    return [f"{NOT_AS_PUBLISHED} {name}: {fidelity}" for name, fidelity in stated if not fidelity.is_as_published]
+
+
+def format_head(row: Row, runs: Sequence[Run]) -> str:
+    """A head's name with its prompts and marks."""
+    name = f"{row.label} · {row.prompts}" if row.prompts else row.label
+    marks = transductive_mark(runs) + (NOT_AS_PUBLISHED if fidelity_notes(runs) else "")
+    return f"{shorten_name(name)} {marks}".rstrip()
+
+
+def head_names(table: Pivot) -> dict[Row, str]:
+    """The names of the heads of a table, with their marks."""
+    return {row: format_head(row, table.runs(row)) for row in table.rows}
+
+
+def plain_name(table: Pivot, row: Row) -> str:
+    """A head's name with what qualifies its metrics, in words."""
+    return f"{row.label} (transductive)" if transductive_mark(table.runs(row)) else row.label
+
+
+# ---- Tables of a study ----
+
+
+def _capitalise(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _column_title(column: Part) -> str:
+    return format_shots(column) if isinstance(column, int) else shorten_name(column)
+
+
+def metric_columns(table: Pivot, metric: str) -> list[Column]:
+    """The columns of a table for a metric."""
+    value, info = metric_value(metric), METRICS[metric]
+    best = max if info.higher_is_better else min
+    return [
+        Column(_column_title(part), [table.cell(row, part, value) for row in table.rows], info.format, best)
+        for part in table.columns(metric)
+    ]
+
+
+def measured_grid(table: Pivot, metric: str = "accuracy") -> Grid:
+    """A metric by head and column, with the best of each column marked."""
+    names, info, columns = head_names(table), METRICS[metric], metric_columns(table, metric)
+    better = "highest" if info.higher_is_better else "lowest"
+    notes = [
+        f"{_capitalise(info.title_with_unit)}. Bold: the {better} of a column among the heads without {TRANSDUCTIVE}."
+    ]
+    if any("(" in cell or cell in ("failed", "not run yet") for column in columns for cell in column.texts()):
+        notes.append("(2 of 3): two of three planned runs have results; the others failed or are not run yet.")
+    return make_grid(
+        f"{_capitalise(info.title)}: {table.title}",
+        list(names.values()),
+        columns,
+        takes_part=[not transductive_mark(table.runs(row)) for row in table.rows],
+        notes=[*notes, *failure_messages({name: table.runs(row) for row, name in names.items()})],
+        minor=metric != "accuracy",
+    )
+
+
+def difference_grid(table: Pivot, reference: Row) -> Grid:
+    """Differences of each head to the reference, by column, and over all shots together."""
+    names = head_names(table)
+    columns: list[tuple[str, list[Part]]] = [(_column_title(column), [column]) for column in table.columns()]
+    if table.axis == "shots" and len(table.parts) > 1:
+        columns.append(("all shots", list(table.parts)))
+
+    def text(row: Row, parts: Sequence[Part]) -> str:
+        if not all(table.cell(one, part).values for one in (row, reference) for part in parts):
+            return "-"
+        return format_difference(table.difference(row, reference, parts))
+
+    return Grid(
+        f"Difference to {names[reference]}: {table.title}",
+        ("head", *(title for title, _ in columns)),
+        tuple((names[row], *(text(row, parts) for _, parts in columns)) for row in table.rows if row != reference),
+        notes=(INTERVAL,),
+    )
+
+
+def cost_grid(table: Pivot, minor: bool = True) -> Grid:
+    """The cost of each head with the most shots; over several test parts or data sets a mean, seed by seed."""
+    costed = select_most_shots(table.runs())
+    machines = dict.fromkeys(
+        f"{run.machine.cpus} CPUs, {run.machine.platform}"
+        + ("" if run.machine.device == "cpu" else f", heads on {run.machine.device}")
+        for run in costed
+    )
+    of_heads = [select_most_shots(table.runs(row)) for row in table.rows]
+    columns = [
+        Column("accuracy in %", [_mean_by_seed(own, metric_value("accuracy")) for own in of_heads], format_percent)
+    ]
+    for header, value in (("fit in s", fit_seconds), ("predict in ms a picture", _milliseconds_per_picture)):
+        cells = [_mean_by_seed(own, value) for own in of_heads]
+        columns.append(Column(header, cells, "{:.3g}".format, format_sd="{:.2g}".format))
+    for header, cells in (
+        ("stored numbers", [_mean_size(own) for own in of_heads]),
+        ("peak memory in MB", [_peak_memory(own) for own in of_heads]),
+    ):
+        columns.append(Column(header, cells, "{:,.0f}".format))
+    return make_grid(
+        f"Cost at {format_shots(costed[0].shots)}: {table.title}",
+        list(head_names(table).values()),
+        columns,
+        notes=(
+            "Seconds are of the head alone: features were computed before. Peak memory is that of the worker process "
+            "so far, so it includes heads that ran earlier in it. Stored numbers: the state of a fitted head, the "
+            "largest of the draws. Over several test parts or data sets, all but the memory are means.",
+            f"Machine: {'; '.join(machines)}.",
+        ),
+        minor=minor,
+    )
+
+
+def select_most_shots(runs: Sequence[Run]) -> list[Run]:
+    """The runs with the most shots."""
+    max_shots = max((run.shots for run in runs), default=0)
+    return [run for run in runs if run.shots == max_shots]
+
+
+def _milliseconds_per_picture(run: Run) -> float | None:
+    return None if run.seconds is None else 1000 * run.seconds.predict / run.n_test
+
+
+def _mean_by_seed(runs: Sequence[Run], value: Value) -> Cell:
+    """The mean of a value over test parts and data sets, by seed; without seeds that lack some of them."""
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        if (number := value(run)) is not None:
+            values.setdefault(run.seed, []).append(number)
+    n_parts = max(map(len, values.values()), default=0)
+    return Cell(tuple(sum(parts) / len(parts) for parts in values.values() if len(parts) == n_parts))
+
+
+def _mean_size(runs: Sequence[Run]) -> Cell:
+    """The largest number of stored numbers of the draws; over data sets their mean."""
+    largest: dict[str, int] = {}
+    for run in runs:
+        if run.size is not None:
+            largest[run.data.support] = max(run.size, largest.get(run.data.support, 0))
+    return Cell((sum(largest.values()) / len(largest),) if largest else ())
+
+
+def _peak_memory(runs: Sequence[Run]) -> Cell:
+    peaks = [run.machine.peak_memory_mb for run in runs if run.machine.peak_memory_mb is not None]
+    return Cell((max(peaks),) if peaks else ())
+
+
+# ---- Notes: how the numbers of a table were measured ----
+
+
+def measurement_notes(table: Pivot) -> tuple[str, ...]:
+    """Notes on how all metrics of a table were measured."""
+    runs = table.runs()
+    sizes = {str(part): _size(table.runs(part=part)) for part in table.parts}
+    by_part = "; ".join(f"{part} {text}" for part, text in sizes.items() if text)
+    size = by_part if table.axis == "test" and len(set(sizes.values())) > 1 else _size(runs)
+    transductive = f"{TRANSDUCTIVE} transductive: the head uses the unlabelled test pictures."
+    return (
+        seeds_note(runs),
+        f"Test pictures: {size}.",
+        f"Protocol: {'; '.join(_describe_test_kinds({run.data.protocol for run in runs}))}.",
+        encoder_note(runs),
+        *device_notes(runs),
+        f"Templates: {_templates(table)}.",
+        transductive if transductive_mark(runs) else "No head is transductive.",
+        DEFAULTS,
+        *fidelity_notes(runs),
+        f"Libraries: {format_versions(runs)}.",
+    )
+
+
+def column_notes(table: Pivot) -> tuple[str, ...]:
+    """Notes on the columns that are computed from others."""
+    if HARMONIC not in table.derived:
+        return ()
+    return (
+        "Harmonic mean: of the means of base and of new classes over the data sets, as in the papers; it is computed "
+        "seed by seed, then averaged.",
+    )
+
+
+def _describe_test_kinds(kinds: set[str]) -> list[str]:
+    """A text on each kind of test part that records name in `RunData.protocol`."""
+    texts: dict[str, str] = {}
+    # Few-shot first, so that a separate test part is explained before others.
+    for name in sorted(list_protocols(), key=lambda name: (name != "few-shot", name)):
+        texts = {**texts, **create_protocol(name).test_kinds}
+    return [text for kind, text in texts.items() if kind in kinds]
+
+
+def stream_notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Notes on how the metrics of streams were measured."""
+    templates = dict.fromkeys(template for run in runs for template in run.templates)
+    return (
+        seeds_note(runs),
+        encoder_note(runs),
+        *device_notes(runs),
+        f"Templates: {_some([f'“{template}”' for template in templates], 3) or 'not known'}.",
+        f"Libraries: {format_versions(runs)}.",
+    )
+
+
+def device_notes(runs: Iterable[Run]) -> list[str]:
+    """Where heads computed, if not all on the CPU: records of several devices in one table are named as such."""
+    counts = Counter(run.machine.device for run in runs)
+    if len(counts) > 1:
+        devices = "; ".join(f"{device} ({format_count(n, 'run')})" for device, n in sorted(counts.items()))
+        return [
+            f"Heads computed on several devices: {devices}. Metrics differ by rounding. Seconds are not comparable."
+        ]
+    return [f"Heads computed on {device}." for device in counts if device != "cpu"]
+
+
+def seeds_note(runs: Iterable[Run]) -> str:
+    """What a mean and its deviation are over."""
+    seeds = sorted({run.seed for run in runs})
+    spread = f"over {len(seeds)} seeds ({_some(map(str, seeds), 10)})"
+    return f"Mean ± sample standard deviation {spread}." if len(seeds) > 1 else f"One seed ({seeds[0]})."
+
+
+def encoder_note(runs: Iterable[Run]) -> str:
+    """The encoders and their fingerprints."""
+    encoders = dict.fromkeys((run.encoder.name, run.encoder.fingerprint[:12]) for run in runs)
+    names = "; ".join(f"{name} (fingerprint {fingerprint or 'unknown'})" for name, fingerprint in encoders)
+    return f"Encoder: {names}. The fingerprint covers the weights, the tokenizer and the preprocessing."
+
+
+def _size(runs: Sequence[Run]) -> str:
+    if not runs:
+        return ""
+    return f"{number_range(run.n_test for run in runs)} of {number_range(run.n_classes for run in runs)} classes"
+
+
+def number_range(numbers: Iterable[int]) -> str:
+    """Such as "40" or "40 to 60"."""
+    values = sorted(set(numbers))
+    return f"{values[0]}" if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def _templates(table: Pivot) -> str:
+    texts: dict[str, dict[str, None]] = {}
+    for row in table.rows:
+        for run in table.runs(row):
+            text = _some([f"“{template}”" for template in run.templates], 2) or "not known"
+            texts.setdefault(row.prompts, {})[text] = None
+    return "; ".join((f"{prompts}: " if prompts else "") + " or ".join(own) for prompts, own in texts.items())
+
+
+def format_versions(runs: Iterable[Run]) -> str:
+    """Versions of the libraries and hashes of the code; the most frequent ones first."""
+    counts = Counter((tuple(run.versions.items()), run.code[:12]) for run in runs)
+    return "; or ".join(
+        ", ".join([*(f"{name} {version}" for name, version in versions), f"code {code}"])
+        for (versions, code), _ in counts.most_common()
+    )
+
+
+def _some(texts: Iterable[str], limit: int) -> str:
+    items = list(texts)
+    suffix = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + suffix
+
+
+def failure_messages(runs_by_head: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Why heads failed, one sentence per head and reason."""
+    counts = Counter((name, run.error) for name, runs in runs_by_head.items() for run in runs if run.error is not None)
+    return [
+        f"{name} failed{f' {n} times' if n > 1 else ''}: {error.rstrip('.')}." for (name, error), n in counts.items()
+    ]
+
+
+# ---- What tables and plots of one comparison have in common ----
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an answer without a model reaches, such as always the largest class: a row of a table, a level of a plot."""
+
+    name: str  # of the row
+    metrics: Mapping[str, float]  # by name
+
+
+def check_runs(runs: Sequence[Run], metric: str) -> None:
+    """Refuse to summarise no runs, or by a metric that records do not have."""
+    if metric not in metrics_shown("record"):
+        raise unknown("metric of records", metric, list(metrics_shown("record")))
+    if not runs:
+        raise InputError("there are no records to make a table of")
