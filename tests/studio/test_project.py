@@ -57,7 +57,7 @@ def test_a_picture_whose_name_is_used_gets_a_number_and_overwrites_nothing(proje
     assert tree(project.root)["cat/IMG.PNG"] == png("red")
     project.undo()
     assert list(tree(project.root)) == ["cat/IMG.PNG"]
-    project.add_unlabelled([Upload("IMG.png", png("green", 5))])
+    project.add_pictures(None, [Upload("IMG.png", png("green", 5))])
     project.label_pictures([project.contents.unlabelled[0].key], "cat")
     assert set(tree(project.root)) == {"cat/IMG.PNG", "cat/IMG-2.png"}
 
