@@ -24,7 +24,7 @@ def noisy(colour, seed, size=12):
 @pytest.fixture
 def session(tmp_path):
     """Of a project with the classes red and blue, and no picture. Tests change what its encoder computes."""
-    opened = Session(Project(tmp_path / "p"), "toy", quality="fast", cache=None)
+    opened = Session(Project(tmp_path / "p"), "toy", "tip-adapter", quality="fast", cache=None)
     for name in ("red", "blue"):
         opened.project.add_class(name)
     settle(opened)
@@ -133,7 +133,7 @@ def test_the_curve_is_measured_on_test_pictures_if_there_are_any(tmp_path):
             place.mkdir(parents=True)
             for i in range(count):
                 (place / f"{i}.png").write_bytes(noisy(name, i + 10 * count).data)
-    session = Session(Project(tmp_path), "toy", cache=None)
+    session = Session(Project(tmp_path), "toy", "tip-adapter", cache=None)
     state = settle(session)
     assert (
         state.curve.is_on_test
@@ -190,7 +190,7 @@ def test_a_model_is_saved_only_after_the_last_change_is_learned(session, monkeyp
     settle(session)
     session.save_model()
     encode = session.encoder.encode_pixels
-    session.encoder.encode_pixels = lambda pixels: (time.sleep(1), encode(pixels))[1]
+    session.encoder.encode_pixels = lambda pixels: (time.sleep(0.5), encode(pixels))[1]
     session.project.add_pictures("red", [noisy("red", 1)])
     session.notify_change()
     with pytest.raises(InputError, match="not learned yet .* takes long: save again"):
