@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clipadapter.bench.evaluation import ModelEvaluation
 from clipadapter.data import Dataset
-from clipadapter.explain.nearest import name_shot, nearest_rows
+from clipadapter.explain.explanation import name_shot, nearest_rows
 from clipadapter.features import FeatureSet
 from clipadapter.uncertainty import Answers
 

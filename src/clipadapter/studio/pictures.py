@@ -15,13 +15,7 @@ from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import read_folder
 from clipadapter.data.images import image_bytes, image_format, read_image
 from clipadapter.errors import ImageError, InputError
-from clipadapter.utils.files import (
-    IMAGE_SUFFIXES,
-    encodable,
-    path_without_links,
-    printable,
-    safe_file_name,
-)
+from clipadapter.utils.files import IMAGE_SUFFIXES, encodable, path_without_links, printable, safe_file_name
 
 Stamp = tuple[int, int, int, int]
 """Device, inode, size and time of the last change. A move does not change it."""
