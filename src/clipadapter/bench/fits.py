@@ -6,6 +6,7 @@ picture, and the test part is opened only after the fit.
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -88,14 +89,6 @@ class Outcome:
 # ---- From a fit to its figures ----
 
 
-class Measured(NamedTuple):
-    """A fitted head, the seconds of its fit, and its score on each test part."""
-
-    head: Head
-    seconds: float
-    scores: Sequence[Score]
-
-
 def fit_head(
     head: Head,
     shots: FeatureSet,
@@ -123,19 +116,6 @@ def fit_head(
     return fitted, time.perf_counter() - start
 
 
-def fit_and_score(
-    head: Head,
-    shots: FeatureSet,
-    parts: Sequence[TestPart],
-    text: TextFeatures,
-    unlabelled: Features | None = None,
-    continues: bool = False,
-) -> Measured:
-    """Fit a head, and then measure it on test parts; arguments as for `fit_head`."""
-    fitted, seconds = fit_head(head, shots, parts, text, unlabelled, continues)
-    return Measured(fitted, seconds, [score_part(fitted, part) for part in parts])
-
-
 def score_part(head: Head, part: TestPart) -> Score:
     """Measure a fitted head on a test part. On a shifted part it predicts among the part's own classes."""
     among = part.features.class_names if part.kind == "shift" else None
@@ -161,7 +141,6 @@ def plan_run(
     label: str,
     head: Head,
     draw: Draw,
-    *,
     data: RunData,
     text_of: str,
     n_classes: int,
@@ -185,7 +164,10 @@ def plan_run(
         rows=list(draw.rows),
         flags=Flags(transductive=head.transductive),
         code=package_digest(),
-        versions=library_versions(),
+        versions={
+            **library_versions(),
+            "python": ".".join(platform.python_version_tuple()[:2]),
+        },  # patches change no logits
         n_classes=n_classes,
         n_test=n_test,
         machine=describe_machine(),

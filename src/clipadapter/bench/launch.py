@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.bundle_files import BUNDLE_FILE, load_bundle, save_bundle
+from clipadapter.bench.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
 from clipadapter.bench.fits import Fit, Outcome, attempt, make_missing, record_failure
 from clipadapter.bench.launcher import Launcher, WorkerDiedError
 from clipadapter.bench.methods import clone_with_seed
