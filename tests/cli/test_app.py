@@ -20,7 +20,7 @@ from ..configs import rewrite_config
 
 COMMANDS = app.list_commands(click.Context(app))
 HELLO = """
-from clipadapter.cli.groups import cli_command
+from clipadapter.cli.declarations import cli_command
 
 
 @cli_command("clipadapter hello")

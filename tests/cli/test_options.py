@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import pytest
 from click.testing import CliRunner
 
-from clipadapter.cli.encoder_options import EncoderOptions, ModelEncoderOptions
-from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import argument, late_choice, option, options_of
+from clipadapter.cli.declarations import argument, cli_command, option, options_of
+from clipadapter.cli.options import EncoderOptions, ModelEncoderOptions, late_choice
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from clipadapter.doctor.class_checks import (
+from clipadapter.doctor.labels import (
+    LabelEvidence,
     check_class_sizes,
     find_class_overlaps,
     find_same_texts,
     find_unknown_names,
 )
-from clipadapter.doctor.label_evidence import LabelEvidence
 from clipadapter.heads import TextFeatures
 
 NAMES = ("ant", "bee", "cat")

@@ -4,14 +4,15 @@ import pytest
 from PIL import ImageEnhance, ImageOps
 from sklearn.neighbors import NearestNeighbors
 
-from clipadapter.doctor.duplicates import (
+from clipadapter.doctor.pictures import (
     DuplicatePair,
+    ImageMeasures,
     Neighbours,
     find_duplicate_pairs,
     group_duplicates,
+    measure_image,
     nearest_neighbours,
 )
-from clipadapter.doctor.image_quality import ImageMeasures, measure_image
 from clipadapter.encoders import create_encoder
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from clipadapter.doctor.image_quality import (
+from clipadapter.doctor.pictures import (
     check_image_quality,
     measure_image,
     measure_images,

@@ -9,7 +9,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from clipadapter.errors import InputError
 from clipadapter.monitor import measure_covariate_shift
-from clipadapter.monitor.covariate_shift import class_residuals, discrepancy, draw_permutations, gaussian_kernel
+from clipadapter.monitor.shift import class_residuals, discrepancy, draw_permutations, gaussian_kernel
 
 CENTRES = np.array([[4.0, 0, 0, 3, 0, 0], [0, 4, 0, 3, 0, 0]])
 SPREAD = np.array([0.3, 1.2])

@@ -12,7 +12,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.monitor import CHECKS, detect_drift, detection, holm
 from clipadapter.monitor.detection import fisher_p_value
-from clipadapter.monitor.drift import describe_label_shift
+from clipadapter.monitor.report import describe_label_shift
 from clipadapter.uncertainty import UncertaintyOptions
 
 PRIORS, CHANGED_PRIORS = (0.6, 0.3, 0.1), (0.1, 0.3, 0.6)
@@ -101,7 +101,7 @@ def test_the_message_on_priors_says_seems_if_the_features_changed(world):
 @pytest.mark.parametrize("by_pictures", [False, True])
 def test_intervals_of_a_weak_model_contain_the_true_priors(world, by_pictures):
     n_covered = n_intervals = 0
-    for _ in range(8):
+    for _ in range(6):
         model = world.model(k=7, spread=9.0)  # right for half of the pictures
         reference = world.stream(model, PRIORS, 60, spread=9.0) if by_pictures else None
         stream = world.stream(model, PRIORS, 100, spread=9.0)
@@ -109,7 +109,7 @@ def test_intervals_of_a_weak_model_contain_the_true_priors(world, by_pictures):
         assert report.knows_confusions
         n_covered += sum(one.low <= true <= one.high for one, true in zip(report.classes, PRIORS, strict=True))
         n_intervals += 3
-    assert n_covered >= 21  # of 24
+    assert n_covered >= 15  # of 18
 
 
 def test_windows_cover_the_stream_in_its_order(world):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from clipadapter.monitor import prior_posterior
-from clipadapter.monitor.prior_posterior import draw_priors
+from clipadapter.monitor import priors
+from clipadapter.monitor.priors import draw_priors
 
 
 @pytest.mark.parametrize(("recalls", "predicted_first"), [((0.9, 0.8), 30), ((0.7, 0.6), 12), ((1.0, 1.0), 40)])
@@ -21,8 +21,10 @@ def test_with_many_shots_the_posterior_is_that_of_known_confusions(recalls, pred
     np.testing.assert_allclose(np.quantile(draws, [0.025, 0.5, 0.975]), expected, atol=0.04)
 
 
-@pytest.mark.parametrize("accuracy", [0.4, 0.7, 0.95])
-@pytest.mark.parametrize("true_priors", [(0.2, 0.2, 0.2, 0.2, 0.2), (0.6, 0.1, 0.1, 0.1, 0.1)])
+@pytest.mark.parametrize(
+    ("accuracy", "true_priors"),
+    [(0.4, (0.6, 0.1, 0.1, 0.1, 0.1)), (0.7, (0.2, 0.2, 0.2, 0.2, 0.2)), (0.95, (0.6, 0.1, 0.1, 0.1, 0.1))],
+)
 def test_intervals_contain_the_true_prior_for_weak_and_strong_models(accuracy, true_priors):
     rng, n_covered = np.random.default_rng(0), 0
     for _ in range(15):
@@ -51,6 +53,6 @@ def test_classes_that_are_never_predicted_or_have_no_shots_are_possible():
 
 
 def test_many_classes_take_few_draws(monkeypatch):
-    monkeypatch.setattr(prior_posterior, "MAX_VALUES", 1_000_000)
+    monkeypatch.setattr(priors, "MAX_VALUES", 1_000_000)
     draws = draw_priors(np.full(40, 2), 4 * np.eye(40))
     assert draws.shape[1] == 40 and 100 <= len(draws) < 1000

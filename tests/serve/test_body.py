@@ -12,8 +12,8 @@ from starlette.datastructures import Headers
 
 from clipadapter.errors import ImageError
 from clipadapter.serve import Limits
-from clipadapter.serve.body import _decode, load_picture, parse_json, read_pictures
 from clipadapter.serve.limits import RequestRefused
+from clipadapter.serve.prediction_request import _decode, load_picture, parse_json, read_pictures
 
 from .bombs import FORM_TYPE, bombs
 from .colours import Colours, OpenedModels
@@ -49,7 +49,7 @@ def load_body(bomb, model):
         return
     while files:
         try:
-            load_picture(model, files.pop(), Limits())
+            load_picture(model.predictor, files.pop(), Limits())
         except Exception as error:
             assert type(error).__name__ == "ImageError", error
 
@@ -128,7 +128,7 @@ def test_base64_may_have_the_escapes_of_json_and_the_start_of_a_data_url(prefix)
 def test_invalid_base64_is_the_fault_of_its_picture(model, text):
     (file,) = parse_json(f'{{"images": ["{text}"]}}'.encode(), Limits()).files
     with pytest.raises(ImageError, match="paths and addresses are not opened"):
-        load_picture(model, file, Limits())
+        load_picture(model.predictor, file, Limits())
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])

@@ -8,8 +8,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from clipadapter.serve import Limits, connections
-from clipadapter.serve.connections import MAX_HEAD_BYTES, LimitedProtocol
+from clipadapter.serve import Limits, server
+from clipadapter.serve.server import MAX_HEAD_BYTES, LimitedProtocol
 
 TIMEOUT_SECONDS = 30
 """Seconds after which a test gives up."""
@@ -167,7 +167,7 @@ def test_tiny_chunks_are_refused_and_larger_ones_are_not():
 
 
 def test_a_refused_body_that_does_not_end_closes_the_connection(monkeypatch):
-    monkeypatch.setattr(connections, "LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(server, "LINGER_SECONDS", 0.05)
     assert Server(refuse).run(send_until_closed(b"1\r\na\r\n" * 10, CHUNKED)).startswith(b"HTTP/1.1 413")
 
 

@@ -7,7 +7,7 @@ from uvicorn.server import ServerState
 
 from clipadapter.errors import InputError
 from clipadapter.serve import create_app, server
-from clipadapter.serve.connections import MAX_HEAD_BYTES, LimitedProtocol
+from clipadapter.serve.server import MAX_HEAD_BYTES, LimitedProtocol
 
 from .colours import Colours, OpenedModels
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipadapter.bench import load_suite
-from clipadapter.cli.fit_options import parse_value
+from clipadapter.cli.options import parse_value
 from clipadapter.data import load_dataset, read_class_names, read_descriptions
 from clipadapter.data.split_file import read_split
 from clipadapter.errors import DataError

@@ -22,7 +22,7 @@ import click
 
 from clipadapter import __version__
 from clipadapter.cli.commands import SECTIONS, SHARED_MODULES
-from clipadapter.cli.groups import Command, SuggestingGroup
+from clipadapter.cli.declarations import Command, SuggestingGroup
 from clipadapter.cli.output import KEPT_KEY, Failure, echo, escape_lines
 from clipadapter.errors import ClipAdapterError, LayoutError, needs_training
 
@@ -47,7 +47,7 @@ class Commands(SuggestingGroup):
         return sorted(name for members in SECTIONS.values() for name in members)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a module and return its object ``command``; of several in one module that with its name."""
+        """Import a module and return its object ``command``; of a later one in a module that with its name."""
         if cmd_name not in self.list_commands(ctx):
             return None
         own = cmd_name.replace("-", "_")

@@ -1,94 +1,43 @@
-"""How options are declared, the options that several commands share, and their types.
+"""The options that several commands share, and their types: one table that the commands draw from.
 
-An option is declared once: by `option`, as the default of a parameter of its command. Options that several commands
-share are constants, such as `seed_option`. Those that belong together are the fields of a dataclass, which `options_of`
-hands to the command as one object; such dataclasses are in `encoder_options`, `fit_options` and `uncertainty_options`.
-All defaults are shown in help texts: `app` sets ``show_default``.
+A constant such as `seed_option` is one option. The options that belong together are the fields of a dataclass, whose
+methods turn their values into what the library takes.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import Field, field, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from clipadapter.errors import InputError
+from clipadapter.backends import PRECISIONS, list_backends
+from clipadapter.cli.declarations import flag, option
+from clipadapter.cli.output import CONTINUE, START_AGAIN, Output
+from clipadapter.errors import DataError, InputError
+from clipadapter.heads.registry import HEADS as HEAD_REGISTRY
+from clipadapter.utils.devices import check_device, describe_device
+from clipadapter.utils.parsing import parse_json
+from clipadapter.utils.registry import unknown
+
+if TYPE_CHECKING:
+    from clipadapter.classifier import FewShotClassifier
+    from clipadapter.data import Dataset
+    from clipadapter.encoders import Encoder
+    from clipadapter.features import PerEpochViews, ViewSpec
+    from clipadapter.heads import Head
+    from clipadapter.runtime import Predictor
+    from clipadapter.uncertainty import Uncertainty, UncertaintyOptions
 
 DEFAULT_MAX_PIXELS = 100_000_000
 """`clipadapter.data.images.MAX_PIXELS`, which ``--help`` does not import."""
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
-
-def option(*names: str, default: Any = None, **attributes: Any) -> Any:
-    """Declare an option of a command, as the default of a parameter, or a field of a dataclass of options.
-
-    The arguments are its names and those of ``click.option``.
-    """
-    return field(default=default, metadata={"names": names, "attributes": attributes})
-
-
-def argument(**attributes: Any) -> Any:
-    """Declare an argument of a command, as the default of a parameter, with the arguments of ``click.argument``."""
-    return field(metadata={"names": (), "attributes": attributes})
-
-
-def options_of(cls: type[Any], only: Collection[str] = (), without: Collection[str] = ()) -> Any:
-    """Declare the options of a dataclass, as the default of a parameter, which gets their values as one object.
-
-    Fields that `option` declares are options, in the order of the help, below its ``HEADING``; with ``only`` or
-    ``without`` some of them.
-    """
-    declared = [part.name for part in fields(cls) if part.metadata and part.name not in without]
-    return field(metadata={"group": cls, "names": [name for name in declared if not only or name in only]})
-
-
-class GroupedOption(click.Option):
-    """An option that the help lists under a heading."""
-
-    def __init__(self, *args: Any, heading: str = "", **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
-        self.heading = heading
-
-
-def click_parameter(declared: Field[Any], name: str, heading: str = "") -> click.Parameter:
-    """The option or argument of a declaration; a command gets its value under this name."""
-    attributes = dict(declared.metadata["attributes"])
-    if not declared.metadata["names"]:
-        return click.Argument([name], **attributes)
-    if declared.default is not None:
-        attributes["default"] = declared.default
-    return GroupedOption([*declared.metadata["names"], name], **{"heading": heading, **attributes})
-
-
-def declared_parameters(function: Callable[..., None]) -> tuple[list[click.Parameter], Callable[..., None]]:
-    """The parameters that a function declares, and the function that takes their values one by one."""
-    parameters: list[click.Parameter] = []
-    groups: dict[str, tuple[type[Any], Sequence[str]]] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        declared = parameter.default
-        if not isinstance(declared, Field):
-            continue  # `out`, which `groups.Command` gives
-        if "group" not in declared.metadata:
-            parameters.append(click_parameter(declared, name))
-            continue
-        cls, names = groups[name] = declared.metadata["group"], declared.metadata["names"]
-        heading = getattr(cls, "HEADING", "")
-        parameters += [click_parameter(cls.__dataclass_fields__[part], part, heading) for part in names]
-
-    @functools.wraps(function)
-    def call(**values: Any) -> None:
-        for name, (cls, names) in groups.items():
-            values[name] = cls(**{part: values.pop(part) for part in names})
-        function(**values)
-
-    return parameters, call
+# ---- Types ----
 
 
 class Parsed(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -140,9 +89,7 @@ def _parse_encoder(text: str) -> str:
 
 
 def _parse_head(text: str) -> str:
-    from clipadapter.heads.registry import HEADS
-
-    HEADS.check(text)
+    HEAD_REGISTRY.check(text)
     return text
 
 
@@ -177,6 +124,15 @@ def _parse_plot_formats(text: str) -> tuple[str, ...]:
         raise click.BadParameter(str(error)) from error
 
 
+def _parse_views(text: Any) -> int | str:
+    if text == "per-epoch":
+        return "per-epoch"
+    try:
+        return int(COUNT.convert(text, None, None))
+    except click.BadParameter:
+        raise click.BadParameter(f"{text!r} is neither a number of 1 or more nor per-epoch") from None
+
+
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
@@ -189,42 +145,42 @@ FRACTION = Parsed(_parse_fraction)
 ENCODER_URI = Parsed(_parse_encoder)
 HEAD = Parsed(_parse_head)
 HEADS = Parsed(_parse_heads)
+QUALITIES = click.Choice(["fast", "standard", "best"])
 
-seed_option = option("--seed", type=int, default=0, help="Seed of all random choices.")
-seeds_option = option(
-    "--seeds", type=COUNT, default=3, metavar="N", help="How many times shots are drawn, with the seeds 1 to N."
-)
+# ---- Single options ----
+
+seed_option = option("--seed", "Seed of all random choices.", type=int, default=0)
+seeds_option = option("--seeds N", "How many times shots are drawn, with the seeds 1 to N.", type=COUNT, default=3)
 folds_option = option(
-    "--folds",
-    type=click.IntRange(2),
-    default=5,
-    metavar="N",
-    help="Folds of the cross-validation, if there is no test folder.",
+    "--folds N", "Folds of the cross-validation, if there is no test folder.", type=click.IntRange(2), default=5
 )
-curve_option = option(
-    "--curve/--no-curve", default=True, help="Also fit to fewer of the shots of the model: a learning curve."
-)
-title_option = option(
-    "--title", default="", show_default=False, metavar="TEXT", help="Title of plots; by default what they show."
-)
+title_option = option("--title TEXT", "Title of plots; by default what they show.", default="", show_default=False)
 plot_format_option = option(
-    "--plot-format",
-    default="png",
-    metavar="FORMAT,...",
+    "--plot-format FORMAT,...",
+    "Files of each plot: png, pdf, svg or several.",
     type=Parsed(_parse_plot_formats),
-    help="Files of each plot: png, pdf, svg or several.",
+    default="png",
 )
-split_option = option("--split", metavar="NAME", help="Split of the data: train, val or test.")
-strict_option = option(
-    "--strict", default=False, is_flag=True, help="Fail at the first picture that can't be read.", heading=""
+split_option = option("--split NAME", "Split of the data: train, val or test.")
+strict_option = flag("--strict", "Fail at the first picture that can't be read.", heading="")
+device_option = option(
+    "--device",
+    "Where the encoder computes: cpu, cuda, cuda:1, mps, xpu, or auto for a GPU if there is one.",
+    default="cpu",
+    heading="Encoder",
 )
-
-
-def shots_option(default: str) -> Any:
-    """The numbers of shots that a command compares."""
-    return option(
-        "--shots", default=default, metavar="N,...", type=COUNTS, help="Numbers of shots per class to compare."
-    )
+class_names_option = option(
+    "--class-names",
+    'JSON file with readable class names: {"folder": "name", ...}.',
+    type=FILE,
+    heading="Class names and text",
+)
+crop_option = option(
+    "--crop",
+    "Area of the random crops: tip (default) for 0.5 to 1 of the picture, coop for 0.08 to 1.",
+    type=click.Choice(["tip", "coop"]),
+    heading="Views",
+)
 
 
 def _limit_pixels(ctx: click.Context, param: click.Parameter, value: int) -> int:
@@ -238,11 +194,412 @@ def _limit_pixels(ctx: click.Context, param: click.Parameter, value: int) -> int
 
 
 max_pixels_option = option(
-    "--max-pixels",
-    default=DEFAULT_MAX_PIXELS,
+    "--max-pixels N",
+    "Larger pictures are refused; 108000000 reads those of a phone with 108 megapixels.",
     type=COUNT,
-    metavar="N",
+    default=DEFAULT_MAX_PIXELS,
     callback=_limit_pixels,
-    help="Larger pictures are refused; 108000000 reads those of a phone with 108 megapixels.",
 )
 """A command need not use its value."""
+
+# ---- Encoders ----
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """Which encoders are used, and how they run."""
+
+    HEADING: ClassVar[str] = "Encoder"
+    uris: tuple[str, ...] = ()
+    device: str = device_option
+    backend: str = option(
+        "--backend",
+        "Runtime of the image tower. auto: the fastest here.",
+        type=late_choice(lambda: ["auto", *list_backends()]),
+        default="auto",
+    )
+    precision: str = option(
+        "--precision",
+        "Precision of the image tower. auto: the fastest that is close enough to fp32 on your pictures.",
+        type=click.Choice(["auto", *PRECISIONS]),
+        default="auto",
+    )
+    batch_size: int = option("--batch-size N", "Number of pictures that are encoded at once.", type=COUNT, default=32)
+    cache: Path | None = option("--cache", "Feature store; by default in the user's cache folder.", type=FILE)
+    no_cache: bool = flag("--no-cache", "Store no features.")
+    max_pixels: int = max_pixels_option
+
+    @property
+    def store(self) -> str | Path | None:
+        """The feature store, as `FewShotClassifier` takes it."""
+        return None if self.no_cache else self.cache or "auto"
+
+    @property
+    def kept(self) -> str:
+        """What is kept if the command is interrupted, and how to go on."""
+        return START_AGAIN if self.no_cache else CONTINUE
+
+    @property
+    def run_parameters(self) -> dict[str, Any]:
+        """The parameters of `FewShotClassifier` that say how an encoder runs, without the device."""
+        names = ("backend", "precision", "batch_size")
+        return {**{name: getattr(self, name) for name in names}, "cache": self.store}
+
+
+@dataclass(frozen=True)
+class EncoderOptions(BackendOptions):
+    """The encoders of a new model, and how much of what they see is used."""
+
+    uris: tuple[str, ...] = option(
+        "--encoder URI",
+        "Encoder; 'clipadapter encoders' lists them. auto: CLIP ViT-B/32 if it is available, else lite. May be "
+        "repeated: the head auto looks at pictures with all of them, and the first one gives the class text.",
+        type=ENCODER_URI,
+        default=("auto",),
+        multiple=True,
+    )
+    quality: str = option(
+        "--quality",
+        "How much of a picture the head auto looks at. fast: the final feature. standard: inner layers of the "
+        "same pass too. best: a second look too, larger and mirrored, in several times the time. auto: fit takes best "
+        "where held-out shots gain much by it; else it is standard.",
+        type=click.Choice(["auto", *QUALITIES.choices]),
+        default="auto",
+    )
+
+    def open(self, out: Output) -> list[Encoder]:
+        """Open the encoders. A note prints which one "auto" took."""
+        from clipadapter.encoders import create_encoder
+
+        device = find_device(self.device)
+        encoders = [create_encoder(uri, device) for uri in self.uris]
+        for encoder in encoders if "auto" in self.uris else ():
+            note_encoder(encoder, out)
+        return encoders
+
+    def open_first(self, out: Output) -> Encoder:
+        """Open the encoder, for commands that use one."""
+        if len(self.uris) > 1:
+            raise InputError(f"this command uses one encoder, but {len(self.uris)} are named: {', '.join(self.uris)}")
+        return self.open(out)[0]
+
+    def create_classifier(self, out: Output, **params: Any) -> FewShotClassifier:
+        """Open the encoders, and create a classifier with them and further parameters of `FewShotClassifier`."""
+        from clipadapter.classifier import FewShotClassifier
+
+        encoders = self.open(out)
+        return FewShotClassifier(encoders, quality=self.quality, progress=out.progress, **self.run_parameters, **params)
+
+
+@dataclass(frozen=True)
+class ModelEncoderOptions(BackendOptions):
+    """Where the encoders of a fitted model are, and how they run."""
+
+    uris: tuple[str, ...] = option(
+        "--encoder URI",
+        "Where the encoder of the model is now, if its weights were moved; all of them, if it has several.",
+        type=ENCODER_URI,
+        multiple=True,
+    )
+
+    @property
+    def is_default(self) -> bool:
+        """Whether no option requires the full model: predictions without torch are possible."""
+        return (self.uris, self.device, self.backend, self.precision) == ((), "cpu", "auto", "auto")
+
+    def load(self, folder: Path, **params: Any) -> FewShotClassifier:
+        """Load the model in a folder, with further parameters of `FewShotClassifier`."""
+        from clipadapter.persistence import read_config
+
+        read_config(folder)  # refuses a wrong folder before torch is imported
+        from clipadapter.classifier import FewShotClassifier
+
+        encoder, device = list(self.uris) or None, find_device(self.device)
+        return FewShotClassifier.load(folder, encoder=encoder, device=device, **{**self.run_parameters, **params})
+
+    def open_exported(self, path: Path) -> Predictor:
+        """Open an exported file, unless an option requires the full model."""
+        from clipadapter.runtime import Predictor
+
+        if (self.uris, self.device, self.precision) != ((), "cpu", "auto"):
+            raise InputError(
+                f"{path.name} contains its encoder as it was exported, for the CPU: leave out --encoder, --device and "
+                "--precision, or give the folder of the model"
+            )
+        return Predictor(path, backend=self.backend)
+
+
+def find_device(name: str) -> str:
+    """Return the device of a name. A note prints what "auto" takes."""
+    device = check_device(name)
+    context = click.get_current_context(silent=True)
+    if name == "auto" and context is not None:
+        description = "cpu (no GPU that PyTorch can use)" if device == "cpu" else device
+        description = describe_device(device) if device.startswith("cuda") else description
+        Output(quiet=context.params.get("quiet", False)).note(f"device: {description}")
+    return device
+
+
+def note_encoder(encoder: Encoder, out: Output) -> None:
+    """Note what the user should know about an encoder."""
+    out.note(f"encoder {encoder.info.name}: {encoder.info.note}" if encoder.info.note else "")
+
+
+def note_backend(opened: Encoder, used: Encoder, out: Output, changed: str = "image tower") -> None:
+    """Note which backend runs the image tower, or how it was tuned, if it is not the encoder that was opened.
+
+    A tuned encoder may differ in the text tower only, so that the caller says what changed.
+    """
+    if used.info.note != opened.info.note:
+        out.note(f"{changed}: {used.info.note.removeprefix(opened.info.note).lstrip('; ')}")
+
+
+# ---- What a head is fitted to, and which head ----
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """The texts that the text tower encodes."""
+
+    HEADING: ClassVar[str] = "Class names and text"
+    templates: Sequence[str] = option(
+        "--templates NAME|TEXT",
+        "Template set such as imagenet7, or a template such as 'a sketch of a {}.'. May be repeated.",
+        default=("default",),
+        multiple=True,
+    )
+    descriptions: Path | None = option(
+        "--descriptions", 'JSON file with sentences in place of the templates: {"class": ["...", ...], ...}.', type=FILE
+    )
+    class_names: Path | None = class_names_option
+
+    def classifier_parameters(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """Return the parameters of `FewShotClassifier` about prompts, checked."""
+        from clipadapter.data import class_prompts, read_descriptions
+
+        class_prompts(class_names, self.templates)
+        descriptions = read_descriptions(self.descriptions) if self.descriptions else None
+        try:
+            class_prompts(class_names, self.templates, descriptions)
+        except InputError as error:
+            raise type(error)(f"{self.descriptions}: {error}") from error
+        return {"templates": self.templates, "descriptions": descriptions}
+
+
+def rename_classes(dataset: Dataset, class_names: Path | None) -> Dataset:
+    """Return the data set with the class names of a JSON file, or unchanged if there is none."""
+    from clipadapter.data import read_class_names
+
+    return dataset.rename(read_class_names(class_names)) if class_names else dataset
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Views of each shot: how many, and how large a part of the picture a random crop shows."""
+
+    HEADING: ClassVar[str] = "Views"
+    views: int | str = option(
+        "--views N|per-epoch",
+        "Views per picture: the plain one and N - 1 random crops; each training step uses one of them. "
+        "per-epoch: a new crop in each epoch, as in the papers; the cost is printed before the fit starts.",
+        type=Parsed(_parse_views),
+        default=1,
+    )
+    crop: str | None = crop_option
+
+    def spec(self, seed: int) -> ViewSpec | PerEpochViews:
+        """Return a fixed number of views, or one view per epoch."""
+        from clipadapter.features import PerEpochViews, ViewSpec
+
+        count = self.views if isinstance(self.views, int) else 1
+        spec = ViewSpec.from_crop(self.crop or "tip", count=count, seed=seed)
+        return spec if isinstance(self.views, int) else PerEpochViews(spec)
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """A head by name, and its parameters."""
+
+    HEADING: ClassVar[str] = "Head"
+    name: str = option("--head NAME", "Head to fit; 'clipadapter heads' lists them.", type=HEAD, default="auto")
+    settings: Sequence[str] = option("--set KEY=VALUE", "Parameter, such as alpha=0.2. May be repeated.", multiple=True)
+    grids: Sequence[str] = option(
+        "--grid KEY=V1,V2,...",
+        "Values to try; held-out shots select the best, by fits without --unlabelled. May be repeated.",
+        multiple=True,
+    )
+    recipe: str | None = option(
+        "--recipe",
+        "Parameters of the authors' code (official) or of the paper. 'clipadapter heads NAME' lists the recipes "
+        "of a head.",
+        type=click.Choice(["official", "paper"]),
+    )
+    preset: str | None = option(
+        "--preset NAME",
+        "Published parameters for one data set, such as dtd. 'clipadapter heads NAME' says how they were chosen.",
+    )
+
+    def check(self, uris: Sequence[str] = (), is_unlabelled: bool | None = None) -> None:
+        """Refuse, without an import of torch, what a head does not take, as far as its declarations show.
+
+        These are its parameters, an encoder that it can't train (of several encoders, the one that is trained is known
+        only when they are open), and pictures without labels, or their absence.
+        """
+        from clipadapter.encoders.registry import check_trainable
+
+        grids = [(key, value) for key, values in self.grid().items() for value in values]
+        for key, value in (*self._settings().items(), *grids):
+            HEAD_REGISTRY.check_parameter(self.name, key)
+            HEAD_REGISTRY.check_value(self.name, key, value)
+        declared = HEAD_REGISTRY.info(self.name).attributes
+        if len(uris) == 1 and (declared.get("tunes_encoder") or declared.get("needs_tower")):
+            check_trainable(uris[0], "tunable_copy" if declared.get("tunes_encoder") else "text_tower")
+        needs, takes = declared.get("transductive"), declared.get("accepts_unlabelled")
+        if needs and is_unlabelled is False:
+            raise InputError(f"{self.name} is transductive: give the pictures to classify with --unlabelled FOLDER")
+        if is_unlabelled and not (needs or takes):
+            raise InputError(f"{self.name} learns from labelled pictures only: leave --unlabelled out")
+
+    def classifier_parameters(self) -> dict[str, Any]:
+        """Return the parameters of `FewShotClassifier` about the head, with which it can be fitted."""
+        grid = self.grid()
+        for choice in ({}, *({key: value} for key, values in grid.items() for value in values)):
+            self.create(**choice)
+        return {"head": self.name, "head_params": self.parameters(), "grid": grid}
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters of the head: those of the preset or recipe, overridden by the settings."""
+        from clipadapter.heads import head_info
+
+        cls, chosen = head_info(self.name).cls, dict[str, Any]()
+        for kind, name, known in (("preset", self.preset, cls.presets), ("recipe", self.recipe, cls.recipes)):
+            if name is not None and name not in known:
+                raise unknown(f"{kind} of {self.name}", name, sorted(known))
+            chosen.update({} if name is None else known[name])
+        if self.preset is not None and self.recipe is not None:
+            raise InputError(f"give --preset or --recipe, not both. {cls.preset_note}")
+        return {**chosen, **self._settings()}
+
+    def grid(self) -> dict[str, list[Any]]:
+        """Return the values to try, by parameter."""
+        texts = _split_pairs(self.grids, "--grid takes key=value,value,... such as alpha=0.5,1,2")
+        return {key: [parse_value(value) for value in text.split(",")] for key, text in texts}
+
+    def _settings(self) -> dict[str, Any]:
+        texts = _split_pairs(self.settings, "--set takes key=value, such as seed=1")
+        return {key: parse_value(text) for key, text in texts}
+
+    def create(self, **changes: Any) -> Head:
+        """Create the head, with some parameters changed."""
+        from clipadapter.heads import create_head
+
+        head = create_head(self.name, **{**self.parameters(), **changes})
+        head.check_parameters()
+        return head
+
+
+def _split_pairs(texts: Sequence[str], rule: str) -> list[tuple[str, str]]:
+    """Split texts at their first "="; the rule begins the message about a text that has none."""
+    for text in texts:
+        if "=" not in text:
+            raise InputError(f"{rule}, but got '{text}'")
+    return [(key, value) for key, _, value in (text.partition("=") for text in texts)]
+
+
+def parse_value(text: str) -> Any:
+    """Parse the value of a parameter: a JSON scalar, else the text itself.
+
+    >>> [parse_value(text) for text in ("0.2", "true", "cosine", "[1]")]
+    [0.2, True, 'cosine', '[1]']
+    """
+    if text in ("NaN", "Infinity", "-Infinity"):
+        return float(text)
+    try:
+        value = parse_json(text, "the value")
+    except DataError:
+        return text
+    return text if isinstance(value, dict | list) else value
+
+
+# ---- Decisions beside the best class: none of these, a set of classes, unequal costs ----
+# They are called arguments, since `clipadapter.uncertainty` has the options that they are turned into.
+
+
+@dataclass(frozen=True)
+class DecisionArguments:
+    """The decisions of one call. What is not given is left to the model."""
+
+    HEADING: ClassVar[str] = "Decisions and uncertainty"
+    reject: float | None = option(
+        "--reject RATE",
+        'Answer "none of these" for pictures unlike the classes. RATE is about the fraction of pictures of the '
+        "classes that are rejected too.",
+        type=FRACTION,
+    )
+    coverage: float | None = option(
+        "--coverage RATE", "Name a set of classes that contains the right one at this rate.", type=FRACTION
+    )
+    cost: Path | None = option(
+        "--cost", "CSV file with the cost of each mistake: rows are true classes, columns answers.", type=FILE
+    )
+    minimise: str | None = option(
+        "--minimise MISTAKE",
+        "The mistake to avoid: 'false NAME' or 'missed NAME'; '=N' at the end makes it N times as bad.",
+    )
+
+    def decisions(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """Return the decisions as `FewShotClassifier.classify` takes them."""
+        from clipadapter.uncertainty import parse_costs, read_costs
+
+        if self.cost is not None and self.minimise is not None:
+            raise InputError("--cost and --minimise both set the costs of mistakes: give one of them")
+        costs = None if self.cost is None else read_costs(self.cost, class_names)
+        costs = costs if self.minimise is None else parse_costs(self.minimise, class_names)
+        decisions = {"reject": self.reject, "coverage": self.coverage, "costs": costs}
+        return {name: value for name, value in decisions.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class UncertaintyArguments(DecisionArguments):
+    """The default decisions of a model, and how it learns them."""
+
+    calibration: str = option(
+        "--calibration",
+        "How held-out shots turn logits into probabilities.",
+        type=click.Choice(["auto", "temperature", "vector", "none"]),
+        default="auto",
+    )
+    sets: str = option(
+        "--sets",
+        "How shots are held out for --coverage. cv+ stores one head per fold; split holds out half of the shots.",
+        type=click.Choice(["cross", "cv+", "split"]),
+        default="cross",
+    )
+    by_class: bool = flag("--by-class", "Promise the coverage for each class.")
+    outliers: Path | None = option(
+        "--outliers", "Folder of pictures of none of the classes, as expected in use.", type=FOLDER
+    )
+    negative_labels: bool = flag("--negative-labels", "Detect outliers by the class names of ImageNet too.")
+
+    def options(self, class_names: Sequence[str]) -> UncertaintyOptions:
+        """Return the options as `FewShotClassifier` takes them."""
+        from clipadapter.uncertainty import UncertaintyOptions
+
+        names = ("calibration", "sets", "by_class", "negative_labels")
+        return UncertaintyOptions(**{name: getattr(self, name) for name in names}, **self.decisions(class_names))
+
+
+def warn_about_rates(uncertainty: Uncertainty, reject: float | None, coverage: float | None, out: Output) -> None:
+    """Warn of rates of "none of these" and of sets that the held-out shots can't guarantee."""
+    if reject is not None and uncertainty.rejector is not None:
+        threshold = uncertainty.rejector.threshold(reject)
+        if not threshold.is_attainable:
+            out.warn(
+                f"{threshold.shots} held-out shots can't set a rate of {100 * reject:g} %: the smallest rate is "
+                f"{100 * threshold.min_rate:.2g} %. Beyond that, a normal tail is assumed"
+            )
+        if threshold.rate_is_upper_bound:
+            out.warn("with one shot per class, fewer pictures than this rate will be called none of these")
+    conformal = uncertainty.conformal
+    if coverage is not None and conformal is not None and (too_few := conformal.explain_shortage(coverage)):
+        out.warn(too_few)

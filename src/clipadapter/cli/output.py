@@ -84,8 +84,11 @@ class Output:
         """Whether progress bars are shown."""
         return not self.quiet and sys.stderr.isatty()
 
-    def result(self, data: Any, text: str) -> None:
-        """Write the result: `data` as one JSON document, or `text`."""
+    def result(self, data: Any, text: str, files: Sequence[object] | None = None) -> None:
+        """Write the result: `data` as one JSON document, or `text`; both name the files that were written."""
+        if files is not None:
+            names = list(map(str, files))
+            data, text = {**data, "files": names}, f"{text}\n\nwrote {', '.join(names)}" if names else text
         echo(json.dumps(data, indent=1) if self.as_json else text)
 
     def facts(self, result: Sequence[Fact], *more: str) -> None:

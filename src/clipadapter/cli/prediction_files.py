@@ -44,6 +44,7 @@ UNFINISHED_NAME = re.compile(rf"\.(\d{{8}}-\d+-\d+-[0-9a-f]{{32}}|joined)\.\w+|\
 """What a run that was killed had not finished."""
 RECORD_KEYS = tuple(Prediction("", None, None, ()).record())
 CSV_HEADER = "source,label,probability,top_labels,top_scores,nearest,unlike_every_class,ood_score,reason,labels,error\n"
+COLUMNS = CSV_HEADER.rstrip().split(",")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,12 @@ class AnsweredRows:
 
 
 Rows: TypeAlias = Sequence[Prediction] | AnsweredRows
+"""Predictions that are ready at once."""
+
+
+def predictions_of(rows: Rows) -> Iterator[Prediction]:
+    """The predictions one by one."""
+    return rows.predictions() if isinstance(rows, AnsweredRows) else iter(rows)
 
 
 def check_prediction_file(path: Path) -> None:
@@ -145,6 +152,8 @@ class PredictionFile:
 
     def write(self, blocks: Sequence[Rows], stamp: str) -> None:
         """Write the next part: predictions for the inputs of this stamp."""
+        if not isinstance(blocks[0], AnsweredRows):  # pictures come one by one
+            blocks = [[row for block in blocks for row in predictions_of(block)]]
         errors = (block.errors if isinstance(block, AnsweredRows) else [row.error for row in block] for block in blocks)
         n_rows, n_unreadable = sum(map(len, blocks)), sum(error is not None for own in errors for error in own)
         name = f"{self._n_kept:08}-{n_rows}-{n_unreadable}-{stamp}"
@@ -346,13 +355,11 @@ def _write_part(path: Path, blocks: Sequence[Rows]) -> None:
         return
     with path.open("w", encoding="utf-8", newline="") as file:
         for rows in blocks:
-            predictions = rows.predictions() if isinstance(rows, AnsweredRows) else rows
             if path.suffix.lower() == ".csv":
-                names = CSV_HEADER.rstrip().split(",")
-                records = map(_fields, predictions)
-                file.write(csv_text([_csv_cell(record[name]) for name in names] for record in records))
+                records = map(_fields, predictions_of(rows))
+                file.write(csv_text([_csv_cell(record[name]) for name in COLUMNS] for record in records))
             else:
-                file.writelines(json.dumps(prediction.record()) + "\n" for prediction in predictions)
+                file.writelines(json.dumps(prediction.record()) + "\n" for prediction in predictions_of(rows))
 
 
 def _join_parts(path: Path, parts: Sequence[Path], run: str) -> None:
@@ -391,7 +398,7 @@ def _schema(pa: Any) -> Any:
     text, number = pa.string(), pa.float64()
     types = {"probability": number, "ood_score": number, "unlike_every_class": pa.bool_()}
     types |= {"top_labels": pa.list_(text), "top_scores": pa.list_(number), "labels": pa.list_(text)}
-    return pa.schema([(name, types.get(name, text)) for name in CSV_HEADER.rstrip().split(",")])
+    return pa.schema([(name, types.get(name, text)) for name in COLUMNS])
 
 
 def _writer_options() -> dict[str, Any]:
@@ -402,8 +409,7 @@ def _writer_options() -> dict[str, Any]:
 
 def _table(pa: Any, rows: Rows, schema: Any) -> Any:
     if not isinstance(rows, AnsweredRows) or rows.n_unreadable:
-        predictions = rows.predictions() if isinstance(rows, AnsweredRows) else rows
-        return pa.Table.from_pylist([_fields(prediction) for prediction in predictions], schema)
+        return pa.Table.from_pylist(list(map(_fields, predictions_of(rows))), schema)
     # No object is made per row, but for reasons, of which there are few.
     columns, n = rows.columns, len(rows)
     names = pa.array(columns.class_names, pa.string())

@@ -14,6 +14,7 @@ from clipadapter.data import Dataset, load_dataset, textiles
 from clipadapter.data.sets import BenchmarkSet, data_root, get_set, list_sets, prepare
 from clipadapter.data.sets.layouts import SplitFileSet
 from clipadapter.errors import DataError
+from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
     from clipadapter.bench.tables import Reference
@@ -85,7 +86,7 @@ class DemoData:
                 *([self.task] if self.task else []),
                 f"{counts.total():,} pictures of {len(names)} classes: {listed}{more}.",
                 f"{self.rule} Models learn from {each} of each class, drawn {draws}, and are measured on "
-                f"{len(self.test.samples):,} test pictures.",
+                f"{format_count(len(self.test.samples), 'test picture')}.",
                 self._describe_chance(),
             ]
         )

@@ -14,6 +14,7 @@ from clipadapter.bench import Run
 from clipadapter.bench.statistics import difference_on_pictures
 from clipadapter.demo.data import DemoData
 from clipadapter.metrics import mean_sd
+from clipadapter.utils.formatting import format_count
 
 Z_95 = 2.0
 """Differences below this many standard errors are called unclear."""
@@ -81,7 +82,7 @@ def describe_table(results: Results) -> str:
     """The class names alone, about four pictures of each class, and the most: mean and deviation over the draws."""
     few, most = min(results.shots, key=lambda shots: abs(shots - 4)), results.shots[-1]
     rows = {"class names alone": ("zero-shot", most), **{_pictures(n): ("auto", n) for n in (few, most)}}
-    lines = [f"{results.metric.replace('_', ' ')} on {sum(results.test_counts.values()):,} test pictures"]
+    lines = [f"{results.metric.replace('_', ' ')} on {format_count(sum(results.test_counts.values()), 'test picture')}"]
     for name, key in rows.items():
         values = results.values.get(key, ())
         mean, spread = (100 * value for value in mean_sd(values)) if values else (0.0, 0.0)

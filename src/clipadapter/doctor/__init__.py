@@ -1,10 +1,14 @@
 """Faults in a set of labelled pictures, before or after a fit. Pictures are never changed."""
 
 from clipadapter.doctor.diagnosis import diagnose
-from clipadapter.doctor.findings import KINDS, SEVERITIES, Diagnosis, Finding, Kind, Picture
-from clipadapter.doctor.page import (
+from clipadapter.doctor.findings import (
+    KINDS,
+    SEVERITIES,
+    Diagnosis,
+    Finding,
     FindingGroup,
-    IllustratedFinding,
+    Kind,
+    Picture,
     illustrate_findings,
     read_findings_css,
     render_findings,
@@ -16,7 +20,6 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "FindingGroup",
-    "IllustratedFinding",
     "Kind",
     "Picture",
     "diagnose",

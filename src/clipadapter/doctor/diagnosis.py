@@ -7,17 +7,24 @@ from dataclasses import replace
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
-from clipadapter.doctor.class_checks import (
+from clipadapter.doctor.findings import Diagnosis, Finding, Picture, rank_findings
+from clipadapter.doctor.labels import (
+    LabelEvidence,
     check_class_sizes,
+    collect_label_evidence,
+    downgrade_overlapping,
     find_class_overlaps,
+    find_label_errors,
     find_same_texts,
     find_unknown_names,
 )
-from clipadapter.doctor.duplicates import find_duplicate_pairs, group_duplicates, nearest_neighbours
-from clipadapter.doctor.findings import Diagnosis, Finding, Picture, rank_findings
-from clipadapter.doctor.image_quality import check_image_quality, measure_images
-from clipadapter.doctor.label_errors import downgrade_overlapping, find_label_errors
-from clipadapter.doctor.label_evidence import LabelEvidence, collect_label_evidence
+from clipadapter.doctor.pictures import (
+    check_image_quality,
+    find_duplicate_pairs,
+    group_duplicates,
+    measure_images,
+    nearest_neighbours,
+)
 from clipadapter.errors import require
 
 
@@ -51,18 +58,20 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     >>> diagnosis.findings[0].kind, diagnosis.findings[0].message
     ('leak', 'train/blue/1.png = test/blue/1.png (equal files)')
     """
-    for module, purpose in (
-        ("imagehash", "the search for near duplicates"),
-        ("cleanlab.filter", "the search for wrong labels"),
-    ):
-        require(module, "doctor", purpose)
+    require("imagehash", "doctor", "the search for near duplicates")
+    require("cleanlab.filter", "doctor", "the search for wrong labels")
     splits = dataset.splits
     by_path = sorted(dataset.samples, key=lambda each: (splits.index(each.split), str(each.label), str(each.path)))
     dataset = replace(dataset, samples=tuple(by_path))  # the folds must not depend on the order
     features = model.extract_features(dataset.paths, dataset.labels, dataset.class_names, views=1)
     all_pictures = [Picture.from_sample(sample, dataset.root) for sample in dataset.samples]
     rows: list[int] = list(features.provenance["rows"])
-    findings = _unreadable_files(all_pictures, rows, features.provenance["skipped"])
+    was_read = set(rows)
+    unreadable = [picture for i, picture in enumerate(all_pictures) if i not in was_read]
+    findings = [
+        Finding("unreadable", 1.0, f"{picture.name}: {reason}", (picture,))
+        for picture, (_, reason) in zip(unreadable, features.provenance["skipped"], strict=True)
+    ]
     measures_or_none = measure_images([all_pictures[row].path for row in rows], progress)
     # A file may be deleted after its features were extracted.
     measured = [i for i, measures in enumerate(measures_or_none) if measures is not None]
@@ -106,13 +115,3 @@ def _find_suspected_labels(pictures: Sequence[Picture], evidence: LabelEvidence)
     wrong_labels = {finding.pictures[0] for finding in label_errors if finding.kind == "wrong-label"}
     overlaps = list(find_class_overlaps(pictures, evidence, wrong_labels))
     return downgrade_overlapping(label_errors, overlaps), overlaps
-
-
-def _unreadable_files(
-    pictures: Sequence[Picture], rows: Sequence[int], skipped: Sequence[tuple[str, str]]
-) -> list[Finding]:
-    missing = sorted(set(range(len(pictures))) - set(rows))
-    return [
-        Finding("unreadable", 1.0, f"{pictures[row].name}: {reason}", (pictures[row],))
-        for row, (_, reason) in zip(missing, skipped, strict=True)
-    ]

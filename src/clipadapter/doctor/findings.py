@@ -1,15 +1,25 @@
-"""Findings of the doctor: each has its pictures, a severity and advice."""
+"""Findings of the doctor: each has its pictures, a severity and advice; as JSON, as text, and as HTML."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from clipadapter.data import Sample
-from clipadapter.utils.files import printable
+from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
+from clipadapter.rendering.html import create_environment, read_asset
+from clipadapter.utils.files import printable, write_atomically
+
+PACKAGE = "clipadapter.doctor"
+THUMBNAIL_SIDE = 192
+"""In pixels: twice that of the page, for screens with two pixels per point."""
+THUMBNAIL_QUALITY = 80
+MAX_PICTURES_PER_FINDING = 8
 
 SEVERITIES = ("severe", "warning", "note")
 """Worst first: it makes measurements wrong; it likely makes a model worse; worth a check."""
@@ -189,7 +199,15 @@ class Diagnosis:
         Args:
             max_per_kind: findings of a kind at most.
         """
-        return "\n".join(self._lines(max_per_kind))
+        lines = [self.summary] if self.findings else [self.summary, "no findings"]
+        for kind, count in self.counts.items():
+            description = KINDS[kind]
+            lines.append(f"\n{description.severity}: {description.title.lower()}: {count}")
+            lines += [f"  {printable(finding.message)}" for finding in self.of_kind(kind)[:max_per_kind]]
+            if count > max_per_kind:
+                lines.append(f"  and {count - max_per_kind} more")
+            lines.append(f"  -> {description.advice}")
+        return "\n".join(lines)
 
     def to_html(self, path: str | Path) -> Path:
         """Write an HTML page with thumbnails. It loads no other file.
@@ -200,9 +218,9 @@ class Diagnosis:
         Raises:
             InputError: if it can't be written.
         """
-        from clipadapter.doctor.page import write_page
-
-        return write_page(self, Path(path))
+        groups = illustrate_findings(self)
+        template = create_environment(PACKAGE).get_template("doctor.html")
+        return write_atomically(path, template.render(diagnosis=self, groups=groups, findings=render_findings(groups)))
 
     @property
     def summary(self) -> str:
@@ -210,20 +228,75 @@ class Diagnosis:
         splits = f" ({', '.join(self.splits)})" if self.splits != ("all",) else ""
         return f"{self.n_pictures} pictures in {self.n_classes} classes{splits}, encoder {self.encoder}"
 
-    def _lines(self, max_per_kind: int) -> Iterator[str]:
-        yield self.summary
-        if not self.findings:
-            yield "no findings"
-        for kind, count in self.counts.items():
-            description = KINDS[kind]
-            yield f"\n{description.severity}: {description.title.lower()}: {count}"
-            yield from (f"  {printable(finding.message)}" for finding in self.of_kind(kind)[:max_per_kind])
-            if count > max_per_kind:
-                yield f"  and {count - max_per_kind} more"
-            yield f"  -> {description.advice}"
-
 
 def rank_findings(findings: list[Finding]) -> tuple[Finding, ...]:
     """Findings, worst first: by severity, then kind, then score; equal ones keep their order."""
     rank = {name: (SEVERITIES.index(kind.severity), i) for i, (name, kind) in enumerate(KINDS.items())}
     return tuple(sorted(findings, key=lambda finding: (*rank[finding.kind], -finding.score)))
+
+
+# ---- As HTML ----
+
+
+@dataclass(frozen=True)
+class IllustratedFinding:
+    """A finding with thumbnails."""
+
+    finding: Finding
+    # Its first pictures, each with a URL that contains a small JPEG file (``data:image/jpeg;...``); the URL is empty if
+    # the picture can't be read
+    thumbnails: tuple[tuple[Picture, str], ...]
+
+
+@dataclass(frozen=True)
+class FindingGroup:
+    """Findings of one kind, worst first."""
+
+    name: str  # of the kind
+    kind: Kind  # its severity, title and advice
+    count: int  # how many findings there are
+    shown: tuple[IllustratedFinding, ...]  # the first of them
+
+
+def illustrate_findings(
+    diagnosis: Diagnosis, *, per_kind: int = 60, side: int = THUMBNAIL_SIDE
+) -> tuple[FindingGroup, ...]:
+    """Findings with thumbnails, in groups.
+
+    Args:
+        diagnosis: its pictures are read again from their files, each once.
+        per_kind: findings of a kind at most.
+        side: longest side of a thumbnail in pixels.
+    """
+    shown = {kind: diagnosis.of_kind(kind)[:per_kind] for kind in diagnosis.counts}
+    pictures = list({picture for findings in shown.values() for finding in findings for picture in _first(finding)})
+    thumbnails = encode_thumbnails([picture.path for picture in pictures], side, THUMBNAIL_QUALITY)
+    urls = {picture: thumbnail_url(thumbnail) for picture, thumbnail in zip(pictures, thumbnails, strict=True)}
+    groups = []
+    for kind, findings in shown.items():
+        illustrated = tuple(
+            IllustratedFinding(finding, tuple((picture, urls[picture]) for picture in _first(finding)))
+            for finding in findings
+        )
+        groups.append(FindingGroup(kind, KINDS[kind], diagnosis.counts[kind], illustrated))
+    return tuple(groups)
+
+
+def _first(finding: Finding) -> tuple[Picture, ...]:
+    return finding.pictures[:MAX_PICTURES_PER_FINDING]
+
+
+def render_findings(groups: Iterable[FindingGroup], level: int = 2) -> Markup:
+    """A section per kind, with the anchor ``#kind``; all text is escaped. See `read_findings_css`.
+
+    Args:
+        groups: of `illustrate_findings`.
+        level: of the headings, 2 for h2.
+    """
+    template = create_environment(PACKAGE).get_template("findings.html")
+    return Markup(template.render(groups=list(groups), level=level))  # noqa: S704 - escaped
+
+
+def read_findings_css() -> Markup:
+    """The style sheet of `render_findings`, light and dark; the names of all its classes begin with ``doctor``."""
+    return read_asset(PACKAGE, "findings.css")

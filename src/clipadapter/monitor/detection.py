@@ -1,39 +1,48 @@
-"""Drift detection on a stream of pictures."""
+"""Drift detection on a stream of pictures, in the order in which they were taken."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.data.images import get_max_pixels, image_bytes, open_image
 from clipadapter.errors import DataError, InputError, brief
 from clipadapter.metrics import wilson_interval
-from clipadapter.monitor.covariate_shift import CovariateShift, measure_covariate_shift
-from clipadapter.monitor.drift import (
+from clipadapter.monitor.priors import Array, estimate_priors
+from clipadapter.monitor.reference import (
+    AnyModel,
+    Observations,
+    Reference,
+    estimate_with_intervals,
+    observe,
+    reference_from_pictures,
+    reference_from_shots,
+)
+from clipadapter.monitor.report import (
     CHECKS,
     CheckResult,
     ClassPrior,
     DriftReport,
     OodRate,
     Window,
-    describe_covariate_shift,
     describe_label_shift,
     describe_ood_rate,
     holm,
 )
-from clipadapter.monitor.label_shift import LabelShift, compare_priors_with_pictures, compare_priors_with_shots
-from clipadapter.monitor.observations import AnyModel, Observations, observe, rejected_mask, uncertainty_of
-from clipadapter.monitor.priors import Array, estimate_priors
-from clipadapter.monitor.reference import (
-    Reference,
-    estimate_with_intervals,
-    reference_from_pictures,
-    reference_from_shots,
+from clipadapter.monitor.shift import (
+    CovariateShift,
+    LabelShift,
+    compare_priors_with_pictures,
+    compare_priors_with_shots,
+    measure_covariate_shift,
 )
 from clipadapter.runtime import Predictor
 
@@ -51,6 +60,12 @@ MIN_DRAWS, MAX_DRAWS = 199, 99_999
 """Draws per test. With b draws the smallest p-value is 1 / (b + 1): 0.005 and 0.00001."""
 WINDOW_DRAWS = MIN_DRAWS
 """Draws per window: these give the limit of a plot, and no p-value is reported."""
+NOT_TESTED = {
+    "label-shift": f"it takes {MIN_SHOTS_PER_CLASS} shots per class or more, or pictures of the usual situation",
+    "ood-rate": "the model can't reject pictures of none of its classes, that takes two shots per class or more",
+}
+SortKey = Literal["time", "name"]
+EXIF_BLOCK_TAG, DATE_TIME_ORIGINAL_TAG = 0x8769, 0x9003
 
 
 def detect_drift(
@@ -108,31 +123,15 @@ def detect_drift(
     observed = observe(model, current, rate)
     _check_size(len(observed), "the stream has")
     _check_size(len(expected), "the reference has" if reference is not None else "the model has kept shots of")
-    run = _Detection(model, expected, observed, alpha, frozenset(skip), rate, seed)
-    label_shift = run.label_shift()
-    classes, ood_rate = run.class_priors(label_shift), run.ood_rate()
-    checks = run.results(run.covariate_shift(slice(None), run.draws), label_shift, classes, ood_rate)
-    return DriftReport(
-        len(observed),
-        observed.n_repeated,
-        observed.skipped,
-        expected.kind,
-        len(expected),
-        alpha,
-        checks,
-        classes,
-        ood_rate,
-        tuple(run.windows(window, times)),
-        expected.held_out is not None,
-        not any(result.is_significant for result in checks if result.check != "label-shift"),
-    )
+    names = model.class_names if isinstance(model, Predictor) else model.class_names_
+    return _Comparison(names, expected, observed, alpha, frozenset(skip), rate, seed).report(window, times)
 
 
 def _check_options(
     model: AnyModel, reject: float | None, alpha: float, window: int | None, skip: Collection[str]
 ) -> float | None:
     """Return the rate of "none of these"; None if the model can't reject."""
-    uncertainty = uncertainty_of(model) if isinstance(model, Predictor) or hasattr(model, "uncertainty_") else None
+    uncertainty = model.uncertainty if isinstance(model, Predictor) else getattr(model, "uncertainty_", None)
     if uncertainty is None:
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
     if uncertainty.multilabel is not None:
@@ -145,10 +144,11 @@ def _check_options(
         raise InputError(f"no check is called {brief(unknown[0])}; there are: {', '.join(CHECKS)}")
     if set(skip) == set(CHECKS):
         raise InputError("all checks are skipped: keep one")
-    rate = None if uncertainty.rejector is None else reject or uncertainty.decisions.reject or DEFAULT_REJECT_RATE
-    if rate is not None and math.isinf(uncertainty.rejector.threshold(rate).value):
-        rate = None  # so few shots were held out that the model never rejects a picture
-    return rate
+    if uncertainty.rejector is None:
+        return None
+    rate = float(reject or uncertainty.decisions.reject or DEFAULT_REJECT_RATE)
+    # An infinite threshold: so few shots were held out that the model never rejects a picture.
+    return None if math.isinf(uncertainty.rejector.threshold(rate).value) else rate
 
 
 def _check_size(count: int, subject: str) -> None:
@@ -158,23 +158,38 @@ def _check_size(count: int, subject: str) -> None:
         )
 
 
-NOT_TESTED = {
-    "label-shift": f"it takes {MIN_SHOTS_PER_CLASS} shots per class or more, or pictures of the usual situation",
-    "ood-rate": "the model can't reject pictures of none of its classes, that takes two shots per class or more",
-}
-
-
 @dataclass(frozen=True, eq=False)
-class _Detection:
+class _Comparison:
     """The reference and the stream of one run, which each check compares."""
 
-    model: AnyModel
+    names: Sequence[str]  # of the classes
     expected: Reference
     observed: Observations
     alpha: float  # probability of a false alarm
     skip: frozenset[str]  # names of checks that are not run
     reject: float | None  # rate of "none of these"; None if the model can't reject
     seed: int  # of all random numbers
+
+    def report(self, window: int | None, times: Sequence[float] | None) -> DriftReport:
+        """All checks, and the stream over time."""
+        expected, observed = self.expected, self.observed
+        label_shift, ood_rate = self.label_shift(), self.ood_rate()
+        classes = self.class_priors(label_shift)
+        checks = self.check_results(self.covariate_shift(slice(None), self.draws), label_shift, classes, ood_rate)
+        return DriftReport(
+            len(observed),
+            observed.n_repeated,
+            observed.skipped,
+            expected.kind,
+            len(expected),
+            self.alpha,
+            checks,
+            classes,
+            ood_rate,
+            tuple(self.windows(window, times)),
+            expected.held_out is not None,
+            not any(result.is_significant for result in checks if result.check != "label-shift"),
+        )
 
     @property
     def draws(self) -> int:
@@ -189,20 +204,15 @@ class _Detection:
         """(m, c) of the stream, by the same kind of fits as those of the reference."""
         return self.expected.comparable_probabilities(self.observed)
 
-    @cached_property
-    def rejected(self) -> NDArray[np.bool_] | None:
-        """(m,) which pictures of the stream the model calls none of the classes; None if it can't reject."""
-        return rejected_mask(self.model, self.observed, self.reject)
-
     def label_shift(self) -> LabelShift | None:
         """Whether the class priors changed; None if the check is skipped or can't be run."""
-        if "label-shift" in self.skip or self.expected.shots_per_class() < MIN_SHOTS_PER_CLASS:
+        expected = self.expected
+        if "label-shift" in self.skip or expected.shots_per_class() < MIN_SHOTS_PER_CLASS:
             return None
-        reference, labels, stream = self.expected.probabilities, self.expected.labels, self.probabilities
+        reference, labels, stream = expected.probabilities, expected.labels, self.probabilities
         if labels is None:
             return compare_priors_with_pictures(reference, stream, draws=self.draws, seed=self.seed)
-        priors = self.expected.priors
-        return compare_priors_with_shots(reference, labels, priors, stream, draws=self.draws, seed=self.seed)
+        return compare_priors_with_shots(reference, labels, expected.priors, stream, draws=self.draws, seed=self.seed)
 
     def covariate_shift(self, part: slice | NDArray[np.intp], draws: int) -> CovariateShift | None:
         """Whether the features of a part of the stream changed; None if the check is skipped."""
@@ -217,66 +227,62 @@ class _Detection:
         rng = np.random.default_rng(self.seed)
         rows, current_rows = (np.sort(rng.permutation(size)[:MAX_COMPARED_PICTURES]) for size in (n, m))
         P, Q = expected.probabilities[rows], probabilities[current_rows]
+
+        def odds(sample: Array) -> Array:
+            """How much likelier each picture is in the stream, given the classes that it may have."""
+            joint = sample / expected.assumed_priors * np.maximum(expected.sample_priors, 1e-6)
+            return np.asarray(joint @ ratio / joint.sum(axis=1))
+
         return measure_covariate_shift(
             expected.features[rows],
             self.observed.features[part][current_rows],
             (P, Q),
-            (_odds(P, expected, ratio), _odds(Q, expected, ratio)),
+            (odds(P), odds(Q)),
             draws=draws,
             seed=self.seed,
         )
 
     def class_priors(self, shift: LabelShift | None) -> tuple[ClassPrior, ...]:
         """How frequent each class is."""
-        model, expected = self.model, self.expected
-        names = getattr(model, "class_names_", None) or model.class_names  # type: ignore[union-attr]
-        mean, low, high = estimate_with_intervals(self.observed, expected.held_out, expected.assumed_priors, self.seed)
-        return tuple(
-            ClassPrior(
-                name,
-                float(expected.priors[i]),
-                float(mean[i]),
-                float(low[i]),
-                float(high[i]),
-                None if shift is None else float(shift.class_p_values[i]),
-            )
-            for i, name in enumerate(names)
-        )
+        expected = self.expected
+        estimates = estimate_with_intervals(self.observed, expected.held_out, expected.assumed_priors, self.seed)
+        columns = [values.tolist() for values in (expected.priors, *estimates)]
+        p_values = [None] * len(self.names) if shift is None else shift.class_p_values.tolist()
+        return tuple(ClassPrior(*row) for row in zip(self.names, *columns, p_values, strict=True))
 
     def ood_rate(self) -> OodRate | None:
         """How many pictures show none of the classes; None if the model can't reject."""
-        expected = self.expected
-        if self.rejected is None or self.reject is None:
+        expected, rejected = self.expected, self.observed.rejected
+        if rejected is None or self.reject is None:
             return None
         reference = expected.n_rejected / expected.n_scored if expected.n_scored else self.reject
-        return OodRate(self.reject, reference, *_rate(self.rejected))
+        return OodRate(self.reject, reference, *_rate(rejected))
 
-    def results(
+    def check_results(
         self,
         covariate_shift: CovariateShift | None,
         label_shift: LabelShift | None,
-        classes: tuple[ClassPrior, ...],
+        classes: Sequence[ClassPrior],
         ood_rate: OodRate | None,
     ) -> tuple[CheckResult, ...]:
         """The result of each check, with p-values that are corrected for their number."""
-        p_values: dict[str, float] = {}
-        if covariate_shift is not None:
-            p_values["covariate-shift"] = covariate_shift.p_value
-        if label_shift is not None:
-            p_values["label-shift"] = label_shift.p_value
-        if self.rejected is not None and "ood-rate" not in self.skip:
-            n_rejected, reference = int(self.rejected.sum()), self.expected
-            p_values["ood-rate"] = fisher_p_value(
-                n_rejected, len(self.rejected), reference.n_rejected, reference.n_scored
-            )
+        p_values = {
+            check: shift.p_value
+            for check, shift in (("covariate-shift", covariate_shift), ("label-shift", label_shift))
+            if shift is not None
+        }
+        rejected, expected = self.observed.rejected, self.expected
+        if rejected is not None and "ood-rate" not in self.skip:
+            counts = int(rejected.sum()), len(rejected), expected.n_rejected, expected.n_scored
+            p_values["ood-rate"] = fisher_p_value(*counts)
         corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
         is_significant = {check: p <= self.alpha for check, p in corrected.items()}
         # Estimates of priors assume that pictures of a class look as before, and can't be trusted otherwise.
         is_reliable = not (is_significant.get("covariate-shift") or is_significant.get("ood-rate"))
         messages = {
-            "covariate-shift": describe_covariate_shift(corrected.get("covariate-shift", 1.0)),
+            "covariate-shift": f"the pictures look different (p = {corrected.get('covariate-shift', 1.0):.2g})",
             "label-shift": describe_label_shift(classes, self.alpha, is_reliable),
-            "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, self.expected.kind),
+            "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.kind),
         }
         return tuple(
             CheckResult(check, p_values[check], corrected[check], is_significant[check], messages[check])
@@ -287,7 +293,7 @@ class _Detection:
 
     def windows(self, window: int | None, times: Sequence[float] | None) -> Iterator[Window]:
         """The stream over time."""
-        m, rejected = len(self.observed), self.rejected
+        m, rejected = len(self.observed), self.observed.rejected
         size = window or max(MIN_PICTURES, math.ceil(m / DEFAULT_WINDOWS))
         for rows in np.array_split(np.arange(m), max(1, m // size)):
             shift, P = self.covariate_shift(rows, WINDOW_DRAWS), self.observed.probabilities[rows]
@@ -299,14 +305,8 @@ class _Detection:
                 float(P.max(axis=1).mean()),
                 None if shift is None else shift.distance,
                 None if shift is None else shift.distance_limit,
-                tuple(float(prior) for prior in estimate_priors(P, self.expected.assumed_priors)),
+                tuple(estimate_priors(P, self.expected.assumed_priors).tolist()),
             )
-
-
-def _odds(probabilities: Array, expected: Reference, ratio: Array) -> Array:
-    """How much likelier each picture is in the stream, given the classes that it may have."""
-    joint = probabilities / expected.assumed_priors * np.maximum(expected.sample_priors, 1e-6)
-    return np.asarray(joint @ ratio / joint.sum(axis=1))
 
 
 def _rate(rejected: NDArray[np.bool_]) -> tuple[float, float, float]:
@@ -320,15 +320,61 @@ def fisher_p_value(rejected: int, m: int, reference_rejected: int, n: int) -> fl
 
     The test also holds for shots, although the threshold is the score of one of them. Consider the pictures with the
     highest scores, as many as are rejected in both samples together. If nothing changed, they are a random draw from
-    all m + n pictures. The p-value is the probability that ``rejected`` or more of them are of the stream.
+    all m + n pictures. The p-value is the probability that ``rejected`` or more of them are of the stream. Not SciPy's,
+    which an installation for exported files lacks.
     """
     total = rejected + reference_rejected
-    log_ways = [
-        _log_binomial(m, k) + _log_binomial(n, total - k) for k in range(max(rejected, total - n), min(m, total) + 1)
-    ]
+    counts = range(max(rejected, total - n), min(m, total) + 1)
+    log_ways = (_log_binomial(m, k) + _log_binomial(n, total - k) for k in counts)
     return min(1.0, math.fsum(math.exp(log - _log_binomial(m + n, total)) for log in log_ways))
 
 
 def _log_binomial(n: int, k: int) -> float:
     """Logarithm of the binomial coefficient n over k."""
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+# ---- The order of the stream ----
+
+
+def sort_pictures(paths: Sequence[Path], by: SortKey = "time") -> tuple[list[Path], list[float] | None]:
+    """Sort pictures, the oldest first.
+
+    Args:
+        paths: of the pictures.
+        by: "time" sorts by the date in the EXIF data of a photo, or by the file's last change if there is none;
+            "name" sorts by path.
+
+    Returns:
+        Paths, and the time of each in seconds since 1970; None by name. Equal times are in the order of their paths.
+
+    Raises:
+        InputError: if there is no such order.
+    """
+    if by not in ("time", "name"):
+        raise InputError(f"pictures are ordered by time or name, not by {brief(by)}")
+    by_name = sorted(paths)
+    if by == "name":
+        return by_name, None
+    by_time = sorted(((_picture_time(path), path) for path in by_name), key=lambda pair: pair[0])
+    return [path for _, path in by_time], [seconds for seconds, _ in by_time]
+
+
+def _picture_time(path: Path) -> float:
+    """Seconds since 1970; 0 for a missing file, which is reported when it is read."""
+    try:
+        return _exif_time(path) or path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _exif_time(path: Path) -> float | None:
+    """When a JPEG file says that it was taken, in this machine's time zone, since cameras store none."""
+    if path.suffix.lower() not in (".jpg", ".jpeg"):
+        return None
+    try:
+        image, _ = open_image(image_bytes(path), path.name, get_max_pixels())
+        text = str(image.getexif().get_ifd(EXIF_BLOCK_TAG).get(DATE_TIME_ORIGINAL_TAG, ""))
+        return time.mktime(time.strptime(text.strip("\0 "), "%Y:%m:%d %H:%M:%S"))
+    except Exception:  # PIL raises many types for damaged files, and the order does not depend on the date alone
+        return None

@@ -1,9 +1,10 @@
-"""The reference that a stream is compared with: the model's shots, or pictures of normal operation.
+"""What a model computes for a stream of pictures, and for the reference that the stream is compared with.
 
-A model was fitted to its shots, so that its probabilities for them are too good. Shots are therefore held out in folds.
-Pictures of the stream are predicted by the heads of these folds too, each picture by one of them. The probabilities of
-both samples then come from fits of the same kind. This serves the tests if shots are the reference, and class priors
-for either reference: held-out shots show how often the model confuses which classes.
+The reference is pictures of normal operation, or the model's shots. A model was fitted to its shots, so that its
+probabilities for them are too good. Shots are therefore held out in folds. Pictures of the stream are predicted by the
+heads of these folds too, each picture by one of them. The probabilities of both samples then come from fits of the same
+kind. This serves the tests if shots are the reference, and class priors for either reference: held-out shots show how
+often the model confuses which classes.
 """
 
 from __future__ import annotations
@@ -11,22 +12,82 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.errors import InputError, brief
-from clipadapter.monitor.observations import AnyModel, Observations, count_rejected, observe
-from clipadapter.monitor.prior_posterior import count_confusions, draw_priors
-from clipadapter.monitor.priors import INTERVAL_QUANTILES, MIN_DENSITY, Array, estimate_priors, prior_intervals
+from clipadapter.errors import DataError, InputError, brief
+from clipadapter.monitor.priors import (
+    INTERVAL_QUANTILES,
+    MIN_DENSITY,
+    Array,
+    count_confusions,
+    draw_priors,
+    estimate_priors,
+    prior_intervals,
+)
 from clipadapter.runtime import Predictor
+from clipadapter.uncertainty import DecisionOptions
+from clipadapter.utils.formatting import describe_unreadable
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
 
+AnyModel: TypeAlias = "FewShotClassifier | Predictor"
 ADVICE = "give pictures of the usual situation (--reference FOLDER, reference=)"
 PRIOR_POWERS = np.linspace(0, 1, 21)
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """Features, probabilities and rejections of m pictures."""
+
+    features: NDArray[Any]  # (m, d) block ``final``, which is compared with that of other pictures
+    head_features: NDArray[Any]  # (m, e) features that the head reads, which are those of all blocks
+    probabilities: Array  # (m, c), calibrated
+    rejected: NDArray[np.bool_] | None  # (m,) which are called none of the classes; None if the model can't reject
+    indices: tuple[int, ...]  # positions of the pictures in the given paths
+    skipped: tuple[tuple[str, str], ...]  # (name, reason) of the pictures that can't be read
+    n_repeated: int  # how many were left out because an earlier picture has the same features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Observations:
+    """Run a model on pictures, with a rate of "none of these" if it can reject; copies of a picture count once."""
+    if not paths:
+        raise DataError("there are no pictures: give one or more")
+    parts: NDArray[Any] | None = None  # scores of "none of these", which an exported graph computes
+    if isinstance(model, Predictor):
+        pictures, outputs = model.outputs_of(paths)
+        indices = [i for i, picture in enumerate(pictures) if picture.error is None]
+        skipped = [(picture.name, picture.error) for picture in pictures if picture.error is not None]
+        if not indices:
+            raise DataError(f"{describe_unreadable(len(paths))}: {skipped[0][0]}: {skipped[0][1]}")
+        features = head_features = outputs.features
+        logits, parts, uncertainty = outputs.logits, outputs.ood_score_parts, model.uncertainty
+    else:
+        placeholder = "unknown"  # feature sets have labels, and these pictures have none
+        extracted = model.extract_features(list(paths), [placeholder] * len(paths), [placeholder], views=1)
+        features, head_features, logits = extracted.final, extracted.plain, model.head_.logits(extracted.plain)
+        indices, skipped = extracted.provenance["rows"], extracted.provenance["skipped"]
+        uncertainty = model.uncertainty_
+    # Copies are not independent observations: a picture that was sent again would look like a change.
+    first = np.sort(np.unique(features, axis=0, return_index=True)[1])
+    features, head_features, logits = features[first], head_features[first], logits[first]
+    parts = None if parts is None else parts[first]
+    answers = uncertainty.answer(logits, features, DecisionOptions(reject=reject), columns=parts)
+    return Observations(
+        features,
+        head_features,
+        answers.probabilities,
+        None if reject is None else answers.rejected,
+        tuple(indices[i] for i in first),
+        tuple(skipped),
+        len(indices) - len(first),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +117,6 @@ class Reference:
     held_out: HeldOutShots | None = None
 
     def __len__(self) -> int:
-        """How many pictures."""
         return len(self.features)
 
     @property
@@ -80,7 +140,6 @@ def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: floa
     observations = observe(model, paths, reject)
     assumed = _priors_of_shots(model)
     held_out = None if isinstance(model, Predictor) or _why_not_held_out(model) else hold_out_shots(model)
-    n_rejected = 0 if reject is None else count_rejected(model, observations, reject)
     return Reference(
         observations.features,
         observations.probabilities,
@@ -88,7 +147,7 @@ def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: floa
         assumed,
         estimate_with_intervals(observations, held_out, assumed)[0],
         estimate_priors(observations.probabilities, assumed),
-        n_rejected,
+        0 if observations.rejected is None else int(observations.rejected.sum()),
         len(observations),
         held_out,
     )

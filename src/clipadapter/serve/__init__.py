@@ -3,7 +3,7 @@
 A few threads load a request's pictures, which then run in batches with those of other requests. A request that can't be
 answered in time is refused before its body is read. docs/serving.md describes the addresses.
 
-Where to start: `app.py` and `v1.py` (routes), `prediction_request.py` (the steps of a request), `batching.py` (queue
+Where to start: `app.py` (routes), `prediction_request.py` (the steps of a request and its body), `batching.py` (queue
 and batches), `models.py` (loading and reloading), `middleware.py` (every request).
 """
 

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import cache, partial
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, Response
 from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel, Field
+from pydantic_core import to_json
 
 from clipadapter import __version__
-from clipadapter.serve import v1
-from clipadapter.serve.body import body_schema
+from clipadapter.serve.batching import Answer, Unreadable
 from clipadapter.serve.metrics import CONTENT_TYPE
 from clipadapter.serve.middleware import RequestMiddleware, add_error_handlers
-from clipadapter.serve.models import REFRESH_SECONDS, ServedModels
-from clipadapter.serve.prediction_request import ServerState
+from clipadapter.serve.models import REFRESH_SECONDS, ServedModel, ServedModels
+from clipadapter.serve.prediction_request import JSON, PredictionRequest, ServerState, body_schema, load_picture
+from clipadapter.utils.prediction import unreadable
 
 DESCRIPTION = (
     'Predicts the classes of pictures with models that `clipadapter export` wrote. Errors are `{"error": "why"}`.'
 )
-
 PAGE_POLICY = (
     "default-src 'none'; connect-src 'self'; img-src blob:; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 """The page talks to this server alone, and no other page frames it."""
+MAX_INLINE_SCORES = 2000
+"""Answers with more scores are written in a thread."""
+Timeout = Annotated[
+    float | None, Query(ge=0.001, le=3600, description="Seconds you wait; the server's deadline if shorter.")
+]
+router = APIRouter()
 
 
 def create_app(models: ServedModels, token: str | None = None, refresh_seconds: float = REFRESH_SECONDS) -> FastAPI:
@@ -67,39 +75,11 @@ def create_app(models: ServedModels, token: str | None = None, refresh_seconds: 
         telemetry={"auto_configure": False},
     )
     app.state.server = state
-    app.include_router(v1.router)
-    _add_other_routes(app)
+    app.include_router(router)
     add_error_handlers(app)
     app.openapi = lambda: _document(app, models.limits.max_pictures, token is not None)  # type: ignore[method-assign]
     app.add_middleware(RequestMiddleware, state=state, token=token)
     return app
-
-
-def _add_other_routes(app: FastAPI) -> None:
-    @app.get("/v2/health/live", tags=["running"], summary="Server live")
-    async def live() -> dict[str, bool]:
-        """Whether the process answers."""
-        return {"live": True}
-
-    @app.get("/v2/health/ready", tags=["running"], summary="Server ready", responses={503: {}})
-    async def ready(request: Request, response: Response) -> dict[str, bool]:
-        """Whether requests are accepted: not while the server is stopping."""
-        is_ready = not request.app.state.server.is_stopping
-        response.status_code = 200 if is_ready else 503
-        return {"live": True, "ready": is_ready}
-
-    @app.get("/metrics", tags=["running"], summary="Metrics", response_class=Response)
-    async def metrics(request: Request) -> Response:
-        """Counts and times, in the text format of Prometheus."""
-        return Response(request.app.state.server.models.metrics.render(), media_type=CONTENT_TYPE)
-
-    package = files("clipadapter")
-    style = (package / "rendering" / "templates" / "base.css").read_text(encoding="utf-8")
-    page = (package / "serve" / "templates" / "page.html").read_text(encoding="utf-8").replace("/* base.css */", style)
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> Response:
-        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
 
 
 def _document(app: FastAPI, max_pictures: int, needs_token: bool) -> dict[str, Any]:
@@ -116,3 +96,224 @@ def _document(app: FastAPI, max_pictures: int, needs_token: bool) -> dict[str, A
             document.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         app.openapi_schema = document
     return app.openapi_schema
+
+
+# ---- Schemas of answers ----
+
+
+class ErrorResponse(BaseModel):
+    """Why a request failed; the same shape everywhere."""
+
+    error: str = Field(description="What was wrong, what came, what to do.")
+
+
+class ClassScore(BaseModel):
+    """A class and its probability."""
+
+    label: str
+    score: float
+
+
+class PicturePrediction(BaseModel):
+    """The prediction for one picture; the fields of ``clipadapter predict --json``."""
+
+    source: str = Field(description="The file's name as you sent it, or its position in the list.")
+    label: str | None = Field(description="The predicted class; null if the picture is rejected or can't be read.")
+    probability: float | None = Field(description="Of that class, or of `nearest`.")
+    top: list[ClassScore] = Field(description="The best classes.")
+    nearest: str | None = Field(description="The class that is predicted without rejection.")
+    unlike_every_class: bool = Field(
+        description="Whether the picture is unlike every class; it has a `label` all the same, unless it is rejected."
+    )
+    ood_score: float | None = Field(description="How unlike the classes it is; 0 for the mean held-out shot.")
+    reason: str | None = Field(description="Why the picture is unlike every class.")
+    labels: list[str] | None = Field(description="The prediction set, or the labels of a multi-label model.")
+    error: str | None = Field(description="Why the picture can't be read.")
+
+
+class PredictionResponse(BaseModel):
+    """Predictions in the order of the pictures."""
+
+    model: str
+    version: str
+    predictions: list[PicturePrediction]
+
+
+class ModelCapabilities(BaseModel):
+    """Options that a model supports."""
+
+    reject: bool
+    coverage: bool
+
+
+class ModelAddresses(BaseModel):
+    """Where to send requests."""
+
+    pictures: str
+    curl: str
+
+
+class ModelDescription(BaseModel):
+    """A model."""
+
+    name: str
+    version: str = Field(description="Start of the SHA-256 of its file.")
+    loaded: str
+    error: str | None = Field(description="Why a newer file could not be loaded; the previous one is served.")
+    classes: list[str]
+    task: str
+    encoder: str | None
+    licence: str | None
+    head: str | None
+    precision: str
+    backend: str | None
+    can: ModelCapabilities
+    ask: ModelAddresses
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    models: list[ModelDescription]
+
+
+STATUS_DESCRIPTIONS = {
+    400: "The request can't be parsed.",
+    401: "The token is missing or wrong.",
+    404: "No such model.",
+    408: "The body did not come in time.",
+    413: "Too many bytes, pictures or values.",
+    415: "The type of the body, or the format of a picture, is not accepted.",
+    421: "The header Host names another server.",
+    422: "A value is wrong, or was not learned from the shots.",
+    503: "The queue or the places for slow pictures are full, or the server is stopping; Retry-After says when to try "
+    "again.",
+    504: "No answer in time.",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text} for status, text in STATUS_DESCRIPTIONS.items()
+}
+PREDICTION_RESPONSES: dict[int | str, dict[str, Any]] = {200: {"model": PredictionResponse}, **ERRORS}
+
+
+# ---- Routes ----
+
+
+@router.post(
+    "/v1/predict", tags=["pictures"], responses=PREDICTION_RESPONSES, summary="Predict classes with the only model"
+)
+async def predict_by_the_only_model(request: Request, timeout: Timeout = None) -> Response:
+    """As `/v1/models/{name}/predict`, where one model is served."""
+    return await _predict(PredictionRequest(request, timeout), None)
+
+
+@router.post("/v1/models/{name}/predict", tags=["pictures"], responses=PREDICTION_RESPONSES, summary="Predict classes")
+async def predict(request: Request, name: str, timeout: Timeout = None) -> Response:
+    """One prediction per picture, in their order; a picture that can't be read has an `error` and affects no other.
+
+    Send files in a form (`curl -F images=@a.jpg -F images=@b.jpg -F top=3`), or JSON with base64.
+    """
+    return await _predict(PredictionRequest(request, timeout), name)
+
+
+@router.get("/v1/models", tags=["models"], summary="Models that are served")
+async def models(request: Request) -> ModelList:
+    """Each with its classes and addresses."""
+    served: ServedModels = request.app.state.server.models
+    return ModelList(models=[_describe(served.get(name)) for name in served.names])
+
+
+@router.get(
+    "/v1/models/{name}",
+    tags=["models"],
+    responses={200: {"model": ModelDescription}, 401: ERRORS[401], 404: ERRORS[404]},
+    summary="A model",
+)
+async def model(request: Request, name: str) -> ModelDescription:
+    """Its classes, encoder, licence and addresses."""
+    return _describe(request.app.state.server.models.get(name))
+
+
+@router.get("/v2/health/live", tags=["running"], summary="Server live")
+async def live() -> dict[str, bool]:
+    """Whether the process answers."""
+    return {"live": True}
+
+
+@router.get("/v2/health/ready", tags=["running"], summary="Server ready", responses={503: {}})
+async def ready(request: Request, response: Response) -> dict[str, bool]:
+    """Whether requests are accepted: not while the server is stopping."""
+    is_ready = not request.app.state.server.is_stopping
+    response.status_code = 200 if is_ready else 503
+    return {"live": True, "ready": is_ready}
+
+
+@router.get("/metrics", tags=["running"], summary="Metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Counts and times, in the text format of Prometheus."""
+    return Response(request.app.state.server.models.metrics.render(), media_type=CONTENT_TYPE)
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> Response:
+    """The page on which a picture can be dropped."""
+    return HTMLResponse(_read_page(), headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+@cache
+def _read_page() -> str:
+    package = files("clipadapter")
+    style = (package / "rendering" / "templates" / "base.css").read_text(encoding="utf-8")
+    page = (package / "serve" / "templates" / "page.html").read_text(encoding="utf-8")
+    return page.replace("/* base.css */", style)
+
+
+async def _predict(request: PredictionRequest, name: str | None) -> Response:
+    request.check_queue(name)
+    pictures = await request.read_pictures()
+    model, slot = request.take_slot(name)
+    with slot:
+        request.context.pictures = len(pictures.files)
+        options = pictures.options.model_options()
+        model.check_options(options)
+        loaders = [partial(load_picture, model.predictor, file, request.state.limits) for file in pictures.files]
+        names, top = pictures.names, pictures.options.top
+        del pictures  # each loader has what it needs, and is dropped when its picture is loaded
+        results = await request.predict(slot, loaders, options)
+    if len(results) * min(top, len(model.predictor.class_names)) <= MAX_INLINE_SCORES:
+        return _prediction_response(model, results, names, top)
+    return await asyncio.to_thread(_prediction_response, model, results, names, top)
+
+
+def _prediction_response(
+    model: ServedModel, results: Sequence[Answer | Unreadable], sources: Sequence[str], top: int
+) -> Response:
+    predictions = [
+        unreadable(source, result.reason)
+        if isinstance(result, Unreadable)
+        else result.answers.prediction(result.row, source, model.predictor.class_names, top)
+        for result, source in zip(results, sources, strict=True)
+    ]
+    records = [prediction.record() for prediction in predictions]
+    content = {"model": model.name, "version": model.version, "predictions": records}
+    return Response(to_json(content), media_type=JSON)
+
+
+def _describe(model: ServedModel) -> ModelDescription:
+    predictor, address = model.predictor, f"/v1/models/{model.name}/predict"
+    encoder, uncertainty = predictor.metadata.encoder, predictor.uncertainty
+    return ModelDescription(
+        name=model.name,
+        version=model.version,
+        loaded=model.loaded_at.isoformat(timespec="seconds"),
+        error=model.error,
+        classes=list(predictor.class_names),
+        task="multilabel" if predictor.is_multilabel else "single-label",
+        encoder=encoder.get("name"),
+        licence=encoder.get("licence"),
+        head=predictor.metadata.head.get("name"),
+        precision=predictor.precision,
+        backend=predictor.backend,
+        can=ModelCapabilities(reject=uncertainty.rejector is not None, coverage=uncertainty.conformal is not None),
+        ask=ModelAddresses(pictures=address, curl=f"curl -F images=@photo.jpg HOST{address}"),
+    )

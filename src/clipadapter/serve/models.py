@@ -79,11 +79,11 @@ class ServedModels:
         self._specs = list(specs)
         self._backend, self._threads = backend, threads
         self._models: dict[str, ServedModel] = {}
+        # By name: stamps of the files that were loaded, or could not be, and those that the last check saw.
         self._stamps: dict[str, FileStamp | None] = {}
-        # Stamps that the last check saw for the first time, by name: a change counts when the next check sees it again.
-        self._unconfirmed_stamps: dict[str, FileStamp | None] = {}
+        self._last_stamps: dict[str, FileStamp | None] = {}
         for source in read_sources(self._specs):
-            self._stamps[source.name] = source.stamp()
+            self._stamps[source.name] = self._last_stamps[source.name] = source.stamp()
             self._add(self._load(source))
 
     @property
@@ -130,12 +130,9 @@ class ServedModels:
             if source is None and not self._models[name].source.path.parent.is_dir():
                 continue  # a folder that is not mounted for a moment removes no model
             stamp = None if source is None else source.stamp()
-            if stamp == self._stamps.get(name):
-                self._unconfirmed_stamps.pop(name, None)
-            elif name not in self._unconfirmed_stamps or self._unconfirmed_stamps[name] != stamp:
-                self._unconfirmed_stamps[name] = stamp
-            else:
-                del self._unconfirmed_stamps[name]
+            is_stable = stamp == self._last_stamps.get(name)
+            self._last_stamps[name] = stamp
+            if is_stable and stamp != self._stamps.get(name):
                 self._stamps[name] = stamp
                 self._apply_change(name, source if stamp is not None else None)
 
@@ -164,9 +161,23 @@ class ServedModels:
         return sources
 
     def _apply_change(self, name: str, source: ModelSource | None) -> None:
+        """Load the changed file of a model, or note that it is gone."""
         old = self._models.get(name)
         if source is not None:
-            self._replace(source, old)
+            try:
+                new = self._load(source, old, is_changed=True)
+            except Exception as error:  # whatever is wrong with a new file, the old model is served
+                reason = _without_folder(error, source.path)
+                self.metrics.loads.labels(name, "failed").inc()
+                log_event("model could not be loaded", logging.ERROR, model=name, reason=reason, kept=old is not None)
+                if old is not None:
+                    old.error = f"its new file could not be loaded, the previous model is served: {reason}"
+                return
+            new.error = None
+            if new is not old:
+                self._add(new)
+                if old is not None:
+                    old.batcher.close()
         elif old is not None and old.source.is_from_folder:
             del self._models[name]
             old.batcher.close()
@@ -175,25 +186,6 @@ class ServedModels:
         elif old is not None:
             old.error = "its file is gone; the loaded model is still served"
             log_event("model file is gone, the loaded model is still served", logging.ERROR, model=name)
-
-    def _replace(self, source: ModelSource, old: ServedModel | None) -> None:
-        try:
-            new = self._load(source, old, is_changed=True)
-        except Exception as error:  # whatever is wrong with a new file, the old model is served
-            reason = _without_folder(error, source.path)
-            self.metrics.loads.labels(source.name, "failed").inc()
-            log_event(
-                "model could not be loaded", logging.ERROR, model=source.name, reason=reason, kept=old is not None
-            )
-            if old is not None:
-                old.error = f"its new file could not be loaded, the previous model is served: {reason}"
-            return
-        if old is not None:
-            old.error = None
-        if new is not old:
-            self._add(new)
-            if old is not None:
-                old.batcher.close()
 
     def _open(self, path: Path) -> Predictor:
         return Predictor(path, backend=self._backend, threads=self._threads)
@@ -361,20 +353,16 @@ def _export_saved_model(folder: Path) -> Path:
         from clipadapter.export import export_model
 
         export_model(FewShotClassifier.load(folder), target)
-    except MissingExtraError as error:
-        raise _export_elsewhere(folder, str(error)) from error
-    except ModuleNotFoundError as error:
-        missing = needs_training(error, "exporting a saved model")
-        if missing is None:
+    except (MissingExtraError, ModuleNotFoundError) as error:
+        reason: Exception | None = error
+        if isinstance(error, ModuleNotFoundError):
+            reason = needs_training(error, "exporting a saved model")
+        if reason is None:
             raise
-        raise _export_elsewhere(folder, str(missing)) from error
+        file = f"{folder.name}{get_format(DEFAULT_FORMAT).suffix}"
+        raise MissingExtraError(
+            f"{folder} is a saved model, which must be exported before it is served, and that is not possible here "
+            f"({reason}). Where it was fitted: clipadapter export {quote_path(folder)} --out {quote_path(file)}; then "
+            "serve that file"
+        ) from error
     return target
-
-
-def _export_elsewhere(folder: Path, reason: str) -> MissingExtraError:
-    file = f"{folder.name}{get_format(DEFAULT_FORMAT).suffix}"
-    return MissingExtraError(
-        f"{folder} is a saved model, which must be exported before it is served, and that is not possible here "
-        f"({reason}). Where it was fitted: clipadapter export {quote_path(folder)} --out {quote_path(file)}; then "
-        "serve that file"
-    )

@@ -1,21 +1,64 @@
-"""A request with pictures: admission, reading and parsing its body, and waiting for its results."""
+"""A request with pictures: admission, reading and parsing its body, and waiting for its results.
+
+A body is a form with files, or JSON with base64. Nothing is written to disk, no address is opened. Starlette reads
+forms while they arrive. A JSON body is parsed as a whole, after its commas and brackets are counted: the parser makes
+an object of every value and holds Python's lock, so that a body of many small values would take hundreds of times its
+size in memory and stop all other requests.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import re
+import sys
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
 import anyio
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from python_multipart.exceptions import FormParserError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from clipadapter.serve.batching import Answer, BackendFailure, Job, Loader, QueueSlot, Unreadable
-from clipadapter.serve.body import Pictures, read_pictures
-from clipadapter.serve.limits import SMALL_BODY_BYTES, Limits, RequestRefused
+from clipadapter.data.images import image_format, is_slow_file
+from clipadapter.errors import ImageError
+from clipadapter.runtime import Predictor
+from clipadapter.serve.batching import (
+    Answer,
+    BackendFailure,
+    Job,
+    Loader,
+    QueueSlot,
+    SlowPicture,
+    Square,
+    Unreadable,
+)
+from clipadapter.serve.limits import SMALL_BODY_BYTES, Limits, RequestRefused, too_many_pictures
 from clipadapter.serve.models import ServedModel, ServedModels
+
+MULTIPART, JSON = "multipart/form-data", "application/json"
+CURL_HINT = "send files as curl does with -F images=@photo.jpg"
+MAX_FIELDS = 20
+MAX_FIELD_BYTES = 1024
+MAX_OTHER_VALUES = 256
+"""Values in a JSON body besides the pictures."""
+MAX_INLINE_BYTES = 64 << 10
+"""Longer JSON bodies are parsed in a thread."""
+MAX_TOP = 1000
+MIN_RATE = 1e-6
+"""Smallest rejection rate or coverage of a request; no number of shots supports a smaller one."""
+MAX_SOURCE_CHARS = 200
+MAX_SLOW_SECONDS = 10.0
+"""Processor time for a picture of a slow format, such as JPEG 2000."""
+DATA_URL = re.compile(r"data:[\w.+/-]{0,100};base64,")
 
 
 @dataclass(eq=False)
@@ -156,3 +199,209 @@ class PredictionRequest:
 def _body_too_long(limits: Limits) -> RequestRefused:
     text = f"the body may have {limits.max_bytes} bytes: send fewer pictures at a time, or smaller ones"
     return RequestRefused(413, text)
+
+
+# ---- Bodies ----
+
+
+def _float_to_int(value: Any) -> Any:
+    """In JSON 5.0 is the same number as 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class PredictionOptions(BaseModel):
+    """Options of a request; for those left out the model's own values hold."""
+
+    model_config = ConfigDict(extra="forbid")
+    top: Annotated[int, BeforeValidator(_float_to_int)] = Field(
+        5, ge=1, le=MAX_TOP, description="How many classes to name."
+    )
+    reject: float | None = Field(
+        None,
+        ge=MIN_RATE,
+        lt=1,
+        description='Reject pictures as "none of these"; about this share of pictures of the classes is rejected too. '
+        "Null: reject none.",
+    )
+    coverage: float | None = Field(
+        None,
+        ge=MIN_RATE,
+        lt=1,
+        description="Name a set of classes that has the right one with this probability. Null: no set.",
+    )
+
+    def model_options(self) -> dict[str, float | None]:
+        """For `Predictor.answer`."""
+        return {name: getattr(self, name) for name in ("reject", "coverage") if name in self.model_fields_set}
+
+
+class JsonPredictionBody(PredictionOptions):
+    """A request in JSON."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    images: list[Annotated[str, Field(json_schema_extra={"pattern": "^[ -~]*$"})]] = Field(
+        min_length=1,
+        description="Files of pictures in base64; data: URLs will do.",
+    )
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a body asks for."""
+
+    options: PredictionOptions  # of the request
+    names: list[str]  # of the pictures, as the answer repeats them
+    # Of the pictures; texts are in base64
+    files: Sequence[bytes | str] = field(repr=False)  # asyncio makes the repr of a task's result, which would copy them
+
+
+async def read_pictures(headers: Headers, chunks: AsyncGenerator[bytes, None], limits: Limits) -> Pictures:
+    """Read a body."""
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == MULTIPART:
+        return await _read_form(headers, chunks, limits)
+    if media_type != JSON:
+        text = f"the body is {media_type[:100] or 'of no type'}, but must be {MULTIPART} with files, or {JSON}"
+        raise RequestRefused(415, text)
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+    if len(body) <= MAX_INLINE_BYTES:
+        return parse_json(body, limits)
+    return await run_in_threadpool(parse_json, body, limits)
+
+
+class _FormParser(MultiPartParser):
+    """Starlette's, which keeps files in memory and notices a form that breaks off."""
+
+    spool_max_size = 0  # none is written to disk
+    has_ended = False
+
+    def on_end(self) -> None:
+        self.has_ended = True
+
+
+async def _read_form(headers: Headers, chunks: AsyncGenerator[bytes, None], limits: Limits) -> Pictures:
+    async def until_the_end() -> AsyncGenerator[bytes, None]:
+        async for chunk in chunks:
+            yield chunk
+        if not parser.has_ended:
+            raise MultiPartException("it breaks off")
+
+    parser = _FormParser(
+        headers, until_the_end(), max_files=limits.max_pictures, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+    )
+    try:
+        items = (await parser.parse()).multi_items()
+    except (MultiPartException, FormParserError) as error:  # the second is that of older versions of Starlette
+        reason = str(getattr(error, "message", error)).rstrip(".")
+        if reason.startswith("Too many files"):
+            raise too_many_pictures(limits.max_pictures) from error
+        raise RequestRefused(400, f"the body is no multipart form ({reason}): {CURL_HINT}") from error
+    uploads = [value for _, value in items if isinstance(value, UploadFile)]
+    files = []
+    for upload in uploads:
+        with upload.file as file:
+            files.append(file.read())
+    options = _validate_fields([(name, value) for name, value in items if isinstance(value, str)])
+    if not files:
+        raise RequestRefused(422, "the form has no file: send one or more, as curl does with -F images=@photo.jpg")
+    return Pictures(options, [_shorten(upload.filename or "") for upload in uploads], files)
+
+
+def _validate_fields(items: Sequence[tuple[str, str]]) -> PredictionOptions:
+    fields = dict(items)
+    if len(fields) < len(items):
+        raise RequestRefused(400, f"a field of the form occurs twice; there are {', '.join(fields)[:100]}")
+    if text := fields.get("images"):
+        raise RequestRefused(422, f"images came as the text {text[:100]!r}: to send a file say -F images=@photo.jpg")
+    return _validate(PredictionOptions, PredictionOptions.model_validate, fields)
+
+
+def parse_json(body: bytes | bytearray, limits: Limits) -> Pictures:
+    """Parse a JSON body."""
+    allowed = 2 * limits.max_pictures + MAX_OTHER_VALUES  # a data: URL has a comma
+    if sum(map(body.count, (b",", b"[", b"{"))) > allowed:
+        raise RequestRefused(
+            413,
+            f"the JSON has more than {allowed} values: send {limits.max_pictures} pictures at most at a time, as texts "
+            "in base64, and nothing but the fields of this address",
+        )
+    # One wide character makes four bytes of each character of a text. An escape may stand for one: \u0041 is narrow.
+    if not body.isascii() or body.count(b"\\u") > body.count(b"\\u00"):
+        raise RequestRefused(422, "the JSON has characters beyond ASCII: send pictures as texts in base64")
+    parsed = _validate(JsonPredictionBody, JsonPredictionBody.model_validate_json, body)
+    if len(parsed.images) > limits.max_pictures:
+        raise too_many_pictures(limits.max_pictures, len(parsed.images))
+    names = [f"image {i}" for i in range(len(parsed.images))]
+    options = PredictionOptions(**parsed.model_dump(exclude={"images"}, exclude_unset=True))
+    return Pictures(options, names, [*parsed.images])
+
+
+def load_picture(predictor: Predictor, file: bytes | str, limits: Limits) -> Square:
+    """Decode a picture into a square."""
+    try:
+        data = _decode(file) if isinstance(file, str) else file
+    except ValueError as error:
+        raise ImageError("picture", "no base64 of a picture's file; paths and addresses are not opened") from error
+    kind = image_format(data)
+    if limits.formats is not None and kind and kind not in limits.formats:
+        accepted = ", ".join(limits.formats)
+        raise RequestRefused(415, f"a picture is {kind}, but this server accepts {accepted}: convert it to one of them")
+    loader = partial(
+        predictor.preprocess, "picture", data=data, max_pixels=limits.max_pixels, max_seconds=MAX_SLOW_SECONDS
+    )
+    if is_slow_file(data, limits.max_pixels):
+        raise SlowPicture(loader)
+    return loader()
+
+
+def body_schema(max_pictures: int) -> dict[str, Any]:
+    """The two kinds of bodies, for the OpenAPI document."""
+    json_schema = JsonPredictionBody.model_json_schema()
+    json_schema["properties"]["images"] |= {"maxItems": max_pictures}
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": max_pictures}
+    options = PredictionOptions.model_json_schema()["properties"]
+    form_schema = {
+        "type": "object",
+        "properties": {"images": files, **{name: _without_null(schema) for name, schema in options.items()}},
+        "required": ["images"],
+        "additionalProperties": False,
+    }
+    return {"required": True, "content": {MULTIPART: {"schema": form_schema}, JSON: {"schema": json_schema}}}
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A form can't express null."""
+    if "anyOf" not in schema:
+        return schema
+    types = [option for option in schema["anyOf"] if option.get("type") != "null"]
+    return {name: value for name, value in schema.items() if name not in ("anyOf", "default")} | types[0]
+
+
+def _decode(text: str) -> bytes:
+    """The bytes of a text in base64, with or without ``data:...;base64,`` before it."""
+    prefix = DATA_URL.match(text)
+    text = text[prefix.end() :] if prefix else text
+    if sys.version_info >= (3, 11):
+        return binascii.a2b_base64(text, strict_mode=True)  # makes no copy of the text
+    return base64.b64decode(text, validate=True)
+
+
+_Schema = TypeVar("_Schema", bound=BaseModel)
+
+
+def _validate(schema: type[_Schema], validate: Callable[[Any], _Schema], value: Any) -> _Schema:
+    try:
+        return validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))[:100] or "the body"
+        known = ", ".join(schema.model_fields)
+        came = "" if first["type"] in ("missing", "json_invalid") else f" (it is {str(first['input'])[:40]!r})"
+        raise RequestRefused(422, f"{where}: {first['msg']}{came}; the fields are: {known}") from error
+
+
+def _shorten(name: str) -> str:
+    """A file's name as the answer repeats it."""
+    return name if len(name) <= MAX_SOURCE_CHARS else name[: MAX_SOURCE_CHARS - 3] + "..."

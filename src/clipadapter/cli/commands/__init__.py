@@ -45,8 +45,11 @@ SECTIONS: dict[str, dict[str, str]] = {
 """The commands in the sections and the order of ``clipadapter --help``, each with a line that fits 80 columns."""
 
 SHARED_MODULES = {
-    **dict.fromkeys(("add-class", "add-examples", "correct", "rename-class", "remove-class"), "edit"),
-    **dict.fromkeys(("history", "undo"), "versions"),
-    **dict.fromkeys(("push", "pull"), "hub"),
+    **dict.fromkeys(
+        ("add-class", "add-examples", "correct", "rename-class", "remove-class", "history", "undo"), "edit"
+    ),
+    **{"demo": "compare", "doctor": "scan", "report": "eval", "simclr": "embed"},
+    **dict.fromkeys(("encoders", "version"), "heads"),
+    **dict.fromkeys(("push", "pull"), "export"),
 }
-"""The modules of commands that are not alone in one."""
+"""The modules of commands that are not the first in theirs."""

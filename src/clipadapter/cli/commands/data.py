@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.groups import cli_command, command_group
-from clipadapter.cli.options import argument, option
+from clipadapter.cli.declarations import argument, cli_command, command_group, option
 from clipadapter.cli.output import Failure, Output, facts, table
 from clipadapter.errors import DataError
 from clipadapter.rendering.marks import UNVERIFIED
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
 
 root_option = option(
     "--root",
+    "Folder of the data sets; by default $CLIPADAPTER_DATA, else data in the user's cache folder.",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the data sets; by default $CLIPADAPTER_DATA, else data in the user's cache folder.",
 )
 
 

@@ -1,4 +1,4 @@
-"""The commands that change a model, but for ``undo``."""
+"""The commands that change a model, and those that list and undo changes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.backends.formats import is_exported
-from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.fit_options import class_names_option
-from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import FOLDER, argument, option, options_of, strict_option
-from clipadapter.cli.output import Fact, Output, note_kept
-from clipadapter.cli.uncertainty_options import describe_accuracy
+from clipadapter.cli import options
+from clipadapter.cli.commands.fit import accuracy_fact
+from clipadapter.cli.declarations import argument, cli_command, option, options_of
+from clipadapter.cli.options import COUNT, FOLDER
+from clipadapter.cli.output import Fact, Output, note_kept, table
 from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.utils.files import MANIFEST_SUFFIXES, explain_missing, quote_path
 from clipadapter.utils.formatting import describe_shots, format_count
@@ -25,21 +24,20 @@ if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.persistence import Change
 
+MAX_NAMED_CLASSES = 5
 NO_LABEL = "a picture alone has no label: give --label NAME, or one folder per class"
 Labels = Sequence[str] | Sequence[tuple[str, ...]]
 
 
-author_option = option(
-    "--by", metavar="NAME", help="Author of the change, for the history; by default the login name.", heading=""
-)
+author_option = option("--by NAME", "Author of the change, for the history; by default the login name.", heading="")
 
 
 @dataclass(frozen=True)
-class EditOptions(ModelEncoderOptions):
+class EditOptions(options.ModelEncoderOptions):
     """The options of the commands that change a model."""
 
     author: str | None = author_option
-    strict: bool = strict_option
+    strict: bool = options.strict_option
 
     def apply(self, folder: Path, out: Output, change: Callable[[FewShotClassifier, str], Any]) -> None:
         """Load a model, change it (with the name of the author), save it as its next version, and report the change."""
@@ -76,11 +74,7 @@ def add_class(
     name: str = argument(),
     inputs: tuple[Path, ...] = argument(metavar="PICTURES...", type=FOLDER, nargs=-1, required=True),
     sentences: tuple[str, ...] = option(
-        "--text",
-        default=(),
-        multiple=True,
-        metavar="SENTENCE",
-        help="Description of the class in place of the templates. May be repeated.",
+        "--text SENTENCE", "Description of the class in place of the templates. May be repeated.", multiple=True
     ),
     edit: EditOptions = options_of(EditOptions),
 ) -> None:
@@ -98,10 +92,8 @@ def add_examples(
     out: Output,
     model: Path = argument(type=FOLDER),
     inputs: tuple[Path, ...] = argument(metavar="DATA...", type=FOLDER, nargs=-1, required=True),
-    label: str | None = option(
-        "--label", metavar="NAME", help="Class of all pictures, whatever their folders are called."
-    ),
-    class_names: Path | None = class_names_option,
+    label: str | None = option("--label NAME", "Class of all pictures, whatever their folders are called."),
+    class_names: Path | None = options.class_names_option,
     edit: EditOptions = options_of(EditOptions),
 ) -> None:
     """Add pictures of its classes to a model.
@@ -144,12 +136,10 @@ def correct(
     model: Path = argument(type=FOLDER),
     inputs: tuple[Path, ...] = argument(metavar="PICTURES...", type=FOLDER, nargs=-1, required=True),
     labels: tuple[str, ...] = option(
-        "--label",
-        default=(),
+        "--label NAME",
+        "Right class of the pictures. May be repeated if pictures may have several labels.",
         multiple=True,
         required=True,
-        metavar="NAME",
-        help="Right class of the pictures. May be repeated if pictures may have several labels.",
     ),
     edit: EditOptions = options_of(EditOptions),
 ) -> None:
@@ -236,8 +226,8 @@ def _check_head(folder: Path) -> None:
 
 
 def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:
-    change, shots, accuracy = model.history_.changes[-1], model.support_.counts, model.uncertainty_.accuracy
-    stored, described = describe_shots(shots, len(model.support_)), describe_accuracy(model)
+    change, shots = model.history_.changes[-1], model.support_.counts
+    stored = describe_shots(shots, len(model.support_))
     if not len(model.support_):
         stored = "not stored: rejection, prediction sets and accuracy were learned for other classes, and are removed"
     out.facts(
@@ -250,7 +240,7 @@ def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: 
             Fact("classes", list(model.class_names_), len(model.class_names_)),
             Fact("shots", shots, stored),
             Fact("seconds", round(seconds, 2), f"{seconds:.1f}"),
-            Fact("accuracy", accuracy and accuracy.to_dict(), described if len(model.support_) else None),
+            accuracy_fact(model),
             Fact("", text=f"clipadapter undo {quote_path(folder)}", name="undo"),
         ]
     )
@@ -276,3 +266,76 @@ def describe_change(change: Change) -> str:
     counts += [f"{format_count(facts['relabelled'], 'shot')} relabelled"] if facts.get("relabelled") else []
     counts += [f"{facts['known']} already known"] if facts.get("known") else []
     return f"{text}: {', '.join(counts)}" if counts else text
+
+
+@cli_command("clipadapter history model/")
+def history(out: Output, model: Path = argument(type=FOLDER)) -> None:
+    """List the versions of MODEL: when each was made, by whom, and what was changed.
+
+    'clipadapter undo' goes back to a version. Very old versions are only listed: their models are not stored any more.
+    """
+    from clipadapter.persistence import History
+
+    versions = History.load(model)
+    versions.check()
+    stored, last = versions.stored_versions(), versions.changes[-1]
+    data = [{**one.model_dump(exclude={"key", "config"}), "kept": one.version in stored} for one in versions.changes]
+    rows = [
+        (one.version, one.when.replace("T", " ").rstrip("Z"), one.by, describe_change(one), one.classes, one.pictures)
+        for one in versions.changes
+    ]
+    listing = table(["version", "when (UTC)", "who", "what", "classes", "pictures"], rows)
+    others = [number for number in stored if versions.changes[number - 1].content != last.content]
+    same_as = "" if last.content == last.version else f", the same as version {last.content}"
+    undo = f"; to go back to {format_ranges(others)}: clipadapter undo {quote_path(model)} [--to VERSION]"
+    summary = f"{model} is version {last.version}{same_as}" + (undo if others else "")
+    out.result({"model": str(model), "version": last.version, "changes": data}, f"{listing}\n\n{summary}")
+
+
+def format_ranges(numbers: Sequence[int]) -> str:
+    """Format sorted numbers as ranges.
+
+    >>> format_ranges([1, 3, 4, 5, 8])
+    '1, 3-5, 8'
+    """
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][-1] == number - 1:
+            ranges[-1].append(number)
+        else:
+            ranges.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in ranges)
+
+
+@cli_command("clipadapter undo model/")
+def undo(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    to: int | None = option("--to VERSION", "Go to this version, which may be one that was undone.", type=COUNT),
+    author: str | None = author_option,
+) -> None:
+    """Undo the last change of MODEL. Run it again to undo the change before.
+
+    Nothing is lost: the result is a new version, and --to goes to any version that 'clipadapter history' can go back
+    to. No picture and no encoder is needed.
+    """
+    from clipadapter.persistence import read_config, restore_version
+
+    changes = restore_version(model, to, find_author(author)).changes
+    *_, before, now = changes
+    undone, names = changes[before.content - 1], read_config(model).class_names
+    more = " ..." if len(names) > MAX_NAMED_CLASSES else ""
+    went = Fact("undone", undone.version, f"version {undone.version}, {describe_change(undone)}")
+    out.facts(
+        [
+            Fact("model", str(model), f"{model}, version {now.version}"),
+            Fact("version", now.version),
+            went if to is None else Fact("undone", None, f"to version {to}", "went"),
+            Fact(
+                "content", now.content, f"version {now.content}, {describe_change(changes[now.content - 1])}", "same as"
+            ),
+            Fact("classes", names, f"{len(names)}: {', '.join(names[:MAX_NAMED_CLASSES])}{more}"),
+            Fact("pictures", now.pictures, now.pictures),
+            Fact("", text=f"clipadapter undo {quote_path(model)} --to {before.version}", name="go back"),
+        ]
+    )

@@ -1,16 +1,20 @@
-"""``clipadapter embed``."""
+"""``clipadapter embed`` and ``clipadapter simclr``: features of pictures, and an encoder trained on them."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from clipadapter.cli.encoder_options import EncoderOptions, note_backend
-from clipadapter.cli.fit_options import ViewOptions
-from clipadapter.cli.groups import cli_command
-from clipadapter.cli.inputs import check_output_parent, is_embedded_table, read_samples
-from clipadapter.cli.options import FILE, FOLDER, argument, option, options_of, seed_option, split_option, strict_option
+import click
+
+from clipadapter.cli import options
+from clipadapter.cli.declarations import argument, cli_command, option, options_of
+from clipadapter.cli.inputs import check_output_parent, read_samples
+from clipadapter.cli.options import COUNT, FILE, FOLDER
 from clipadapter.cli.output import Output, note_kept, plain_facts
 from clipadapter.errors import DataError, InputError, require
+from clipadapter.utils.files import ENCODER_KEY
 from clipadapter.utils.formatting import describe_unreadable
 
 
@@ -18,17 +22,18 @@ from clipadapter.utils.formatting import describe_unreadable
 def command(
     out: Output,
     data: Path = argument(type=FOLDER),
-    encoder_options: EncoderOptions = options_of(EncoderOptions, without=["no_cache"]),
-    views: ViewOptions = options_of(ViewOptions),
-    seed: int = seed_option,
-    split: str | None = split_option,
-    shard: str | None = option(
-        "--shard",
-        metavar="I/N",
-        help="Only every N-th picture, starting at the I-th, to share work between N machines.",
+    encoder_options: options.EncoderOptions = options_of(options.EncoderOptions, without=["no_cache"]),
+    views: int = option(
+        "--views N", "Views per picture: the plain one and N - 1 random crops.", type=COUNT, default=1, heading="Views"
     ),
-    to: Path | None = option("--to", type=FILE, help="Parquet file for the features of the plain pictures."),
-    strict: bool = strict_option,
+    crop: str | None = options.crop_option,
+    seed: int = options.seed_option,
+    split: str | None = options.split_option,
+    shard: str | None = option(
+        "--shard I/N", "Only every N-th picture, starting at the I-th, to share work between N machines."
+    ),
+    to: Path | None = option("--to", "Parquet file for the features of the plain pictures.", type=FILE),
+    strict: bool = options.strict_option,
 ) -> None:
     """Compute and store the features of all pictures in DATA.
 
@@ -40,36 +45,33 @@ def command(
         note_kept(f"{to} was not written; {encoder_options.kept}")
     from clipadapter.classifier.encoder import block_names, blocks_of_quality
     from clipadapter.encoders import open_blocks
-    from clipadapter.features import FeatureStore, choose_backend, embed, extract_rows, parse_shard, write_parquet
+    from clipadapter.features import (
+        FeatureStore,
+        ViewSpec,
+        choose_backend,
+        embed,
+        extract_rows,
+        parse_shard,
+        write_parquet,
+    )
 
     shard_number, n_shards = parse_shard(shard or "1/1")
-    spec = views.spec(seed)
+    spec = ViewSpec.from_crop(crop or "tip", count=views, seed=seed)
     samples = read_samples(data, split)[shard_number - 1 :: n_shards]
+    paths, batch_size = [sample.path for sample in samples], encoder_options.batch_size
     with FeatureStore(encoder_options.cache) as store:
         first, *others = encoder_options.open(out)
         blocks = blocks_of_quality(first, others, encoder_options.quality, block_names(first))
         opened = open_blocks(first, blocks, others)
-        paths = [sample.path for sample in samples]
+        backend, precision = encoder_options.backend, encoder_options.precision
         encoder = choose_backend(
-            opened,
-            paths,
-            backend=encoder_options.backend,
-            precision=encoder_options.precision,
-            store=store,
-            progress=out.progress,
+            opened, paths, backend=backend, precision=precision, store=store, progress=out.progress
         )
-        note_backend(opened, encoder, out)
-        embedded = embed(
-            encoder,
-            paths,
-            store,
-            views=spec,
-            batch_size=encoder_options.batch_size,
-            progress=out.progress,
-            strict=strict,
-        )
-        out.skipped([(name, reason) for _, name, reason in embedded.skipped])
-        if not embedded.stored and embedded.skipped:
+        options.note_backend(opened, encoder, out)
+        embedded = embed(encoder, paths, store, views=spec, batch_size=batch_size, progress=out.progress, strict=strict)
+        skipped = [(name, reason) for _, name, reason in embedded.skipped]
+        out.skipped(skipped)
+        if not embedded.stored and skipped:
             raise DataError(describe_unreadable(len(samples)))
         if to is not None:
             write_parquet(to, extract_rows(encoder, samples, store), encoder.info, encoder.block_fingerprints())
@@ -83,7 +85,7 @@ def command(
             "crop": spec.crop if spec.count > 1 else None,
             "computed": embedded.computed,
             "cached": embedded.cached,
-            "skipped": [{"source": name, "reason": reason} for _, name, reason in embedded.skipped],
+            "skipped": [{"source": name, "reason": reason} for name, reason in skipped],
             "cache": str(store.path),
             "table": None if to is None else str(to),
         }
@@ -98,5 +100,70 @@ def _check_table(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
     check_output_parent(path)
-    if path.exists() and not (path.is_file() and (path.stat().st_size == 0 or is_embedded_table(path))):
+    if path.exists() and not (path.is_file() and (path.stat().st_size == 0 or _is_embedded(path))):
         raise InputError(f"{path} exists and is no table that embed wrote: give another name, or remove it")
+
+
+def _is_embedded(path: Path) -> bool:
+    """Whether a file is a table of features that ``embed --to`` wrote."""
+    parquet = require("pyarrow.parquet", "parquet", "Reading Parquet")
+    try:
+        return ENCODER_KEY.encode() in (parquet.read_schema(path).metadata or {})
+    except (OSError, ValueError):
+        return False
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How the encoder is trained."""
+
+    epochs: int = option("--epochs", "Number of passes over the pictures.", type=COUNT, default=200)
+    batch_size: int = option(
+        "--batch-size N",
+        "Pictures per step; 256 of them take about 3 GB of memory.",
+        type=click.IntRange(2),
+        default=256,
+    )
+    size: int = option("--size", "Side of a view in pixels.", type=click.IntRange(8), default=112)
+    weights: str | None = option("--weights FILE|imagenet", "ResNet-18 weights to start from; by default random.")
+
+
+@cli_command("clipadapter simclr pictures/ --out encoder/ --epochs 100")
+def simclr(
+    out: Output,
+    pictures: Path = argument(type=FOLDER),
+    folder: Path = option("--out", "Folder for the encoder.", type=FOLDER, required=True),
+    training: TrainingOptions = options_of(TrainingOptions),
+    seed: int = options.seed_option,
+    split: str | None = options.split_option,
+    device: str = options.device_option,
+    max_pixels: int = options.max_pixels_option,
+) -> None:
+    """Train an image encoder on the PICTURES, which need no classes.
+
+    An interrupted training continues when the same command is given again. The encoder has no text tower: name one that
+    has before it, as in fit --encoder lite --encoder simclr:FOLDER.
+    """
+    from clipadapter.pretraining import train_simclr
+
+    started = time.monotonic()
+    note_kept("the training has a checkpoint of each finished epoch, and the same command continues from the last one")
+    done = train_simclr(
+        [sample.path for sample in read_samples(pictures, split)],
+        folder,
+        seed=seed,
+        device=options.find_device(device),
+        progress=out.progress,
+        **vars(training),
+    )
+    out.skipped(done.skipped)
+    result = {
+        "encoder": done.encoder,
+        "pictures": done.pictures,
+        "skipped": [{"source": name, "reason": reason} for name, reason in done.skipped],
+        "epochs": done.epochs,
+        "resumed": done.resumed,
+        "loss": round(done.loss, 4),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    out.facts(plain_facts(result))

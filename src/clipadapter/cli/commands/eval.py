@@ -1,4 +1,4 @@
-"""``clipadapter eval``."""
+"""``clipadapter eval`` and ``clipadapter report``: what is measured on labelled pictures."""
 
 from __future__ import annotations
 
@@ -9,22 +9,17 @@ from typing import TYPE_CHECKING
 import click
 
 from clipadapter.backends.formats import is_exported
-from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.fit_options import class_names_option, rename_classes
-from clipadapter.cli.groups import cli_command
-from clipadapter.cli.inputs import check_model, check_output_folder, open_dataset, path_beside
-from clipadapter.cli.options import (
-    FOLDER,
-    argument,
-    curve_option,
-    folds_option,
-    option,
-    options_of,
-    plot_format_option,
-    seeds_option,
-    split_option,
-    title_option,
+from clipadapter.cli import options
+from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
+from clipadapter.cli.inputs import (
+    check_model,
+    check_output_file,
+    check_output_folder,
+    list_pictures,
+    open_dataset,
+    path_beside,
 )
+from clipadapter.cli.options import FILE, FOLDER, FRACTION
 from clipadapter.cli.output import Output, table
 from clipadapter.utils.files import write_atomically
 from clipadapter.utils.formatting import format_count
@@ -32,12 +27,16 @@ from clipadapter.utils.formatting import format_count
 if TYPE_CHECKING:
     from clipadapter.bench.evaluation import ModelEvaluation
     from clipadapter.data import Dataset
+    from clipadapter.report import Report
 
 MIN_UNBIASED_SHOTS = 8
 """Shots per class from which cross-validation was at most two points too low on development sets."""
 VALIDATION_BIAS = (
     f"below {MIN_UNBIASED_SHOTS} shots per class these figures are pessimistic, since each fold is fitted to fewer "
     "shots: with 2 shots per class accuracy was 3 (auto) to 8 points (linear-probe) too low on small development sets"
+)
+curve_option = option(
+    "--curve/--no-curve", "Also fit to fewer of the shots of the model: a learning curve.", default=True
 )
 
 
@@ -46,23 +45,19 @@ def command(
     out: Output,
     model: Path = argument(type=FOLDER),
     data: Path | None = argument(metavar="[DATA]", type=FOLDER, required=False),
-    split: str | None = split_option,
-    folder: Path | None = option(
-        "--out", type=FOLDER, help="Folder for the results; by default MODEL-eval beside MODEL."
-    ),
+    split: str | None = options.split_option,
+    folder: Path | None = option("--out", "Folder for the results; by default MODEL-eval beside MODEL.", type=FOLDER),
     original: Path | None = option(
-        "--parity", metavar="MODEL", type=FOLDER, help="Compare an exported file with the model it comes from."
+        "--parity MODEL", "Compare an exported file with the model it comes from.", type=FOLDER
     ),
-    record: bool = option(
-        "--record", default=False, is_flag=True, help="Also write the figures into MODEL and its card."
-    ),
+    record: bool = flag("--record", "Also write the figures into MODEL and its card."),
     curve: bool = curve_option,
-    seeds: int = seeds_option,
-    folds: int = folds_option,
-    class_names: Path | None = class_names_option,
-    title: str = title_option,
-    plot_formats: tuple[str, ...] = plot_format_option,
-    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions),
+    seeds: int = options.seeds_option,
+    folds: int = options.folds_option,
+    class_names: Path | None = options.class_names_option,
+    title: str = options.title_option,
+    plot_formats: tuple[str, ...] = options.plot_format_option,
+    encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
 ) -> None:
     """Measure MODEL on the labelled pictures in DATA, beside zero-shot and a linear probe fitted to the same shots.
 
@@ -81,36 +76,39 @@ def command(
     is_file = is_exported(model) and model.is_file()
     if original is not None and not is_file:
         raise click.UsageError("--parity needs an exported file as MODEL")
-    if is_file:
-        if data is None or record:
-            raise click.UsageError(f"{model.name} is an exported file: give DATA, and leave out --record")
-        dataset = rename_classes(open_dataset(data, split, default="test"), class_names)
-        _measure_file(model, dataset, original, target, encoder, out)
-        return
+    if is_file and (data is None or record):
+        raise click.UsageError(f"{model.name} is an exported file: give DATA, and leave out --record")
+    if data is None and (split is not None or class_names is not None or record):
+        raise click.UsageError("--split, --class-names and --record need DATA")
     if record:
         check_output_folder(model)
-    recorded = model if record else None
     if data is None:
-        if split is not None or class_names is not None or record:
-            raise click.UsageError("--split, --class-names and --record need DATA")
-        classifier = encoder.load(model, progress=out.progress)
         from clipadapter.bench import cross_validate_model
 
-        validation = cross_validate_model(classifier, folds)
-        _finish(validation, validation.write(target, title, plot_formats), _validation_text(validation), None, out)
+        validation = cross_validate_model(encoder.load(model, progress=out.progress), folds)
+        out.result(validation.to_dict(), _validation_text(validation), validation.write(target, title, plot_formats))
         return
-    check_model(model)
-    dataset = rename_classes(open_dataset(data, split, default="test"), class_names)
+    if not is_file:
+        check_model(model)
+    dataset = options.rename_classes(open_dataset(data, split, default="test"), class_names)
+    if is_file:
+        _measure_file(model, dataset, original, target, encoder, out)
+        return
     classifier = encoder.load(model, progress=out.progress)
     from clipadapter.bench import evaluate_model
+    from clipadapter.persistence import record_evaluation
 
     result = evaluate_model(classifier, dataset, curve=curve, seeds=range(1, seeds + 1), progress=out.progress)
     warn_about(result, out)
-    _finish(result, result.write(target, title, plot_formats), describe_evaluation(result), recorded, out)
+    files = result.write(target, title, plot_formats)
+    recorded = record_evaluation(model, result.to_dict()) if record else []
+    if len(recorded) == 1:
+        out.note(f"the card of {model} was written by a person and is not changed")
+    out.result(result.to_dict(), describe_evaluation(result), [*files, *recorded])
 
 
 def _measure_file(
-    path: Path, dataset: Dataset, original: Path | None, target: Path, encoder: ModelEncoderOptions, out: Output
+    path: Path, dataset: Dataset, original: Path | None, target: Path, encoder: options.ModelEncoderOptions, out: Output
 ) -> None:
     """Measure an exported file, and compare it with its model if that is given."""
     if original is not None:
@@ -122,24 +120,12 @@ def _measure_file(
     model = None if original is None else FewShotClassifier.load(original)
     result, parity = evaluate_file(predictor, dataset, model)
     out.skipped(list(result.skipped))
-    facts = {"file": str(path), "precision": predictor.precision, **result.to_dict()}
+    facts, text = {"file": str(path), "precision": predictor.precision, **result.to_dict()}, str(result)
     del facts["among_shots"]  # the file does not have the shots
     if parity is not None:
         facts["parity"] = parity
-    written = write_atomically(target / "metrics.json", json.dumps(facts, indent=1) + "\n")
-    text = f"{result}" if parity is None else f"{result}\n\ncompared with {original}: {describe_parity(parity)}"
-    out.result({**facts, "files": [str(written)]}, f"{text}\n\nwrote {written}")
-
-
-def _finish(result: ModelEvaluation, files: list[Path], text: str, model: Path | None, out: Output) -> None:
-    """Record the figures in the model, if one is given, and print them and the files."""
-    from clipadapter.persistence import record_evaluation
-
-    recorded = [] if model is None else record_evaluation(model, result.to_dict())
-    if len(recorded) == 1:
-        out.note(f"the card of {model} was written by a person and is not changed")
-    wrote = [str(path) for path in (*files, *recorded)]
-    out.result({**result.to_dict(), "files": wrote}, f"{text}\n\nwrote {', '.join(wrote)}")
+        text += f"\n\ncompared with {original}: {describe_parity(parity)}"
+    out.result(facts, text, [write_atomically(target / "metrics.json", json.dumps(facts, indent=1) + "\n")])
 
 
 def warn_about(result: ModelEvaluation, out: Output) -> None:
@@ -190,3 +176,78 @@ def _scores(result: ModelEvaluation) -> str:
         for name, evaluation in zip(result.scores, result.evaluations, strict=True)
     ]
     return table(["", *(metric.heading for metric in metrics.values())], rows)
+
+
+@cli_command("clipadapter report model/ test/ --out report.html")
+def report(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    data: Path = argument(type=FOLDER),
+    split: str | None = options.split_option,
+    path: Path | None = option("--out", "Page to write; by default MODEL-report.html beside MODEL.", type=FILE),
+    outliers: Path | None = option(
+        "--outliers", 'Pictures of none of the classes, to measure "none of these".', type=FOLDER
+    ),
+    reject: float | None = option(
+        "--reject RATE", 'Rate of "none of these"; by default as the model, or 0.05.', type=FRACTION
+    ),
+    coverage: float | None = option(
+        "--coverage RATE", "Rate of the sets of classes; by default as the model, or 0.9.", type=FRACTION
+    ),
+    curve: bool = curve_option,
+    doctor: bool = option(
+        "--doctor/--no-doctor", "Find problems in the pictures, as 'clipadapter doctor' does.", default=True
+    ),
+    seeds: int = options.seeds_option,
+    seed: int = options.seed_option,
+    class_names: Path | None = options.class_names_option,
+    encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
+) -> None:
+    """Write one HTML page about MODEL, measured on the labelled pictures in DATA.
+
+    The page has metrics with 95 % intervals, compared with zero-shot and a linear probe, the learning curve, the
+    classes, the confusions, calibration, accuracy by rejection rate, the worst mistakes with the shots that explain
+    them, a map of the features, the findings of the doctor, and provenance. It loads no other file.
+
+    Without --split the split "test" is used if there is one, else all pictures.
+    """
+    from clipadapter.report import make_report
+
+    check_output_file(path, data)
+    dataset = options.rename_classes(open_dataset(data, split, default="test"), class_names)
+    target = path if path is not None else path_beside(model, "-report.html")
+    check_output_folder(target.parent)
+    result = make_report(
+        encoder.load(model, progress=out.progress),
+        dataset,
+        outliers=() if outliers is None else list_pictures(outliers),
+        reject=reject,
+        coverage=coverage,
+        curve=curve,
+        seeds=range(1, seeds + 1),
+        doctor=doctor,
+        seed=seed,
+        progress=out.progress,
+    )
+    warn_about(result.evaluation, out)
+    if doctor and result.doctor.why_not_run:
+        out.note(f"the doctor was not run: {result.doctor.why_not_run}")
+    out.result(result.to_dict(), _report_text(result), [result.write(target)])
+
+
+def _report_text(result: Report) -> str:
+    from clipadapter.metrics import metrics_shown
+
+    others = metrics_shown("terminal", "single-label")
+    del others["accuracy"]
+    rows = []
+    for name, system in result.metrics_by_model.items():
+        accuracy = system.metrics["accuracy"]
+        low, high = accuracy.low or 0.0, accuracy.high or 0.0
+        lead = "" if system.accuracy_lead is None else f"{100 * system.accuracy_lead.value:+.1f}"
+        interval = f"{100 * accuracy.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+        rows.append(
+            (name, interval, lead, *(metric.format(system.metrics[key].value) for key, metric in others.items()))
+        )
+    head = ["", "accuracy % (95 %)", "model is ahead by", *(metric.heading for metric in others.values())]
+    return f"{result.evaluation.n_test} pictures of {result.evaluation.data}\n\n{table(head, rows)}"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.groups import cli_command
+from clipadapter.cli import options
+from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import check_model, check_output_file, check_picture
-from clipadapter.cli.options import FILE, FOLDER, PLOT_SUFFIXES, argument, option, options_of, title_option
+from clipadapter.cli.options import FILE, FOLDER, PLOT_SUFFIXES
 from clipadapter.cli.output import Output, table
 from clipadapter.utils.files import printable
 
@@ -23,13 +23,12 @@ def command(
     out: Output,
     model: Path = argument(type=FOLDER),
     photo: Path = argument(type=click.Path(path_type=Path)),
-    path: Path | None = option("--out", metavar="FILE.png", type=FILE, help="PNG, PDF or SVG file to draw."),
-    title: str = title_option,
-    class_name: str | None = option("--class", metavar="NAME", help="Class to explain; by default the predicted one."),
+    path: Path | None = option("--out FILE.png", "PNG, PDF or SVG file to draw.", type=FILE),
+    class_name: str | None = option("--class NAME", "Class to explain; by default the predicted one."),
     neighbours: int = option(
-        "--neighbours", type=click.IntRange(0), metavar="K", default=5, help="How many of the nearest shots to list."
+        "--neighbours K", "How many of the nearest shots to list.", type=click.IntRange(0), default=5
     ),
-    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions),
+    encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
 ) -> None:
     """Explain the prediction of MODEL for PHOTO.
 
@@ -50,11 +49,8 @@ def command(
     for note in explanation.notes:
         if path is not None or "heat map" not in note:  # without --out none is drawn
             out.note(note)
-    data, text = explanation.to_dict(), _text(explanation)
-    if path is not None:
-        data["files"] = [str(explanation.plot(path, title))]
-        text = f"{text}\n\nwrote {path}"
-    out.result(data, text)
+    files = None if path is None else [explanation.plot(path)]
+    out.result(explanation.to_dict(), _text(explanation), files)
 
 
 def _text(explanation: Explanation) -> str:

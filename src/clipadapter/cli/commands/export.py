@@ -1,4 +1,4 @@
-"""``clipadapter export``."""
+"""``clipadapter export``, ``push`` and ``pull``: a model leaves this machine, or comes to it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from clipadapter.backends.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_format, get_format, list_formats
-from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.groups import cli_command
-from clipadapter.cli.inputs import check_output_parent, path_beside
-from clipadapter.cli.options import FOLDER, argument, late_choice, option, options_of
-from clipadapter.cli.output import Fact, Output
+from clipadapter.cli import options
+from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
+from clipadapter.cli.inputs import check_output_folder, check_output_parent, path_beside
+from clipadapter.cli.options import FILE, FOLDER
+from clipadapter.cli.output import Fact, Output, plain_facts
 from clipadapter.errors import InputError
-from clipadapter.utils.files import quote_path
+from clipadapter.utils.files import has_local_weights, quote_path
 
 
 @cli_command("clipadapter export model/ --format onnx --out model.onnx", extra="lite,onnx")
@@ -21,34 +21,31 @@ def command(
     out: Output,
     model: Path = argument(type=FOLDER),
     format_name: str = option(
-        "--format", type=late_choice(list_formats), default=DEFAULT_FORMAT, help="Format of the file."
+        "--format", "Format of the file.", type=options.late_choice(list_formats), default=DEFAULT_FORMAT
     ),
     path: Path | None = option(
-        "--out",
-        metavar="FILE",
+        "--out FILE",
+        "File to write, with the suffix of its format; by default beside MODEL, with its name.",
         type=FOLDER,
-        help="File to write, with the suffix of its format; by default beside MODEL, with its name.",
     ),
     precision: str = option(
         "--precision",
+        "Precision of the image tower; int8 is about a third as large.",
         type=click.Choice(PRECISIONS),
         default="fp32",
-        help="Precision of the image tower; int8 is about a third as large.",
     ),
     source: str = option(
         "--input",
+        "Input of the graph: square pictures with values of 0 to 255, or normalised pixels.",
         type=click.Choice(list(INPUT_NAMES)),
         default="uint8",
-        help="Input of the graph: square pictures with values of 0 to 255, or normalised pixels.",
     ),
     pictures: Path | None = option(
-        "--pictures",
-        metavar="DATA",
+        "--pictures DATA",
+        "Folder or table of pictures to compare the two models on, and to calibrate int8 with; by default the shots.",
         type=FOLDER,
-        help="Folder or table of pictures to compare the two models on, and to calibrate int8 with; by default the "
-        "shots.",
     ),
-    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions, only=("uris", "max_pixels")),
+    encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions, only=("uris", "max_pixels")),
 ) -> None:
     """Export MODEL as one file that runs without this package and without torch.
 
@@ -101,3 +98,55 @@ def _target(model: Path, path: Path | None, format_name: str) -> Path:
         advice = f"give --format {other.name}" if other else f"give a name that ends with {suffix}"
         raise InputError(f"{path} does not end with {suffix}: {advice}")
     return path
+
+
+@cli_command("clipadapter push model/ org/name --private --exported model.onnx")
+def push(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    name: str = argument(metavar="ORG/NAME"),
+    private: bool = flag("--private", "Create a private repository; by default as set in your account."),
+    exported: tuple[Path, ...] = option(
+        "--exported", "File written by 'clipadapter export', to upload too.", type=FILE, multiple=True
+    ),
+) -> None:
+    """Upload MODEL and its card to the Hugging Face hub. The repository is created if there is none.
+
+    The token is that of 'hf auth login', or in HF_TOKEN or in the file that HF_TOKEN_PATH names. Paths of this machine
+    are removed. The features of the shots are included, unless the model was fitted with --no-support; some heads
+    have such features themselves.
+    """
+    from clipadapter.persistence import push, read_config
+
+    config = read_config(model)
+    done = push(model, name, exported=exported, private=True if private else None)
+    if has_local_weights(config.encoder.name):
+        out.warn(
+            "the weights of the encoder are on this machine only: whoever downloads the model needs them, and --encoder"
+        )
+    if "evaluation" not in config.provenance:
+        out.note("the card has no figures: run 'clipadapter eval MODEL TEST --record', then push again")
+    if done.others:
+        out.note(f"not changed in {done.repo}: {', '.join(done.others)}")
+    record = {"repo": done.repo, "url": done.url, "files": list(done.files), "others": list(done.others)}
+    out.result(record, f"{done.url}\n{', '.join(done.files)}")
+
+
+@cli_command("clipadapter pull org/name --out model/")
+def pull(
+    out: Output,
+    name: str = argument(metavar="ORG/NAME"),
+    folder: Path = option("--out", "Folder for the model.", type=FOLDER, required=True),
+    revision: str | None = option("--revision NAME", "Branch, tag or commit; by default main."),
+) -> None:
+    """Download a model from the Hugging Face hub into a folder, and check it.
+
+    Only the files of a model are downloaded, and nothing is unpickled. The weights of the encoder are not included.
+    """
+    from clipadapter.persistence import pull, read_config
+
+    check_output_folder(folder)
+    pull(name, folder, revision=revision)
+    config = read_config(folder)
+    record = {"model": str(folder), "head": config.head.name, "encoder": config.encoder.name}
+    out.facts(plain_facts({**record, "classes": config.class_names}))

@@ -12,30 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipadapter.cli import options
 from clipadapter.cli.commands.eval import describe_evaluation, warn_about
-from clipadapter.cli.encoder_options import EncoderOptions, note_backend, note_encoders
-from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
-from clipadapter.cli.groups import cli_command
+from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import find_unwritable_parent, list_pictures
-from clipadapter.cli.options import (
-    COUNT,
-    FOLDER,
-    FOLDER_OR_URI,
-    FRACTION,
-    argument,
-    option,
-    options_of,
-    seed_option,
-    split_option,
-    strict_option,
-)
+from clipadapter.cli.options import COUNT, FOLDER, FOLDER_OR_URI, FRACTION
 from clipadapter.cli.output import Fact, Output, note_kept
-from clipadapter.cli.uncertainty_options import (
-    UncertaintyArguments,
-    describe_accuracy,
-    uncertainty_facts,
-    warn_about_rates,
-)
 from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.utils.files import SHARDS_FILE
 from clipadapter.utils.formatting import describe_shots, format_count, format_list, format_seconds
@@ -46,8 +28,11 @@ if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import Dataset
     from clipadapter.features import FeatureTable
+    from clipadapter.uncertainty import Uncertainty
 
 MAX_NAMED_CLASSES = 5
+FEW_HELD_OUT_SHOTS = 10
+"""With fewer held-out shots a person is told that they say little of the calibration."""
 
 
 @cli_command(
@@ -59,41 +44,35 @@ def command(
     data: Path | str = argument(type=FOLDER_OR_URI),
     folder: Path = option(
         "--out",
+        "Folder for the model; a model that is in it stays as an earlier version.",
         type=FOLDER,
         default="model",
-        help="Folder for the model; a model that is in it stays as an earlier version.",
     ),
-    encoder_options: EncoderOptions = options_of(EncoderOptions),
-    head: HeadOptions = options_of(HeadOptions),
-    shots: int | None = option(
-        "--shots", type=COUNT, metavar="K", help="Draw K pictures per class; by default all are used."
-    ),
+    encoder_options: options.EncoderOptions = options_of(options.EncoderOptions),
+    head: options.HeadOptions = options_of(options.HeadOptions),
+    shots: int | None = option("--shots K", "Draw K pictures per class; by default all are used.", type=COUNT),
     test_fraction: float | None = option(
-        "--test-fraction",
+        "--test-fraction F",
+        "Keep this fraction of the pictures of each class, such as 0.2, to measure the model on. --seed draws them.",
         type=FRACTION,
-        metavar="F",
-        help="Keep this fraction of the pictures of each class, such as 0.2, to measure the model on. --seed draws "
-        "them.",
     ),
-    seed: int = seed_option,
-    split: str | None = split_option,
-    views: TrainingViewOptions = options_of(TrainingViewOptions),
-    prompts: PromptOptions = options_of(PromptOptions),
+    seed: int = options.seed_option,
+    split: str | None = options.split_option,
+    views: options.ViewOptions = options_of(options.ViewOptions),
+    prompts: options.PromptOptions = options_of(options.PromptOptions),
     unlabelled: Path | None = option(
         "--unlabelled",
-        type=FOLDER,
-        help="Folder of pictures without labels. The default head, auto, can use them; ss-text-u, stata, transclip and "
+        "Folder of pictures without labels. The default head, auto, can use them; ss-text-u, stata, transclip and "
         "zlap need them; no other head takes them.",
+        type=FOLDER,
     ),
-    uncertainty: UncertaintyArguments = options_of(UncertaintyArguments),
-    no_support: bool = option(
+    uncertainty: options.UncertaintyArguments = options_of(options.UncertaintyArguments),
+    no_support: bool = flag(
         "--no-support",
-        default=False,
-        is_flag=True,
-        help="Do not store the features of the shots beside the head, nor the names of their files. Heads that compare "
+        "Do not store the features of the shots beside the head, nor the names of their files. Heads that compare "
         "with shots, such as auto and tip-adapter, may have features of their own: then a warning says so.",
     ),
-    strict: bool = strict_option,
+    strict: bool = options.strict_option,
 ) -> None:
     """Fit a classifier to the pictures in DATA and save it.
 
@@ -102,10 +81,8 @@ def command(
     docs/guides/many-pictures.md: then only the features of the shots are read, and no picture.
     """
     started = time.monotonic()
-    head.check_names()
-    head.check_encoders(encoder_options.uris)
-    head.check_unlabelled(unlabelled is not None)
-    unlabelled_pictures = None if unlabelled is None else list_pictures(unlabelled, "--unlabelled")
+    head.check(encoder_options.uris, unlabelled is not None)
+    without_labels = None if unlabelled is None else list_pictures(unlabelled, "--unlabelled")
     version_before = _check_folder(folder)
     before = "no model was saved" if version_before is None else f"the model in {folder} is as it was"
     note_kept(f"{before}; {encoder_options.kept}")
@@ -117,53 +94,72 @@ def command(
         has_test = split is None and "test" in splits
     else:
         pictures = shards.list_dataset(split)
-        encoder_options = shards.check_options(encoder_options, head, views, unlabelled, uncertainty.outliers)
-    dataset, held_back = prompts.rename_classes(pictures), None
+        used = {"views": views.views != 1, "unlabelled": unlabelled is not None, "outliers": bool(uncertainty.outliers)}
+        encoder_options = shards.check_options(encoder_options, head, [name for name in used if used[name]])
+    dataset, held_back = options.rename_classes(pictures, prompts.class_names), None
     if test_fraction is not None:
-        if has_test:
-            _refuse_fraction(data, "test pictures: leave it out, and measure with 'clipadapter eval'")
-        if shards is not None:
-            _refuse_fraction(data, "features, no pictures: leave it out")
+        if shards is not None or has_test:
+            has = (
+                "features, no pictures: leave it out"
+                if shards is not None
+                else ("test pictures: leave it out, and measure with 'clipadapter eval'")
+            )
+            raise InputError(f"--test-fraction is for pictures without a split, but '{data}' has {has}")
         dataset, held_back = _hold_back(dataset, test_fraction, seed, data)
-    labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels
     rows = _draw_rows(dataset, shots, seed, out)
-    prompt_parameters, spec = prompts.classifier_parameters(dataset.class_names), views.training_spec(seed)
-    head_parameters = head.classifier_parameters()
+    labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels
+    paths, shot_labels = [dataset.samples[i].path for i in rows], [labels[i] for i in rows]
+    parameters = {
+        **prompts.classifier_parameters(dataset.class_names),
+        "views": views.spec(seed),
+        **head.classifier_parameters(),
+        "uncertainty": uncertainty.options(dataset.class_names),
+        "seed": seed,
+        "strict": strict,
+    }
     outliers = None if uncertainty.outliers is None else list_pictures(uncertainty.outliers)
-    uncertainty_options = uncertainty.options(dataset.class_names)
-    parameters = {"uncertainty": uncertainty_options, "views": spec, "seed": seed, "strict": strict}
-    model = encoder_options.create_classifier(out, **head_parameters, **prompt_parameters, **parameters)
+    model = encoder_options.create_classifier(out, **parameters)
     opened = model.encoder_
     if "auto" not in encoder_options.uris:
-        note_encoders([opened], out)
-    paths, shot_labels = [dataset.samples[i].path for i in rows], [labels[i] for i in rows]
-    if not isinstance(views.views, int):
-        _report_cost(model, paths, shot_labels, dataset.class_names, out)
+        options.note_encoder(opened, out)
+    if not isinstance(views.views, int):  # the cost is noted before the first view is computed
+        cost = model.view_cost(paths, shot_labels, dataset.class_names)
+        cost.check()
+        out.note(f"views: {cost}")
+        measured = model.view_cost(paths, shot_labels, dataset.class_names, measure=True)
+        out.note(f"views: about {measured.time} if none of them is cached" if measured.time else "")
     _report_training(head, [shot_labels.count(name) for name in dataset.class_names], before, out)
     with estimates_reported_to(partial(_report_estimate, out)):
         if shards is None:
-            model.fit(paths, shot_labels, dataset.class_names, unlabelled_pictures, outliers)
+            model.fit(paths, shot_labels, dataset.class_names, without_labels, outliers)
         else:
             shards.fit(model, rows, [str(label) for label in shot_labels], dataset.class_names)
-    if unlabelled_pictures is not None and model.head_.transductive:
-        _warn_if_all_are_shots(paths, unlabelled_pictures, out)
-    note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
+    if without_labels is not None and model.head_.transductive:
+        _warn_if_all_are_shots(paths, without_labels, out)
+    options.note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
     from clipadapter.export.exporter import export_to_cache
 
     model.save(folder, support=not no_support)
     note_kept(f"the model is saved in {folder}")
     export_to_cache(model, folder)
-    versions = (version_before, model.history_.version)
-    skipped_shots = len(paths) - len(model.support_)
-    n_unlabelled = len(unlabelled_pictures or ()) - (len(model.support_.provenance["skipped"]) - skipped_shots)
-    measured = None if held_back is None else _measure(model, held_back, folder, out)
-    following = ["predict", str(folder), "PICTURES"] if measured else ["eval", str(folder), *([str(data)] * has_test)]
-    seconds = time.monotonic() - started
-    _report(model, head, uncertainty.calibration, folder, versions, n_unlabelled, seconds, measured, following, out)
-
-
-def _refuse_fraction(data: Path | str, has: str) -> None:
-    raise InputError(f"--test-fraction is for pictures without a split, but '{data}' has {has}")
+    evaluation = None if held_back is None else _measure(model, held_back, folder, out)
+    skipped = model.support_.provenance["skipped"]
+    n_unlabelled = len(without_labels or ()) - (len(skipped) - (len(paths) - len(model.support_)))
+    version, seconds = model.history_.version, time.monotonic() - started
+    following = ["predict", str(folder), "PICTURES"] if evaluation else ["eval", str(folder), *[str(data)] * has_test]
+    changed = "" if version_before is None else f", version {version} (was {version_before})"
+    _warn_about_fit(model, out)
+    facts = [
+        Fact("model", str(folder), f"{folder}{changed}"),
+        Fact("version", version),
+        Fact("previous_version", version_before),
+        *_model_facts(model, head.name, uncertainty.calibration, n_unlabelled),
+        Fact("seconds", round(seconds, 2), f"{seconds:.1f}"),
+        accuracy_fact(model),
+        Fact("evaluation", evaluation and evaluation.to_dict()),
+        Fact("", text=shlex.join(["clipadapter", *following]), name="next"),
+    ]
+    out.facts(facts, "" if evaluation is None else describe_evaluation(evaluation))
 
 
 def _hold_back(dataset: Dataset, fraction: float, seed: int, data: Path | str) -> tuple[Dataset, Dataset]:
@@ -213,23 +209,7 @@ def _draw_rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> S
     return draw_shots(dataset.labels, shots, seed)
 
 
-def _report_cost(
-    model: FewShotClassifier,
-    paths: Sequence[Path],
-    labels: Sequence[str | tuple[str, ...]],
-    class_names: Sequence[str],
-    out: Output,
-) -> None:
-    """Note the cost of per-epoch views before the first is computed, then the time as measured on two pictures."""
-    cost = model.view_cost(paths, labels, class_names)
-    cost.check()
-    out.note(f"views: {cost}")
-    measured = model.view_cost(paths, labels, class_names, measure=True)
-    if measured.time:
-        out.note(f"views: about {measured.time} if none of them is cached")
-
-
-def _report_training(head: HeadOptions, counts: Sequence[int], before: str, out: Output) -> None:
+def _report_training(head: options.HeadOptions, counts: Sequence[int], before: str, out: Output) -> None:
     """Note how many steps a head makes through a tower, which may take hours, before the first one.
 
     `before` is what an interrupted command leaves in the folder of the model.
@@ -279,43 +259,72 @@ def _check_folder(folder: Path) -> int | None:
     return history.version
 
 
-def _report(
-    model: FewShotClassifier,
-    head: HeadOptions,
-    calibration: str,
-    folder: Path,
-    versions: tuple[int | None, int],
-    n_unlabelled: int,
-    seconds: float,
-    measured: ModelEvaluation | None,
-    following: Sequence[str],
-    out: Output,
-) -> None:
-    from clipadapter.encoders import split_blocks
+# ---- What is said of a fitted model ----
 
-    provenance, support, info = model.support_.provenance, model.support_, model.encoder_.info
-    shots = support.counts
-    skipped = provenance["skipped"]
-    out.skipped(skipped)
-    for name in (name for name, count in shots.items() if not count):
-        out.warn(f"the class '{name}' has no readable picture: the model knows only its text")
-    quality = provenance.get("quality")
-    if quality and quality["why"]:
-        out.note(f"the model {quality['why']}")
-    uncertainty, accuracy = model.uncertainty_, model.uncertainty_.accuracy
-    warn_about_rates(uncertainty, uncertainty.decisions.reject, uncertainty.decisions.coverage, out)
-    learned = uncertainty_facts(uncertainty, calibration)
-    changed = "" if versions[0] is None else f", version {versions[1]} (was {versions[0]})"
-    facts = [
-        Fact("model", str(folder), f"{folder}{changed}"),
-        Fact("version", versions[1]),
-        Fact("previous_version", versions[0]),
+
+def _warn_about_fit(model: FewShotClassifier, out: Output) -> None:
+    """Warn of pictures and classes that the model lacks, and of rates that its shots can't guarantee."""
+    provenance, uncertainty = model.support_.provenance, model.uncertainty_
+    out.skipped(provenance["skipped"])
+    for name, count in model.support_.counts.items():
+        if not count:
+            out.warn(f"the class '{name}' has no readable picture: the model knows only its text")
+    if (provenance.get("quality") or {}).get("why"):
+        out.note(f"the model {provenance['quality']['why']}")
+    options.warn_about_rates(uncertainty, uncertainty.decisions.reject, uncertainty.decisions.coverage, out)
+
+
+def _model_facts(model: FewShotClassifier, name: str, calibration: str, n_unlabelled: int) -> list[Fact]:
+    """What a model was fitted to, by which head, and what it learned; `calibration` is as the user gave it."""
+    from clipadapter.data import clean_name
+    from clipadapter.encoders import describe_passes, split_blocks
+
+    provenance, shots, info, state = (
+        model.support_.provenance,
+        model.support_.counts,
+        model.encoder_.info,
+        model.head_.state(),
+    )
+    learned = _uncertainty_facts(model.uncertainty_, calibration)
+    # A number that is "auto" is stored as NAME_ once it is chosen.
+    parameters = model.head_.get_params(deep=False)
+    own = {key: state.get(f"{key}_") for key, value in parameters.items() if value == "auto"}
+    chosen = {key: float(value) for key, value in own.items() if value is not None and value.ndim == 0}
+    values = ", ".join(f"{key} {value:.3g}" for key, value in chosen.items())
+    selection, selected = _describe_selection(model)
+
+    pool = pool_text = None
+    if n_unlabelled:
+        numbers = {key: state.get(f"unlabelled_{key}_") for key in ("share", "gain")}
+        summary = model.head_.describe_unlabelled()
+        shown = {key: None if value is None else float(value) for key, value in numbers.items()}
+        pool = {"pictures": n_unlabelled, **shown, "summary": summary}
+        pool_text = format_count(n_unlabelled, "picture") + (f", {summary}" if summary else "")
+    sentences = sentences_text = None
+    if model.descriptions:
+        sentences = {
+            "classes": len(set(map(clean_name, model.descriptions))),
+            "sentences": sum(map(len, model.descriptions.values())),
+        }
+        of = f"for {sentences['classes']} of {len(model.class_names_)} classes"
+        sentences_text = f"{format_count(sentences['sentences'], 'sentence')} {of}"
+
+    shares, blocks = model.head_.block_shares() or {}, model.head_.read_blocks
+    listed = cost = None
+    if len(blocks) > 1 or model.dropped_blocks_:
+        names = (f"{one.name} {shares[one.name]:.0%}" if one.name in shares else one.name for one in blocks)
+        unused = f"; not used: {', '.join(model.dropped_blocks_)}" if model.dropped_blocks_ else ""
+        listed, cost = f"{', '.join(names)}{unused}", describe_passes(model.encoder_)
+    skipped = [{"source": source, "reason": reason} for source, reason in provenance["skipped"]]
+    return [
         Fact("classes", list(shots), len(shots)),
-        Fact("shots", shots, describe_shots(shots, len(support)), "pictures"),
-        Fact("skipped", [{"source": name, "reason": reason} for name, reason in skipped], len(skipped)),
-        *_head_facts(model, head.name),
-        _unlabelled_fact(model, n_unlabelled),
-        _descriptions_fact(model),
+        Fact("shots", shots, describe_shots(shots, len(model.support_)), "pictures"),
+        Fact("skipped", skipped, len(skipped)),
+        Fact("head", {"name": name, "params": parameters}, f"{name}{selected}"),
+        Fact("selection", selection),
+        Fact("chosen", chosen, f"{values} (set to auto)" if values else None),
+        Fact("unlabelled", pool, pool_text),
+        Fact("descriptions", sentences, sentences_text),
         Fact("uncertainty", {fact.key: fact.value for fact in learned}),
         *(Fact("", text=fact.text, name=fact.name or fact.key) for fact in learned),
         Fact(
@@ -323,85 +332,97 @@ def _report(
             {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
             f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})",
         ),
-        Fact("quality", quality),
-        *_block_facts(model),
+        Fact("quality", provenance.get("quality")),
+        Fact(
+            "blocks",
+            [{"name": block.name, "width": block.width, "share": shares.get(block.name)} for block in blocks],
+            listed,
+            "looks at",
+        ),
+        Fact("passes", [{"image_size": one.info.image_size} for one in model.encoder_.passes()], cost, "prediction"),
         Fact("views", provenance["views"]),
         Fact("crop", provenance.get("crop")),
         Fact("computed", provenance["computed"]),
-        Fact("seconds", round(seconds, 2), f"{seconds:.1f}"),
-        Fact("accuracy", accuracy and accuracy.to_dict(), describe_accuracy(model)),
-        Fact("evaluation", measured and measured.to_dict()),
-        Fact("", text=shlex.join(["clipadapter", *following]), name="next"),
-    ]
-    out.facts(facts, "" if measured is None else describe_evaluation(measured))
-
-
-def _head_facts(model: FewShotClassifier, name: str) -> list[Fact]:
-    """The head, the losses of the values of a grid on held-out shots, and the numbers that it chose itself."""
-    text, record, parameters, state = name, None, model.head_.get_params(deep=False), model.head_.state()
-    if selection := model.selection_:
-        keys = ("name", "loss", "excess_loss", "standard_error", "accuracy", "seconds")
-        record = {
-            "strategy": selection.strategy,
-            "held_out": selection.n_held_out,
-            "seconds": selection.seconds,
-            "candidates": [{key: getattr(one, key) for key in keys} for one in selection.candidates],
-        }
-        best, *others = selection.candidates
-        text += (
-            f", {best.name}: best of {len(selection.candidates)} on {selection.n_held_out} held-out shots by "
-            f"{selection.strategy}, {selection.seconds:.1f} s"
-        )
-        text += "".join(
-            f"; next {second.name} (log-loss {second.excess_loss:+.3f} ± {second.standard_error:.3f})"
-            for second in others[:1]
-        )
-    # A number that is "auto" is stored as NAME_ once it is chosen.
-    found = {key: state.get(f"{key}_") for key, value in parameters.items() if value == "auto"}
-    chosen = {key: float(value) for key, value in found.items() if value is not None and value.ndim == 0}
-    values = ", ".join(f"{key} {value:.3g}" for key, value in chosen.items())
-    return [
-        Fact("head", {"name": name, "params": parameters}, text),
-        Fact("selection", record),
-        Fact("chosen", chosen, f"{values} (set to auto)" if values else None),
     ]
 
 
-def _unlabelled_fact(model: FewShotClassifier, n_unlabelled: int) -> Fact:
-    """What the pictures without labels contributed."""
-    if not n_unlabelled:
-        return Fact("unlabelled")
-    state, summary = model.head_.state(), model.head_.describe_unlabelled()
-    found = {name: state.get(f"unlabelled_{name}_") for name in ("share", "gain")}
-    numbers = {name: None if value is None else float(value) for name, value in found.items()}
-    text = format_count(n_unlabelled, "picture") + (f", {summary}" if summary else "")
-    return Fact("unlabelled", {"pictures": n_unlabelled, **numbers, "summary": summary}, text)
+def _describe_selection(model: FewShotClassifier) -> tuple[dict[str, object] | None, str]:
+    """The losses of the values of a grid on held-out shots, for JSON and for people; nothing without a grid."""
+    selection = model.selection_
+    if not selection:
+        return None, ""
+    keys = ("name", "loss", "excess_loss", "standard_error", "accuracy", "seconds")
+    record = {
+        "strategy": selection.strategy,
+        "held_out": selection.n_held_out,
+        "seconds": selection.seconds,
+        "candidates": [{key: getattr(one, key) for key in keys} for one in selection.candidates],
+    }
+    best, *others = selection.candidates
+    text = (
+        f", {best.name}: best of {len(selection.candidates)} on {selection.n_held_out} held-out shots by "
+        f"{selection.strategy}, {selection.seconds:.1f} s"
+    )
+    for second in others[:1]:
+        text += f"; next {second.name} (log-loss {second.excess_loss:+.3f} ± {second.standard_error:.3f})"
+    return record, text
 
 
-def _descriptions_fact(model: FewShotClassifier) -> Fact:
-    """How many classes have sentences in place of templates, and how many sentences."""
-    from clipadapter.data import clean_name
+def _uncertainty_facts(uncertainty: Uncertainty, calibration: str) -> list[Fact]:
+    """Calibration, rejection and prediction sets of a fitted model."""
+    if uncertainty.multilabel is not None:
+        rule = uncertainty.multilabel
+        source = f"from {rule.n} held-out pictures" if rule.n else "the default, since no shot could be held out"
+        text = f"{rule.thresholds.min():.2f} to {rule.thresholds.max():.2f}, {source}"
+        return [Fact("held_out", rule.n), Fact("thresholds", rule.thresholds.tolist(), text)]
+    calibrator, decisions = uncertainty.calibrator, uncertainty.decisions
+    method = "temperature" if calibrator.weight is None else "vector scaling, temperature"
+    source = (
+        f"from {calibrator.n} held-out shots ({uncertainty.held_out_by})"
+        if calibrator.n
+        else "a usual value of this head: no shot could be held out, so it was not learned from your pictures"
+    )
+    if 0 < calibrator.n < FEW_HELD_OUT_SHOTS:
+        source += ". These are few: probabilities are mostly those that are usual for this head"
+    fitted = f"{method} {calibrator.temperature:.3g}, {source}"
+    text = "none: the softmax of the logits" if calibration == "none" else fitted
+    facts = [
+        Fact("temperature", calibrator.temperature, text, "calibration"),
+        Fact("held_out", calibrator.n),
+        Fact("held_out_by", uncertainty.held_out_by),
+    ]
+    if decisions.reject is not None and uncertainty.rejector is not None:
+        threshold = uncertainty.rejector.threshold(decisions.reject)
+        value = threshold.value if threshold.shots > 2 else None
+        data = {"rate": decisions.reject, "threshold": value, "is_attainable": threshold.is_attainable}
+        text = f"about {100 * decisions.reject:g} % of pictures of the classes"
+        facts.append(Fact("reject", data, text, "none of these"))
+    if decisions.coverage is not None and uncertainty.conformal is not None:
+        guarantee = uncertainty.conformal.describe_guarantee(decisions.coverage)
+        text = uncertainty.conformal.explain_shortage(decisions.coverage) or guarantee.split(". ")[0]
+        facts.append(Fact("coverage", {"rate": decisions.coverage, "guarantee": guarantee}, text, "sets"))
+    return facts
 
-    if not model.descriptions:
-        return Fact("descriptions")
-    n_classes, n = len(set(map(clean_name, model.descriptions))), sum(map(len, model.descriptions.values()))
-    text = f"{format_count(n, 'sentence')} for {n_classes} of {len(model.class_names_)} classes"
-    return Fact("descriptions", {"classes": n_classes, "sentences": n}, text)
+
+def accuracy_fact(model: FewShotClassifier) -> Fact:
+    """How often a model is right about held-out shots, or why that is not known; only in JSON without any shots."""
+    from clipadapter.heads.registry import head_name
+
+    counts, accuracy = model.support_.counts, model.uncertainty_.accuracy
+    text: str | None = None
+    if accuracy is not None:
+        n_single = sum(count == 1 for count in counts.values())
+        text = accuracy.describe() + (f"; classes with one picture, not held out: {n_single}" if n_single else "")
+    elif model.uncertainty_.multilabel is not None:
+        text = "not known: pictures with several labels are measured on others, by 'clipadapter eval'"
+    elif max(counts.values()) <= 1:
+        text = "not known: with one picture per class none can be held out; give two or more of each class"
+    else:
+        text = f"not known: {head_name(type(model.head_))} is not fitted again without some of the shots"
+    return Fact("accuracy", accuracy and accuracy.to_dict(), text if len(model.support_) else None)
 
 
-def _block_facts(model: FewShotClassifier) -> list[Fact]:
-    """The blocks of features that the model reads, with their shares in the logits, and what a prediction costs."""
-    from clipadapter.encoders import describe_passes
-
-    shares, blocks = model.head_.block_shares() or {}, model.head_.read_blocks
-    records = [{"name": block.name, "width": block.width, "share": shares.get(block.name)} for block in blocks]
-    passes = [{"image_size": one.info.image_size} for one in model.encoder_.passes()]
-    listed = cost = None
-    if len(blocks) > 1 or model.dropped_blocks_:
-        names = (f"{one.name} {shares[one.name]:.0%}" if one.name in shares else one.name for one in blocks)
-        unused = f"; not used: {', '.join(model.dropped_blocks_)}" if model.dropped_blocks_ else ""
-        listed, cost = f"{', '.join(names)}{unused}", describe_passes(model.encoder_)
-    return [Fact("blocks", records, listed, "looks at"), Fact("passes", passes, cost, "prediction")]
+# ---- Feature shards ----
 
 
 def open_shards(source: Path | str) -> ShardInput | None:
@@ -435,18 +456,13 @@ class ShardInput:
         return Dataset(shards.name, place, samples, names)
 
     def check_options(
-        self,
-        encoder: EncoderOptions,
-        head: HeadOptions,
-        views: TrainingViewOptions,
-        unlabelled: Path | None,
-        outliers: Path | None,
-    ) -> EncoderOptions:
+        self, encoder: options.EncoderOptions, head: options.HeadOptions, for_pictures: Sequence[str]
+    ) -> options.EncoderOptions:
         """Refuse what needs pictures. Returns the options with the encoder of the shards, unless another is named."""
-        used = {"--views": views.views != 1, "--unlabelled": unlabelled is not None, "--outliers": outliers is not None}
-        names = [name for name, is_used in used.items() if is_used]
-        if names:
-            raise InputError(f"{names[0]} needs pictures, but '{self._shards.path}' holds features: leave it out")
+        if for_pictures:
+            raise InputError(
+                f"--{for_pictures[0]} needs pictures, but '{self._shards.path}' holds features: leave it out"
+            )
         kind = head.create()
         if kind.needs_tower or kind.tunes_encoder:
             raise InputError(f"the head {head.name} trains through the encoder and needs pictures, not features")

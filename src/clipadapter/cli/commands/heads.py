@@ -1,18 +1,21 @@
-"""``clipadapter heads``."""
+"""``clipadapter heads``, ``encoders`` and ``version``: what there is to use."""
 
 from __future__ import annotations
 
 import inspect
+import platform
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import argument
-from clipadapter.cli.output import Output, facts, table
+from clipadapter.cli.declarations import argument, cli_command
+from clipadapter.cli.output import Fact, Output, facts, table
 from clipadapter.rendering.marks import NOT_AS_PUBLISHED
 from clipadapter.utils.registry import unknown
+
+if TYPE_CHECKING:
+    from clipadapter.encoders import EncoderListing
 
 MARKS = {
     "*": "transductive: uses the pictures to classify when it is fitted",
@@ -66,25 +69,20 @@ def _describe_for_json(name: str) -> dict[str, Any]:
 
 def _list_heads(pattern: str) -> str:
     """Return the table of the heads. Their source is read; torch, which takes seconds, is not imported."""
-    from clipadapter.heads.registry import HEADS, Fidelity
+    from clipadapter.heads.registry import FIDELITY_KINDS, HEADS, Fidelity
 
-    rows, kinds, marks = [], [], ""
+    rows, kinds, marks = [], set[str](), ""
     for head in map(HEADS.info, HEADS.list(pattern)):
         stated, traits = Fidelity.of(head.facts), head.attributes
         mark = "*" if traits.get("transductive") else "+" if traits.get("accepts_unlabelled") else ""
         mark += "" if stated.is_as_published else NOT_AS_PUBLISHED
         rows.append([f"{head.name} {mark}".strip(), stated.kind, head.summary])
-        kinds.append(stated.kind)
+        kinds.add(stated.kind)
         marks += mark
-    text = f"{table(['head', 'fidelity', 'summary'], rows)}\n\n{_describe_kinds(kinds)}"
-    notes = "\n".join(f"{mark} {note}" for mark, note in MARKS.items() if mark in marks)
-    return f"{text}\n\n{notes}" if notes else text
-
-
-def _describe_kinds(kinds: Collection[str]) -> str:
-    from clipadapter.heads.registry import FIDELITY_KINDS
-
-    return "\n".join(f"{kind}: {meaning}" for kind, meaning in FIDELITY_KINDS.items() if kind in kinds)
+    meanings = [f"{kind}: {meaning}" for kind, meaning in FIDELITY_KINDS.items() if kind in kinds]
+    notes = [f"{mark} {note}" for mark, note in MARKS.items() if mark in marks]
+    parts = [table(["head", "fidelity", "summary"], rows), "\n".join(meanings), "\n".join(notes)]
+    return "\n\n".join(filter(None, parts))
 
 
 def _describe_head(name: str) -> str:
@@ -98,3 +96,84 @@ def _describe_head(name: str) -> str:
     recipes = f"\n\nRecipes (--recipe): {', '.join(cls.recipes)}" if cls.recipes else ""
     presets = f"\n\nPresets: {', '.join(sorted(cls.presets))}\n{cls.preset_note}" if cls.presets else ""
     return f"{name}: {description}\n\nFidelity ({fidelity.kind}): {fidelity}{defaults}{recipes}{presets}"
+
+
+COLUMNS = ("parameters", "fp32", "pixels", "width", "licence", "texts", "note")
+BYTES_PER_PARAMETER = 4
+"""In fp32."""
+FACTS_OF_NONE = {"own"}
+"""Groups of forms of a URI, of which no facts are known."""
+
+
+@cli_command("clipadapter encoders 'open_clip:ViT-B*'")
+def encoders(out: Output, pattern: str = argument(default="")) -> None:
+    """List the encoders by what they are good for, or all whose URI matches PATTERN, such as '*siglip2*'.
+
+    Columns: parameters of both towers, their size in fp32, side of the pictures in pixels, width of the features,
+    licence of the weights, how long texts may be and what is removed from them. A percentage is the published zero-shot
+    accuracy on ImageNet. No encoder is loaded. '*' lists all. The models of timm are listed for a PATTERN that begins
+    with 'timm:' or has wildcards.
+    """
+    from clipadapter.encoders.catalogue import list_timm, match_listings, read_groups, read_hardware
+    from clipadapter.encoders.registry import TEST_SCHEME, encoder_info, list_listings
+
+    listings = encoder_info(TEST_SCHEME).cls.listing() if pattern == TEST_SCHEME else list_listings()
+    if pattern:
+        if pattern.lower().startswith("timm:") or set("*?[") & set(pattern):
+            listings = list({one.name: one for one in [*listings, *list_timm()]}.values())
+        matching = match_listings(pattern, listings)
+        out.result([asdict(one) for one in matching], _table("encoder", matching))
+        return
+    by_name = {one.name: one for one in listings}
+    parts = []
+    for group in read_groups():
+        members = [by_name[uri] for uri in group.encoders]
+        if group.name in FACTS_OF_NONE:
+            parts.append(table((group.title.upper(), "note"), [(one.name, one.note) for one in members]))
+        else:
+            parts.append("\n".join([_table(group.title.upper(), members), *([group.about] if group.about else [])]))
+    rows = [(title, *one) for title, weights in read_hardware().items() for one in weights.items()]
+    parts.append(table(("BY HARDWARE", "encoder", "weights in fp32"), rows))
+    parts.append("%: published zero-shot accuracy on ImageNet. 'clipadapter encoders \"*\"' lists all encoders.")
+    out.result([asdict(one) for one in listings], "\n\n".join(parts))
+
+
+def _table(title: str, listings: Sequence[EncoderListing]) -> str:
+    return table((title, *COLUMNS), [_row(one) for one in listings])
+
+
+def _row(listing: EncoderListing) -> Sequence[object]:
+    n = listing.parameters
+    unlisted = "-" if FACTS_OF_NONE & set(listing.groups) else "see model card"
+    return (
+        listing.name,
+        "-" if n is None else f"{n / 1e6:.0f} M",
+        "-" if n is None else f"{n * BYTES_PER_PARAMETER / 1e9:.1f} GB",
+        listing.image_size or "-",
+        listing.dim or "-",
+        unlisted if listing.licence == "unknown" else listing.licence,
+        listing.text or "-",
+        listing.note,
+    )
+
+
+PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "onnxruntime", "openvino")
+
+
+@cli_command("clipadapter version --json")
+def version(out: Output) -> None:
+    """Show the versions of the main packages, and the cache folder."""
+    from clipadapter.utils.files import default_cache_dir
+
+    own, *others = ((name, _version(name)) for name in PACKAGES)
+    pairs = [own, ("python", platform.python_version()), *others, ("cache", str(default_cache_dir()))]
+    out.facts([Fact(name, value, value, name) for name, value in pairs])
+
+
+def _version(name: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,4 +1,4 @@
-"""``clipadapter predict``."""
+"""``clipadapter predict``: a saved or exported model answers pictures or features, on the output or into a file."""
 
 from __future__ import annotations
 
@@ -8,34 +8,39 @@ import os
 import shutil
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import chain, count
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate, chain, count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from tqdm import tqdm
 
-from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.groups import cli_command
-from clipadapter.cli.inputs import check_output_folder, is_feature_table, is_missing
-from clipadapter.cli.options import COUNT, COUNT_OR_ALL, FILE, FOLDER, argument, option, options_of, strict_option
+from clipadapter.cli import options
+from clipadapter.cli.declarations import argument, cli_command, option, options_of
+from clipadapter.cli.inputs import check_output_folder, is_feature_table, is_missing, is_model_file, read_lines
+from clipadapter.cli.options import COUNT, COUNT_OR_ALL, FILE, FOLDER
 from clipadapter.cli.output import START_AGAIN, Output, note_kept, plain_facts
-from clipadapter.cli.predict_models import Block, PictureAnswers, PredictRequest, TableAnswers, check_model
-from clipadapter.cli.uncertainty_options import DecisionArguments
-from clipadapter.errors import DataError, ImageError, InputError
-from clipadapter.utils.files import explain_missing, printable
+from clipadapter.errors import DataError, ImageError, InputError, MissingExtraError, needs_training
+from clipadapter.utils.files import IMAGE_SUFFIXES, explain_missing, printable, quote_path
 from clipadapter.utils.formatting import describe_unreadable, format_count, table
 
 if TYPE_CHECKING:
+    from clipadapter.cli.prediction_files import PredictionFile, Rows
+    from clipadapter.uncertainty import Uncertainty
     from clipadapter.utils.prediction import Prediction
 
 MAX_NAMED_INPUTS = 3
+MAX_QUICK_PICTURES = 32
+"""Up to this number, predicting without torch is faster than importing torch."""
 PICTURES_PER_PART, ROWS_PER_PART = 1024, 1 << 16
 """Pictures, or rows of a table of features, of each part of --out."""
 MAX_PART_SECONDS = 60.0
 """A part is written after this time, if its pictures are slow."""
+T = TypeVar("T")
 
 
 @cli_command(
@@ -49,40 +54,34 @@ def command(
         metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True
     ),
     top: int = option(
-        "--top",
-        type=COUNT_OR_ALL,
-        metavar="K|all",
-        default=1,
-        help="Number of classes to print for each picture, or all.",
+        "--top K|all", "Number of classes to print for each picture, or all.", type=COUNT_OR_ALL, default=1
     ),
     adapt: str | None = option(
         "--adapt",
+        "Let earlier pictures change the answers to later ones, for many pictures of one kind. Their order matters.",
         type=click.Choice(["tda"]),
-        help="Let earlier pictures change the answers to later ones, for many pictures of one kind. Their order "
-        "matters.",
     ),
     views: int = option(
-        "--views",
+        "--views N",
+        "Look at N crops of each picture; the most confident ones vote. N times as slow; not for exported files.",
         type=COUNT,
-        metavar="N",
         default=1,
-        help="Look at N crops of each picture; the most confident ones vote. N times as slow; not for exported files.",
     ),
     file: Path | None = option(
         "--out",
-        type=FILE,
-        help="File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped "
+        "File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped "
         "continues if it is started again.",
+        type=FILE,
     ),
     sorted_folder: Path | None = option(
         "--sort-into",
-        type=FOLDER,
-        help='Copy each picture into the folder of its class in this folder, or into "none of these". Of several '
+        'Copy each picture into the folder of its class in this folder, or into "none of these". Of several '
         "labels the most probable counts. Nothing is moved or overwritten.",
+        type=FOLDER,
     ),
-    strict: bool = strict_option,
-    decisions: DecisionArguments = options_of(DecisionArguments),
-    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions),
+    strict: bool = options.strict_option,
+    decisions: options.DecisionArguments = options_of(options.DecisionArguments),
+    encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
 ) -> None:
     """Predict the class of each picture.
 
@@ -96,31 +95,120 @@ def command(
 
     If an INPUT has features, no picture is opened: a Parquet file that embed --to wrote, or a folder of shards.
     """
-    request = PredictRequest(model, inputs, top, adapt, views, decisions, encoder, out, strict, tables=_tables(inputs))
-    if sorted_folder is not None and (request.tables or file is not None):
-        given = "--out" if file is not None else request.tables[0]
+    tables = _tables(inputs)
+    request = PredictRequest(model, inputs, tables, top, adapt, views, decisions, encoder, out, strict)
+    if sorted_folder is not None and (tables or file is not None):
+        given = "--out" if file is not None else tables[0]
         raise InputError(f"--sort-into copies each picture when it is predicted, which {given} does not allow")
     sorter = None if sorted_folder is None else PictureSorter(sorted_folder, _list_folders(inputs))
+    if adapt is not None or (tables and file is None):  # answers depend on all pictures before them, or are not stored
+        note_kept(START_AGAIN)
+    elif file is not None:
+        note_kept(f"the finished parts of {file} are kept, and the same command continues from there")
     if file is not None:
         _predict_to_file(request, file)
     else:
         _predict_to_output(request, sorter)
 
 
+@dataclass(frozen=True)
+class PredictRequest:
+    """The arguments and options of the command that say what is predicted."""
+
+    model: Path
+    inputs: Sequence[str]
+    tables: Sequence[Path]  # the inputs, if they are tables of features
+    top: int
+    adapt: str | None
+    views: int
+    decisions: options.DecisionArguments
+    encoder: options.ModelEncoderOptions
+    out: Output
+    strict: bool
+
+    def keywords(self, uncertainty: Uncertainty, class_names: Sequence[str]) -> dict[str, Any]:
+        """Return the keyword arguments of ``classify``, checked. All calls with them share one cache of ``adapt``."""
+        options.warn_about_rates(uncertainty, self.decisions.reject, self.decisions.coverage, self.out)
+        cache = uncertainty.open_cache(self.adapt, len(class_names))
+        return {"top": self.top, "adapt": cache, **self.decisions.decisions(class_names)}
+
+    def check_model(self) -> None:
+        """Refuse, before torch is imported, what is no model, or can't do what is asked."""
+        is_file, name = is_model_file(self.model), self.model.name
+        if self.tables and is_file:
+            raise InputError(
+                f"{name} is an exported file, which takes pictures only: give the folder of the saved model"
+            )
+        if self.tables and (self.views > 1 or not self.encoder.is_default):
+            raise InputError(
+                f"{self.tables[0]} has features of plain pictures, which need no encoder: leave out --views, "
+                "--encoder, --device, --backend and --precision"
+            )
+        if self.views > 1 and is_file:
+            raise InputError(
+                f"{name} is an exported file, which looks at the plain picture only: leave --views out, or give the "
+                "folder of the saved model"
+            )
+        if self.views > 1:  # more than memory allows for one picture are refused
+            from clipadapter.features import FEWER_PREDICTION_VIEWS, ViewCost
+            from clipadapter.persistence import read_config
+
+            ViewCost(1, self.views, read_config(self.model).encoder.dim).check(FEWER_PREDICTION_VIEWS)
+
+    def open_answers(self, note: Callable[[Path], Any], quick: bool) -> PictureAnswers | TableAnswers:
+        """What answers the inputs, in their order."""
+        return TableAnswers(self) if self.tables else PictureAnswers(self, note, quick)
+
+    def describe(self) -> dict[str, Any]:
+        """What must be equal so that a run continues an earlier one. Each part says which pictures it answers."""
+        from clipadapter.backends.formats import companion_files
+        from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
+
+        path, decisions, encoder = self.model, self.decisions, self.encoder
+        files = [model_path(path, CONFIG_FILE)] if path.is_dir() else [path, *companion_files(path)]
+        return {
+            "model": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
+            "inputs": [text if text == "-" else str(Path(text).absolute()) for text in self.inputs],
+            "top": self.top,
+            "adapt": self.adapt,
+            "views": self.views,
+            "reject": decisions.reject,
+            "coverage": decisions.coverage,
+            "cost": None if decisions.cost is None else hashlib.sha256(decisions.cost.read_bytes()).hexdigest(),
+            "minimise": decisions.minimise,
+            "backend": encoder.backend,
+            "precision": encoder.precision,
+            "max_pixels": encoder.max_pixels,
+        }
+
+
 def _list_folders(inputs: Sequence[str]) -> list[Path]:
     return [Path(text) for text in inputs if os.path.isdir(text)]  # noqa: PTH112 - False for a name that is too long
 
 
+def _tables(inputs: Sequence[str]) -> tuple[Path, ...]:
+    """The inputs, if they are tables of features."""
+    paths = [Path(text) for text in inputs]
+    tables = tuple(path for path in paths if is_feature_table(path))
+    if tables and len(tables) < len(paths):
+        other = next(path for path in paths if path not in tables)
+        raise InputError(f"{tables[0]} has features and {other} has not: predict them one after the other")
+    return tables
+
+
+# ---- Where predictions go: the output, or a file ----
+
+
 def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) -> None:
     """Print the predictions, and copy the pictures if there is a sorter."""
+    from clipadapter.cli.prediction_files import predictions_of
+
     out, width, n_pictures = request.out, 0, 0
-    if request.tables:
-        note_kept(START_AGAIN)
     answers: Counter[tuple[str | None, bool]] = Counter()
-    check_model(request)
-    source = TableAnswers(request) if request.tables else PictureAnswers(request, Path, quick=True)
+    request.check_model()
+    source = request.open_answers(Path, quick=True)
     with _bar(source, request) as bar:
-        for prediction in chain.from_iterable(map(_predictions, chain.from_iterable(source.groups()))):
+        for prediction in chain.from_iterable(map(predictions_of, source.blocks())):
             n_pictures += 1
             width = width or max(map(len, source.class_names), default=0)
             path = source.taken.popleft() if source.taken else None  # rows of a table have no file
@@ -142,10 +230,6 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
         out.note(sorter.describe())
 
 
-def _predictions(rows: Block) -> Iterator[Prediction]:
-    return iter(rows) if isinstance(rows, list) else rows.predictions()
-
-
 def _report(prediction: Prediction, request: PredictRequest) -> None:
     """Warn of a picture that can't be read, or end a strict command."""
     if prediction.error is None:
@@ -164,32 +248,21 @@ def _describe_empty(inputs: Sequence[str]) -> str:
     return f"there are no pictures in {names}{more}"
 
 
-def _tables(inputs: Sequence[str]) -> tuple[Path, ...]:
-    """The inputs, if they are tables of features."""
-    paths = [Path(text) for text in inputs]
-    tables = tuple(path for path in paths if is_feature_table(path))
-    if tables and len(tables) < len(paths):
-        other = next(path for path in paths if path not in tables)
-        raise InputError(f"{tables[0]} has features and {other} has not: predict them one after the other")
-    return tables
-
-
 def _predict_to_file(request: PredictRequest, path: Path) -> None:
     """Write the predictions to a file, in parts, so that a run that was stopped continues."""
     from clipadapter.cli.prediction_files import PredictionFile, check_prediction_file, file_facts
 
     check_prediction_file(path)
-    check_model(request)
-    with PredictionFile(path, _describe_run(request), keep_unreadable=not request.strict) as file:
+    request.check_model()
+    with PredictionFile(path, request.describe(), keep_unreadable=not request.strict) as file:
         if request.adapt is not None:
             file.drop_rest()  # the answers depend on those before, which the parts do not have
-        source = TableAnswers(request) if request.tables else PictureAnswers(request, file_facts)
+        source = request.open_answers(file_facts, quick=False)
         source.skip_answered(file)
         n_earlier = file.n_rows
         with _bar(source, request, n_earlier, prints_rows=False) as bar:
-            for blocks in source.groups():
-                for part in _gather(blocks, request, bar):
-                    file.write(part, source.stamp(sum(map(len, part))))
+            for part in _gather(source.blocks(), request, bar):
+                file.write(part, source.stamp(sum(map(len, part))))
         n_rows, n_unreadable = file.n_rows, file.n_unreadable
         if n_unreadable == n_rows:
             file.remove_parts()
@@ -199,53 +272,27 @@ def _predict_to_file(request: PredictRequest, path: Path) -> None:
     request.out.facts(plain_facts(result))
 
 
-def _gather(blocks: Iterator[Block], request: PredictRequest, bar: tqdm[Any]) -> Iterator[list[Block]]:
+def _gather(blocks: Iterator[Rows], request: PredictRequest, bar: tqdm[Any]) -> Iterator[list[Rows]]:
     """Blocks that together are a part of the file. Of pictures that can't be read is warned; strict commands end."""
-    started, waiting, n = time.monotonic(), list[Block](), 0
+    from clipadapter.cli.prediction_files import AnsweredRows
+
+    part: list[Rows] = []
+    started, n = time.monotonic(), 0
     for rows in blocks:
-        if isinstance(rows, list):
+        if not isinstance(rows, AnsweredRows):
             _report(rows[0], request)
         elif request.strict and rows.n_unreadable:
             row = next(i for i, error in enumerate(rows.errors) if error is not None)
             raise ImageError(rows.sources[row], str(rows.errors[row]))
-        waiting.append(rows)
+        part.append(rows)
         n += len(rows)
         bar.update(len(rows))
         is_full = n >= (ROWS_PER_PART if request.tables else PICTURES_PER_PART)
         if is_full or time.monotonic() - started > MAX_PART_SECONDS:
-            yield _join(waiting)
-            started, waiting, n = time.monotonic(), [], 0
-    if waiting:
-        yield _join(waiting)
-
-
-def _join(blocks: list[Block]) -> list[Block]:
-    """Pictures as one block; tables are blocks of many rows already."""
-    return [list(chain.from_iterable(map(_predictions, blocks)))] if isinstance(blocks[0], list) else blocks
-
-
-def _describe_run(request: PredictRequest) -> dict[str, Any]:
-    """What must be equal so that a run continues an earlier one. Each part says which pictures it answers."""
-    from clipadapter.backends.formats import companion_files
-    from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
-
-    path = request.model
-    files = [model_path(path, CONFIG_FILE)] if path.is_dir() else [path, *companion_files(path)]
-    decisions, encoder = request.decisions, request.encoder
-    return {
-        "model": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
-        "inputs": [text if text == "-" else str(Path(text).absolute()) for text in request.inputs],
-        "top": request.top,
-        "adapt": request.adapt,
-        "views": request.views,
-        "reject": decisions.reject,
-        "coverage": decisions.coverage,
-        "cost": None if decisions.cost is None else hashlib.sha256(decisions.cost.read_bytes()).hexdigest(),
-        "minimise": decisions.minimise,
-        "backend": encoder.backend,
-        "precision": encoder.precision,
-        "max_pixels": encoder.max_pixels,
-    }
+            yield part
+            started, part, n = time.monotonic(), [], 0
+    if part:
+        yield part
 
 
 def is_terminal() -> bool:
@@ -273,6 +320,227 @@ def _format_prediction(prediction: Prediction, width: int) -> str:
         lines[0] = f"{'-'.ljust(width)}  {prediction.probability:.3f}  {prediction.source}  {reason}"
     return "\n".join(map(printable, lines))
 
+
+# ---- What answers: a saved model, its exported file in the cache, an exported file; and a table of features ----
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that is ready to predict pictures."""
+
+    class_names: Sequence[str]
+    predict: Callable[[list[Path] | Iterator[Path | None]], Iterable[Prediction]]
+    """Predictions in order; None among the pictures says that the next one is not there yet."""
+    finish: Callable[[], object] = lambda: None
+    """Called after the last prediction."""
+
+
+def open_model(request: PredictRequest, quick: bool) -> OpenModel:
+    """Open a saved model or an exported file.
+
+    If it may be `quick`, few picture files are answered without torch, by the cached file of the model; if none of them
+    exists, no model is opened.
+    """
+    if is_model_file(request.model):
+        from clipadapter.runtime import DEFAULT_BATCH_SIZE
+
+        file = request.encoder.open_exported(request.model)
+        own = request.keywords(file.uncertainty, file.class_names)
+        batch_size = min(request.encoder.batch_size, DEFAULT_BATCH_SIZE)
+        return OpenModel(
+            file.class_names, lambda pictures: file.iter_predictions(iter(pictures), batch_size=batch_size, **own)
+        )
+    if quick and all(text != "-" and is_missing(Path(text)) for text in request.inputs):
+        from clipadapter.utils.prediction import unreadable
+
+        return OpenModel((), lambda pictures: (unreadable(str(path), "no such file") for path in pictures))
+    if quick and (cached := _open_cached(request)):
+        return cached
+    try:
+        classifier = request.encoder.load(request.model)
+    except ModuleNotFoundError as error:
+        missing = needs_training(error, "the folder of a saved model")
+        if missing is None:
+            raise
+        advice = f"export it where it was fitted: clipadapter export {quote_path(request.model)}"
+        raise MissingExtraError(f"{missing}; or {advice}") from error
+    own = request.keywords(classifier.uncertainty_, classifier.class_names_)
+
+    def finish() -> None:
+        from clipadapter.export.exporter import export_to_cache
+
+        if request.encoder.is_default:
+            export_to_cache(classifier, request.model, load_tower=True)
+
+    return OpenModel(
+        classifier.class_names_,
+        lambda pictures: classifier.iter_predictions(pictures, views=request.views, **own),
+        finish,
+    )
+
+
+def _open_cached(request: PredictRequest) -> OpenModel | None:
+    """The cached file of a model, if the inputs are a few picture files and all options have their defaults."""
+    from clipadapter.runtime.cached import open_cached
+
+    if not request.encoder.is_default or request.views > 1 or len(request.inputs) > MAX_QUICK_PICTURES:
+        return None
+    if any(Path(text).suffix.lower() not in IMAGE_SUFFIXES for text in request.inputs):
+        return None
+    if (file := open_cached(request.model)) is None:
+        return None
+    own = request.keywords(file.uncertainty, file.class_names)
+    return OpenModel(file.class_names, lambda pictures: file.classify([path for path in pictures if path], **own))
+
+
+class PictureAnswers:
+    """The predictions for pictures; ``note`` makes what `taken` keeps of each, as it is before the picture is read."""
+
+    what = "pictures"
+
+    def __init__(self, request: PredictRequest, note: Callable[[Path], Any], quick: bool) -> None:
+        self._request, self._note, self._quick = request, note, quick
+        pictures = _list_pictures(request.inputs)
+        # The number, known unless they come from standard input, decides whether to look for a faster backend.
+        listed = None if "-" in request.inputs else [path for path in pictures if path is not None]
+        self.total = None if listed is None else len(listed)
+        self._pictures: Iterator[Path | None] = pictures if listed is None else iter(listed)
+        self.class_names: Sequence[str] = ()
+        self.taken: deque[Any] = deque()
+        """Of the pictures that the model has, and whose predictions were not stamped."""
+
+    def skip_answered(self, file: PredictionFile) -> None:
+        """Leave out the pictures that the parts of an earlier run answer."""
+        while (length := file.next_length()) is not None:
+            part = list(islice((path for path in self._pictures if path is not None), length))
+            self.taken.extend(map(self._note, part))
+            stamp = self.stamp(len(part))
+            if len(part) < length or not file.keep_next(stamp):
+                file.drop_rest()
+                self._pictures = chain(part, self._pictures)
+
+    def blocks(self) -> Iterator[Rows]:
+        """The predictions, one by one."""
+        pictures: list[Path] | Iterator[Path | None] = self._noted()
+        if self.total is not None:
+            pictures = [path for path in pictures if path is not None]
+            if not pictures:
+                return
+        model = open_model(self._request, self._quick)
+        self.class_names = model.class_names
+        yield from ([prediction] for prediction in model.predict(pictures))
+        model.finish()
+
+    def _noted(self) -> Iterator[Path | None]:
+        for path in self._pictures:
+            if path is not None:
+                self.taken.append(self._note(path))
+            yield path
+
+    def stamp(self, n: int) -> str:
+        """The stamp of the next pictures that have a prediction."""
+        from clipadapter.cli.prediction_files import stamp_files
+
+        return stamp_files(self.taken.popleft() for _ in range(n))
+
+
+def _list_pictures(inputs: Sequence[str]) -> Iterator[Path | None]:
+    """The pictures of all inputs; None where the next line of standard input is not there yet."""
+    for text in inputs:
+        if text == "-":
+            yield from (None if line is None else Path(line) for line in read_lines(sys.stdin) if line != "")
+        else:
+            yield from _expand(Path(text))
+
+
+def _expand(path: Path) -> Iterable[Path]:
+    """List the pictures of one input."""
+    try:
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
+            return [path]
+        from clipadapter.data import list_images
+        from clipadapter.data.load import read_listing
+        from clipadapter.data.manifests import is_manifest
+
+        if path.is_dir():
+            return list_images(path)
+        return read_listing(path).dataset.paths if is_manifest(path) else [path]
+    except OSError:  # a name too long, or no permission: reported when the picture is read
+        return [path]
+
+
+class TableAnswers:
+    """The predictions of a saved model without its encoder for the rows of tables of features."""
+
+    what, total = "rows", None
+
+    def __init__(self, request: PredictRequest) -> None:
+        from clipadapter.classifier.answers import answer_features, predict_columns
+        from clipadapter.classifier.encoder import find_blocks
+        from clipadapter.cli.prediction_files import file_facts
+        from clipadapter.features import open_feature_table
+        from clipadapter.persistence import load_model
+
+        model = load_model(request.model)
+        # A head that predicts through the text tower gets it from the encoder.
+        head = request.encoder.load(request.model).head_ if model.head.needs_tower else model.head
+        self.class_names: Sequence[str] = model.text.labels
+        self.taken: deque[Any] = deque()  # rows have no file
+        tables = [(table, find_blocks(model, table)) for table in map(open_feature_table, request.tables)]
+        self._files = [(table, blocks, file) for table, blocks in tables for file in table.files]
+        self._facts = [file_facts(Path(file)) for _, _, file in self._files]
+        self._starts = list(accumulate((table.count_rows(file) for table, _, file in self._files), initial=0))
+        self._next = 0  # number of the first row without a stamp
+        own = request.keywords(model.uncertainty, self.class_names)
+        top, adapt = own.pop("top"), own.pop("adapt")
+        is_ordered, width = adapt is not None, model.encoder.text_dim
+
+        def answer(features: Any) -> Any:
+            return answer_features(head, model.fold_heads, model.uncertainty, features, width, own, adapt)
+
+        self._answer = lambda features: predict_columns(answer, features, self.class_names, top, ordered=is_ordered)
+
+    def skip_answered(self, file: PredictionFile) -> None:
+        """Leave out the rows that the parts of an earlier run answer."""
+        while length := file.next_length():
+            first = self._next
+            if first + length > self._starts[-1] or not file.keep_next(self.stamp(length)):
+                file.drop_rest()
+                self._next = first
+
+    def blocks(self) -> Iterator[Rows]:
+        """The predictions for batches of rows."""
+        from clipadapter.cli.prediction_files import AnsweredRows
+
+        n_skipped = self._next
+        for (features, blocks, path), start, end in zip(self._files, self._starts, self._starts[1:], strict=False):
+            row = min(max(start, n_skipped), end)
+            for batch in _read_ahead(features.batches(path, blocks, row - start)):
+                row += len(batch.paths)
+                yield AnsweredRows(batch.paths, batch.errors, self._answer(batch.features))
+            if row != end:
+                given = f"had {end - start} rows and gave {row - start}"
+                raise DataError(f"{path} {given}: it was changed meanwhile; start again")
+
+    def stamp(self, n: int) -> str:
+        """The stamp of the next rows: of their files as they were before they were read, and of their numbers."""
+        from clipadapter.cli.prediction_files import stamp_files
+
+        first, self._next = self._next, self._next + n
+        spans = zip(self._facts, self._starts, self._starts[1:], strict=False)
+        return stamp_files((facts for facts, start, end in spans if start < self._next and end > first), first, n)
+
+
+def _read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items; a thread gets the next one while the caller has one."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item
+
+
+# ---- Counts and copies of pictures ----
 
 NONE_OF_THESE = "none of these"
 """Name, and folder, of pictures without a class."""

@@ -1,11 +1,19 @@
-"""The result of drift detection."""
+"""The result of drift detection: as data, in words, and as a plot."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipadapter.rendering.plots import BLUE, GREY, VERMILION, create_figure, save_plot, set_title, style_axes, truncate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CHECKS = {
     "covariate-shift": "how the pictures look",
@@ -14,6 +22,11 @@ CHECKS = {
 }
 """Title of each check by its name; the last one is the rate of pictures of none of the classes."""
 MAX_NAMED_CLASSES = 3
+CURRENT_COLOUR, REFERENCE_COLOUR = VERMILION, BLUE
+MAX_CLASSES = 15
+"""Classes that are drawn: those whose prior changed most."""
+MAX_NAME_LETTERS = 24
+SECONDS_PER_DAY = 86_400
 FORMAT = 1
 """Format of `DriftReport.to_dict`, which files of ``--history`` have."""
 
@@ -103,6 +116,11 @@ class Window:
     distance_limit: float | None
     priors: tuple[float, ...]
 
+    @property
+    def centre(self) -> float:
+        """Index of the picture in the middle."""
+        return (self.start + self.end) / 2
+
 
 @dataclass(frozen=True)
 class DriftReport:
@@ -186,9 +204,16 @@ class DriftReport:
         Raises:
             InputError: if it can't be written.
         """
-        from clipadapter.monitor.plot import plot_drift
-
-        return plot_drift(self, path, title)
+        classes = sorted(self.classes, key=lambda prior: -abs(prior.current - prior.reference))[:MAX_CLASSES]
+        figure = create_figure(11.0, max(5.6, 1.8 + 0.36 * len(classes)))
+        left, right = figure.subfigures(1, 2, width_ratios=[1.25, 1], squeeze=False)[0]
+        over_time = left.subplots(2, 1, sharex=True)
+        _plot_ood_rate(over_time[0], self)
+        _plot_distance(over_time[1], self)
+        _label_time_axis(over_time[1], self)
+        _plot_priors(right.subplots(), classes, len(self.classes))
+        set_title(figure, title or f"{self.n_pictures} pictures: {self.summary()}")
+        return save_plot(figure, path)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -206,11 +231,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 # ---- Results of the checks as phrases ----
-
-
-def describe_covariate_shift(p_value: float) -> str:
-    """Phrase for a change of the features."""
-    return f"the pictures look different (p = {p_value:.2g})"
 
 
 def describe_label_shift(classes: Sequence[ClassPrior], alpha: float, is_reliable: bool) -> str:
@@ -248,3 +268,88 @@ def format_percent(share: float) -> str:
     ('31 %', '0.4 %', '0 %')
     """
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
+
+
+# ---- Plot ----
+
+
+def _plot_ood_rate(axes: Axes, report: DriftReport) -> None:
+    style_axes(axes)
+    points = [(window.centre, *window.ood_rate) for window in report.windows if window.ood_rate]
+    if not points or report.ood_rate is None:
+        _set_heading(axes, 'share of "none of these"')
+        _show_text(axes, "this model can't reject pictures of none of its classes")
+        return
+    x, rates, low, high = np.array(points).T
+    _plot_with_band(axes, x, 100 * rates, 100 * low, 100 * high, CURRENT_COLOUR)
+    by_shots = report.reference == "shots"
+    expected = report.ood_rate.target if by_shots else report.ood_rate.reference
+    axes.axhline(100 * expected, color=REFERENCE_COLOUR, linestyle="--")
+    label = f"{'target' if by_shots else 'usual'} {format_percent(expected)}"
+    _set_heading(axes, 'share of "none of these"', f"dashed: {label}; band: 95 %")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("% of the pictures")
+
+
+def _plot_distance(axes: Axes, report: DriftReport) -> None:
+    style_axes(axes)
+    points = [
+        (window.centre, window.distance, window.distance_limit)
+        for window in report.windows
+        if window.distance is not None and window.distance_limit is not None
+    ]
+    if not points:
+        _set_heading(axes, "distance of the features from the reference")
+        _show_text(axes, "this check was skipped")
+        return
+    x, distances, limits = np.array(points).T
+    lowest = min(-2.5, distances.min()) - 0.3
+    _plot_with_band(axes, x, distances, lowest, limits, REFERENCE_COLOUR)
+    axes.set_ylim(bottom=lowest)
+    axes.set_ylabel("standard deviations")
+    _set_heading(axes, "distance of the features from the reference", "band: 95 % if nothing changed")
+
+
+def _plot_with_band(axes: Axes, x: Any, y: Any, low: Any, high: Any, band_colour: str) -> None:
+    axes.fill_between(x, low, high, color=band_colour, alpha=0.16, linewidth=0)
+    axes.plot(x, y, color=CURRENT_COLOUR, marker="o", markersize=5, linewidth=2, clip_on=False)
+
+
+def _set_heading(axes: Axes, text: str, note: str = "") -> None:
+    """What axes show, and in grey at the right what their marks mean."""
+    axes.set_title(text, fontsize=10, loc="left", parse_math=False)
+    axes.set_title(note, fontsize=9, loc="right", color=GREY, parse_math=False)
+
+
+def _label_time_axis(axes: Axes, report: DriftReport) -> None:
+    """Label the axis by dates, or by numbers of pictures if the dates are not known."""
+    times = [window.start_time for window in report.windows if window.start_time is not None]
+    span = times[-1] - times[0] if times else 0
+    date_format = "%Y-%m-%d" if span > 3 * SECONDS_PER_DAY else "%m-%d %H:%M" if span > 3600 else "%H:%M:%S"
+    labels = [time.strftime(date_format, time.localtime(seconds)) for seconds in times]
+    if len(set(labels)) < 2:  # the times are not known, or all files were written at once
+        axes.set_xlabel("picture")
+        return
+    step = -(-len(labels) // 6)
+    axes.set_xticks([window.start for window in report.windows][::step], labels[::step])
+    axes.tick_params(axis="x", labelsize=8)
+
+
+def _plot_priors(axes: Axes, classes: list[ClassPrior], n_classes: int) -> None:
+    subset = f", the {len(classes)} of {n_classes} that changed most" if len(classes) < n_classes else ""
+    style_axes(axes)
+    _set_heading(axes, f"how frequent the classes are{subset}")
+    y = list(range(len(classes)))[::-1]
+    low, high = ([100 * getattr(prior, end) for prior in classes] for end in ("low", "high"))
+    axes.hlines(y, low, high, color=CURRENT_COLOUR, alpha=0.25, linewidth=6)
+    axes.plot([100 * prior.current for prior in classes], y, "o", color=CURRENT_COLOUR, label="now, with 95 % band")
+    axes.plot([100 * prior.reference for prior in classes], y, "D", color=REFERENCE_COLOUR, markersize=5, label="usual")
+    axes.set_yticks(y, [truncate(prior.name, MAX_NAME_LETTERS) for prior in classes], parse_math=False)
+    axes.set_xlim(left=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("% of the pictures")
+    axes.figure.legend(loc="outside lower right", frameon=False, fontsize=9, ncols=2)
+
+
+def _show_text(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9)
