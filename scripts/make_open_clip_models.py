@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 from clipadapter.encoders.catalogue import MODELS_FILE
-from clipadapter.encoders.open_clip_sources import weights_files
+from clipadapter.encoders.open_clip import weights_files
 from clipadapter.utils.files import write_atomically
 
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 from clipadapter.encoders.catalogue import TIMM_MODELS_FILE
-from clipadapter.encoders.timm_sources import spell_licence
+from clipadapter.encoders.timm import spell_licence
 from clipadapter.utils.files import write_atomically
 
 

@@ -174,10 +174,10 @@ def test_pictures_with_many_views_are_prepared_a_few_at_a_time(monkeypatch):
     ahead, most = [0], [0]
     prepare, encode = extraction.prepare_image, extraction.encode_batch
 
-    def counted(job, position):
+    def counted(*args):
         ahead[0] += 1
         most[0] = max(most[0], ahead[0])
-        return prepare(job, position)
+        return prepare(*args)
 
     def done(job, batch):
         ahead[0] -= len(batch)

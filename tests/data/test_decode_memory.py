@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from clipadapter.data.decode_memory import MemoryBudget, _cgroup_limits, memory_bytes, peak_bytes
+from clipadapter.data.decode_process import MemoryBudget, _cgroup_limits, memory_bytes, peak_bytes
 
 
 def test_threads_never_hold_more_than_the_budget_together():

@@ -7,7 +7,7 @@ import open_clip
 import pytest
 
 from clipadapter.encoders import auto, create_encoder, hub
-from clipadapter.encoders.open_clip_sources import weights_files
+from clipadapter.encoders.open_clip import weights_files
 from clipadapter.errors import EncoderUnavailableError, MissingExtraError, install_command
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clipadapter.encoders import check_encoder, create_encoder, hub
-from clipadapter.encoders.open_clip_sources import find_pretrained, hub_source
+from clipadapter.encoders.open_clip import find_pretrained, hub_source
 from clipadapter.errors import EncoderUnavailableError, InputError
 
 from .test_open_clip_sources import Harm

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipadapter.encoders import create_encoder, hub
-from clipadapter.encoders import open_clip_sources as sources
+from clipadapter.encoders import open_clip as sources
 from clipadapter.errors import EncoderUnavailableError, InputError
 
 from ..conftest import CLIP, TINY

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from clipadapter.encoders import create_encoder, open_blocks, unprojected_blocks, with_backend
-from clipadapter.encoders.transformers_sources import FAMILIES, read_pixels
+from clipadapter.encoders.transformers import FAMILIES, read_pixels
 from clipadapter.errors import EncoderUnavailableError, InputError
 from clipadapter.testing import ENCODER_CHECKS
 

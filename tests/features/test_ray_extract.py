@@ -30,10 +30,11 @@ from clipadapter.features.ray_extract import (
     _write_units,
     count_pictures,
     extract_with_ray,
+    make_plan,
     shard_name,
+    write_plan,
     write_unit,
 )
-from clipadapter.features.shards import make_plan, write_plan
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -563,7 +564,10 @@ def test_ray_writes_the_same_shards_and_survives_a_killed_node(pictures, tmp_pat
 
     # As a call leaves it that is killed after its first file.
     make(pictures, tmp_path / "out", filesystem=LocalFileSystem(), only=1)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    # A node counts as dead after three checks that fail, which takes half a minute by default.
+    checks = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": checks}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1)

@@ -19,8 +19,7 @@ from clipadapter.features import (
     write_parquet,
 )
 from clipadapter.features.collection import open_filesystem
-from clipadapter.features.ray_extract import write_shard
-from clipadapter.features.shards import make_plan, remove_abandoned_parts, write_plan
+from clipadapter.features.ray_extract import make_plan, remove_abandoned_parts, write_plan, write_shard
 from clipadapter.utils.blocks import MAX_BLOCK_WIDTH
 
 pa = pytest.importorskip("pyarrow")

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-from clipadapter.data.decode_memory import PROCESS_BYTES_PER_PIXEL
+from clipadapter.data.decode_process import PROCESS_BYTES_PER_PIXEL
 from clipadapter.data.images import finish_image, open_image
 from clipadapter.errors import ImageError
 from clipadapter.utils.parallel import count_cores

@@ -1,8 +1,8 @@
 """Reading of pictures as upright RGB pictures with correct colours, or an error with the reason.
 
 The first bytes of a file determine its format, not its name. Only the formats of ``_FORMATS`` are read. The cost of
-decoding is checked beforehand (`decode_cost`), threads share a memory budget (`decode_memory`), and slow formats are
-decoded in a separate process (`decode_process`). What a user should know about a picture that was read, as that it is
+decoding is checked beforehand (`decode_cost`), threads share a memory budget, and slow formats are decoded in another
+process (`decode_process`). What a user should know about a picture that was read, as that it is
 the first frame of an animation, is found by `image_notes`.
 Pillow's `Image.open` is not used: its guard against huge files is a process-wide setting with a warning, which can't be
 silenced in one thread. All functions are thread-safe.
@@ -28,8 +28,7 @@ from clipadapter.data.decode_cost import (
     is_slow,
     read_jpeg,
 )
-from clipadapter.data.decode_memory import MemoryBudget, peak_bytes
-from clipadapter.data.decode_process import DECODER_PROCESSES, can_start_process
+from clipadapter.data.decode_process import DECODER_PROCESSES, MemoryBudget, can_start_process, peak_bytes
 from clipadapter.data.image_notes import END_OF_JPEG, lacks_end_marker
 from clipadapter.errors import ImageError, InputError
 from clipadapter.utils.files import encodable, open_regular

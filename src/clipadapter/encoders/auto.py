@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from clipadapter.encoders.base import Encoder, refuse_variant
-from clipadapter.encoders.hub import HubSource, hub_answers
+from clipadapter.encoders.hub import OPEN_CLIP_WEIGHTS, HubSource, hub_answers
 from clipadapter.encoders.lite import NOTE as LITE_NOTE
 from clipadapter.encoders.lite import LiteEncoder
 from clipadapter.encoders.open_clip import OpenClipEncoder
-from clipadapter.encoders.open_clip_sources import WEIGHTS_FILES
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import EncoderUnavailableError, MissingExtraError, install_command
 
 MODEL = "ViT-B-32/laion2b_s34b_b79k"
-SOURCE = HubSource(f"open_clip:{MODEL}", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", WEIGHTS_FILES)
+SOURCE = HubSource(f"open_clip:{MODEL}", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", OPEN_CLIP_WEIGHTS)
 """Its weights, as open_clip finds them; named here since open_clip takes seconds to import."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -269,24 +269,6 @@ class TorchEncoder(Encoder):
 
     pixels: PixelSpec
     """How a picture becomes the input of the network."""
-
-    sources: Any = None
-    """The module that finds the weights which a variant names, by `find_source` and `hub_source`; None for others."""
-    variant_start = ""
-    """What `sources` puts before a variant of this scheme."""
-
-    @classmethod
-    def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Open what `find_source` of `sources` finds; its errors are those of this."""
-        if cls.sources is None:
-            return super().open(variant, device)
-        return cls(cls.sources.find_source(cls.variant_start + variant), device)  # type: ignore[call-arg]
-
-    @classmethod
-    def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
-        if cls.sources is not None and (source := cls.sources.hub_source(cls.variant_start + variant)):
-            source.check()
 
     @abstractmethod
     def network(self) -> nn.Module:

@@ -16,6 +16,8 @@ from clipadapter.errors import EncoderUnavailableError
 
 REPOSITORY_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?")
 TIMEOUT_SECONDS = 3.0
+OPEN_CLIP_WEIGHTS = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+"""Names of the weights in a repository of open_clip, best first, as in open_clip."""
 FOLDER_FORMS = {"timm": "timm:local-dir:FOLDER", "hf": "hf:FOLDER"}
 """How the folder of a model is named, by scheme; of others as those of open_clip."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipadapter.encoders import catalogue, open_clip_sources, timm_sources, transformers_sources
+from clipadapter.encoders import catalogue
 from clipadapter.encoders.catalogue import EncoderListing
+from clipadapter.encoders.weights import check_open_clip, check_transformers, parse_timm
 from clipadapter.errors import InputError
 from clipadapter.utils.blocks import FINAL, BlockSource
 from clipadapter.utils.registry import Registry
@@ -37,11 +38,11 @@ def check_uri(uri: str) -> None:
             check_uri(other)
     scheme, _, variant = base.partition(":")
     if scheme in ("open_clip", "hf-hub"):
-        open_clip_sources.check_variant(variant if scheme == "open_clip" else base)
+        check_open_clip(variant if scheme == "open_clip" else base)
     elif scheme == "hf":
-        transformers_sources.check_variant(variant)
+        check_transformers(variant)
     elif scheme == "timm":
-        timm_sources.check_variant(variant)
+        parse_timm(variant)
     elif scheme not in list_encoders():
         raise catalogue.unknown_encoder(base, list_encoders())
 

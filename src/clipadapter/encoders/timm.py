@@ -1,28 +1,34 @@
 """Models of timm, which see pictures only: DINOv2, DINOv3, ConvNeXt, EVA and all other pretrained networks.
 
-Code: https://github.com/huggingface/pytorch-image-models. `clipadapter.encoders.timm_sources` finds the weights.
+Code: https://github.com/huggingface/pytorch-image-models. If timm builds a model without its classifier, it does not
+say which weights were missing. So models are built with the classifier of their weights, which is removed afterwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clipadapter.encoders import timm_sources
-from clipadapter.encoders.base import EncoderInfo
-from clipadapter.encoders.catalogue import EncoderListing, list_timm, listings_of
+from clipadapter.encoders.base import Encoder, EncoderInfo
+from clipadapter.encoders.catalogue import EncoderListing, list_timm, listings_of, suggest
+from clipadapter.encoders.hub import HubSource, advise
 from clipadapter.encoders.inputs import compute_fingerprint
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_layers import VisualEncoder
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.encoders.timm_sources import TimmSource, load_model
-from clipadapter.errors import InputError
+from clipadapter.encoders.weights import check_has_weights, loading, parse_timm, read_config, read_shapes
+from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError, require
 from clipadapter.utils.pixels import MIN_CROP, RESAMPLING_FILTERS, PixelSpec
 from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 
+CONFIG_FILE = "config.json"
+SAFE_NAMES = {"pytorch_model.bin": "model.safetensors", "open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
+"""How the hub calls the same weights as safetensors, as in timm."""
 CODE_VERSION = 1
 """Incremented whenever the same weights would give another feature."""
 RESIZE_MODES = {"center": "shortest", "squash": "squash"}
@@ -37,7 +43,6 @@ class TimmEncoder(VisualEncoder):
     """
 
     has_text = False
-    sources = timm_sources
 
     def __init__(self, source: TimmSource, device: str = "cpu") -> None:
         network: nn.Module = load_model(source)
@@ -55,6 +60,18 @@ class TimmEncoder(VisualEncoder):
         )
         self._visual = as_open_clip_tower(network.to(device), self.pixels.size)
 
+    @classmethod
+    def open(cls, variant: str, device: str = "cpu") -> Encoder:
+        """Open what `find_source` finds."""
+        return cls(find_source(variant), device)
+
+    @classmethod
+    def check(cls, variant: str) -> None:
+        """As `Encoder.check`."""
+        parts = parse_timm(variant)
+        if parts.model and not parts.path:
+            _weights_on_hub(_look_up(parts.model)).check()
+
     def network(self) -> nn.Module:
         """The model without its classifier, as an image tower of open_clip."""
         return self._visual
@@ -63,6 +80,108 @@ class TimmEncoder(VisualEncoder):
     def listing(cls) -> list[EncoderListing]:
         """All pretrained models of timm."""
         return list({one.name: one for one in [*listings_of("timm"), *list_timm()]}.values())
+
+
+@dataclass(frozen=True)
+class TimmSource:
+    """Where a model comes from, before it is loaded."""
+
+    uri: str
+    model: str  # name in timm, with its tag if it has one, or local-dir:FOLDER
+    overlay: Mapping[str, Any] = field(default_factory=dict)  # replaces facts of timm about the pretrained weights
+    n_classes: int | None = None  # of the classifier in the weights; None if the folder states it
+    licence: str = "unknown"
+
+
+def find_source(variant: str) -> TimmSource:
+    """The source that follows the scheme in the URI of an encoder; weights of the hub are downloaded if need be."""
+    parts = parse_timm(variant)
+    if not parts.model:
+        return _find_folder(Path(parts.path).expanduser().resolve())
+    facts = _look_up(parts.model)
+    name = ".".join(part for part in (facts["architecture"], facts.get("tag", "")) if part)
+    size: dict[str, Any] = {} if parts.size is None else {"input_size": (3, parts.size, parts.size)}
+    suffix = "" if parts.size is None else f"@{parts.size}"
+    if parts.path:
+        file = Path(parts.path).expanduser().resolve()
+        n_classes = _count_classes(file, facts.get("classifier"))
+        own = {"file": str(file), "num_classes": n_classes, "label_offset": 0, **size}
+        return TimmSource(f"timm:{name}{suffix}:{file}", name, own, n_classes)
+    overlay = {"file": str(_weights_on_hub(facts).path()), **size}
+    return TimmSource(f"timm:{name}{suffix}", name, overlay, int(facts["num_classes"]), spell_licence(facts))
+
+
+def load_model(source: TimmSource) -> Any:
+    """The model in fp32 on the CPU, without its classifier, in inference mode.
+
+    Raises:
+        EncoderUnavailableError: if the weights can't be loaded, or are not those of the model.
+    """
+    import timm
+
+    options: dict[str, Any] = {} if source.n_classes is None else {"num_classes": source.n_classes}
+    if source.overlay:
+        options["pretrained_cfg_overlay"] = dict(source.overlay)
+    with loading(f"{source.uri} can't be loaded", advise(source.uri)):
+        model = timm.create_model(source.model, pretrained=True, **options)
+        model.reset_classifier(0)
+    return model.float().eval().requires_grad_(False)
+
+
+def spell_licence(facts: Mapping[str, Any]) -> str:
+    """The licence that timm states for weights, spelled as in the lists of encoders."""
+    name = str(facts.get("license") or "unknown")
+    known = {"apache-2.0": "Apache-2.0", "mit": "MIT", "cc-by-nc-4.0": "CC-BY-NC-4.0", "bsd-3-clause": "BSD-3-Clause"}
+    return known.get(name, name)
+
+
+def _look_up(model: str) -> dict[str, Any]:
+    """What timm knows of pretrained weights."""
+    timm: Any = require("timm", "train", "Encoders of timm")
+    name = model.partition(".")[0]
+    if not timm.is_model(name):
+        raise UnknownNameError(f"timm has no model '{name}'.{suggest(name, timm.list_models())}")
+    try:
+        config = timm.get_pretrained_cfg(model, allow_unregistered=False)
+    except RuntimeError as error:
+        known = timm.list_models(f"{name}.*", pretrained=True)
+        raise UnknownNameError(f"timm has no weights '{model}'.{suggest(model, known)}") from error
+    return {"architecture": name, "num_classes": config.num_classes, **config.to_dict()}
+
+
+def _find_folder(folder: Path) -> TimmSource:
+    file = folder / CONFIG_FILE
+    config = read_config(str(folder), file)
+    facts, architecture = config.get("pretrained_cfg", config), config.get("architecture")
+    if not isinstance(architecture, str) or not isinstance(facts, dict):
+        raise EncoderUnavailableError(
+            f"{file} states no 'architecture' and 'pretrained_cfg', so it is no model of timm: write the folder with "
+            "timm.models.save_for_hf"
+        )
+    _look_up(architecture)
+    check_has_weights(folder, "a model.safetensors")
+    return TimmSource(f"timm:local-dir:{folder}", f"local-dir:{folder}", licence=spell_licence(facts))
+
+
+def _count_classes(file: Path, classifier: Any) -> int:
+    """Classes of the classifier in a file of weights; 0 if it has none."""
+    shapes = read_shapes(file)
+    names = [classifier] if isinstance(classifier, str) else list(classifier or [])
+    weights = [f"{name}.weight" for name in names if f"{name}.weight" in shapes]
+    return int(shapes[weights[0]][0]) if weights else 0
+
+
+def _weights_on_hub(facts: Mapping[str, Any]) -> HubSource:
+    """The file with the weights on the hub, safetensors if it is there."""
+    repo, name = facts.get("hf_hub_id"), facts.get("hf_hub_filename") or "pytorch_model.bin"
+    uri = f"timm:{facts['architecture']}"
+    if not repo:
+        raise EncoderUnavailableError(
+            f"the weights of {uri} are not on the hub: download them from {facts.get('url') or 'their page'}, and say "
+            f"{uri}:FILE"
+        )
+    safe_name = SAFE_NAMES.get(name, f"{name.rpartition('.')[0]}.safetensors")
+    return HubSource(uri, str(repo), list(dict.fromkeys([safe_name, name])))
 
 
 def as_open_clip_tower(network: nn.Module, size: int) -> nn.Module:

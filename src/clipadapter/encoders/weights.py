@@ -1,6 +1,6 @@
-"""Files and folders of one's own with weights: what is refused before they are read, and what is wrong with them.
+"""Where weights may be: what may follow a scheme, and files and folders of one's own. What is wrong is refused early.
 
-torch is imported when it is used.
+torch and the libraries with the models are imported when they are used.
 """
 
 from __future__ import annotations
@@ -8,9 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipadapter.encoders.catalogue import (
+    QUICK_GELU,
+    check_architecture,
+    check_pretrained,
+    check_timm_model,
+    read_models,
+)
+from clipadapter.encoders.hub import REPOSITORY_NAME
 from clipadapter.errors import ClipAdapterError, DataError, EncoderUnavailableError, InputError, brief
 from clipadapter.utils.parsing import read_json
 
@@ -19,6 +28,98 @@ CHECKPOINT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where checkpoints of open_clip and timm have the weights, in timm's order."""
 WRAPPER_PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
 """What training on several devices and torch.compile put before the names of weights."""
+PATH_START = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]")
+"""How a path starts that is no repository."""
+TIMM_EXAMPLE = "timm:vit_small_patch14_dinov2.lvd142m"
+MAX_TIMM_SIZE = 4096
+"""Pixels."""
+
+
+def check_open_clip(variant: str) -> None:
+    """Refuse a variant of ``open_clip``, or ``hf-hub:ORG/MODEL``, that can't be found, as far as its text shows."""
+    kind, has_path, rest = variant.partition(":")
+    model, _, tag = (kind if has_path else variant).rpartition("/")
+    if kind == "local-dir":
+        check_folder(rest, "open_clip:local-dir:FOLDER")
+    elif kind == "hf-hub":
+        if REPOSITORY_NAME.fullmatch(rest) is None:
+            raise InputError(
+                f"'hf-hub:{rest}' names no repository of the hub: say hf-hub:ORG/MODEL, such as "
+                "hf-hub:imageomics/bioclip, or hf-hub:ORG/MODEL@REVISION"
+            )
+    elif has_path:
+        check_file(rest, f"open_clip:{kind}:FILE", "open_clip:local-dir")
+        check_pretrained(model, tag) if model else check_architecture(tag)
+    elif variant.endswith(WEIGHTS_SUFFIXES):
+        raise InputError(
+            f"'open_clip:{variant}' names a file but no architecture: say open_clip:MODEL:{variant}, such as "
+            f"open_clip:ViT-B-32:{variant}"
+        )
+    elif not model or not tag:
+        raise InputError(
+            f"'open_clip:{variant}' names no weights: say open_clip:MODEL/TAG, such as "
+            f"open_clip:{_example(variant)}, open_clip:MODEL:FILE, or open_clip:local-dir:FOLDER"
+        )
+    else:
+        check_pretrained(model, tag)
+
+
+def _example(model: str) -> str:
+    """The first pretrained weights of a model; of ViT-B-32 if there is no such model."""
+    facts = read_models().get(model.strip("/").removesuffix(QUICK_GELU))
+    return f"{model.strip('/')}/{next(iter(facts.tags))}" if facts and facts.tags else "ViT-B-32/laion2b_s34b_b79k"
+
+
+def as_folder(variant: str) -> Path | None:
+    """The folder that a variant names; None if it names a repository."""
+    path = Path(variant).expanduser()
+    return path if variant and (PATH_START.match(variant) or path.is_dir()) else None
+
+
+def check_transformers(variant: str) -> None:
+    """Refuse a variant of ``hf`` that can't be found, as far as its text shows."""
+    if as_folder(variant) is not None:
+        check_folder(variant, "hf:FOLDER")
+    elif REPOSITORY_NAME.fullmatch(variant) is None:
+        raise InputError(
+            f"'hf:{variant}' names no repository of the hub and no folder: say hf:ORG/MODEL, such as "
+            "hf:google/siglip2-base-patch16-224, hf:ORG/MODEL@REVISION, or hf:FOLDER"
+        )
+
+
+@dataclass(frozen=True)
+class TimmVariant:
+    """What follows ``timm:`` in the URI of an encoder."""
+
+    model: str  # with or without the tag of its weights; empty for a folder
+    size: int | None  # side of the square in pixels, if it is stated
+    path: str  # file with weights, or folder; may be empty
+
+
+def parse_timm(variant: str) -> TimmVariant:
+    """Parse ``MODEL``, ``MODEL@SIZE``, ``MODEL:FILE``, ``MODEL@SIZE:FILE`` or ``local-dir:FOLDER``.
+
+    What can't be found is refused, as far as the text shows.
+    """
+    model, _, path = variant.partition(":")
+    if model == "local-dir":
+        check_folder(path, "timm:local-dir:FOLDER")
+        return TimmVariant("", None, path)
+    model, has_size, size = model.partition("@")
+    if has_size and not (size.isdecimal() and 0 < int(size) <= MAX_TIMM_SIZE):
+        raise InputError(f"'timm:{variant}' names no size: say timm:MODEL@PIXELS, such as {TIMM_EXAMPLE}@224")
+    model = model.removeprefix("timm/")  # the organisation of the repositories on the hub
+    if not model or "/" in model:
+        raise InputError(
+            f"'timm:{variant}' names no model of timm: say timm:MODEL, such as {TIMM_EXAMPLE}, timm:MODEL:FILE or "
+            "timm:local-dir:FOLDER"
+        )
+    if model.endswith(WEIGHTS_SUFFIXES):
+        raise InputError(f"'timm:{variant}' names a file but no model: say timm:MODEL:{variant}")
+    if path:
+        check_file(path, f"timm:{model}:FILE", "timm:local-dir")
+    check_timm_model(model, needs_weights=not path)
+    return TimmVariant(model, int(size) if has_size else None, path)
 
 
 def check_folder(path: str, form: str) -> None:

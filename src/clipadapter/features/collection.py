@@ -11,7 +11,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -43,9 +43,8 @@ ROWS_PER_BATCH = 64
 BUFFER_BYTES = 4 << 20
 """Bytes of a file that are read at a time. In S3 each read is a request: 10 kB if nothing is buffered."""
 PURPOSE = "Reading pictures through pyarrow"
-
-
 STORAGE_ADVICE = "check the address, the server and the credentials"
+CALL_AGAIN = f"{STORAGE_ADVICE}, then call again: the written shards are kept"
 
 
 class StorageError(DataError):
@@ -125,10 +124,8 @@ def open_filesystem(source: str | Path, filesystem: Any = None) -> tuple[Any, st
 def list_folder(filesystem: Any, folder: str) -> list[Any]:
     """The files in a folder. One listing, since a look at each file takes a request in S3."""
     fs = require("pyarrow.fs", "parquet", PURPOSE)
-    try:
+    with storage_errors(folder):
         infos = filesystem.get_file_info(fs.FileSelector(folder))
-    except OSError as error:
-        raise StorageError(f"'{folder}' can't be read: {describe_storage_error(error)}") from error
     files = []
     for info in infos:
         with suppress(UnicodeDecodeError):  # of the name, which is of another program then
@@ -177,22 +174,16 @@ def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:
 def _list_files(filesystem: Any, path: str) -> list[FileFacts]:
     """All files that are not hidden, sorted by path."""
     fs = require("pyarrow.fs", "parquet", PURPOSE)
-    try:
+    with storage_errors(path):
         info = filesystem.get_file_info(path)
         if info.type == fs.FileType.NotFound:
             raise DataError(f"there is no folder or file '{path}'{' in S3' if filesystem.type_name == 's3' else ''}")
         infos = [info] if info.is_file else filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-    except OSError as error:
-        raise StorageError(f"'{path}' can't be read: {describe_storage_error(error)}; {STORAGE_ADVICE}") from error
-    skipped = len(path)
-    files = [
+    return sorted(
         FileFacts(file_path, info.size, info.mtime_ns)
         for info in infos
-        if info.is_file and "/." not in (file_path := info.path)[skipped:]
-    ]
-    del infos
-    files.sort()
-    return files
+        if info.is_file and "/." not in (file_path := info.path)[len(path) :]
+    )
 
 
 def _hash_file_facts(files: Sequence[FileFacts]) -> str:
@@ -237,6 +228,15 @@ def describe_storage_error(error: Exception) -> str:
     return re.sub(r"\.? (To create buckets, .*|\(Request ID: \w*\))", "", first)
 
 
+@contextmanager
+def storage_errors(path: str, problem: str = "can't be read", advice: str = STORAGE_ADVICE) -> Iterator[None]:
+    """Say what is wrong with a storage where it does not answer, or refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"'{path}' {problem}: {describe_storage_error(error)}; {advice}") from error
+
+
 def _read_file(filesystem: Any, path: str, is_last_try: bool) -> bytes:
     """Read a single file. Other storages than local disks try again by themselves.
 
@@ -253,31 +253,20 @@ def _read_file(filesystem: Any, path: str, is_last_try: bool) -> bytes:
         # fsspec says "not found" for every file while a server does not answer.
         if isinstance(error, FileNotFoundError) and not is_file(filesystem, path):
             raise ImageError(path, "no such file") from error
-        if (
-            isinstance(error, OSError)
-            and filesystem.type_name != "local"
-            and not (is_last_try and is_file(filesystem, path))
-        ):
-            raise _storage_error(path, error) from error
+        is_remote = isinstance(error, OSError) and filesystem.type_name != "local"
+        with storage_errors(path, advice=CALL_AGAIN):
+            if is_remote and not (is_last_try and is_file(filesystem, path)):
+                raise
         raise ImageError(path, f"{NOT_OPENED}: {describe_storage_error(error)}") from error
     if sum(map(len, parts)) > MAX_IMAGE_BYTES:
         raise ImageError(path, TOO_LARGE.format(MAX_IMAGE_BYTES >> 20))
     return b"".join(parts)
 
 
-def _storage_error(path: str, error: Exception) -> StorageError:
-    return StorageError(
-        f"'{path}' can't be read: {describe_storage_error(error)}; {STORAGE_ADVICE}, then call again: the written "
-        "shards are kept"
-    )
-
-
 def is_file(filesystem: Any, path: str) -> bool:
     """Whether there is a file of this name."""
-    try:
+    with storage_errors(path):
         return bool(filesystem.get_file_info(path).is_file)
-    except OSError as error:
-        raise StorageError(f"'{path}' can't be read: {describe_storage_error(error)}; {STORAGE_ADVICE}") from error
 
 
 def _give(path: str, content: bytes | str) -> bytes:
@@ -290,15 +279,12 @@ def _give(path: str, content: bytes | str) -> bytes:
 def _open_table(filesystem: Any, path: str) -> Any:
     """Open a table that has a column path or bytes."""
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
-    try:
-        table = parquet.ParquetFile(filesystem.open_input_file(path), buffer_size=BUFFER_BYTES)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file '{path}'") from error
-    except OSError as error:
-        raise _storage_error(path, error) from error
-    except ValueError as error:
-        reason = describe_parquet_error(error)
-        raise DataError(f"'{path}' can't be read as a Parquet table: {reason}; copy or write it again") from error
+    with storage_errors(path, advice=CALL_AGAIN):
+        try:
+            table = parquet.ParquetFile(filesystem.open_input_file(path), buffer_size=BUFFER_BYTES)
+        except ValueError as error:
+            reason = describe_parquet_error(error)
+            raise DataError(f"'{path}' can't be read as a Parquet table: {reason}; copy or write it again") from error
     if not {"path", "bytes"} & set(table.schema_arrow.names):
         has = ", ".join(table.schema_arrow.names)
         raise DataError(f"'{path}' needs a column 'path' or 'bytes', and may have 'label' and 'split'; it has: {has}")
@@ -314,10 +300,8 @@ def _table_images(filesystem: Any, path: str, group: int, is_last_try: bool) -> 
     n_rows = max(1, min(ROWS_PER_BATCH, MAX_IMAGE_BYTES // max(1, largest)))
     number, batches = 0, table.iter_batches(n_rows, row_groups=[group], columns=columns)
     while True:
-        try:
+        with storage_errors(path, advice=CALL_AGAIN):
             batch = next(batches, None)
-        except OSError as error:
-            raise _storage_error(path, error) from error
         if batch is None:
             return
         for row in batch.to_pylist():
@@ -356,8 +340,9 @@ def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
                         yield ImageRef(picture, label or None, _split_of_path(path), read)
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
         # tarfile reports damage by errors of its own, so that an OSError is of the storage.
-        if isinstance(error, OSError) and (not isinstance(error, FileNotFoundError) or is_file(filesystem, path)):
-            raise _storage_error(path, error) from error
+        with storage_errors(path, advice=CALL_AGAIN):
+            if isinstance(error, OSError) and (not isinstance(error, FileNotFoundError) or is_file(filesystem, path)):
+                raise
         reason = f"the archive is damaged from here on: {error}"
         yield ImageRef(path, None, _split_of_path(path), partial(_give, path, reason))
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap, deque
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -41,7 +41,9 @@ MAX_WAITING_BYTES = 2**30
 """Pixels that wait to be encoded. With a view for each epoch one picture has more than 100 MB of them."""
 MAX_STORED_BATCHES = 4
 """Batches of features from the store that are given at once."""
-END: Any = object()
+Source: TypeAlias = "ImageSource | ImageRef"
+Vectors: TypeAlias = dict[bytes, NDArray[np.float32]]
+"""Features of blocks by their key in the store."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,20 +116,14 @@ def extract(
     >>> extract(create_encoder("toy"), [np.zeros((8, 8, 3), np.uint8)]).features.shape
     (1, 1, 32)
     """
-    n = _count(sources)
-    features = np.empty((n, views.count, encoder.info.dim), np.float32)
-    is_readable = np.zeros(n, bool)
-
-    def collect(position: int, vectors: NDArray[np.float32]) -> None:
-        features[position], is_readable[position] = vectors, True
-
+    features = np.empty((_count(sources), views.count, encoder.info.dim), np.float32)
     with nullcontext(store) if store is not None else FeatureStore(":memory:") as opened_store:
-        job = ExtractionJob(encoder, sources, opened_store, views, batch_size, workers)
-        skipped, computed = _run_to_end(job, range(n), progress, strict, collect)
-    if not is_readable.all():
-        features = features[is_readable]
-    rows = [int(row) for row in np.flatnonzero(is_readable)]
-    return Extraction(features, rows, skipped, computed, len(rows) * views.count - computed)
+        job = ExtractionJob(encoder, opened_store, views, batch_size, workers)
+        skipped, computed = _run_to_end(job, sources, progress, strict, features)
+    unreadable = {position for position, _, _ in skipped}
+    rows = [row for row in range(len(features)) if row not in unreadable]
+    readable = features[rows] if unreadable else features
+    return Extraction(readable, rows, skipped, computed, len(rows) * views.count - computed)
 
 
 def embed(
@@ -167,8 +163,8 @@ def embed(
     4
     """
     n = _count(sources)
-    job = ExtractionJob(encoder, sources, store, views, batch_size, workers)
-    skipped, computed = _run_to_end(job, range(n), progress, strict)
+    job = ExtractionJob(encoder, store, views, batch_size, workers)
+    skipped, computed = _run_to_end(job, sources, progress, strict)
     stored = n - len(skipped)
     return EmbedResult(stored, skipped, computed, stored * views.count - computed)
 
@@ -207,25 +203,13 @@ def stream_features(
     >>> [len(ready) for ready in stream_features(create_encoder("toy"), pictures, batch_size=2)]
     [2, 1]
     """
-    window: dict[int, ImageSource] = {}
-    job = ExtractionJob(encoder, window, store, views, batch_size, workers)
-    notes = ImageNotes()
-    with job.open_threads() as threads, closing(run_job(job, _positions(sources, window), threads)) as batches:
+    job, notes = ExtractionJob(encoder, store, views, batch_size, workers), ImageNotes()
+    with job.open_threads() as threads, closing(run_job(job, sources, threads)) as batches:
         for batch in batches:
-            for extracted in batch:
-                notes.add(source_name(window[extracted.position]), extracted.notes)
-            yield [(window.pop(extracted.position), extracted.values) for extracted in batch]
+            for picture in batch:
+                notes.add(picture.name, picture.notes)
+            yield [(picture.source, picture.values) for picture in batch]  # type: ignore[misc]
     notes.warn()
-
-
-def _positions(sources: Iterable[ImageSource | None], window: dict[int, ImageSource]) -> Iterator[int | None]:
-    """Positions of sources, which are in `window` until their features are given."""
-    for position, source in enumerate(sources):
-        if source is None:
-            yield None
-        else:
-            window[position] = source
-            yield position
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -254,30 +238,28 @@ def _count(sources: Sequence[ImageSource]) -> int:
 
 def _run_to_end(
     job: ExtractionJob,
-    positions: range,
+    sources: Sequence[ImageSource],
     progress: bool,
     strict: bool,
-    collect: Callable[[int, NDArray[np.float32]], None] | None = None,
+    features: NDArray[np.float32] | None = None,
 ) -> tuple[list[Skipped], int]:
-    """The pictures that can't be read, and how many features were computed; `collect` gets position and features."""
+    """The pictures that can't be read, and how many features were computed. ``features`` (n, v, d) is filled."""
     skipped: list[Skipped] = []
-    notes = ImageNotes()
-    computed = 0
-    with job.open_threads() as threads, closing(run_job(job, iter(positions), threads)) as batches:
+    notes, computed = ImageNotes(), 0
+    with job.open_threads() as threads, closing(run_job(job, sources, threads)) as batches:
         pictures = (picture for batch in batches for picture in batch)
-        for extracted in progress_bar(pictures, total=len(positions), desc="features", unit="img", shown=progress):
-            if not isinstance(extracted.values, ImageError):
-                computed += extracted.computed
-                if extracted.notes:
-                    notes.add(source_name(job.sources[extracted.position]), extracted.notes)
-                if collect is not None:
-                    collect(extracted.position, extracted.values)
+        for picture in progress_bar(pictures, total=len(sources), desc="features", unit="img", shown=progress):
+            if not isinstance(picture.values, ImageError):
+                computed += picture.computed
+                notes.add(picture.name, picture.notes)
+                if features is not None:
+                    features[picture.position] = picture.values
             elif strict:
-                raise extracted.values
+                raise picture.values
             else:
-                skipped.append((extracted.position, extracted.values.source, extracted.values.reason))
+                skipped.append((picture.position, picture.values.source, picture.values.reason))
     notes.warn()
-    return sorted(skipped), computed
+    return skipped, computed
 
 
 @dataclass(frozen=True)
@@ -285,7 +267,6 @@ class ExtractionJob:
     """The arguments of an extraction."""
 
     encoder: Encoder
-    sources: Sequence[ImageSource] | Mapping[int, ImageSource] | Mapping[int, ImageRef]  # all, or those of a window
     store: FeatureStore | None  # None: nothing is kept, so that memory does not grow with the number of pictures
     views: ViewSpec = ViewSpec()  # noqa: RUF009 - frozen
     batch_size: int = 32  # views encoded at a time
@@ -316,17 +297,6 @@ class ExtractionJob:
 
 
 @dataclass(frozen=True)
-class ExtractedImage:
-    """A picture with its features."""
-
-    position: int  # in the sources
-    values: NDArray[np.float32] | ImageError  # (v, d) features, or the error that says why there are none
-    computed: int = 0  # how many of the v features were computed for this picture, not taken from the store
-    notes: Sequence[str] = ()  # what a user should know about the file
-    digest: bytes | None = None  # hash of its bytes, if they could be read
-
-
-@dataclass(frozen=True)
 class _PassOfView:
     """One pass of an encoder over one view of a picture; equal for equal pictures."""
 
@@ -334,108 +304,116 @@ class _PassOfView:
     keys: tuple[bytes, ...]  # in the store, of each block that the pass gives
 
 
-Vectors = dict[bytes, NDArray[np.float32]]
-"""Features of blocks by their key in the store."""
-
-
 @dataclass
-class PreparedImage:
-    """A picture between reading and encoding: its stored features, and the pixels of passes that lack some."""
+class ExtractedImage:
+    """A picture with its features. Until the passes that it lacks have run, it has their pixels instead."""
 
-    position: int
-    source: ImageSource
-    digest: bytes
-    keys: list[list[bytes]]  # for each view, those of all blocks
-    stored: Vectors
-    notes: Sequence[str] = ()
+    position: int  # in the sources
+    source: Source
+    values: NDArray[np.float32] | ImageError | None = None  # (v, d) features, or the error that says why there are none
+    digest: bytes | None = None  # hash of its bytes, if they could be read
+    notes: Sequence[str] = ()  # what a user should know about the file
+    computed: int = 0  # how many of the v features were computed for this picture, not taken from the store
+    keys: Sequence[Sequence[bytes]] = ()  # for each view, those of all blocks
+    stored: Vectors = field(default_factory=dict)
     pixels: dict[_PassOfView, Tensor] = field(default_factory=dict)  # input of each pass that must run
 
-    def finish(self, fresh: Vectors, computed: int) -> ExtractedImage:
-        """The picture with its features, of which some were computed for this number of its views."""
-        vectors = [
-            np.concatenate([self.stored[key] if key in self.stored else fresh[key] for key in keys])
-            for keys in self.keys
-        ]
-        return ExtractedImage(self.position, np.stack(vectors), computed, self.notes, self.digest)
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return source_name(self.source.path if isinstance(self.source, ImageRef) else self.source)
 
-    def count_missing_views(self, passes: set[_PassOfView]) -> int:
-        """How many views have one of these passes."""
-        keys = {key for each in passes for key in each.keys}
-        return sum(any(key in keys for key in view) for view in self.keys)
+    def finish(self, fresh: Vectors, passes: Collection[_PassOfView] = ()) -> None:
+        """Set the features, some of which were computed, for this picture by these passes."""
+        known, fresh_keys = ChainMap(self.stored, fresh), {key for each in passes for key in each.keys}
+        if all(key in known for view in self.keys for key in view):
+            self.values = np.stack([np.concatenate([known[key] for key in view]) for view in self.keys])
+            self.computed = sum(not fresh_keys.isdisjoint(view) for view in self.keys)
+        else:
+            self.values = ImageError(self.name, "its feature is not finite")
+        self.stored, self.pixels = {}, {}
 
 
 def run_job(
-    job: ExtractionJob, positions: Iterator[int | None], threads: Executor
+    job: ExtractionJob, sources: Iterable[Source | None], threads: Executor
 ) -> Generator[list[ExtractedImage], None, None]:
-    """Extract pictures in the order of their positions, of which a window is in memory.
+    """Extract pictures in their order, of which a window is in memory.
 
-    A position of None says that the next one is not there yet: all before it are given first. Close the generator
+    A source of None says that the next one is not there yet: all before it are given first. Close the generator
     (``contextlib.closing``) to cancel what its threads would do next.
     """
     max_waiting, batch_passes = job.max_waiting, job.batch_size * len(job.encoder.passes())
     max_pictures = max(1, MAX_STORED_BATCHES * job.batch_size // job.views.count)
-    window: deque[Future[PreparedImage | ExtractedImage]] = deque()
-    batch: list[PreparedImage | ExtractedImage] = []
-    is_paused = is_over = False
+    window: deque[Future[ExtractedImage]] = deque()
+    batch: list[ExtractedImage] = []
+    numbered, is_paused, is_over = enumerate(sources), False, False
     try:
         while window or batch or not is_over:
             while len(window) < max_waiting and not (is_paused or is_over):
-                position = next(positions, END)
-                is_over, is_paused = position is END, position is None
-                if isinstance(position, int):
-                    window.append(threads.submit(prepare_image, job, position))
+                position, source = next(numbered, (-1, None))
+                is_over, is_paused = position < 0, source is None
+                if source is not None:
+                    window.append(threads.submit(prepare_image, job, position, source))
             if window:
                 batch.append(window.popleft().result())
-            prepared = [picture for picture in batch if isinstance(picture, PreparedImage)]
-            is_full = sum(len(picture.pixels) for picture in prepared) >= batch_passes or len(batch) >= max_pictures
+            n_passes = sum(len(picture.pixels) for picture in batch)
+            is_full = n_passes >= batch_passes or len(batch) >= max_pictures
             if not (is_full or (not window and (is_paused or is_over))):
                 continue
-            encoded = iter(encode_batch(job, prepared) if prepared else [])
+            if n_passes:
+                encode_batch(job, [picture for picture in batch if picture.pixels])
             if batch:
-                yield [next(encoded) if isinstance(picture, PreparedImage) else picture for picture in batch]
+                yield batch
             batch, is_paused = [], is_paused and bool(window)
     finally:
         for future in window:  # else each picture waits for a server that does not answer
             future.cancel()
 
 
-def prepare_image(job: ExtractionJob, position: int) -> PreparedImage | ExtractedImage:
+def prepare_image(job: ExtractionJob, position: int, source: Source) -> ExtractedImage:
     """Read a picture once, look up the features of its views, and make the pixels of missing ones. Runs in a thread."""
-    source, passes, digest = job.sources[position], job.encoder.passes(), None
+    picture, passes = ExtractedImage(position, source), job.encoder.passes()
+    path = source.path if isinstance(source, ImageRef) else source
+    lock = job.lock if isinstance(source, Image.Image) else nullcontext()
     try:
-        with _lock_image(job, source):
+        with lock:
             data = source.read() if isinstance(source, ImageRef) else image_bytes(source)
-        digest = blake2b(data, digest_size=32).digest()
+        picture.digest = digest = blake2b(data, digest_size=32).digest()
         views = [
-            [_PassOfView(p, _block_keys(each, digest, job.views.key(i))) for p, each in enumerate(passes)]
+            [
+                _PassOfView(p, tuple(feature_key(digest, each, job.views.key(i)) for each in one.block_fingerprints()))
+                for p, one in enumerate(passes)
+            ]
             for i in range(job.views.count)
         ]
-        keys = [[key for one in view for key in one.keys] for view in views]
-        source = source.path if isinstance(source, ImageRef) else source
-        notes = find_image_notes(data) if isinstance(source, str | Path) else []
-        stored = _look_up(job, [one for view in views for one in view])
-        picture = PreparedImage(position, source, digest, keys, stored, notes)
-        missing = {
-            (i, one.encoder): one for i, view in enumerate(views) for one in view if not stored.keys() >= set(one.keys)
-        }
-        if not missing:
-            return picture.finish({}, computed=0)
-        with _lock_image(job, source):
-            images = _decode(job, source, data, list(missing))
+        picture.keys = [[key for one in view for key in one.keys] for view in views]
+        picture.stored = _look_up(job, [one for view in views for one in view])
+        missing = [
+            (i, one) for i, view in enumerate(views) for one in view if not picture.stored.keys() >= set(one.keys)
+        ]
+        # The plain view comes from a shrunk picture where `min_jpeg_side` allows it, whatever else is made: a stored
+        # feature depends on its key only. Augmented views come from the picture in full size.
+        infos = [one.info for one in passes]
+        min_sides = [
+            None if i else min_jpeg_side(infos[one.encoder].precision, infos[one.encoder].image_size)
+            for i, one in missing
+        ]
+        is_file = isinstance(path, str | Path)
+        if missing:
+            with lock:
+                images = read_image_shrunk(path, min_sides, data=data if is_file else None)
     except ImageError as error:
-        return ExtractedImage(position, error.without_traceback(), digest=digest)
-    for (i, p), one in missing.items():
-        view = augment(images[i, p], job.views, i, digest, passes[p].info.image_size)
-        picture.pixels[one] = passes[p].preprocess(view)
+        return ExtractedImage(position, source, error.without_traceback(), picture.digest)
+    picture.notes = find_image_notes(data) if is_file else ()
+    for (i, one), min_side in zip(missing, min_sides, strict=True):
+        view = augment(images[min_side], job.views, i, digest, infos[one.encoder].image_size)
+        picture.pixels[one] = passes[one.encoder].preprocess(view)
+    if not missing:
+        picture.finish({})
     return picture
 
 
-def _block_keys(encoder: Encoder, digest: bytes, view: str) -> tuple[bytes, ...]:
-    """The keys of the blocks of one pass over one view."""
-    return tuple(feature_key(digest, fingerprint, view) for fingerprint in encoder.block_fingerprints())
-
-
-def _look_up(job: ExtractionJob, passes: Sequence[_PassOfView]) -> Vectors:
+def _look_up(job: ExtractionJob, passes: Iterable[_PassOfView]) -> Vectors:
     """The stored blocks of some passes."""
     if job.store is None:
         return {}
@@ -444,31 +422,17 @@ def _look_up(job: ExtractionJob, passes: Sequence[_PassOfView]) -> Vectors:
     for one in passes:
         for key, block in zip(one.keys, encoders[one.encoder].info.blocks, strict=True):
             keys_by_width.setdefault(block.width, []).append(key)
-    return {
-        key: value for width, keys in keys_by_width.items() for key, value in job.store.get_many(keys, width).items()
-    }
+    stored: Vectors = {}
+    for width, keys in keys_by_width.items():
+        stored |= job.store.get_many(keys, width)
+    return stored
 
 
-def _decode(
-    job: ExtractionJob, source: ImageSource, data: bytes, missing: list[tuple[int, int]]
-) -> dict[tuple[int, int], Image.Image]:
-    """The decoded picture for each of these views and passes.
-
-    The plain view comes from a shrunk picture where `min_jpeg_side` allows it, whatever else is made: a stored feature
-    depends on its key only. Augmented views come from the picture in full size.
-    """
-    infos, file_data = [each.info for each in job.encoder.passes()], data if isinstance(source, str | Path) else None
-    plain = [min_jpeg_side(info.precision, info.image_size) for info in infos]
-    min_sides = {(view, number): None if view else plain[number] for view, number in missing}
-    images = read_image_shrunk(source, min_sides.values(), data=file_data)
-    return {each: images[min_side] for each, min_side in min_sides.items()}
-
-
-def encode_batch(job: ExtractionJob, batch: list[PreparedImage]) -> list[ExtractedImage]:
-    """Run the missing passes and store their blocks."""
+def encode_batch(job: ExtractionJob, batch: Sequence[ExtractedImage]) -> None:
+    """Run the missing passes of pictures, and store their blocks."""
     pixels = {one: value for picture in batch for one, value in picture.pixels.items()}
     # Pictures that came twice, or that another process stored since they were looked up.
-    known = _look_up(job, list(pixels))
+    known = _look_up(job, pixels)
     lacking = [one for one in pixels if not known.keys() >= set(one.keys)]
     new: Vectors = {}
     for number, encoder in enumerate(job.encoder.passes()):
@@ -480,18 +444,11 @@ def encode_batch(job: ExtractionJob, batch: list[PreparedImage]) -> list[Extract
                     new[key] = vectors[columns]
     if new and job.store is not None:
         job.store.put_many(new)
-    values = known | new
-    extracted, uncounted = [], set(lacking)
+    values, uncounted = known | new, set(lacking)
     for picture in batch:
-        if all(key in values or key in picture.stored for view in picture.keys for key in view):
-            own_passes = picture.pixels.keys() & uncounted
-            uncounted -= own_passes  # an equal picture in the batch was not computed again
-            computed = picture.count_missing_views(own_passes)
-            extracted.append(picture.finish(values, computed))
-        else:
-            error = ImageError(source_name(picture.source), "its feature is not finite")
-            extracted.append(ExtractedImage(picture.position, error, digest=picture.digest))
-    return extracted
+        own_passes = picture.pixels.keys() & uncounted
+        uncounted -= own_passes  # an equal picture in the batch was not computed again
+        picture.finish(values, own_passes)
 
 
 def _encode_pass(job: ExtractionJob, encoder: Encoder, pixels: list[Tensor]) -> NDArray[np.float32]:
@@ -504,7 +461,3 @@ def _encode_pass(job: ExtractionJob, encoder: Encoder, pixels: list[Tensor]) -> 
         for i in range(0, len(pixels), job.batch_size)
     ]
     return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
-
-
-def _lock_image(job: ExtractionJob, source: ImageSource | ImageRef) -> AbstractContextManager[Any]:
-    return job.lock if isinstance(source, Image.Image) else nullcontext()

@@ -6,12 +6,14 @@ import json
 import math
 import os
 import posixpath
+import re
 import socket
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -23,26 +25,29 @@ from clipadapter.data.images import get_max_pixels, set_max_pixels
 from clipadapter.encoders import Encoder, create_encoder
 from clipadapter.errors import ClipAdapterError, DataError, FingerprintError, ImageError, InputError, require
 from clipadapter.features.collection import (
+    CALL_AGAIN,
     NOT_OPENED,
-    STORAGE_ADVICE,
     ImageRef,
     StorageError,
     WorkUnit,
     divide_collection,
     is_file,
+    list_folder,
     open_filesystem,
+    refuse_links,
+    storage_errors,
 )
 from clipadapter.features.extraction import ExtractionJob, run_job
-from clipadapter.features.shards import (
+from clipadapter.features.tables import (
+    OWN_NAMES,
+    FeatureRow,
+    ShardBlock,
     ShardPlan,
-    create_folder,
     list_shards,
-    make_plan,
-    remove_abandoned_parts,
-    write_object,
-    write_plan,
+    open_table,
+    write_rows,
 )
-from clipadapter.features.tables import FeatureRow, open_table, write_rows
+from clipadapter.utils.files import ABANDONED_SECONDS, SHARDS_FILE
 
 MAX_ATTEMPTS = 3
 """How often a shard is tried whose worker or node dies, the first time included."""
@@ -187,10 +192,7 @@ def _try_to_write(job: RayJob, unit: WorkUnit, is_last_try: bool) -> tuple[int, 
     lost = next((row for row in rows if row.error and row.error.startswith(NOT_OPENED)), None)
     if lost and not is_local and all(row.digest is None for row in rows):
         # One picture that can't be read is its own fault. If none can, the fault is the storage's, for a time only.
-        raise StorageError(
-            f"no picture of {unit.describe()} can be read: '{lost.path}' {lost.error}; {STORAGE_ADVICE}, then call "
-            "again: the written shards are kept"
-        )
+        raise StorageError(f"no picture of {unit.describe()} can be read: '{lost.path}' {lost.error}; {CALL_AGAIN}")
     write_shard(job.target, path, rows, job.plan)
     return len(rows), sum(row.error is not None for row in rows)
 
@@ -205,17 +207,11 @@ def encode_pictures(
     encoder: Encoder, pictures: Iterable[ImageRef], threads: Executor, n_threads: int, batch_size: int
 ) -> Iterator[FeatureRow]:
     """Features of pictures in order. These threads read and prepare pictures while the encoder works."""
-    window: dict[int, ImageRef] = {}
-    job = ExtractionJob(encoder, window, None, batch_size=batch_size, workers=n_threads)
-
-    def positions() -> Iterator[int]:
-        for i, picture in enumerate(pictures):
-            window[i] = picture
-            yield i
-
-    with closing(run_job(job, positions(), threads)) as batches:
+    job = ExtractionJob(encoder, None, batch_size=batch_size, workers=n_threads)
+    with closing(run_job(job, pictures, threads)) as batches:
         for extracted in chain.from_iterable(batches):
-            picture, values = window.pop(extracted.position), extracted.values
+            picture, values = extracted.source, extracted.values
+            assert isinstance(picture, ImageRef) and values is not None
             error, feature = (values.reason, None) if isinstance(values, ImageError) else (None, values[0])
             yield FeatureRow(picture.path, picture.label, picture.split, feature, error, extracted.digest)
 
@@ -346,3 +342,56 @@ def _explain(cause: BaseException) -> ClipAdapterError:
         return cause
     reason = str(cause).strip().split("\n")[0] or type(cause).__name__
     return DataError(f"a shard could not be written: {reason}; the written ones are kept, call again")
+
+
+def make_plan(uri: str, encoder: Encoder, shards: list[str]) -> ShardPlan:
+    """The plan of a folder of shards with these file names, by an encoder that was opened from the URI."""
+    info = encoder.info
+    blocks = [
+        ShardBlock(name=block.name, width=block.width, fingerprint=fingerprint)
+        for block, fingerprint in zip(info.blocks, encoder.block_fingerprints(), strict=True)
+    ]
+    return ShardPlan(encoder=uri, fingerprint=info.fingerprint, blocks=blocks, shards=shards)
+
+
+def create_folder(filesystem: Any, folder: str) -> None:
+    """Create the folder of shards if it does not exist."""
+    refuse_links(filesystem, folder, OWN_NAMES)
+    advice = "give a folder that you may write to"
+    if filesystem.type_name == "s3":
+        advice = "check the bucket, which must exist, the server (AWS_ENDPOINT_URL) and the credentials"
+    with storage_errors(folder, "can't be created", advice):
+        filesystem.create_dir(folder, recursive=True)
+
+
+def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
+    """Create the folder and write ``shards.json``."""
+    create_folder(filesystem, folder)
+    write_object(filesystem, posixpath.join(folder, SHARDS_FILE), plan.model_dump_json(indent=1).encode())
+
+
+def remove_abandoned_parts(filesystem: Any, folder: str) -> None:
+    """Remove the partial files of killed workers, once they are a day old."""
+    for info in list_folder(filesystem, folder):
+        is_part = re.fullmatch(r"\.[0-9a-f]{32}\.partial", info.base_name)
+        if is_part and info.mtime_ns is not None and time.time() - info.mtime_ns / 1e9 > ABANDONED_SECONDS:
+            with suppress(OSError):  # another call removed it first
+                filesystem.delete_file(info.path)
+
+
+def write_object(filesystem: Any, path: str, data: Any) -> None:
+    """Write a file atomically."""
+    # An object of S3 exists when all of it is stored. There a move would be a copy and a deletion.
+    is_atomic = filesystem.type_name == "s3"
+    partial = path if is_atomic else posixpath.join(posixpath.dirname(path), f".{uuid.uuid4().hex}.partial")
+    with storage_errors(path, "can't be written", "check the folder's permissions and free space"):
+        try:
+            with filesystem.open_output_stream(partial) as stream:
+                stream.write(data)
+            if not is_atomic:
+                filesystem.move(partial, path)
+        except OSError:
+            if not is_atomic:
+                with suppress(OSError):
+                    filesystem.delete_file(partial)
+            raise

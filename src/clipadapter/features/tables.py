@@ -3,6 +3,9 @@
 A row is a picture. Each block of features is a column of its own: ``feature`` is the block ``final``, which class text
 is compared with, ``feature:inner`` the block ``inner``. Shards also have the columns ``error`` and ``digest``. The
 metadata state the encoder.
+
+``shards.json`` lists the shards of a folder. The name of a shard is a hash of its pictures and the encoder, so a file
+that exists is never computed again.
 """
 
 from __future__ import annotations
@@ -10,28 +13,50 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.data import Sample, source_name
 from clipadapter.data.manifests import MAX_NAME_CHARACTERS, MAX_ROWS, check_size, longest_text
 from clipadapter.encoders import Encoder, EncoderInfo
 from clipadapter.errors import DataError, InputError, brief, require
-from clipadapter.features.collection import StorageError, describe_storage_error, open_filesystem
+from clipadapter.features.collection import (
+    StorageError,
+    describe_storage_error,
+    is_file,
+    list_folder,
+    open_filesystem,
+    refuse_links,
+)
 from clipadapter.features.extraction import extract
 from clipadapter.features.feature_set import FeatureSet
-from clipadapter.features.shards import find_shards, read_plan
 from clipadapter.features.store import FeatureStore, feature_key
-from clipadapter.utils.blocks import FINAL, Blocks, as_blocks, column_slices, total_width
-from clipadapter.utils.files import ENCODER_KEY, describe_parquet_error, is_number_list, path_without_links
+from clipadapter.utils.blocks import (
+    FINAL,
+    MAX_BLOCK_WIDTH,
+    MAX_BLOCKS,
+    Blocks,
+    as_blocks,
+    column_slices,
+    total_width,
+)
+from clipadapter.utils.files import (
+    ENCODER_KEY,
+    SHARDS_FILE,
+    describe_parquet_error,
+    is_number_list,
+    path_without_links,
+)
 
 PURPOSE = "A table of features"
 TABLE_ADVICE = "give a file that 'clipadapter embed --to' wrote"
@@ -56,6 +81,11 @@ MAX_WIDTH = 1 << 16
 """Numbers of a feature in a file that does not state its width. It bounds the memory that a small file can ask for."""
 MAX_FEATURE_BYTES = 8 << 30
 """Bytes of features that are read at once: 4 million rows of 512 numbers."""
+SHARDS_FORMAT = 1
+"""Format number of a folder of shards."""
+OWN_NAMES = rf"{re.escape(SHARDS_FILE)}|.*\.(parquet|partial)"
+"""Names of files in a folder of shards."""
+MAX_PLAN_BYTES = 256 << 20
 NO_FEATURE, NOT_FINITE = "it has no feature", "its feature is not finite"
 
 
@@ -388,7 +418,11 @@ def open_feature_table(path: str | Path, filesystem: Any = None) -> FeatureTable
     if Path(place).is_dir() if system.type_name == "local" else not place.endswith(".parquet"):
         plan = read_plan(system, place)
         fingerprints = tuple(block.fingerprint for block in plan.blocks)
-        files = tuple(find_shards(system, place, plan))
+        if missing := len(set(plan.shards) - list_shards(system, place)):
+            raise DataError(
+                f"{missing} of {len(plan.shards)} shards of '{place}' are missing: call extract_with_ray again"
+            )
+        files = tuple(posixpath.join(place, name) for name in plan.shards)
         return FeatureTable(
             str(path), system, files, plan.encoder, plan.fingerprint, plan.feature_blocks(), fingerprints
         )
@@ -574,3 +608,70 @@ def _as_matrix(column: Any, width: int) -> NDArray[np.float32]:
         if lengths.min() != width or lengths.max() != width:
             raise ValueError(f"features have not all the width {width}")
     return np.asarray(values.to_numpy(zero_copy_only=False), np.float32).reshape(len(column), width)
+
+
+class ShardBlock(BaseModel):
+    """A block of the columns of the features, see `clipadapter.utils.blocks`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    width: int = Field(ge=1, le=MAX_BLOCK_WIDTH)
+    fingerprint: str  # by which the feature store knows it
+
+
+class ShardPlan(BaseModel):
+    """``shards.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    encoder: str  # URI
+    fingerprint: str
+    blocks: list[ShardBlock] = Field(min_length=1, max_length=MAX_BLOCKS)  # of the columns, ``final`` first
+    shards: list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.parquet$")]]
+
+    def feature_blocks(self) -> Blocks:
+        """The blocks of the features."""
+        return as_blocks((block.name, block.width) for block in self.blocks)
+
+
+def list_shards(filesystem: Any, folder: str) -> set[str]:
+    """Names of the Parquet files in a folder."""
+    return {info.base_name for info in list_folder(filesystem, folder) if info.extension == "parquet"}
+
+
+def read_plan(filesystem: Any, folder: str) -> ShardPlan:
+    """Read ``shards.json`` of a folder."""
+    path = posixpath.join(folder, SHARDS_FILE)
+    try:
+        refuse_links(filesystem, folder, OWN_NAMES)
+        with filesystem.open_input_stream(path) as stream:
+            data = stream.read(MAX_PLAN_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"'{folder}' holds no feature shards: {SHARDS_FILE} can't be read ({error})") from error
+    try:
+        if len(data) > MAX_PLAN_BYTES:
+            raise ValueError(f"it has more than {MAX_PLAN_BYTES >> 20} MB")
+        raw = json.loads(data)
+        number = raw.get("format") if isinstance(raw, dict) else None
+        if type(number) is int and number != SHARDS_FORMAT:
+            raise DataError(
+                f"'{path}' has format {number}, this version reads {SHARDS_FORMAT}: update clipadapter, or extract the "
+                "features again"
+            )
+        plan = ShardPlan.model_validate(raw)
+        plan.feature_blocks()
+        return plan
+    except DataError:
+        raise
+    except (InputError, ValidationError, ValueError, RecursionError) as error:
+        raise DataError(f"'{path}' is damaged: {error}; extract the features again, existing files are kept") from error
+
+
+def holds_shards(folder: str | Path) -> bool:
+    """Whether a path or URI is a folder of shards."""
+    if "://" not in str(folder):
+        return (Path(folder) / SHARDS_FILE).is_file()
+    system, path = open_filesystem(folder)
+    return is_file(system, posixpath.join(path, SHARDS_FILE))

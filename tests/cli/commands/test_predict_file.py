@@ -19,8 +19,7 @@ from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import open_feature_table
 from clipadapter.features.collection import divide_collection, open_filesystem
-from clipadapter.features.ray_extract import RayJob, shard_name, write_unit
-from clipadapter.features.shards import make_plan, write_plan
+from clipadapter.features.ray_extract import RayJob, make_plan, shard_name, write_plan, write_unit
 from clipadapter.features.tables import MAX_WIDTH
 from clipadapter.utils.prediction import Prediction
 

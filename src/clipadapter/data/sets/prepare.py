@@ -14,8 +14,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipadapter.data.sets.base import BenchmarkSet, Download, RequiredPath, data_root, has_content
-from clipadapter.data.sets.layouts import get_set
+from clipadapter.data.sets.layouts import BenchmarkSet, Download, RequiredPath, data_root, get_set, has_content
 from clipadapter.errors import DataError
 
 _STAGING_FOLDER = ".download"
