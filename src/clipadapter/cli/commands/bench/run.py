@@ -245,9 +245,8 @@ def _outcome_text(outcome: SuiteResult, suite: Suite, folder: Path) -> str:
 
 def _change_streams(suite: Suite, order: str | None, per_task: int | None) -> Suite:
     """Return the suite with the changes of the command line to its streams."""
-    from clipadapter.bench.continual.orders import ORDERS
     from clipadapter.bench.protocols import create_protocol
-    from clipadapter.bench.suite import ALL
+    from clipadapter.bench.suite import ALL, ORDERS
     from clipadapter.utils.registry import unknown
 
     if not suite.is_stream:
@@ -285,7 +284,7 @@ def _check_data_sets(suite_name: str, cost: Estimate) -> None:
 
 def _stream_facts(suite: Suite, cost: Estimate) -> list[Fact]:
     """Describe the tasks of a suite; empty if it has no stream."""
-    from clipadapter.bench.continual.orders import count_tasks
+    from clipadapter.bench.suite import count_tasks
 
     if not suite.is_stream:
         return []
