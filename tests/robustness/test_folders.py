@@ -55,4 +55,4 @@ def test_a_damaged_store_gives_no_other_value_no_other_error_and_comes_to_an_end
 def test_no_link_in_a_folder_of_the_program_leads_out_of_it(tmp_path):
     found = attack("link_trees.py", tmp_path, 6 * FACTOR, 1)
     assert found["faults"] == []
-    assert found["counts"]["opened"] > 10 * FACTOR and found["counts"]["refused"] > 10 * FACTOR
+    assert found["counts"]["opened"] > 10 * FACTOR and found["counts"]["refused"] > 5 * FACTOR
