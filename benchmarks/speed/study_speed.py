@@ -30,8 +30,7 @@ from _output import add_json, write_json
 from head_costs import make
 
 from clipadapter.bench import Suite, default_heads, load_study, run_suite
-from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.bundle_files import save_bundle
+from clipadapter.bench.bundle import Bundle, TestPart, save_bundle
 from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.suite import Variant
 from clipadapter.features import FeatureSet

@@ -5,8 +5,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.bundle_files import BUNDLE_FILE, load_bundle, save_bundle
+from clipadapter.bench.bundle import BUNDLE_FILE, Bundle, TestPart, load_bundle, save_bundle
 from clipadapter.bench.fits import Draw
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.errors import DataError, InputError

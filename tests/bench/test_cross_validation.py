@@ -5,8 +5,7 @@ import pytest
 from sklearn.model_selection import StratifiedKFold
 
 from clipadapter.bench import FEATURES, cross_validate_model, few_shot, load_study, run_suite, write_report
-from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.bundle_files import save_bundle
+from clipadapter.bench.bundle import Bundle, save_bundle
 from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.suite import ALL, parse_suite
 from clipadapter.classifier import FewShotClassifier

@@ -8,8 +8,7 @@ import pytest
 from safetensors import SafetensorError
 
 from clipadapter.bench import FEATURES, open_source, read_runs, run_suite
-from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.bundle_files import load_bundle, save_bundle
+from clipadapter.bench.bundle import Bundle, TestPart, load_bundle, save_bundle
 from clipadapter.bench.costs import estimate, estimate_fit_seconds
 from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.protocols import create_protocol
@@ -390,7 +389,7 @@ def test_features_that_do_not_fit_on_the_disk_are_refused_and_leave_no_file(sour
     def full(arrays, path, metadata):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("clipadapter.bench.bundle_files.save_file", full)
+    monkeypatch.setattr("clipadapter.bench.bundle.save_file", full)
     with pytest.raises(InputError, match=r"can't write .*No space left"):
         go(source, tmp_path / "out")
     assert not any(path.is_file() for path in (tmp_path / "out" / "features").rglob("*"))

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from clipadapter.bench import FEATURES, read_runs, run_suite
-from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.bundle_files import save_bundle
+from clipadapter.bench.bundle import Bundle, TestPart, save_bundle
 from clipadapter.bench.launcher import Launcher, WorkerDiedError
 from clipadapter.bench.suite import parse_suite
 from clipadapter.features import FeatureSet

@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from clipadapter.bench.continual.orders import Order, StreamRules
-from clipadapter.bench.suite import Prompts, Suite, Variant, parse_suite
+from clipadapter.bench.suite import Order, Prompts, StreamRules, Suite, Variant, parse_suite
 from clipadapter.heads.registry import describe_arguments
 
 from ..pages import ROOT

@@ -8,7 +8,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads, out_of_fold, select
-from clipadapter.heads.auto.multilabel import LOG_WEIGHT_STD, fit_multilabel_ridge
+from clipadapter.heads.auto.head import LOG_WEIGHT_STD, fit_multilabel_ridge
 from clipadapter.heads.auto.stacking import fit_multilabel_stacking
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.linear_probe import GRID, LinearProbe

@@ -62,14 +62,13 @@ def test_sgd_makes_torchs_steps(decay):
 FIT_ALL = """
 import sys, warnings
 import numpy as np
-from clipadapter.bench import default_heads
-from clipadapter.heads import TextFeatures, create_head
+from clipadapter.heads import TextFeatures, create_head, list_heads
 
 warnings.simplefilter("ignore")
 rng, names = np.random.default_rng(0), np.array(["ant", "bee", "cow"])
 text = TextFeatures(names.tolist(), rng.normal(size=(3, 16)))
 X, y = rng.normal(size=(12, 16)), names.repeat(4)
-heads = [head for head in map(create_head, default_heads()) if head.reads not in ("second-encoder", "unprojected")]
+heads = [head for head in map(create_head, list_heads()) if not (head.tunes_encoder or head.needs_tower)]
 for head in heads:
     head.set_params(**{name: 2 for name in ("epochs", "steps", "folds") if name in head.get_params()})
     head.fit(X, y, text=text, unlabelled=X if head.transductive else None).predict(X)

@@ -659,7 +659,7 @@ def test_random_sequences_of_saves_and_undos_match_a_plain_list(monkeypatch):
     run_state_machine_as_test(
         Versions,
         settings=settings(
-            max_examples=12,
+            max_examples=8,
             stateful_step_count=10,
             deadline=None,
             derandomize=True,

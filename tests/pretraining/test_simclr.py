@@ -1,6 +1,7 @@
 """SimCLR: the loss in plain loops, the same result in one go or many, and what may go wrong."""
 
 import math
+import os
 import random
 
 import numpy as np
@@ -16,6 +17,14 @@ from clipadapter.pretraining import nt_xent, simclr, train_simclr
 from clipadapter.pretraining.simclr import SimClrModel, augment, read_weights, seeded_random
 
 TINY = {"epochs": 2, "batch_size": 5, "size": 16}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_sync():
+    """Weights of 45 MB are written many times here, and no machine crashes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from clipadapter.report.report import project_features
-from clipadapter.report.uncertainty import measure_uncertainty, rejection_scores
+from clipadapter.report.report import measure_uncertainty, project_features, rejection_scores
 
 
 def test_nearest_shots_are_those_of_scikit_learn(report, model):

@@ -25,7 +25,7 @@ atheris: Any = importlib.import_module("atheris") if FUZZING else None
 
 # Only code of this package counts as covered: torch's would hide it.
 with atheris.instrument_imports(include=["clipadapter"]) if FUZZING else nullcontext():
-    from clipadapter.bench.bundle_files import BUNDLE_FILE, load_bundle
+    from clipadapter.bench.bundle import BUNDLE_FILE, load_bundle
     from clipadapter.bench.run import parse_run
     from clipadapter.bench.suite import load_suite
     from clipadapter.data import load_dataset, read_class_names, read_descriptions

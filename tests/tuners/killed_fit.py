@@ -1,7 +1,4 @@
-"""One fit of CoOp that prints each step, waits if it is to, and prints a digest of what it learned.
-
-killed_fit.py SECONDS_PER_STEP
-"""
+"""One fit of CoOp that prints each step, waits if it is to, and prints a digest of what it learned."""
 
 import hashlib
 import sys
@@ -31,7 +28,3 @@ def main(seconds_per_step):
     head.fit(views, y, text=text)
     learned = head.context_.numpy().tobytes() + head.weight_.numpy().tobytes() + repr(head.loss_).encode()
     sys.stdout.write(f"done {hashlib.sha256(learned).hexdigest()}\n")
-
-
-if __name__ == "__main__":
-    main(float(sys.argv[1]))

@@ -10,7 +10,7 @@ from torch import nn
 from clipadapter.encoders import attention_layers
 from clipadapter.heads.training import train
 from clipadapter.tuners import tower_tuner
-from clipadapter.tuners.clip_svd import ClipSvd, SingularValues, count_singular_values, decompose
+from clipadapter.tuners.clip_svd import ClipSvd, attach_factors, count_singular_values, decompose, merge_change
 from clipadapter.tuners.tower_tuner import tower_networks
 
 from .coloured_squares import squares
@@ -97,10 +97,10 @@ def layers_of(block, letters="qkvoud"):
 @pytest.mark.parametrize("letters", ["qkvoud", "v", "qo", "d", "ku"])
 def test_a_layer_answers_the_same_merged_as_in_factors(letters):
     found = []
-    for change in (SingularValues.attach, SingularValues.merge):
+    for put in (attach_factors, merge_change):
         block = Block()
         layers = layers_of(block, letters)
-        change(SingularValues(draw(count_singular_values(layers), seed=9)), layers)
+        put(layers, draw(count_singular_values(layers), seed=9))
         found.append(block(draw(3, 5, 8)))
     torch.testing.assert_close(*found)
     assert not torch.allclose(found[0], Block()(draw(3, 5, 8)), rtol=1e-2)
@@ -117,25 +117,25 @@ def test_a_block_is_trained_as_by_the_authors_layer_and_optimizer():
     for module, letter in ((block.attn.out_proj, "o"), (block.mlp.c_fc, "u"), (block.mlp.c_proj, "d")):
         module.bias.copy_(tensors[f"bias.{letter}"])
     singular = torch.cat([tensors[f"s.{letter}"] for letter in layers[0]])
-    values = SingularValues(torch.zeros_like(singular).requires_grad_())
-    values.attach(layers)
+    change = torch.zeros_like(singular).requires_grad_()
+    attach_factors(layers, change)
     torch.testing.assert_close(block(tensors["x"]), tensors["output"])
     losses, gradients = [], []
 
     def loss(rows, views):
         value = (block(tensors["x"][rows]) - tensors["target"][rows]).square().mean()
         losses.append(value.item())
-        gradients.extend(torch.autograd.grad(value, values.change, retain_graph=True))
+        gradients.extend(torch.autograd.grad(value, change, retain_graph=True))
         return value
 
     config = ClipSvd(lr=parameters["lr"], steps=parameters["steps"], batch_size=len(tensors["x"]))._train_config(1)
-    train([values.change], loss, len(tensors["x"]), 1, config)
+    train([change], loss, len(tensors["x"]), 1, config)
     expected = {
         name: torch.cat([tensors[f"{name}.{letter}"] for letter in layers[0]]) for name in ("gradient", "trained")
     }
     torch.testing.assert_close(torch.tensor(losses, dtype=torch.float64), tensors["losses"])
     torch.testing.assert_close(gradients[0], expected["gradient"])
-    torch.testing.assert_close(singular + values.change.detach(), expected["trained"])
+    torch.testing.assert_close(singular + change.detach(), expected["trained"])
 
 
 # --- towers

@@ -81,10 +81,10 @@ def test_a_tower_tuner_trains_on_the_device_of_its_encoder(name, params, opened,
     head = create_short(name)
     head.set_params(**params, **({"steps": 4} if "steps" in head.get_params() else {}), checkpoint=None)
     images, labels = squares(each=2)
-    expected = FewShotClassifier(opened("ViT-B-32"), head, cache=None).fit(images, labels)
+    expected = FewShotClassifier(opened("tiny"), head, cache=None).fit(images, labels)
     again = create_head(name, **head.get_params())
     with simulated_device() as device:
-        encoder = create_encoder(f"open_clip:local-dir:{folders['ViT-B-32']}", device)
+        encoder = create_encoder(f"open_clip:local-dir:{folders['tiny']}", device)
         model = FewShotClassifier(encoder, again, cache=None).fit(images, labels)
         np.testing.assert_allclose(model.predict_proba(images), expected.predict_proba(images), rtol=1e-2, atol=1e-3)
         assert all(isinstance(value, (np.ndarray, float, int)) for value in model.head_.state().values())

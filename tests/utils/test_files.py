@@ -7,7 +7,7 @@ import sys
 from pathlib import Path, PureWindowsPath
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import DataError, InputError
@@ -198,6 +198,7 @@ def test_other_names_are_file_names_as_they_are(name):
     assert check_file_name(name) == name
 
 
+@settings(max_examples=50)
 @given(st.text(max_size=300))
 def test_every_text_has_a_file_name_that_stays_in_its_folder_on_every_system(text):
     name = safe_file_name(text)

@@ -145,41 +145,35 @@ class _TowerGraph:
     def __init__(self, path: Path, precision: str, squares_per_core: int) -> None:
         self._path, self._precision, self._squares_per_core = path, precision, squares_per_core
         self._lock = threading.Lock()
-        self._latency_run: Runner | None = self._compile_for_latency()
+        self._latency_run: Runner | None = self._compile("LATENCY")
         self._throughput_run: Runner | None = None
 
     def __call__(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Squares (n, s, s, 3) to (n, d)."""
         with self._lock:
             if len(squares) < MIN_THROUGHPUT_SQUARES:
-                run = self._latency_run = self._latency_run or self._compile_for_latency()
+                run = self._latency_run = self._latency_run or self._compile("LATENCY")
             else:
                 if self._throughput_run is None:
                     self._latency_run = None  # first, so that the weights are in memory once
-                    self._throughput_run = self._compile_for_throughput()
+                    self._throughput_run = self._compile("THROUGHPUT")
                 run = self._throughput_run
         return run(squares)
 
-    def _compile_for_latency(self) -> Runner:
-        request, lock = self._compile("LATENCY").create_infer_request(), threading.Lock()
-
-        def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-            with lock:
-                request.infer({0: squares})
-                return _copy_output(request)
-
-        return run
-
-    def _compile_for_throughput(self) -> Runner:
+    def _compile(self, performance_hint: str) -> Runner:
         import numpy as np
 
-        compiled, lock = self._compile("THROUGHPUT"), threading.Lock()
-        n_requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        queue = import_openvino().AsyncInferQueue(compiled, n_requests)
+        # Opened by its path: what was compiled once is in this folder.
+        cache_folder = str(self._path.parent / "compiled")
+        compiled = _compile(_core(), self._path, self._precision, performance_hint, CACHE_DIR=cache_folder)
+        is_split = performance_hint == "THROUGHPUT"
+        n_requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if is_split else 1
+        queue, lock = import_openvino().AsyncInferQueue(compiled, n_requests), threading.Lock()
         queue.set_callback(_store_output)
 
         def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-            batch_size = max(1, min(self._squares_per_core, -(-len(squares) // n_requests)))
+            per_request = -(-len(squares) // n_requests)
+            batch_size = max(1, min(self._squares_per_core, per_request) if is_split else per_request)
             outputs: dict[int, NDArray[np.float32]] = {}
             with lock:
                 for start in range(0, len(squares), batch_size):
@@ -189,20 +183,10 @@ class _TowerGraph:
 
         return run
 
-    def _compile(self, performance_hint: str) -> Any:
-        # Opened by its path: what was compiled once is in this folder.
-        cache_folder = str(self._path.parent / "compiled")
-        return _compile(_core(), self._path, self._precision, performance_hint, CACHE_DIR=cache_folder)
-
 
 def _store_output(request: Any, target: tuple[dict[int, NDArray[np.float32]], int]) -> None:
     outputs, start = target
-    outputs[start] = _copy_output(request)
-
-
-def _copy_output(request: Any) -> NDArray[np.float32]:
-    features: NDArray[np.float32] = request.get_output_tensor(0).data.astype("float32")
-    return features
+    outputs[start] = request.get_output_tensor(0).data.astype("float32")
 
 
 @cache

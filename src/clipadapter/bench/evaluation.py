@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fits import Draw, fit_and_score, run_fits
+from clipadapter.bench.fits import Draw, fit_head, run_fits, score_part
 from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, draw_folds, score_folds
@@ -184,8 +184,8 @@ def _fit_baselines(model: FewShotClassifier, test: FeatureSet) -> dict[str, tupl
     shots = support if len(support) else FeatureSet(text.embeddings, text.labels, text.labels)
     part = TestPart(test if len(support) else test.select_blocks([FINAL]))
     heads = {name: head for name, head in _create_baselines(text).items() if name in names}
-    measured = {name: fit_and_score(head, shots, [part], text) for name, head in heads.items()}
-    return {name: (one.head, one.scores[0]) for name, one in measured.items()}
+    fitted = {name: fit_head(head, shots, [part], text)[0] for name, head in heads.items()}
+    return {name: (head, score_part(head, part)) for name, head in fitted.items()}
 
 
 def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, seed: int = 1) -> ModelEvaluation:

@@ -6,8 +6,9 @@ picture, and the test part is opened only after the fit.
 
 from __future__ import annotations
 
+import platform
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart, select_views
+from clipadapter.bench.launcher import Launcher, WorkerDiedError
 from clipadapter.bench.methods import clone_with_seed, method_version, package_digest, registered_name
 from clipadapter.bench.run import (
     Flags,
@@ -88,14 +90,6 @@ class Outcome:
 # ---- From a fit to its figures ----
 
 
-class Measured(NamedTuple):
-    """A fitted head, the seconds of its fit, and its score on each test part."""
-
-    head: Head
-    seconds: float
-    scores: Sequence[Score]
-
-
 def fit_head(
     head: Head,
     shots: FeatureSet,
@@ -123,19 +117,6 @@ def fit_head(
     return fitted, time.perf_counter() - start
 
 
-def fit_and_score(
-    head: Head,
-    shots: FeatureSet,
-    parts: Sequence[TestPart],
-    text: TextFeatures,
-    unlabelled: Features | None = None,
-    continues: bool = False,
-) -> Measured:
-    """Fit a head, and then measure it on test parts; arguments as for `fit_head`."""
-    fitted, seconds = fit_head(head, shots, parts, text, unlabelled, continues)
-    return Measured(fitted, seconds, [score_part(fitted, part) for part in parts])
-
-
 def score_part(head: Head, part: TestPart) -> Score:
     """Measure a fitted head on a test part. On a shifted part it predicts among the part's own classes."""
     among = part.features.class_names if part.kind == "shift" else None
@@ -161,7 +142,6 @@ def plan_run(
     label: str,
     head: Head,
     draw: Draw,
-    *,
     data: RunData,
     text_of: str,
     n_classes: int,
@@ -185,7 +165,8 @@ def plan_run(
         rows=list(draw.rows),
         flags=Flags(transductive=head.transductive),
         code=package_digest(),
-        versions=library_versions(),
+        # Of Python without the patch number, which changes no logits: versions are part of the key.
+        versions={**library_versions(), "python": ".".join(platform.python_version_tuple()[:2])},
         n_classes=n_classes,
         n_test=n_test,
         machine=describe_machine(),
@@ -231,13 +212,14 @@ def record_failure(run: Run, error: BaseException, note: str = "") -> Run:
 
 def make_missing(
     fits: Sequence[Fit],
-    make: Callable[[list[Fit]], Generator[tuple[Fit, list[Run]], None, None]],
+    make: Callable[[Fit], list[Run]],
     records: str | Path | None,
+    launcher: Launcher | None = None,
     progress: bool = False,
 ) -> Outcome:
     """Make every fit that has a missing or failed record in a JSONL file; None to keep no records.
 
-    ``make`` yields some of the fits with their records, which are appended as soon as they are finished.
+    ``make`` gives the records of a fit, in this process or in those of a launcher. They are appended at once.
     """
     known = {key: run for key, run in read_existing_runs(records).items() if run.error is None}
     missing = [fit for fit in fits if not set(fit.keys) <= known.keys()]
@@ -246,9 +228,11 @@ def make_missing(
     start = time.perf_counter()
     with (
         tqdm(total=len(missing), desc="fits", unit="fit", disable=not progress) as bar,
-        closing(make(missing)) as results,
+        closing((launcher or Launcher(workers=1)).run(make, missing)) as results,
     ):
-        for fit, runs in results:
+        for i, result in results:
+            fit = missing[i]
+            runs = [record_failure(run, result) for run in fit.runs] if isinstance(result, WorkerDiedError) else result
             try:
                 if records is not None:
                     append_runs(records, runs)
@@ -289,12 +273,7 @@ def run_fits(
             own = clone_with_seed(head, draw.seed)
             labels.append(label)
             fits.append(Fit(own, protocol.plan(bundle, label, own, draw)))
-
-    def results(missing: list[Fit]) -> Generator[tuple[Fit, list[Run]], None, None]:
-        for fit in missing:
-            yield fit, measure(fit.head, fit.runs)
-
-    outcome = make_missing(fits, results, records, progress)
+    outcome = make_missing(fits, lambda fit: measure(fit.head, fit.runs), records, progress=progress)
     # Another call may have named the heads otherwise.
     named = zip(labels, outcome.runs, strict=True)
     return [run.model_copy(update={"head": label}) for label, runs in named for run in runs], outcome

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.continual.joining import join_features
-from clipadapter.bench.continual.learning import choose_mode
 from clipadapter.bench.fits import Draw, run_fits
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.few_shot import FewShot
-from clipadapter.bench.protocols.stream import StreamOfTasks
+from clipadapter.bench.protocols.stream import StreamOfTasks, choose_mode
 from clipadapter.bench.run import Run, Task
+from clipadapter.bench.streams import join_features
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet

@@ -5,16 +5,14 @@ A stopped call can be repeated: successful fits are not repeated, failed ones ar
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.bundle_files import BUNDLE_FILE, load_bundle, save_bundle
-from clipadapter.bench.fits import Fit, Outcome, attempt, make_missing, record_failure
-from clipadapter.bench.launcher import Launcher, WorkerDiedError
+from clipadapter.bench.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
+from clipadapter.bench.fits import Fit, Outcome, attempt, make_missing
+from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
@@ -83,18 +81,9 @@ def run_suite(
     plan = Plan(suite=suite, entries=[entry for fit in fits for entry in fit.entries]).with_earlier_entries(out)
     plan.save(out)
 
-    def make(missing: list[Fit]) -> Generator[tuple[Fit, list[Run]], None, None]:
-        # Long fits first: at the end no worker waits for one.
-        own = sorted(missing, key=lambda fit: -fit.runs[0].shots)
-        work = partial(run_fit, protocol=protocol, device=launcher.device)
-        with closing(launcher.run(work, own)) as results:
-            for i, result in results:
-                if isinstance(result, WorkerDiedError):
-                    yield own[i], [record_failure(run, result) for run in own[i].runs]
-                else:
-                    yield own[i], result
-
-    outcome = SuiteResult(**vars(make_missing(fits, make, records, progress)), plan=plan)
+    work = partial(run_fit, protocol=protocol, device=launcher.device)
+    fits.sort(key=lambda fit: -fit.runs[0].shots)  # long fits first: at the end no worker waits for one
+    outcome = SuiteResult(**vars(make_missing(fits, work, records, launcher, progress)), plan=plan)
     if suite.figure == "projection":
         outcome.figures = _draw_features(fits, path_without_links(out, "figures", suite.name), plot_formats)
     return outcome

@@ -66,38 +66,21 @@ def code_digest(source: str) -> str:
     >>> code_digest("x = 1") == code_digest("x = 2")
     False
     """
-    tree = _WithoutText().visit(ast.parse(source))
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        vars(node).update({name: None for name in ("annotation", "returns") if hasattr(node, name)})
+        for name in ("body", "orelse", "finalbody"):
+            if isinstance(lines := getattr(node, name, None), list):
+                setattr(node, name, [line for own in lines for line in _without_text(own)])
     return blake2b(ast.dump(tree).encode(), digest_size=8).hexdigest()
 
 
-class _WithoutText(ast.NodeTransformer):
-    """Removes docstrings and annotations from a syntax tree; the tree has no comments."""
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        super().generic_visit(node)
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            # A string that stands alone computes nothing, wherever it is.
-            node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
-        return node
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
-        if node.value is None:
-            return None
-        assign = ast.Assign(targets=[self.visit(node.target)], value=self.visit(node.value))
-        return ast.copy_location(assign, node)
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        node.annotation = None
-        return node
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns = None
-        return self.generic_visit(node)
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+def _without_text(line: ast.stmt) -> list[ast.stmt]:
+    """A statement without its annotation; none for a text that stands alone, or an annotation alone."""
+    if isinstance(line, ast.AnnAssign):
+        return [ast.Assign(targets=[line.target], value=line.value)] if line.value else []
+    is_text = isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+    return [] if is_text else [line]
 
 
 @cache

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from clipadapter.bench.bundle import select_views
-from clipadapter.bench.bundle_files import load_bundle
+from clipadapter.bench.bundle import load_bundle, select_views
 from clipadapter.errors import InputError
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.heads.estimator import clone

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 from typing_extensions import Self
 
-from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
 from clipadapter.errors import DataError, InputError
 from clipadapter.metrics import check_metrics, metrics_shown
+from clipadapter.metrics.continual import ContinualMetrics, continual_metrics
 from clipadapter.utils.files import path_without_links
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.bundle import Bundle, TestPart, count_epochs
-from clipadapter.bench.bundle_files import load_bundle
+from clipadapter.bench.bundle import Bundle, TestPart, count_epochs, load_bundle
 from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, draw_shots, get_templates, load_dataset, textiles
@@ -169,6 +168,18 @@ def keep_drawn(
     rows = np.array([drawn_rows[i] for i in features.provenance["rows"]], np.int64)
     readable = set(rows.tolist())
     return features, rows, {key: [row for row in draw if row in readable] for key, draw in draws.items()}
+
+
+def build_bundle(suite: Suite, source: Source, model: FewShotClassifier) -> tuple[Bundle, Rows | None]:
+    """The features of one data set, and the drawn rows if there is a test part; the model has the prompts."""
+    train, names = source.train, source.train.class_names
+    if source.test is None:
+        draws = draw_all_shots(suite, train.labels)
+        support = extract_training_views(suite, model, train, names, draws.values())
+        return Bundle(support, model.encode_classes(names)), None
+    support, positions, drawn = extract_drawn_shots(suite, model, train, names)
+    tests = {"test": TestPart(extract_dataset(model, source.test, names))}
+    return Bundle(support, model.encode_classes(names), tests, positions), drawn
 
 
 def apply_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, source: Source) -> FewShotClassifier:

@@ -22,12 +22,25 @@ from clipadapter.utils.registry import unknown
 # ---- Options ----
 
 
-def option(*names: str, default: Any = None, **attributes: Any) -> Any:
+def option(usage: str, help: str = "", *, default: Any = None, multiple: bool = False, **attributes: Any) -> Any:
     """Declare an option of a command, as the default of a parameter, or a field of a dataclass of options.
 
-    The arguments are its names, those of ``click.option``, and its ``heading`` in the help.
+    ``usage`` has its names and what stands for its value, as the help shows them: ``-d, --data NAME``. The other
+    arguments are those of ``click.option``, and its ``heading`` in the help.
     """
-    return field(default=default, metadata={"names": names, "attributes": attributes})
+    words = usage.split()
+    attributes |= {"help": help or None, "multiple": multiple}
+    if not words[-1].startswith("-"):
+        attributes["metavar"] = words.pop()
+    names = [word.rstrip(",") for word in words]
+    return field(
+        default=() if multiple and default is None else default, metadata={"names": names, "attributes": attributes}
+    )
+
+
+def flag(usage: str, help: str, **attributes: Any) -> Any:
+    """Declare an option without a value."""
+    return option(usage, help, default=False, is_flag=True, **attributes)
 
 
 def argument(**attributes: Any) -> Any:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TextIO
 
 from clipadapter.errors import ArtifactError, DataError, ImageError, InputError, require
 from clipadapter.utils.files import (
-    ENCODER_KEY,
     MANIFEST_SUFFIXES,
     SHARDS_FILE,
     explain_missing,
@@ -76,15 +75,6 @@ def is_feature_table(path: Path) -> bool:
         return position >= 0 and is_number_list(schema.types[position])
     except (OSError, ValueError):
         return False  # reported by who reads it as a picture or as a table of pictures
-
-
-def is_embedded_table(path: Path) -> bool:
-    """Whether a file is a table of features that ``embed --to`` wrote."""
-    parquet = require("pyarrow.parquet", "parquet", "Reading Parquet")
-    try:
-        return ENCODER_KEY.encode() in (parquet.read_schema(path).metadata or {})
-    except (OSError, ValueError):
-        return False
 
 
 READ_BYTES = 1 << 16

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from clipadapter.backends import PRECISIONS, list_backends
-from clipadapter.cli.declarations import option
+from clipadapter.cli.declarations import flag, option
 from clipadapter.cli.output import CONTINUE, START_AGAIN, Output
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads.registry import HEADS as HEAD_REGISTRY
@@ -149,47 +149,36 @@ QUALITIES = click.Choice(["fast", "standard", "best"])
 
 # ---- Single options ----
 
-seed_option = option("--seed", type=int, default=0, help="Seed of all random choices.")
-seeds_option = option(
-    "--seeds", type=COUNT, default=3, metavar="N", help="How many times shots are drawn, with the seeds 1 to N."
-)
+seed_option = option("--seed", "Seed of all random choices.", type=int, default=0)
+seeds_option = option("--seeds N", "How many times shots are drawn, with the seeds 1 to N.", type=COUNT, default=3)
 folds_option = option(
-    "--folds",
-    type=click.IntRange(2),
-    default=5,
-    metavar="N",
-    help="Folds of the cross-validation, if there is no test folder.",
+    "--folds N", "Folds of the cross-validation, if there is no test folder.", type=click.IntRange(2), default=5
 )
-title_option = option(
-    "--title", default="", show_default=False, metavar="TEXT", help="Title of plots; by default what they show."
-)
+title_option = option("--title TEXT", "Title of plots; by default what they show.", default="", show_default=False)
 plot_format_option = option(
-    "--plot-format",
-    default="png",
-    metavar="FORMAT,...",
+    "--plot-format FORMAT,...",
+    "Files of each plot: png, pdf, svg or several.",
     type=Parsed(_parse_plot_formats),
-    help="Files of each plot: png, pdf, svg or several.",
+    default="png",
 )
-split_option = option("--split", metavar="NAME", help="Split of the data: train, val or test.")
-strict_option = option(
-    "--strict", default=False, is_flag=True, help="Fail at the first picture that can't be read.", heading=""
-)
+split_option = option("--split NAME", "Split of the data: train, val or test.")
+strict_option = flag("--strict", "Fail at the first picture that can't be read.", heading="")
 device_option = option(
     "--device",
+    "Where the encoder computes: cpu, cuda, cuda:1, mps, xpu, or auto for a GPU if there is one.",
     default="cpu",
-    help="Where the encoder computes: cpu, cuda, cuda:1, mps, xpu, or auto for a GPU if there is one.",
     heading="Encoder",
 )
 class_names_option = option(
     "--class-names",
+    'JSON file with readable class names: {"folder": "name", ...}.',
     type=FILE,
-    help='JSON file with readable class names: {"folder": "name", ...}.',
     heading="Class names and text",
 )
 crop_option = option(
     "--crop",
+    "Area of the random crops: tip (default) for 0.5 to 1 of the picture, coop for 0.08 to 1.",
     type=click.Choice(["tip", "coop"]),
-    help="Area of the random crops: tip (default) for 0.5 to 1 of the picture, coop for 0.08 to 1.",
     heading="Views",
 )
 
@@ -205,12 +194,11 @@ def _limit_pixels(ctx: click.Context, param: click.Parameter, value: int) -> int
 
 
 max_pixels_option = option(
-    "--max-pixels",
-    default=DEFAULT_MAX_PIXELS,
+    "--max-pixels N",
+    "Larger pictures are refused; 108000000 reads those of a phone with 108 megapixels.",
     type=COUNT,
-    metavar="N",
+    default=DEFAULT_MAX_PIXELS,
     callback=_limit_pixels,
-    help="Larger pictures are refused; 108000000 reads those of a phone with 108 megapixels.",
 )
 """A command need not use its value."""
 
@@ -226,21 +214,19 @@ class BackendOptions:
     device: str = device_option
     backend: str = option(
         "--backend",
-        default="auto",
+        "Runtime of the image tower. auto: the fastest here.",
         type=late_choice(lambda: ["auto", *list_backends()]),
-        help="Runtime of the image tower. auto: the fastest here.",
+        default="auto",
     )
     precision: str = option(
         "--precision",
-        default="auto",
+        "Precision of the image tower. auto: the fastest that is close enough to fp32 on your pictures.",
         type=click.Choice(["auto", *PRECISIONS]),
-        help="Precision of the image tower. auto: the fastest that is close enough to fp32 on your pictures.",
+        default="auto",
     )
-    batch_size: int = option(
-        "--batch-size", default=32, type=COUNT, metavar="N", help="Number of pictures that are encoded at once."
-    )
-    cache: Path | None = option("--cache", type=FILE, help="Feature store; by default in the user's cache folder.")
-    no_cache: bool = option("--no-cache", default=False, is_flag=True, help="Store no features.")
+    batch_size: int = option("--batch-size N", "Number of pictures that are encoded at once.", type=COUNT, default=32)
+    cache: Path | None = option("--cache", "Feature store; by default in the user's cache folder.", type=FILE)
+    no_cache: bool = flag("--no-cache", "Store no features.")
     max_pixels: int = max_pixels_option
 
     @property
@@ -265,21 +251,20 @@ class EncoderOptions(BackendOptions):
     """The encoders of a new model, and how much of what they see is used."""
 
     uris: tuple[str, ...] = option(
-        "--encoder",
-        default=("auto",),
-        type=ENCODER_URI,
-        multiple=True,
-        metavar="URI",
-        help="Encoder; 'clipadapter encoders' lists them. auto: CLIP ViT-B/32 if it is available, else lite. May be "
+        "--encoder URI",
+        "Encoder; 'clipadapter encoders' lists them. auto: CLIP ViT-B/32 if it is available, else lite. May be "
         "repeated: the head auto looks at pictures with all of them, and the first one gives the class text.",
+        type=ENCODER_URI,
+        default=("auto",),
+        multiple=True,
     )
     quality: str = option(
         "--quality",
-        default="auto",
-        type=click.Choice(["auto", *QUALITIES.choices]),
-        help="How much of a picture the head auto looks at. fast: the final feature. standard: inner layers of the "
+        "How much of a picture the head auto looks at. fast: the final feature. standard: inner layers of the "
         "same pass too. best: a second look too, larger and mirrored, in several times the time. auto: fit takes best "
         "where held-out shots gain much by it; else it is standard.",
+        type=click.Choice(["auto", *QUALITIES.choices]),
+        default="auto",
     )
 
     def open(self, out: Output) -> list[Encoder]:
@@ -311,12 +296,10 @@ class ModelEncoderOptions(BackendOptions):
     """Where the encoders of a fitted model are, and how they run."""
 
     uris: tuple[str, ...] = option(
-        "--encoder",
-        default=(),
+        "--encoder URI",
+        "Where the encoder of the model is now, if its weights were moved; all of them, if it has several.",
         type=ENCODER_URI,
         multiple=True,
-        metavar="URI",
-        help="Where the encoder of the model is now, if its weights were moved; all of them, if it has several.",
     )
 
     @property
@@ -380,16 +363,13 @@ class PromptOptions:
 
     HEADING: ClassVar[str] = "Class names and text"
     templates: Sequence[str] = option(
-        "--templates",
+        "--templates NAME|TEXT",
+        "Template set such as imagenet7, or a template such as 'a sketch of a {}.'. May be repeated.",
         default=("default",),
         multiple=True,
-        metavar="NAME|TEXT",
-        help="Template set such as imagenet7, or a template such as 'a sketch of a {}.'. May be repeated.",
     )
     descriptions: Path | None = option(
-        "--descriptions",
-        type=FILE,
-        help='JSON file with sentences in place of the templates: {"class": ["...", ...], ...}.',
+        "--descriptions", 'JSON file with sentences in place of the templates: {"class": ["...", ...], ...}.', type=FILE
     )
     class_names: Path | None = class_names_option
 
@@ -419,12 +399,11 @@ class ViewOptions:
 
     HEADING: ClassVar[str] = "Views"
     views: int | str = option(
-        "--views",
-        default=1,
-        type=Parsed(_parse_views),
-        metavar="N|per-epoch",
-        help="Views per picture: the plain one and N - 1 random crops; each training step uses one of them. "
+        "--views N|per-epoch",
+        "Views per picture: the plain one and N - 1 random crops; each training step uses one of them. "
         "per-epoch: a new crop in each epoch, as in the papers; the cost is printed before the fit starts.",
+        type=Parsed(_parse_views),
+        default=1,
     )
     crop: str | None = crop_option
 
@@ -442,29 +421,22 @@ class HeadOptions:
     """A head by name, and its parameters."""
 
     HEADING: ClassVar[str] = "Head"
-    name: str = option(
-        "--head", default="auto", type=HEAD, metavar="NAME", help="Head to fit; 'clipadapter heads' lists them."
-    )
-    settings: Sequence[str] = option(
-        "--set", default=(), multiple=True, metavar="KEY=VALUE", help="Parameter, such as alpha=0.2. May be repeated."
-    )
+    name: str = option("--head NAME", "Head to fit; 'clipadapter heads' lists them.", type=HEAD, default="auto")
+    settings: Sequence[str] = option("--set KEY=VALUE", "Parameter, such as alpha=0.2. May be repeated.", multiple=True)
     grids: Sequence[str] = option(
-        "--grid",
-        default=(),
+        "--grid KEY=V1,V2,...",
+        "Values to try; held-out shots select the best, by fits without --unlabelled. May be repeated.",
         multiple=True,
-        metavar="KEY=V1,V2,...",
-        help="Values to try; held-out shots select the best, by fits without --unlabelled. May be repeated.",
     )
     recipe: str | None = option(
         "--recipe",
-        type=click.Choice(["official", "paper"]),
-        help="Parameters of the authors' code (official) or of the paper. 'clipadapter heads NAME' lists the recipes "
+        "Parameters of the authors' code (official) or of the paper. 'clipadapter heads NAME' lists the recipes "
         "of a head.",
+        type=click.Choice(["official", "paper"]),
     )
     preset: str | None = option(
-        "--preset",
-        metavar="NAME",
-        help="Published parameters for one data set, such as dtd. 'clipadapter heads NAME' says how they were chosen.",
+        "--preset NAME",
+        "Published parameters for one data set, such as dtd. 'clipadapter heads NAME' says how they were chosen.",
     )
 
     def check(self, uris: Sequence[str] = (), is_unlabelled: bool | None = None) -> None:
@@ -559,25 +531,20 @@ class DecisionArguments:
 
     HEADING: ClassVar[str] = "Decisions and uncertainty"
     reject: float | None = option(
-        "--reject",
-        type=FRACTION,
-        metavar="RATE",
-        help='Answer "none of these" for pictures unlike the classes. RATE is about the fraction of pictures of the '
+        "--reject RATE",
+        'Answer "none of these" for pictures unlike the classes. RATE is about the fraction of pictures of the '
         "classes that are rejected too.",
+        type=FRACTION,
     )
     coverage: float | None = option(
-        "--coverage",
-        type=FRACTION,
-        metavar="RATE",
-        help="Name a set of classes that contains the right one at this rate.",
+        "--coverage RATE", "Name a set of classes that contains the right one at this rate.", type=FRACTION
     )
     cost: Path | None = option(
-        "--cost", type=FILE, help="CSV file with the cost of each mistake: rows are true classes, columns answers."
+        "--cost", "CSV file with the cost of each mistake: rows are true classes, columns answers.", type=FILE
     )
     minimise: str | None = option(
-        "--minimise",
-        metavar="MISTAKE",
-        help="The mistake to avoid: 'false NAME' or 'missed NAME'; '=N' at the end makes it N times as bad.",
+        "--minimise MISTAKE",
+        "The mistake to avoid: 'false NAME' or 'missed NAME'; '=N' at the end makes it N times as bad.",
     )
 
     def decisions(self, class_names: Sequence[str]) -> dict[str, Any]:
@@ -598,23 +565,21 @@ class UncertaintyArguments(DecisionArguments):
 
     calibration: str = option(
         "--calibration",
-        default="auto",
+        "How held-out shots turn logits into probabilities.",
         type=click.Choice(["auto", "temperature", "vector", "none"]),
-        help="How held-out shots turn logits into probabilities.",
+        default="auto",
     )
     sets: str = option(
         "--sets",
-        default="cross",
+        "How shots are held out for --coverage. cv+ stores one head per fold; split holds out half of the shots.",
         type=click.Choice(["cross", "cv+", "split"]),
-        help="How shots are held out for --coverage. cv+ stores one head per fold; split holds out half of the shots.",
+        default="cross",
     )
-    by_class: bool = option("--by-class", default=False, is_flag=True, help="Promise the coverage for each class.")
+    by_class: bool = flag("--by-class", "Promise the coverage for each class.")
     outliers: Path | None = option(
-        "--outliers", type=FOLDER, help="Folder of pictures of none of the classes, as expected in use."
+        "--outliers", "Folder of pictures of none of the classes, as expected in use.", type=FOLDER
     )
-    negative_labels: bool = option(
-        "--negative-labels", default=False, is_flag=True, help="Detect outliers by the class names of ImageNet too."
-    )
+    negative_labels: bool = flag("--negative-labels", "Detect outliers by the class names of ImageNet too.")
 
     def options(self, class_names: Sequence[str]) -> UncertaintyOptions:
         """Return the options as `FewShotClassifier` takes them."""

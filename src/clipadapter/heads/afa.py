@@ -114,21 +114,20 @@ class Afa(IncrementalHead):
         self.sums_ = torch.zeros(c, d, dtype=torch.float64)
         self.residual_, self.offset_ = torch.zeros(c, d, dtype=torch.float64), torch.zeros(c, dtype=torch.float64)
         self.agreed_ = 0.0
-        self._fit_task(shots, self.counts_, None)
+        self._fit_task(shots, None)
 
     def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
         for name in ("sums_", "residual_", "offset_"):
             setattr(self, name, remap_rows(getattr(self, name), origin))
         bias = torch.where(origin >= 0, remap_rows(self.bias_, origin), -math.inf)
         previous = remap_rows(self.weight_, origin).double(), bias.double()
-        new_counts = torch.bincount(shots.labels, minlength=len(origin))
-        self._fit_task(shots, new_counts + remap_rows(self.counts_, origin), previous)
+        self._fit_task(shots, previous)
 
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
 
-    def _fit_task(self, shots: SupportSet, counts: Tensor, previous: tuple[Tensor, Tensor] | None) -> None:
-        x, labels = unit(shots.X.double()), shots.labels
+    def _fit_task(self, shots: SupportSet, previous: tuple[Tensor, Tensor] | None) -> None:
+        counts, x, labels = self.counts_, unit(shots.X.double()), shots.labels
         rows, text = unit(shots.views.double()).mean(dim=1), unit(shots.class_text.double())
         self.sums_ = self.sums_.index_add(0, labels, rows)
         gaussians = ClassGaussians.fit(counts, self.sums_, text, self.ridge)

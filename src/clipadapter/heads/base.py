@@ -272,11 +272,23 @@ class Head(Estimator, ABC):
         Raises:
             InputError: if shapes, widths or labels do not match, a feature is not finite, or a parameter is refused.
         """
+        return self._fit_checked(X, y, text, unlabelled, blocks)
+
+    def _fit_checked(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        text: TextFeatures | None,
+        unlabelled: ArrayLike | None,
+        blocks: Sequence[tuple[str, int]] | None,
+        classes: Array | None = None,
+    ) -> Self:
+        """`fit`, with these classes if they are given."""
         check_feature_names(self, X, reset=True)
         views = as_views(X)
-        blocks = check_blocks(views.shape[2], blocks)
-        shots, classes = self._check_shots(views, y, text, unlabelled, blocks=blocks)
-        self.classes_, self.n_features_in_, self.blocks_ = classes, views.shape[2], blocks
+        checked = check_blocks(views.shape[2], blocks)
+        shots, self.classes_ = self._check_shots(views, y, text, unlabelled, classes, checked)
+        self.n_features_in_, self.blocks_ = views.shape[2], checked
         # In the multi-label task only: it is part of the saved state, and single-label models have no such array.
         self.__dict__.pop(MULTILABEL, None)
         if shots.targets is not None:

@@ -179,12 +179,11 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
 
     def _ratios(self, auto: float = TRAINING_RATIO) -> dict[str, float]:
         """The ratio of each part: alpha and beta, or this number where they are "auto"."""
-        own = {"visual": self.alpha, "text": self.beta}
-        return {part: auto if ratio == "auto" else float(ratio) for part, ratio in own.items()}
+        return {part: auto if r == "auto" else float(r) for part, r in (("visual", self.alpha), ("text", self.beta))}
 
     def _logits_of_shots(self, shots: SupportSet, layers: Any, rows: Tensor, auto: float) -> Tensor:
-        x, text = unit(shots.X[rows]), shots.class_text
-        return add_bias(self, shots.scale * self.cosines(x, text, layers, self._ratios(auto)))
+        cosines = self.cosines(unit(shots.X[rows]), shots.class_text, layers, self._ratios(auto))
+        return add_bias(self, shots.scale * cosines)
 
     def _losses_by_ratio(self, shots: SupportSet, layers: Any, rows: Tensor) -> Tensor:
         """(r, t) losses of shots that a fit did not see, at each candidate ratio and temperature."""

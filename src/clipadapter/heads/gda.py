@@ -44,7 +44,6 @@ from clipadapter.heads.incremental import (
 )
 from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.support import remap_rows
 from clipadapter.utils.functional import unit
 
 SHOTS_PER_BLOCK = 1024  # shots whose features are converted to float64 at a time
@@ -178,6 +177,7 @@ class Gda(ExactIncrementalHead):
     picture_features = ("views_",)  # if `neighbours` is above 0
     recipes = {"official": {"alpha": 1.0, "shrinkage": "published"}}
     """The released estimator. Its authors search alpha over 0.0001, 0.001 ... 100; 1 is a value of that grid."""
+    class_sums = ("sums_", "rows_")
     update_needs = "set stream=True, with a shrinkage other than 'base-to-new', and fit it again"
 
     products_: Tensor = field(init=False)
@@ -243,9 +243,6 @@ class Gda(ExactIncrementalHead):
         any_class = torch.zeros(len(self.views_) + len(rows))
         remaining = find_remaining_rows(self.views_, any_class[: len(self.views_)], rows, any_class[: len(rows)])
         return self.views_[remaining]
-
-    def _remap_sums(self, origin: Tensor) -> None:
-        self.sums_, self.rows_ = remap_rows(self.sums_, origin), remap_rows(self.rows_, origin)
 
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
         moments = GaussianMoments.from_sums(unpack_lower_triangle(self.products_), self.sums_, self.rows_)

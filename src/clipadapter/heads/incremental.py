@@ -20,8 +20,6 @@ from clipadapter.heads.support import (
     Array,
     SupportSet,
     as_labels,
-    as_views,
-    check_blocks,
     check_feature_names,
     class_origins,
     names_to_dtype,
@@ -70,7 +68,7 @@ class IncrementalHead(Head):
     def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
         """Learn from further shots, labelled by positions among all classes, the new ones included.
 
-        The origin (c,) of each class is its earlier position, -1 for a new class.
+        The origin (c,) of each class is its earlier position, -1 for a new class. ``counts_`` has the new shots.
         """
 
     def _fit(self, shots: SupportSet) -> None:
@@ -105,16 +103,8 @@ class IncrementalHead(Head):
             InputError: as `fit`; or if the text lacks a known class, or is missing.
         """
         if not hasattr(self, "classes_"):
-            if text is not None or classes is None:
-                return self.fit(X, y, text=text, blocks=blocks)
-            check_feature_names(self, X, reset=True)
-            views = as_views(X)
-            checked = check_blocks(views.shape[2], blocks)
-            known = np.unique(np.asarray(classes))
-            shots, self.classes_ = self._check_shots(views, y, None, classes=known, blocks=checked)
-            self.n_features_in_, self.blocks_ = views.shape[2], checked
-            self._fit(shots)
-            return self
+            first = None if text is not None or classes is None else np.unique(np.asarray(classes))
+            return self._fit_checked(X, y, text, None, blocks, first)
         previous_classes = self.classes_
         check_feature_names(self, X)
         if text is None:
@@ -125,14 +115,13 @@ class IncrementalHead(Head):
         self._check_same_use_of_text(text)
         shots, all_classes = self._check_shots(X, y, text, classes=class_names)
         self._check_updatable()
-        origin = class_origins(previous_classes, all_classes)
         missing = sorted(set(map(str, previous_classes)) - set(map(str, all_classes)))
         if missing:
             raise InputError(f"the class text lacks classes that were learned: {', '.join(missing[:5])}")
-        counts = torch.bincount(shots.labels, minlength=len(all_classes)) + remap_rows(self.counts_, origin)
+        origin = class_origins(previous_classes, all_classes)
         self.classes_ = all_classes
+        self.counts_ = torch.bincount(shots.labels, minlength=len(all_classes)) + remap_rows(self.counts_, origin)
         self._partial_fit_next(shots, origin)
-        self.counts_ = counts
         return self
 
     def _check_updatable(self) -> None:
@@ -157,6 +146,7 @@ class ExactIncrementalHead(IncrementalHead):
     """
 
     exact = True
+    class_sums: ClassVar[tuple[str, ...]] = ("sums_",)  # sums with one row per class, for `_remap_sums`
 
     @abstractmethod
     def _init_sums(self, shots: SupportSet) -> None:
@@ -166,12 +156,13 @@ class ExactIncrementalHead(IncrementalHead):
     def _update_sums(self, shots: SupportSet, sign: int) -> None:
         """Add shots to the sums (sign 1), or subtract them (sign -1)."""
 
-    @abstractmethod
     def _remap_sums(self, origin: Tensor) -> None:
         """Bring the sums into another order of classes, from their earlier positions (c,), -1 for a new class.
 
         A class that is left out has no shots.
         """
+        for name in self.class_sums:
+            setattr(self, name, remap_rows(getattr(self, name), origin))
 
     @abstractmethod
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
@@ -185,7 +176,6 @@ class ExactIncrementalHead(IncrementalHead):
     def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
         self._remap_sums(origin)
         self._update_sums(shots, 1)
-        self.counts_ = torch.bincount(shots.labels, minlength=len(origin)) + remap_rows(self.counts_, origin)
         self._solve_from_sums(shots.text, shots.scale)
 
     def unlearn(self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None) -> Self:

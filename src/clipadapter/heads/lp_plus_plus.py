@@ -18,7 +18,7 @@ from torch import Tensor
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.losses import LogitAdjustedHead
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.trained_head import STEPS_SHARE, WarmStart, find_warm_start
+from clipadapter.heads.trained_head import STEPS_SHARE, find_warm_start
 from clipadapter.heads.training import training_bar
 from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import limit_threads
@@ -31,45 +31,17 @@ EPOCHS_PER_ALPHA_STEP = 10  # the text weights move once in so many epochs, as i
 MOMENTUM = 0.9  # momentum of the steps of weight and bias, as in the released code
 WARM_START_SHARE = 0.95  # share of what an earlier fit learned that a warm start keeps
 
-Start = tuple[Tensor, Tensor, Tensor]  # weight (p, d), bias (p,) and text weights (p,) of the p classes that have shots
+
+def step_of_weights(X: Tensor) -> float:
+    """Step of weight and bias: 4 n over the largest eigenvalue of X^T X, of unit rows (n, d)."""
+    n, d = X.shape
+    gram = X.T @ X if d <= n else X @ X.T  # they differ in zeros alone
+    return 4 * n / max(1.0, float(torch.linalg.eigvalsh(gram)[-1]))  # below 1 only if all pictures are zero
 
 
-@dataclass
-class _Problem:
-    """The p classes that have shots, and what their logits are linear in."""
-
-    X: Tensor  # (n, d) unit
-    similarity: Tensor  # (n, p) cosine to class text
-    target: Tensor  # (n, p) one-hot
-    offset: Tensor | None = None  # (p,) of logit adjustment, added to the logits in training
-
-    def lr_weight(self) -> float:
-        """Step of weight and bias: 4 n over the largest eigenvalue of X^T X."""
-        n, d = self.X.shape
-        gram = self.X.T @ self.X if d <= n else self.X @ self.X.T  # they differ in zeros alone
-        return 4 * n / max(1.0, float(torch.linalg.eigvalsh(gram)[-1]))  # below 1 only if all pictures are zero
-
-    def lr_alpha(self) -> float:
-        """Step of the text weights: n over 4 times the largest sum of squared cosines of a class."""
-        return len(self.X) / (4 * max(1e-12, float(self.similarity.square().sum(dim=0).max())))
-
-    def initial_alpha(self) -> Tensor:
-        """(p,) start of the text weights: 250 times the mean cosine between a class's shots and its text."""
-        own = (self.similarity * self.target).sum(dim=0) / self.target.sum(dim=0)
-        return torch.full_like(own, 250 * float(own.mean()))
-
-    def initial_weight(self) -> Tensor:
-        """(p, d) sums, not means, of each class's shots."""
-        return self.target.T @ self.X
-
-    def residual(self, products: Tensor, bias: Tensor, alpha: Tensor) -> Tensor:
-        """(n, p) gradient of the mean cross-entropy by the logits: probability minus target, over n.
-
-        The products (n, p) of features and class weights are overwritten.
-        """
-        logits = products.add_(bias).addcmul_(self.similarity, alpha)
-        logits = logits if self.offset is None else logits.add_(self.offset)
-        return logits.softmax(dim=1).sub_(self.target).div_(len(self.X))
+def step_of_alpha(similarity: Tensor) -> float:
+    """Step of the text weights: n over 4 times the largest sum of squared cosines (n, p) of a class."""
+    return len(similarity) / (4 * max(1e-12, float(similarity.square().sum(dim=0).max())))
 
 
 @register_head(
@@ -112,22 +84,25 @@ class LpPlusPlus(LogitAdjustedHead):
     progress: bool = False
 
     def _fit(self, shots: SupportSet) -> None:
-        text, present = shots.class_text, torch.nonzero(shots.counts).flatten()
-        X = unit(shots.X)
+        text, present = shots.class_text, torch.nonzero(shots.counts).flatten()  # of the p classes that have shots
+        X, target = unit(shots.X), shots.onehot[:, present]
+        similarity = X @ text[present].T  # (n, p)
         log_prior = self._log_prior(shots.counts)
-        offset = None if log_prior is None else log_prior[present]
-        problem = _Problem(X, X @ text[present].T, shots.onehot[:, present], offset)
-        start = problem.initial_weight(), self._initial_bias(problem), problem.initial_alpha()
-        # With the gradients' sum since the start, as released, a fit can't go on from where another one ended.
-        warm_start = (
-            None
-            if self.literal
-            else find_warm_start(self, shots, WARM_START_SHARE, weight_=start[0], bias_=start[1], alpha_=start[2])
-        )
-        if warm_start is not None:
-            start = _warm_start(replace(warm_start, origin=warm_start.origin[present]), start)
+        own = (similarity * target).sum(dim=0) / target.sum(dim=0)
+        # As released: the sums, not means, of the shots, and 250 times the mean cosine of a class's shots and text.
+        weight, bias = target.T @ X, self._initial_bias(X, len(present))
+        alpha = torch.full_like(own, 250 * float(own.mean()))
+        earlier = None
+        if not self.literal:  # with the gradients' sum since the start, a fit can't go on from where another one ended
+            earlier = find_warm_start(self, shots, WARM_START_SHARE, weight_=weight, bias_=bias, alpha_=alpha)
+        if earlier is not None:
+            learned, earlier = earlier.head, replace(earlier, origin=earlier.origin[present])
+            weight = earlier.shrink_rows(learned.weight_ - learned.alpha_[:, None] * learned.text_, weight)
+            bias, alpha = earlier.shrink_rows("bias_", bias), earlier.shrink_rows("alpha_", alpha)
+        share = 1.0 if earlier is None else STEPS_SHARE
+        offset = X.new_zeros(()) if log_prior is None else log_prior[present]
         with limit_threads(len(X) * len(present) * X.shape[1]):
-            weight, bias, alpha = self._train(problem, start, 1.0 if warm_start is None else STEPS_SHARE)
+            weight, bias, alpha = self._train(X, similarity, target, offset, (weight, bias, alpha), share)
         c = shots.n_classes
         # A class without a shot has what the others have on average: only its text sets it apart.
         visual = weight.mean(dim=0).repeat(c, 1).index_copy(0, present, weight)
@@ -142,45 +117,44 @@ class LpPlusPlus(LogitAdjustedHead):
     def _logits(self, X: Tensor) -> Tensor:
         return torch.addmm(self.bias_.to(X.dtype), unit(X), self.weight_.T.to(X.dtype))
 
-    def _train(self, problem: _Problem, start: Start, share: float) -> Start:
-        """Weight, bias and text weights after a share of all epochs."""
+    def _train(
+        self,
+        X: Tensor,
+        similarity: Tensor,
+        target: Tensor,
+        offset: Tensor,
+        start: tuple[Tensor, Tensor, Tensor],
+        share: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight (p, d), bias (p,) and text weights (p,) after a share of all epochs.
+
+        Cosines and one-hot targets are (n, p); the offset (p,) of logit adjustment is added to the logits.
+        """
         weight, bias, alpha = start
-        lr_weight, lr_alpha = problem.lr_weight(), problem.lr_alpha()
+        lr_weight, lr_alpha = step_of_weights(X), step_of_alpha(similarity)
         # A bias is the weight of a feature that is always one, whose X^T X is n.
         lr_bias = lr_weight if self.literal else min(lr_weight, 4.0)
-        n, p, d = len(problem.X), *weight.shape
-        largest = max(MIN_EPOCHS, int(MAX_TRAINING_MULTIPLICATIONS / (2 * n * p * d)))
+        largest = max(MIN_EPOCHS, int(MAX_TRAINING_MULTIPLICATIONS / (2 * len(X) * weight.numel())))
         epochs = round(share * (min(EPOCHS, largest) if self.epochs is None else self.epochs))
-        momentum_weight, momentum_bias, total = (torch.zeros_like(each) for each in (weight, bias, alpha))
+        momentum_weight, momentum_bias, total = (torch.zeros_like(each) for each in start)
         with training_bar(epochs, shown=self.progress) as bar:
             for epoch in range(1, epochs + 1):
-                residual = problem.residual(problem.X @ weight.T, bias, alpha)
-                momentum_weight.mul_(MOMENTUM).addmm_(residual.T, problem.X)
+                logits = (X @ weight.T).add_(bias).addcmul_(similarity, alpha).add_(offset)
+                residual = logits.softmax(dim=1).sub_(target).div_(len(X))  # gradient of the mean cross-entropy
+                momentum_weight.mul_(MOMENTUM).addmm_(residual.T, X)
                 momentum_bias.mul_(MOMENTUM).add_(residual.sum(dim=0))
                 weight = weight - lr_weight * momentum_weight
                 bias = bias - lr_bias * momentum_bias
-                gradient = (residual * problem.similarity).sum(dim=0)
+                gradient = (residual * similarity).sum(dim=0)
                 total = total + gradient if self.literal else gradient
                 if epoch % EPOCHS_PER_ALPHA_STEP == 0:
                     alpha = alpha - lr_alpha * total
                 bar.update()
         return weight, bias, alpha
 
-    def _initial_bias(self, problem: _Problem) -> Tensor:
+    def _initial_bias(self, X: Tensor, p: int) -> Tensor:
         """(p,) start of the biases."""
-        d, p = problem.X.shape[1], problem.target.shape[1]
         if not self.literal:
-            return torch.zeros(p, dtype=problem.X.dtype)
-        draw = torch.rand(p, generator=torch.Generator().manual_seed(self.seed), dtype=problem.X.dtype)
-        return (2 * draw - 1) / math.sqrt(d)
-
-
-def _warm_start(warm_start: WarmStart, initial: Start) -> Start:
-    """Where to begin at an earlier head, whose weights have the text in them; origins are of the p classes."""
-    visual = warm_start.head.weight_ - warm_start.head.alpha_[:, None] * warm_start.head.text_
-    weight, bias, alpha = initial
-    return (
-        warm_start.shrink_rows(visual, weight),
-        warm_start.shrink_rows("bias_", bias),
-        warm_start.shrink_rows("alpha_", alpha),
-    )
+            return torch.zeros(p, dtype=X.dtype)
+        draw = torch.rand(p, generator=torch.Generator().manual_seed(self.seed), dtype=X.dtype)
+        return (2 * draw - 1) / math.sqrt(X.shape[1])

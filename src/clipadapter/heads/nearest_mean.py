@@ -17,7 +17,6 @@ from torch import Tensor
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.incremental import ExactIncrementalHead
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.support import remap_rows
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
 
 
@@ -32,9 +31,6 @@ class ClassMeansHead(ExactIncrementalHead):
     def _update_sums(self, shots: SupportSet, sign: int) -> None:
         rows = unit(shots.views.double()).mean(dim=1)
         self.sums_ = self.sums_.index_add(0, shots.labels, rows, alpha=sign)
-
-    def _remap_sums(self, origin: Tensor) -> None:
-        self.sums_ = remap_rows(self.sums_, origin)
 
     def _class_means(self) -> Tensor:
         """(c, d) unit means, float64; zeros for classes without a shot."""

@@ -15,7 +15,7 @@ from typing import Any
 from clipadapter.encoders import split_blocks
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
-from clipadapter.persistence.format import Evaluation, ModelConfig, Scores, read_evaluation, read_file
+from clipadapter.persistence.format import EVALUATION_KEY, Evaluation, ModelConfig, Scores, read_evaluation, read_file
 from clipadapter.runtime.model_folder import CARD_FILE
 from clipadapter.uncertainty import HeldOutAccuracy
 from clipadapter.utils.blocks import BlockSource
@@ -79,7 +79,7 @@ def render_card(config: ModelConfig, repo: str = "") -> str:
 def _card_facts(config: ModelConfig, repo: str) -> dict[str, Any]:
     """What the template shows. Provenance and uncertainty of a model from elsewhere may hold anything."""
     evaluation, provenance, facts, encoder = (
-        read_evaluation(config),
+        read_evaluation(config.provenance.get(EVALUATION_KEY), config.files),
         config.provenance,
         config.uncertainty,
         config.encoder,

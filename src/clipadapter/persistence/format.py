@@ -332,6 +332,10 @@ class Evaluation(_Record):
     worst: list[ClassScores] = Field(default_factory=list)  # classes with mistakes, the lowest F1 first
     files: dict[str, str] = Field(default_factory=dict)  # SHA-256 of the files of arrays that the scores belong to
 
+    def recorded_in(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """A provenance with this evaluation."""
+        return {**provenance, EVALUATION_KEY: self.model_dump(exclude_none=True)}
+
 
 def make_evaluation(metrics: Mapping[str, Any], config: ModelConfig) -> Evaluation:
     """Select what is recorded of the metrics of an evaluation."""
@@ -359,19 +363,13 @@ def make_evaluation(metrics: Mapping[str, Any], config: ModelConfig) -> Evaluati
     return evaluation
 
 
-def validate_evaluation(raw: object, files: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return an evaluation from a provenance as a JSON object; None if it is invalid or belongs to other files."""
+def read_evaluation(raw: object, files: Mapping[str, str]) -> Evaluation | None:
+    """An evaluation in a provenance; None if there is none, it is invalid, or it belongs to other files."""
     try:
         evaluation = Evaluation.model_validate(raw)
     except ValidationError:
         return None
-    return evaluation.model_dump(exclude_none=True) if evaluation.files == _evaluated_files(files) else None
-
-
-def read_evaluation(config: ModelConfig) -> Evaluation | None:
-    """Return the recorded evaluation of a model; None if there is none, or it belongs to other files."""
-    raw = validate_evaluation(config.provenance.get(EVALUATION_KEY), config.files)
-    return None if raw is None else Evaluation.model_validate(raw)
+    return evaluation if evaluation.files == _evaluated_files(files) else None
 
 
 def _evaluated_files(files: Mapping[str, str]) -> dict[str, str]:

@@ -307,7 +307,7 @@ def log_bytes(changes: Sequence[Change]) -> bytes:
     return f'{{"format": {LOG_FORMAT}, "changes": [\n{lines}\n]}}\n'.encode()
 
 
-def merge_logs(on_disk: Sequence[Change], ours: Sequence[Change]) -> Log:
+def merge_logs(folder: str | Path, on_disk: Sequence[Change], ours: Sequence[Change]) -> Log:
     """Merge the log in a folder with the changes of the model that is saved into it.
 
     A model that was loaded from the folder appends its new changes. Another model appends all its changes.
@@ -316,7 +316,7 @@ def merge_logs(on_disk: Sequence[Change], ours: Sequence[Change]) -> Log:
     offset = keys.index(ours[0].key) if ours[0].key in keys else len(keys)
     shared = keys[offset:]
     if shared != [change.key for change in ours[: len(shared)]]:
-        raise ArtifactError("was changed by someone else since it was loaded: load it again")
+        raise ArtifactError(f"{folder} was changed by someone else since it was loaded: load it again")
     added = [
         change.model_copy(update={"version": change.version + offset, "content": change.content + offset})
         for change in ours[len(shared) :]

@@ -30,7 +30,7 @@ from clipadapter.persistence.format import (
     read_arrays,
     read_config,
     read_consistently,
-    validate_evaluation,
+    read_evaluation,
 )
 from clipadapter.runtime.model_folder import FOLD_HEADS, HEAD, SUPPORT, UNCERTAINTY, UNLABELLED
 from clipadapter.uncertainty import Uncertainty
@@ -88,7 +88,7 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         f"{i}.{key}": value for i, head in enumerate(model.fold_heads) for key, value in head.state().items()
     }
     blobs, parts = pack_arrays({name: arrays for name, arrays in files.items() if arrays})
-    evaluation = validate_evaluation(support.provenance.get(EVALUATION_KEY), parts)
+    evaluation = read_evaluation(support.provenance.get(EVALUATION_KEY), parts)
     config = ModelConfig(
         class_names=list(names),
         head=SavedHead(name=name, params=model.head.get_params(deep=False)),
@@ -98,7 +98,10 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         prompts={name: list(texts) for name, texts in model.prompts.items()},
         uncertainty=uncertainty_facts,
         sources=list(support.provenance.get("sources", ())) if SUPPORT in files else [],
-        provenance={**make_provenance(support), **({EVALUATION_KEY: evaluation} if evaluation else {})},
+        provenance={
+            **make_provenance(support),
+            **({} if evaluation is None else {EVALUATION_KEY: evaluation.model_dump(exclude_none=True)}),
+        },
         files=parts,
     )
     return config, blobs

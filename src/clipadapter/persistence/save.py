@@ -25,7 +25,6 @@ from filelock import FileLock, Timeout
 from clipadapter.errors import ArtifactError, MethodWarning
 from clipadapter.persistence.card import make_card
 from clipadapter.persistence.format import (
-    EVALUATION_KEY,
     ModelConfig,
     Snapshot,
     check_target_folder,
@@ -107,8 +106,7 @@ def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Pa
     read_config(folder)
     with _lock_folder(folder) as target:
         config = read_config(folder)  # again: another process may have saved a model before the lock was ours
-        evaluation = make_evaluation(metrics, config)
-        provenance = {**config.provenance, EVALUATION_KEY: evaluation.model_dump(exclude_none=True)}
+        provenance = make_evaluation(metrics, config).recorded_in(config.provenance)
         updated = config.model_copy(update={"provenance": provenance})
         card = make_card(folder, updated)
         _commit(target, config_bytes(updated), card)
@@ -351,10 +349,7 @@ def _merge_changes(
     if options.history is None:
         change = new_change(options.action, options.facts or facts, "", version=number, content=number, **counts)
         return (*on_disk, change) if on_disk else ()
-    try:
-        merged = merge_logs(on_disk, options.history.changes)
-    except ArtifactError as error:
-        raise ArtifactError(f"{folder} {error}") from None
+    merged = merge_logs(folder, on_disk, options.history.changes)
     if current is not None and len(merged) == len(on_disk):
         # The history has no new change. If the model differs all the same, it was changed by other means.
         before = current if options.keep_support else _without_shots(current)

@@ -154,12 +154,14 @@ def train_simclr(
             "weights": weights_hash,
             "pictures": blake2b(" ".join(images.digests).encode(), digest_size=16).hexdigest(),
         }
-        finished = _read_finished(target / FILE, settings)
+        finished = _read(target / FILE, settings)
         if finished is None:
             model = SimClrModel(seed, device, initial_weights, LR_FOR_BATCH_OF_256 * batch / 256)
-            resumed = _resume(target / CHECKPOINT, settings, model)
-            finished = resumed, _train(model, images, settings, target, pool, progress)
-    resumed, loss = finished
+            if (checkpoint := _read(target / CHECKPOINT, settings)) is not None:
+                model.load(*checkpoint)
+            resumed, loss = model.epoch, _train(model, images, settings, target, pool, progress)
+        else:
+            resumed, loss = epochs, float(finished[1].get("loss", math.nan))
     # A training that was killed may leave half-written files.
     remove_abandoned(target, rf"\.({re.escape(FILE)}|{re.escape(CHECKPOINT)}){RANDOM_END}", min_age=0)
     (target / CHECKPOINT).unlink(missing_ok=True)
@@ -242,39 +244,21 @@ def _check_folder(folder: Path) -> None:
         path_without_links(folder, name, error=ArtifactError)
 
 
-def _read_finished(path: Path, settings: dict[str, Any]) -> tuple[int, float] | None:
-    """Epochs and loss of an encoder with these settings in the folder; None if there is no encoder."""
+def _read(path: Path, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and facts of an encoder or a checkpoint that was made with these settings; None if there is none."""
     if not path.is_file():
         return None
-    _, facts, _ = _read(path)
-    loss = facts.pop("loss", math.nan)
-    _check_settings(path, facts, settings)
-    return settings["epochs"], float(loss)
-
-
-def _resume(path: Path, settings: dict[str, Any], model: SimClrModel) -> int:
-    """Load a checkpoint if there is one; returns its number of epochs."""
-    if path.is_file():
-        tensors, facts, _ = _read(path)
-        _check_settings(path, facts.get("settings", {}), settings)
-        model.load(tensors)
-        model.epoch, model.loss = int(facts["epoch"]), float(facts["loss"])
-    return model.epoch
-
-
-def _check_settings(path: Path, saved: dict[str, Any], requested: dict[str, Any]) -> None:
-    different = [name for name in requested if saved.get(name) != requested[name]]
+    try:
+        tensors, facts, _ = read_tensors(path)
+    except ValueError as error:
+        raise ArtifactError(f"{error}; delete it to start again") from error
+    saved = facts if path.name == FILE else facts.get("settings", {})
+    different = [name for name in settings if saved.get(name) != settings[name]]
     if different:
         raise ArtifactError(
             f"{path} was made with other {', '.join(different)}: give the same ones to resume it, or another folder"
         )
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    try:
-        return read_tensors(path)
-    except ValueError as error:
-        raise ArtifactError(f"{error}; delete it to start again") from error
+    return tensors, facts
 
 
 def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -323,8 +307,8 @@ class SimClrModel:
             tensors[f"momentum.{name}"] = self._optimizer.state[parameter]["momentum_buffer"]
         return tensors
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load the result of `tensors`."""
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Load a checkpoint: the result of `tensors`, and the epoch with its loss."""
         momentum = {name: value for name, value in tensors.items() if name.startswith("momentum.")}
         try:
             self._network.load_state_dict({name: tensors[name] for name in tensors.keys() - momentum.keys()})
@@ -335,6 +319,7 @@ class SimClrModel:
             raise ArtifactError(
                 f"the checkpoint does not hold this network: {error}; delete it to start again"
             ) from error
+        self.epoch, self.loss = int(facts["epoch"]), float(facts["loss"])
 
 
 def read_weights(weights: str | Path) -> tuple[dict[str, Tensor], str]:

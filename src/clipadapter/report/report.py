@@ -14,33 +14,27 @@ from numpy.typing import NDArray
 
 from clipadapter.bench.evaluation import ModelEvaluation, evaluate_model
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.classifier.evaluation import Score, measure_answers
 from clipadapter.data import Dataset, Sample
 from clipadapter.doctor import Diagnosis, diagnose
 from clipadapter.errors import ClipAdapterError, InputError
+from clipadapter.explain.nearest import name_shot, nearest_rows
+from clipadapter.features import FeatureSet
 from clipadapter.metrics import MetricsWithIntervals, bootstrap_metrics
+from clipadapter.metrics.detection import auroc, fpr_at
 from clipadapter.rendering.projection import MAX_POINTS, METHOD_TITLES, Method, project
 from clipadapter.report.page import THIS_MODEL, render_report
-from clipadapter.report.pictures import PictureTable, collect_pictures
-from clipadapter.report.uncertainty import UncertaintyResults, measure_uncertainty
+from clipadapter.uncertainty import Answers, DecisionOptions
 from clipadapter.utils.files import write_atomically
 
+Array = NDArray[Any]
 SHOT_COUNT_KINDS = ("no-shots", "few-shots", "imbalance")
 """Kinds of findings that count the shots. They are wrong if files of shots are missing."""
-
-
-@dataclass(frozen=True, eq=False)
-class DoctorResults:
-    """Findings of the doctor, or why it was not run."""
-
-    # Of the shots with existing files (split train) and the test pictures (split test)
-    diagnosis: Diagnosis | None = None
-    why_not_run: str = ""  # why there is no diagnosis
-    n_missing_shots: int = 0  # shots without an existing file
-
-    @property
-    def counts(self) -> dict[str, int] | None:
-        """How many findings there are of each kind; None if the doctor was not run."""
-        return None if self.diagnosis is None else self.diagnosis.counts
+MIN_TSNE_POINTS = 10
+"""Points below which neighbourhoods, and so t-SNE, mean nothing."""
+NEAREST_SHOTS = 3
+"""Shots that are shown with each picture."""
+DEFAULT_REJECT_RATE, DEFAULT_COVERAGE = 0.05, 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +47,7 @@ class Report:
     pictures: PictureTable  # the test pictures and the shots one by one
     projection: Projection  # features in the plane
     doctor: DoctorResults  # findings, or why there are none
-    logits: NDArray[Any]  # (m, c) of the test pictures
+    logits: Array  # (m, c) of the test pictures
     model: FewShotClassifier  # fitted
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,6 +142,24 @@ def _check_single_label(model: FewShotClassifier, dataset: Dataset) -> None:
             raise InputError(f"the report needs one label per picture, but {subject} has several: use clipadapter eval")
 
 
+# ---- Findings of the doctor ----
+
+
+@dataclass(frozen=True, eq=False)
+class DoctorResults:
+    """Findings of the doctor, or why it was not run."""
+
+    # Of the shots with existing files (split train) and the test pictures (split test)
+    diagnosis: Diagnosis | None = None
+    why_not_run: str = ""  # why there is no diagnosis
+    n_missing_shots: int = 0  # shots without an existing file
+
+    @property
+    def counts(self) -> dict[str, int] | None:
+        """How many findings there are of each kind; None if the doctor was not run."""
+        return None if self.diagnosis is None else self.diagnosis.counts
+
+
 def run_doctor(
     model: FewShotClassifier, pictures: PictureTable, seed: int = 0, progress: bool = False
 ) -> DoctorResults:
@@ -176,9 +188,138 @@ def run_doctor(
     return DoctorResults(diagnosis, n_missing_shots=len(pictures.shots) - n_shots)
 
 
-Array = NDArray[Any]
-MIN_TSNE_POINTS = 10
-"""Points below which neighbourhoods, and so t-SNE, mean nothing."""
+# ---- Pictures one by one ----
+
+
+@dataclass(frozen=True)
+class ReportPicture:
+    """One picture."""
+
+    path: Path | None  # of the file; None if that is not known
+    name: str  # its file and the folder above it, as printable text
+    label: int  # position of its class
+
+
+@dataclass(frozen=True, eq=False)
+class PictureTable:
+    """Pictures one by one."""
+
+    test: tuple[ReportPicture, ...]  # m test pictures
+    shots: tuple[ReportPicture, ...]  # n shots of the model
+    class_names: tuple[str, ...]  # of all classes, in order
+    probabilities: Array  # (m, c), calibrated
+    predictions: Array  # (m,) position of the likeliest class
+    nearest: Array  # (m, k) the shots most similar to each picture, the nearest first
+    cosine: Array  # (m, k) their similarity
+
+    @property
+    def labels(self) -> Array:
+        """(m,) positions of the true classes."""
+        return np.array([picture.label for picture in self.test])
+
+    @property
+    def mistakes(self) -> list[int]:
+        """Test pictures whose likeliest class is wrong, in decreasing order of its probability."""
+        wrong = np.flatnonzero(self.predictions != self.labels)
+        confidence = self.probabilities[wrong, self.predictions[wrong]]
+        return [int(i) for i in wrong[np.argsort(-confidence, kind="stable")]]
+
+
+def collect_pictures(
+    dataset: Dataset, evaluation: ModelEvaluation, support: FeatureSet, answers: Answers
+) -> PictureTable:
+    """The pictures of an evaluation."""
+    names = support.class_names
+    position = {name: i for i, name in enumerate(names)}
+    paths = [dataset.samples[i].path for i in evaluation.test.provenance["rows"]]
+    test = [_picture(path, int(k)) for path, k in zip(paths, evaluation.model.labels, strict=True)]
+    shots = []
+    for i, label in enumerate(support.y):
+        source, is_path = name_shot(support, i)
+        k = position[label]
+        shots.append(_picture(Path(source), k) if is_path else ReportPicture(None, source, k))
+    p = answers.probabilities
+    nearest, cosine = nearest_rows(np.asarray(evaluation.test.final), support.final, NEAREST_SHOTS)
+    return PictureTable(tuple(test), tuple(shots), tuple(names), p, p.argmax(axis=1), nearest, cosine)
+
+
+def _picture(path: Path, label: int) -> ReportPicture:
+    # Not the whole path: the page may be given to others, and must not name the folders of this machine.
+    name = "/".join(path.parts[-2:])
+    return ReportPicture(path, name.encode(errors="backslashreplace").decode(), label)
+
+
+# ---- Rejection and prediction sets ----
+
+
+@dataclass(frozen=True, eq=False)
+class UncertaintyResults:
+    """Rates that were requested, and rates that were measured."""
+
+    answers: Answers  # for the test pictures
+    measured: dict[str, float]  # see `measure_answers`
+    outliers: Answers | None = None  # answers for pictures of none of the classes, or None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Requested and measured rates as JSON values."""
+        data: dict[str, Any] = {}
+        measured, sets = self.measured, self.answers.sets
+        if "reject" in measured:
+            data["reject"] = {"requested": measured["reject"], "measured": measured["rejected"]}
+        if sets is not None:
+            data["sets"] = {
+                "requested": measured["coverage"],
+                "measured": measured["covered"],
+                "mean_size": measured["set_size"],
+                "single": float((sets.sum(axis=1) == 1).mean()),
+            }
+        if self.outliers is not None:
+            scores, outlier_scores = rejection_scores(self.answers), rejection_scores(self.outliers)
+            data["outliers"] = {
+                "pictures": len(outlier_scores),
+                "auroc": auroc(scores, outlier_scores),
+                "fpr95": fpr_at(scores, outlier_scores),
+                "rejected": float(self.outliers.rejected.mean()) if "reject" in measured else None,
+            }
+        if "cost" in measured:
+            data["cost"] = {"mean": measured["cost"], "of_the_likeliest": measured["cost_of_likeliest"]}
+        return data
+
+
+def rejection_scores(answers: Answers) -> Array:
+    """Score of "none of these"; one minus the largest probability if the model has no such score."""
+    return 1 - answers.probabilities.max(axis=1) if answers.ood_scores is None else answers.ood_scores
+
+
+def measure_uncertainty(
+    model: FewShotClassifier,
+    features: Array,
+    result: Score,
+    *,
+    reject: float | None = None,
+    coverage: float | None = None,
+    outliers: Array | None = None,
+) -> UncertaintyResults:
+    """Predict with rejection and prediction sets, as far as the model has learned them from its shots.
+
+    Features have all blocks. A rate that is not given is that of the model, else 5 % rejection and 90 % coverage.
+    """
+    uncertainty, defaults = model.uncertainty_, model.uncertainty_.decisions
+    reject_rate = None if uncertainty.rejector is None else reject or defaults.reject or DEFAULT_REJECT_RATE
+    set_coverage = None if uncertainty.conformal is None else coverage or defaults.coverage or DEFAULT_COVERAGE
+    decisions = DecisionOptions(reject_rate, set_coverage, defaults.costs)
+
+    width = model.support_.blocks[0].width  # "none of these" reads the block final
+
+    def predict(X: Array, logits: Array) -> Answers:
+        return uncertainty.answer(logits, X[:, :width], decisions, [head.logits(X) for head in model.fold_heads_])
+
+    answers = predict(features, result.logits)
+    outlier_answers = None if outliers is None else predict(outliers, model.head_.logits(outliers))
+    return UncertaintyResults(answers, measure_answers(decisions, answers, result), outlier_answers)
+
+
+# ---- Features in the plane ----
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ that no dropout can stand before the branch; CLIP-LoRA needs all three otherwise
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -103,30 +103,19 @@ class SeededDropout:
         return x * mask.div_(1 - self.rate)
 
 
-@dataclass(frozen=True, eq=False)
-class LoraBranch:
-    """What is added to some outputs of a linear layer: ``scale * b @ a @ dropout(x)``."""
-
-    rows: slice  # which outputs
-    update: LoraUpdate  # has a and b
-    layer: int  # number of the layer in it
-    matrix: int  # number of the matrix in it
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        a, b = (both[self.layer, self.matrix] for both in (self.update.a, self.update.b))
-        return self.update.scale * linear(linear(x, a), b)
-
-
 class LoraLinear(nn.Module):
-    """A frozen linear layer and branches of different rows beside it, each with a dropout of its own before it."""
+    """A frozen linear layer, and functions beside it that add to some of its outputs, each after its own dropout."""
 
     def __init__(
-        self, drop: SeededDropout, weight: Tensor, bias: Tensor | None, branches: Sequence[LoraBranch]
+        self,
+        drop: SeededDropout,
+        weight: Tensor,
+        bias: Tensor | None,
+        branches: Sequence[tuple[slice, Callable[[Tensor], Tensor]]],
     ) -> None:
         super().__init__()
-        self.weight, self.bias = weight, bias
-        self.branches, self.drop = branches, drop
+        self.weight, self.bias, self.drop = weight, bias, drop
+        self.branches = sorted(branches, key=lambda each: each[0].start)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -134,9 +123,9 @@ class LoraLinear(nn.Module):
         if not self.branches:
             return output
         parts, stop = [], 0
-        for branch in sorted(self.branches, key=lambda each: each.rows.start):
-            parts += [output[..., stop : branch.rows.start], output[..., branch.rows] + branch(self.drop(x))]
-            stop = branch.rows.stop
+        for rows, branch in self.branches:
+            parts += [output[..., stop : rows.start], output[..., rows] + branch(self.drop(x))]
+            stop = rows.stop
         return torch.cat([*parts, output[..., stop:]], dim=-1)
 
 
@@ -154,6 +143,10 @@ class LoraUpdate:
         """What ``b @ a`` is multiplied by."""
         return self.alpha / math.sqrt(self.a.shape[2])
 
+    def add(self, layer: int, matrix: int, x: Tensor) -> Tensor:
+        """What it adds to the outputs of a matrix for inputs (..., in), (..., out)."""
+        return self.scale * linear(linear(x, self.a[layer, matrix]), self.b[layer, matrix])
+
     def fits(self, layers: Sequence[AttentionLayer]) -> bool:
         """Whether these are the layers it was made for, by their number and shapes."""
         shape = (len(layers), len(self.letters))
@@ -166,7 +159,7 @@ class LoraUpdate:
     def attach(self, layers: Sequence[AttentionLayer], drop: SeededDropout) -> None:
         """Put branches into the layers, to be trained there."""
         for i, layer in enumerate(layers):
-            branches = {letter: LoraBranch(layer[letter].rows, self, i, j) for j, letter in enumerate(self.letters)}
+            branches = {letter: (layer[letter].rows, partial(self.add, i, j)) for j, letter in enumerate(self.letters)}
             replace_linear(layer, branches, partial(LoraLinear, drop))
 
     def merge(self, layers: Sequence[AttentionLayer]) -> None:

@@ -71,18 +71,16 @@ class ClipSvd(LayerTuner):
         arrays: dict[str, Tensor] = {}
         layers_of = self._tower_parts(tunable)
         for tower, layers in layers_of.items():
-            values = SingularValues(
-                torch.zeros(count_singular_values(layers), device=tunable.device, requires_grad=True)
-            )
-            arrays[f"{tower}_s_"] = values.change
-            values.attach(layers)
+            change = torch.zeros(count_singular_values(layers), device=tunable.device, requires_grad=True)
+            arrays[f"{tower}_s_"] = change
+            attach_factors(layers, change)
         return Trainable(arrays, layers_of.keys())
 
     def _merge_tower(self, tower: str, parts: list[AttentionLayer]) -> bool:
         change = getattr(self, f"{tower}_s_", None)
         if change is None or change.shape != (count_singular_values(parts),):
             return False
-        SingularValues(change).merge(parts)
+        merge_change(parts, change)
         return True
 
 
@@ -128,39 +126,30 @@ def decompose(weight: Tensor) -> SvdFactors:
     return SvdFactors(u, s, vt, group, share)
 
 
-@dataclass(frozen=True, eq=False)
-class FactoredRows:
-    """Some outputs of a linear layer, whose matrix has changed singular values."""
-
-    rows: slice  # which outputs
-    factors: SvdFactors  # their matrix
-    values: SingularValues  # has the changes
-    part: slice  # which of them are its own
-
-    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """(..., in) to (..., out)."""
-        own = self.factors
-        return linear(
-            linear(x, own.vt) * (own.s + own.average_equal(self.values.change[self.part])),
-            own.u,
-            bias,
-        )
-
-
 class FactoredLinear(nn.Module):
-    """A linear layer of which some matrices, of different rows, are factors; the weight gives the other outputs."""
+    """A linear layer of which some matrices are factors whose singular values change; the weight gives other outputs.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, factored: Sequence[FactoredRows]) -> None:
+    Of each of these matrices: which outputs it gives, which of the changes (n,) are its own, and its factors.
+    """
+
+    def __init__(
+        self,
+        change: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        factored: Sequence[tuple[slice, slice, SvdFactors]],
+    ) -> None:
         super().__init__()
-        self.weight, self.bias = weight, bias
-        self.factored = sorted(factored, key=lambda each: each.rows.start)
+        self.change, self.weight, self.bias = change, weight, bias
+        self.factored = sorted(factored, key=lambda each: each[0].start)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         outputs, stop = [], 0
-        for matrix in self.factored:
-            outputs += [self._plain(x, slice(stop, matrix.rows.start)), matrix(x, self._bias(matrix.rows))]
-            stop = matrix.rows.stop
+        for rows, part, factors in self.factored:
+            scaled = linear(x, factors.vt) * (factors.s + factors.average_equal(self.change[part]))
+            outputs += [self._plain(x, slice(stop, rows.start)), linear(scaled, factors.u, self._bias(rows))]
+            stop = rows.stop
         outputs.append(self._plain(x, slice(stop, len(self.weight))))
         outputs = [output for output in outputs if output.shape[-1]]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
@@ -172,30 +161,27 @@ class FactoredLinear(nn.Module):
         return None if self.bias is None else self.bias[rows]
 
 
-@dataclass(frozen=True, eq=False)
-class SingularValues:
-    """Changes of the singular values of all matrices of some layers."""
+def attach_factors(layers: Sequence[AttentionLayer], change: Tensor) -> None:
+    """Put factors into layers, to train the changes (n,) of all their singular values there.
 
-    change: Tensor  # (n,) layer by layer, in a layer matrix by matrix in its order
+    The changes are in order: layer by layer, in a layer matrix by matrix.
+    """
+    weights = [matrix.values for layer in layers for matrix in layer.values()]
+    factors = iter(parallel_map([partial(_decompose_like, weight) for weight in weights], work=MIN_SVD_WORK))
+    for layer, own in zip(layers, _slices(layers), strict=True):
+        factored = {letter: (layer[letter].rows, own[letter], next(factors)) for letter in layer}
+        replace_linear(layer, factored, partial(FactoredLinear, change))
 
-    def attach(self, layers: Sequence[AttentionLayer]) -> None:
-        """Put factors into the layers, to be trained there."""
-        slices = _slices(layers)
-        weights = [matrix.values for layer in layers for matrix in layer.values()]
-        factors = iter(parallel_map([partial(_decompose_like, weight) for weight in weights], work=MIN_SVD_WORK))
-        for layer, own in zip(layers, slices, strict=True):
-            factored = {letter: FactoredRows(layer[letter].rows, next(factors), self, own[letter]) for letter in layer}
-            replace_linear(layer, factored, FactoredLinear)
 
-    def merge(self, layers: Sequence[AttentionLayer]) -> None:
-        """Put weights into the layers that have the changed singular values."""
-        change = self.change.detach().to("cpu", torch.float64)
-        matrices = [
-            (layer[letter], own[letter]) for layer, own in zip(layers, _slices(layers), strict=True) for letter in layer
-        ]
-        tasks = [partial(_weight_change, matrix.values, change[part]) for matrix, part in matrices]
-        for (matrix, _), weight_change in zip(matrices, parallel_map(tasks, work=MIN_SVD_WORK), strict=True):
-            add_to_weight(matrix, weight_change)
+def merge_change(layers: Sequence[AttentionLayer], change: Tensor) -> None:
+    """Put weights into layers that have singular values with these changes (n,)."""
+    change = change.detach().to("cpu", torch.float64)
+    matrices = [
+        (layer[letter], own[letter]) for layer, own in zip(layers, _slices(layers), strict=True) for letter in layer
+    ]
+    tasks = [partial(_weight_change, matrix.values, change[part]) for matrix, part in matrices]
+    for (matrix, _), weight_change in zip(matrices, parallel_map(tasks, work=MIN_SVD_WORK), strict=True):
+        add_to_weight(matrix, weight_change)
 
 
 def count_singular_values(layers: Sequence[AttentionLayer]) -> int:

@@ -155,10 +155,7 @@ class Protocol:
         runs = []
         for name in bundle.names:
             data, n_classes = bundle.data(name, draw.rows), bundle.n_classes(name)
-            n_test = bundle.n_test(name, len(draw.rows))
-            runs.append(
-                plan_run(bundle, label, head, draw, data=data, text_of=name, n_classes=n_classes, n_test=n_test)
-            )
+            runs.append(plan_run(bundle, label, head, draw, data, name, n_classes, bundle.n_test(name, len(draw.rows))))
         return runs
 
     def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run], unlabelled: Features | None = None) -> list[Run]:

@@ -20,9 +20,10 @@ from clipadapter.bench.fits import (
     attempt,
     count_stored_numbers,
     finish_run,
-    fit_and_score,
+    fit_head,
     plan_run,
     pool_scores,
+    score_part,
 )
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol
@@ -101,8 +102,7 @@ class CrossValidation(Protocol):
         (test,), n_test = draw.tests, len(bundle.support)
         digest = bundle.hash_data(range(n_test), ())
         data = RunData(support=bundle.support_name, test=test, protocol="folds", digest=digest)
-        n_classes = len(bundle.text.labels)
-        return [plan_run(bundle, label, head, draw, data=data, text_of=test, n_classes=n_classes, n_test=n_test)]
+        return [plan_run(bundle, label, head, draw, data, test, len(bundle.text.labels), n_test)]
 
     def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run], unlabelled: Features | None = None) -> list[Run]:
         """The head is fitted once for each fold."""
@@ -153,9 +153,11 @@ def score_folds(
     head: Head, bundle: Bundle, splits: Sequence[Split], unlabelled: Features | None = None
 ) -> tuple[Score, float, list[Head]]:
     """Cross-validate one head: the score over all pictures, mean seconds of a fit, and the fitted heads."""
-    measured = [
-        fit_and_score(head, bundle.support.take(shots), [TestPart(bundle.support.take(fold))], bundle.text, unlabelled)
-        for shots, fold in splits
-    ]
-    seconds = sum(one.seconds for one in measured) / len(measured)
-    return pool_scores([one.scores[0] for one in measured]), seconds, [one.head for one in measured]
+    scores, heads, seconds = [], [], 0.0
+    for shots, fold in splits:
+        part = TestPart(bundle.support.take(fold))
+        fitted, duration = fit_head(head, bundle.support.take(shots), [part], bundle.text, unlabelled)
+        scores.append(score_part(fitted, part))
+        heads.append(fitted)
+        seconds += duration
+    return pool_scores(scores), seconds / len(splits), heads

@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import SEPARATE_PART_TEXT, Protocol
-from clipadapter.bench.sources import (
-    Rows,
-    Source,
-    build_shard_bundle,
-    draw_all_shots,
-    extract_dataset,
-    extract_drawn_shots,
-    extract_training_views,
-    open_feature_shards,
-)
+from clipadapter.bench.sources import Rows, Source, build_bundle, build_shard_bundle, open_feature_shards
 from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
@@ -60,12 +51,4 @@ class FewShot(Protocol):
         self, suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts
     ) -> tuple[Bundle, Rows | None]:
         """The features of one data set."""
-        (source,) = sources
-        train, names = source.train, source.train.class_names
-        if source.test is None:
-            rows = draw_all_shots(suite, train.labels)
-            support = extract_training_views(suite, model, train, names, rows.values())
-            return Bundle(support, model.encode_classes(names)), None
-        support, positions, drawn = extract_drawn_shots(suite, model, train, names)
-        tests = {"test": TestPart(extract_dataset(model, source.test, names))}
-        return Bundle(support, model.encode_classes(names), tests, positions), drawn
+        return build_bundle(suite, sources[0], model)

@@ -1,24 +1,47 @@
-"""Continual learning: the data sets, or parts of their classes, are tasks that are learned one after the other."""
+"""Continual learning: the data sets, or parts of their classes, are tasks that are learned one after the other.
+
+In MTIL (ZSCL, https://arxiv.org/abs/2303.06628) the task of a test picture is known. In X-TAIL (RAIL,
+https://arxiv.org/abs/2406.18868) it is not, so a head predicts among the classes of all tasks. Both give the class text
+of all tasks from the start.
+
+A `heads.IncrementalHead` continues from its state and gets only the shots of the new task. Every other head is fitted
+again to the shots of all tasks so far, which needs their features: "joint". All test parts are measured after each fit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
+from typing import Literal
 
-from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.continual.joining import build_joined_data_sets, plan_tasks, stream_name
-from clipadapter.bench.continual.learning import Mode, choose_mode, learn_tasks, task_part
-from clipadapter.bench.continual.orders import count_tasks
-from clipadapter.bench.fits import Draw, Features, plan_run, record_failure
+import numpy as np
+
+from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.fits import Draw, Features, count_stored_numbers, fit_head, plan_run, record_failure, score_part
+from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
-from clipadapter.bench.run import Run, RunData, Step, TaskStream
+from clipadapter.bench.run import (
+    ContinualResult,
+    Metrics,
+    Run,
+    RunData,
+    Seconds,
+    Step,
+    Task,
+    TaskStream,
+    describe_machine,
+)
 from clipadapter.bench.sources import DataSetSize, Source
-from clipadapter.bench.suite import Suite, Variant
+from clipadapter.bench.streams import join_sources, plan_tasks, stream_name
+from clipadapter.bench.suite import Suite, Variant, count_tasks
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
-from clipadapter.features import PER_EPOCH
-from clipadapter.heads import Head
+from clipadapter.features import PER_EPOCH, FeatureSet
+from clipadapter.heads import Head, IncrementalHead, create_head
+
+Mode = Literal["stream", "joint"]
 
 
 @register_protocol("stream")
@@ -65,7 +88,7 @@ class StreamOfTasks(Protocol):
         has_pictures = any(not isinstance(source, str) for source in sources)
         for name, model in encoders.items() if has_pictures else [("", None)]:
             for prompts in suite.prompts:
-                union, draws = build_joined_data_sets(suite, sources, model, prompts), []
+                union, draws = join_sources(suite, sources, model, prompts), []
                 for n, order, seed in product(suite.shots, suite.stream.orders, suite.seeds):
                     rows, tasks = plan_tasks(suite, union, order, n, seed)
                     draws.append(Draw(n, seed, rows, [suite.stream.title(order)], tasks))
@@ -77,28 +100,79 @@ class StreamOfTasks(Protocol):
         joint = choose_mode(label, head, self.modes.get(label)) == "joint"
         stream = TaskStream(task_known=self.task_known, joint=joint, tasks=list(draw.tasks))
         parts = list(dict.fromkeys(task.part for task in draw.tasks))
-        digest, n_classes = bundle.hash_data(draw.rows, parts), len(bundle.text.labels)
-        data = RunData(support=bundle.support_name, test=" + ".join(parts), protocol="stream", digest=digest)
-        n_test = sum(len(task_part(bundle, task, False).features) for task in draw.tasks)
-        return [
-            plan_run(
-                bundle,
-                label,
-                head,
-                draw,
-                data=data,
-                text_of=parts[0],
-                n_classes=n_classes,
-                n_test=n_test,
-                stream=stream,
-            )
-        ]
+        data = RunData(
+            support=bundle.support_name,
+            test=" + ".join(parts),
+            protocol="stream",
+            digest=bundle.hash_data(draw.rows, parts),
+        )
+        n_test = sum(len(_test_part(bundle, task, False).features) for task in draw.tasks)
+        return [plan_run(bundle, label, head, draw, data, parts[0], len(bundle.text.labels), n_test, stream)]
 
     def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run], unlabelled: Features | None = None) -> list[Run]:
         """Learn the tasks one after the other, and measure all of them after each."""
         (run,), steps = runs, list[Step]()
         assert run.stream is not None
         try:
-            return [learn_tasks(bundle, head, run, run.stream, steps)]
+            return [_learn_tasks(bundle, head, run, run.stream, steps)]
         except Exception as error:  # of any head, also of plug-ins: the other heads must still run
             return [record_failure(run, error, f" (after {len(steps)} of {len(run.stream.tasks)} tasks)")]
+
+
+def choose_mode(name: str, head: Head, requested: Mode | None) -> Mode:
+    """How a head learns a stream: as requested, else incrementally if it can.
+
+    A head may have a parameter ``stream``, which says whether it keeps the state for further tasks.
+    """
+    can_continue = isinstance(head, IncrementalHead) and head.get_params(deep=False).get("stream", True)
+    if requested == "stream" and not can_continue:
+        takes_part = isinstance(head, IncrementalHead)
+        hint = "set its parameter stream = true" if takes_part else 'leave mode out, or say mode = "joint"'
+        raise InputError(f"{name} can't continue from what it learned: {hint}")
+    return requested or ("stream" if can_continue else "joint")
+
+
+def _test_part(bundle: Bundle, task: Task, task_known: bool) -> TestPart:
+    """The test pictures of a task; if the task of a picture is known, heads predict among its classes."""
+    part, classes = bundle.tests[task.part].features, set(task.classes)
+    own = part.take([row for row, label in enumerate(part.y) if label in classes])
+    return TestPart(replace(own, class_names=tuple(task.classes)), "shift") if task_known else TestPart(own)
+
+
+def _learn_tasks(bundle: Bundle, head: Head, run: Run, stream: TaskStream, steps: list[Step]) -> Run:
+    """The finished record; ``steps`` says how far a head came that failed."""
+    parts = [_test_part(bundle, task, stream.task_known) for task in stream.tasks]
+    shots = [bundle.shots(rows) for rows in stream.split_rows(run.rows)]
+    zero_shot = None  # where a class has no text
+    if not bundle.text.absent:
+        fitted, _ = fit_head(create_head(HEAD_WITHOUT_SHOTS), shots[0], parts, bundle.text)
+        zero_shot = [score_part(fitted, part).evaluation.metrics["accuracy"] for part in parts]
+    predict_seconds, learner = 0.0, head
+    for t, task in enumerate(stream.tasks):
+        if not task.shots:
+            raise InputError(f"the task '{task.name}' has no picture to learn from")
+        so_far = shots[: t + 1]
+        if stream.joint:
+            learner, seconds = fit_head(head, _concatenate(so_far), parts, bundle.text)
+        else:
+            learner, seconds = fit_head(learner, shots[t], parts, bundle.text, continues=t > 0)
+        scores = [score_part(learner, part) for part in parts]
+        predict_seconds += sum(score.seconds for score in scores)
+        keeps_features = stream.joint and run.method != HEAD_WITHOUT_SHOTS
+        size = count_stored_numbers(learner) + sum(own.X.size for own in so_far if keeps_features)
+        steps.append(Step(seconds=seconds, size=size, metrics=[Metrics.of_score(score) for score in scores]))
+    last = steps[-1].metrics
+    return run.model_copy(
+        update={
+            "seconds": Seconds(fit=sum(step.seconds for step in steps), predict=predict_seconds),
+            "metrics": Metrics({name: float(np.mean([one[name] for one in last])) for name in last[0].root}),
+            "size": steps[-1].size,
+            "machine": describe_machine(),
+            "continual": ContinualResult(zero_shot=zero_shot, steps=steps),
+        }
+    )
+
+
+def _concatenate(shots: Sequence[FeatureSet]) -> FeatureSet:
+    X = np.concatenate([own.X for own in shots])
+    return replace(shots[0], X=X, y=tuple(label for own in shots for label in own.y))

@@ -92,7 +92,7 @@ class PublishedAccuracy(NamedTuple):
 
 
 class PublishedStream(NamedTuple):
-    """Published results, in %, of one method on a stream of tasks; see `bench.continual.metrics`."""
+    """Published results, in %, of one method on a stream of tasks; see `metrics.continual`."""
 
     method: str
     data: tuple[str, ...]  # the data sets, each a task, in the order in which they were learned

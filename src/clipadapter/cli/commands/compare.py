@@ -34,9 +34,7 @@ SHOWN_HEAD = "auto"
 
 def shots_option(default: str) -> Any:
     """The numbers of shots that a command compares."""
-    return option(
-        "--shots", default=default, metavar="N,...", type=COUNTS, help="Numbers of shots per class to compare."
-    )
+    return option("--shots N,...", "Numbers of shots per class to compare.", type=COUNTS, default=default)
 
 
 @cli_command("clipadapter compare shots/ test/ --heads clip-adapter --shots 1,4,16")
@@ -45,21 +43,19 @@ def command(
     shots_from: Path = argument(metavar="SHOTS", type=FOLDER),
     test_from: Path | None = argument(metavar="[TEST]", type=FOLDER, required=False),
     heads: list[str] | None = option(
-        "--heads", metavar="NAME,...", type=HEADS, help="Heads to compare, see 'clipadapter heads'; by default 'all'."
+        "--heads NAME,...", "Heads to compare, see 'clipadapter heads'; by default 'all'.", type=HEADS
     ),
     settings: tuple[str, ...] = option(
-        "--set",
-        default=(),
-        multiple=True,
-        metavar="[HEAD.]KEY=VALUE",
-        help="Parameter of a head, such as clip-adapter.alpha=0.2; with one head in --heads also alpha=0.2. May be "
+        "--set [HEAD.]KEY=VALUE",
+        "Parameter of a head, such as clip-adapter.alpha=0.2; with one head in --heads also alpha=0.2. May be "
         "repeated.",
+        multiple=True,
     ),
     shots: list[int] = shots_option("1,2,4,8,16"),
     seeds: int = options.seeds_option,
     folds: int = options.folds_option,
     folder: Path = option(
-        "--out", type=FOLDER, default="clipadapter-compare", help="Folder for runs.jsonl, table.md, accuracy.png."
+        "--out", "Folder for runs.jsonl, table.md, accuracy.png.", type=FOLDER, default="clipadapter-compare"
     ),
     title: str = options.title_option,
     plot_formats: tuple[str, ...] = options.plot_format_option,
@@ -179,9 +175,9 @@ def demo(
     out: Output,
     data: Path | None = option(
         "--data",
-        type=FOLDER,
-        help="Your own folder or table, or a named data set such as imagenette, which is downloaded (94 MB); by "
+        "Your own folder or table, or a named data set such as imagenette, which is downloaded (94 MB); by "
         "default pictures of fabric, without network.",
+        type=FOLDER,
     ),
     encoder_options: options.EncoderOptions = options_of(
         options.EncoderOptions, only=("uris", "quality", "cache", "max_pixels"), uris=("lite",)
@@ -189,7 +185,7 @@ def demo(
     shots: list[int] = shots_option("1,4,16"),
     seeds: int = options.seeds_option,
     folder: Path = option(
-        "--out", type=FOLDER, default="clipadapter-demo", help="Folder for table, plots, records and a model."
+        "--out", "Folder for table, plots, records and a model.", type=FOLDER, default="clipadapter-demo"
     ),
 ) -> None:
     """Show the whole workflow on pictures of fabric, without network: fit, save, measure, explain.

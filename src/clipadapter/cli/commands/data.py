@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 root_option = option(
     "--root",
+    "Folder of the data sets; by default $CLIPADAPTER_DATA, else data in the user's cache folder.",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the data sets; by default $CLIPADAPTER_DATA, else data in the user's cache folder.",
 )
 
 

@@ -29,9 +29,7 @@ NO_LABEL = "a picture alone has no label: give --label NAME, or one folder per c
 Labels = Sequence[str] | Sequence[tuple[str, ...]]
 
 
-author_option = option(
-    "--by", metavar="NAME", help="Author of the change, for the history; by default the login name.", heading=""
-)
+author_option = option("--by NAME", "Author of the change, for the history; by default the login name.", heading="")
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,7 @@ def add_class(
     name: str = argument(),
     inputs: tuple[Path, ...] = argument(metavar="PICTURES...", type=FOLDER, nargs=-1, required=True),
     sentences: tuple[str, ...] = option(
-        "--text",
-        default=(),
-        multiple=True,
-        metavar="SENTENCE",
-        help="Description of the class in place of the templates. May be repeated.",
+        "--text SENTENCE", "Description of the class in place of the templates. May be repeated.", multiple=True
     ),
     edit: EditOptions = options_of(EditOptions),
 ) -> None:
@@ -98,9 +92,7 @@ def add_examples(
     out: Output,
     model: Path = argument(type=FOLDER),
     inputs: tuple[Path, ...] = argument(metavar="DATA...", type=FOLDER, nargs=-1, required=True),
-    label: str | None = option(
-        "--label", metavar="NAME", help="Class of all pictures, whatever their folders are called."
-    ),
+    label: str | None = option("--label NAME", "Class of all pictures, whatever their folders are called."),
     class_names: Path | None = options.class_names_option,
     edit: EditOptions = options_of(EditOptions),
 ) -> None:
@@ -144,12 +136,10 @@ def correct(
     model: Path = argument(type=FOLDER),
     inputs: tuple[Path, ...] = argument(metavar="PICTURES...", type=FOLDER, nargs=-1, required=True),
     labels: tuple[str, ...] = option(
-        "--label",
-        default=(),
+        "--label NAME",
+        "Right class of the pictures. May be repeated if pictures may have several labels.",
         multiple=True,
         required=True,
-        metavar="NAME",
-        help="Right class of the pictures. May be repeated if pictures may have several labels.",
     ),
     edit: EditOptions = options_of(EditOptions),
 ) -> None:
@@ -321,9 +311,7 @@ def format_ranges(numbers: Sequence[int]) -> str:
 def undo(
     out: Output,
     model: Path = argument(type=FOLDER),
-    to: int | None = option(
-        "--to", type=COUNT, metavar="VERSION", help="Go to this version, which may be one that was undone."
-    ),
+    to: int | None = option("--to VERSION", "Go to this version, which may be one that was undone.", type=COUNT),
     author: str | None = author_option,
 ) -> None:
     """Undo the last change of MODEL. Run it again to undo the change before.

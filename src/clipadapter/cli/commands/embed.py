@@ -24,22 +24,15 @@ def command(
     data: Path = argument(type=FOLDER),
     encoder_options: options.EncoderOptions = options_of(options.EncoderOptions, without=["no_cache"]),
     views: int = option(
-        "--views",
-        default=1,
-        type=COUNT,
-        metavar="N",
-        help="Views per picture: the plain one and N - 1 random crops.",
-        heading="Views",
+        "--views N", "Views per picture: the plain one and N - 1 random crops.", type=COUNT, default=1, heading="Views"
     ),
     crop: str | None = options.crop_option,
     seed: int = options.seed_option,
     split: str | None = options.split_option,
     shard: str | None = option(
-        "--shard",
-        metavar="I/N",
-        help="Only every N-th picture, starting at the I-th, to share work between N machines.",
+        "--shard I/N", "Only every N-th picture, starting at the I-th, to share work between N machines."
     ),
-    to: Path | None = option("--to", type=FILE, help="Parquet file for the features of the plain pictures."),
+    to: Path | None = option("--to", "Parquet file for the features of the plain pictures.", type=FILE),
     strict: bool = options.strict_option,
 ) -> None:
     """Compute and store the features of all pictures in DATA.
@@ -133,25 +126,22 @@ def _is_embedded(path: Path) -> bool:
 class TrainingOptions:
     """How the encoder is trained."""
 
-    epochs: int = option("--epochs", default=200, type=COUNT, help="Number of passes over the pictures.")
+    epochs: int = option("--epochs", "Number of passes over the pictures.", type=COUNT, default=200)
     batch_size: int = option(
-        "--batch-size",
-        default=256,
+        "--batch-size N",
+        "Pictures per step; 256 of them take about 3 GB of memory.",
         type=click.IntRange(2),
-        metavar="N",
-        help="Pictures per step; 256 of them take about 3 GB of memory.",
+        default=256,
     )
-    size: int = option("--size", default=112, type=click.IntRange(8), help="Side of a view in pixels.")
-    weights: str | None = option(
-        "--weights", metavar="FILE|imagenet", help="ResNet-18 weights to start from; by default random."
-    )
+    size: int = option("--size", "Side of a view in pixels.", type=click.IntRange(8), default=112)
+    weights: str | None = option("--weights FILE|imagenet", "ResNet-18 weights to start from; by default random.")
 
 
 @cli_command("clipadapter simclr pictures/ --out encoder/ --epochs 100")
 def simclr(
     out: Output,
     pictures: Path = argument(type=FOLDER),
-    folder: Path = option("--out", type=FOLDER, required=True, help="Folder for the encoder."),
+    folder: Path = option("--out", "Folder for the encoder.", type=FOLDER, required=True),
     training: TrainingOptions = options_of(TrainingOptions),
     seed: int = options.seed_option,
     split: str | None = options.split_option,

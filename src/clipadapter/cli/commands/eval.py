@@ -10,7 +10,7 @@ import click
 
 from clipadapter.backends.formats import is_exported
 from clipadapter.cli import options
-from clipadapter.cli.declarations import argument, cli_command, option, options_of
+from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import (
     check_model,
     check_output_file,
@@ -36,7 +36,7 @@ VALIDATION_BIAS = (
     "shots: with 2 shots per class accuracy was 3 (auto) to 8 points (linear-probe) too low on small development sets"
 )
 curve_option = option(
-    "--curve/--no-curve", default=True, help="Also fit to fewer of the shots of the model: a learning curve."
+    "--curve/--no-curve", "Also fit to fewer of the shots of the model: a learning curve.", default=True
 )
 
 
@@ -46,15 +46,11 @@ def command(
     model: Path = argument(type=FOLDER),
     data: Path | None = argument(metavar="[DATA]", type=FOLDER, required=False),
     split: str | None = options.split_option,
-    folder: Path | None = option(
-        "--out", type=FOLDER, help="Folder for the results; by default MODEL-eval beside MODEL."
-    ),
+    folder: Path | None = option("--out", "Folder for the results; by default MODEL-eval beside MODEL.", type=FOLDER),
     original: Path | None = option(
-        "--parity", metavar="MODEL", type=FOLDER, help="Compare an exported file with the model it comes from."
+        "--parity MODEL", "Compare an exported file with the model it comes from.", type=FOLDER
     ),
-    record: bool = option(
-        "--record", default=False, is_flag=True, help="Also write the figures into MODEL and its card."
-    ),
+    record: bool = flag("--record", "Also write the figures into MODEL and its card."),
     curve: bool = curve_option,
     seeds: int = options.seeds_option,
     folds: int = options.folds_option,
@@ -188,25 +184,19 @@ def report(
     model: Path = argument(type=FOLDER),
     data: Path = argument(type=FOLDER),
     split: str | None = options.split_option,
-    path: Path | None = option("--out", type=FILE, help="Page to write; by default MODEL-report.html beside MODEL."),
+    path: Path | None = option("--out", "Page to write; by default MODEL-report.html beside MODEL.", type=FILE),
     outliers: Path | None = option(
-        "--outliers", type=FOLDER, help='Pictures of none of the classes, to measure "none of these".'
+        "--outliers", 'Pictures of none of the classes, to measure "none of these".', type=FOLDER
     ),
     reject: float | None = option(
-        "--reject",
-        type=FRACTION,
-        metavar="RATE",
-        help='Rate of "none of these"; by default as the model, or 0.05.',
+        "--reject RATE", 'Rate of "none of these"; by default as the model, or 0.05.', type=FRACTION
     ),
     coverage: float | None = option(
-        "--coverage",
-        type=FRACTION,
-        metavar="RATE",
-        help="Rate of the sets of classes; by default as the model, or 0.9.",
+        "--coverage RATE", "Rate of the sets of classes; by default as the model, or 0.9.", type=FRACTION
     ),
     curve: bool = curve_option,
     doctor: bool = option(
-        "--doctor/--no-doctor", default=True, help="Find problems in the pictures, as 'clipadapter doctor' does."
+        "--doctor/--no-doctor", "Find problems in the pictures, as 'clipadapter doctor' does.", default=True
     ),
     seeds: int = options.seeds_option,
     seed: int = options.seed_option,

@@ -23,10 +23,10 @@ def command(
     out: Output,
     model: Path = argument(type=FOLDER),
     photo: Path = argument(type=click.Path(path_type=Path)),
-    path: Path | None = option("--out", metavar="FILE.png", type=FILE, help="PNG, PDF or SVG file to draw."),
-    class_name: str | None = option("--class", metavar="NAME", help="Class to explain; by default the predicted one."),
+    path: Path | None = option("--out FILE.png", "PNG, PDF or SVG file to draw.", type=FILE),
+    class_name: str | None = option("--class NAME", "Class to explain; by default the predicted one."),
     neighbours: int = option(
-        "--neighbours", type=click.IntRange(0), metavar="K", default=5, help="How many of the nearest shots to list."
+        "--neighbours K", "How many of the nearest shots to list.", type=click.IntRange(0), default=5
     ),
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
 ) -> None:

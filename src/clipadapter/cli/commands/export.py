@@ -8,7 +8,7 @@ import click
 
 from clipadapter.backends.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_format, get_format, list_formats
 from clipadapter.cli import options
-from clipadapter.cli.declarations import argument, cli_command, option, options_of
+from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import check_output_folder, check_output_parent, path_beside
 from clipadapter.cli.options import FILE, FOLDER
 from clipadapter.cli.output import Fact, Output, plain_facts
@@ -21,32 +21,29 @@ def command(
     out: Output,
     model: Path = argument(type=FOLDER),
     format_name: str = option(
-        "--format", type=options.late_choice(list_formats), default=DEFAULT_FORMAT, help="Format of the file."
+        "--format", "Format of the file.", type=options.late_choice(list_formats), default=DEFAULT_FORMAT
     ),
     path: Path | None = option(
-        "--out",
-        metavar="FILE",
+        "--out FILE",
+        "File to write, with the suffix of its format; by default beside MODEL, with its name.",
         type=FOLDER,
-        help="File to write, with the suffix of its format; by default beside MODEL, with its name.",
     ),
     precision: str = option(
         "--precision",
+        "Precision of the image tower; int8 is about a third as large.",
         type=click.Choice(PRECISIONS),
         default="fp32",
-        help="Precision of the image tower; int8 is about a third as large.",
     ),
     source: str = option(
         "--input",
+        "Input of the graph: square pictures with values of 0 to 255, or normalised pixels.",
         type=click.Choice(list(INPUT_NAMES)),
         default="uint8",
-        help="Input of the graph: square pictures with values of 0 to 255, or normalised pixels.",
     ),
     pictures: Path | None = option(
-        "--pictures",
-        metavar="DATA",
+        "--pictures DATA",
+        "Folder or table of pictures to compare the two models on, and to calibrate int8 with; by default the shots.",
         type=FOLDER,
-        help="Folder or table of pictures to compare the two models on, and to calibrate int8 with; by default the "
-        "shots.",
     ),
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions, only=("uris", "max_pixels")),
 ) -> None:
@@ -108,15 +105,9 @@ def push(
     out: Output,
     model: Path = argument(type=FOLDER),
     name: str = argument(metavar="ORG/NAME"),
-    private: bool = option(
-        "--private", default=False, is_flag=True, help="Create a private repository; by default as set in your account."
-    ),
+    private: bool = flag("--private", "Create a private repository; by default as set in your account."),
     exported: tuple[Path, ...] = option(
-        "--exported",
-        default=(),
-        type=FILE,
-        multiple=True,
-        help="File written by 'clipadapter export', to upload too.",
+        "--exported", "File written by 'clipadapter export', to upload too.", type=FILE, multiple=True
     ),
 ) -> None:
     """Upload MODEL and its card to the Hugging Face hub. The repository is created if there is none.
@@ -145,8 +136,8 @@ def push(
 def pull(
     out: Output,
     name: str = argument(metavar="ORG/NAME"),
-    folder: Path = option("--out", type=FOLDER, required=True, help="Folder for the model."),
-    revision: str | None = option("--revision", metavar="NAME", help="Branch, tag or commit; by default main."),
+    folder: Path = option("--out", "Folder for the model.", type=FOLDER, required=True),
+    revision: str | None = option("--revision NAME", "Branch, tag or commit; by default main."),
 ) -> None:
     """Download a model from the Hugging Face hub into a folder, and check it.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from clipadapter.cli import options
 from clipadapter.cli.commands.eval import describe_evaluation, warn_about
-from clipadapter.cli.declarations import argument, cli_command, option, options_of
+from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import find_unwritable_parent, list_pictures
 from clipadapter.cli.options import COUNT, FOLDER, FOLDER_OR_URI, FRACTION
 from clipadapter.cli.output import Fact, Output, note_kept
@@ -44,21 +44,17 @@ def command(
     data: Path | str = argument(type=FOLDER_OR_URI),
     folder: Path = option(
         "--out",
+        "Folder for the model; a model that is in it stays as an earlier version.",
         type=FOLDER,
         default="model",
-        help="Folder for the model; a model that is in it stays as an earlier version.",
     ),
     encoder_options: options.EncoderOptions = options_of(options.EncoderOptions),
     head: options.HeadOptions = options_of(options.HeadOptions),
-    shots: int | None = option(
-        "--shots", type=COUNT, metavar="K", help="Draw K pictures per class; by default all are used."
-    ),
+    shots: int | None = option("--shots K", "Draw K pictures per class; by default all are used.", type=COUNT),
     test_fraction: float | None = option(
-        "--test-fraction",
+        "--test-fraction F",
+        "Keep this fraction of the pictures of each class, such as 0.2, to measure the model on. --seed draws them.",
         type=FRACTION,
-        metavar="F",
-        help="Keep this fraction of the pictures of each class, such as 0.2, to measure the model on. --seed draws "
-        "them.",
     ),
     seed: int = options.seed_option,
     split: str | None = options.split_option,
@@ -66,16 +62,14 @@ def command(
     prompts: options.PromptOptions = options_of(options.PromptOptions),
     unlabelled: Path | None = option(
         "--unlabelled",
-        type=FOLDER,
-        help="Folder of pictures without labels. The default head, auto, can use them; ss-text-u, stata, transclip and "
+        "Folder of pictures without labels. The default head, auto, can use them; ss-text-u, stata, transclip and "
         "zlap need them; no other head takes them.",
+        type=FOLDER,
     ),
     uncertainty: options.UncertaintyArguments = options_of(options.UncertaintyArguments),
-    no_support: bool = option(
+    no_support: bool = flag(
         "--no-support",
-        default=False,
-        is_flag=True,
-        help="Do not store the features of the shots beside the head, nor the names of their files. Heads that compare "
+        "Do not store the features of the shots beside the head, nor the names of their files. Heads that compare "
         "with shots, such as auto and tip-adapter, may have features of their own: then a warning says so.",
     ),
     strict: bool = options.strict_option,

@@ -32,18 +32,12 @@ CHECK_NAMES = click.Choice(["covariate-shift", "label-shift", "ood-rate"])
 class CheckOptions:
     """How the checks are made."""
 
-    window: int | None = option(
-        "--window", type=COUNT, metavar="N", help="Pictures per window; by default a twelfth of the stream."
-    )
+    window: int | None = option("--window N", "Pictures per window; by default a twelfth of the stream.", type=COUNT)
     reject: float | None = option(
-        "--reject", type=FRACTION, metavar="RATE", help='Rate of "none of these"; by default as the model, or 0.05.'
+        "--reject RATE", 'Rate of "none of these"; by default as the model, or 0.05.', type=FRACTION
     )
-    alpha: float = option(
-        "--alpha", default=0.01, type=FRACTION, metavar="RATE", help="Probability of a false alarm over all checks."
-    )
-    skip: tuple[str, ...] = option(
-        "--skip", default=(), multiple=True, type=CHECK_NAMES, help="Check to leave out. May be repeated."
-    )
+    alpha: float = option("--alpha RATE", "Probability of a false alarm over all checks.", type=FRACTION, default=0.01)
+    skip: tuple[str, ...] = option("--skip", "Check to leave out. May be repeated.", type=CHECK_NAMES, multiple=True)
 
 
 @cli_command("clipadapter monitor model/ today/ --reference usual/ --plot drift.png || mail ...")
@@ -52,26 +46,22 @@ def command(
     model: Path = argument(type=FOLDER),
     stream: Path = argument(type=FOLDER),
     reference: Path | None = option(
-        "--reference", type=FOLDER, help="Pictures of the usual situation; by default the shots of the model."
+        "--reference", "Pictures of the usual situation; by default the shots of the model.", type=FOLDER
     ),
     usual: tuple[str, ...] = option(
-        "--usual",
-        default=(),
-        multiple=True,
-        metavar="CLASS=SHARE",
-        help="Usual frequency of a class; by default as in the shots.",
+        "--usual CLASS=SHARE", "Usual frequency of a class; by default as in the shots.", multiple=True
     ),
     by: str = option(
         "--by",
+        "Order of the stream: by the time a photo was taken or its file was written, or by name.",
         type=click.Choice(["time", "name"]),
         default="time",
-        help="Order of the stream: by the time a photo was taken or its file was written, or by name.",
     ),
-    last: int | None = option("--last", type=COUNT, metavar="N", help="Only the last N pictures of the stream."),
+    last: int | None = option("--last N", "Only the last N pictures of the stream.", type=COUNT),
     checks: CheckOptions = options_of(CheckOptions),
-    plot: Path | None = option("--plot", type=FILE, help="PNG, PDF or SVG file to write: the stream over time."),
+    plot: Path | None = option("--plot", "PNG, PDF or SVG file to write: the stream over time.", type=FILE),
     title: str = options.title_option,
-    history: Path | None = option("--history", type=FILE, help="File to which each run adds a line of JSON."),
+    history: Path | None = option("--history", "File to which each run adds a line of JSON.", type=FILE),
     seed: int = options.seed_option,
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
 ) -> None:

@@ -54,36 +54,30 @@ def command(
         metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True
     ),
     top: int = option(
-        "--top",
-        type=COUNT_OR_ALL,
-        metavar="K|all",
-        default=1,
-        help="Number of classes to print for each picture, or all.",
+        "--top K|all", "Number of classes to print for each picture, or all.", type=COUNT_OR_ALL, default=1
     ),
     adapt: str | None = option(
         "--adapt",
+        "Let earlier pictures change the answers to later ones, for many pictures of one kind. Their order matters.",
         type=click.Choice(["tda"]),
-        help="Let earlier pictures change the answers to later ones, for many pictures of one kind. Their order "
-        "matters.",
     ),
     views: int = option(
-        "--views",
+        "--views N",
+        "Look at N crops of each picture; the most confident ones vote. N times as slow; not for exported files.",
         type=COUNT,
-        metavar="N",
         default=1,
-        help="Look at N crops of each picture; the most confident ones vote. N times as slow; not for exported files.",
     ),
     file: Path | None = option(
         "--out",
-        type=FILE,
-        help="File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped "
+        "File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped "
         "continues if it is started again.",
+        type=FILE,
     ),
     sorted_folder: Path | None = option(
         "--sort-into",
-        type=FOLDER,
-        help='Copy each picture into the folder of its class in this folder, or into "none of these". Of several '
+        'Copy each picture into the folder of its class in this folder, or into "none of these". Of several '
         "labels the most probable counts. Nothing is moved or overwritten.",
+        type=FOLDER,
     ),
     strict: bool = options.strict_option,
     decisions: options.DecisionArguments = options_of(options.DecisionArguments),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipadapter.cli import options
-from clipadapter.cli.declarations import argument, cli_command, option, options_of
+from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import check_output_file, open_dataset
 from clipadapter.cli.options import FILE, FOLDER
 from clipadapter.cli.output import MAX_LISTED, Failure, Output, table
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def command(
     out: Output,
     data: Path = argument(type=FOLDER),
-    strict: bool = option("--strict", default=False, is_flag=True, help="Exit with 1 if a picture can't be read."),
+    strict: bool = flag("--strict", "Exit with 1 if a picture can't be read."),
     max_pixels: int = options.max_pixels_option,
 ) -> None:
     """List the contents of DATA: classes, counts, unreadable files, duplicates.
@@ -67,13 +67,13 @@ def doctor(
     out: Output,
     data: Path = argument(type=FOLDER),
     split: str | None = options.split_option,
-    page: Path | None = option("--html", type=FILE, help="HTML page to write, with the pictures in it."),
+    page: Path | None = option("--html", "HTML page to write, with the pictures in it.", type=FILE),
     model: Path | None = option(
         "--model",
+        "Fitted model whose encoder is used; without it and --encoder, the encoder that fit takes by default.",
         type=FOLDER,
-        help="Fitted model whose encoder is used; without it and --encoder, the encoder that fit takes by default.",
     ),
-    strict: bool = option("--strict", default=False, is_flag=True, help="Exit with 1 if a finding is severe."),
+    strict: bool = flag("--strict", "Exit with 1 if a finding is severe."),
     seed: int = options.seed_option,
     encoder: options.EncoderOptions = options_of(options.EncoderOptions, without=["quality"]),
     prompts: options.PromptOptions = options_of(options.PromptOptions),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipadapter.cli import options
-from clipadapter.cli.declarations import argument, cli_command, option
+from clipadapter.cli.declarations import argument, cli_command, flag, option
 from clipadapter.cli.inputs import check_output_file
 from clipadapter.cli.options import FILE, FOLDER
 from clipadapter.cli.output import Fact, Output, echo, plain_facts, table
@@ -23,19 +23,16 @@ def command(
     out: Output,
     source: Path | None = argument(type=FOLDER, required=False),
     domains: tuple[str, ...] = option(
-        "--domain",
-        multiple=True,
+        "--domain NAME",
+        "What the pictures show, such as food. May be repeated. --list-domains lists the names.",
         default=("objects",),
-        metavar="NAME",
-        help="What the pictures show, such as food. May be repeated. --list-domains lists the names.",
+        multiple=True,
     ),
-    given_names: tuple[str, ...] = option(
-        "--class", default=(), multiple=True, metavar="NAME", help="A class name. May be repeated."
-    ),
+    given_names: tuple[str, ...] = option("--class NAME", "A class name. May be repeated.", multiple=True),
     class_names: Path | None = options.class_names_option,
-    file: Path | None = option("--out", type=FILE, help="JSON file for the sentences; by default they are printed."),
-    overwrite: bool = option("--overwrite", default=False, is_flag=True, help="Replace the file if it exists."),
-    list_domains: bool = option("--list-domains", default=False, is_flag=True, help="Only list the domains."),
+    file: Path | None = option("--out", "JSON file for the sentences; by default they are printed.", type=FILE),
+    overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
+    list_domains: bool = flag("--list-domains", "Only list the domains."),
 ) -> None:
     """Write sentences about each class, from templates, for --descriptions of fit and compare.
 

@@ -12,7 +12,7 @@ import click
 
 from clipadapter.backends.formats import list_inference_backends
 from clipadapter.cli import options
-from clipadapter.cli.declarations import argument, cli_command, option, options_of
+from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.options import COUNT, FILE, LOOPBACK_HOSTS
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
@@ -27,29 +27,21 @@ class LimitOptions:
     """The limits that `clipadapter.serve.Limits` describes, with its defaults. ``--help`` does not import it."""
 
     HEADING: ClassVar[str] = "Limits"
-    max_batch: int = option("--max-batch", type=COUNT, default=8, help="Pictures in a batch.")
+    max_batch: int = option("--max-batch", "Pictures in a batch.", type=COUNT, default=8)
     queue: int = option(
-        "--queue", type=COUNT, default=256, help="Pictures of a model that may wait; more are refused with 503."
+        "--queue", "Pictures of a model that may wait; more are refused with 503.", type=COUNT, default=256
     )
     deadline: float = option(
-        "--deadline",
-        type=POSITIVE,
-        default=10.0,
-        metavar="SECONDS",
-        help="A request without an answer by then is dropped with 504.",
+        "--deadline SECONDS", "A request without an answer by then is dropped with 504.", type=POSITIVE, default=10.0
     )
-    max_bytes: int = option("--max-bytes", type=COUNT, default=32 << 20, help="Of a request.")
-    max_pixels: int = option("--max-pixels", type=COUNT, default=50_000_000, help="Of a picture.")
-    max_pictures: int = option("--max-pictures", type=COUNT, default=64, help="Of a request.")
+    max_bytes: int = option("--max-bytes", "Of a request.", type=COUNT, default=32 << 20)
+    max_pixels: int = option("--max-pixels", "Of a picture.", type=COUNT, default=50_000_000)
+    max_pictures: int = option("--max-pictures", "Of a request.", type=COUNT, default=64)
     header_timeout: float = option(
-        "--header-timeout",
-        type=POSITIVE,
-        default=10.0,
-        metavar="SECONDS",
-        help="In which the headers of a request must arrive.",
+        "--header-timeout SECONDS", "In which the headers of a request must arrive.", type=POSITIVE, default=10.0
     )
     max_connections: int = option(
-        "--max-connections", type=COUNT, default=800, help="Open at a time; for one more the longest idle is closed."
+        "--max-connections", "Open at a time; for one more the longest idle is closed.", type=COUNT, default=800
     )
 
 
@@ -59,38 +51,30 @@ class LimitOptions:
 )
 def command(
     models: tuple[str, ...] = argument(metavar="MODEL...", nargs=-1, required=True),
-    host: str = option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 is all."),
-    port: int = option("--port", type=click.IntRange(0, 65535), default=8000, help="0 takes a free one."),
+    host: str = option("--host", "Address to listen at; 0.0.0.0 is all.", default="127.0.0.1"),
+    port: int = option("--port", "0 takes a free one.", type=click.IntRange(0, 65535), default=8000),
     token_file: Path | None = option(
-        "--token-file", type=FILE, help=f"Has a token that requests must send; or set {TOKEN_VARIABLE}."
+        "--token-file", f"Has a token that requests must send; or set {TOKEN_VARIABLE}.", type=FILE
     ),
     backend: str = option("--backend", type=BACKENDS, default="auto"),
-    threads: int | None = option(
-        "--threads", type=COUNT, metavar="N", help="That run a model; by default as many as cores."
-    ),
+    threads: int | None = option("--threads N", "That run a model; by default as many as cores.", type=COUNT),
     limits: LimitOptions = options_of(LimitOptions),
     formats: str | None = option(
-        "--formats",
-        metavar="NAMES",
-        default=None,
-        help="Of pictures that are accepted, as in jpeg,png,webp; by default all.",
+        "--formats NAMES", "Of pictures that are accepted, as in jpeg,png,webp; by default all."
     ),
     allowed_hosts: tuple[str, ...] = option(
-        "--allow-host",
-        default=(),
-        metavar="NAME",
+        "--allow-host NAME",
+        "Answer requests for this name too; '*' for any. A server for this machine alone knows localhost only.",
         multiple=True,
-        help="Answer requests for this name too; '*' for any. A server for this machine alone knows localhost only.",
     ),
     grace: float = option(
-        "--grace",
+        "--grace SECONDS",
+        "Answer for so long after SIGTERM, though not ready, until a load balancer has noticed.",
         type=click.FloatRange(0),
-        metavar="SECONDS",
         default=0.0,
-        help="Answer for so long after SIGTERM, though not ready, until a load balancer has noticed.",
     ),
-    as_json: bool = option("--json", default=False, is_flag=True, help="Write the address to stdout as JSON."),
-    quiet: bool = option("-q", "--quiet", default=False, is_flag=True, help="Log warnings and errors only."),
+    as_json: bool = flag("--json", "Write the address to stdout as JSON."),
+    quiet: bool = flag("-q, --quiet", "Log warnings and errors only."),
 ) -> None:
     """Serve exported models over HTTP.
 

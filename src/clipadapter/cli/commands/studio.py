@@ -28,28 +28,22 @@ def command(
     encoder_options: options.EncoderOptions = options_of(options.EncoderOptions, without=["quality"]),
     quality: str | None = option(
         "--quality",
-        type=QUALITIES,
-        show_default="that of the last time, at first standard",
-        help="How much of a picture the head auto looks at; the page has a switch for it. fast: the final feature. "
+        "How much of a picture the head auto looks at; the page has a switch for it. fast: the final feature. "
         "standard: inner layers of the same pass too. best: a second resolution and mirrored pictures too, in several "
         "times the time.",
+        type=QUALITIES,
+        show_default="that of the last time, at first standard",
     ),
-    head: str = option("--head", type=HEAD, metavar="NAME", default="auto", help="Head to fit; it must be quick."),
-    unlabelled: Path | None = option(
-        "--unlabelled", type=FOLDER, help="Folder of pictures to label; it is not changed."
-    ),
-    host: str = option(
-        "--host", default=LOOPBACK_HOSTS[0], help="Address to listen on; 0.0.0.0 is open to other machines."
-    ),
-    port: int | None = option(
-        "--port", type=click.IntRange(1, 65535), metavar="N", help="By default the first free port from 7860."
-    ),
+    head: str = option("--head NAME", "Head to fit; it must be quick.", type=HEAD, default="auto"),
+    unlabelled: Path | None = option("--unlabelled", "Folder of pictures to label; it is not changed.", type=FOLDER),
+    host: str = option("--host", "Address to listen on; 0.0.0.0 is open to other machines.", default=LOOPBACK_HOSTS[0]),
+    port: int | None = option("--port N", "By default the first free port from 7860.", type=click.IntRange(1, 65535)),
     password: str | None = option(
         "--password",
+        f"Password of the page, for the user '{USER}'; or set CLIPADAPTER_STUDIO_PASSWORD.",
         envvar="CLIPADAPTER_STUDIO_PASSWORD",
-        help=f"Password of the page, for the user '{USER}'; or set CLIPADAPTER_STUDIO_PASSWORD.",
     ),
-    browser: bool = option("--browser/--no-browser", default=True, help="Open the page in a browser."),
+    browser: bool = option("--browser/--no-browser", "Open the page in a browser.", default=True),
 ) -> None:
     """Fit a classifier in the browser: name classes, add pictures, predict, correct, download the model.
 

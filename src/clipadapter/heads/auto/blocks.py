@@ -138,10 +138,17 @@ def fit_blocks(
 
         def choose(of: Tensor | slice, used: Sequence[int]) -> list[float]:
             """Weights of the parts, and of the log counts if shots are unequal, by some of the held-out rows."""
-            some = [parts[i][of] for i in used], [shots.blocks[i] for i in used], truth[of], row_weights[of]
-            chosen, of_counts = choose_weights(*some, offset[0][of] if offset else None)
-            by_part = dict(zip(used, chosen, strict=True))
-            return [*(by_part.get(i, 0.0) for i in range(len(parts))), *[of_counts] * len(offset)]
+            chosen, of_counts = choose_weights(
+                [parts[i][of] for i in used],
+                [shots.blocks[i] for i in used],
+                truth[of],
+                row_weights[of],
+                offset[0][of] if offset else None,
+            )
+            weights = [0.0] * len(parts)
+            for i, weight in zip(used, chosen, strict=True):
+                weights[i] = weight
+            return weights + [of_counts] * len(offset)
 
         with limit_threads(0):  # small products between lines of Python
             used: list[int] = []

@@ -9,7 +9,7 @@ from typing import Any
 from clipadapter.bench.suite_files import check_study, list_planned_suites, list_suites, read_suite
 from clipadapter.cli.commands.bench.run import folder_option, run
 from clipadapter.cli.commands.bench.speed import speed
-from clipadapter.cli.declarations import argument, cli_command, command_group, option
+from clipadapter.cli.declarations import argument, cli_command, command_group, flag, option
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.options import FOLDER, plot_format_option, title_option
 from clipadapter.cli.output import Output, facts, table
@@ -63,9 +63,7 @@ def report(
     out: Output,
     suite: str = argument(),
     folder: Path = folder_option,
-    published: bool = option(
-        "--published", default=False, is_flag=True, help="Add the published results beside the measured ones."
-    ),
+    published: bool = flag("--published", "Add the published results beside the measured ones."),
     title: str = title_option,
     plot_formats: tuple[str, ...] = plot_format_option,
 ) -> None:
@@ -86,7 +84,7 @@ def compare(
     out: Output,
     first: Path = argument(type=FOLDER),
     second: Path = argument(type=FOLDER),
-    suite: str = option("--suite", required=True, help="Suite that both folders have."),
+    suite: str = option("--suite", "Suite that both folders have.", required=True),
 ) -> None:
     """Compare two folders of records, cell by cell, with confidence intervals over the same draws."""
     from clipadapter.bench import compare_studies, load_study

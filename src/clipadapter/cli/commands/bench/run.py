@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipadapter.bench.suite_files import read_suite
-from clipadapter.cli.declarations import argument, cli_command, option
+from clipadapter.cli.declarations import argument, cli_command, flag, option
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.options import (
     COUNT,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from clipadapter.bench.costs import Estimate
     from clipadapter.bench.launch import SuiteResult
 
-folder_option = option("--out", type=FOLDER, default="clipadapter-bench", help="Folder of the records.")
+folder_option = option("--out", "Folder of the records.", type=FOLDER, default="clipadapter-bench")
 
 
 def parse_shots(text: str) -> list[int]:
@@ -58,51 +58,37 @@ def run(
     out: Output,
     suite: str = argument(),
     data: tuple[str, ...] = option(
-        "--data",
-        "-d",
-        default=(),
+        "-d, --data NAME|PATH",
+        "Data set, or features:FOLDER with feature shards or a bundle. May be repeated.",
         multiple=True,
-        metavar="NAME|PATH",
-        help="Data set, or features:FOLDER with feature shards or a bundle. May be repeated.",
     ),
     encoder: tuple[str, ...] = option(
-        "--encoder", "-e", default=(), multiple=True, type=ENCODER_URI, metavar="URI", help="Encoder. May be repeated."
+        "-e, --encoder URI", "Encoder. May be repeated.", type=ENCODER_URI, multiple=True
     ),
-    heads: str | None = option("--heads", metavar="NAME,...", help="Only these heads of the suite."),
+    heads: str | None = option("--heads NAME,...", "Only these heads of the suite."),
     shots: list[int] | None = option(
-        "--shots",
-        metavar="N,...",
-        type=Parsed(parse_shots),
-        help="Numbers of shots in place of the suite's; for streams also all.",
+        "--shots N,...", "Numbers of shots in place of the suite's; for streams also all.", type=Parsed(parse_shots)
     ),
-    seeds: int | None = option("--seeds", type=COUNT, metavar="N", help="Seeds 1 to N in place of the suite's."),
+    seeds: int | None = option("--seeds N", "Seeds 1 to N in place of the suite's.", type=COUNT),
     order: str | None = option(
-        "--order", help="Order of the tasks of a stream: given, classes (classes drawn) or seed (all drawn)."
+        "--order", "Order of the tasks of a stream: given, classes (classes drawn) or seed (all drawn)."
     ),
     per_task: int | None = option(
-        "--per-task", type=click.IntRange(0), metavar="N", help="Approximate number of classes per task of a stream."
+        "--per-task N", "Approximate number of classes per task of a stream.", type=click.IntRange(0)
     ),
     folder: Path = folder_option,
-    root: Path | None = option(
-        "--root", type=FOLDER, help="Folder of the named data sets, see 'clipadapter data list'."
-    ),
+    root: Path | None = option("--root", "Folder of the named data sets, see 'clipadapter data list'.", type=FOLDER),
     descriptions: Path | None = option(
-        "--descriptions", type=FILE, help="JSON file with sentences by class, for suites that compare them."
+        "--descriptions", "JSON file with sentences by class, for suites that compare them.", type=FILE
     ),
     workers: int | None = option(
-        "--workers",
+        "--workers N",
+        "Parallel fits; by default as many as memory and cores allow, with --device cuda one for each GPU.",
         type=COUNT,
-        metavar="N",
-        help="Parallel fits; by default as many as memory and cores allow, with --device cuda one for each GPU.",
     ),
     device: str = device_option,
     plot_formats: tuple[str, ...] = plot_format_option,
-    dry_run: bool = option(
-        "--dry-run",
-        default=False,
-        is_flag=True,
-        help="Only print what would be done, its cost, and why it can't be done.",
-    ),
+    dry_run: bool = flag("--dry-run", "Only print what would be done, its cost, and why it can't be done."),
     max_pixels: int = max_pixels_option,
 ) -> None:
     """Run SUITE: a name of 'bench list', or a TOML file, whose fields are in docs/studies.md.
@@ -259,9 +245,8 @@ def _outcome_text(outcome: SuiteResult, suite: Suite, folder: Path) -> str:
 
 def _change_streams(suite: Suite, order: str | None, per_task: int | None) -> Suite:
     """Return the suite with the changes of the command line to its streams."""
-    from clipadapter.bench.continual.orders import ORDERS
     from clipadapter.bench.protocols import create_protocol
-    from clipadapter.bench.suite import ALL
+    from clipadapter.bench.suite import ALL, ORDERS
     from clipadapter.utils.registry import unknown
 
     if not suite.is_stream:
@@ -299,7 +284,7 @@ def _check_data_sets(suite_name: str, cost: Estimate) -> None:
 
 def _stream_facts(suite: Suite, cost: Estimate) -> list[Fact]:
     """Describe the tasks of a suite; empty if it has no stream."""
-    from clipadapter.bench.continual.orders import count_tasks
+    from clipadapter.bench.suite import count_tasks
 
     if not suite.is_stream:
         return []

@@ -25,8 +25,8 @@ def speed(
     out: Output,
     pictures: Path | None = argument(type=FOLDER, required=False),
     encoder: EncoderOptions = options_of(EncoderOptions, only=("uris", "device", "batch_size", "max_pixels")),
-    rounds: int = option("--rounds", type=COUNT, metavar="N", default=5, help="Number of measurements of each."),
-    count: int = option("--count", type=COUNT, metavar="N", default=64, help="Number of pictures."),
+    rounds: int = option("--rounds N", "Number of measurements of each.", type=COUNT, default=5),
+    count: int = option("--count N", "Number of pictures.", type=COUNT, default=64),
 ) -> None:
     """Time all backends and precisions on this machine.
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from clipadapter.bench.continual.metrics import continual_metrics
 from clipadapter.errors import InputError
+from clipadapter.metrics.continual import continual_metrics
 
 # Rows: after task 0, 1, 2, 3. Columns: tasks 0, 1, 2, 3.
 MATRIX = [

@@ -4,50 +4,43 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.continual.orders import Order, order_tasks
 from clipadapter.bench.run import Task
 from clipadapter.bench.sources import (
     FEATURES,
     Rows,
     Source,
     apply_prompts,
+    build_bundle,
     draw_all_shots,
-    extract_dataset,
-    extract_drawn_shots,
     halve,
     load_feature_bundle,
     split_in_halves,
 )
-from clipadapter.bench.suite import Prompts, Suite
+from clipadapter.bench.suite import Order, Prompts, Suite, order_tasks
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
 
 
-@dataclass(frozen=True, eq=False)
-class DataSetFeatures:
+class DataSetFeatures(NamedTuple):
     """A data set of a stream."""
 
     name: str  # in tables
-    support: FeatureSet  # what shots are drawn from
-    test: FeatureSet
-    text: TextFeatures  # of its classes
-    rows: NDArray[np.int64]  # (n,) for each row of the support, its row in the data set
+    bundle: Bundle  # with one test part, and the row of each shot in the data set
     n_rows: int  # of the data set
     draws: Rows  # drawn rows of the data set
 
 
-@dataclass(frozen=True, eq=False)
-class JoinedDataSets:
+class JoinedDataSets(NamedTuple):
     """The data sets of a stream as one."""
 
     bundle: Bundle  # a test part for each data set
@@ -55,7 +48,7 @@ class JoinedDataSets:
     draws: Mapping[str, Rows]  # drawn rows of each data set, as rows of the joined data set
 
 
-def build_joined_data_sets(
+def join_sources(
     suite: Suite, sources: Sequence[Source | str], model: FewShotClassifier | None, prompts: Prompts
 ) -> JoinedDataSets:
     """Compute the features of a stream: of all test pictures, and of those training pictures that a draw takes.
@@ -69,11 +62,15 @@ def build_joined_data_sets(
             data_sets.append(_from_features(suite, source))
         else:
             assert model is not None
-            data_sets.append(_from_pictures(suite, source, model, prompts))
+            if source.test is None:
+                train, test = split_in_halves(source.train)
+                source = replace(source, train=train, test=test)  # noqa: PLW2901
+            bundle, draws = build_bundle(suite, source, apply_prompts(suite, model, prompts, source))
+            data_sets.append(DataSetFeatures(source.name, bundle, len(source.train.samples), draws or {}))
     names = Counter(data_set.name for data_set in data_sets)
     specs = [source if isinstance(source, str) else source.spec for source in sources]
     data_sets = [
-        replace(data_set, name=spec) if names[data_set.name] > 1 else data_set
+        data_set._replace(name=spec) if names[data_set.name] > 1 else data_set
         for data_set, spec in zip(data_sets, specs, strict=True)
     ]
     return join_data_sets(data_sets, suite.stream.same_names)
@@ -85,20 +82,11 @@ def stream_name(sources: Sequence[Source | str]) -> str:
     >>> stream_name(["features:sets/pets", "features:sets/cars"])
     'pets + cars'
     """
-    return " + ".join(_name(source) for source in sources)
+    return " + ".join(_folder_name(source) if isinstance(source, str) else source.name for source in sources)
 
 
-def _name(source: Source | str) -> str:
-    return Path(source[len(FEATURES) :]).name if isinstance(source, str) else source.name
-
-
-def _from_pictures(suite: Suite, source: Source, model: FewShotClassifier, prompts: Prompts) -> DataSetFeatures:
-    model = apply_prompts(suite, model, prompts, source)
-    train, test = (source.train, source.test) if source.test is not None else split_in_halves(source.train)
-    names = train.class_names
-    support, rows, draws = extract_drawn_shots(suite, model, train, names)
-    tested = extract_dataset(model, test, names)
-    return DataSetFeatures(source.name, support, tested, model.encode_classes(names), rows, len(train.samples), draws)
+def _folder_name(spec: str) -> str:
+    return Path(spec.removeprefix(FEATURES)).name
 
 
 def _from_features(suite: Suite, spec: str) -> DataSetFeatures:
@@ -109,32 +97,33 @@ def _from_features(suite: Suite, spec: str) -> DataSetFeatures:
         support, test = (support.take(rows) for rows in halve(support.y))
     rows = np.arange(len(support)) if bundle.rows is None else bundle.rows
     draws = {key: [int(rows[i]) for i in draw] for key, draw in draw_all_shots(suite, support.y).items()}
-    return DataSetFeatures(_name(spec), support, test, bundle.text, rows, int(rows.max()) + 1, draws)
+    own = Bundle(support, bundle.text, {"test": TestPart(test)}, rows)
+    return DataSetFeatures(_folder_name(spec), own, int(rows.max()) + 1, draws)
 
 
 def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["share", "apart"]) -> JoinedDataSets:
-    """Join several data sets, whose rows are numbered in this order; ``same_names`` as in `orders.StreamRules`."""
+    """Join several data sets, whose rows are numbered in this order; ``same_names`` as in `suite.StreamRules`."""
     names = [data_set.name for data_set in data_sets]
     if len(set(names)) < len(names):
         raise InputError(f"data sets of a stream need different names, but are called {', '.join(names)}")
-    _check_goes_together([data_set.support for data_set in data_sets])
+    bundles = [data_set.bundle for data_set in data_sets]
+    _check_goes_together([bundle.support for bundle in bundles])
     if same_names == "apart":
-        counts = Counter(label for data_set in data_sets for label in data_set.text.labels)
-        data_sets = [_rename(one, {label for label in one.text.labels if counts[label] > 1}) for one in data_sets]
-    text = _text_of_all([data_set.text for data_set in data_sets])
-    starts = np.cumsum([0, *(data_set.n_rows for data_set in data_sets)]).tolist()
-    placed = list(zip(data_sets, starts, strict=False))
-    bundle = Bundle(
-        join_features([data_set.support for data_set in data_sets], text.labels),
-        text,
-        {data_set.name: TestPart(join_features([data_set.test], text.labels)) for data_set in data_sets},
-        np.concatenate([data_set.rows + start for data_set, start in placed]),
-    )
-    draws = {
-        data_set.name: {key: [start + row for row in rows] for key, rows in data_set.draws.items()}
-        for data_set, start in placed
-    }
-    return JoinedDataSets(bundle, {data_set.name: data_set.text.labels for data_set in data_sets}, draws)
+        counts = Counter(label for bundle in bundles for label in bundle.text.labels)
+        shared = {label for label, n in counts.items() if n > 1}
+        bundles = [_rename(bundle, name, shared) for name, bundle in zip(names, bundles, strict=True)]
+    text = _text_of_all([bundle.text for bundle in bundles])
+    tests, rows, draws, start = {}, [], {}, 0
+    for data_set, bundle in zip(data_sets, bundles, strict=True):
+        assert bundle.rows is not None
+        (part,) = bundle.tests.values()
+        tests[data_set.name] = TestPart(join_features([part.features], text.labels))
+        rows.append(bundle.rows + start)
+        draws[data_set.name] = {key: [start + row for row in drawn] for key, drawn in data_set.draws.items()}
+        start += data_set.n_rows
+    support = join_features([bundle.support for bundle in bundles], text.labels)
+    classes = {name: bundle.text.labels for name, bundle in zip(names, bundles, strict=True)}
+    return JoinedDataSets(Bundle(support, text, tests, np.concatenate(rows)), classes, draws)
 
 
 def join_features(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> FeatureSet:
@@ -166,18 +155,18 @@ def _check_goes_together(sets: Sequence[FeatureSet]) -> None:
             raise InputError(f"the data sets of a stream need views of one crop scale, but have {' and '.join(crops)}")
 
 
-def _rename(data_set: DataSetFeatures, shared_labels: set[str]) -> DataSetFeatures:
-    """The data set; its name follows those of its labels that other data sets have, too."""
-    new = {label: f"{label} ({data_set.name})" if label in shared_labels else label for label in data_set.text.labels}
-    text, labels = data_set.text, tuple(new.values())
+def _rename(bundle: Bundle, name: str, shared_labels: set[str]) -> Bundle:
+    """The features of a data set; its name follows those of its labels that other data sets have, too."""
+    text, (part,) = bundle.text, bundle.tests.values()
+    new = {label: f"{label} ({name})" if label in shared_labels else label for label in text.labels}
     support, test = (
-        replace(features, y=tuple(new[label] for label in features.y), class_names=labels)
-        for features in (data_set.support, data_set.test)
+        replace(features, y=tuple(new[label] for label in features.y), class_names=tuple(new.values()))
+        for features in (bundle.support, part.features)
     )
     renamed = TextFeatures.of_stored_rows(
-        labels, text.embeddings, text.logit_scale, text.logit_bias, text.tower, prompts=text.prompts
+        tuple(new.values()), text.embeddings, text.logit_scale, text.logit_bias, text.tower, prompts=text.prompts
     )
-    return replace(data_set, support=support, test=test, text=renamed)
+    return Bundle(support, renamed, {"test": TestPart(test)}, bundle.rows)
 
 
 def _text_of_all(texts: Sequence[TextFeatures]) -> TextFeatures:

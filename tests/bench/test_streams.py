@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,23 +18,21 @@ from clipadapter.bench import (
     run_suite,
     write_report,
 )
-from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.bundle_files import load_bundle, save_bundle
-from clipadapter.bench.continual.joining import (
-    DataSetFeatures,
-    build_joined_data_sets,
-    join_data_sets,
-    plan_tasks,
-)
-from clipadapter.bench.continual.orders import ORDERS, Order, StreamRules, count_tasks, order_tasks
+from clipadapter.bench.bundle import Bundle, TestPart, load_bundle, save_bundle
 from clipadapter.bench.costs import estimate
 from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.published import NO_PUBLISHED_STREAM, find_published_grid, find_published_streams
 from clipadapter.bench.report import build_report
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
 from clipadapter.bench.stream_report import HeadRuns
+from clipadapter.bench.streams import (
+    DataSetFeatures,
+    join_data_sets,
+    join_sources,
+    plan_tasks,
+)
 from clipadapter.bench.study import Spot
-from clipadapter.bench.suite import ALL, Prompts, parse_suite
+from clipadapter.bench.suite import ALL, ORDERS, Order, Prompts, StreamRules, count_tasks, order_tasks, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.cli.app import app
 from clipadapter.data import draw_shots
@@ -132,26 +129,24 @@ def test_order_two_is_the_published_permutation_of_order_one():
 # One of several
 
 
-def data_set(name, classes, seed, **text):
-    features_of_set = features(classes, 2, seed, data=name)
-    rows = np.arange(len(features_of_set))
-    return DataSetFeatures(
-        name, features_of_set, features(classes, 1, seed + 9), words(classes), rows, 10, {(1, 1): [0, 2]}, **text
-    )
+def data_set(name, classes, seed, text=None):
+    support, test = features(classes, 2, seed, data=name), features(classes, 1, seed + 9)
+    bundle = Bundle(support, text or words(classes), {"test": TestPart(test)}, np.arange(len(support)))
+    return DataSetFeatures(name, bundle, 10, {(1, 1): [0, 2]})
 
 
 def test_a_name_that_two_data_sets_have_is_one_class_or_two():
-    data_sets = [data_set("zoo", ("ant", "dog"), 1), data_set("farm", ("cow", "dog"), 2)]
-    data_sets[1] = replace(data_sets[1], text=TextFeatures(("cow", "dog"), np.eye(2, 16)))
+    text = TextFeatures(("cow", "dog"), np.eye(2, 16))
+    data_sets = [data_set("zoo", ("ant", "dog"), 1), data_set("farm", ("cow", "dog"), 2, text)]
     shared = join_data_sets(data_sets, "share")
     assert shared.bundle.text.labels == ("ant", "dog", "cow")
-    mean = data_sets[0].text.embeddings[1] + data_sets[1].text.embeddings[1]
+    mean = data_sets[0].bundle.text.embeddings[1] + text.embeddings[1]
     np.testing.assert_allclose(shared.bundle.text.embeddings[1], mean / np.linalg.norm(mean), rtol=1e-5)
     assert shared.classes == {"zoo": ("ant", "dog"), "farm": ("cow", "dog")}
     apart = join_data_sets(data_sets, "apart")
     assert apart.bundle.text.labels == ("ant", "dog (zoo)", "cow", "dog (farm)")
     assert apart.bundle.tests["farm"].features.y == ("cow", "dog (farm)")
-    np.testing.assert_array_equal(apart.bundle.text.embeddings[3], data_sets[1].text.embeddings[1])
+    np.testing.assert_array_equal(apart.bundle.text.embeddings[3], text.embeddings[1])
 
 
 def test_rows_are_counted_through_all_data_sets():
@@ -168,7 +163,7 @@ def test_data_sets_need_names_of_their_own():
 
 def test_shots_are_those_that_each_data_set_gives_alone(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = build_joined_data_sets(suite, sets, None, Prompts(label=""))
+    union = join_sources(suite, sets, None, Prompts(label=""))
     rows, tasks = plan_tasks(suite, union, ORDERS["given"], 2, 1)
     assert [(one.name, one.classes, one.shots) for one in tasks] == [
         ("zoo 1/3", ["ant", "bee"], 4),
@@ -186,9 +181,7 @@ def test_shots_are_those_that_each_data_set_gives_alone(sets):
 def test_of_an_undivided_set_every_second_picture_is_for_the_test(tmp_path):
     all_features = features(("ant", "bee"), 5, 1)
     save_bundle(Bundle(all_features, words(("ant", "bee"))), tmp_path / "all")
-    union = build_joined_data_sets(
-        parse_suite("own", SUITE), [f"{FEATURES}{tmp_path / 'all'}"], None, Prompts(label="")
-    )
+    union = join_sources(parse_suite("own", SUITE), [f"{FEATURES}{tmp_path / 'all'}"], None, Prompts(label=""))
     np.testing.assert_array_equal(union.bundle.support.X, all_features.X[[0, 2, 4, 5, 7, 9]])
     np.testing.assert_array_equal(np.asarray(union.bundle.tests["all"].features.X), all_features.X[[1, 3, 6, 8]])
 
@@ -246,7 +239,7 @@ def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
 
 def test_a_task_without_shots_is_refused(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = build_joined_data_sets(suite, sets[:1], None, Prompts(label=""))
+    union = join_sources(suite, sets[:1], None, Prompts(label=""))
     union.draws["zoo"][2, 1][:] = union.draws["zoo"][2, 1][4:]
     with pytest.raises(DataError, match="the task 'zoo 1/3' has no picture to learn from: ant, bee"):
         plan_tasks(suite, union, ORDERS["given"], 2, 1)

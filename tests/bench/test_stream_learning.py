@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from clipadapter.bench import StreamTask, learn_task_stream, table
-from clipadapter.bench.continual.learning import choose_mode
-from clipadapter.bench.continual.metrics import continual_metrics
-from clipadapter.bench.protocols.stream import StreamOfTasks
+from clipadapter.bench.protocols.stream import StreamOfTasks, choose_mode
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ExactIncrementalHead, TextFeatures, create_head, fidelity_of, head_info
 from clipadapter.heads.knn import Knn
 from clipadapter.heads.support import remap_rows
 from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.metrics.continual import continual_metrics
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 

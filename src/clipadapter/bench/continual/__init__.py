@@ -1,1 +1,0 @@
-"""Continual learning: tasks that come one after the other, and what is known of each task after each."""
