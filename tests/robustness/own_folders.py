@@ -23,7 +23,6 @@ from clipadapter.cli.commands import predict
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import ClipAdapterError
 from clipadapter.features import FeatureRow, ray_extract
-from clipadapter.features.ray_extract import write_shard
 from clipadapter.studio import Project
 
 HEX = "0a" * 16
@@ -120,7 +119,7 @@ def open_shards(base):
     plan = ray_extract.make_plan("toy", encoder, [f"{HEX}.parquet"])
     ray_extract.write_plan(local, str(folder), plan)
     rows = [FeatureRow(name, name, "all", feature, digest=name.encode()) for name in ("red", "green")]
-    write_shard(local, f"{folder}/{HEX}.parquet", rows, plan)
+    ray_extract.write_shard(local, f"{folder}/{HEX}.parquet", rows, plan)
     ray_extract.remove_abandoned_parts(local, str(folder))
 
 
