@@ -29,7 +29,7 @@ from pipeline_speed import find
 
 from clipadapter import FewShotClassifier, load_dataset
 from clipadapter.classifier.answers import answer_features, predict_columns
-from clipadapter.classifier.fitting import Negatives, fit_with_uncertainty
+from clipadapter.classifier.fitting import ShotFit
 from clipadapter.cli.prediction_files import AnsweredRows, PredictionFile
 from clipadapter.data import draw_shots
 from clipadapter.encoders import EncoderInfo
@@ -152,7 +152,7 @@ def make_model(folder: Path, n_classes: int) -> None:
     X = means[y] + 2 * rng.standard_normal((len(y), WIDTH)).astype(np.float32)
     text = TextFeatures(names, means + rng.standard_normal(means.shape).astype(np.float32), 100.0).with_order("given")
     support = FeatureSet(X, tuple(names[k] for k in y), names, {})
-    fit = fit_with_uncertainty(create_head("gda"), support, text, None, UncertaintyOptions(), Negatives(None), 0)
+    fit = ShotFit(support, text, UncertaintyOptions()).fit(create_head("gda"))
     prompts = {name: [name] for name in names}
     save_model(folder, Model(fit.head, text, support, prompts, ROW_INFO, fit.uncertainty, fit.fold_heads))
 

@@ -126,7 +126,6 @@ def test_a_model_looks_twice_where_only_the_second_look_tells_the_classes_apart_
     assert "quality `best`: it looks twice: " in (folder / "README.md").read_text()
     loaded = FewShotClassifier.load(folder, cache=None)
     loaded.add_examples(grey_noise(2, has_spot=True, seed=3), ["spot"] * 2)
-    loaded.add_class("green", [np.full((48, 48, 3), (0, 200, 0), np.uint8)] * 2)
     assert (quality(loaded), names(loaded)) == (chosen, names(model))
 
 

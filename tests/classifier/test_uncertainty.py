@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.classifier.fitting import Negatives, fit_with_uncertainty
+from clipadapter.classifier.fitting import ShotFit
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures, create_head, out_of_fold
@@ -49,7 +49,7 @@ def test_a_rare_class_is_predicted_as_often_as_by_the_head_that_adjusts_its_logi
         support = FeatureSet(X.astype(np.float32), tuple(names[k] for k in y), names, {})
         text = TextFeatures(names, means + 2 * rng.normal(size=means.shape))
         options = UncertaintyOptions(calibration="vector")
-        fit = fit_with_uncertainty(create_head("zs-lp", steps=50), support, text, None, options, Negatives(), 0)
+        fit = ShotFit(support, text, options).fit(create_head("zs-lp", steps=50))
         logits = fit.head.logits(test_X)
         by_head += (logits.argmax(axis=1) == 4).sum()
         calibrated += (fit.uncertainty.probabilities(logits).argmax(axis=1) == 4).sum()

@@ -211,7 +211,7 @@ class Loses(Prototype):
 class Silent(Prototype):
     """Goes on without class text."""
 
-    def _check_update(self, text):
+    def _check_same_use_of_text(self, text):
         pass
 
 

@@ -13,7 +13,7 @@ from clipadapter.heads.training import TrainConfig
 from clipadapter.utils.towers import WordTower
 
 D, SCALE = 24, 30.0
-EVERY = [f"{first}{second}" for first in "abcdefghijklmnopqrst" for second in "xyz"]
+EVERY = [f"{first}{second}" for first in "abcdefghijklmnop" for second in "xyz"]
 OLD = [name for name in EVERY if name != "ez"]
 NEW = [*(name for name in EVERY[::-1] if name not in ("cy", "dx")), "renamed"]
 """In another order, with "ez" and without "cy"; "dx" has another name."""
@@ -165,8 +165,8 @@ def test_heads_of_cv_plus_folds_do_not_depend_on_their_held_out_shots():
 def test_a_warm_started_head_holds_out_200_shots_if_there_are_more():
     shot_count = len(shots(NEW)[1])
     warm, full = (out_of_fold(head, *shots(NEW), class_text(NEW)) for head in two_fits("linear-probe"))
-    assert len(full.rows) == shot_count > 300
-    assert 200 <= len(warm.rows) < 280
+    assert len(full.rows) == shot_count > 280
+    assert 200 <= len(warm.rows) < 260
 
 
 def test_auto_holds_out_its_shots_again_in_each_fit():
@@ -230,15 +230,15 @@ def test_views_and_precision_of_the_shots_may_change():
 
 
 def test_changes_add_up_until_the_next_fit_from_scratch():
-    """Of 354 shots, 35 may have; one with another label counts for two, since a class lost it and a class got it."""
+    """Of 282 shots, 28 may have; one with another label counts for two, since a class lost it and a class got it."""
     X, y = shots(OLD)
     head, found = fitted(create_head("linear-probe", C=1.0), OLD), []
-    for i in range(1, 20):
+    for i in range(1, 17):
         labels = y.copy()
-        labels[:i] = "tz"
+        labels[:i] = "pz"
         head = fitted(clone(head), OLD, head, (X, labels))
         found.append(int(head.state().get("changed_", -1)))
-    assert found == [*range(2, 36, 2), -1, 2]
+    assert found == [*range(2, 30, 2), -1, 2]
 
 
 @pytest.mark.parametrize("name", ["clip-adapter", "hoso"])

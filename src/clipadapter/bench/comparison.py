@@ -22,7 +22,7 @@ from clipadapter.bench.sources import Rows, extract_dataset, keep_drawn
 from clipadapter.bench.summary import table
 from clipadapter.bench.tables import Reference
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.classifier.deduplicate import find_duplicates
+from clipadapter.classifier.edit import find_duplicates
 from clipadapter.classifier.evaluation import check_labels
 from clipadapter.data import Dataset, draw_shots
 from clipadapter.errors import InputError

@@ -18,8 +18,8 @@ from typing_extensions import Self
 from clipadapter.adaptation import Adapt
 from clipadapter.classifier import answers, edit, fitting, inputs
 from clipadapter.classifier import encoder as encoders
-from clipadapter.classifier.deduplicate import ConflictRule
 from clipadapter.classifier.description import describe_as_html, describe_in_a_line
+from clipadapter.classifier.edit import ConflictRule
 from clipadapter.classifier.encoder import DEFAULT_QUALITY, NamedEncoders
 from clipadapter.classifier.evaluation import EvaluationResult, check_label_kind, check_labels, evaluate_features
 from clipadapter.classifier.inputs import Label
@@ -301,7 +301,7 @@ class FewShotClassifier:
         if options.negative_labels:
             with inputs.open_store(self.cache) as store:
                 negatives = fitting.embed_negative_labels(self.encoder_, text, self.templates, store, outliers)
-        fitted = fitting.fit_with_uncertainty(head, support, text, unlabelled, options, negatives, self.seed)
+        fitted = fitting.ShotFit(support, text, options, negatives, self.seed).fit(head, unlabelled)
         self.head_, self.uncertainty_, self.fold_heads_ = fitted.head, fitted.uncertainty, fitted.fold_heads
         views = inputs.parse_views(self.views, self.seed)
         if isinstance(views, PerEpochViews):

@@ -15,19 +15,12 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.classifier.deduplicate import ConflictRule, deduplicate
-from clipadapter.classifier.fitting import (
-    FitResult,
-    fit_settings,
-    fit_with_uncertainty,
-    learn_uncertainty,
-    negatives_of,
-)
+from clipadapter.classifier.fitting import FitResult, ShotFit, fit_settings, negatives_of
 from clipadapter.classifier.inputs import (
     Label,
     build_feature_set,
@@ -56,6 +49,15 @@ Prompts = Mapping[str, Sequence[str]]
 EncodePrompts = Callable[[Prompts], TextFeatures]
 PER_FIT_FACTS = ("rows", "computed")
 """Provenance of the pictures that were given to `fit`, which is wrong after an edit."""
+MAX_RELATIVE_DISTANCE = 1e-3
+"""Distance between two features of one picture, relative to their length. Backends and precisions differ by less."""
+MIN_CANDIDATE_COSINE = 1 - 1e-4
+"""Pairs above this cosine are compared exactly. At the distance above, the cosine is more than 0.9999995."""
+ROWS_PER_BLOCK = 1024
+MAX_LISTED_SOURCES = 20
+"""Pictures that the history names; all are counted."""
+ConflictRule = Literal["refuse", "replace", "merge"]
+"""If a picture is a shot with another label: refuse it, replace the label, or add to the labels (multi-label)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,12 +134,16 @@ def rename_class(model: Model, name: str, new: str, encode: EncodePrompts) -> Ed
     if new in model.text.labels:
         raise InputError(f"there is a class '{new}' already: classes must have different names")
     templates = fit_settings(model).templates
-    is_from_templates = list(model.prompts[name]) == class_prompts([name], templates)[name]
-    own = class_prompts([new], templates)[new] if is_from_templates else list(model.prompts[name])
-    names = tuple(new if i == renamed else old for i, old in enumerate(model.text.labels))
-    prompts = {new if key == name else key: own if key == name else texts for key, texts in model.prompts.items()}
+    own, encoded = list(model.prompts[name]), None
+    if own == class_prompts([name], templates)[name]:
+        own = class_prompts([new], templates)[new]
+        encoded = encode({new: own})
+    names = list(model.text.labels)
+    names[renamed] = new
+    prompts: dict[str, Sequence[str]] = {}
+    for key, texts in model.prompts.items():
+        prompts[new if key == name else key] = own if key == name else texts
     old_positions = tuple(range(len(names)))
-    encoded = encode({new: own}) if is_from_templates else None
     return Edit(_edit_text(model.text, names, old_positions, encoded), old_positions, prompts)
 
 
@@ -193,10 +199,64 @@ def check_labels(model: Model, edit: Edit, images: Sequence[ImageSource], labels
 
 @_refusing_damage()
 def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: ConflictRule) -> tuple[Edit, dict[str, Any]]:
-    """Add labelled pictures to an edit, without those that are shots with these labels already; and counts of them."""
-    result = deduplicate(model.support, examples, rule)
-    added = result.added if len(result.added) else None
-    return replace(edit, new_labels=result.labels, added=added), result.facts
+    """Add labelled pictures to an edit, without those that are shots with these labels already.
+
+    Also counts and sources of them, for the history.
+    """
+    support, is_multilabel, sources = model.support, model.support.targets is not None, examples.provenance["sources"]
+    duplicates = find_duplicates(support.final, examples.final)
+    new_labels, new_rows, n_known = dict[int, Label](), list[int](), 0
+    for i, same in enumerate(find_duplicates(examples.final, examples.final)):
+        label, first = set(examples.class_names_of(i)), min([i, *same])
+        if first != i:
+            if set(examples.class_names_of(first)) != label:
+                raise InputError(f"{sources[i]} and {sources[first]} are one picture, but have two labels: give one")
+            continue
+        old_labels = [set(support.class_names_of(row)) for row in duplicates[i]]
+        if rule == "refuse" and old_labels and label not in old_labels:
+            raise InputError(
+                f"{sources[i]} is a shot of '{', '.join(sorted(old_labels[0])) or 'no class'}' already, so it can't "
+                f"be added to '{', '.join(sorted(label))}': correct it with correct(...), 'clipadapter correct', or "
+                "leave it out"
+            )
+        if not old_labels:
+            new_rows.append(i)
+        changed: dict[int, Label] = {}
+        for row, old in zip(duplicates[i], old_labels, strict=True):
+            new = {"refuse": old, "replace": label, "merge": old | label}[rule]
+            if new != old:
+                changed[row] = tuple(sorted(new)) if is_multilabel else next(iter(new))
+        new_labels |= changed
+        n_known += bool(old_labels) and not changed
+    provenance = {**examples.provenance, "sources": [sources[i] for i in new_rows]}
+    added = replace(examples.take(new_rows), provenance=provenance) if new_rows else None
+    listed = [sources[i] for i, rows in enumerate(duplicates) if not rows or new_labels.keys() & set(rows)]
+    facts: dict[str, Any] = {"pictures": len(new_rows), "relabelled": len(new_labels), "known": n_known}
+    facts["sources"] = listed[:MAX_LISTED_SOURCES]
+    if examples.provenance["skipped"]:
+        facts["skipped"] = len(examples.provenance["skipped"])
+    return replace(edit, new_labels=new_labels, added=added), facts
+
+
+def find_duplicates(shots: NDArray[Any], features: NDArray[Any]) -> list[list[int]]:
+    """For each of (m, d) features, the rows of (n, d) shots that are the same picture, up to rounding of backends.
+
+    >>> find_duplicates(np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 2.0]]), np.array([[0.0, 2.0001], [1.0, 1.0]]))
+    [[1, 2], []]
+    """
+    rows = np.asarray(shots, np.float32)
+    directions = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
+    duplicates: list[list[int]] = []
+    for start in range(0, len(features), ROWS_PER_BLOCK):
+        block = np.asarray(features[start : start + ROWS_PER_BLOCK], np.float32)
+        lengths = np.linalg.norm(block, axis=1)
+        # One matrix product finds the candidates; only these few are subtracted, which float32 resolves better.
+        is_candidate = block @ directions.T >= MIN_CANDIDATE_COSINE * lengths[:, None]
+        for feature, length, candidates in zip(block, lengths, is_candidate, strict=True):
+            positions = np.flatnonzero(candidates)
+            distances = np.linalg.norm(rows[positions] - feature, axis=1)
+            duplicates.append([int(i) for i in positions[distances <= MAX_RELATIVE_DISTANCE * length]])
+    return duplicates
 
 
 # ---- Apply an edit ----
@@ -272,14 +332,15 @@ def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:
 
 
 def _refit(model: Model, edit: Edit, support: FeatureSet) -> FitResult:
-    settings, negatives = fit_settings(model), negatives_of(model, edit.text)
+    settings = fit_settings(model)
     options = replace(settings.uncertainty, costs=_edit_costs(settings.uncertainty.costs, edit.old_positions))
-    unfitted = clone(model.head)
+    fit, unfitted = (
+        ShotFit(support, edit.text, options, negatives_of(model, edit.text), settings.seed),
+        clone(model.head),
+    )
     if options.sets == "split":  # the head is fitted to half of the shots, and which half depends on all of them
-        pictures = model.head.kept_pictures
-        return fit_with_uncertainty(unfitted, support, edit.text, pictures, options, negatives, settings.seed)
-    head = unfitted.fit_from(model.head, support.X, support.labels, text=edit.text, blocks=support.blocks)
-    return learn_uncertainty(head, support, edit.text, options, negatives, settings.seed)
+        return fit.fit(unfitted, model.head.kept_pictures)
+    return fit.learn(unfitted.fit_from(model.head, support.X, support.labels, text=edit.text, blocks=support.blocks))
 
 
 def _edit_costs(costs: ArrayLike | None, old_positions: Sequence[int]) -> NDArray[Any] | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.classifier.deduplicate import find_duplicates
+from clipadapter.classifier.edit import find_duplicates
 from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from clipadapter.heads.support import as_matrix, rows_without_shots
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import (
     Calibrator,
-    Conformal,
     DecisionOptions,
     HeldOutAccuracy,
     MultiLabel,
@@ -37,7 +36,6 @@ from clipadapter.uncertainty import (
 from clipadapter.uncertainty.calibration import (
     LOG_TEMPERATURE_DEVIATION,
     LOG_TEMPERATURE_DEVIATION_OF_TEXT,
-    Method,
     equal_share,
 )
 from clipadapter.uncertainty.costs import check_costs
@@ -115,41 +113,184 @@ def embed_negative_labels(
     return Negatives(outliers, tuple(names[i] for i in rows), encoded.embeddings[rows])
 
 
-def fit_with_uncertainty(
-    head: Head,
-    support: FeatureSet,
-    text: TextFeatures,
-    unlabelled: Array | None,
-    options: UncertaintyOptions,
-    negatives: Negatives,
-    seed: int = 0,
-) -> FitResult:
-    """Fit a head, and learn its uncertainty from held-out shots."""
-    if options.costs is not None:
-        check_costs(options.costs, text.labels)  # before the long work
-    if support.targets is None and options.sets == "split":
-        head, held_out = _fit_on_half(head, support, text, unlabelled, seed)
-        return _learn_single_label(head, held_out, support, text, options, negatives)
-    _check_multilabel_options(support, options, negatives)
-    head = head.fit(support.X, support.labels, text=text, unlabelled=unlabelled, blocks=support.blocks)
-    return learn_uncertainty(head, support, text, options, negatives, seed)
+@dataclass(frozen=True, eq=False)
+class ShotFit:
+    """The shots and options of a fit: fits a head, and learns its uncertainty from held-out shots."""
+
+    support: FeatureSet
+    text: TextFeatures
+    options: UncertaintyOptions
+    negatives: Negatives = field(default_factory=Negatives)
+    seed: int = 0  # decides which shots are held out
+
+    def fit(self, head: Head, unlabelled: Array | None = None) -> FitResult:
+        """Fit a head, and learn its uncertainty."""
+        support, text = self.support, self.text
+        if self.options.costs is not None:
+            check_costs(self.options.costs, text.labels)  # before the long work
+        if support.targets is None and self.options.sets == "split":
+            return self._learn_single_label(*self._fit_on_half(head, unlabelled))
+        self._check_multilabel_options()
+        return self.learn(head.fit(support.X, support.labels, text=text, unlabelled=unlabelled, blocks=support.blocks))
+
+    def learn(self, head: Head) -> FitResult:
+        """Learn the uncertainty of a head that is fitted to all shots."""
+        support, is_cv = self.support, self.options.sets == "cv+"
+        if support.targets is not None:
+            self._check_multilabel_options()
+            multilabel = learn_multilabel_thresholds(head, support.X, support.labels, self.text, support.blocks)
+            return FitResult(head, Uncertainty(multilabel=multilabel, held_out_by="folds" if multilabel.n else ""))
+        held_out = None
+        # Where out-of-fold logits cost much, there are none unless an option needs them.
+        is_required = is_cv or self.options.calibration in ("temperature", "vector")
+        if not head.tunes_encoder and (is_required or _is_cheap_to_refit(head)):
+            held_out = out_of_fold(
+                head,
+                support.X,
+                support.y,
+                self.text,
+                strategies=("own", "folds"),
+                keep_heads=is_cv,
+                seed=self.seed,
+            )
+        return self._learn_single_label(head, held_out)
+
+    def _check_multilabel_options(self) -> None:
+        """Refuse options of single-label classifiers for multi-label shots, whose classes are decided one by one."""
+        if self.support.targets is None:
+            return
+        refused = [] if self.negatives.outliers is None else ["outliers"]
+        for name, default in vars(UncertaintyOptions()).items():
+            value = getattr(self.options, name)
+            if value is not None and (default is None or value != default):
+                refused.append(name)
+        if refused:
+            raise InputError(
+                f"multi-label pictures are decided class by class: leave {', '.join(refused)} out. A picture without "
+                "any class has no label"
+            )
+
+    def _learn_single_label(self, head: Head, held_out: OutOfFold | None) -> FitResult:
+        options = self.options
+        costs = None if options.costs is None else check_costs(options.costs, self.text.labels)
+        decision = DecisionOptions(options.reject, options.coverage, costs)
+        calibrator, rejector = self._fit_calibrator(head, held_out), self._fit_rejector(head, held_out)
+        for name, needed in (("reject", rejector), ("coverage", held_out)):
+            if getattr(options, name) is not None and needed is None:
+                raise InputError(f"{name} is not available: {NO_HELD_OUT_SHOTS}")
+        if held_out is None:
+            return FitResult(head, Uncertainty(calibrator, rejector, None, decision))
+        once = held_out.first_per_shot
+        method = "split" if held_out.strategy == "split" else options.sets
+        conformal = learn_conformal(
+            calibrator.probabilities(once.logits),
+            once.labels,
+            by_class=options.by_class,
+            method=method,
+            folds=once.folds if method == "cv+" else None,
+        )
+        accuracy, scale = self._measure_accuracy(held_out), held_out.logit_scale_ratio
+        uncertainty = Uncertainty(
+            calibrator, rejector, conformal, decision, held_out.strategy, scale, accuracy=accuracy
+        )
+        return FitResult(head, uncertainty, held_out.heads)
+
+    def _fit_on_half(self, head: Head, unlabelled: Array | None) -> tuple[Head, OutOfFold]:
+        """Fit the head to half of the shots of each class, and predict the other half (split conformal)."""
+        support, text = self.support, self.text
+        if not _is_cheap_to_refit(head):
+            raise InputError(f"{type(head).__name__} learns from all shots at once: sets='cross' goes with it")
+        labels, train, held = np.asarray(support.y), [], []
+        for name in dict.fromkeys(support.y):
+            rows = np.flatnonzero(labels == name)
+            rows = np.random.default_rng(self.seed).permutation(rows)
+            held += rows[: len(rows) // 2].tolist()
+            train += rows[len(rows) // 2 :].tolist()
+        if not held:
+            raise InputError(
+                "with one shot per class, none can be held out for the sets: give two or more of each class"
+            )
+        pictures = self._without_shots(head, unlabelled)
+        fitted = head.fit(support.X[train], labels[train], text=text, unlabelled=pictures, blocks=support.blocks)
+        rows, y, shots = np.array(held), self._positions()[held], mean_shots_per_class(labels[train])
+        return fitted, OutOfFold(fitted.logits(support.plain[held]), y, rows, "split", shots)
+
+    def _positions(self) -> NDArray[np.int64]:
+        """(n,) positions of the shots' classes in the order of the logits."""
+        position = {name: i for i, name in enumerate(self.text.labels)}
+        return np.array([position[name] for name in self.support.y])
+
+    def _without_shots(self, head: Head, unlabelled: Array | None) -> Array | None:
+        """The pictures without labels that are no shots, also none of the held-out half; None if there are none.
+
+        The head leaves out the shots that it is fitted to. If it learned from those that the sets are calibrated on,
+        these would not be like new pictures. Features that `Head.fit` refuses are returned as they are.
+        """
+        if unlabelled is None or not head.accepts_unlabelled:
+            return unlabelled
+        pictures = as_matrix(unlabelled)
+        if pictures.shape[1] != self.support.X.shape[-1]:
+            return unlabelled
+        final = torch.from_numpy(pictures[:, : self.support.blocks[0].width])
+        rows = rows_without_shots(final, torch.from_numpy(self.support.final)).numpy()
+        return pictures[rows] if len(rows) else None
+
+    def _fit_calibrator(self, head: Head, held_out: OutOfFold | None) -> Calibrator:
+        if self.options.calibration == "none":
+            return Calibrator()
+        y, is_split = self.support.y, held_out is not None and held_out.strategy == "split"
+        prior = head.prior_temperature(
+            held_out.shots_per_class if held_out is not None and is_split else mean_shots_per_class(y)
+        )
+        if held_out is None:
+            # As of two shots of each class at least: with one, none can be held out.
+            return Calibrator(prior, equal_share=equal_share(max(len(y), 2 * len(self.text.labels))))
+        return learn_calibrator(
+            held_out.logits,
+            held_out.labels,
+            method="vector" if self.options.calibration == "vector" else "temperature",
+            prior_temperature=prior,
+            prior_deviation=LOG_TEMPERATURE_DEVIATION_OF_TEXT if head.needs_text else LOG_TEMPERATURE_DEVIATION,
+            n=len(np.unique(held_out.rows)),  # a shot has one row of logits for each repetition of the folds
+            # Heads without this parameter are judged by the mean over classes too.
+            logit_adjustment=head.get_params(deep=False).get("logit_adjustment", 1.0),
+        )
+
+    def _measure_accuracy(self, held_out: OutOfFold) -> HeldOutAccuracy:
+        """The accuracy on the held-out shots, beside that of zero-shot if all classes have text."""
+        support, zero_shot = self.support, None
+        if self.text.has_text and not self.text.absent:
+            head = create_head("zero-shot").fit(support.final, support.y, text=self.text)
+            zero_shot = head.logits(support.final[held_out.rows])
+        seen = min(1.0, held_out.shots_per_class / mean_shots_per_class(support.y))
+        return HeldOutAccuracy.measure(held_out.logits, held_out.labels, held_out.rows, zero_shot, seen)
+
+    def _fit_rejector(self, head: Head, held_out: OutOfFold | None) -> Rejector | None:
+        """The out-of-distribution detector of the final feature; None if there are too few shots."""
+        if head.tunes_encoder:
+            return None
+        text, negatives = self.text, self.negatives
+        once = None if held_out is None else held_out.first_per_shot
+        try:
+            return learn_rejector(
+                self.support.final,
+                self._positions(),
+                len(text.labels),
+                logits=None if once is None else once.logits,
+                rows=None if once is None else once.rows,
+                text=text.embeddings if text.has_text else None,
+                scale=text.logit_scale,
+                negative_labels=negatives.label_embeddings,
+                names=negatives.label_names,
+                outliers=negatives.outliers,
+            )
+        except TooFewShotsError:
+            return None
 
 
-def learn_uncertainty(
-    head: Head,
-    support: FeatureSet,
-    text: TextFeatures,
-    options: UncertaintyOptions,
-    negatives: Negatives,
-    seed: int = 0,
-) -> FitResult:
-    """Learn the uncertainty of a head that is fitted to all shots; arguments as of `fit_with_uncertainty`."""
-    if support.targets is not None:
-        _check_multilabel_options(support, options, negatives)
-        multilabel = learn_multilabel_thresholds(head, support.X, support.labels, text, support.blocks)
-        return FitResult(head, Uncertainty(multilabel=multilabel, held_out_by="folds" if multilabel.n else ""))
-    held_out = _predict_out_of_fold(head, support, text, options, seed)
-    return _learn_single_label(head, held_out, support, text, options, negatives)
+def _is_cheap_to_refit(head: Head) -> bool:
+    """Whether the head can be fitted to part of the shots without training through a tower."""
+    return not (head.needs_tower or head.tunes_encoder or head.transductive)
 
 
 def learn_multilabel_thresholds(
@@ -171,189 +312,6 @@ def learn_multilabel_thresholds(
     if held_out is None:
         raise InputError(f"{type(head).__name__} can't be evaluated on held-out shots")
     return learn_multilabel(held_out.logits, held_out.labels)
-
-
-def _check_multilabel_options(support: FeatureSet, options: UncertaintyOptions, negatives: Negatives) -> None:
-    """Refuse options of single-label classifiers for multi-label shots, whose classes are decided one by one."""
-    if support.targets is None:
-        return
-    refused = [] if negatives.outliers is None else ["outliers"]
-    for name, default in vars(UncertaintyOptions()).items():
-        value = getattr(options, name)
-        if value is not None and (default is None or value != default):
-            refused.append(name)
-    if refused:
-        raise InputError(
-            f"multi-label pictures are decided class by class: leave {', '.join(refused)} out. A picture without "
-            "any class has no label"
-        )
-
-
-def _learn_single_label(
-    head: Head,
-    held_out: OutOfFold | None,
-    support: FeatureSet,
-    text: TextFeatures,
-    options: UncertaintyOptions,
-    negatives: Negatives,
-) -> FitResult:
-    costs = None if options.costs is None else check_costs(options.costs, text.labels)
-    decision = DecisionOptions(options.reject, options.coverage, costs)
-    calibrator = _fit_calibrator(head, support, text, held_out, options)
-    rejector = _fit_rejector(head, support, text, held_out, negatives)
-    for name, needed in (("reject", rejector), ("coverage", held_out)):
-        if getattr(options, name) is not None and needed is None:
-            raise InputError(f"{name} is not available: {NO_HELD_OUT_SHOTS}")
-    if held_out is None:
-        return FitResult(head, Uncertainty(calibrator, rejector, None, decision))
-    conformal = _fit_conformal(held_out, calibrator, options)
-    uncertainty = Uncertainty(
-        calibrator,
-        rejector,
-        conformal,
-        decision,
-        held_out.strategy,
-        held_out.logit_scale_ratio,
-        accuracy=_measure_accuracy(held_out, support, text),
-    )
-    return FitResult(head, uncertainty, held_out.heads)
-
-
-def _is_cheap_to_refit(head: Head) -> bool:
-    """Whether the head can be fitted to part of the shots without training through a tower."""
-    return not (head.needs_tower or head.tunes_encoder or head.transductive)
-
-
-def _predict_out_of_fold(
-    head: Head, support: FeatureSet, text: TextFeatures, options: UncertaintyOptions, seed: int
-) -> OutOfFold | None:
-    """Out-of-fold logits of the shots; None if they cost much and no option needs them."""
-    is_required = options.calibration in ("temperature", "vector") or options.sets == "cv+"
-    if head.tunes_encoder or not (_is_cheap_to_refit(head) or is_required):
-        return None
-    return out_of_fold(
-        head,
-        support.X,
-        support.y,
-        text,
-        strategies=("own", "folds"),
-        keep_heads=options.sets == "cv+",
-        seed=seed,
-    )
-
-
-def _fit_on_half(
-    head: Head, support: FeatureSet, text: TextFeatures, unlabelled: Array | None, seed: int
-) -> tuple[Head, OutOfFold]:
-    """Fit the head to half of the shots of each class, and predict the other half (split conformal)."""
-    if not _is_cheap_to_refit(head):
-        raise InputError(f"{type(head).__name__} learns from all shots at once: sets='cross' goes with it")
-    labels, train, held = np.asarray(support.y), [], []
-    for name in dict.fromkeys(support.y):
-        rows = np.flatnonzero(labels == name)
-        rows = np.random.default_rng(seed).permutation(rows)
-        held += rows[: len(rows) // 2].tolist()
-        train += rows[len(rows) // 2 :].tolist()
-    if not held:
-        raise InputError("with one shot per class, none can be held out for the sets: give two or more of each class")
-    pictures = _without_shots(head, support, unlabelled)
-    fitted = head.fit(support.X[train], labels[train], text=text, unlabelled=pictures, blocks=support.blocks)
-    position = {name: i for i, name in enumerate(text.labels)}
-    rows, y = np.array(held), np.array([position[support.y[i]] for i in held])
-    return fitted, OutOfFold(fitted.logits(support.plain[held]), y, rows, "split", mean_shots_per_class(labels[train]))
-
-
-def _without_shots(head: Head, support: FeatureSet, unlabelled: Array | None) -> Array | None:
-    """The pictures without labels that are no shots, also none of the held-out half; None if there are none.
-
-    The head leaves out the shots that it is fitted to. If it learned from those that the sets are calibrated on, these
-    would not be like new pictures. Features that `Head.fit` refuses are returned as they are.
-    """
-    if unlabelled is None or not head.accepts_unlabelled:
-        return unlabelled
-    pictures = as_matrix(unlabelled)
-    if pictures.shape[1] != support.X.shape[-1]:
-        return unlabelled
-    final = torch.from_numpy(pictures[:, : support.blocks[0].width])
-    rows = rows_without_shots(final, torch.from_numpy(support.final)).numpy()
-    return pictures[rows] if len(rows) else None
-
-
-def _fit_calibrator(
-    head: Head, support: FeatureSet, text: TextFeatures, held_out: OutOfFold | None, options: UncertaintyOptions
-) -> Calibrator:
-    if options.calibration == "none":
-        return Calibrator()
-    is_split = held_out is not None and held_out.strategy == "split"
-    shots = held_out.shots_per_class if held_out is not None and is_split else mean_shots_per_class(support.y)
-    prior = head.prior_temperature(shots)
-    if held_out is None:
-        # As of two shots of each class at least: with one, none can be held out.
-        return Calibrator(prior, equal_share=equal_share(max(len(support.y), 2 * len(text.labels))))
-    method: Method = "vector" if options.calibration == "vector" else "temperature"
-    n_shots = len(np.unique(held_out.rows))  # a shot has one row of logits for each repetition of the folds
-    # Heads without this parameter are judged by the mean over classes too.
-    tau = head.get_params(deep=False).get("logit_adjustment", 1.0)
-    return learn_calibrator(
-        held_out.logits,
-        held_out.labels,
-        method=method,
-        prior_temperature=prior,
-        prior_deviation=LOG_TEMPERATURE_DEVIATION_OF_TEXT if head.needs_text else LOG_TEMPERATURE_DEVIATION,
-        n=n_shots,
-        logit_adjustment=tau,
-    )
-
-
-def _measure_accuracy(held_out: OutOfFold, support: FeatureSet, text: TextFeatures) -> HeldOutAccuracy:
-    """The accuracy on the held-out shots, beside that of zero-shot if all classes have text."""
-    zero_shot = None
-    if text.has_text and not text.absent:
-        head = create_head("zero-shot").fit(support.final, support.y, text=text)
-        zero_shot = head.logits(support.final[held_out.rows])
-    seen = min(1.0, held_out.shots_per_class / mean_shots_per_class(support.y))
-    return HeldOutAccuracy.measure(held_out.logits, held_out.labels, held_out.rows, zero_shot, seen)
-
-
-def _fit_conformal(held_out: OutOfFold, calibrator: Calibrator, options: UncertaintyOptions) -> Conformal:
-    once = held_out.first_per_shot
-    how = "split" if held_out.strategy == "split" else options.sets
-    return learn_conformal(
-        calibrator.probabilities(once.logits),
-        once.labels,
-        by_class=options.by_class,
-        method=how,
-        folds=once.folds if how == "cv+" else None,
-    )
-
-
-def _fit_rejector(
-    head: Head,
-    support: FeatureSet,
-    text: TextFeatures,
-    held_out: OutOfFold | None,
-    negatives: Negatives,
-) -> Rejector | None:
-    """The out-of-distribution detector of the final feature; None if there are too few shots."""
-    if head.tunes_encoder:
-        return None
-    position = {name: i for i, name in enumerate(text.labels)}
-    once = None if held_out is None else held_out.first_per_shot
-    try:
-        return learn_rejector(
-            support.final,
-            np.array([position[name] for name in support.y]),
-            len(text.labels),
-            logits=None if once is None else once.logits,
-            rows=None if once is None else once.rows,
-            text=text.embeddings if text.has_text else None,
-            scale=text.logit_scale,
-            negative_labels=negatives.label_embeddings,
-            names=negatives.label_names,
-            outliers=negatives.outliers,
-        )
-    except TooFewShotsError:
-        return None
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,13 +70,15 @@ def choose_quality(
     """
     if classifier.head_.reads != "all":
         return classifier.support_
-    look = _try_second_look(classifier, images) if classifier.quality == DEFAULT_QUALITY else None
-    is_taken = look is not None and look.is_taken
-    if is_taken:
-        fit_again()
-    name = "best" if is_taken else "standard" if classifier.quality == DEFAULT_QUALITY else classifier.quality
-    record = {"name": name, "why": "" if look is None else str(look)}
-    return replace(classifier.support_, provenance={**classifier.support_.provenance, QUALITY_KEY: record})
+    name, why = classifier.quality, ""
+    if name == DEFAULT_QUALITY:
+        look = _try_second_look(classifier, images)
+        name, why = "standard", "" if look is None else str(look)
+        if look is not None and look.is_taken:
+            fit_again()
+            name = "best"
+    provenance = {**classifier.support_.provenance, QUALITY_KEY: {"name": name, "why": why}}
+    return replace(classifier.support_, provenance=provenance)
 
 
 def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource]) -> SecondLook | None:

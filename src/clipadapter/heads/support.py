@@ -40,7 +40,7 @@ PLAIN_ARRAYS = (np.ndarray, Tensor, EvaluationFeatures)  # types without column 
 SAME_PICTURE_COSINE = 1 - 1e-4
 """Cosine of two features of the block ``final`` above which they are of one picture. The cosines of one picture in two
 batches of 16-bit numbers are below 1 by up to 1e-5, those of different pictures by 1e-2 or more. An edit has a
-narrower bound (see `clipadapter.classifier.deduplicate`): a picture without a label is left out at little loss."""
+narrower bound (see `clipadapter.classifier.edit`): a picture without a label is left out at little loss."""
 _PARSERS: dict[str, Callable[[str], float]] = {"i": int, "u": int, "f": float}
 """How a class name is read as a number, by the kind of the labels' dtype."""
 

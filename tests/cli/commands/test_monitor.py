@@ -68,7 +68,7 @@ def test_drift_is_exit_code_3_and_a_sentence(place, run):
 
 
 def test_a_model_that_reads_several_blocks_is_monitored(place, run, tmp_path):
-    fit = ("fit", place / "shots", "--out", tmp_path / "m", "--encoder", "toy[final,inner]", "--head", "auto")
+    fit = ("fit", place / "shots", "--shots", 7, "--out", tmp_path / "m", "--encoder", "toy[final,inner]")
     assert run(*fit).exit_code == 0
     for reference in ((), ("--reference", place / "usual")):
         result = run("monitor", tmp_path / "m", place / "same", *reference)
@@ -87,9 +87,9 @@ def test_usual_class_frequencies_can_be_given(place, run):
 
 def test_json_plot_and_history(place, tmp_path, run):
     history, plot = tmp_path / "log" / "history.jsonl", tmp_path / "drift.png"
-    for name in ("same", "reds"):
-        options = ("--json", "--plot", plot, "--history", history)
-        result = run("monitor", place / "model", place / name, *options, "--window", 20)
+    for name, options in (("same", ()), ("reds", ("--plot", plot))):
+        command = ("monitor", place / "model", place / name, "--json", "--history", history, *options)
+        result = run(*command, "--window", 20)
     found = json.loads(result.stdout)
     assert (found["has_drift"], found["files"], found["windows"][0]["start_time"]) == (True, [str(plot)], 1.7e9)
     lines = [json.loads(line) for line in history.read_text().splitlines()]
