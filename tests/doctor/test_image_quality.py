@@ -3,12 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from clipadapter.doctor.pictures import (
-    check_image_quality,
-    measure_image,
-    measure_images,
-    measure_sharpness,
-)
+from clipadapter.doctor.pictures import check_image_quality, measure_image, measure_images, measure_sharpness
 
 
 def test_sharpness_is_the_99th_percentile_of_the_laplacian_over_the_contrast():

@@ -7,14 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from clipadapter.doctor import (
-    Diagnosis,
-    Finding,
-    Picture,
-    illustrate_findings,
-    read_findings_css,
-    render_findings,
-)
+from clipadapter.doctor import Diagnosis, Finding, Picture, illustrate_findings, read_findings_css, render_findings
 from clipadapter.doctor.findings import rank_findings
 
 

@@ -14,6 +14,11 @@ SQUARE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 NO_PARTS = {"text_margin": None, "shots_margin": None, "text_label": None, "shots_label": None}
 
 
+@pytest.fixture(autouse=True)
+def coarse_pixels(monkeypatch):
+    monkeypatch.setattr("clipadapter.rendering.plots.DPI", 30)
+
+
 @pytest.fixture
 def explanation():
     return Explanation(

@@ -1,7 +1,6 @@
 """Where a picture differs most from its rest: one odd square on noise."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from PIL import Image
 from clipadapter import FewShotClassifier
 from clipadapter.encoders import create_encoder
 from clipadapter.explain import explain
-from clipadapter.explain.plot import draw_rare_patches
+from clipadapter.explain.plot import plot_rare_patches
 
 from ..tiny_encoder import NearestMeanOfAll
 
@@ -65,7 +64,8 @@ def test_it_is_said_and_written(model):
 def test_the_map_is_drawn_over_the_inner_part_of_the_square(model):
     square = np.full((32, 32, 3), 99, np.uint8)  # the toy does not say what its square is
     axes = Figure().subplots()
-    image = draw_rare_patches(axes, replace(explain(model, fabric(9, odd=True)), square=square))
+    plot_rare_patches(axes, explain(model, fabric(9, odd=True)).rare_patches, square)
+    image = axes.images[-1]
     pixel = 32 / 48  # the drawn square has 32 pixels, the map has patches of one pixel of 48
     assert image.get_extent() == pytest.approx([2 * pixel - 0.5, 46 * pixel - 0.5, 46 * pixel - 0.5, 2 * pixel - 0.5])
     assert (axes.get_xlim(), axes.get_ylim()) == ((-0.5, 31.5), (31.5, -0.5))

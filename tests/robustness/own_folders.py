@@ -22,8 +22,7 @@ from clipadapter.cli.app import app
 from clipadapter.cli.commands import predict
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import ClipAdapterError
-from clipadapter.features import FeatureRow, shards
-from clipadapter.features.ray_extract import write_shard
+from clipadapter.features import FeatureRow, ray_extract
 from clipadapter.studio import Project
 
 HEX = "0a" * 16
@@ -117,11 +116,11 @@ def open_shards(base):
     """What extract_with_ray does, which no command calls."""
     folder, encoder = base / "s" / "shards", create_encoder("toy")
     local, feature = pyarrow.fs.LocalFileSystem(), np.ones(encoder.info.dim, np.float32)
-    plan = shards.make_plan("toy", encoder, [f"{HEX}.parquet"])
-    shards.write_plan(local, str(folder), plan)
+    plan = ray_extract.make_plan("toy", encoder, [f"{HEX}.parquet"])
+    ray_extract.write_plan(local, str(folder), plan)
     rows = [FeatureRow(name, name, "all", feature, digest=name.encode()) for name in ("red", "green")]
-    write_shard(local, f"{folder}/{HEX}.parquet", rows, plan)
-    shards.remove_abandoned_parts(local, str(folder))
+    ray_extract.write_shard(local, f"{folder}/{HEX}.parquet", rows, plan)
+    ray_extract.remove_abandoned_parts(local, str(folder))
 
 
 def prepare_commands(folder):

@@ -46,14 +46,14 @@ def act(project, rng):
     arguments = {
         "add_class": (other,),
         "add_pictures": (name, uploads),
-        "add_unlabelled": (uploads,),
+        "add_unlabelled": (None, uploads),
         "label_pictures": ([key], name),
         "remove_pictures": (rng.sample(labelled, min(2, len(labelled))),),
         "rename_class": (name, other),
         "remove_class": (name,),
         "undo": (),
     }[step]
-    getattr(project, step)(*arguments)
+    getattr(project, "add_pictures" if step == "add_unlabelled" else step)(*arguments)
 
 
 def state(project):

@@ -155,11 +155,7 @@ FIELD = b'--x\r\nContent-Disposition: form-data; name="top"\r\n\r\n'
         (b"nothing", "boundary=x", "no multipart form"),
         (HEAD + RED, "boundary=x", "breaks off"),
         (HEAD + RED + b"\r\n" + HEAD + RED, "boundary=x", "breaks off"),
-        (
-            FIELD + b"1" * 2000 + b"\r\n--x--\r\n",
-            "boundary=x",
-            "maximum size of 1KB",
-        ),
+        (FIELD + b"1" * 2000 + b"\r\n--x--\r\n", "boundary=x", "maximum size of 1KB"),
         ((FIELD + b"1\r\n") * 30 + b"--x--\r\n", "boundary=x", "fields"),
         (b"--y\r\n\r\n--y--\r\n", "boundary=x", "no multipart form"),
         (HEAD + RED + b"\r\n--x--\r\n", "", "boundary"),

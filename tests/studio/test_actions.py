@@ -305,7 +305,7 @@ def test_unlabelled_pictures_are_shown_by_predicted_class_on_request(actions, up
     tab, panels = Tab(), Panels(actions.session)
     assert "cs-group" not in panels.render_changed(tab)["queue"]
     perform(actions, tab, action="open", unlabelled="all")
-    groups = panels._queue(tab, actions.session.state, actions.project.contents)["groups"]
+    groups = panels._values(tab, actions.session.state, actions.project.contents)["groups"]
     assert [(name, len(pictures)) for name, pictures in groups] == [("blue", 2), ("red", 2)]
     for key, _, percent in groups[1][1]:
         assert actions.session.state.guesses[key][0] == "red" and 50 <= percent <= 100

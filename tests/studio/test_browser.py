@@ -28,6 +28,13 @@ def connect(self, address):
     return inner(self, address)
 LOG = sys.argv.pop(1)
 socket.socket.connect = connect
+import clipadapter.studio
+build = clipadapter.studio.build_page
+def build_page(*args, **options):
+    import clipadapter.studio.page  # here, after the command has told Gradio where files go
+    clipadapter.studio.page.POLL_SECONDS = 0.2
+    return build(*args, **options)
+clipadapter.studio.build_page = build_page
 from clipadapter.cli.app import main
 main()
 """

@@ -100,8 +100,8 @@ def test_a_line_that_is_not_a_step_is_an_error(root):
 def test_a_step_is_on_disk_before_its_first_move(root):
     journal = opened(root)
     logged = []
-    make = journal._make_moves
-    journal._make_moves = lambda step: (logged.extend(lines(root)), make(step))
+    make = journal._move_all
+    journal._move_all = lambda *args: (logged.extend(lines(root)), make(*args))
     journal.perform("moving", [("a", "x/a")])
     assert [line["what"] for line in logged] == ["moving"] and lines(root)[-1] == {"done": 1}
 

@@ -35,7 +35,7 @@ def fill(session):
     for name in ("red", "blue"):
         session.project.add_class(name)
         session.project.add_pictures(name, [noisy(name, i) for i in range(2)])
-    session.project.add_unlabelled([noisy(name, i) for name in ("red", "blue") for i in range(10, 15)])
+    session.project.add_pictures(None, [noisy(name, i) for name in ("red", "blue") for i in range(10, 15)])
     return settle(session)
 
 
@@ -80,7 +80,7 @@ def test_of_more_pictures_than_are_used_those_that_come_later_are_used_too(open_
         return fit(*args, unlabelled=unlabelled, **kwargs)
 
     monkeypatch.setattr(session_module, "fit_project_model", record)
-    session.project.add_unlabelled([noisy("red", i) for i in range(20, 26)])
+    session.project.add_pictures(None, [noisy("red", i) for i in range(20, 26)])
     settle(session)
     pictures = session.project.contents.unlabelled
     assert len(pictures) == 16

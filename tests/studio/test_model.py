@@ -24,7 +24,7 @@ def scene():
     return X.astype(np.float32), labels.tolist(), TextFeatures(names, text, 20.0)
 
 
-def fit(scene, rows=None, head="auto"):
+def fit(scene, rows=None, head="tip-adapter"):
     X, labels, text = scene
     rows = np.arange(len(X)) if rows is None else np.array(rows, int)
     classifier = FewShotClassifier(create_encoder("toy"), head, cache=None)
@@ -79,7 +79,7 @@ def test_classes_in_an_order_that_is_not_sorted_keep_their_columns(scene):
     order = [2, 0, 1]
     turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
     for rows in ([], None):
-        model, expected = fit((X, labels, turned), rows), fit(scene, rows)
+        model, expected = fit((X, labels, turned), rows, "auto"), fit(scene, rows, "auto")
         assert model.class_names == ("c", "a", "b")
         p, wanted = model.probabilities(X), expected.probabilities(X)[:, order]
         np.testing.assert_array_equal(p.argmax(axis=1), wanted.argmax(axis=1))
@@ -117,7 +117,7 @@ def test_test_pictures_measure_the_curve_and_change_no_fit(scene):
     X, labels, text = scene
     test = (X[::2], ["b"] * 9)  # as if all were b
     points = learning_curve(fit(scene), X, labels, test).points
-    head = create_head("auto").fit(X, labels, text=text)
+    head = create_head("tip-adapter").fit(X, labels, text=text)
     assert (
         points[-1].accuracy == pytest.approx(np.mean(head.predict(X[::2]) == "b")) and points[-1].shots_per_class == 6
     )
@@ -129,7 +129,7 @@ def test_a_class_without_pictures_is_left_out_of_the_accuracy(scene):
     with_empty = TextFeatures([*text.labels, "empty"], [*text.embeddings, text.embeddings[0]], text.logit_scale)
     rows = [*range(12)]
     few, test = (X[rows], labels[:12]), (X, ["a"] * 6 + ["b"] * 6 + ["c"] * 6)
-    models = [fit((X, labels, each), rows, "tip-adapter") for each in (text, with_empty)]
+    models = [fit((X, labels, each), rows) for each in (text, with_empty)]
     for measured_on in (None, test):
         accuracies = [[point.accuracy for point in learning_curve(model, *few, measured_on).points] for model in models]
         assert accuracies[0] == pytest.approx(accuracies[1])
@@ -141,7 +141,7 @@ def test_the_forecast_needs_four_pictures_per_class(scene):
     X, labels, _ = scene
     for count, has_forecast in ((3, False), (4, True)):
         rows = [6 * k + i for k in range(3) for i in range(count)]
-        curve = learning_curve(fit(scene, rows, "tip-adapter"), X[rows], [labels[i] for i in rows])
+        curve = learning_curve(fit(scene, rows), X[rows], [labels[i] for i in rows])
         assert (curve.forecast is not None) == has_forecast and curve.forecast_shots == count + 10
         assert not curve.shows_gain  # all is right already: more pictures bring no gain
 

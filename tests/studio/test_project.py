@@ -57,7 +57,7 @@ def test_a_picture_whose_name_is_used_gets_a_number_and_overwrites_nothing(proje
     assert tree(project.root)["cat/IMG.PNG"] == png("red")
     project.undo()
     assert list(tree(project.root)) == ["cat/IMG.PNG"]
-    project.add_unlabelled([Upload("IMG.png", png("green", 5))])
+    project.add_pictures(None, [Upload("IMG.png", png("green", 5))])
     project.label_pictures([project.contents.unlabelled[0].key], "cat")
     assert set(tree(project.root)) == {"cat/IMG.PNG", "cat/IMG-2.png"}
 
@@ -96,8 +96,7 @@ def test_every_name_is_stored_as_one_short_path_component(name):
 
 
 @pytest.mark.parametrize(
-    ("start", "suffix"),
-    [(b"\x89PNG\r\n\x1a\n", ".png"), (b"GIF89a", ".gif"), (b"\0\0\0\x0cjP  \r\n\x87\n", ".jpg")],
+    ("start", "suffix"), [(b"\x89PNG\r\n\x1a\n", ".png"), (b"GIF89a", ".gif"), (b"\0\0\0\x0cjP  \r\n\x87\n", ".jpg")]
 )
 def test_a_name_without_a_suffix_of_pictures_gets_that_of_the_format_or_jpg(start, suffix):
     assert stored_file_name(Upload("x.exe", start)) == f"x.exe{suffix}"

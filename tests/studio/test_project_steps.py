@@ -67,7 +67,7 @@ class Steps(RuleBasedStateMachine):
     @rule(numbers=st.lists(st.integers(0, 9), max_size=3))
     def add_unlabelled(self, numbers):
         new = {number for number in numbers if self.where(number) is None} - self.unlabelled
-        self.project.add_unlabelled([picture(number) for number in numbers])
+        self.project.add_pictures(None, [picture(number) for number in numbers])
         if new:
             self.remember()
             self.unlabelled |= new

@@ -160,7 +160,7 @@ def test_the_quality_is_remembered_and_old_projects_open_with_the_default(open_s
 
 def test_pictures_are_compared_by_their_final_feature(open_session):
     session = open_session("best")
-    session.project.add_unlabelled([noisy("red", i) for i in range(50, 60)])
+    session.project.add_pictures(None, [noisy("red", i) for i in range(50, 60)])
     fill(session)
     features, contents = session._features, session.project.contents
     assert features.matrix(contents.unlabelled).shape == (10, sum(block.width for block in features.blocks))

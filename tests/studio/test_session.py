@@ -24,7 +24,7 @@ def noisy(colour, seed, size=12):
 @pytest.fixture
 def session(tmp_path):
     """Of a project with the classes red and blue, and no picture. Tests change what its encoder computes."""
-    opened = Session(Project(tmp_path / "p"), "toy", quality="fast", cache=None)
+    opened = Session(Project(tmp_path / "p"), "toy", "tip-adapter", quality="fast", cache=None)
     for name in ("red", "blue"):
         opened.project.add_class(name)
     settle(opened)
@@ -72,7 +72,7 @@ def test_a_picture_that_can_not_be_read_is_reported(session, tmp_path):
 
 
 def test_the_queue_does_not_change_until_it_is_used_up(session):
-    session.project.add_unlabelled([noisy(colour, i) for i in range(6) for colour in ("red", "blue")])
+    session.project.add_pictures(None, [noisy(colour, i) for i in range(6) for colour in ("red", "blue")])
     queue = settle(session).queue
     assert len(queue) == len(set(queue)) == QUEUE_PICTURES
     assert session.state.guesses[queue[0]][0] in ("red", "blue") and len(session.state.guesses) == 12
@@ -84,7 +84,7 @@ def test_the_queue_does_not_change_until_it_is_used_up(session):
 
 
 def test_skipped_pictures_come_back_after_all_others(session):
-    session.project.add_unlabelled([noisy("red", i) for i in range(3)])
+    session.project.add_pictures(None, [noisy("red", i) for i in range(3)])
     first, second, third = settle(session).queue
     session.skip_picture(first)
     assert session.pending_queue() == (second, third)
@@ -133,7 +133,7 @@ def test_the_curve_is_measured_on_test_pictures_if_there_are_any(tmp_path):
             place.mkdir(parents=True)
             for i in range(count):
                 (place / f"{i}.png").write_bytes(noisy(name, i + 10 * count).data)
-    session = Session(Project(tmp_path), "toy", cache=None)
+    session = Session(Project(tmp_path), "toy", "tip-adapter", cache=None)
     state = settle(session)
     assert (
         state.curve.is_on_test
@@ -158,7 +158,7 @@ def test_an_error_is_reported_and_the_next_change_is_learned(session):
 def test_a_change_stops_the_current_computation(session):
     encode = session.encoder.encode_pixels
     session.encoder.encode_pixels = lambda pixels: (time.sleep(0.05), encode(pixels))[1]
-    session.project.add_unlabelled([noisy("red", i) for i in range(200)])
+    session.project.add_pictures(None, [noisy("red", i) for i in range(200)])
     session.notify_change()
     session.project.add_pictures("red", [noisy("red", 1000)])
     session.project.add_pictures("blue", [noisy("blue", 1000)])
@@ -190,7 +190,7 @@ def test_a_model_is_saved_only_after_the_last_change_is_learned(session, monkeyp
     settle(session)
     session.save_model()
     encode = session.encoder.encode_pixels
-    session.encoder.encode_pixels = lambda pixels: (time.sleep(1), encode(pixels))[1]
+    session.encoder.encode_pixels = lambda pixels: (time.sleep(0.5), encode(pixels))[1]
     session.project.add_pictures("red", [noisy("red", 1)])
     session.notify_change()
     with pytest.raises(InputError, match="not learned yet .* takes long: save again"):

@@ -17,17 +17,18 @@ from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.encoders import Encoder, plain_encoder
 from clipadapter.encoders.rare_patches import BORDER
 from clipadapter.errors import ImageError, InputError
-from clipadapter.explain.nearest import label_of, name_shot, nearest_rows
 from clipadapter.explain.plot import plot_explanation
 from clipadapter.features import FeatureSet, extract
 from clipadapter.heads import Head
 from clipadapter.utils.blocks import FINAL, RARE_PATCHES, BlockSource
 from clipadapter.utils.formatting import html_block, html_table
 from clipadapter.utils.pixels import min_jpeg_side
-from clipadapter.utils.prediction import Prediction
+from clipadapter.utils.prediction import Prediction, unit_rows
 from clipadapter.utils.registry import unknown
 
 Array = NDArray[Any]
+CHUNK_ROWS = 1024
+"""Pictures whose cosines with all shots are computed at once."""
 MAX_PICTURE_SIDE = 512
 """Longest side, in pixels, of the picture in an explanation."""
 MIN_RELATIVE_LOGIT_RANGE = 1e-4
@@ -264,7 +265,12 @@ def explain(
     margins, why_no_parts = _split_margin(head, feature, names, class_name or prediction.nearest)
     k = names.index(margins["label"])
     heat_map, heat_range, note_on_map = compute_heat_map(encoder, head, picture, k, feature)
-    nearest = _nearest_shots(model.support_, feature[0, : encoder.info.text_dim], neighbours)
+    support = model.support_
+    rows, cosines = nearest_rows(feature[:, : encoder.info.text_dim], support.final, neighbours)
+    nearest = tuple(
+        Neighbour(cosine, label_of(support, i), *name_shot(support, i))
+        for i, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
+    )
     why_no_shots = "" if nearest or not neighbours else NO_SHOTS
     other = None if margins["against"] is None else names.index(margins["against"])
     blocks, why_no_blocks = _split_by_block(encoder, head, feature, names, k, other)
@@ -337,13 +343,43 @@ def _best_class(logits: Array, names: Sequence[str]) -> str | None:
     return names[int(logits.argmax())] if np.ptp(logits) > MIN_RELATIVE_LOGIT_RANGE * scale else None
 
 
-def _nearest_shots(support: FeatureSet, feature: Array, count: int) -> tuple[Neighbour, ...]:
-    rows, cosines = nearest_rows(feature[None], support.final, count)
-    return tuple(
-        Neighbour(float(cosine), label_of(support, int(i)), *name_shot(support, int(i)))
-        for i, cosine in zip(rows[0], cosines[0], strict=True)
-    )
+# ---- Nearest shots ----
 
+
+def nearest_rows(queries: Array, rows: Array, count: int) -> tuple[Array, Array]:
+    """(m, k) rows with the largest cosine to each query, the nearest first, and these cosines; k is at most n.
+
+    >>> nearest_rows(np.array([[2.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8], [3.0, 0.0]]), 2)
+    (array([[2, 1]]), array([[1. , 0.6]]))
+    """
+    k = min(count, len(rows))
+    nearest, cosines = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
+    units = unit_rows(rows).T
+    for start in range(0, len(queries) if k else 0, CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        similarity = np.clip(unit_rows(queries[part]) @ units, -1, 1)
+        nearest[part] = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+        cosines[part] = np.take_along_axis(similarity, nearest[part], axis=1)
+    return nearest, cosines
+
+
+def name_shot(support: FeatureSet, i: int) -> tuple[str, bool]:
+    """The path of a shot's picture and True; or, if that is not known, such as "shot 3 of cat" and False."""
+    sources = support.provenance.get("sources") or ()
+    source = str(sources[i]) if len(sources) == len(support) else ""
+    # A picture that was given as pixels has a name too, but no file of that name.
+    if Path(source).suffix or (source and Path(source).is_file()):
+        return source, True
+    number = i + 1 if support.targets is not None else support.y[: i + 1].count(support.y[i])
+    return f"shot {number} of {label_of(support, i)}", False
+
+
+def label_of(support: FeatureSet, i: int) -> str:
+    """The class of a shot; several are separated by commas."""
+    return ", ".join(support.class_names_of(i)) or "none of the classes"
+
+
+# ---- Maps of the picture ----
 
 HeatMap = tuple[NDArray[np.float64] | None, tuple[float, float] | None, str]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipadapter.data.images import read_image
 from clipadapter.encoders.rare_patches import BORDER
@@ -40,9 +41,9 @@ def plot_explanation(explanation: Explanation, path: str | Path, title: str = ""
     shots = explanation.nearest[:MAX_SHOTS]
     height, width = np.shape(explanation.picture)[:2]
     # The widths are such that the picture and the square of the heat map have the same height.
-    has_rare_patches = explanation.rare_patches is not None and explanation.square is not None
-    widths = [float(np.clip(width / height, 0.5, 1.6)), *[1.2] * (1 + has_rare_patches), 1.15]
-    figure_width = WIDTH_OF_FOUR_PANELS if has_rare_patches else WIDTH_INCHES
+    rare_patches = None if explanation.square is None else explanation.rare_patches
+    widths = [float(np.clip(width / height, 0.5, 1.6)), *[1.2] * (1 if rare_patches is None else 2), 1.15]
+    figure_width = WIDTH_INCHES if rare_patches is None else WIDTH_OF_FOUR_PANELS
     heights = [(figure_width - 1.4) / sum(widths) + 1.0]
     details = [
         textwrap.fill(each, int(14 * figure_width), break_on_hyphens=False) for each in explanation.detail_sentences()
@@ -56,8 +57,8 @@ def plot_explanation(explanation: Explanation, path: str | Path, title: str = ""
     panels = rows[0].subplots(1, len(widths), width_ratios=widths)
     _show_image(panels[0], explanation.picture, "the picture")
     _plot_heat_map(panels[1], explanation)
-    if has_rare_patches:
-        _plot_rare_patches(panels[2], explanation)
+    if rare_patches is not None and explanation.square is not None:
+        plot_rare_patches(panels[2], rare_patches, explanation.square)
     _plot_margin(panels[-1], explanation)
     if details:
         text = "\n".join(details)
@@ -80,48 +81,31 @@ def _plot_heat_map(axes: Axes, explanation: Explanation) -> None:
         axes.set_axis_off()
         _show_text(axes, next((note for note in explanation.notes if "heat map" in note), "no heat map"))
         return
-    axes.set_anchor("N")
-    image = draw_heat_map(axes, explanation)
+    low, high = explanation.heat_range
+    image = _draw_map(axes, explanation.square, low + explanation.heat_map * (high - low), (low, high))
     block = ", block final" if explanation.blocks else ""
-    axes.set_title(f"heat map of '{truncate(explanation.label, 24)}'{block}", fontsize=10, parse_math=False)
-    axes.set_axis_off()
-    _add_colour_bar(axes, image, "logit less the mean of the others")
+    title = f"heat map of '{truncate(explanation.label, 24)}'{block}"
+    _label_map(axes, image, title, "logit less the mean of the others")
 
 
-def _plot_rare_patches(axes: Axes, explanation: Explanation) -> None:
+def plot_rare_patches(axes: Axes, distances: NDArray[np.float64], square: NDArray[np.uint8]) -> None:
+    """Draw the map of what differs from the rest of the picture."""
+    limits = MIN_RARE_DISTANCE, max(MAX_USUAL_DISTANCE, float(distances.max()))
+    height, width = (BORDER / (cells + 2 * BORDER) for cells in distances.shape)
+    image = _draw_map(axes, square, distances, limits, (height, width))
+    _label_map(axes, image, "what differs from the rest", "distance, usually 1")
+
+
+def _label_map(axes: Axes, image: AxesImage, title: str, label: str) -> None:
     axes.set_anchor("N")
-    image = draw_rare_patches(axes, explanation)
-    axes.set_title("what differs from the rest", fontsize=10, parse_math=False)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_axis_off()
-    _add_colour_bar(axes, image, "distance, usually 1")
-
-
-def _add_colour_bar(axes: Axes, image: AxesImage, label: str) -> None:
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.75, aspect=22, pad=0.02)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     if bar.solids is not None:
         bar.solids.set_alpha(1)
-
-
-def draw_heat_map(axes: Axes, explanation: Explanation) -> AxesImage:
-    """Draw the heat map of an explanation over its picture."""
-    assert explanation.heat_map is not None
-    assert explanation.square is not None
-    assert explanation.heat_range is not None
-    low, high = explanation.heat_range
-    return _draw_map(axes, explanation.square, low + explanation.heat_map * (high - low), (low, high))
-
-
-def draw_rare_patches(axes: Axes, explanation: Explanation) -> AxesImage:
-    """Draw the map of what differs from the rest of the picture."""
-    assert explanation.rare_patches is not None
-    assert explanation.square is not None
-    distances = explanation.rare_patches
-    limits = MIN_RARE_DISTANCE, max(MAX_USUAL_DISTANCE, float(distances.max()))
-    height, width = (BORDER / (cells + 2 * BORDER) for cells in distances.shape)
-    return _draw_map(axes, explanation.square, distances, limits, (height, width))
 
 
 def _draw_map(
@@ -157,19 +141,10 @@ def _plot_margin(axes: Axes, explanation: Explanation) -> None:
         return
     values = [explanation.text_margin, explanation.shots_margin, explanation.margin]
     colours = [POSITIVE_COLOUR if value >= 0 else NEGATIVE_COLOUR for value in values]
-    axes.bar(["class text", "shots", "sum"], values, color=colours, width=0.6)
+    bars = axes.bar(["class text", "shots", "sum"], values, color=colours, width=0.6)
+    axes.bar_label(bars, fmt="{:+.2f}", padding=3, fontsize=9)
     axes.axhline(0, color="black", linewidth=0.8)
     reach = max(*np.abs(values), 1e-9)
-    for i, value in enumerate(values):
-        axes.annotate(
-            f"{value:+.2f}",
-            (i, value),
-            xytext=(0, 3 if value >= 0 else -3),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if value >= 0 else "top",
-            fontsize=9,
-        )
     axes.set_ylim(min(0, *values) - 0.12 * reach, max(0, *values) + 0.12 * reach)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(axis="x", length=0)

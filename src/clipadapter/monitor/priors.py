@@ -68,11 +68,7 @@ def estimate_priors(probabilities: ArrayLike, assumed: ArrayLike | None = None) 
 
 
 def prior_intervals(
-    probabilities: ArrayLike,
-    assumed: ArrayLike | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    probabilities: ArrayLike, assumed: ArrayLike | None = None, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[Array, Array, Array]:
     """Prior of each class with its 95 % interval over the draw of the pictures.
 

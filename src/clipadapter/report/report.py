@@ -18,7 +18,7 @@ from clipadapter.classifier.evaluation import Score, measure_answers
 from clipadapter.data import Dataset, Sample
 from clipadapter.doctor import Diagnosis, diagnose
 from clipadapter.errors import ClipAdapterError, InputError
-from clipadapter.explain.nearest import name_shot, nearest_rows
+from clipadapter.explain.explanation import name_shot, nearest_rows
 from clipadapter.features import FeatureSet
 from clipadapter.metrics import MetricsWithIntervals, bootstrap_metrics
 from clipadapter.metrics.detection import auroc, fpr_at

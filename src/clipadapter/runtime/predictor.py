@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -201,13 +201,11 @@ class Predictor:
         Raises:
             ImageError: if a picture can't be read.
         """
-        probabilities = [np.zeros((0, len(self.class_names)))]
-        for pictures, outputs in self.iter_outputs(images, DEFAULT_BATCH_SIZE):
-            for picture in pictures:
-                if picture.error is not None:
-                    raise ImageError(picture.name, picture.error)
-            probabilities.append(self.uncertainty.probabilities(outputs.logits))
-        return np.concatenate(probabilities)
+        pictures, outputs = self.outputs_of(images)
+        for picture in pictures:
+            if picture.error is not None:
+                raise ImageError(picture.name, picture.error)
+        return self.uncertainty.probabilities(outputs.logits)
 
     def iter_predictions(
         self,
@@ -274,11 +272,14 @@ class Predictor:
                 yield pictures, self.run(np.stack(squares)) if squares else self._empty_outputs()
         notes.warn()
 
-    def outputs_of(self, images: Sequence[ImageSource]) -> tuple[list[LoadedPicture], Outputs]:
-        """All pictures in their order, and the outputs for those that can be read."""
-        batches = list(self.iter_outputs(images, DEFAULT_BATCH_SIZE))
-        outputs = [batch for _, batch in batches if len(batch)] or [self._empty_outputs()]
-        return [picture for pictures, _ in batches for picture in pictures], Outputs.concatenate(outputs)
+    def outputs_of(self, images: Pictures) -> tuple[list[LoadedPicture], Outputs]:
+        """All pictures in their order, without their squares, and the outputs for those that can be read."""
+        pictures: list[LoadedPicture] = []
+        outputs: list[Outputs] = []
+        for batch, batch_outputs in self.iter_outputs(images, DEFAULT_BATCH_SIZE):
+            pictures += [replace(picture, square=None) for picture in batch]
+            outputs += [batch_outputs] if len(batch_outputs) else []
+        return pictures, Outputs.concatenate(outputs or [self._empty_outputs()])
 
     def _load(self, image: ImageSource) -> LoadedPicture:
         try:

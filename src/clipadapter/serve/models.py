@@ -64,12 +64,7 @@ class ServedModels:
     """
 
     def __init__(
-        self,
-        specs: Sequence[str],
-        limits: Limits | None = None,
-        *,
-        backend: str = "auto",
-        threads: int | None = None,
+        self, specs: Sequence[str], limits: Limits | None = None, *, backend: str = "auto", threads: int | None = None
     ) -> None:
         self.limits = limits or Limits()
         self.metrics = Metrics()

@@ -31,16 +31,7 @@ from starlette.requests import ClientDisconnect, Request
 from clipadapter.data.images import image_format, is_slow_file
 from clipadapter.errors import ImageError
 from clipadapter.runtime import Predictor
-from clipadapter.serve.batching import (
-    Answer,
-    BackendFailure,
-    Job,
-    Loader,
-    QueueSlot,
-    SlowPicture,
-    Square,
-    Unreadable,
-)
+from clipadapter.serve.batching import Answer, BackendFailure, Job, Loader, QueueSlot, SlowPicture, Square, Unreadable
 from clipadapter.serve.limits import SMALL_BODY_BYTES, Limits, RequestRefused, too_many_pictures
 from clipadapter.serve.models import ServedModel, ServedModels
 
@@ -240,8 +231,7 @@ class JsonPredictionBody(PredictionOptions):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     images: list[Annotated[str, Field(json_schema_extra={"pattern": "^[ -~]*$"})]] = Field(
-        min_length=1,
-        description="Files of pictures in base64; data: URLs will do.",
+        min_length=1, description="Files of pictures in base64; data: URLs will do."
     )
 
 

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,11 @@ class Note:
     is_error: bool = False  # whether something went wrong
     # Buttons that move pictures: (text on the button, class, keys of the pictures)
     offers: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+
+    @classmethod
+    def of_error(cls, error: ClipAdapterError) -> Note:
+        """The message about an action that failed."""
+        return cls(to_sentence(str(error)), is_error=True)
 
 
 @dataclass
@@ -69,31 +73,15 @@ class Tab:
 
 
 class Actions:
-    """Performs the actions of the page on a project."""
+    """Performs the actions of the page on a project. The action "add-class" is the method `_do_add_class`."""
 
     def __init__(self, session: Session, upload_folder: Callable[[], str]) -> None:
         self.session, self.project, self._upload_folder = session, session.project, upload_folder
-        self._actions: dict[str, Callable[[Tab, Data], Note | None]] = {
-            "add-class": self._add_class,
-            "rename-class": self._rename_class,
-            "remove-class": self._remove_class,
-            "upload": self._upload,
-            "upload-failed": self._upload_failed,
-            "label-picture": self._label_picture,
-            "move-pictures": self._move_pictures,
-            "remove-pictures": self._remove_pictures,
-            "add-tried-picture": self._add_tried_picture,
-            "skip-picture": lambda tab, data: session.skip_picture(_get_text(data, "picture")),
-            "set-quality": lambda tab, data: session.set_quality(_get_text(data, "quality")),
-            "learn-unlabelled": lambda tab, data: session.learn_unlabelled(bool(_get_text(data, "on"))),
-            "undo": self._undo,
-            "open": self._open,
-        }
 
     def perform(self, tab: Tab, data: Any) -> None:
         """Perform an action; its result becomes the note of the tab."""
         name = data.get("action") if isinstance(data, Mapping) else None
-        action = self._actions.get(str(name))
+        action = getattr(self, f"_do_{str(name).replace('-', '_')}", None)
         if action is None:
             tab.show(Note("The page sent an unknown action: load the page again.", is_error=True))
             return
@@ -102,7 +90,7 @@ class Actions:
         try:
             tab.show(action(tab, data) or Note(""))
         except ClipAdapterError as error:
-            tab.show(Note(to_sentence(str(error)), is_error=True))
+            tab.show(Note.of_error(error))
         if self.project.contents.revision != revision:
             self.session.notify_change()
         tab.rejected_name_count += tab.note.is_error and name == "add-class"
@@ -120,7 +108,7 @@ class Actions:
                 shutil.copyfile(file, tab.tried_file)
             self._predict(tab)
         except ClipAdapterError as error:
-            tab.show(Note(to_sentence(str(error)), is_error=True))
+            tab.show(Note.of_error(error))
         except OSError as error:
             tab.show(Note(f"The picture can't be copied: {error.strerror or error}.", is_error=True))
 
@@ -139,22 +127,22 @@ class Actions:
         if tab.tried_file is not None:
             tab.prediction = self.session.predict(tab.tried_file)
 
-    def _add_class(self, tab: Tab, data: Data) -> Note:
+    def _do_add_class(self, tab: Tab, data: Data) -> Note:
         name = self.project.add_class(_get_text(data, "text"))
         return Note(f"Added the class '{name}'.")
 
-    def _rename_class(self, tab: Tab, data: Data) -> Note:
+    def _do_rename_class(self, tab: Tab, data: Data) -> Note:
         name = self.project.rename_class(_get_text(data, "class"), _get_text(data, "text"))
         tab.renamed_class = ""
         return Note(f"Renamed the class to '{name}'.")
 
-    def _remove_class(self, tab: Tab, data: Data) -> Note:
+    def _do_remove_class(self, tab: Tab, data: Data) -> Note:
         name = _get_text(data, "class")
         count = len(self.project.contents.classes.get(name, ()))
         self.project.remove_class(name)
         return Note(f"Removed the class '{name}' with {format_count(count, 'picture')}. Undo brings it back.")
 
-    def _upload(self, tab: Tab, data: Data) -> Note:
+    def _do_upload(self, tab: Tab, data: Data) -> Note:
         rejected: list[tuple[str, str]] = []
         uploads = []
         for file in (file for file in _get_list(data, "files") if isinstance(file, Mapping)):
@@ -164,8 +152,7 @@ class Actions:
             except InputError as error:
                 rejected.append((name, str(error)))
         class_name = _get_text(data, "class")
-        add = partial(self.project.add_pictures, class_name) if class_name else self.project.add_unlabelled
-        result = add(uploads)
+        result = self.project.add_pictures(class_name or None, uploads)
         notes = ImageNotes()
         for upload in uploads if result.added else ():
             notes.add(upload.name, find_image_notes(upload.data))
@@ -173,19 +160,19 @@ class Actions:
         note = _describe_result(result, class_name)
         return replace(note, text=" ".join([note.text, *(to_sentence(str(one)) for one in notes.warnings())]))
 
-    def _upload_failed(self, tab: Tab, data: Data) -> Note:
+    def _do_upload_failed(self, tab: Tab, data: Data) -> Note:
         return Note(f"Upload failed: {_get_text(data, 'text')[:200]}", is_error=True)
 
-    def _label_picture(self, tab: Tab, data: Data) -> Note:
+    def _do_label_picture(self, tab: Tab, data: Data) -> Note:
         name = _get_text(data, "class")
         return _describe_result(self.project.label_pictures([_get_text(data, "picture")], name), name, "Labelled")
 
-    def _move_pictures(self, tab: Tab, data: Data) -> Note:
+    def _do_move_pictures(self, tab: Tab, data: Data) -> Note:
         keys, name = [str(key) for key in _get_list(data, "pictures")], _get_text(data, "class")
         tab.open_picture = ""
         return _describe_result(self.project.label_pictures(keys, name), name, "Moved")
 
-    def _remove_pictures(self, tab: Tab, data: Data) -> Note:
+    def _do_remove_pictures(self, tab: Tab, data: Data) -> Note:
         tab.open_picture = ""
         keys = [str(key) for key in _get_list(data, "pictures")]
         count = self.project.remove_pictures(keys)
@@ -194,18 +181,27 @@ class Actions:
             return Note(f"Removed {format_count(count, 'picture')}. {stay}", is_error=True)
         return Note(f"Removed {format_count(count, 'picture')}. Undo brings {'it' if count == 1 else 'them'} back.")
 
-    def _add_tried_picture(self, tab: Tab, data: Data) -> Note:
+    def _do_add_tried_picture(self, tab: Tab, data: Data) -> Note:
         if tab.tried_file is None or not tab.tried_file.is_file():
             raise InputError("the picture does not exist any more: choose it again")
         name = _get_text(data, "class")
         upload = Upload(tab.tried_file.name, tab.tried_file.read_bytes())
         return _describe_result(self.project.add_pictures(name, [upload]), name)
 
-    def _undo(self, tab: Tab, data: Data) -> Note:
+    def _do_skip_picture(self, tab: Tab, data: Data) -> None:
+        self.session.skip_picture(_get_text(data, "picture"))
+
+    def _do_set_quality(self, tab: Tab, data: Data) -> None:
+        self.session.set_quality(_get_text(data, "quality"))
+
+    def _do_learn_unlabelled(self, tab: Tab, data: Data) -> None:
+        self.session.learn_unlabelled(bool(_get_text(data, "on")))
+
+    def _do_undo(self, tab: Tab, data: Data) -> Note:
         undone = self.project.undo()
         return Note(f"Undone: {undone}." if undone else "There is nothing to undo.")
 
-    def _open(self, tab: Tab, data: Data) -> None:
+    def _do_open(self, tab: Tab, data: Data) -> None:
         """Open or close what only this tab shows."""
         if "picture" in data:
             tab.open_picture = _get_text(data, "picture")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,16 @@ class Journal:
         after = self.names if names is None else dict(names)
         step = Step(self.next_number, description, tuple(moves), tuple(folders), self.names, after)
         self._check_paths(step)
-        with self._logged(step.to_line(), step, self._reverse_moves):
-            self._push(step)
-            self._make_moves(step)
+        self._run(step, step.to_line(), is_undo=False)
+        return step
+
+    def undo(self) -> Step | None:
+        """Undo the last step and return it; None if there is none. If that fails, all is as it was."""
+        if not self.steps:
+            return None
+        step = self.steps[-1]
+        self._check_paths(step)
+        self._run(step, {"undo": step.number}, is_undo=True)
         return step
 
     def blocked_moves(self) -> list[Move]:
@@ -102,30 +109,20 @@ class Journal:
         exists = os.path.lexists
         return [(old, new) for old, new in moves if exists(self.root / old) and exists(self.root / new)]
 
-    def undo(self) -> Step | None:
-        """Undo the last step and return it; None if there is none. If that fails, all is as it was."""
-        if not self.steps:
-            return None
-        step = self.steps[-1]
-        self._check_paths(step)
-        with self._logged({"undo": step.number}, step, self._make_moves):
-            self._reverse_moves(self._pop())
-        return step
-
-    @contextmanager
-    def _logged(self, line: Mapping[str, Any], step: Step, reverse: Callable[[Step], None]) -> Iterator[None]:
-        """Log what is made inside, and the class names after it. If that fails, reverse it and remove its line.
+    def _run(self, step: Step, line: Mapping[str, Any], is_undo: bool) -> None:
+        """Log a step or its undo, make its moves and write the class names. If that fails, reverse it.
 
         If reversing fails as well, the line stays, and the next opening finishes the step.
         """
         before = list(self.steps), self.names
         length = self._append(line, sync=True)
         try:
-            yield
+            self._list(step, is_undo)
+            self._move_all(step, is_undo)
             self._write_names(self.names)
         except (OSError, InputError) as error:
             try:
-                reverse(step)
+                self._move_all(step, not is_undo)
                 self._truncate(length)
             except (OSError, InputError):
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -135,6 +132,15 @@ class Journal:
             self.steps, self.names = before
             raise
         self._log_done(step)
+
+    def _list(self, step: Step, is_undo: bool) -> None:
+        """Put a step on the list of those that can be undone, or take it off."""
+        if is_undo:
+            self.steps.pop()
+            self.names = dict(step.names_before)
+        else:
+            self.steps.append(step)
+            self.next_number, self.names = max(self.next_number, step.number + 1), dict(step.names_after)
 
     # ---- The file ----
 
@@ -148,7 +154,7 @@ class Journal:
         complete = data[: data.rfind(b"\n") + 1]
         if len(complete) < len(data):  # killed while the line was written: none of its moves was made
             os.truncate(self.path, len(complete))
-        unfinished: tuple[str, Step] | None = None
+        unfinished: tuple[Step, bool] | None = None
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
                 unfinished = self._apply_line(json.loads(line))
@@ -158,9 +164,9 @@ class Journal:
                     "without undo of earlier steps"
                 ) from error
         if unfinished is not None:
-            kind, step = unfinished
+            step, is_undo = unfinished
             try:
-                (self._make_moves if kind == "step" else self._reverse_moves)(step)
+                self._move_all(step, is_undo)
             except OSError as error:
                 raise InputError(
                     f"{step.description} was interrupted and can't be finished: {error.filename or self.root}: "
@@ -169,18 +175,17 @@ class Journal:
             self._log_done(step)
         self._write_names(self.names)
 
-    def _apply_line(self, line: dict[str, Any]) -> tuple[str, Step] | None:
-        """Apply a line to the list of steps. Return a step or an undo that has no line "done" yet."""
+    def _apply_line(self, line: dict[str, Any]) -> tuple[Step, bool] | None:
+        """Apply a line to the list of steps. Return a step that has no line "done" yet, and whether it is an undo."""
         if "done" in line:
             return None
-        if "undo" in line:
-            if self.steps[-1].number != line["undo"]:
-                raise ValueError("the undo is not of the last step")
-            return "undo", self._pop()
-        step = Step.from_line(line)
+        is_undo = "undo" in line
+        step = self.steps[-1] if is_undo else Step.from_line(line)
+        if is_undo and step.number != line["undo"]:
+            raise ValueError("the undo is not of the last step")
         self._check_paths(step)
-        self._push(step)
-        return "step", step
+        self._list(step, is_undo)
+        return step, is_undo
 
     def _append(self, line: Mapping[str, Any], sync: bool = False) -> int:
         """Append a line. Return the number of bytes before it.
@@ -211,15 +216,6 @@ class Journal:
         with suppress(OSError):
             self._append({"done": step.number})
 
-    def _push(self, step: Step) -> None:
-        self.steps.append(step)
-        self.next_number, self.names = max(self.next_number, step.number + 1), dict(step.names_after)
-
-    def _pop(self) -> Step:
-        step = self.steps.pop()
-        self.names = dict(step.names_before)
-        return step
-
     # ---- Moves ----
 
     def _check_paths(self, step: Step) -> None:
@@ -245,13 +241,14 @@ class Journal:
             return path.samefile(self.path.parent)
         return False
 
-    def _make_moves(self, step: Step) -> None:
-        for folder in step.folders:
-            self._resolve(folder).mkdir(parents=True, exist_ok=True)
-        for old, new in step.moves:
-            self._move(old, new)
-
-    def _reverse_moves(self, step: Step) -> None:
+    def _move_all(self, step: Step, is_undo: bool) -> None:
+        """Make the moves of a step, or reverse them."""
+        if not is_undo:
+            for folder in step.folders:
+                self._resolve(folder).mkdir(parents=True, exist_ok=True)
+            for old, new in step.moves:
+                self._move(old, new)
+            return
         for old, new in reversed(step.moves):
             self._move(new, old)
         for folder in reversed(step.folders):

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from clipadapter.errors import ClipAdapterError
 from clipadapter.rendering.html import read_asset
 from clipadapter.runtime.model_folder import CARD_FILE, CONFIG_FILE, list_own_files
-from clipadapter.studio.actions import Actions, Note, Tab, to_sentence
+from clipadapter.studio.actions import Actions, Note, Tab
 from clipadapter.studio.panels import PACKAGE, PANELS, Panels
 from clipadapter.studio.project import EXPORT_FOLDER, STUDIO_FOLDER, studio_path
 from clipadapter.studio.session import Session
@@ -213,7 +213,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         return [text, gr.DownloadButton(label, str(file), visible=True)]
 
     def _report_failure(self, tab: Tab, error: ClipAdapterError) -> list[Update]:
-        self._show_at_next_poll(tab, Note(to_sentence(str(error)), is_error=True))
+        self._show_at_next_poll(tab, Note.of_error(error))
         return ["", gr.DownloadButton(visible=False)]
 
     def _show_at_next_poll(self, tab: Tab, note: Note) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -48,25 +48,16 @@ class Panels:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._thumbnails = ThumbnailCache()
+        self._thumbnails: OrderedDict[tuple[Stamp, int], str] = OrderedDict()  # data URLs by file and longest side
         self._quality_options = quality_options(session.encoder, session.other_encoders)
 
     def render_changed(self, tab: Tab) -> dict[str, str]:
         """Return the HTML of the panels that differ from what the tab shows."""
         state, contents = self.session.state, self.session.project.contents
         self._close_removed(tab, contents)
-        changed, common = (
-            {},
-            {
-                "tab": tab,
-                "state": state,
-                "class_names": list(contents.classes),
-                "next_step": self._next_step(state, contents),
-            },
-        )
+        values, changed = self._values(tab, state, contents), {}
         for name in PANELS:
-            values = getattr(self, f"_{name}")(tab, state, contents)
-            html = _template_environment().get_template(f"{name}.html").render(common | values)
+            html = _template_environment().get_template(f"{name}.html").render(values)
             digest = blake2b(html.encode(), digest_size=16).digest()
             if tab.panel_digests.get(name) != digest:
                 changed[name], tab.panel_digests[name] = html, digest
@@ -87,19 +78,46 @@ class Panels:
         tab.open_class = tab.open_class if tab.open_class in contents.classes else ""
         tab.renamed_class = tab.renamed_class if tab.renamed_class in contents.classes else ""
 
-    def _status(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
+    def _values(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
+        """What the templates of all panels read."""
+        session = self.session
+        queue = [contents.picture(key) for key in session.pending_queue() if contents.has(key)]
+        guess = state.guesses.get(queue[0].key) if queue else None
+        has_guess = guess is not None and guess[0] in contents.classes
+        nearest = [one for one in tab.prediction.nearest if contents.has(one.source)] if tab.prediction else []
+        nearest_urls = self._urls([contents.picture(one.source) for one in nearest], SMALL_PIXELS)
+        is_waiting = state.quality not in ("", session.quality) and state.model is not None
         return {
+            "tab": tab,
+            "state": state,
+            "contents": contents,
+            "session": session,
+            "class_names": list(contents.classes),
+            "next_step": suggest_next_step(contents, has_guess, state.is_saved(contents)),
             "summary": _summarize(contents, state),
-            "encoders": [one.info.name for one in (self.session.encoder, *self.session.other_encoders)],
-            "undo": self.session.project.next_undo,
+            "cards": self._cards(tab, state, contents),
+            "groups": self._unlabelled_groups(state, contents) if tab.shows_unlabelled else [],
+            "number_keys": NUMBER_KEYS,
+            "first_key": queue[0].key if queue else "",
+            "first_url": self._urls(queue[:1], LARGE_PIXELS)[0] if queue else "",
+            "next_urls": self._urls(queue[1:], SMALL_PIXELS),
+            "guess": guess,
+            "nearest": list(zip(nearest, nearest_urls, strict=True)),
+            "plot": None if state.curve is None else plot_curve(state.curve),
+            "more_shots": MORE_SHOTS,
+            "width": PLOT_WIDTH,
+            "height": PLOT_HEIGHT,
+            "percent": lambda share: round(100 * share),
+            "left_out": format_list(session.classes_without_pictures(), 3),
+            "method_style": method_style(session.head),
+            "options": self._quality_options,
+            "fitted": state.quality if is_waiting else "",
+            "why_no_unlabelled": why_no_unlabelled(session.head),
+            "unlabelled_text": describe_unlabelled(state.model if session.learns_unlabelled else None),
         }
 
-    def _next_step(self, state: SessionState, contents: Contents) -> NextStep:
-        first = self.session.pending_queue()[:1]
-        has_guess = any(key in state.guesses and state.guesses[key][0] in contents.classes for key in first)
-        return suggest_next_step(contents, has_guess, state.is_saved(contents))
-
-    def _classes(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
+    def _cards(self, tab: Tab, state: SessionState, contents: Contents) -> list[dict[str, Any]]:
+        """The box of each class."""
         doubts = state.model.doubts if state.model is not None else {}
         max_pictures = max(1, min(CLASS_PICTURES, PAGE_PICTURES // max(len(contents.classes), 1)))
         cards = []
@@ -108,55 +126,22 @@ class Panels:
             unreadable = [one for one in pictures if one.key in state.unreadable]
             doubtful_first = sorted(readable, key=lambda one: (one.key not in doubts, -one.stamp[3]))  # then the newest
             visible = doubtful_first[: OPEN_CLASS_PICTURES if name == tab.open_class else max_pictures]
-            urls = self._thumbnails.urls(visible, SMALL_PIXELS)
-            cards.append(
-                {
-                    "name": name,
-                    "count": len(readable),
-                    "doubt_count": sum(one.key in doubts for one in readable),
-                    "hidden_count": len(readable) - len(visible),
-                    "is_open": name == tab.open_class,
-                    "is_renaming": name == tab.renamed_class,
-                    "pictures": [
-                        (one.key, url, doubts.get(one.key, ""), number)
-                        for number, (one, url) in enumerate(zip(visible, urls, strict=True), start=1)
-                    ],
-                    "unreadable": [(printable(one.path.name), state.unreadable[one.key]) for one in unreadable],
-                    "open_picture": self._open_picture(tab, name, contents, doubts),
-                }
-            )
-        return {
-            "cards": cards,
-            "has_pictures": any(contents.classes.values()) or bool(contents.unlabelled),
-        }
-
-    def _open_picture(
-        self, tab: Tab, class_name: str, contents: Contents, doubts: Mapping[str, str]
-    ) -> dict[str, str] | None:
-        if not tab.open_picture or contents.label(tab.open_picture) != class_name:
-            return None
-        picture = contents.picture(tab.open_picture)
-        return {
-            "key": picture.key,
-            "url": self._thumbnails.urls([picture], LARGE_PIXELS)[0],
-            "file": printable(picture.path.name),
-            "doubt": doubts.get(picture.key, ""),
-        }
-
-    def _queue(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
-        queue = [contents.picture(key) for key in self.session.pending_queue() if contents.has(key)]
-        first = queue[0] if queue else None
-        groups = self._unlabelled_groups(state, contents) if tab.shows_unlabelled else []
-        return {
-            "groups": groups,
-            "hidden_count": len(contents.unlabelled) - sum(len(pictures) for _, pictures in groups),
-            "unlabelled_count": len(contents.unlabelled),
-            "number_keys": NUMBER_KEYS,
-            "first_key": first.key if first else "",
-            "first_url": self._thumbnails.urls(queue[:1], LARGE_PIXELS)[0] if queue else "",
-            "guess": state.guesses.get(first.key) if first else None,
-            "next_urls": self._thumbnails.urls(queue[1:], SMALL_PIXELS),
-        }
+            urls = self._urls(visible, SMALL_PIXELS)
+            opened = [contents.picture(tab.open_picture)] if contents.label(tab.open_picture) == name else []
+            card = {
+                "name": name,
+                "count": len(readable),
+                "doubt_count": sum(one.key in doubts for one in readable),
+                "hidden_count": len(readable) - len(visible),
+                "pictures": [(one.key, url, doubts.get(one.key, "")) for one, url in zip(visible, urls, strict=True)],
+                "unreadable": [(printable(one.path.name), state.unreadable[one.key]) for one in unreadable],
+                "open_pictures": [
+                    (one.key, url, printable(one.path.name), doubts.get(one.key, ""))
+                    for one, url in zip(opened, self._urls(opened, LARGE_PIXELS), strict=True)
+                ],
+            }
+            cards.append(card)
+        return cards
 
     def _unlabelled_groups(
         self, state: SessionState, contents: Contents
@@ -170,39 +155,26 @@ class Panels:
         groups = []
         for name, members in by_class.items():
             members.sort(key=lambda member: -member[0])
-            urls = self._thumbnails.urls([picture for _, picture in members], SMALL_PIXELS)
+            urls = self._urls([picture for _, picture in members], SMALL_PIXELS)
             cells = [(one.key, url, round(100 * p)) for (p, one), url in zip(members, urls, strict=True)]
             groups += [(name, cells)] if cells else []
         return groups
 
-    def _prediction(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
-        nearest = [one for one in tab.prediction.nearest if contents.has(one.source)] if tab.prediction else []
-        urls = self._thumbnails.urls([contents.picture(one.source) for one in nearest], SMALL_PIXELS)
-        return {"nearest": list(zip(nearest, urls, strict=True))}
+    def _urls(self, pictures: Sequence[PictureFile], max_side: int) -> list[str]:
+        """A data URL for each picture, made once; empty for one that can't be read. The page needs no other files."""
+        missing = [picture for picture in pictures if (picture.stamp, max_side) not in self._thumbnails]
+        if missing:
+            paths = [picture.path for picture in missing]
+            thumbnails = encode_thumbnails(paths, max_side, THUMBNAIL_JPEG_QUALITY)
+            for picture, thumbnail in zip(missing, thumbnails, strict=True):
+                self._thumbnails[picture.stamp, max_side] = thumbnail_url(thumbnail)
+        urls = [self._thumbnails[picture.stamp, max_side] for picture in pictures]
+        while len(self._thumbnails) > MAX_CACHED_THUMBNAILS:
+            self._thumbnails.popitem(last=False)
+        return urls
 
-    def _accuracy(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
-        return {
-            "plot": None if state.curve is None else plot_curve(state.curve),
-            "more_shots": MORE_SHOTS,
-            "width": PLOT_WIDTH,
-            "height": PLOT_HEIGHT,
-            "percent": lambda share: round(100 * share),
-            "left_out": format_list(self.session.classes_without_pictures(), 3),
-            "method_style": method_style(self.session.head),
-        }
 
-    def _quality(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
-        chosen = self.session.quality
-        is_waiting = state.quality not in ("", chosen) and state.model is not None
-        return {
-            "options": self._quality_options,
-            "chosen": chosen,
-            "fitted": state.quality if is_waiting else "",
-            "why_no_choice": self.session.why_no_choice,
-            "learns_unlabelled": self.session.learns_unlabelled,
-            "why_no_unlabelled": why_no_unlabelled(self.session.head),
-            "unlabelled_text": describe_unlabelled(state.model if self.session.learns_unlabelled else None),
-        }
+# ---- Texts and plots ----
 
 
 def describe_unlabelled(model: ProjectModel | None) -> str:
@@ -212,29 +184,6 @@ def describe_unlabelled(model: ProjectModel | None) -> str:
     if model is None or not how:
         return "The pictures to label help the model if labelled pictures that are held out show it. Fits take longer."
     return f"{format_count(model.unlabelled_count, 'picture')} tried: {how}."
-
-
-class ThumbnailCache:
-    """Small pictures as data URLs, each made once. The page needs no files of the machine for them."""
-
-    def __init__(self) -> None:
-        self._urls: OrderedDict[tuple[Stamp, int], str] = OrderedDict()
-
-    def urls(self, pictures: Sequence[PictureFile], max_side: int) -> list[str]:
-        """Return a data URL for each picture; empty for one that can't be read."""
-        missing = [picture for picture in pictures if (picture.stamp, max_side) not in self._urls]
-        if missing:
-            paths = [picture.path for picture in missing]
-            thumbnails = encode_thumbnails(paths, max_side, THUMBNAIL_JPEG_QUALITY)
-            for picture, thumbnail in zip(missing, thumbnails, strict=True):
-                self._urls[picture.stamp, max_side] = thumbnail_url(thumbnail)
-        urls = [self._urls[picture.stamp, max_side] for picture in pictures]
-        while len(self._urls) > MAX_CACHED_THUMBNAILS:
-            self._urls.popitem(last=False)
-        return urls
-
-
-# ---- Texts and plots ----
 
 
 def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> dict[str, str]:

@@ -15,20 +15,10 @@ from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import read_folder
 from clipadapter.data.images import image_bytes, image_format, read_image
 from clipadapter.errors import ImageError, InputError
-from clipadapter.utils.files import (
-    IMAGE_SUFFIXES,
-    encodable,
-    path_without_links,
-    printable,
-    safe_file_name,
-    write_atomically,
-)
+from clipadapter.utils.files import IMAGE_SUFFIXES, encodable, path_without_links, printable, safe_file_name
 
 Stamp = tuple[int, int, int, int]
 """Device, inode, size and time of the last change. A move does not change it."""
-
-UPLOAD_NAME = "[0-9a-f]{20}"
-"""Pattern of the names that `write_upload` gives."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +96,6 @@ def free_name(base: str, suffix: str, used: Collection[str]) -> str:
 def fold_name(name: str) -> str:
     """Return the same text for names that some file system takes for one: they differ in case or form of accents."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
-
-
-def write_upload(folder: Path, upload: Upload) -> Path:
-    """Write an upload into a folder, under the hash of its bytes, and sync it."""
-    return write_atomically(folder / blake2b(upload.data, digest_size=10).hexdigest(), upload.data)
 
 
 class DuplicateFinder:

@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 
 from typing_extensions import Self
@@ -24,7 +25,6 @@ from clipadapter.data.images import image_bytes
 from clipadapter.errors import ImageError, InputError
 from clipadapter.studio.journal import Journal, Move
 from clipadapter.studio.pictures import (
-    UPLOAD_NAME,
     Contents,
     DuplicateFinder,
     PictureFile,
@@ -35,7 +35,6 @@ from clipadapter.studio.pictures import (
     list_picture_files,
     read_contents,
     stored_file_name,
-    write_upload,
 )
 from clipadapter.utils.files import (
     RANDOM_END,
@@ -58,6 +57,8 @@ EXPORT_FOLDER = "export"
 """Folder in ``.studio`` for the files that the page offers for download."""
 UPLOADS_FOLDER = "uploads"
 """Folder in ``.studio`` for the temporary files of the page."""
+UPLOAD_NAME = "[0-9a-f]{20}"
+"""Pattern of the names of uploads in the folder of a step."""
 UPLOAD_PATTERN = rf"[0-9a-f]{{40,64}}|tried{RANDOM_END}|tmp[a-z0-9_]{{8}}"
 """Names of what Gradio and the page write there."""
 MAX_NAME_LETTERS = 120
@@ -224,15 +225,17 @@ class Project:
             move = (self._class_path(folder), f"{self._trash_folder()}/{folder}")
             self._perform(f"removing the class '{name}'", [move], (), names)
 
-    def add_pictures(self, class_name: str, uploads: Sequence[Upload]) -> AddResult:
-        """Add pictures to a class. A picture that is in another class stays there, and is reported."""
+    def add_pictures(self, class_name: str | None, uploads: Sequence[Upload]) -> AddResult:
+        """Add pictures to a class, or without a label. A picture of another class stays there, and is reported."""
         with self._guard:
-            return self._add(uploads, self._class_path(self._folder_of(class_name)), class_name, f"to '{class_name}'")
-
-    def add_unlabelled(self, uploads: Sequence[Upload]) -> AddResult:
-        """Add pictures without a label. A picture that is in a class stays there, and is reported."""
-        with self._guard:
-            return self._add(uploads, UNLABELLED_FOLDER, None, "to be labelled")
+            folder = UNLABELLED_FOLDER if class_name is None else self._class_path(self._folder_of(class_name))
+            batch = _Batch(self, folder, class_name)
+            for upload in uploads:
+                batch.add_upload(upload)
+            if batch.moves:
+                target = "to be labelled" if class_name is None else f"to '{class_name}'"
+                self._perform(f"adding {format_count(len(batch.moves), 'picture')} {target}", batch.moves)
+            return batch.result
 
     def label_pictures(self, keys: Sequence[str], class_name: str) -> AddResult:
         """Move pictures into a class, from other classes or from the unlabelled ones."""
@@ -271,14 +274,6 @@ class Project:
             return ", ".join(texts)
 
     # ---- Steps ----
-
-    def _add(self, uploads: Sequence[Upload], folder: str, class_name: str | None, target: str) -> AddResult:
-        batch = _Batch(self, folder, class_name)
-        for upload in uploads:
-            batch.add_upload(upload)
-        if batch.moves:
-            self._perform(f"adding {format_count(len(batch.moves), 'picture')} {target}", batch.moves)
-        return batch.result
 
     def incoming_folder(self) -> str:
         """The folder of uploads of the next step: its own, so that its undo finds their old paths free."""
@@ -403,7 +398,8 @@ class _Batch:
                 source = _relative_path(self._root, unlabelled[0])
             else:
                 folder = path_without_links(self._root, *self._incoming.split("/"))
-                source = f"{self._incoming}/{write_upload(folder, upload).name}"
+                digest = blake2b(upload.data, digest_size=10).hexdigest()  # as UPLOAD_NAME says
+                source = f"{self._incoming}/{write_atomically(folder / digest, upload.data).name}"
             name = stored_file_name(upload, self._used_names)
             self._used_names.add(fold_name(name))
             self._new_uploads.add(upload.data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -271,27 +271,20 @@ class Session:
         """Write the model as one ONNX file, `export_file`; see `clipadapter.export.export_model`."""
         from clipadapter.export import export_model
 
-        self._check_export_file()
+        file, checksum = path_without_links(self.project.root.parent, self.export_file.name), None
+        if file.exists():
+            with suppress(ArtifactError):
+                checksum = check_file(file)
+            if checksum is None or checksum != self.project.setting(EXPORT_SETTING):
+                raise InputError(
+                    f"{printable(file)} is not a file that the studio of this project exported, or was changed since: "
+                    "move it away, then export again"
+                )
         _, classifier = self._current_model()
         paths = [picture.path for _, picture in self.project.contents.labelled()]
         file = Path(export_model(classifier, self.export_file, pictures=paths[:MAX_PARITY_PICTURES]).path)
         self.project.save_setting(EXPORT_SETTING, check_file(file) or "")
         return file
-
-    def _check_export_file(self) -> None:
-        """Refuse to replace a file that is not the last one that the studio exported from this project."""
-        file = path_without_links(self.project.root.parent, self.export_file.name)
-        if not file.exists():
-            return
-        try:
-            checksum = check_file(file)
-        except ArtifactError:
-            checksum = None
-        if checksum is None or checksum != self.project.setting(EXPORT_SETTING):
-            raise InputError(
-                f"{printable(file)} is not a file that the studio of this project exported, or was changed since: move "
-                "it away, then export again"
-            )
 
     def classes_without_pictures(self) -> list[str]:
         """Return the classes without a readable picture: the model knows them by their names alone."""

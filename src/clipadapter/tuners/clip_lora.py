@@ -54,6 +54,7 @@ class ClipLora(LayerTuner):
     method_name = "clip-lora"
     parts = "attention layers that clip-lora knows"
     trainable_matrices = "qkvo"
+    fingerprint_parameters = ("matrices", "layers", "alpha")
 
     rank: Annotated[int, at_least(1)] = 2
     alpha: float = 1.0
@@ -79,9 +80,6 @@ class ClipLora(LayerTuner):
             return False
         update.merge(parts)
         return True
-
-    def _fingerprint_facts(self) -> tuple[object, ...]:
-        return *super()._fingerprint_facts(), float(self.alpha)
 
 
 class SeededDropout:

@@ -46,6 +46,7 @@ class DeepPromptTuner(TowerTuner):
         seed: of the first values, shuffling and the choice of views.
     """
 
+    fingerprint_parameters = ("ctx_init",)
     min_epochs: ClassVar[int]
     """Epochs if ``epochs`` is None, or more of them, to make `min_steps`."""
     min_steps: ClassVar[int]
@@ -102,9 +103,6 @@ class DeepPromptTuner(TowerTuner):
             changed.append(f"{tower} tower ({prompts.shape[1]} prompts before each of {len(prompts)} blocks)")
         self.insert_sources(places, **sources)
         return f"{self.method_name}: {', '.join(changed)}"
-
-    def _fingerprint_facts(self) -> tuple[object, ...]:
-        return (self.ctx_init,)
 
 
 def prompts_of_blocks(values: Tensor) -> list[PromptSource]:

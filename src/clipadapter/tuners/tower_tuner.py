@@ -72,6 +72,8 @@ class TowerTuner(TrainingParameters):
     needs_text = True
     tunes_encoder = True
     method_name: ClassVar[str]
+    fingerprint_parameters: ClassVar[tuple[str, ...]]
+    """Names of the parameters that a tuned encoder depends on, beside the learned arrays."""
     learns_from_views: ClassVar[bool] = False
     """True if `fit` learns from augmented views by the tuned encoder; else it gets plain pictures."""
 
@@ -97,10 +99,6 @@ class TowerTuner(TrainingParameters):
         Raises:
             InputError: if they don't fit its layers; see `_misfit`.
         """
-
-    @abstractmethod
-    def _fingerprint_facts(self) -> tuple[object, ...]:
-        """What else a tuned encoder depends on, beside the arrays."""
 
     def _make_checkpoint(self, digest: str) -> Checkpoint:
         """Where the state of `tune` is stored."""
@@ -202,9 +200,10 @@ class TowerTuner(TrainingParameters):
         arrays = self._arrays()
         tunable = open_tunable_copy(encoder)
         changed = self._merge(tunable)
-        total = blake2b(
-            repr((tunable.info.fingerprint, type(self).__name__, *self._fingerprint_facts())).encode(), digest_size=16
-        )
+        values = [getattr(self, name) for name in self.fingerprint_parameters]
+        facts = [float(value) if isinstance(value, int) else value for value in values]
+        text = repr((tunable.info.fingerprint, type(self).__name__, *facts))
+        total = blake2b(text.encode(), digest_size=16)
         for name in sorted(arrays):
             total.update(name.encode())
             total.update(np.ascontiguousarray(arrays[name].numpy()).data)
@@ -407,6 +406,7 @@ class LayerTuner(PartTuner):
         steps: optimizer steps; None for 500 times the shots per class.
     """
 
+    fingerprint_parameters: ClassVar[tuple[str, ...]] = ("matrices", "layers")
     trainable_matrices: ClassVar[str]
     """Letters of the matrices that the method can change."""
 
@@ -420,9 +420,6 @@ class LayerTuner(PartTuner):
         return TrainConfig.from_estimator(
             self, optimizer="adamw", steps=steps, min_epochs=1, min_lr=1e-6, view_per_epoch=False
         )
-
-    def _fingerprint_facts(self) -> tuple[object, ...]:
-        return self.matrices, self.layers
 
     def _parts_of(self, tower: str, network: nn.Module, tunable: Encoder) -> list[AttentionLayer]:
         """The layers that are changed; of their matrices those that are changed and that they have."""

@@ -66,6 +66,7 @@ class TwoStage(PartTuner):
     method_name = "two-stage"
     parts = "layer norms in attention blocks"
     learns_from_views = True
+    fingerprint_parameters = ("norms",)
 
     norms: Annotated[str, OneOf(*NORMS)] = "blocks"
     lr: float = 2e-4
@@ -127,9 +128,6 @@ class TwoStage(PartTuner):
 
     def _describe_parts(self, parts: LayerNorms) -> str:
         return f"{len(parts)} norms"
-
-    def _fingerprint_facts(self) -> tuple[object, ...]:
-        return (self.norms,)
 
     def _fit(self, shots: SupportSet) -> None:
         """The second stage: class vectors from features of the tuned encoder."""

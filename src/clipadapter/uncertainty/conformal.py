@@ -132,28 +132,24 @@ class Conformal:
             InputError: if the rate is not between 0 and 1.
         """
         rate = _check_coverage(coverage)
-        needed = _shots_needed(rate)
-        if not self.by_class:
-            r = len(self.scores)
-            if r >= needed:
-                return None
-            sets = (
-                f"a set has the classes that make up {100 * rate:.4g} % of the probability, which no shots confirm"
-                if self._is_by_probability(rate)
-                else "every set has all classes"
-            )
-            return (
-                f"{100 * rate:.4g} % coverage needs {needed} held-out shots, there {'is' if r == 1 else 'are'} {r}: "
-                f"{sets}. Give more shots{_attainable_coverage(r)}"
-            )
-        counts = np.bincount(self.labels, minlength=self.n_classes)
-        n_short_classes = int((counts < needed).sum())
-        if not n_short_classes:
+        needed, percent = _shots_needed(rate), f"{100 * rate:.4g} %"
+        counts = np.bincount(self.labels, minlength=self.n_classes) if self.by_class else np.array([len(self.scores)])
+        fewest, n_short = int(counts.min()), int((counts < needed).sum())
+        if not n_short:
             return None
+        # The highest coverage that r shots can guarantee is r / (r + 1), rounded down here.
+        most = f", or set a coverage of at most {math.floor(1000 * fewest / (fewest + 1)) / 1000:g}" if fewest else ""
+        if self.by_class:
+            return (
+                f"{percent} coverage of every class needs {needed} held-out shots of each; {n_short} of "
+                f"{self.n_classes} classes have fewer (the fewest: {fewest}) and are in every set. Give more shots"
+                f"{most}, or use a coverage over all classes together"
+            )
+        by_probability = f"a set has the classes that make up {percent} of the probability, which no shots confirm"
+        sets = by_probability if self._is_by_probability(rate) else "every set has all classes"
         return (
-            f"{100 * rate:.4g} % coverage of every class needs {needed} held-out shots of each; {n_short_classes} of "
-            f"{self.n_classes} classes have fewer (the fewest: {counts.min()}) and are in every set. Give more shots"
-            f"{_attainable_coverage(int(counts.min()))}, or use a coverage over all classes together"
+            f"{percent} coverage needs {needed} held-out shots, there {'is' if fewest == 1 else 'are'} {fewest}: "
+            f"{sets}. Give more shots{most}"
         )
 
     def describe_guarantee(self, coverage: float = 0.9) -> str:
@@ -168,19 +164,17 @@ class Conformal:
             return shortage + "."
         scope = "of each class's pictures" if self.by_class else "of pictures"
         claim = f"{100 * rate:.4g} % {scope} have their class in the set"
-        if self.method == "split":
-            sentences = [f"At least {claim}, on average over draws of the shots that were held out"]
-        elif self.method == "cv+":
-            sentences = [f"About {claim}; proven is a little less than {100 * max(0.0, 2 * rate - 1):.4g} %"]
-        else:
-            sentences = [
-                f"About {claim}. No theorem says so: the held-out shots were scored by fits to fewer shots than the "
-                "final fit, and their temperature was learned from them"
-            ]
-        if self.by_class:
-            sentences.append("That holds if new pictures are like the shots")
-        else:
-            sentences.append("That holds if new pictures are like the shots, with the same class frequencies")
+        frequencies = "" if self.by_class else ", with the same class frequencies"
+        sentences = [
+            {
+                "split": f"At least {claim}, on average over draws of the shots that were held out",
+                "cv+": f"About {claim}; proven is a little less than {100 * max(0.0, 2 * rate - 1):.4g} %",
+                "cross": f"About {claim}. No theorem says so: the held-out shots were scored by fits to fewer shots "
+                "than the final fit, and their temperature was learned from them",
+            }[self.method],
+            f"That holds if new pictures are like the shots{frequencies}",
+        ]
+        if not self.by_class:
             sentences.append(
                 f"With {r} held-out shots coverage varies by {_coverage_deviation(r, rate):.1f} points between fits"
             )
@@ -291,11 +285,6 @@ def _quantile(scores: Array, rate: float, interpolate: bool) -> float:
         return above
     below, fraction = float(scores[math.floor(rank) - 1]), rank - math.floor(rank)
     return below + fraction * (above - below)
-
-
-def _attainable_coverage(r: int) -> str:
-    """Advice with the highest coverage that r shots can guarantee, r / (r + 1) rounded down; "" for no shots."""
-    return f", or set a coverage of at most {math.floor(1000 * r / (r + 1)) / 1000:g}" if r else ""
 
 
 def _coverage_deviation(r: int, rate: float) -> float:
