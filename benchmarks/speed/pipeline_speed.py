@@ -23,7 +23,7 @@ from _output import add_json, summarise, write_json
 from clipadapter.backends import Int8Calibration
 from clipadapter.data import IMAGE_SUFFIXES, read_image
 from clipadapter.encoders import Encoder, create_encoder, with_backend
-from clipadapter.features import FeatureStore, embed
+from clipadapter.features import FeatureStore, extract
 
 BATCH = 32
 CALIBRATION = 64
@@ -63,7 +63,7 @@ def speed(encoder: Encoder, paths: list[Path], repeats: int) -> list[dict]:
 
     def files() -> None:
         with tempfile.TemporaryDirectory() as folder, FeatureStore(Path(folder) / "features.sqlite") as store:
-            embed(encoder, paths, store, batch_size=BATCH, strict=True)
+            extract(encoder, paths, store=store, batch_size=BATCH, strict=True, keep=False)
 
     tensors(), files()
     runs = []
@@ -90,7 +90,12 @@ def memory(encoder: Encoder, paths: list[Path]) -> list[dict]:
             copy.write_bytes(paths[i % len(paths)].read_bytes() + i.to_bytes(4, "big"))
         for count in COUNTS:
             with FeatureStore(Path(folder) / f"{count}.sqlite") as store:
-                rate, _ = timed(lambda n=count, store=store: embed(encoder, copies[:n], store, batch_size=BATCH), count)
+                rate, _ = timed(
+                    lambda n=count, store=store: extract(
+                        encoder, copies[:n], store=store, batch_size=BATCH, keep=False
+                    ),
+                    count,
+                )
                 entries = len(store)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             print(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from clipadapter.encoders import create_encoder
-from clipadapter.features import FeatureStore, embed
+from clipadapter.features import FeatureStore, extract
 
 
 def stop(statement):
@@ -21,4 +21,5 @@ if __name__ == "__main__":
     store_path, folder, batch_size = sys.argv[1:]
     with FeatureStore(store_path) as store:
         store._db.set_trace_callback(stop)  # SQLite calls it before it runs the statement
-        embed(create_encoder("toy"), sorted(Path(folder).iterdir()), store, batch_size=int(batch_size), workers=2)
+        paths = sorted(Path(folder).iterdir())
+        extract(create_encoder("toy"), paths, store=store, batch_size=int(batch_size), workers=2, keep=False)

@@ -12,7 +12,7 @@ from clipadapter.backends.openvino import OpenVinoBackend
 from clipadapter.backends.parity import Parity, measure_parity
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import InputError, MissingExtraError, UnknownNameError, install_command
-from clipadapter.features import FeatureStore, ViewSpec, autotune, choose_backend, embed
+from clipadapter.features import FeatureStore, ViewSpec, autotune, choose_backend, extract
 from clipadapter.features.autotune import Measured, choose_measured, read_record, source_key, write_record
 
 from ..tiny_encoder import TinyEncoder
@@ -82,7 +82,7 @@ def test_stored_features_are_not_computed_in_another_precision(tiny, pictures, o
     monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda *_: True)
     monkeypatch.setattr(autotune, "measure", None)
     with FeatureStore(":memory:") as store:
-        embed(tiny, pictures, store, views=ViewSpec())
+        extract(tiny, pictures, store=store, views=ViewSpec())
         assert choose_backend(tiny, pictures, store=store) is tiny
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipadapter.data.images import image_bytes, read_image
 from clipadapter.errors import ImageError, InputError
-from clipadapter.features import FeatureStore, ViewSpec, embed, extract, parse_shard
+from clipadapter.features import FeatureStore, ViewSpec, extract, parse_shard
 
 
 @pytest.fixture
@@ -129,13 +129,14 @@ def test_a_picture_that_can_not_be_read_is_skipped_with_its_reason(toy, store, m
     close(result.features, one_by_one(toy, [mixed[row] for row in result.rows]))
     expected = [(0, mixed[0], "file is empty"), (3, mixed[3], "not an image"), (7, mixed[7], "no such file")]
     assert result.skipped == [(position, str(path), reason) for position, path, reason in expected]
-    assert embed(toy, mixed, store).skipped == result.skipped
+    stored = extract(toy, mixed, store=store, keep=False)
+    assert (stored.skipped, stored.rows, len(stored.features)) == (result.skipped, result.rows, 0)
 
 
-@pytest.mark.parametrize("call", [extract, embed])
-def test_strict_raises_for_a_picture_that_can_not_be_read(toy, store, mixed, call):
+@pytest.mark.parametrize("keep", [True, False])
+def test_strict_raises_for_a_picture_that_can_not_be_read(toy, store, mixed, keep):
     with pytest.raises(ImageError, match=r"empty\.jpg: file is empty"):
-        call(toy, mixed, store=store, strict=True)
+        extract(toy, mixed, store=store, strict=True, keep=keep)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("clipadapter")]
 
 
@@ -183,7 +184,6 @@ def test_wrong_arguments_are_refused(toy, sources, options, message):
 
 def test_no_pictures_give_no_features(toy, store):
     assert extract(toy, []).features.shape == (0, 1, toy.info.dim)
-    assert embed(toy, [], store).stored == 0
     assert extract(toy, ["missing.jpg"], views=ViewSpec(count=2)).features.shape == (0, 2, toy.info.dim)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipadapter.features import FeatureStore, embed, extract
+from clipadapter.features import FeatureStore, extract
 
 N, BATCH, COMMITS = 60, 8, 3
 
@@ -44,6 +44,6 @@ def test_ctrl_c_stops_the_threads_and_keeps_what_was_computed(picture_folder, tm
         with monkeypatch.context() as patch:
             patch.setattr(toy, "encode_pixels", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                embed(toy, paths, store, batch_size=4)
+                extract(toy, paths, store=store, batch_size=4, keep=False)
         assert not {thread for thread in threading.enumerate() if thread.name.startswith("clipadapter")} - others
-        assert embed(toy, paths, store).cached == 8
+        assert extract(toy, paths, store=store, keep=False).cached == 8

@@ -1,4 +1,4 @@
-"""How pictures are decoded for an encoder; what `extract` and `embed` promise is in `test_extract.py`."""
+"""How pictures are decoded for an encoder; what `extract` promises is in `test_extract.py`."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from clipadapter.data import read_image
 from clipadapter.data.images import read_image as decode
-from clipadapter.features import FeatureStore, ViewSpec, embed, extract
+from clipadapter.features import FeatureStore, ViewSpec, extract
 
 
 @pytest.fixture
@@ -103,6 +103,6 @@ def test_memory_is_that_of_a_window_of_pictures(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(toy, "preprocess", counted)
     pictures = [np.full((4, 4, 3), grey, np.uint8) for grey in range(250)]
     with FeatureStore(":memory:") as store:
-        embed(toy, pictures, store, batch_size=8, workers=2)
+        extract(toy, pictures, store=store, batch_size=8, workers=2, keep=False)
         assert len(store) == len(most) == 250
     assert max(most) <= 8 + 8 + 2 * 2 + 2

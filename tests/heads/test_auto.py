@@ -7,21 +7,19 @@ from clipadapter.heads import TextFeatures, softmax_regression
 from clipadapter.heads.auto import experts, head
 from clipadapter.heads.auto.experts import (
     EXPERTS,
+    LABEL_NOISE_RATE,
     ExpertInputs,
     fit_gda,
+    fit_inverse_temperature,
     fit_kernel_ridge,
     fit_prototypes,
     fit_ridge,
-    leave_one_out_ridge_noise,
-)
-from clipadapter.heads.auto.head import Auto, _balance_training_rows, _out_of_fold_logits
-from clipadapter.heads.auto.stacking import (
-    LABEL_NOISE_RATE,
-    fit_inverse_temperature,
     fit_stacking,
+    leave_one_out_ridge_noise,
     mix_out_of_fold,
     noise_std,
 )
+from clipadapter.heads.auto.head import Auto, _balance_training_rows, _out_of_fold_logits
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.out_of_fold import stratified_folds
 from clipadapter.heads.zero_shot import ZeroShot

@@ -1,3 +1,5 @@
+"""What all heads do with features and text: blocks of rows, the part of text, single prompts."""
+
 import pickle
 
 import numpy as np
@@ -8,6 +10,7 @@ from clipadapter.errors import ArtifactError, InputError, UnknownNameError
 from clipadapter.heads import TextFeatures, base, create_head, head_info, list_heads
 from clipadapter.heads.base import Head
 from clipadapter.heads.registry import HEADS
+from clipadapter.heads.support import SupportSet
 from clipadapter.testing import toy_features
 from clipadapter.testing.heads import check_unlabelled_pictures
 
@@ -139,3 +142,163 @@ def test_a_head_that_keeps_what_it_learned_without_labels_after_the_next_fit_is_
 
     with pytest.raises(AssertionError):
         check_unlabelled_pictures(Forgetful())
+
+
+NO_TEXT = [("linear-probe", {}), ("knn", {"mix": 0.0}), ("prototype", {"mix": 0.0})]
+SAME_FOR_OTHER_SHOTS = ["zero-shot", "tip-adapter", "tip-adapter-f", "ape", "ape-t", "prototype", "gda"]
+
+
+@pytest.mark.parametrize(("name", "params"), NO_TEXT, ids=[name for name, _ in NO_TEXT])
+def test_a_head_that_reads_no_text_has_a_part_of_zeros(name, params):
+    X, y, text = toy_features()
+    np.testing.assert_array_equal(create_head(name, **params).fit(X, y, text=text).text_logits(X), np.zeros((12, 3)))
+
+
+@pytest.mark.parametrize("name", SAME_FOR_OTHER_SHOTS)
+def test_text_logits_do_not_depend_on_the_shots(name):
+    X, y, text = toy_features()
+    Z = toy_features(seed=5, noise=1.0)[0]
+    first, second = (create_head(name).fit(shots, y, text=text) for shots in (X, Z))
+    assert name == "zero-shot" or np.abs(first.logits(X) - second.logits(X)).max() > 1e-3
+    np.testing.assert_allclose(first.text_logits(X), second.text_logits(X), atol=1e-4)
+
+
+def test_logits_of_clip_adapter_less_text_logits_are_the_adapters():
+    X, y, text = toy_features()
+    head = create_head("clip-adapter", alpha=0.3, steps=20, centre=False).fit(X, y, text=text)
+    down, up = head.down_.numpy(), head.up_.numpy()
+    for i in range(3):
+        x = X[i] / np.linalg.norm(X[i])
+        adapted = up @ np.maximum(down @ x, 0)
+        length = np.linalg.norm(0.3 * adapted + 0.7 * x)
+        rest = text.logit_scale * text.embeddings @ (0.3 * adapted / length)
+        np.testing.assert_allclose(head.logits(X)[i] - head.text_logits(X)[i], rest, atol=1e-3)
+
+
+def test_autos_part_is_zero_shot_times_one_factor():
+    X, y, text = toy_features(noise=3.0)
+    head, plain = (create_head(name).fit(X, y, text=text) for name in ("auto", "zero-shot"))
+    part, zero_shot = head.text_logits(X), plain.logits(X)
+    centred = zero_shot - zero_shot.mean(axis=1, keepdims=True)
+    factor = float((part * centred).sum() / (centred**2).sum())
+    assert factor > 0
+    np.testing.assert_allclose(part, factor * centred, atol=1e-3)
+
+
+def test_a_head_whose_logits_are_no_sum_has_no_text_logits():
+    X, y, text = toy_features()
+    for name, params in [("cross-modal", {}), ("knn", {"mix": 0.5}), ("clip-adapter", {"branch": "both", "steps": 2})]:
+        assert create_head(name, **params).fit(X, y, text=text).text_logits(X) is None
+
+
+def test_without_text_features_text_logits_are_zero_or_none():
+    X, y, _ = toy_features()
+    np.testing.assert_array_equal(create_head("auto").fit(X, y).text_logits(X), np.zeros((12, 3)))
+    assert create_head("gda").fit(X, y).text_logits(X) is None
+
+
+def test_text_that_the_shots_bent_is_no_text():
+    """ape-t moves class text by a residual: that is the shots' doing."""
+    X, y, text = toy_features(noise=3.0)
+    head = create_head("ape-t", lr=0.1, alpha=0.1).fit(X, y, text=text)
+    assert float(np.abs(head.weight_.numpy() - text.embeddings).max()) > 0.01
+    zero_shot = create_head("zero-shot").fit(X, y, text=TextFeatures(text.labels, text.embeddings, text.logit_scale))
+    np.testing.assert_allclose(head.text_logits(X), zero_shot.logits(X), atol=1e-3)
+
+
+PROMPTS = [[[3.0, 4.0]], [[0.0, 2.0], [5.0, 0.0]]]
+UNIT = {"dog": [[0.6, 0.8]], "cat": [[0.0, 1.0], [1.0, 0.0]]}
+
+
+def text(**options):
+    return TextFeatures(["dog", "cat"], [[3.0, 4.0], [1.0, 1.0]], prompts=PROMPTS, **options)
+
+
+def assert_has(features, expected):
+    assert features.prompts is not None
+    assert len(features.prompts) == len(expected)
+    for rows, wanted in zip(features.prompts, expected, strict=True):
+        np.testing.assert_allclose(rows, np.reshape(wanted, (-1, 2)), atol=1e-7)
+
+
+def test_prompts_are_unit_rows_in_the_dtype_of_the_embeddings():
+    assert_has(text(), UNIT.values())
+    assert {rows.dtype for rows in text().prompts} == {np.dtype(np.float32)}
+    exact = TextFeatures(["a", "b"], np.eye(2), prompts=[[[1.0, 2.0]], [[2.0, 1.0]]])
+    assert {rows.dtype for rows in exact.prompts} == {np.dtype(np.float64)}
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda one: one.with_tower(lambda: None),
+        lambda one: one.with_order("given"),
+        lambda one: one.with_order("sorted"),
+        lambda one: pickle.loads(pickle.dumps(one)),
+        lambda one: one.with_prompts(one.prompts),
+    ],
+)
+def test_copies_keep_them(copied):
+    assert_has(copied(text()), UNIT.values())
+
+
+def test_they_move_with_their_classes():
+    assert_has(text().arranged(["cat", "dog"]), [UNIT["cat"], UNIT["dog"]])
+    assert_has(text().numbered(), [UNIT["cat"], UNIT["dog"]])
+
+
+def test_they_can_not_be_changed_through_the_array_that_was_given():
+    rows = np.eye(2, dtype=np.float32)
+    one = TextFeatures(["a", "b"], np.eye(2, dtype=np.float32), prompts=[rows, rows])
+    rows[:] = 7.0
+    np.testing.assert_array_equal(one.prompts[0], np.eye(2))
+    assert not one.prompts[0].flags.writeable
+
+
+def test_without_them_the_embedding_is_the_only_prompt():
+    plain = TextFeatures(["a", "b"], [[3.0, 4.0], [np.nan, np.nan]])
+    assert plain.prompts is None
+    np.testing.assert_allclose(plain.prompt_rows[0], [[0.6, 0.8]], rtol=1e-6)
+    assert plain.prompt_rows[1].shape == (0, 2)
+
+
+def test_a_class_without_text_has_no_prompt():
+    rows = [[3.0, 4.0], [np.nan, np.nan]]
+    assert_has(pickle.loads(pickle.dumps(TextFeatures(["a", "b"], rows, prompts=[[[3.0, 4.0]], np.empty((0, 2))]))),
+               [[[0.6, 0.8]], []])  # fmt: skip
+    with pytest.raises(InputError, match="prompts of 'b' need no row, as the class has no text"):
+        TextFeatures(["a", "b"], rows, prompts=PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([[[1.0, 2.0]]], "one array for each of 2 classes, but are 1"),
+        ([[[1.0, 2.0]], []], "prompts of 'cat' need one row or more of width 2, but have shape \\(0,\\)"),
+        ([[[1.0, 2.0]], [[1.0, 2.0, 3.0]]], "of width 2, but have shape \\(1, 3\\)"),
+        ([[[1.0, 2.0]], [[0.0, 0.0]]], "a prompt of 'cat' is zero"),
+        ([[[1.0, 2.0]], [[np.nan, 0.0]]], "a prompt of 'cat' is zero or not finite"),
+    ],
+)
+def test_wrong_prompts_are_refused(prompts, message):
+    with pytest.raises(InputError, match=message):
+        TextFeatures(["dog", "cat"], np.eye(2), prompts=prompts)
+
+
+class Recorder(type(create_head("zero-shot"))):
+    """Keeps the checked shots."""
+
+    def _fit(self, shots: SupportSet) -> None:
+        super()._fit(shots)
+        self.shots = shots
+
+
+class Reader(Recorder):
+    reads_prompts = True
+
+
+def test_a_head_that_reads_them_gets_them_in_the_order_of_its_classes():
+    X, y = np.eye(2), ["dog", "cat"]
+    for row, wanted in zip(Reader().fit(X, y, text=text()).shots.prompts, [UNIT["cat"], UNIT["dog"]], strict=True):
+        np.testing.assert_allclose(row, wanted, atol=1e-6)
+    assert Recorder().fit(X, y, text=text()).shots.prompts == ()

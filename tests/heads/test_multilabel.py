@@ -8,11 +8,11 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads, out_of_fold, select
+from clipadapter.heads.auto.experts import fit_multilabel_stacking
 from clipadapter.heads.auto.head import LOG_WEIGHT_STD, fit_multilabel_ridge
-from clipadapter.heads.auto.stacking import fit_multilabel_stacking
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.linear_probe import GRID, LinearProbe
-from clipadapter.heads.multilabel import fit_bias
+from clipadapter.heads.losses import fit_bias
 from clipadapter.heads.out_of_fold import iterative_stratification
 from clipadapter.heads.softmax_regression import OneVsRest
 from clipadapter.heads.tip_adapter import TipAdapter

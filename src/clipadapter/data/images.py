@@ -321,7 +321,7 @@ def stop_decoding() -> None:
     DECODER_PROCESSES.stop()
 
 
-def is_slow_file(data: bytes, max_pixels: int, name: str = "picture") -> bool:
+def is_slow_file(data: bytes, max_pixels: int) -> bool:
     """Whether decoding a file takes far longer than decoding a usual photograph.
 
     These are the files that `read_image` decodes in a separate process: JPEG 2000, AVIF, HEIC, PPM as text, BMP with
@@ -331,7 +331,7 @@ def is_slow_file(data: bytes, max_pixels: int, name: str = "picture") -> bool:
     kind = _kind(data)[0]
     if is_slow(kind, data):
         return True
-    width, height = open_image(data, name, max_pixels)[0].size
+    width, height = open_image(data, "picture", max_pixels)[0].size
     # Each scan of a JPEG is decoded; in other formats most pictures become three channels.
     samples = read_jpeg(data).scanned_samples if kind == "JPEG" else 3 * width * height
     return samples > MAX_FAST_SAMPLES

@@ -165,19 +165,15 @@ def check_pretrained(model: str, tag: str) -> None:
 
     Nothing is refused if another release of open_clip is installed than the one that the names are from.
     """
+    if not names_are_current():
+        return
     known = {name: list(facts.tags) for name, facts in read_models().items() if facts.tags}
-    tags = known.get(model.replace("/", "-").removesuffix(QUICK_GELU), [])
-    if names_are_current() and tag.lower().replace("-", "_") not in tags:
-        raise unknown_pretrained(model, tag, list(known), tags)
-
-
-def unknown_pretrained(model: str, tag: str, models: Sequence[str], tags: Sequence[str]) -> UnknownNameError:
-    """The error for a name of weights that open_clip does not have: it has these models, and this one these tags."""
     name = model.replace("/", "-")
     plain = name.removesuffix(QUICK_GELU)
-    if tags:
-        return _unknown(f"'{plain}' has no weights '{tag}'", tag, tags, f"open_clip:{plain}/*")
-    return _unknown(f"open_clip has no pretrained model '{name}'", plain, models, "open_clip:*")
+    if plain not in known:
+        raise _unknown(f"open_clip has no pretrained model '{name}'", plain, list(known), "open_clip:*")
+    if tag.lower().replace("-", "_") not in known[plain]:
+        raise _unknown(f"'{plain}' has no weights '{tag}'", tag, known[plain], f"open_clip:{plain}/*")
 
 
 def check_architecture(model: str) -> None:

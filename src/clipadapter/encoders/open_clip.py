@@ -24,8 +24,6 @@ from clipadapter.encoders.catalogue import (
     check_pretrained,
     find_licence,
     listings_of,
-    suggest,
-    unknown_pretrained,
 )
 from clipadapter.encoders.hub import OPEN_CLIP_WEIGHTS, HubSource, advise, cached_file, hub_answers
 from clipadapter.encoders.inputs import TOKENIZER_PROBES, compute_fingerprint, unique_texts
@@ -262,7 +260,7 @@ def find_file(model: str, path: str) -> ModelSource:
         return ModelSource(f"{_name(name, tag)}:{file}", name, config, str(file), facts, is_own_file=True)
     config = open_clip.get_model_config(name)
     if config is None:
-        raise UnknownNameError(f"open_clip has no architecture '{name}'.{suggest(name, open_clip.list_models())}")
+        raise UnknownNameError(f"the installed open_clip has no architecture '{name}'")
     facts, note = _preprocessing_of(name, path), ""
     if not config.get("quick_gelu") and open_clip.get_model_config(name + QUICK_GELU):
         note = (
@@ -294,9 +292,8 @@ def look_up(model: str, tag: str) -> tuple[str, str, dict[str, Any], dict[str, A
 
     model = model.replace("/", "-").removesuffix(QUICK_GELU)
     facts = open_clip.get_pretrained_cfg(model, tag)
-    if not facts:
-        names = {name for name, _ in open_clip.list_pretrained()}
-        raise unknown_pretrained(model, tag, sorted(names), open_clip.list_pretrained_tags_by_model(model))
+    if not facts:  # of another release than the one whose names are known
+        raise UnknownNameError(f"the installed open_clip has no weights '{tag}' of a model '{model}'")
     if facts.get("quick_gelu"):
         model += QUICK_GELU
     return model, tag.lower().replace("-", "_"), facts, open_clip.get_model_config(model)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clipadapter.encoders.base import Encoder, EncoderInfo
-from clipadapter.encoders.catalogue import EncoderListing, list_timm, listings_of, suggest
+from clipadapter.encoders.catalogue import EncoderListing, list_timm, listings_of
 from clipadapter.encoders.hub import HubSource, advise
 from clipadapter.encoders.inputs import compute_fingerprint
 from clipadapter.encoders.layers import copy_sharing_weights
@@ -138,15 +138,11 @@ def spell_licence(facts: Mapping[str, Any]) -> str:
 def _look_up(model: str) -> dict[str, Any]:
     """What timm knows of pretrained weights."""
     timm: Any = require("timm", "train", "Encoders of timm")
-    name = model.partition(".")[0]
-    if not timm.is_model(name):
-        raise UnknownNameError(f"timm has no model '{name}'.{suggest(name, timm.list_models())}")
     try:
         config = timm.get_pretrained_cfg(model, allow_unregistered=False)
     except RuntimeError as error:
-        known = timm.list_models(f"{name}.*", pretrained=True)
-        raise UnknownNameError(f"timm has no weights '{model}'.{suggest(model, known)}") from error
-    return {"architecture": name, "num_classes": config.num_classes, **config.to_dict()}
+        raise UnknownNameError(f"the installed timm has no model or weights '{model}'") from error
+    return {"architecture": model.partition(".")[0], "num_classes": config.num_classes, **config.to_dict()}
 
 
 def _find_folder(folder: Path) -> TimmSource:

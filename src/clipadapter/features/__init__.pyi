@@ -1,8 +1,6 @@
 from .autotune import choose_backend as choose_backend
 from .autotune import restore_backend as restore_backend
-from .extraction import EmbedResult as EmbedResult
 from .extraction import Extraction as Extraction
-from .extraction import embed as embed
 from .extraction import extract as extract
 from .extraction import parse_shard as parse_shard
 from .extraction import stream_features as stream_features

@@ -51,32 +51,16 @@ class Extraction:
     """The result of `extract`.
 
     Args:
-        features: (n, v, d) raw float32 features of the pictures that could be read, in the sources' order.
-        rows: (n) positions of these pictures in the sources, ascending.
+        features: (n, v, d) raw float32 features of the pictures that could be read, in the sources' order; n is 0 if
+            they were only stored.
+        rows: positions of the pictures that could be read in the sources, ascending.
         skipped: (position, name, reason) of the others.
-        computed: how many of the n * v features were computed.
+        computed: how many of the features were computed.
         cached: how many were in the store, or came from an equal picture among the sources.
     """
 
     features: NDArray[np.float32]
     rows: list[int]
-    skipped: list[Skipped]
-    computed: int
-    cached: int
-
-
-@dataclass(frozen=True)
-class EmbedResult:
-    """The result of `embed`.
-
-    Args:
-        stored: how many pictures have their features in the store now.
-        skipped: (position, name, reason) of those that can't be read.
-        computed: how many features were computed.
-        cached: how many were in the store, or came from an equal picture among the sources.
-    """
-
-    stored: int
     skipped: list[Skipped]
     computed: int
     cached: int
@@ -92,10 +76,12 @@ def extract(
     workers: int | None = None,
     progress: bool = False,
     strict: bool = False,
+    keep: bool = True,
 ) -> Extraction:
     """Extract the features of pictures; features in the store are not computed again.
 
-    Each batch is stored as soon as it is computed, so an interrupted call continues where it stopped.
+    Each batch is stored as soon as it is computed, so an interrupted call continues where it stopped. Several processes
+    may fill one store at once, each with pictures of its own: else all compute the same ones.
 
     Args:
         encoder: computes the features.
@@ -106,6 +92,7 @@ def extract(
         workers: threads that read pictures; None takes one a core, at most 8.
         progress: show a bar on stderr.
         strict: raise for a picture that can't be read instead of skipping it.
+        keep: return the features. False only stores them, so that memory hardly grows with their number.
 
     Raises:
         ImageError: if ``strict`` and a picture can't be read.
@@ -116,57 +103,30 @@ def extract(
     >>> extract(create_encoder("toy"), [np.zeros((8, 8, 3), np.uint8)]).features.shape
     (1, 1, 32)
     """
-    features = np.empty((_count(sources), views.count, encoder.info.dim), np.float32)
+    if isinstance(sources, str) or not isinstance(sources, Sequence):
+        raise InputError(f"pictures must be given as a list, but came as {type(sources).__name__}")
+    n, computed, skipped, notes = len(sources), 0, list[Skipped](), ImageNotes()
+    features = np.empty((n if keep else 0, views.count, encoder.info.dim), np.float32)
     with nullcontext(store) if store is not None else FeatureStore(":memory:") as opened_store:
         job = ExtractionJob(encoder, opened_store, views, batch_size, workers)
-        skipped, computed = _run_to_end(job, sources, progress, strict, features)
+        with job.open_threads() as threads, closing(run_job(job, sources, threads)) as batches:
+            pictures = (picture for batch in batches for picture in batch)
+            for picture in progress_bar(pictures, total=n, desc="features", unit="img", shown=progress):
+                if not isinstance(picture.values, ImageError):
+                    computed += picture.computed
+                    notes.add(picture.name, picture.notes)
+                    if keep:
+                        features[picture.position] = picture.values
+                elif strict:
+                    raise picture.values
+                else:
+                    skipped.append((picture.position, picture.values.source, picture.values.reason))
+    notes.warn()
     unreadable = {position for position, _, _ in skipped}
-    rows = [row for row in range(len(features)) if row not in unreadable]
-    readable = features[rows] if unreadable else features
-    return Extraction(readable, rows, skipped, computed, len(rows) * views.count - computed)
-
-
-def embed(
-    encoder: Encoder,
-    sources: Sequence[ImageSource],
-    store: FeatureStore,
-    *,
-    views: ViewSpec = ViewSpec(),  # noqa: B008 - frozen
-    batch_size: int = 32,
-    workers: int | None = None,
-    progress: bool = False,
-    strict: bool = False,
-) -> EmbedResult:
-    """Extract features into a store. Memory does not grow with the number of pictures.
-
-    Several processes may fill one store at once, each with pictures of its own: else all compute the same ones.
-
-    Args:
-        encoder: computes the features.
-        sources: pictures: paths, PIL images or arrays.
-        store: the store to fill.
-        views: the plain picture only, or augmented views in addition.
-        batch_size: views encoded at a time.
-        workers: threads that read pictures; None takes one a core, at most 8.
-        progress: show a bar on stderr.
-        strict: raise for a picture that can't be read instead of skipping it.
-
-    Raises:
-        ImageError: if ``strict`` and a picture can't be read.
-        InputError: if an argument is out of range.
-        StoreError: if the store can't be written.
-
-    >>> from clipadapter.encoders import create_encoder
-    >>> pictures = [np.full((8, 8, 3), grey, np.uint8) for grey in range(4)]
-    >>> with FeatureStore(":memory:") as store:
-    ...     embed(create_encoder("toy"), pictures, store).stored
-    4
-    """
-    n = _count(sources)
-    job = ExtractionJob(encoder, store, views, batch_size, workers)
-    skipped, computed = _run_to_end(job, sources, progress, strict)
-    stored = n - len(skipped)
-    return EmbedResult(stored, skipped, computed, stored * views.count - computed)
+    rows = [row for row in range(n) if row not in unreadable]
+    if keep and unreadable:
+        features = features[rows]
+    return Extraction(features, rows, skipped, computed, len(rows) * views.count - computed)
 
 
 def stream_features(
@@ -228,38 +188,6 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not 1 <= i <= n:
         raise InputError(f"shard i/n needs 1 <= i <= n, but is {i}/{n}")
     return i, n
-
-
-def _count(sources: Sequence[ImageSource]) -> int:
-    if isinstance(sources, str) or not isinstance(sources, Sequence):
-        raise InputError(f"pictures must be given as a list, but came as {type(sources).__name__}")
-    return len(sources)
-
-
-def _run_to_end(
-    job: ExtractionJob,
-    sources: Sequence[ImageSource],
-    progress: bool,
-    strict: bool,
-    features: NDArray[np.float32] | None = None,
-) -> tuple[list[Skipped], int]:
-    """The pictures that can't be read, and how many features were computed. ``features`` (n, v, d) is filled."""
-    skipped: list[Skipped] = []
-    notes, computed = ImageNotes(), 0
-    with job.open_threads() as threads, closing(run_job(job, sources, threads)) as batches:
-        pictures = (picture for batch in batches for picture in batch)
-        for picture in progress_bar(pictures, total=len(sources), desc="features", unit="img", shown=progress):
-            if not isinstance(picture.values, ImageError):
-                computed += picture.computed
-                notes.add(picture.name, picture.notes)
-                if features is not None:
-                    features[picture.position] = picture.values
-            elif strict:
-                raise picture.values
-            else:
-                skipped.append((picture.position, picture.values.source, picture.values.reason))
-    notes.warn()
-    return skipped, computed
 
 
 @dataclass(frozen=True)

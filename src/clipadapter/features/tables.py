@@ -439,13 +439,12 @@ def open_feature_table(path: str | Path, filesystem: Any = None) -> FeatureTable
     return FeatureTable(str(path), system, (place,), *stated, blocks, fingerprints)
 
 
-def read_features(path: str | Path, split: str | None = None, filesystem: Any = None) -> FeatureSet:
+def read_features(path: str | Path, split: str | None = None) -> FeatureSet:
     """Read all features of a table or a folder of shards; pictures that could not be read are left out.
 
     Args:
         path: as for `open_feature_table`, which reads only the rows that are needed.
         split: only rows of this split: "train", "val", "test" or "all".
-        filesystem: as for `open_feature_table`.
 
     Returns:
         The features with the blocks of their encoder, and the paths of the pictures in ``provenance["sources"]``.
@@ -454,17 +453,16 @@ def read_features(path: str | Path, split: str | None = None, filesystem: Any = 
         MissingExtraError: if pyarrow is not installed.
         DataError: if a file is missing, damaged or too large, has pictures without a class, or no row of the split.
     """
-    table = open_feature_table(path, filesystem)
+    table = open_feature_table(path)
     return table.take(table.rows(split), with_sources=True)
 
 
-def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = None) -> int:
+def import_shards(folder: str | Path, store: FeatureStore) -> int:
     """Copy the features of shards into a store, from which commands take them.
 
     Args:
         folder: that `extract_with_ray` wrote.
         store: the store to fill.
-        filesystem: as for `open_feature_table`.
 
     Returns:
         How many features were new; each block of a picture counts.
@@ -473,7 +471,7 @@ def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = Non
         DataError: if shards are missing or damaged.
         StoreError: if the store can't be written.
     """
-    table, new = open_feature_table(folder, filesystem), 0
+    table, new = open_feature_table(folder), 0
     slices = column_slices(table.blocks).values()
     for file in table.files:
         for batch in table.batches(file, [block.name for block in table.blocks], with_digests=True):

@@ -33,8 +33,7 @@ from torch.nn.functional import linear, normalize
 
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter_recipes import OFFICIAL, PAPER, PRESET_NOTE, PRESETS
-from clipadapter.heads.losses import Loss, class_mean
-from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
+from clipadapter.heads.losses import Loss, add_bias, class_mean, mean_bias, sigmoid_bias
 from clipadapter.heads.out_of_fold import hyperparameter_folds, join_folds, some_rows
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
 from clipadapter.heads.registry import register_head

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter import ClipAdapter
-from clipadapter.heads.losses import Loss
-from clipadapter.heads.multilabel import add_bias
+from clipadapter.heads.losses import Loss, add_bias
 from clipadapter.heads.out_of_fold import hold_out_one_per_class
 from clipadapter.heads.parameters import OneOf
 from clipadapter.heads.registry import register_head

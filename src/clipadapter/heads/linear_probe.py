@@ -23,8 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.losses import LogitAdjustedHead
-from clipadapter.heads.multilabel import binary_losses
+from clipadapter.heads.losses import LogitAdjustedHead, binary_losses
 from clipadapter.heads.out_of_fold import make_folds, most_classes_repeat
 from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
 from clipadapter.heads.registry import register_head

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import clone
-from clipadapter.heads.multilabel import binary_losses
+from clipadapter.heads.losses import binary_losses
 from clipadapter.heads.out_of_fold import out_of_fold
 from clipadapter.heads.registry import create_head
 from clipadapter.heads.support import Array

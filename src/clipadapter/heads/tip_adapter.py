@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, affinity_, cache_keys
-from clipadapter.heads.multilabel import add_bias, fit_bias
+from clipadapter.heads.losses import add_bias, fit_bias
 from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits, unit
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from clipadapter.heads.base import Head, SupportSet
-from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
+from clipadapter.heads.losses import add_bias, mean_bias, sigmoid_bias
 from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits
 

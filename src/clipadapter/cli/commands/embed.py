@@ -49,7 +49,7 @@ def command(
         FeatureStore,
         ViewSpec,
         choose_backend,
-        embed,
+        extract,
         extract_rows,
         parse_shard,
         write_parquet,
@@ -68,10 +68,19 @@ def command(
             opened, paths, backend=backend, precision=precision, store=store, progress=out.progress
         )
         options.note_backend(opened, encoder, out)
-        embedded = embed(encoder, paths, store, views=spec, batch_size=batch_size, progress=out.progress, strict=strict)
+        embedded = extract(
+            encoder,
+            paths,
+            store=store,
+            views=spec,
+            batch_size=batch_size,
+            progress=out.progress,
+            strict=strict,
+            keep=False,
+        )
         skipped = [(name, reason) for _, name, reason in embedded.skipped]
         out.skipped(skipped)
-        if not embedded.stored and skipped:
+        if not embedded.rows and skipped:
             raise DataError(describe_unreadable(len(samples)))
         if to is not None:
             write_parquet(to, extract_rows(encoder, samples, store), encoder.info, encoder.block_fingerprints())
@@ -80,7 +89,7 @@ def command(
             "encoder": encoder.info.name,
             "backend": encoder.info.backend,
             "precision": encoder.info.precision,
-            "pictures": embedded.stored,
+            "pictures": len(embedded.rows),
             "views": spec.count,
             "crop": spec.crop if spec.count > 1 else None,
             "computed": embedded.computed,

@@ -28,11 +28,15 @@ from clipadapter.heads.auto.experts import (
     EXPERTS,
     MAX_KERNEL_SHOTS,
     ExpertInputs,
+    HeldOut,
+    centre_logits,
     fit_ridge,
+    fit_stacking,
     leave_one_out_ridge_noise,
+    noise_std,
+    predict_held_out,
     take_with_classes,
 )
-from clipadapter.heads.auto.stacking import HeldOut, centre_logits, fit_stacking, noise_std, predict_held_out
 from clipadapter.heads.support import SupportSet
 from clipadapter.utils.blocks import FINAL, Block, Blocks, BlockSource, column_slices
 from clipadapter.utils.functional import unit

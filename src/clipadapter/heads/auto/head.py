@@ -47,28 +47,26 @@ from clipadapter.heads.auto.experts import (
     MAX_CALIBRATION_LOGITS,
     MAX_KERNEL_SHOTS,
     ExpertInputs,
-    ZeroShotLogits,
-    gaussian_kernel,
-    leave_one_out_ridge,
-    leave_one_out_ridge_noise,
-    ridge_map,
-    take_with_classes,
-)
-from clipadapter.heads.auto.stacking import (
     HeldOut,
     Split,
+    ZeroShotLogits,
     centre_logits,
     fit_inverse_temperature,
     fit_multilabel_stacking,
     fit_stacking,
+    gaussian_kernel,
+    leave_one_out_ridge,
+    leave_one_out_ridge_noise,
     mix_logits,
     mix_out_of_fold,
     noise_std,
     predict_held_out,
+    ridge_map,
+    take_with_classes,
 )
 from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, fit_unlabelled, select_pictures
 from clipadapter.heads.base import Head, SupportSet
-from clipadapter.heads.multilabel import binary_losses, fit_bias
+from clipadapter.heads.losses import binary_losses, fit_bias
 from clipadapter.heads.out_of_fold import OutOfFold, make_folds, most_classes_repeat, some_rows
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head

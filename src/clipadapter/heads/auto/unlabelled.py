@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.heads.auto.blocks import Mixture, log_rarity
-from clipadapter.heads.auto.stacking import HeldOut, centre_logits, fit_stacking, noise_std, predict_held_out
+from clipadapter.heads.auto.experts import HeldOut, centre_logits, fit_stacking, noise_std, predict_held_out
 from clipadapter.heads.support import rows_without_shots
 from clipadapter.utils.blocks import Blocks, column_slices
 from clipadapter.utils.functional import unit
