@@ -1,4 +1,6 @@
-"""Tuners of prompts that start from a given context and record each step, for comparison with the authors' code."""
+"""Tuners that start from given values and keep what they trained, for comparison with the authors' code."""
+
+import torch
 
 
 def recorded(tuner):
@@ -15,3 +17,18 @@ def recorded(tuner):
             self.gradients.append(parameters[0].grad.clone())
 
     return Recorded
+
+
+def starting_from_given(tuner):
+    """A subclass of a tuner of deep prompts that starts from the arrays `given`, and keeps those that it trains."""
+
+    class Given(tuner):
+        def _attach(self, tunable, generator):
+            trainable = super()._attach(tunable, generator)
+            self.trained = list(trainable.arrays.values())
+            with torch.no_grad():
+                for array, value in zip(self.trained, self.given, strict=True):
+                    array.copy_(value)
+            return trainable
+
+    return Given

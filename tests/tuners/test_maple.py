@@ -8,6 +8,7 @@ from clipadapter.tuners.maple import Maple
 from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures
 
 from .golden_figures import golden, logits_of, prompts_of, write_clip
+from .recorded import starting_from_given
 
 NAMES = ("text", "weight", "bias")
 
@@ -22,16 +23,7 @@ def encoder(figures, tmp_path_factory):
     return create_encoder(write_clip(figures[1], tmp_path_factory.mktemp("golden") / "clip"))
 
 
-class Given(Maple):
-    """MaPLe that starts from given arrays, and keeps those that it trained."""
-
-    def _attach(self, tunable, generator):
-        trainable = super()._attach(tunable, generator)
-        self.trained = list(trainable.arrays.values())
-        with torch.no_grad():
-            for array, value in zip(self.trained, self.given, strict=True):
-                array.copy_(value)
-        return trainable
+Given = starting_from_given(Maple)
 
 
 def tuned(figures, encoder, **changes):

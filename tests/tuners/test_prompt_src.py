@@ -10,6 +10,7 @@ from clipadapter.tuners.prompt_src import PromptSrc, mean_divergence, teacher_ve
 from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, Step
 
 from .golden_figures import golden, logits_of, prompts_of, write_clip
+from .recorded import starting_from_given
 
 ARRAYS = ("text", "image")
 
@@ -24,19 +25,11 @@ def encoder(figures, tmp_path_factory):
     return create_encoder(write_clip(figures[1], tmp_path_factory.mktemp("golden") / "clip"))
 
 
-class Given(PromptSrc):
-    """PromptSRC that starts from given prompts, and keeps those that it trained and its losses."""
-
-    def _attach(self, tunable, generator):
-        trainable = super()._attach(tunable, generator)
-        self.trained, self.losses = list(trainable.arrays.values()), []
-        with torch.no_grad():
-            for array, value in zip(self.trained, self.given, strict=True):
-                array.copy_(value)
-        return trainable
+class Given(starting_from_given(PromptSrc)):
+    """It keeps its losses too."""
 
     def _make_loss(self, *inputs):
-        loss_of = super()._make_loss(*inputs)
+        loss_of, self.losses = super()._make_loss(*inputs), []
 
         def recorded(step):
             self.losses.append(loss_of(step))
@@ -116,7 +109,6 @@ def test_each_term_of_the_loss_is_the_authors(weights, terms, figures, encoder):
 def test_the_frozen_tower_sees_the_view_of_the_step(figures, encoder):
     tensors, parameters = figures
     head = create(figures, text_weight=0.0, logit_weight=0.0)
-    head.losses = []
     squares = torch.stack([tensors["squares"], 255 - tensors["squares"]], dim=1).numpy()
     loss_of = head._make_loss(encoder, squares, prompts_of(parameters["class_names"]))
     rows, views = torch.tensor([4, 0]), torch.tensor([1, 0])

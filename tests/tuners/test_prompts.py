@@ -47,9 +47,11 @@ def test_words_as_context_are_the_hard_prompt(name, token, opened):
     assert ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-5
 
 
-@pytest.mark.parametrize("memory", [1e9, 1.0])
 @pytest.mark.parametrize("token", ["end", "middle", "front"])
-@pytest.mark.parametrize("name", ["tiny", "RN50", "ViT-B-32", "SigLIP", "lite"])
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [*((name, memory) for name in ("tiny", "RN50", "ViT-B-32", "SigLIP") for memory in (1e9, 1.0)), ("lite", 1e9)],
+)
 def test_a_context_that_is_shared_is_that_of_each_class(name, token, memory, opened):
     tower = open_text_tower(opened(name))
     prompts = Prompts(tower, NAMES, 4, token, memory)
