@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipadapter.bench import FEATURES
+from clipadapter.bench.bundle import Bundle, TestPart, save_bundle
 from clipadapter.bench.run import Machine, Metrics, Run, RunData, RunEncoder, Seconds
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
+from clipadapter.testing import toy_features
 
 PUBLISHED = {"centre": False, "noise": 0.0, "temperature": 1.0, "logit_adjustment": 0.0}
 """What the recipes of CLIP-Adapter's paper and code have in common."""
@@ -76,3 +79,21 @@ def colour_folder(tmp_path):
         return tmp_path / where
 
     return write
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Features of three classes, as ``features:FOLDER``."""
+    X, y, text = toy_features((6, 6, 6), noise=1.0)
+    Q, truth, _ = toy_features((4, 4, 4), noise=1.0, seed=7)
+    provenance = {"encoder": "toy", "fingerprint": "f", "data": "toys"}
+    support, test = (FeatureSet(a, tuple(map(str, b)), tuple(text.labels), provenance) for a, b in ((X, y), (Q, truth)))
+    return f"{FEATURES}{save_bundle(Bundle(support, text, {'test': TestPart(test)}), tmp_path / 'f')}"
+
+
+@pytest.fixture
+def pictures(colour_folder, tmp_path):
+    """Three colours, in parts."""
+    colour_folder("pictures/train", 4)
+    colour_folder("pictures/test", 3, seed=1)
+    return tmp_path / "pictures"

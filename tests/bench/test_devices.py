@@ -36,14 +36,6 @@ def backend_of_the_device(monkeypatch):
     monkeypatch.setattr(TorchBackend, "devices", ("cpu", DEVICE))
 
 
-@pytest.fixture
-def pictures(colour_folder, tmp_path):
-    """Three colours, in parts."""
-    colour_folder("pictures/train", 4)
-    colour_folder("pictures/test", 3, seed=1)
-    return tmp_path / "pictures"
-
-
 def make_runs(pictures, out, device, text=SHORT, encoder_device="cpu"):
     """Run a suite; its result."""
     model = FewShotClassifier("toy", cache=None, device=encoder_device)

@@ -8,7 +8,7 @@ import pytest
 from safetensors import SafetensorError
 
 from clipadapter.bench import FEATURES, open_source, read_runs, run_suite
-from clipadapter.bench.bundle import Bundle, TestPart, load_bundle, save_bundle
+from clipadapter.bench.bundle import load_bundle, save_bundle
 from clipadapter.bench.costs import estimate, estimate_fit_seconds
 from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.protocols import create_protocol
@@ -20,10 +20,8 @@ from clipadapter.bench.suite_files import list_planned_suites
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError, UnknownNameError
-from clipadapter.features import FeatureSet
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.prototype import Prototype
-from clipadapter.testing import toy_features
 
 SUITE = 'title = "t"\nheads = ["zero-shot", "prototype"]\nshots = [1, 2]\nseeds = [1, 2]'
 
@@ -32,20 +30,6 @@ def build_bundle(suite, sources, model, prompts):
     """The features of a suite, as its protocol makes them."""
     prompted = apply_prompts(suite, model, prompts, sources[0])
     return create_protocol(suite.protocol).build(suite, sources, prompted, prompts)
-
-
-@pytest.fixture
-def source(tmp_path):
-    """Features of three classes, as ``features:FOLDER``."""
-    X, y, text = toy_features((6, 6, 6), noise=1.0)
-    names = tuple(text.labels)
-    provenance = {"encoder": "toy", "fingerprint": "f", "data": "toys"}
-    Q, truth, _ = toy_features((4, 4, 4), noise=1.0, seed=7)
-    test = FeatureSet(Q, tuple(map(str, truth)), names, provenance)
-    save_bundle(
-        Bundle(FeatureSet(X, tuple(map(str, y)), names, provenance), text, {"test": TestPart(test)}), tmp_path / "f"
-    )
-    return f"{FEATURES}{tmp_path / 'f'}"
 
 
 def go(source, out, text=SUITE, **more):
@@ -98,14 +82,6 @@ def test_fits_of_many_shots_come_first_so_that_no_worker_waits_for_one_at_the_en
 def test_features_have_one_text(source, tmp_path):
     with pytest.raises(InputError, match="needs pictures and an encoder"):
         go(source, tmp_path / "out", SUITE + '\nprotocol = "base-to-new"')
-
-
-@pytest.fixture
-def pictures(colour_folder, tmp_path):
-    """Three colours, in parts."""
-    colour_folder("pictures/train", 4)
-    colour_folder("pictures/test", 3, seed=1)
-    return tmp_path / "pictures"
 
 
 @pytest.fixture

@@ -10,12 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipadapter.bench import FEATURES, read_runs, run_suite
-from clipadapter.bench.bundle import Bundle, TestPart, save_bundle
+from clipadapter.bench import read_runs, run_suite
 from clipadapter.bench.launcher import Launcher, WorkerDiedError
 from clipadapter.bench.suite import parse_suite
-from clipadapter.features import FeatureSet
-from clipadapter.testing import toy_features
 
 TEST_FOLDER = str(Path(__file__).parent)
 sys.path.append(TEST_FOLDER)  # worker processes inherit it
@@ -165,17 +162,6 @@ def test_workers_of_a_killed_parent_leave(tmp_path, monkeypatch):
         finally:
             parent.send_signal(signal.SIGKILL)
     assert until(lambda: not any(map(alive, numbers(tmp_path / "workers"))), 60)
-
-
-@pytest.fixture
-def source(tmp_path):
-    """Features of three classes, as ``features:FOLDER``."""
-    X, y, text = toy_features((6, 6, 6), noise=1.0)
-    Q, truth, _ = toy_features((4, 4, 4), noise=1.0, seed=7)
-    provenance = {"encoder": "toy", "fingerprint": "f", "data": "toys"}
-    support, test = (FeatureSet(a, tuple(map(str, b)), tuple(text.labels), provenance) for a, b in ((X, y), (Q, truth)))
-    save_bundle(Bundle(support, text, {"test": TestPart(test)}), tmp_path / "features")
-    return f"{FEATURES}{tmp_path / 'features'}"
 
 
 def figures(source, out, launcher):
