@@ -74,9 +74,8 @@ def describe_table(results: Results) -> str:
     """The class names alone, about four pictures of each class, and the most: mean and deviation over the draws."""
     few, most = min(results.shots, key=lambda shots: abs(shots - 4)), results.shots[-1]
     rows = {"class names alone": ("zero-shot", most), **{_pictures(n): ("auto", n) for n in (few, most)}}
-    lines = [
-        f"{results.data.metric.replace('_', ' ')} on {format_count(sum(results.data.test_counts.values()), 'test picture')}"
-    ]
+    n_pictures = format_count(sum(results.data.test_counts.values()), "test picture")
+    lines = [f"{results.data.metric.replace('_', ' ')} on {n_pictures}"]
     for name, key in rows.items():
         values = results.values.get(key, ())
         mean, spread = (100 * value for value in mean_sd(values)) if values else (0.0, 0.0)
