@@ -32,7 +32,7 @@ import clipadapter.studio
 build = clipadapter.studio.build_page
 def build_page(*args, **options):
     import clipadapter.studio.page  # here, after the command has told Gradio where files go
-    clipadapter.studio.page.POLL_SECONDS = 0.2
+    clipadapter.studio.page.POLL_SECONDS, clipadapter.studio.model.DRAWS_PER_POINT = 0.2, 1
     return build(*args, **options)
 clipadapter.studio.build_page = build_page
 from clipadapter.cli.app import main

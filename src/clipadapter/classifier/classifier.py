@@ -29,7 +29,6 @@ from clipadapter.data.images import ImageSource
 from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.encoders import (
     Encoder,
-    complete_passes,
     create_encoder,
     open_blocks,
     open_text_tower,
@@ -322,9 +321,9 @@ class FewShotClassifier:
         if len(self.support_.blocks) == 1 or self._tuned_encoder is not None:
             return self
         used = {name for head in (self.head_, *self.fold_heads_) for name in head.used_blocks()}
-        names = complete_passes(self.encoder_, used)
+        self._encoder = select_encoder_blocks(self.encoder_, used)
+        names = [block.name for block in self._encoder.info.blocks]
         self.dropped_blocks_ = tuple(block.name for block in self.support_.blocks if block.name not in names)
-        self._encoder = select_encoder_blocks(self.encoder_, names)
         info = {"encoder": self._encoder.info.name, "fingerprint": self._encoder.info.fingerprint}
         provenance = {**self.support_.provenance, **info}
         self.support_ = replace(self.support_.select_blocks(names), provenance=provenance)

@@ -6,7 +6,6 @@ from .base import EncoderInfo as EncoderInfo
 from .base import TorchEncoder as TorchEncoder
 from .block_encoder import BlockEncoder as BlockEncoder
 from .block_encoder import LayerEncoder as LayerEncoder
-from .block_encoder import complete_passes as complete_passes
 from .block_encoder import create_encoder as create_encoder
 from .block_encoder import describe_passes as describe_passes
 from .block_encoder import open_blocks as open_blocks

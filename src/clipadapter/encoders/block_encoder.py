@@ -265,8 +265,11 @@ def _open_pass(base: Encoder, layers: Sequence[str], size: int | None, is_mirror
 def select_encoder_blocks(encoder: Encoder, names: Iterable[str]) -> Encoder:
     """The encoder with some of its blocks, which needs no more passes than these; backend and precision stay.
 
+    A pass in int8 keeps all its blocks: without some of them it would have to be calibrated again, with pictures that
+    may not be there.
+
     Raises:
-        InputError: if it has no such block, or a pass in int8 would have to lose one; see `complete_passes`.
+        InputError: if it has no such block.
 
     >>> select_encoder_blocks(create_encoder("toy[final,inner,final@48]"), ["final", "final@48"]).info.name
     'toy[final,final@48]'
@@ -279,8 +282,12 @@ def select_encoder_blocks(encoder: Encoder, names: Iterable[str]) -> Encoder:
         return encoder
     passes: list[Encoder] = []
     selected: list[str] = []
-    for each, own in zip(encoder.passes(), _names_by_pass(encoder), strict=True):
+    rest = iter(known)
+    for each in encoder.passes():
+        own = [next(rest) for _ in each.info.blocks]
         kept = [name for name in own if name in wanted]
+        if kept and each.info.precision == "int8":
+            kept = own
         if kept:
             passes.append(each if kept == own else _with_layers(each, [BlockSource.parse(name).layer for name in kept]))
             selected += kept
@@ -293,34 +300,10 @@ def select_encoder_blocks(encoder: Encoder, names: Iterable[str]) -> Encoder:
     return BlockEncoder(bases, passes, selected)
 
 
-def complete_passes(encoder: Encoder, names: Iterable[str]) -> list[str]:
-    """The names, and those of all other blocks that can't be left out of the same passes.
-
-    A pass in int8 keeps all its layers: without some of them it would have to be calibrated again, with pictures that
-    may not be there.
-    """
-    wanted = set(names)
-    passes = zip(encoder.passes(), _names_by_pass(encoder), strict=True)
-    return [
-        name
-        for each, own in passes
-        for name in own
-        if name in wanted or (each.info.precision == "int8" and wanted & set(own))
-    ]
-
-
-def _names_by_pass(encoder: Encoder) -> list[list[str]]:
-    """The names of the blocks of each pass."""
-    names = iter(block.name for block in encoder.info.blocks)
-    return [[next(names) for _ in each.info.blocks] for each in encoder.passes()]
-
-
 def _with_layers(one: Encoder, layers: Sequence[str]) -> Encoder:
     """One pass with fewer layers, in its backend and precision."""
     plain = encoder_without_blocks(one)
     assert isinstance(plain, LayerEncoder)
-    if one.info.precision == "int8":
-        raise InputError(f"{one.info.name} is calibrated for int8 with all its layers: keep them")
     size = None if plain.size == plain.plain.info.image_size else plain.size
     cut = _open_pass(plain.plain, layers, size, plain.is_mirrored)
     return with_backend(cut, one.info.backend, one.info.precision) if isinstance(one, BackendEncoder) else cut

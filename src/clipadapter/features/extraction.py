@@ -103,11 +103,25 @@ def extract(
     >>> extract(create_encoder("toy"), [np.zeros((8, 8, 3), np.uint8)]).features.shape
     (1, 1, 32)
     """
-    n = _count(sources)
+    if isinstance(sources, str) or not isinstance(sources, Sequence):
+        raise InputError(f"pictures must be given as a list, but came as {type(sources).__name__}")
+    n, computed, skipped, notes = len(sources), 0, list[Skipped](), ImageNotes()
     features = np.empty((n if keep else 0, views.count, encoder.info.dim), np.float32)
     with nullcontext(store) if store is not None else FeatureStore(":memory:") as opened_store:
         job = ExtractionJob(encoder, opened_store, views, batch_size, workers)
-        skipped, computed = _run_to_end(job, sources, progress, strict, features if keep else None)
+        with job.open_threads() as threads, closing(run_job(job, sources, threads)) as batches:
+            pictures = (picture for batch in batches for picture in batch)
+            for picture in progress_bar(pictures, total=n, desc="features", unit="img", shown=progress):
+                if not isinstance(picture.values, ImageError):
+                    computed += picture.computed
+                    notes.add(picture.name, picture.notes)
+                    if keep:
+                        features[picture.position] = picture.values
+                elif strict:
+                    raise picture.values
+                else:
+                    skipped.append((picture.position, picture.values.source, picture.values.reason))
+    notes.warn()
     unreadable = {position for position, _, _ in skipped}
     rows = [row for row in range(n) if row not in unreadable]
     if keep and unreadable:
@@ -174,38 +188,6 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not 1 <= i <= n:
         raise InputError(f"shard i/n needs 1 <= i <= n, but is {i}/{n}")
     return i, n
-
-
-def _count(sources: Sequence[ImageSource]) -> int:
-    if isinstance(sources, str) or not isinstance(sources, Sequence):
-        raise InputError(f"pictures must be given as a list, but came as {type(sources).__name__}")
-    return len(sources)
-
-
-def _run_to_end(
-    job: ExtractionJob,
-    sources: Sequence[ImageSource],
-    progress: bool,
-    strict: bool,
-    features: NDArray[np.float32] | None = None,
-) -> tuple[list[Skipped], int]:
-    """The pictures that can't be read, and how many features were computed. ``features`` (n, v, d) is filled."""
-    skipped: list[Skipped] = []
-    notes, computed = ImageNotes(), 0
-    with job.open_threads() as threads, closing(run_job(job, sources, threads)) as batches:
-        pictures = (picture for batch in batches for picture in batch)
-        for picture in progress_bar(pictures, total=len(sources), desc="features", unit="img", shown=progress):
-            if not isinstance(picture.values, ImageError):
-                computed += picture.computed
-                notes.add(picture.name, picture.notes)
-                if features is not None:
-                    features[picture.position] = picture.values
-            elif strict:
-                raise picture.values
-            else:
-                skipped.append((picture.position, picture.values.source, picture.values.reason))
-    notes.warn()
-    return skipped, computed
 
 
 @dataclass(frozen=True)

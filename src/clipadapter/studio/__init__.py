@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,17 +63,12 @@ def build_page(
     except BaseException:
         opened.close()
         raise
-    return _call_in_event_loop(lambda: Page(session))
 
-
-def _call_in_event_loop(make_page: Callable[[], Page]) -> Page:
-    """Call a function in an event loop. Without one, Gradio opens a loop for each lock it makes and closes none."""
-
-    async def run() -> Page:
-        return make_page()
+    async def make_page() -> Page:
+        return Page(session)
 
     try:
         asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(run())
-    return make_page()
+    except RuntimeError:  # without a loop, Gradio opens one for each lock it makes and closes none
+        return asyncio.run(make_page())
+    return Page(session)
