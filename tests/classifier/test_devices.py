@@ -24,9 +24,9 @@ def pictures():
 
 def test_a_model_fitted_on_a_device_is_saved_there_and_loaded_on_the_cpu(pictures, tmp_path):
     squares, labels = pictures
-    expected = FewShotClassifier(encoder="toy", cache=None).fit(squares, labels).predict_proba(squares)
+    expected = FewShotClassifier("toy", "linear-probe", cache=None).fit(squares, labels).predict_proba(squares)
     with simulated_device() as device:
-        model = FewShotClassifier(encoder="toy", cache=None, device=device).fit(squares, labels)
+        model = FewShotClassifier("toy", "linear-probe", cache=None, device=device).fit(squares, labels)
         assert model.encoder_.device == DEVICE
         np.testing.assert_allclose(model.predict_proba(squares), expected, rtol=1e-5)
         model.save(tmp_path / "model")

@@ -80,10 +80,3 @@ def test_the_names_of_a_late_choice_are_listed_only_when_they_are_needed():
     assert "--colour [red|blue]" in call(declared, "--help")
     with pytest.raises(AssertionError, match="'pink' is not one of 'red', 'blue'"):
         call(declared, "--colour", "pink")
-
-
-def test_an_unknown_option_may_be_a_parameter_of_the_head(run):
-    result = run("fit", "shots", "--weight-decay", "0.1")
-    assert result.exit_code == 2
-    assert "A parameter of a head is given as --set weight_decay=VALUE." in result.stderr
-    assert "--set" not in run("predict", "model", "photo.jpg", "--epochs", "3").stderr

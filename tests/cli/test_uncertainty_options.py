@@ -29,15 +29,6 @@ def test_default_decisions_of_the_model_are_measured(trusted, noisy_squares, tmp
     assert record["cost"] <= record["cost_of_likeliest"]
 
 
-@pytest.mark.parametrize(
-    ("text", "words"), [("5", "5 % is 0.05"), ("abc", "not a number"), ("1000", "not between 0 and 1")]
-)
-def test_a_percentage_is_refused_with_what_it_would_be(text, words, trusted, noisy_squares, run):
-    result = run("predict", trusted, colour(noisy_squares), "--reject", text)
-    assert result.exit_code == 2
-    assert words in result.stderr
-
-
 @pytest.mark.parametrize("calibration", ["none", "vector", "temperature"])
 def test_fit_reports_the_calibration(calibration, noisy_squares, tmp_path, run):
     how = ("--calibration", calibration)

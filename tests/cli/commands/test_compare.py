@@ -61,14 +61,3 @@ def test_cross_validation_makes_at_most_twice_the_fits_of_a_comparison_on_a_test
     # The seconds are those of one fit, as on a test part.
     runs = [run for run in read_runs(tmp_path / "out" / "runs.jsonl") if run.data.protocol == "folds"]
     assert {run.seed for run in runs} == {1}
-
-
-@pytest.mark.parametrize("shots", ["0", "1,x", ""])
-def test_shots_that_are_no_numbers_are_a_wrong_command_line(noisy_squares, compare, shots):
-    result = compare(noisy_squares, *HEADS, "--shots", shots)
-    assert result.exit_code == 2 and "expected numbers of 1 or more" in result.stderr
-
-
-def test_an_unknown_format_of_plots_is_a_wrong_command_line(noisy_squares, compare):
-    result = compare(noisy_squares, *HEADS, "--plot-format", "png,jpg")
-    assert result.exit_code == 2 and "plots are written as png, pdf, svg, but 'png,jpg' was given" in result.stderr

@@ -10,12 +10,6 @@ def test_copy(tmp_path, noisy_squares):
     return shutil.copytree(noisy_squares / "test", tmp_path / "new")
 
 
-@pytest.mark.parametrize("option", [("--record",), ("--split", "test")])
-def test_options_of_test_pictures_need_test_pictures(probe, tmp_path, run, option):
-    result = run("eval", probe, "--out", tmp_path / "report", *option)
-    assert result.exit_code == 2 and "need DATA" in result.stderr
-
-
 def test_record_writes_the_figures_into_the_model(probe, noisy_squares, tmp_path, run):
     model = shutil.copytree(probe, tmp_path / "model")
     result = run("eval", model, noisy_squares, "--out", tmp_path / "r", "--no-curve", "--record")
@@ -52,22 +46,3 @@ def test_an_exported_file_is_measured_as_its_model(exported, probe, noisy_square
     assert written == {name: value for name, value in figures.items() if name != "files"}
     text = run("eval", exported, noisy_squares, "--out", tmp_path / "three").stdout
     assert text.startswith("6 pictures of noisy") and "compared" not in text
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ((), "is an exported file: give DATA"),
-        (("DATA", "--record"), "leave out --record"),
-        (("DATA", "--precision", "bf16"), "contains its encoder as it was exported"),
-    ],
-)
-def test_what_an_exported_file_can_not_be_asked(options, words, exported, noisy_squares, tmp_path, run):
-    arguments = [noisy_squares if option == "DATA" else option for option in options]
-    result = run("eval", exported, *arguments, "--out", tmp_path / "report")
-    assert result.exit_code != 0 and words in result.stderr
-
-
-def test_parity_needs_an_exported_file_and_its_model(exported, probe, noisy_squares, model, tmp_path, run):
-    result = run("eval", probe, noisy_squares, "--parity", probe, "--out", tmp_path / "report")
-    assert result.exit_code == 2 and "--parity needs an exported file" in result.stderr

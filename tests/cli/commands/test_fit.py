@@ -124,13 +124,6 @@ def test_views_for_each_epoch_of_an_interrupted_fit_are_not_computed_again(squar
     assert 0 < found["computed"] < 12 * 41 - 34
 
 
-def test_another_text_is_no_number_of_views(squares, fit):
-    for given in ("0", "epoch"):
-        result = fit(squares, "--views", given)
-        assert result.exit_code == 2
-        assert f"'{given}' is neither a number of 1 or more nor per-epoch" in result.stderr
-
-
 @pytest.mark.parametrize(
     "where", ["clipadapter.features.extraction.read_image_shrunk", "clipadapter.persistence.save.os.fsync"]
 )

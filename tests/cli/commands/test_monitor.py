@@ -80,9 +80,6 @@ def test_usual_class_frequencies_can_be_given(place, run):
     shares = ("--usual", "red=0.8", "--usual", "blue=0.1")
     assert run("monitor", place / "model", place / "reds", *shares).exit_code == 0
     assert run("monitor", place / "model", place / "reds", "--skip", "label-shift").exit_code == 0
-    for wrong in ("red", "red=much", "=0.5", "red=80"):
-        result = run("monitor", place / "model", place / "reds", "--usual", wrong)
-        assert result.exit_code == 1 and "is not a share of a class" in result.stderr
 
 
 def test_json_plot_and_history(place, tmp_path, run):

@@ -38,11 +38,6 @@ def test_a_token_is_one_plain_word(run, tmp_path, text):
     assert result.exit_code == 1 and "CLIPADAPTER_TOKEN holds no token" in result.stderr
 
 
-def test_a_token_file_that_is_not_there_is_named(run, tmp_path):
-    result = run("serve", tmp_path, "--token-file", tmp_path / "token")
-    assert result.exit_code == 1 and "can't be read for a token" in result.stderr
-
-
 def test_a_request_can_not_bring_more_than_the_queue_holds(run, tmp_path):
     result = run("serve", tmp_path, "--queue", "8")
     assert result.exit_code == 1 and "the queue holds 8" in result.stderr

@@ -24,6 +24,9 @@ from clipadapter.utils.formatting import describe_shots, format_count, format_li
 from clipadapter.utils.progress import estimates_reported_to
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from clipadapter.bench.evaluation import ModelEvaluation
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import Dataset
@@ -86,16 +89,16 @@ def command(
     version_before = _check_folder(folder)
     before = "no model was saved" if version_before is None else f"the model in {folder} is as it was"
     note_kept(f"{before}; {encoder_options.kept}")
-    shards, has_test = open_shards(data), False
+    shards, has_test = _open_shards(data), False
     if shards is None:
         from clipadapter.data.load import load_with_splits
 
         pictures, splits = load_with_splits(Path(data), split, "train")
         has_test = split is None and "test" in splits
     else:
-        pictures = shards.list_dataset(split)
+        pictures = _list_shards(shards, split)
         used = {"views": views.views != 1, "unlabelled": unlabelled is not None, "outliers": bool(uncertainty.outliers)}
-        encoder_options = shards.check_options(encoder_options, head, [name for name in used if used[name]])
+        encoder_options = _check_shards(shards, encoder_options, head, [name for name in used if used[name]])
     dataset, held_back = options.rename_classes(pictures, prompts.class_names), None
     if test_fraction is not None:
         if shards is not None or has_test:
@@ -133,7 +136,8 @@ def command(
         if shards is None:
             model.fit(paths, shot_labels, dataset.class_names, without_labels, outliers)
         else:
-            shards.fit(model, rows, [str(label) for label in shot_labels], dataset.class_names)
+            own_rows = _shard_rows(shards, split)[list(rows)]
+            _fit_to_shards(model, shards, own_rows, list(map(str, shot_labels)), dataset.class_names)
     if without_labels is not None and model.head_.transductive:
         _warn_if_all_are_shots(paths, without_labels, out)
     options.note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
@@ -202,8 +206,7 @@ def _draw_rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> S
         return range(len(dataset.samples))
     small = [f"{name} ({count})" for name, count in counts.items() if count < shots]
     if small:
-        more = f" and {len(small) - MAX_NAMED_CLASSES} more" if len(small) > MAX_NAMED_CLASSES else ""
-        out.warn(f"fewer than {shots} pictures in {', '.join(small[:MAX_NAMED_CLASSES])}{more}: all of them are used")
+        out.warn(f"fewer than {shots} pictures in {format_list(small, MAX_NAMED_CLASSES)}: all of them are used")
     if dataset.multilabel:
         return draw_multilabel_shots(dataset.label_sets, shots, seed)
     return draw_shots(dataset.labels, shots, seed)
@@ -279,12 +282,8 @@ def _model_facts(model: FewShotClassifier, name: str, calibration: str, n_unlabe
     from clipadapter.data import clean_name
     from clipadapter.encoders import describe_passes, split_blocks
 
-    provenance, shots, info, state = (
-        model.support_.provenance,
-        model.support_.counts,
-        model.encoder_.info,
-        model.head_.state(),
-    )
+    provenance, shots = model.support_.provenance, model.support_.counts
+    info, state = model.encoder_.info, model.head_.state()
     learned = _uncertainty_facts(model.uncertainty_, calibration)
     # A number that is "auto" is stored as NAME_ once it is chosen.
     parameters = model.head_.get_params(deep=False)
@@ -425,58 +424,53 @@ def accuracy_fact(model: FewShotClassifier) -> Fact:
 # ---- Feature shards ----
 
 
-def open_shards(source: Path | str) -> ShardInput | None:
+def _open_shards(source: Path | str) -> FeatureTable | None:
     """Open a folder of shards; None if the source has another form."""
     if isinstance(source, Path) and not (source / SHARDS_FILE).is_file():
         return None
     from clipadapter.features import open_feature_table
 
-    return ShardInput(open_feature_table(source))
+    return open_feature_table(source)
 
 
-class ShardInput:
-    """A folder of shards that a classifier is fitted to."""
+def _list_shards(shards: FeatureTable, split: str | None) -> Dataset:
+    """The pictures of a split; without a name of "train", if there is one, else of all."""
+    from clipadapter.data import Dataset, Sample
 
-    def __init__(self, shards: FeatureTable) -> None:
-        self._shards = shards
+    labels = shards.labels(_shard_rows(shards, split))
+    names = tuple(sorted(set(labels)))
+    if len(names) < 2:
+        raise DataError(f"'{shards.path}' has only one class, '{names[0]}', but at least two are needed")
+    # Names of pictures are read for the shots only. One path for all keeps a row at a hundred bytes.
+    place = Path(shards.name)
+    return Dataset(shards.name, place, tuple(Sample(place, label, split or "all") for label in labels), names)
 
-    def list_dataset(self, split: str | None) -> Dataset:
-        """The pictures of a split; without a name of "train", if there is one, else of all."""
-        from clipadapter.data import Dataset, Sample
 
-        shards = self._shards
-        self._rows = shards.rows(split or ("train" if "train" in shards.splits else None))
-        labels = shards.labels(self._rows)
-        names = tuple(sorted(set(labels)))
-        if len(names) < 2:
-            raise DataError(f"'{shards.path}' has only one class, '{names[0]}', but at least two are needed")
-        # Names of pictures are read for the shots only. One path for all keeps a row at a hundred bytes.
-        place = Path(shards.name)
-        samples = tuple(Sample(place, label, split or "all") for label in labels)
-        return Dataset(shards.name, place, samples, names)
+def _shard_rows(shards: FeatureTable, split: str | None) -> NDArray[np.int64]:
+    return shards.rows(split or ("train" if "train" in shards.splits else None))
 
-    def check_options(
-        self, encoder: options.EncoderOptions, head: options.HeadOptions, for_pictures: Sequence[str]
-    ) -> options.EncoderOptions:
-        """Refuse what needs pictures. Returns the options with the encoder of the shards, unless another is named."""
-        if for_pictures:
-            raise InputError(
-                f"--{for_pictures[0]} needs pictures, but '{self._shards.path}' holds features: leave it out"
-            )
-        kind = head.create()
-        if kind.needs_tower or kind.tunes_encoder:
-            raise InputError(f"the head {head.name} trains through the encoder and needs pictures, not features")
-        return replace(encoder, uris=(str(self._shards.encoder),)) if encoder.uris == ("auto",) else encoder
 
-    def fit(self, model: FewShotClassifier, positions: Sequence[int], labels: list[str], names: Sequence[str]) -> None:
-        """Fit a classifier, whose encoder gives the class text, to the shots at some positions in the data set."""
-        shards, info = self._shards, model.encoder_.info
-        if info.fingerprint != shards.fingerprint:
-            raise InputError(
-                f"the features of '{shards.path}' are of the encoder '{shards.encoder}' with weights other than "
-                f"those of '{info.name}' on this machine: install the same weights and leave --encoder out"
-            )
-        support = replace(
-            shards.take(self._rows[list(positions)], with_sources=True), y=tuple(labels), class_names=tuple(names)
+def _check_shards(
+    shards: FeatureTable, encoder: options.EncoderOptions, head: options.HeadOptions, for_pictures: Sequence[str]
+) -> options.EncoderOptions:
+    """Refuse what needs pictures. Returns the options with the encoder of the shards, unless another is named."""
+    if for_pictures:
+        raise InputError(f"--{for_pictures[0]} needs pictures, but '{shards.path}' holds features: leave it out")
+    kind = head.create()
+    if kind.needs_tower or kind.tunes_encoder:
+        raise InputError(f"the head {head.name} trains through the encoder and needs pictures, not features")
+    return replace(encoder, uris=(str(shards.encoder),)) if encoder.uris == ("auto",) else encoder
+
+
+def _fit_to_shards(
+    model: FewShotClassifier, shards: FeatureTable, rows: NDArray[np.int64], labels: list[str], names: Sequence[str]
+) -> None:
+    """Fit a classifier, whose encoder gives the class text, to some rows of shards."""
+    info = model.encoder_.info
+    if info.fingerprint != shards.fingerprint:
+        raise InputError(
+            f"the features of '{shards.path}' are of the encoder '{shards.encoder}' with weights other than "
+            f"those of '{info.name}' on this machine: install the same weights and leave --encoder out"
         )
-        model.fit_features(support, model.encode_classes(names)).drop_unused_blocks()
+    support = replace(shards.take(rows, with_sources=True), y=tuple(labels), class_names=tuple(names))
+    model.fit_features(support, model.encode_classes(names)).drop_unused_blocks()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,6 @@ def command(
     last: int | None = option("--last N", "Only the last N pictures of the stream.", type=COUNT),
     checks: CheckOptions = options_of(CheckOptions),
     plot: Path | None = option("--plot", "PNG, PDF or SVG file to write: the stream over time.", type=FILE),
-    title: str = options.title_option,
     history: Path | None = option("--history", "File to which each run adds a line of JSON.", type=FILE),
     seed: int = options.seed_option,
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
@@ -94,19 +94,18 @@ def command(
     )
     out.skipped(report.skipped)
     result = report.to_dict()
-    files = [str(report.plot(plot, title))] if plot is not None else []
+    files = [report.plot(plot)] if plot is not None else []
     if history is not None:
         _append_line(history, {"when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stream": str(stream), **result})
-    text = "\n\n".join([_format_report(report, stream), *(f"wrote {name}" for name in files)])
-    out.result({**result, "files": files}, text)
+    out.result(result, _format_report(report, stream), files)
     if report.has_drift:
         click.get_current_context().exit(DRIFT_EXIT_CODE)
 
 
-def _parse_shares(options: tuple[str, ...]) -> dict[str, float]:
+def _parse_shares(texts: Sequence[str]) -> dict[str, float]:
     """Shares by class from texts such as ``CLASS=SHARE``."""
     shares = {}
-    for text in options:
+    for text in texts:
         name, _, share = text.rpartition("=")
         try:
             shares[name] = float(share)
@@ -133,29 +132,22 @@ def _format_report(report: DriftReport, stream: Path) -> str:
 
     kind = "shots of the model" if report.reference == "shots" else "usual pictures"
     copies = f" ({report.n_repeated} more are copies)" if report.n_repeated else ""
-    rows = [
-        (
-            CHECKS[check.check],
-            "" if check.p_value is None else f"{check.p_value:.2g}",
-            "" if check.corrected_p_value is None else f"{check.corrected_p_value:.2g}",
-            f"not tested: {check.message}" if check.p_value is None else "yes" if check.is_significant else "no",
+    checks = []
+    for check in report.checks:
+        p_values = ("" if p is None else f"{p:.2g}" for p in (check.p_value, check.corrected_p_value))
+        changed = "yes" if check.is_significant else "no"
+        checks.append(
+            (CHECKS[check.check], *p_values, f"not tested: {check.message}" if check.p_value is None else changed)
         )
-        for check in report.checks
-    ]
     classes = sorted(report.classes, key=lambda prior: -abs(prior.current - prior.reference))[:MAX_LISTED_CLASSES]
     priors = [
-        (
-            prior.name,
-            f"{100 * prior.reference:.1f}",
-            f"{100 * prior.current:.1f}",
-            _format_interval(prior.low, prior.high),
-        )
-        for prior in classes
+        (one.name, f"{100 * one.reference:.1f}", f"{100 * one.current:.1f}", _format_interval(one.low, one.high))
+        for one in classes
     ]
     parts = [
         f"{report.n_pictures} pictures of {stream}{copies}, compared with {report.n_reference} {kind}",
         printable(report.summary()),
-        table(["", "p", "p of all checks", "changed"], rows),
+        table(["", "p", "p of all checks", "changed"], checks),
         table(["class", "usual %", "now %", "95 %"], priors),
     ]
     if not report.alpha_is_exact:
@@ -169,8 +161,7 @@ def _format_report(report: DriftReport, stream: Path) -> str:
         parts.append(
             "the intervals take the model's probabilities to be right: no shots could be held out to see its confusions"
         )
-    if report.ood_rate is not None:
-        rate = report.ood_rate
+    if (rate := report.ood_rate) is not None:
         current = f"{100 * rate.current:.1f} % ({_format_interval(rate.low, rate.high)})"
         parts.append(
             f"none of the classes: {current}, target {100 * rate.target:g} %, usually {100 * rate.reference:.1f} %"

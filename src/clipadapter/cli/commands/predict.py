@@ -26,7 +26,7 @@ from clipadapter.cli.options import COUNT, COUNT_OR_ALL, FILE, FOLDER
 from clipadapter.cli.output import START_AGAIN, Output, note_kept, plain_facts
 from clipadapter.errors import DataError, ImageError, InputError, MissingExtraError, needs_training
 from clipadapter.utils.files import IMAGE_SUFFIXES, explain_missing, printable, quote_path
-from clipadapter.utils.formatting import describe_unreadable, format_count, table
+from clipadapter.utils.formatting import describe_unreadable, format_count, format_list, table
 
 if TYPE_CHECKING:
     from clipadapter.cli.prediction_files import PredictionFile, Rows
@@ -243,9 +243,8 @@ def _report(prediction: Prediction, request: PredictRequest) -> None:
 
 
 def _describe_empty(inputs: Sequence[str]) -> str:
-    names = ", ".join("standard input" if text == "-" else text for text in inputs[:MAX_NAMED_INPUTS])
-    more = f" and {len(inputs) - MAX_NAMED_INPUTS} more" if len(inputs) > MAX_NAMED_INPUTS else ""
-    return f"there are no pictures in {names}{more}"
+    names = ["standard input" if text == "-" else text for text in inputs]
+    return f"there are no pictures in {format_list(names, MAX_NAMED_INPUTS)}"
 
 
 def _predict_to_file(request: PredictRequest, path: Path) -> None:
