@@ -1,6 +1,5 @@
 """What every backend gives, beside the module itself in plain torch."""
 
-import logging
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.backends import Int8Calibration, backend_info, create_backend, list_backends
+from clipadapter.backends import backend_info, create_backend, list_backends
 from clipadapter.errors import InputError, MissingExtraError, UnknownNameError, install_command
 
 KINDS = [(backend, precision) for backend in list_backends() for precision in backend_info(backend).cls.precisions]
@@ -81,17 +80,6 @@ def test_threads_get_their_own_features(backend, precision, runner, squares):
         together = list(pool.map(run, batches))
     for found, batch in zip(together, batches, strict=True):
         np.testing.assert_allclose(found, run(batch), atol=1e-5)
-
-
-@pytest.mark.parametrize("backend", CONVERTING)
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_converting_is_quiet(backend, precision, tiny, squares, no_cache, capfd):
-    handlers, disabled = list(logging.root.handlers), logging.root.manager.disable
-    create_backend(backend).prepare(tiny, precision, Int8Calibration(squares(2, 32)))
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert said.err == ""
-    assert (logging.root.handlers, logging.root.manager.disable) == (handlers, disabled)
 
 
 def test_unknown_names():

@@ -60,11 +60,6 @@ def test_weights_beside_the_target_of_a_link_are_found(tmp_path):
     assert get_format("openvino").existing_files(link) == (link,)
 
 
-def test_an_unknown_format_is_an_error():
-    with pytest.raises(InputError, match=f"format is .*{FORMATS[-1]}, not 'savedmodel'"):
-        get_format("savedmodel")
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_missing_package_names_the_extra(name, monkeypatch):
     export_format = get_format(name)

@@ -287,13 +287,6 @@ def test_wrong_values_are_refused(fitted, tmp_path):
         export_model(FewShotClassifier("toy"), tmp_path / "model.onnx")
 
 
-def test_more_weights_than_a_file_holds_are_refused_before_the_work(fitted, write, monkeypatch):
-    monkeypatch.setattr("clipadapter.backends.onnxruntime.MAX_FILE_BYTES", 1000)
-    monkeypatch.setattr("clipadapter.backends.onnxruntime.write_onnx", None)
-    with pytest.raises(InputError, match="an ONNX file holds less than 2 GiB: use OpenVINO"):
-        write(fitted("auto"))
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of files there")
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_full_disk_leaves_the_older_file(format, fitted, write, tmp_path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,18 +72,12 @@ def _float_nodes(path: Path, float_after: str) -> list[str]:
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     grouped = [node for node in convolutions if any(each.name == "group" and each.i > 1 for each in node.attribute)]
     after, values = [], {float_after}
-    sources: dict[str, frozenset[str]] = {}
     for node in nodes:  # in topological order
         if values.intersection(node.input):
             after.append(node)
             values.update(node.output)
-        own = source_convolutions(
-            node.name, node.op_type == "Conv", [sources.get(name, NO_NAMES) for name in node.input]
-        )
-        sources |= dict.fromkeys(node.output, own)
-    first = first_of_each_network(
-        [(node.name, sources[node.output[0]]) for node in convolutions], ONNX_FLOAT_CONVOLUTIONS
-    )
+    links = ((node.name, node.op_type == "Conv", node.input, node.output) for node in nodes)
+    first = first_convolutions(links, ONNX_FLOAT_CONVOLUTIONS)
     return [*first, *(node.name for node in (*grouped, *after))]
 
 
@@ -107,23 +101,16 @@ def _float_scope(model: Any, is_transformer: bool, float_after: str, nncf: Any) 
     """What stays in float."""
     names = statistic_names(model) + _names_after(model.output(float_after).get_node().input_value(0))
     if not is_transformer:
-        names += _first_convolutions(model)
+        names += first_convolutions(_links(model), OPENVINO_FLOAT_CONVOLUTIONS)
     types = [] if is_transformer else ["GroupConvolution"]
     return nncf.IgnoredScope(names=names, types=types, validate=False)
 
 
-def _first_convolutions(model: Any) -> list[str]:
-    """Names of the first convolutions of each network."""
-    kinds = {"Convolution", "GroupConvolution"}
-    sources: dict[str, frozenset[str]] = {}
-    convolutions = []
+def _links(model: Any) -> Iterator[tuple[str, bool, Sequence[str], Sequence[str]]]:
+    """The nodes as `first_convolutions` takes them. What a node gives has its name."""
     for op in model.get_ordered_ops():
-        name, is_convolution = op.get_friendly_name(), op.get_type_name() in kinds
-        inputs = [value.get_node().get_friendly_name() for value in op.input_values()]
-        sources[name] = source_convolutions(name, is_convolution, [sources[each] for each in inputs])
-        if is_convolution:
-            convolutions.append((name, sources[name]))
-    return first_of_each_network(convolutions, OPENVINO_FLOAT_CONVOLUTIONS)
+        name, is_convolution = op.get_friendly_name(), op.get_type_name() in ("Convolution", "GroupConvolution")
+        yield name, is_convolution, [value.get_node().get_friendly_name() for value in op.input_values()], [name]
 
 
 def statistic_names(model: Any) -> list[str]:
@@ -159,26 +146,21 @@ def _names_after(start: Any) -> list[str]:
     return list(names)
 
 
-def source_convolutions(name: str, is_convolution: bool, inputs: Iterable[frozenset[str]]) -> frozenset[str]:
-    """Names of the convolutions that a node is computed from and that are computed from no other convolution.
-
-    >>> source_convolutions("conv1", True, [NO_NAMES]) == source_convolutions("relu", False, [frozenset({"conv1"})])
-    True
-    """
-    sources = NO_NAMES.union(*inputs)
-    return frozenset({name}) if is_convolution and not sources else sources
-
-
-def first_of_each_network(convolutions: Sequence[tuple[str, frozenset[str]]], n: int) -> list[str]:
+def first_convolutions(nodes: Iterable[tuple[str, bool, Sequence[str], Sequence[str]]], n: int) -> list[str]:
     """The first n convolutions of each network of a graph: those of one network begin with the same convolution.
 
-    A graph has several networks if pictures are looked at in several sizes, mirrored, or by several encoders.
+    A graph has several networks if pictures are looked at in several sizes, mirrored, or by several encoders. Of each
+    node, in topological order: its name, whether it is a convolution, and what it reads and gives.
 
-    >>> a, b = frozenset({"a1"}), frozenset({"b1"})
-    >>> first_of_each_network([("a1", a), ("a2", a), ("b1", b), ("b2", b)], 1)
+    >>> first_convolutions([("a1", True, "x", "a"), ("a2", True, "a", "b"), ("b1", True, "y", "c")], 1)
     ['a1', 'b1']
     """
+    networks: dict[str, frozenset[str]] = {}  # by value, the first convolutions that it is computed from
     by_network: dict[frozenset[str], list[str]] = {}
-    for name, sources in convolutions:
-        by_network.setdefault(sources, []).append(name)
+    for name, is_convolution, inputs, outputs in nodes:
+        own = NO_NAMES.union(*(networks.get(each, NO_NAMES) for each in inputs))
+        if is_convolution:
+            own = own or frozenset({name})
+            by_network.setdefault(own, []).append(name)
+        networks |= dict.fromkeys(outputs, own)
     return [name for names in by_network.values() for name in names[:n]]

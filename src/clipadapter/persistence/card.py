@@ -90,7 +90,7 @@ def _card_facts(config: ModelConfig, repo: str) -> dict[str, Any]:
     counts = sorted(count for name in config.class_names if isinstance(count := shots.get(name, 0), int)) or [0]
     held_out = HeldOutAccuracy.from_dict(facts.get("accuracy"))
     local = LOCAL_WEIGHTS.match(split_blocks(encoder.name)[0])
-    schemes = _schemes(encoder.name)
+    schemes = {uri.partition(":")[0] for uri in _encoders_of(encoder.name)}
     accuracy = None if evaluation is None else evaluation.model.get("accuracy")
     title = repo.rpartition("/")[2] or f"{config.head.name}-{len(config.class_names)}-classes"
     return {
@@ -163,32 +163,32 @@ def _metadata(encoder: str, evaluation: Evaluation | None, title: str, is_multil
 
 def hub_repositories(encoder: str) -> list[str]:
     """Repositories of the hub that the weights of an encoder come from; empty if they come from elsewhere."""
-    first, names = split_blocks(encoder)
-    if names:
-        encoders = [first, *(BlockSource.parse(name).encoder for name in names)]
-        return list(dict.fromkeys(repo for one in encoders for repo in hub_repositories(one)))
+    return list(dict.fromkeys(repo for uri in _encoders_of(encoder) if (repo := _repository_of(uri))))
+
+
+def _encoders_of(name: str) -> list[str]:
+    """The encoder that has the class text, and those of its blocks.
+
+    >>> _encoders_of("lite[final,inner,timm:resnet50.a1_in1k/final]")
+    ['lite', 'timm:resnet50.a1_in1k']
+    """
+    first, names = split_blocks(name)
+    return [first, *filter(None, (BlockSource.parse(each).encoder for each in names))]
+
+
+def _repository_of(encoder: str) -> str:
     scheme, _, rest = encoder.partition(":")
     if scheme in ("hf-hub", "hf") and not has_local_weights(encoder):
-        return [rest.partition("@")[0]]
+        return rest.partition("@")[0]
     if scheme == "timm" and not has_local_weights(encoder):
-        return [f"timm/{rest.partition('@')[0]}"]  # where nearly all weights of timm are
+        return f"timm/{rest.partition('@')[0]}"  # where nearly all weights of timm are
     model, _, tag = rest.rpartition("/")
     if scheme != "open_clip" or ":" in rest or not model:
-        return []
+        return ""
     import open_clip
 
     repo = str((open_clip.get_pretrained_cfg(model, tag) or {}).get("hf_hub") or "")
-    return [repo.rpartition("/")[0]] if repo.count("/") == 2 else []
-
-
-def _schemes(encoder: str) -> set[str]:
-    """The schemes of an encoder and of the other encoders in its blocks.
-
-    >>> sorted(_schemes("lite[final,inner,timm:resnet50.a1_in1k/final]"))
-    ['lite', 'timm']
-    """
-    first, names = split_blocks(encoder)
-    return {uri.partition(":")[0] for uri in (first, *(BlockSource.parse(name).encoder for name in names)) if uri}
+    return repo.rpartition("/")[0] if repo.count("/") == 2 else ""
 
 
 def _evaluation_result(evaluation: Evaluation, is_multilabel: bool) -> dict[str, Any]:

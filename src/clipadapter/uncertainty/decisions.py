@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -369,18 +368,16 @@ class Uncertainty:
             ArtifactError: if a part is damaged, or has another number of classes.
         """
         saved = SavedState("uncertainty", facts, arrays)
-        parts: dict[str, Any] = dict.fromkeys(PARTS)
-        readers: dict[str, Callable[..., Any]] = {
-            "calibrator": partial(Calibrator.from_state, classes=classes),
-            "rejector": partial(Rejector.from_state, arrays_removed=arrays_removed),
-            "conformal": Conformal.from_state,
-            "multilabel": partial(MultiLabel.from_state, classes=classes),
-        }
         saved.require(facts.get("calibrator") is not None, "it has no calibration")
-        for name in PARTS:
+
+        def read_part(name: str, read: Callable[..., Any], **options: Any) -> Any:
             own_arrays = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
-            if facts.get(name) is not None:
-                parts[name] = readers[name](facts[name], own_arrays)
+            return None if facts.get(name) is None else read(facts[name], own_arrays, **options)
+
+        calibrator = read_part("calibrator", Calibrator.from_state, classes=classes)
+        rejector = read_part("rejector", Rejector.from_state, arrays_removed=arrays_removed)
+        conformal = read_part("conformal", Conformal.from_state)
+        multilabel = read_part("multilabel", MultiLabel.from_state, classes=classes)
         reject, coverage = (
             None if facts.get(name) is None else saved.fact(name, float, lambda x: 0 < x < 1)
             for name in ("reject", "coverage")
@@ -389,7 +386,6 @@ class Uncertainty:
             costs = None if "costs" not in arrays else check_costs(arrays["costs"])
         except InputError as error:
             raise ArtifactError(f"the model's costs are damaged: {error}") from error
-        rejector, conformal = parts["rejector"], parts["conformal"]
         for what, count in (
             ("costs", None if costs is None else len(costs)),
             ("rejector", None if rejector is None else rejector.memory.classes),
@@ -397,16 +393,10 @@ class Uncertainty:
         ):
             if count not in (None, classes):
                 raise ArtifactError(f"the model's {what} have {count} classes, but the model has {classes}")
-        return cls(
-            parts["calibrator"],
-            rejector,
-            conformal,
-            DecisionOptions(reject, coverage, costs),
-            saved.fact("held_out_by", str),
-            saved.fact("logit_scale_ratio", float, lambda x: x > 0),
-            parts["multilabel"],
-            HeldOutAccuracy.from_dict(facts.get("accuracy")),
-        )
+        decisions, held_out_by = DecisionOptions(reject, coverage, costs), saved.fact("held_out_by", str)
+        ratio = saved.fact("logit_scale_ratio", float, lambda x: x > 0)
+        accuracy = HeldOutAccuracy.from_dict(facts.get("accuracy"))
+        return cls(calibrator, rejector, conformal, decisions, held_out_by, ratio, multilabel, accuracy)
 
 
 def _answer_multilabel(multilabel: MultiLabel, z: Array, options: DecisionOptions) -> Answers:
