@@ -119,5 +119,5 @@ def test_fits_on_fewer_shots_get_the_pictures_without_labels_of_the_model(colour
     cross_validate_model(model, folds=2)
     assert counts == [(6, 9)] * 2
     counts.clear()
-    curve = evaluate_model(model, test_data, seeds=(1, 2)).curve
-    assert counts == [(3, 9)] * 2 + [(6, 9)] * 2 and not any(run.error for run in curve)
+    curve = evaluate_model(model, test_data, seeds=(1,)).curve
+    assert counts == [(3, 9), (6, 9)] and not any(run.error for run in curve)

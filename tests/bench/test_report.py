@@ -220,11 +220,10 @@ def test_costs_are_those_at_the_most_shots(study):
     assert "worker process" in grid.notes[0]
 
 
-def test_a_line_of_the_csv_is_a_record(study, make_run, tmp_path):
+def test_a_line_of_the_csv_is_a_record(study, make_run):
     failed = make_run("a, b", error="E: why\nnot")
     study = joined(suite(), [*study.runs, failed])
-    _, path, *_ = write_report(study, tmp_path)
-    lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    lines = list(csv.DictReader(format_csv(study).splitlines()))
     assert len(lines) == 13
     assert {line["key"] for line in lines} == {run.key for run in study.runs}
     first = next(line for line in lines if line["key"] == study.runs[1].key)
@@ -272,8 +271,8 @@ class Page(HTMLParser):
         self.asked += [attributes.get("href")] if tag in ("link", "base") else []
 
 
-def test_the_page_loads_no_other_file_and_its_links_have_targets(study, tmp_path):
-    text = write_report(study, tmp_path)[3].read_text(encoding="utf-8")
+def test_the_page_loads_no_other_file_and_its_links_have_targets(study):
+    text = build_report(study).to_html()
     page = Page(text)
     assert page.asked and all(address.startswith("data:image/svg+xml;base64,") for address in page.asked)
     assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
@@ -281,12 +280,11 @@ def test_the_page_loads_no_other_file_and_its_links_have_targets(study, tmp_path
     assert page.links and {link.removeprefix("#") for link in page.links} <= set(page.ids)
 
 
-def test_names_are_escaped_in_every_format(make_run, tmp_path):
+def test_names_are_escaped_in_every_format(make_run):
     name, data = "<b>50%_$x", part("a & b|c")
     runs = [make_run(name, n, data=data, templates=["<i>{}"], error="E: <u>" if n > 1 else None) for n in (1, 2)]
-    md, _, tex, html, *_ = (
-        path.read_text(encoding="utf-8") for path in write_report(joined(suite(), runs), tmp_path)[:4]
-    )
+    document = build_report(joined(suite(), runs))
+    md, tex, html = document.to_markdown(), document.to_latex(), document.to_html()
     assert not {"b", "i", "u"} & set(Page(html).tags)
     assert "&lt;b&gt;50%_$x" in html and "a &amp; b|c" in html and "&lt;u&gt;" in html
     assert "| &lt;b&gt;50%\\_$x |" in md and "a &amp; b|c" in md
@@ -294,8 +292,8 @@ def test_names_are_escaped_in_every_format(make_run, tmp_path):
     assert r"a \& b\textbar{}c" in tex and "“<i>{}”" in tex
 
 
-def test_a_latex_table_is_one_of_booktabs(study, tmp_path):
-    text = write_report(study, tmp_path)[2].read_text(encoding="utf-8")
+def test_a_latex_table_is_one_of_booktabs(study):
+    text = build_report(study).to_latex()
     captions = re.findall(r"^\\caption.*$", text, re.MULTILINE)
     assert captions[0] == r"\caption{Accuracy: pets. Accuracy in \%. \textbf{Bold}: best of a column.}"
     assert "fingerprint" in text and not any("fingerprint" in caption for caption in captions)  # in comments
@@ -304,21 +302,22 @@ def test_a_latex_table_is_one_of_booktabs(study, tmp_path):
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == len(grids(study))
 
 
-def test_plots_in_another_format_replace_those_of_the_last_report(study, tmp_path):
-    write_report(joined(suite(figure="curves"), study.runs), tmp_path)
-    files = write_report(
-        joined(suite(figure="curves"), study.runs), tmp_path, plot_formats=["pdf", "svg"], title="A & b"
-    )
-    assert {path.name for path in (tmp_path / "reports").glob("*-*")} == {"mine-1-curves.pdf", "mine-1-curves.svg"}
+def test_plots_in_another_format_replace_those_of_an_older_report_but_not_those_of_other_suites(study, tmp_path):
+    place, others = tmp_path / "reports", {"mine-too-1-bars.png", "mine-projection.png"}
+    write_report(study, tmp_path)
+    for name in ("mine-9-bars.png", *others):
+        (place / name).touch()
+    files = write_report(study, tmp_path, plot_formats=["pdf", "svg"], title="A & b")
+    assert {path.name for path in place.glob("*-*")} == {"mine-1-curves.pdf", "mine-1-curves.svg", *others}
     assert "(mine-1-curves.svg)" in files[0].read_text(encoding="utf-8")
     assert ">A &amp; b</text>" in files[-1].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("values", [(0.0, 0.2), (1.0, 2.0, 4.0), ("visual", "text")])
-def test_a_parameter_is_the_axis_of_a_picture(make_run, tmp_path, values):
+def test_a_parameter_is_the_axis_of_a_picture(make_run, values):
     runs = [make_run(f"alpha={value}", n, params={"alpha": value}) for value in values for n in (1, 4)]
     study = joined(suite(figure="axis"), [*runs, make_run("zero-shot", 1, params={})], axis="alpha")
-    assert write_report(study, tmp_path)[4].name == "mine-1-axis.png"
+    assert list(build_report(study).plots) == ["mine-1-axis"]
 
 
 def test_an_axis_plot_has_a_line_style_per_level_and_its_subtitle_on_the_page(make_run):
@@ -335,20 +334,10 @@ def test_an_axis_plot_has_a_line_style_per_level_and_its_subtitle_on_the_page(ma
 
 
 def test_many_heads_and_data_sets_can_be_drawn(make_run, tmp_path):
-    runs = [make_run(f"head {i} $x", n, data=part(d)) for i in range(13) for n in (1, 4) for d in ("pets", "猫")]
+    runs = [make_run(f"head {i} $x", n, data=part(d)) for i in range(7) for n in (1, 4) for d in ("pets", "猫")]
     runs += [make_run("fails", error="E: no", data=part("pets"))]
     names = [path.name for path in write_report(joined(suite(), runs), tmp_path)]
     assert names[4:] == ["mine-1-heat.png", *(f"mine-{i}-curves.png" for i in (2, 3, 4))]
-
-
-def test_plots_of_an_older_report_are_removed_but_not_those_of_other_suites(study, tmp_path):
-    place = tmp_path / "reports"
-    place.mkdir()
-    for name in ("mine-9-bars.png", "mine-too-1-bars.png", "mine-projection.png"):
-        (place / name).touch()
-    write_report(study, tmp_path)
-    assert not (place / "mine-9-bars.png").exists()
-    assert (place / "mine-too-1-bars.png").exists() and (place / "mine-projection.png").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_refused(study, tmp_path):

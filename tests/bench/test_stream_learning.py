@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from clipadapter.bench import StreamTask, learn_task_stream, table
 from clipadapter.bench.protocols.stream import StreamOfTasks, choose_mode
+from clipadapter.bench.run import ContinualResult
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ExactIncrementalHead, TextFeatures, create_head, fidelity_of, head_info
@@ -266,3 +268,11 @@ def test_the_table_marks_the_best_of_the_incremental_heads(tasks, text):
     assert f"•{100 * means.continual.metrics.mean('last'):.1f} ± 0.0" in lines[2]
     assert "•" not in lines[4]
     assert "Mean ± sample standard deviation over 2 seeds (1, 2)." in lines
+
+
+def test_a_record_measures_every_task_after_every_task(tasks, text):
+    (run,) = learn_task_stream({"zero-shot": ZeroShot()}, tasks, text)
+    record = run.continual.model_dump()
+    for damaged in ({"zero_shot": [0.5]}, {"steps": record["steps"][:2]}, {"steps": []}):
+        with pytest.raises(ValidationError, match="must measure all|at least 1 item"):
+            ContinualResult.model_validate({**record, **damaged})

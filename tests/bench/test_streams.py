@@ -122,7 +122,7 @@ def test_order_two_is_the_published_permutation_of_order_one():
     assert [first.data[i] for i in (9, 6, 7, 8, 5, 10, 0, 1, 3, 4, 2)] == second.data
     assert load_suite("x-tail").data == [name for name in first.data if name != "cifar100"]
     assert [tuple(one.data) for one in (first, second)] == list(
-        dict.fromkeys(one.data for one in find_published_streams())
+        dict.fromkeys(tuple(one["data"].split()) for one in find_published_streams())
     )
 
 

@@ -1,5 +1,7 @@
 """Adaptation and views of predictions: off by default, and what they are when they are on."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -10,19 +12,10 @@ from clipadapter.features import ViewSpec, extract
 from clipadapter.uncertainty import UncertaintyOptions
 from clipadapter.utils.prediction import softmax
 
+from .squares import squares as all_squares
+
 NAMES = ["blue", "green", "red"]
-
-
-def squares(each=4, seed=0):
-    """Blocks of a class's colour and of noise, and their labels."""
-    rng = np.random.default_rng(seed)
-    images, labels = [], []
-    for name, colour in zip(NAMES, np.eye(3)[::-1] * 200, strict=True):
-        for _ in range(each):
-            image = np.clip(colour + rng.integers(-120, 120, (16, 16, 3)), 0, 255).astype(np.uint8)
-            images.append(image)
-            labels.append(name)
-    return images, labels
+squares = functools.partial(all_squares, colours=dict(zip(NAMES, np.eye(3)[::-1] * 200, strict=True)), noise=120)
 
 
 @pytest.fixture(scope="module")

@@ -15,20 +15,7 @@ from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.uncertainty import UncertaintyOptions
 
 from ..heads.estimators import short_training
-
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
-
-
-def squares(each=4, seed=0):
-    """Noisy coloured squares and their names."""
-    rng = np.random.default_rng(seed)
-    images, labels = [], []
-    for name, colour in COLOURS.items():
-        for _ in range(each):
-            noise = rng.integers(-25, 26, (16, 16, 3))
-            images.append(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
-            labels.append(name)
-    return images, labels
+from .squares import squares
 
 
 def model(**params):

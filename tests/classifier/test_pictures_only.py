@@ -16,6 +16,8 @@ from clipadapter.heads import TextFeatures, create_head
 from clipadapter.persistence.model import from_files, to_files
 from clipadapter.uncertainty import UncertaintyOptions
 
+from .squares import squares
+
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
@@ -44,14 +46,7 @@ class Pictures(Encoder):
 
 
 def draw(n, seed=0):
-    rng = np.random.default_rng(seed)
-    images, labels = [], []
-    for name, colour in COLOURS.items():
-        for _ in range(n):
-            noise = rng.integers(-60, 60, (8, 8, 3))
-            images.append(np.clip(np.asarray(colour) + noise, 0, 255).astype(np.uint8))
-            labels.append(name)
-    return images, labels
+    return squares(n, seed, COLOURS, noise=60)
 
 
 @pytest.fixture(scope="module")

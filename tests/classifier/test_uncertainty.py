@@ -15,19 +15,10 @@ from clipadapter.persistence import read_config
 from clipadapter.testing import toy_features
 from clipadapter.uncertainty import UncertaintyOptions
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
+from .squares import COLOURS
+from .squares import squares as all_squares
 
-
-def squares(each=6, seed=0, colours=COLOURS, noise=60):
-    rng = np.random.default_rng(seed)
-    names = [name for name in colours for _ in range(each)]
-    images = [
-        np.clip(np.array(colours[name]) + rng.integers(-noise, noise + 1, (16, 16, 3)), 0, 255).astype(np.uint8)
-        for name in names
-    ]
-    return images, names
-
-
+squares = functools.partial(all_squares, each=6, noise=60)
 GREYS = squares(each=4, seed=5, colours={"grey": (200, 200, 200)})[0]
 
 

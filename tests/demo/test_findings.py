@@ -1,6 +1,7 @@
 """The sentences of the demo, for made-up figures of every kind: none may say what the figures do not."""
 
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,11 @@ def right_pictures(share, counts, key):
     return [name for name, n in counts.items() for _ in range(n)], np.concatenate(right)
 
 
+def data_of(counts, metric="accuracy"):
+    """As much of `DemoData` as the sentences read."""
+    return SimpleNamespace(metric=metric, chance=1 / len(counts), test_counts=counts)
+
+
 def results_of(values, counts=EQUAL, shots=(1, 16), metric="accuracy"):
     """Results of heads that are wrong on other pictures than each other."""
     labels = right_pictures(0, counts, 0)[0]
@@ -25,7 +31,7 @@ def results_of(values, counts=EQUAL, shots=(1, 16), metric="accuracy"):
         key: {seed: right_pictures(share, counts, (*key, 7))[1] for seed, share in enumerate(shares)}
         for key, shares in values.items()
     }
-    return Results(metric, shots, values, correct, labels, len(counts), counts)
+    return Results(data_of(counts, metric), shots, values, correct, labels)
 
 
 def results(zero_shot=0.25, first=0.5, last=0.8, counts=EQUAL):
@@ -106,7 +112,7 @@ def test_heads_that_are_wrong_on_the_same_pictures_differ_clearly_by_less():
     first, second = np.arange(400) < 300, np.arange(400) < 288  # right on 75 and 72 %, on the same pictures
     correct = {("auto", 16): {1: first, 2: first}, ("zero-shot", 16): {1: second, 2: second}}
     values = {("auto", 16): (0.75, 0.75), ("zero-shot", 16): (0.72, 0.72)}
-    results = Results("accuracy", (16,), values, correct, ["a"] * 400, 1, {"a": 400})
+    results = Results(data_of({"a": 400}), (16,), values, correct, ["a"] * 400)
     difference, margin = results.difference(("auto", 16), ("zero-shot", 16))
     # 12 of 400 differences are 1: standard error sqrt(0.03 * 0.97 / 399). With own pictures it would be 3.1 points.
     assert difference == pytest.approx(0.03)

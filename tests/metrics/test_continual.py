@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from clipadapter.errors import InputError
 from clipadapter.metrics.continual import continual_metrics
 
 # Rows: after task 0, 1, 2, 3. Columns: tasks 0, 1, 2, 3.
@@ -56,27 +55,3 @@ def test_forward_transfer_is_what_was_gained_before_a_task_is_learned():
     assert set(continual_metrics(MATRIX).per_task["forward_transfer"]) == {None}
     assert continual_metrics(MATRIX).mean("forward_transfer") is None
     assert continual_metrics([[0.75]], before=[0.5]).mean("forward_transfer") is None
-
-
-@pytest.mark.parametrize("before", [[1.0], [1.0, np.nan, 1.0, 1.0], [[1.0] * 4], ["a"] * 4, 3.0])
-def test_what_is_no_accuracy_before_the_first_task_is_refused(before):
-    with pytest.raises(InputError, match="accuracies before the first task"):
-        continual_metrics(MATRIX, before)
-
-
-@pytest.mark.parametrize(
-    ("matrix", "message"),
-    [
-        ([], "shape"),
-        (np.empty((0, 0)), "shape"),
-        ([1.0, 2.0], "shape"),
-        (np.ones((3, 2)), r"\(3, 2\), but must be \(T, T\)"),
-        ([["a", "b"], ["c", "d"]], "no matrix of numbers"),
-        ([[1.0, np.nan], [3.0, 4.0]], "on task 1 after task 0 is nan"),
-        ([[1.0, 2.0], [-np.inf, 4.0]], "on task 0 after task 1 is -inf"),
-        ([[1.0, None], [3.0, 4.0]], "on task 1 after task 0 is nan"),
-    ],
-)
-def test_what_is_no_accuracy_matrix_is_refused(matrix, message):
-    with pytest.raises(InputError, match=message):
-        continual_metrics(matrix)

@@ -13,7 +13,7 @@ from clipadapter.metrics.detection import aurc, auroc, fpr_at, risk_coverage
 values = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(values, values)
 def test_auroc_is_scikit_learns(known, unknown):
     expected = roc_auc_score([0] * len(known) + [1] * len(unknown), known + unknown)
@@ -44,7 +44,7 @@ def test_risk_coverage_by_hand():
     np.testing.assert_allclose(risk, [0, 1 / 2, 2 / 3, 1 / 2])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=7))
 def test_the_area_is_the_mean_over_all_orders_of_ties(rows):
     confidence, correct = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,10 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.sources import FEATURES, DataSetSize, find_size, open_source, plan_views
+from clipadapter.bench.sources import (
+    FEATURES,
+    load_feature_bundle,
+    open_feature_shards,
+    open_source,
+    plan_views,
+    split_shards,
+)
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.data import get_templates
-from clipadapter.data.sets import data_root
+from clipadapter.data.sets import data_root, get_set, list_sets
 from clipadapter.encoders import check_encoder
 from clipadapter.errors import ClipAdapterError
 from clipadapter.heads import Head
@@ -72,6 +80,62 @@ def estimate_tower_seconds(head: Head, shots: int, classes: int, predictions: in
     return head.planned_tower_tokens(shots, classes, predictions) / rate
 
 
+# ---- The size of a data set ----
+
+
+@dataclass(frozen=True)
+class DataSetSize:
+    """The size of a data set."""
+
+    spec: str  # as the user named it
+    classes: int
+    train: int  # pictures to draw shots from
+    test: int  # test pictures; all pictures if the set is not divided
+    divided: bool  # whether test pictures are separate. Then only the drawn training pictures are encoded.
+    ready: bool  # whether it is on disk
+    missing: str = ""  # which files are missing
+    smallest_class: int | None = None  # training pictures of the class with the fewest; None if unknown
+    test_parts: int = 1  # the pictures that are not drawn are one
+
+
+def find_size(suite: Suite, spec: str, root: Path | None = None) -> DataSetSize:
+    """The size of a data set; for a named one that is not on disk, the size that its papers state.
+
+    One that a stream names, that is not on disk, and that has no description, has size 0.
+    """
+    if shards := open_feature_shards(spec):
+        support, tested = split_shards(shards)
+        labels, test_labels = shards.labels(support), shards.labels(tested)
+        return _count(spec, len({*labels, *test_labels}), labels, len(test_labels) if len(tested) else None)
+    if spec.startswith(FEATURES):
+        bundle = load_feature_bundle(spec)
+        tests = sum(len(part.features) for part in bundle.tests.values()) if bundle.tests else None
+        return _count(spec, len(bundle.text.labels), bundle.support.y, tests, len(bundle.names))
+    try:
+        source = open_source(spec, root)
+    except ClipAdapterError as error:
+        if spec in list_sets():
+            known = get_set(spec)
+            train, test = (known.counts.get(part, 0) for part in ("train", "test"))
+            return DataSetSize(spec, known.n_classes, train, test, True, False, str(error))
+        if not suite.is_stream or spec not in suite.data:
+            raise
+        folder = data_root(root) / spec
+        hint = f"put its pictures into {folder / 'train' / 'CLASS'} and {folder / 'test' / 'CLASS'}"
+        return DataSetSize(spec, 0, 0, 0, True, False, f"'{spec}' is not ready: there is no folder {folder}; {hint}")
+    tests = None if source.test is None else len(source.test.samples)
+    return _count(spec, len(source.train.class_names), source.train.labels, tests)
+
+
+def _count(spec: str, classes: int, labels: Sequence[str], tests: int | None, parts: int = 1) -> DataSetSize:
+    smallest = min(Counter(labels).values(), default=0)
+    n, divided = len(labels), tests is not None
+    return DataSetSize(spec, classes, n, tests or n, divided, True, smallest_class=smallest, test_parts=parts)
+
+
+# ---- The cost of a suite ----
+
+
 @dataclass(frozen=True)
 class Estimate:
     """The cost of a suite."""
@@ -88,7 +152,7 @@ def estimate(
     suite: Suite, data: Sequence[str], encoders: Sequence[str], width: int = 512, root: Path | None = None
 ) -> Estimate:
     """Estimate the cost of a suite on data sets and encoders, as the user named them, with features of some width."""
-    sizes = [_size(suite, spec, root) for spec in data]
+    sizes = [find_size(suite, spec, root) for spec in data]
     protocol = create_protocol(suite.protocol, suite.options)
     used = [protocol.used_size(size) for size in sizes]
     draws = len(suite.seeds) * len(suite.prompts) * (len(suite.stream.orders) if suite.is_stream else 1)
@@ -131,18 +195,6 @@ def _count_pictures(suite: Suite, sizes: Sequence[DataSetSize], givers: Sequence
         # All pictures of an undivided set were counted once as test pictures, and all have views.
         count += min(size.train, shots) * views if size.divided else size.train * (views - 1)
     return count
-
-
-def _size(suite: Suite, spec: str, root: Path | None) -> DataSetSize:
-    """Size of a data set; 0 for one that a stream names, that is not on disk, and that has no description."""
-    try:
-        return find_size(spec, root)
-    except ClipAdapterError:
-        if not suite.is_stream or spec not in suite.data:
-            raise
-        folder = data_root(root) / spec
-        hint = f"put its pictures into {folder / 'train' / 'CLASS'} and {folder / 'test' / 'CLASS'}"
-        return DataSetSize(spec, 0, 0, 0, True, False, f"'{spec}' is not ready: there is no folder {folder}; {hint}")
 
 
 def find_problems(

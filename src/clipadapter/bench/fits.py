@@ -267,13 +267,12 @@ def run_fits(
     if not heads or not draws:
         raise InputError("there is nothing to run: give at least one head, one number of shots and one seed")
     measure = measure or partial(protocol.measure, bundle)
-    labels, fits = [], []
+    fits = []
     for draw in draws:
         for label, head in heads.items():
             own = clone_with_seed(head, draw.seed)
-            labels.append(label)
             fits.append(Fit(own, protocol.plan(bundle, label, own, draw)))
     outcome = make_missing(fits, lambda fit: measure(fit.head, fit.runs), records, progress=progress)
     # Another call may have named the heads otherwise.
-    named = zip(labels, outcome.runs, strict=True)
-    return [run.model_copy(update={"head": label}) for label, runs in named for run in runs], outcome
+    named = zip(fits, outcome.runs, strict=True)
+    return [run.model_copy(update={"head": fit.runs[0].head}) for fit, runs in named for run in runs], outcome

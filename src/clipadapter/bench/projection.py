@@ -22,10 +22,10 @@ from clipadapter.rendering.projection import (
     MAX_POINTS,
     SAME_FEATURE_DISTANCE,
     Array,
+    checked_unit_rows,
     match_orientation,
     project,
     scatter_figure,
-    unit_rows,
 )
 from clipadapter.utils.files import safe_file_name
 
@@ -53,10 +53,13 @@ def adapted_features(head: Head, X: ArrayLike) -> Array:
 
     width = np.shape(X)[-1]
     # Text along each axis returns the feature if the head only compares features with text. Random text verifies that.
-    features, others = inner_products(np.eye(width)), unit_rows(np.random.default_rng(0).normal(size=(3, width)))
+    features, others = (
+        inner_products(np.eye(width)),
+        checked_unit_rows(np.random.default_rng(0).normal(size=(3, width))),
+    )
     if not np.allclose(inner_products(others), features @ others.T, atol=1e-4):
         raise InputError(f"{name} does more than compare a feature with class text: it has no adapted features")
-    if np.allclose(features, unit_rows(X), atol=SAME_FEATURE_DISTANCE):
+    if np.allclose(features, checked_unit_rows(X), atol=SAME_FEATURE_DISTANCE):
         raise InputError(f"{name} does not adapt features: use a head that does, such as clip-adapter or rla")
     return features
 
@@ -73,7 +76,7 @@ def separation(features: ArrayLike, labels: Sequence[str]) -> tuple[float, float
     from sklearn.metrics import silhouette_score
     from sklearn.neighbors import NearestNeighbors
 
-    rows, truth = unit_rows(features), np.asarray(labels)
+    rows, truth = checked_unit_rows(features), np.asarray(labels)
     c = len(set(labels))
     if not 2 <= c < len(rows):
         raise InputError(

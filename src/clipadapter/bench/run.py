@@ -166,7 +166,14 @@ class ContinualResult(FrozenModel):
     """The result of a stream of T tasks."""
 
     zero_shot: list[float] | None = None  # accuracy of the class text alone on each task; None if a class has no text
-    steps: list[Step]  # T, one after each task
+    steps: list[Step] = Field(min_length=1)  # T, one after each task
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> Self:
+        widths = {len(step.metrics) for step in self.steps} | ({len(self.zero_shot)} if self.zero_shot else set())
+        if widths != {len(self.steps)}:
+            raise ValueError(f"every step must measure all {len(self.steps)} tasks, but there are {widths} figures")
+        return self
 
     @property
     def accuracy(self) -> list[list[float]]:

@@ -16,7 +16,7 @@ from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, draw_shots, get_templates, load_dataset, textiles
 from clipadapter.data.sets import data_root, get_set, list_sets
-from clipadapter.errors import ClipAdapterError, DataError, InputError
+from clipadapter.errors import DataError, InputError
 from clipadapter.features import (
     PER_EPOCH,
     FeatureSet,
@@ -78,49 +78,6 @@ def open_source(spec: str, root: Path | None = None) -> Source:
     if "test" in parts and "train" in parts:
         return Source(spec, dataset.split("train"), dataset.split("test"), templates)
     return Source(spec, dataset, None, templates)
-
-
-@dataclass(frozen=True)
-class DataSetSize:
-    """The size of a data set."""
-
-    spec: str  # as the user named it
-    classes: int
-    train: int  # pictures to draw shots from
-    test: int  # test pictures; all pictures if the set is not divided
-    divided: bool  # whether test pictures are separate. Then only the drawn training pictures are encoded.
-    ready: bool  # whether it is on disk
-    missing: str = ""  # which files are missing
-    smallest_class: int | None = None  # training pictures of the class with the fewest; None if unknown
-    test_parts: int = 1  # the pictures that are not drawn are one
-
-
-def find_size(spec: str, root: Path | None = None) -> DataSetSize:
-    """The size of a data set; for a named one that is not on disk, the size that its papers state."""
-    if shards := open_feature_shards(spec):
-        support, tested = _split_shards(shards)
-        labels, test_labels = shards.labels(support), shards.labels(tested)
-        return _count(spec, len({*labels, *test_labels}), labels, len(test_labels) if len(tested) else None)
-    if spec.startswith(FEATURES):
-        bundle = load_feature_bundle(spec)
-        tests = sum(len(part.features) for part in bundle.tests.values()) if bundle.tests else None
-        return _count(spec, len(bundle.text.labels), bundle.support.y, tests, len(bundle.names))
-    try:
-        source = open_source(spec, root)
-    except ClipAdapterError as error:
-        if spec not in list_sets():
-            raise
-        known = get_set(spec)
-        train, test = (known.counts.get(part, 0) for part in ("train", "test"))
-        return DataSetSize(spec, known.n_classes, train, test, True, False, str(error))
-    tests = None if source.test is None else len(source.test.samples)
-    return _count(spec, len(source.train.class_names), source.train.labels, tests)
-
-
-def _count(spec: str, classes: int, labels: Sequence[str], tests: int | None, parts: int = 1) -> DataSetSize:
-    smallest = min(Counter(labels).values(), default=0)
-    n, divided = len(labels), tests is not None
-    return DataSetSize(spec, classes, n, tests or n, divided, True, smallest_class=smallest, test_parts=parts)
 
 
 def require_test_part(suite: Suite, source: Source) -> Dataset:
@@ -232,7 +189,7 @@ def open_feature_shards(spec: str) -> FeatureTable | None:
     return open_feature_table(folder) if folder and holds_shards(folder) else None
 
 
-def _split_shards(shards: FeatureTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_shards(shards: FeatureTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows that shots are drawn from, and those of the test part; none if the data set is not divided."""
     if {"train", "test"} <= set(shards.splits):
         return shards.rows("train"), shards.rows("test")
@@ -245,7 +202,7 @@ def build_shard_bundle(suite: Suite, shards: FeatureTable, *, only_drawn: bool =
     With ``only_drawn`` and a separate test part only those rows of the training part are read that a draw takes. Else
     the rows are None.
     """
-    train, test = _split_shards(shards)
+    train, test = split_shards(shards)
     labels = shards.labels(train)
     rows = draw_all_shots(suite, labels) if only_drawn and len(test) else None
     names = sorted({*labels, *shards.labels(test)})

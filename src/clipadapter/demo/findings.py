@@ -24,17 +24,15 @@ Z_95 = 2.0
 class Results:
     """The figures of the demo; those of a head are by its name and the number of shots per class."""
 
-    metric: str  # "accuracy" or "balanced_accuracy"
+    data: DemoData
     shots: Sequence[int]  # rising
     values: Mapping[tuple[str, int], Sequence[float]]  # the metric of each draw, in the order of the seeds; 0 to 1
     correct: Mapping[tuple[str, int], Mapping[int, NDArray[np.bool_]]]  # by seed, (m,) whether a test picture is right
-    labels: Sequence[str]  # (m,) class of each test picture
-    n_classes: int
-    test_counts: Mapping[str, int]  # test pictures of each class, the largest class first
+    labels: Sequence[str]  # (m,) class of each test picture that can be read
 
     @classmethod
     def from_runs(cls, runs: Sequence[Run], data: DemoData, labels: Sequence[str]) -> Results:
-        """Collect the figures of the runs that did not fail; ``labels`` are those of the pictures that can be read."""
+        """Collect the figures of the runs that did not fail."""
         correct: dict[tuple[str, int], dict[int, NDArray[np.bool_]]] = {}
         values: dict[tuple[str, int], list[float]] = {}
         shots = sorted({run.shots for run in runs})
@@ -44,13 +42,7 @@ class Results:
             values.setdefault((run.head, run.shots), []).append(run.metrics[data.metric])
             if (pictures := run.correct_pictures) is not None:
                 correct.setdefault((run.head, run.shots), {})[run.seed] = pictures
-        n_classes = len(data.train.class_names)
-        return cls(data.metric, shots, values, correct, labels, n_classes, data.test_counts)
-
-    @property
-    def chance(self) -> float:
-        """Value of the metric by a die."""
-        return 1 / self.n_classes
+        return cls(data, shots, values, correct, labels)
 
     def mean(self, head: str, shots: int) -> float | None:
         """Mean over the draws; None if all runs failed."""
@@ -59,10 +51,10 @@ class Results:
 
     def standard_error(self, value: float) -> float:
         """Standard error of the metric by the choice of the test pictures, at a value that all classes have."""
-        spread = value * (1 - value)
-        if self.metric == "accuracy":
-            return sqrt(spread / sum(self.test_counts.values()))
-        return sqrt(sum(spread / count for count in self.test_counts.values())) / len(self.test_counts)
+        spread, counts = value * (1 - value), self.data.test_counts.values()
+        if self.data.metric == "accuracy":
+            return sqrt(spread / sum(counts))
+        return sqrt(sum(spread / count for count in counts)) / len(counts)
 
     def difference(self, first: tuple[str, int], second: tuple[str, int]) -> tuple[float, float] | None:
         """The difference of two (head, shots) on the same pictures and draws, and the margin up to which it is unclear.
@@ -82,7 +74,8 @@ def describe_table(results: Results) -> str:
     """The class names alone, about four pictures of each class, and the most: mean and deviation over the draws."""
     few, most = min(results.shots, key=lambda shots: abs(shots - 4)), results.shots[-1]
     rows = {"class names alone": ("zero-shot", most), **{_pictures(n): ("auto", n) for n in (few, most)}}
-    lines = [f"{results.metric.replace('_', ' ')} on {format_count(sum(results.test_counts.values()), 'test picture')}"]
+    n_pictures = format_count(sum(results.data.test_counts.values()), "test picture")
+    lines = [f"{results.data.metric.replace('_', ' ')} on {n_pictures}"]
     for name, key in rows.items():
         values = results.values.get(key, ())
         mean, spread = (100 * value for value in mean_sd(values)) if values else (0.0, 0.0)
@@ -126,9 +119,9 @@ def _names_sentence(results: Results, most: int) -> str:
 
 def _above_chance(results: Results, value: float) -> str:
     """A figure beside what a die reaches."""
-    above = _sign(value - results.chance, Z_95 * results.standard_error(results.chance))
+    above = _sign(value - results.data.chance, Z_95 * results.standard_error(results.data.chance))
     relation = {-1: "below chance", 0: "not clearly different from chance", 1: "above chance"}[above]
-    return f"{_percent(value)}, {relation} ({_percent(results.chance)})"
+    return f"{_percent(value)}, {relation} ({_percent(results.data.chance)})"
 
 
 def _more_shots_sentence(results: Results) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ TOKENIZER_PROBES = (
     "one two three four five six seven eight nine ten " * 12,
 )
 """Texts whose tokens differ between tokenizers: case, accents, punctuation, spaces, truncation."""
-Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
 
 def check_pixels(pixels: Tensor, size: int) -> None:
@@ -87,16 +85,3 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int
         batch.append(i)
     if batch:
         yield batch
-
-
-def count_special_tokens(tokenize: Tokenize) -> tuple[int, int]:
-    """How many special tokens a tokenizer puts at the beginning and at the end of every text.
-
-    It compares the tokens of an empty text with those of one word.
-
-    >>> count_special_tokens(lambda texts: [[101, *map(ord, text), 102] for text in texts])
-    (1, 1)
-    """
-    empty, word = tokenize(["", "cat"])
-    at_beginning = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(empty, word, strict=False)))
-    return at_beginning, len(empty) - at_beginning

@@ -27,7 +27,6 @@ from clipadapter.encoders.lite_text import (
     IMAGE_WIDTH,
     N_IMAGENET_CLASSES,
     Bridge,
-    LiteTextTower,
     MiniLm,
     load_bridge,
     read_checked,
@@ -138,9 +137,10 @@ class LiteEncoder(TorchEncoder):
             square = to_tensor(pixels.to_square(image), pixels.mean, pixels.std)
             return network.patch_distances(square[None].to(self.device))[0].cpu()
 
-    def text_tower(self) -> LiteTextTower:
+    def text_tower(self) -> MiniLm:
         """MiniLM and the bridge to the space of the pictures."""
-        return LiteTextTower(*self._text_tower_and_bridge(), self.info.fingerprint)
+        tower, bridge = self._text_tower_and_bridge()
+        return tower.with_bridge(bridge, self.info.fingerprint)
 
     def tunable_copy(self) -> LiteEncoder:
         """A second encoder on the same weights; its bridge is the one built with the original MiniLM."""

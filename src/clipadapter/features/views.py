@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.utils.formatting import format_count, format_seconds
+from clipadapter.utils.pixels import uniform
 from clipadapter.utils.registry import unknown
 
 CROPS: Mapping[str, tuple[float, float]] = MappingProxyType({"tip": (0.5, 1.0), "coop": (0.08, 1.0)})
@@ -223,8 +224,8 @@ def _crop_box(rng: random.Random, width: int, height: int, spec: ViewSpec) -> tu
     """Left, upper, right, lower: a random box, or the largest central box allowed if ten draws don't fit."""
     low, high = RATIO
     for _ in range(10):
-        area = width * height * _uniform(rng, *spec.scale)
-        aspect = math.exp(_uniform(rng, math.log(low), math.log(high)))
+        area = width * height * uniform(rng, *spec.scale)
+        aspect = math.exp(uniform(rng, math.log(low), math.log(high)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             top = int(rng.random() * (height - h + 1))
@@ -237,8 +238,3 @@ def _crop_box(rng: random.Random, width: int, height: int, spec: ViewSpec) -> tu
         w = round(height * high)
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-def _uniform(rng: random.Random, low: float, high: float) -> float:
-    # Only `random()` is guaranteed to give the same numbers in every Python version.
-    return low + (high - low) * rng.random()

@@ -17,21 +17,14 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor
 
 from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.cache import CacheHead, cache_keys, select_channels
-from clipadapter.heads.parameters import NOT_NEGATIVE, Within
+from clipadapter.heads.cache import ChannelCacheHead, cache_keys
+from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import unit
 
 EPSILON = 1e-6  # added to numerator and denominator of the divergence, as published
-
-
-def label_divergence(keys: Tensor, text: Tensor, labels: Tensor) -> Tensor:
-    """KL divergence (n,) in bits of the one-hot label of each shot from the softmax of its cosines to class text."""
-    probability = (keys @ text.T).softmax(dim=1)[torch.arange(len(keys)), labels]  # no scale here, as published
-    return torch.log2((1 + EPSILON) / (probability + EPSILON))
 
 
 @register_head(
@@ -41,7 +34,7 @@ def label_divergence(keys: Tensor, text: Tensor, labels: Tensor) -> Tensor:
     "parameters are ours: one set of values for all data sets.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class Ape(CacheHead):
+class Ape(ChannelCacheHead):
     """Training-free cache of shots on selected channels, with weighted shots, added to the zero-shot logits.
 
     Zero-shot logits use all channels. The criterion of a channel is ``variance_weight`` times the variance of class
@@ -73,17 +66,13 @@ class Ape(CacheHead):
     temperature_prior = (0.9, 0.9, 0.81, 0.81, 1.0)
 
     gamma: Annotated[float, NOT_NEGATIVE] = 0.1
-    channels: Annotated[float, Within(0, 1, closed="right")] = 0.5
-    similarity_weight: Annotated[float, NOT_NEGATIVE] = 0.7
-    variance_weight: Annotated[float, NOT_NEGATIVE] = 0.3
 
     def _fit(self, shots: SupportSet) -> None:
         keys, text, labels = cache_keys(shots.views), self._set_text(shots), shots.labels
-        self.channels_ = select_channels(
-            text, keys, labels, self.channels, self.similarity_weight, self.variance_weight
-        )
+        self._select_channels(text, keys, labels)
         self.keys_, self.labels_ = unit(keys[:, self.channels_]), labels
-        self.share_ = torch.exp(self.gamma * label_divergence(self.keys_, unit(text[:, self.channels_]), labels))
-
-    def _queries(self, X: Tensor) -> Tensor:
-        return unit(X.index_select(1, self.channels_))
+        # KL divergence (n,) in bits of the one-hot label of each shot from the softmax of its cosines to class text;
+        # no scale here, as published.
+        softmax = (self.keys_ @ unit(text[:, self.channels_]).T).softmax(dim=1)
+        divergence = torch.log2((1 + EPSILON) / (softmax[torch.arange(len(keys)), labels] + EPSILON))
+        self.share_ = torch.exp(self.gamma * divergence)

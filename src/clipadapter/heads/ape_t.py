@@ -14,8 +14,8 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 
 from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.cache import CacheHead, cache_keys, cache_logits_of_cosines, select_channels
-from clipadapter.heads.parameters import NOT_NEGATIVE, Within
+from clipadapter.heads.cache import ChannelCacheHead, cache_keys, cache_logits_of_cosines
+from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import cosine_logits, unit
@@ -29,7 +29,7 @@ from clipadapter.utils.functional import cosine_logits, unit
     "of values for all data sets.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class ApeT(TrainedHead, CacheHead):
+class ApeT(TrainedHead, ChannelCacheHead):
     """Residuals of the classes on chosen channels, trained by cross-entropy; they move class text and keys together.
 
     Text and keys may leave unit length by their residual. Zero-shot logits see all channels.
@@ -61,18 +61,16 @@ class ApeT(TrainedHead, CacheHead):
     training = {"optimizer": "adamw", "eps": 1e-3}  # as published
     temperature_prior = (0.74, 0.74, 0.6, 0.74, 1.0)
 
-    channels: Annotated[float, Within(0, 1, closed="right")] = 0.6
-    similarity_weight: Annotated[float, NOT_NEGATIVE] = 0.2
-    variance_weight: Annotated[float, NOT_NEGATIVE] = 0.8
+    channels: float = 0.6
+    similarity_weight: float = 0.2
+    variance_weight: float = 0.8
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1
     epochs: Annotated[int | None, NOT_NEGATIVE] = 20
     steps: int = 250
 
     def _fit(self, shots: SupportSet) -> None:
         keys, text = cache_keys(shots.views), self._set_text(shots)
-        self.channels_ = select_channels(
-            text, keys, shots.labels, self.channels, self.similarity_weight, self.variance_weight
-        )
+        self._select_channels(text, keys, shots.labels)
         keys = unit(keys[:, self.channels_])  # (n, q)
         labels, channels = shots.labels, self.channels_
         residual, share = keys.new_zeros(len(text), len(channels)), keys.new_ones(len(keys))
@@ -96,9 +94,6 @@ class ApeT(TrainedHead, CacheHead):
             return None
         weight = self.weight_.index_add(1, self.channels_, residual, alpha=-1)
         return cosine_logits(X, weight.to(X.dtype), self.scale_)
-
-    def _queries(self, X: Tensor) -> Tensor:
-        return unit(X.index_select(1, self.channels_))
 
     def _logits(self, X: Tensor) -> Tensor:
         return self.scale_ * unit(X) @ self.weight_.to(X.dtype).T + self.alpha_ * self._votes(X)

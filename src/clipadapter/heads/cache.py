@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.heads.base import Head, SupportSet
-from clipadapter.heads.parameters import NOT_NEGATIVE
+from clipadapter.heads.parameters import NOT_NEGATIVE, Within
 from clipadapter.utils.functional import cosine_logits, unit
 
 MAX_AFFINITIES = 2**24  # affinities held in memory at a time: 64 MB in float32
@@ -88,6 +88,36 @@ class CacheHead(Head):
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_) + self.alpha_ * self._votes(X)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
+class ChannelCacheHead(CacheHead):
+    """Base of APE and APE-T, whose keys have some of the channels (Zhu et al., ICCV 2023, section 3)."""
+
+    channels_: Tensor = field(init=False)  # (q,) numbers of the channels, the best first
+
+    channels: Annotated[float, Within(0, 1, closed="right")] = 0.5
+    similarity_weight: Annotated[float, NOT_NEGATIVE] = 0.7
+    variance_weight: Annotated[float, NOT_NEGATIVE] = 0.3
+
+    def _select_channels(self, text: Tensor, keys: Tensor, labels: Tensor) -> None:
+        """Store those with a low similarity of different classes and a high variance of class text.
+
+        The similarity in a channel is the mean product of a vector of one class and one of another, where the vectors
+        of a class are its text (c, d) and its keys (n, d). All pairs of classes have the same weight, whatever their
+        numbers of shots.
+        """
+        c = len(text)
+        counts = 1 + torch.bincount(labels, minlength=c).to(text.dtype)
+        means = text.index_add(0, labels, keys) / counts[:, None]  # (c, d)
+        # The sum over pairs of different classes is the square of the sum minus the squares: no loop over pairs.
+        similarity = (means.sum(dim=0).square() - means.square().sum(dim=0)) / (c * (c - 1))
+        criterion = self.variance_weight * text.var(dim=0) - self.similarity_weight * similarity  # unbiased variance
+        count = max(1, round(self.channels * text.shape[1]))
+        self.channels_ = criterion.argsort(descending=True, stable=True)[:count]
+
+    def _queries(self, X: Tensor) -> Tensor:
+        return unit(X.index_select(1, self.channels_))
+
+
 def cache_keys(views: Tensor) -> Tensor:
     """The key (n, d) of each shot: the mean of its raw views (n, v, d), scaled to unit length."""
     return unit(views.mean(dim=1))
@@ -135,32 +165,3 @@ def _sum_by_class(affinities: Tensor, labels: Tensor, n_classes: int) -> Tensor:
         # The ONNX graph that torch writes for index_add keeps only one of the rows of a class.
         return sums.scatter_add(0, labels[:, None].expand_as(affinities), affinities).T
     return sums.index_add(0, labels, affinities).T
-
-
-# Selection of feature channels by APE (Zhu et al., ICCV 2023, https://arxiv.org/abs/2304.01195, section 3)
-
-
-def interclass_similarity(text: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
-    """Similarity of different classes in each channel: the mean product of a vector of one class and one of another.
-
-    The vectors of a class are its text (c, d) and its keys (n, d). All pairs of classes have the same weight, whatever
-    their numbers of shots.
-    """
-    c = len(text)
-    counts = 1 + torch.bincount(labels, minlength=c).to(text.dtype)
-    means = text.index_add(0, labels, keys) / counts[:, None]  # (c, d)
-    # The sum over pairs of different classes is the square of the sum minus the squares: no loop over pairs.
-    pairs = means.sum(dim=0).square() - means.square().sum(dim=0)
-    return pairs / (c * (c - 1))
-
-
-def select_channels(
-    text: Tensor, keys: Tensor, labels: Tensor, fraction: float, similarity_weight: float, variance_weight: float
-) -> Tensor:
-    """Channels (q,) with a low interclass similarity and a high variance of class text, the best first.
-
-    Of unit class text (c, d) and unit rows (n, d) with class positions (n,); ``fraction`` of the channels is kept.
-    """
-    similarity = interclass_similarity(text, keys, labels)
-    criterion = variance_weight * text.var(dim=0) - similarity_weight * similarity  # unbiased variance
-    return criterion.argsort(descending=True, stable=True)[: max(1, round(fraction * text.shape[1]))]

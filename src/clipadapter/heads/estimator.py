@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from numpy.typing import ArrayLike
 from typing_extensions import Self
@@ -119,12 +119,8 @@ def check_is_fitted(estimator: Estimator) -> None:
     Raises:
         sklearn.exceptions.NotFittedError: if so.
     """
-    if not estimator.__sklearn_is_fitted__():
-        raise_not_fitted(estimator)
-
-
-def raise_not_fitted(estimator: Estimator) -> NoReturn:
-    """Raise scikit-learn's error about an estimator before `fit`."""
+    if estimator.__sklearn_is_fitted__():
+        return
     from sklearn.exceptions import NotFittedError
 
     raise NotFittedError(f"This {type(estimator).__name__} instance is not fitted yet: call fit before using it.")

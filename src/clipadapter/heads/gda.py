@@ -46,6 +46,7 @@ from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import unit
 
+SHRINKAGES = ("pooled", "published", "base-to-new")
 SHOTS_PER_BLOCK = 1024  # shots whose features are converted to float64 at a time
 MIN_TRACE = 1e-12
 """Trace of a covariance below which there is no variance; the pseudo-inverse of the released code is then zero."""
@@ -73,14 +74,6 @@ class GaussianMoments:
         scatter = products - sums.T @ means
         means[~present] = means[present].mean(dim=0)
         return cls(scatter, sums.sum(dim=0), float(products.trace()), means, counts.double())
-
-    @classmethod
-    def from_rows(cls, rows: Tensor, labels: Tensor, n_classes: int) -> Self:
-        """From unit features (n, v, d) and their class positions (n,)."""
-        d = rows.shape[2]
-        products, sums = torch.zeros(d, d, dtype=torch.float64), torch.zeros(n_classes, d, dtype=torch.float64)
-        accumulate(products, sums, rows, labels)
-        return cls.from_sums(products, sums, torch.bincount(labels, minlength=n_classes) * rows.shape[1])
 
     @property
     def published_trace(self) -> float:
@@ -145,9 +138,6 @@ def gaussians_from_text(views: Tensor, text: Tensor, neighbours: int) -> tuple[T
     return means, precision
 
 
-SHRINKAGES = ("pooled", "published", "base-to-new")
-
-
 @register_head(
     "gda",
     paper="https://arxiv.org/abs/2402.04087",
@@ -207,13 +197,15 @@ class Gda(ExactIncrementalHead):
         return self.stream and "products_" in vars(self)
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
-        if self.shrinkage == "base-to-new":
-            if self.stream:
-                raise InputError("shrinkage 'base-to-new' needs the shots of each class: leave stream at False")
-            self._init_sums(shots)
-            self._fit_base(shots)
+        is_base = self.shrinkage == "base-to-new"
+        if is_base and self.stream:
+            raise InputError("shrinkage 'base-to-new' needs the shots of each class: leave stream at False")
+        self._init_sums(shots)
+        self._update_sums(shots, 1)
+        if is_base:
+            self._solve_from_shots(shots)
         else:
-            super()._partial_fit_first(shots)
+            self._solve_from_sums(shots.text, shots.scale)
         if not self.stream:
             del self.products_, self.sums_, self.rows_
 
@@ -245,19 +237,20 @@ class Gda(ExactIncrementalHead):
         return self.views_[remaining]
 
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
-        moments = GaussianMoments.from_sums(unpack_lower_triangle(self.products_), self.sums_, self.rows_)
+        moments = self._moments()
         views_per_shot = float(self.rows_.sum()) / float(self.counts_.sum())
         weight = self._shrunk_weight(moments, views_per_shot)
         self._set_linear_map(0.0 if text is None else scale * text, weight, moments.means, self.weight_.dtype)
 
-    def _fit_base(self, shots: SupportSet) -> None:
+    def _solve_from_shots(self, shots: SupportSet) -> None:
         """The published estimator for the base classes of the base-to-new protocol."""
-        rows, text = unit(shots.views), 0.0 if shots.text is None else shots.scale * shots.text
-        moments = GaussianMoments.from_rows(rows, shots.labels, shots.n_classes)
-        precision = torch.linalg.pinv(average_class_covariance(rows, shots.labels, moments), hermitian=True)
-        self._set_linear_map(text, moments.means @ precision, moments.means, rows.dtype)
-        if self.neighbours:
-            self.views_ = rows.flatten(0, 1)
+        text, moments = 0.0 if shots.text is None else shots.scale * shots.text, self._moments()
+        covariance = average_class_covariance(unit(shots.views), shots.labels, moments)
+        weight = moments.means @ torch.linalg.pinv(covariance, hermitian=True)
+        self._set_linear_map(text, weight, moments.means, self.weight_.dtype)
+
+    def _moments(self) -> GaussianMoments:
+        return GaussianMoments.from_sums(unpack_lower_triangle(self.products_), self.sums_, self.rows_)
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         views = getattr(self, "views_", None)
@@ -272,11 +265,7 @@ class Gda(ExactIncrementalHead):
     def _set_linear_map(self, text: Tensor | float, weight: Tensor, means: Tensor, dtype: torch.dtype) -> None:
         """Store zero-shot and Gaussian logits as one linear map.
 
-        Args:
-            text: (c, d) class text times the logit scale, or 0 without text.
-            weight: (c, d) P mu of each class.
-            means: (c, d) mu.
-            dtype: of the features.
+        Of class text (c, d) times the logit scale, 0 without text, and P mu (c, d) and mu (c, d) of each class.
         """
         self.weight_ = (text + self.alpha * weight).to(dtype).contiguous()
         self.text_ = text.to(dtype) if isinstance(text, Tensor) else None

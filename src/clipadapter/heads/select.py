@@ -139,16 +139,12 @@ def select(
         tried.append((Candidate(name, head, float(losses.mean()), accuracy, temperature, seconds), losses.numpy()))
         strategy, n_held_out = result.strategy, len(result.rows)  # the same for all
     tried.sort(key=lambda each: each[0].loss)
-    best = tried[0][1]
-    ranked = [tried[0][0], *(_compare(candidate, losses - best) for candidate, losses in tried[1:])]
+    ranked = [tried[0][0]]
+    for candidate, losses_of_shots in tried[1:]:
+        excess = losses_of_shots - tried[0][1]
+        error = float(excess.std()) / (len(excess) - 1) ** 0.5 if len(excess) > 1 else float("nan")
+        ranked.append(replace(candidate, excess_loss=float(excess.mean()), standard_error=error))
     return Selection(tuple(ranked), strategy, n_held_out, time.perf_counter() - start)
-
-
-def _compare(candidate: Candidate, excess: Array) -> Candidate:
-    """The candidate with the mean of its paired losses (r,) less those of the best one, and its standard error."""
-    n = len(excess)
-    standard_error = float(excess.std()) / (n - 1) ** 0.5 if n > 1 else float("nan")
-    return replace(candidate, excess_loss=float(excess.mean()), standard_error=standard_error)
 
 
 def _make_candidates(heads: str | Head | Mapping[str, Head], grid: Mapping[str, Sequence[Any]]) -> dict[str, Head]:

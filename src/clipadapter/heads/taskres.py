@@ -36,14 +36,11 @@ OFFICIAL: Preset = MappingProxyType(
     }
 )
 """What the authors' recipe sets otherwise than the defaults."""
-OFFICIAL_EPOCHS, OFFICIAL_FEW_SHOT_EPOCHS, OFFICIAL_FEW_SHOTS = 200, 100, 4
-"""Epochs of the authors' scripts: 200 with 8 and 16 shots per class, 100 with up to 4."""
 
 
 def official_epochs(labels: Tensor) -> int:
-    """Epochs of the authors' scripts, by the number of shots (n,) of the class with most."""
-    is_few = int(torch.bincount(labels).max()) <= OFFICIAL_FEW_SHOTS
-    return OFFICIAL_FEW_SHOT_EPOCHS if is_few else OFFICIAL_EPOCHS
+    """Epochs of the authors' scripts: 100 with up to 4 shots (n,) of the class with most, 200 with 8 and 16."""
+    return 100 if int(torch.bincount(labels).max()) <= 4 else 200
 
 
 @register_head(

@@ -59,11 +59,12 @@ class TransductiveHead(Head):
 
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
-        known = find_same_image(x, self.rows_[: self._n_pictures].to(x.dtype))
-        if are_all_found(known):
-            return self._stored_answers(known, x.dtype)
-        stored = self._stored_answers(known.clamp_min(0), x.dtype)
-        return torch.where((known >= 0)[:, None], stored, self._answer_others(x))
+        cosine, index = nearest_neighbours(x, self.rows_[: self._n_pictures].to(x.dtype), 1)
+        is_known, stored = cosine >= 1 - SAME_IMAGE_TOLERANCE, self._stored_answers(index[:, 0], x.dtype)
+        # Then no other answer is needed; but a trace must not depend on the pictures that it is made with.
+        if not torch.jit.is_tracing() and bool(is_known.all()):  # type: ignore[attr-defined]
+            return stored
+        return torch.where(is_known, stored, self._answer_others(x))
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -108,9 +109,12 @@ class MixtureHead(TransductiveHead):
 
         The unit rows of the shots are the last of ``rows_``; ``update`` sets the Gaussians from assignments (b, c).
         """
-        b, support = len(pictures), self.rows_[len(self.rows_) - len(shots.labels) :]
-        graph = symmetric_graph(torch.cat([pictures, support]), b, self.neighbours, self.smoothness)
-        n, c = len(shots.labels), shots.n_classes
+        b, n, c = len(pictures), len(shots.labels), shots.n_classes
+        rows = torch.cat([pictures, self.rows_[len(self.rows_) - n :]])
+        directed = adjacency(*nearest_neighbours(rows, rows, self.neighbours, exclude_self=True), len(rows))
+        # Divided by the parameter, not by the number of neighbours: a picture with fewer depends less on them. An edge
+        # counts in both directions.
+        graph = ((directed + directed.T).tocsr() * (self.smoothness / (2 * self.neighbours)))[:b].astype(directed.dtype)
         onehot = csr_array((np.ones(n, graph.dtype), shots.labels.numpy(), np.arange(n + 1)), shape=(n, c))
         from_shots = torch.as_tensor((graph[:, b:] @ onehot).toarray())
         graph, assigned, logits = graph[:, :b], start, start
@@ -132,8 +136,10 @@ class MixtureHead(TransductiveHead):
 
     def _answer_others(self, x: Tensor) -> Tensor:
         """One update of their own; the Gaussians stay as they are."""
-        rows, answers = self.rows_.to(x.dtype), self.answers_.to(x.dtype)
-        from_neighbours = neighbour_assignments(x, rows, answers, self.labels_, self.neighbours)
+        cosines, indices = nearest_neighbours(x, self.rows_.to(x.dtype), self.neighbours)
+        of_shots = torch.nn.functional.one_hot(self.labels_, self.answers_.shape[1]).to(x.dtype)
+        assigned = torch.cat([self.answers_.to(x.dtype).softmax(dim=1), of_shots])
+        from_neighbours = sum_of_neighbours(cosines, indices, assigned)
         density = self.likelihood * self._log_density(x)
         return self._prior(x) + density + self.smoothness / self.neighbours * from_neighbours
 
@@ -168,44 +174,9 @@ def adjacency(cosines: Tensor, indices: Tensor, n: int) -> csr_array:
     )
 
 
-def symmetric_graph(rows: Tensor, u: int, k: int, weight: float) -> csr_array:
-    """The (u, n) graph of k nearest neighbours of rows (n, d): for each of the first u its neighbours' weights.
-
-    An edge counts in both directions, and all edges of a row sum to ``weight`` times their mean cosine, nearly.
-    """
-    directed = adjacency(*nearest_neighbours(rows, rows, k, exclude_self=True), len(rows))
-    # Divided by the parameter, not by the number of neighbours: a picture with fewer depends less on them.
-    graph: csr_array = ((directed + directed.T).tocsr() * (weight / (2 * k)))[:u]
-    return graph.astype(directed.dtype)
-
-
-def neighbour_assignments(x: Tensor, rows: Tensor, logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Sum (m, c) of the assignments of each picture's k nearest rows, weighted by their cosines.
-
-    Of the rows (u + n, d) the first are pictures without labels, whose assignment is the softmax of logits (u, c), the
-    others are shots, possibly none, with labels (n,).
-    """
-    u, c = logits.shape
-    onehot = torch.eye(c, dtype=x.dtype)
-    total = x.new_zeros(x.shape[0], c)
-    cosines, indices = nearest_neighbours(x, rows, k)
-    for cosine, index in zip(cosines.T.clamp_min(0), indices.T, strict=True):
-        assigned = logits[index.clamp_max(u - 1)].softmax(dim=1)
-        if len(labels):
-            assigned = torch.where((index < u)[:, None], assigned, onehot[labels[(index - u).clamp_min(0)]])
-        total += cosine[:, None] * assigned
+def sum_of_neighbours(weights: Tensor, indices: Tensor, values: Tensor) -> Tensor:
+    """Sum (m, c) of the values (n, c) of the neighbours (m, k), by weights (m, k) that count from 0; one at a time."""
+    total = weights[:, :1].clamp_min(0) * values[indices[:, 0]]
+    for i in range(1, weights.shape[1]):
+        total = total + weights[:, i : i + 1].clamp_min(0) * values[indices[:, i]]
     return total
-
-
-def find_same_image(queries: Tensor, rows: Tensor) -> Tensor:
-    """For each query (m, d) the number of the row (n, d) that is the same image, or -1: (m,)."""
-    cosine, index = nearest_neighbours(queries, rows, 1)
-    return torch.where(cosine[:, 0] >= 1 - SAME_IMAGE_TOLERANCE, index[:, 0], -1)
-
-
-def are_all_found(stored_rows: Tensor) -> bool:
-    """Whether `find_same_image` found all queries: then the stored results are all that a prediction needs.
-
-    False in a trace, which must not depend on the pictures that it is made with.
-    """
-    return not torch.jit.is_tracing() and bool((stored_rows >= 0).all())  # type: ignore[attr-defined]

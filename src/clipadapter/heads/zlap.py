@@ -24,7 +24,7 @@ from clipadapter.heads.class_frequencies import warn_if_few_classes
 from clipadapter.heads.parameters import NOT_NEGATIVE, Within, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import estimate_pool_frequencies
-from clipadapter.heads.transductive import TransductiveHead, adjacency, nearest_neighbours
+from clipadapter.heads.transductive import TransductiveHead, adjacency, nearest_neighbours, sum_of_neighbours
 
 CLASSES_PER_BLOCK = 64  # classes that conjugate gradients solves for at a time
 MAX_STEPS = 1000  # bound on the steps of conjugate gradients
@@ -105,10 +105,10 @@ class Zlap(TransductiveHead):
     def _answer_others(self, x: Tensor) -> Tensor:
         rows, scores = self.rows_.to(x.dtype), self.scores_.to(x.dtype)
         cosines, indices = nearest_neighbours(x, rows, self.neighbours)
-        inductive = _weighted_sum(self._stretched(cosines), indices, scores[: len(rows)])
+        inductive = sum_of_neighbours(self._stretched(cosines), indices, scores[: len(rows)])
         cosines, indices = nearest_neighbours(x, self.weight_.to(x.dtype), self.neighbours)
         return self._log_shares(
-            inductive + _weighted_sum(self._text_edge_weights(cosines), indices, scores[len(rows) :])
+            inductive + sum_of_neighbours(self._text_edge_weights(cosines), indices, scores[len(rows) :])
         )
 
     @staticmethod
@@ -124,14 +124,6 @@ class Zlap(TransductiveHead):
     def _stretched(self, cosines: Tensor) -> Tensor:
         """Cosines, rescaled if ``stretch``: the least edge of the graph to 0, and 1 to 1."""
         return (cosines - self.least_) / max(1 - self.least_, 1e-12) if self.stretch else cosines
-
-
-def _weighted_sum(weights: Tensor, indices: Tensor, scores: Tensor) -> Tensor:
-    """Sum (b, c) of the scores (n, c) at the ends of edges (b, k), weighted by the edges; one edge at a time."""
-    total = weights[:, :1].clamp_min(0) * scores[indices[:, 0]]
-    for i in range(1, weights.shape[1]):
-        total = total + weights[:, i : i + 1].clamp_min(0) * scores[indices[:, i]]
-    return total
 
 
 def _graph(image_edges: csr_array, text_edges: csr_array) -> csr_array:

@@ -8,13 +8,10 @@ starts from zero-shot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from clipadapter.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class ContinualMetrics:
         return float(np.mean(values)) if values else None
 
 
-def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> ContinualMetrics:
+def continual_metrics(accuracy: Sequence[Sequence[float]], before: Sequence[float] | None = None) -> ContinualMetrics:
     """Transfer, Average, Last, forgetting and forward transfer.
 
     Cells are counted by their position. RAIL's released code treats an accuracy of exactly 0 as a missing cell, so its
@@ -46,25 +43,9 @@ def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> C
     >>> metrics.per_task["transfer"], metrics.mean("transfer"), metrics.mean("last"), metrics.mean("forgetting")
     ((None, 50.0, 35.0), 42.5, 80.0, 12.5)
     """
-    cells = _numbers(accuracy, "the accuracies")
-    if cells.ndim != 2 or cells.shape[0] != cells.shape[1] or not cells.size:
-        raise InputError(
-            f"the accuracies have shape {cells.shape}, but must be (T, T) with T of 1 or more: row t, column i is the "
-            "accuracy on task i after task t"
-        )
-    if not np.isfinite(cells).all():
-        t, i = np.argwhere(~np.isfinite(cells))[0].tolist()
-        raise InputError(
-            f"the accuracy on task {i} after task {t} is {cells[t, i]}: measure every task after every task, those "
-            "not yet learned too"
-        )
+    cells = np.asarray(accuracy, dtype=np.float64)
     tasks = range(len(cells))
-    forward: list[float | None] = [None] * len(tasks[1:])
-    if before is not None:
-        first = _numbers(before, "the accuracies before the first task")
-        if first.shape != (len(cells),) or not np.isfinite(first).all():
-            raise InputError(f"the accuracies before the first task must be {len(cells)} finite numbers, one per task")
-        forward = [float(cells[i - 1, i] - first[i]) for i in tasks[1:]]
+    forward = [None if before is None else float(cells[i - 1, i] - before[i]) for i in tasks[1:]]
     return ContinualMetrics(
         {
             "transfer": (None, *(float(cells[:i, i].mean()) for i in tasks[1:])),
@@ -74,10 +55,3 @@ def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> C
             "forward_transfer": (None, *forward),
         }
     )
-
-
-def _numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} are no matrix of numbers: {error}; give one number for each") from error

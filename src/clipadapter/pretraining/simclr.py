@@ -36,6 +36,7 @@ from clipadapter.encoders.simclr_network import FILE, MEAN, STD, WIDTH, empty_to
 from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError, ImageError, InputError
 from clipadapter.utils.files import RANDOM_END, path_without_links, remove_abandoned
 from clipadapter.utils.functional import unit
+from clipadapter.utils.pixels import uniform
 from clipadapter.utils.progress import progress_bar
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -444,15 +445,15 @@ def augment(image: Tensor, size: int, rng: random.Random) -> Tensor:
         view = F.rgb_to_grayscale(view, num_output_channels=3)
     if rng.random() < P_BLUR:
         kernel = 2 * (size // 20) + 1  # a tenth of the side, and odd
-        view = F.gaussian_blur(view, [kernel, kernel], [_uniform(rng, *BLUR_SIGMA)])
+        view = F.gaussian_blur(view, [kernel, kernel], [uniform(rng, *BLUR_SIGMA)])
     view = F.normalize(view, list(MEAN), list(STD))
     return view.to(torch.float32)
 
 
 def _random_crop(rng: random.Random, height: int, width: int) -> tuple[int, int, int, int]:
     """Top, left, height and width of a crop."""
-    area = height * width * _uniform(rng, MIN_CROP_AREA, 1.0)
-    aspect = math.exp(_uniform(rng, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
+    area = height * width * uniform(rng, MIN_CROP_AREA, 1.0)
+    aspect = math.exp(uniform(rng, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
     w = min(width, max(1, round(math.sqrt(area * aspect))))
     h = min(height, max(1, round(math.sqrt(area / aspect))))
     return int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w
@@ -461,17 +462,13 @@ def _random_crop(rng: random.Random, height: int, width: int) -> tuple[int, int,
 def _jitter(view: Tensor, rng: random.Random) -> Tensor:
     """Change brightness, contrast, saturation and hue by random amounts, in random order."""
     changes = [
-        (F.adjust_brightness, _uniform(rng, 1 - COLOUR_JITTER, 1 + COLOUR_JITTER)),
-        (F.adjust_contrast, _uniform(rng, 1 - COLOUR_JITTER, 1 + COLOUR_JITTER)),
-        (F.adjust_saturation, _uniform(rng, 1 - COLOUR_JITTER, 1 + COLOUR_JITTER)),
-        (F.adjust_hue, _uniform(rng, -HUE_JITTER, HUE_JITTER)),
+        (F.adjust_brightness, uniform(rng, 1 - COLOUR_JITTER, 1 + COLOUR_JITTER)),
+        (F.adjust_contrast, uniform(rng, 1 - COLOUR_JITTER, 1 + COLOUR_JITTER)),
+        (F.adjust_saturation, uniform(rng, 1 - COLOUR_JITTER, 1 + COLOUR_JITTER)),
+        (F.adjust_hue, uniform(rng, -HUE_JITTER, HUE_JITTER)),
     ]
     # Not `shuffle`: only `random()` is guaranteed to give the same numbers in every Python version.
     for _, i in sorted((rng.random(), i) for i in range(len(changes))):
         change, amount = changes[i]
         view = change(view, amount)
     return view
-
-
-def _uniform(rng: random.Random, low: float, high: float) -> float:
-    return low + (high - low) * rng.random()

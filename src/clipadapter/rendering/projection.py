@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from clipadapter.errors import InputError
 from clipadapter.rendering.method_colours import MARKERS
 from clipadapter.rendering.plots import create_figure, set_title, truncate
+from clipadapter.utils.prediction import unit_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ def project(
     >>> points.shape
     (6, 2)
     """
-    rows = unit_rows(features)
+    rows = checked_unit_rows(features)
     if len(rows) < MIN_ROWS or rows.shape[1] < 2:
         raise InputError(f"a projection needs {MIN_ROWS} rows and 2 columns or more, but the features are {rows.shape}")
     if np.ptp(rows, axis=0).max() < SAME_FEATURE_DISTANCE:
@@ -65,15 +66,15 @@ def project(
         return np.asarray(TSNE(2, perplexity=perplexity, init=init, random_state=seed).fit_transform(rows), np.float64)
 
 
-def unit_rows(features: ArrayLike) -> Array:
-    """(n, d) float array, rows of length one; a row of zeros stays one."""
+def checked_unit_rows(features: ArrayLike) -> Array:
+    """`unit_rows` of features (n, d)."""
     # `np.array` since test features have a type of their own that `fit` refuses; nothing here is used to predict.
     rows = np.array(features, dtype=np.float64)
     if rows.ndim != 2:
         raise InputError(f"features must be (n, d), but have shape {rows.shape}; of several views give one")
     if not np.isfinite(rows).all():
         raise InputError("a feature is not finite: leave out the pictures that could not be read")
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny))
+    return unit_rows(rows)
 
 
 def match_orientation(points: Array, target: Array) -> Array:

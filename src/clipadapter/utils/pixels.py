@@ -6,6 +6,7 @@ This module needs NumPy and Pillow only, so that a saved model predicts without 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -182,3 +183,8 @@ def centre_square(
     scale_x, scale_y = width / scaled_width, height / scaled_height
     box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
     return image.resize((size, size), resample, box=box)
+
+
+def uniform(rng: random.Random, low: float, high: float) -> float:
+    """A number between two others, the same in every Python version: only `random()` is guaranteed to be that."""
+    return low + (high - low) * rng.random()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +43,10 @@ class TextTower(ABC):
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text with its special tokens, without padding; a text that is too long is truncated."""
 
-    @property
-    @abstractmethod
+    @cached_property
     def special_token_counts(self) -> tuple[int, int]:
         """How many special tokens stand at the beginning and at the end of every text, such as (1, 1)."""
+        return count_special_tokens(self.tokenize)
 
     def network(self) -> nn.Module | None:
         """The layers that a text passes, for methods that change weights; None, the default, if it has none."""
@@ -83,6 +85,19 @@ class TextTower(ABC):
         return self.encode(full, lengths + len(common))
 
 
+def count_special_tokens(tokenize: Callable[[Sequence[str]], list[list[int]]]) -> tuple[int, int]:
+    """How many special tokens a tokenizer puts at the beginning and at the end of every text.
+
+    It compares the tokens of an empty text with those of one word.
+
+    >>> count_special_tokens(lambda texts: [[101, *map(ord, text), 102] for text in texts])
+    (1, 1)
+    """
+    empty, word = tokenize(["", "cat"])
+    at_beginning = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(empty, word, strict=False)))
+    return at_beginning, len(empty) - at_beginning
+
+
 @dataclass(frozen=True, eq=False)
 class Prefix:
     """The tokens that some texts begin with; see `TextTower.encode_prefix`."""
@@ -115,7 +130,6 @@ class WordTower(TextTower):
 
     device = "cpu"
     context_length = 77
-    special_token_counts = (1, 0)
     START_TOKEN = -1
 
     def __init__(self, vectors: Mapping[str, Tensor], dim: int) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import Draw, Features, attempt, finish_run, fit_head, plan_run, record_failure, score_part
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import DataSetSize, Rows, Source, apply_prompts, check_features, load_feature_bundle
+from clipadapter.bench.sources import Rows, Source, apply_prompts, check_features, load_feature_bundle
 from clipadapter.bench.suite import Prompts, Suite, Variant
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
+
+if TYPE_CHECKING:
+    from clipadapter.bench.costs import DataSetSize
 
 SEPARATE_PART_TEXT = "given: the test part stands apart from what the shots are drawn from"
 NEW_CLASSES_TEXT = "new: other classes than those of the shots, known by their text alone"

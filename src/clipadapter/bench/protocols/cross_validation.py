@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,13 +29,16 @@ from clipadapter.bench.fits import (
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.run import Run, RunData, pack_correct
-from clipadapter.bench.sources import DataSetSize, Rows, Source, extract_training_views
+from clipadapter.bench.sources import Rows, Source, extract_training_views
 from clipadapter.bench.suite import ALL, Prompts, Suite, Variant
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import Score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
+
+if TYPE_CHECKING:
+    from clipadapter.bench.costs import DataSetSize
 
 DEFAULT_FOLDS = 5
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -33,13 +33,16 @@ from clipadapter.bench.run import (
     TaskStream,
     describe_machine,
 )
-from clipadapter.bench.sources import DataSetSize, Source
+from clipadapter.bench.sources import Source
 from clipadapter.bench.streams import join_sources, plan_tasks, stream_name
 from clipadapter.bench.suite import Suite, Variant, count_tasks
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.features import PER_EPOCH, FeatureSet
 from clipadapter.heads import Head, IncrementalHead, create_head
+
+if TYPE_CHECKING:
+    from clipadapter.bench.costs import DataSetSize
 
 Mode = Literal["stream", "joint"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEXT, Protocol
 from clipadapter.bench.sources import (
-    DataSetSize,
     Rows,
     Source,
     apply_prompts,
@@ -22,6 +22,9 @@ from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
+
+if TYPE_CHECKING:
+    from clipadapter.bench.costs import DataSetSize
 
 
 @register_protocol("base-to-new")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -66,16 +66,6 @@ NOT_MEASURED = "not measured"
 # ---- What the files have ----
 
 
-class PublishedSource(NamedTuple):
-    """The source of published results."""
-
-    tag: str  # its short name in reports
-    title: str
-    where: str
-    secondary: bool  # it copies the results of the original paper
-    note: str  # how its numbers were read, for those who check them
-
-
 class PublishedAccuracy(NamedTuple):
     """One published accuracy. If more than one source states the same, there is one for each."""
 
@@ -89,20 +79,6 @@ class PublishedAccuracy(NamedTuple):
     source: str
     protocol: str
     verified: bool  # not so if backbone, shots or source are inferred, or sources contradict each other
-
-
-class PublishedStream(NamedTuple):
-    """Published results, in %, of one method on a stream of tasks; see `metrics.continual`."""
-
-    method: str
-    data: tuple[str, ...]  # the data sets, each a task, in the order in which they were learned
-    task_known: bool
-    backbone: str
-    transfer: float
-    average: float
-    last: float
-    source: str
-    protocol: str
 
 
 def _rows(name: str) -> Iterator[dict[str, str]]:
@@ -136,31 +112,23 @@ def find_published() -> tuple[PublishedAccuracy, ...]:
 
 
 @cache
-def find_published_streams() -> tuple[PublishedStream, ...]:
-    """Published results of streams of tasks.
+def find_published_streams() -> tuple[Mapping[str, str], ...]:
+    """The rows of ``streams.csv``: results of one method, in %, see `metrics.continual`; ``data`` is in their order.
 
-    >>> [result.last for result in find_published_streams() if result.method == "zscl"]
-    [83.6, 83.4]
+    >>> [row["last"] for row in find_published_streams() if row["method"] == "zscl"]
+    ['83.6', '83.4']
     """
-    results = []
-    for row in _rows("streams.csv"):
-        transfer, average, last = (float(row[metric]) for metric in STREAM_METRICS)
-        facts = row["method"], tuple(row["data"].split()), row["task_known"] == "yes", row["backbone"]
-        results.append(PublishedStream(*facts, transfer, average, last, row["source"], row["protocol"]))
-    return tuple(results)
+    return tuple(_rows("streams.csv"))
 
 
 @cache
-def published_sources() -> dict[str, PublishedSource]:
-    """The sources by their tags.
+def published_sources() -> dict[str, Mapping[str, str]]:
+    """The rows of ``sources.csv`` by their tags; a secondary source copies the results of the original paper.
 
-    >>> published_sources()["S5"].title
+    >>> published_sources()["S5"]["title"]
     "GDA (ICLR 2024), the authors' released logs"
     """
-    return {
-        row["tag"]: PublishedSource(row["tag"], row["title"], row["where"], row["secondary"] == "yes", row["note"])
-        for row in _rows("sources.csv")
-    }
+    return {row["tag"]: row for row in _rows("sources.csv")}
 
 
 # ---- Beside measured accuracies ----
@@ -207,7 +175,7 @@ def make_published_section(study: Study) -> Section:
 
 def _source_notes(tags: Iterable[str]) -> list[str]:
     sources = [published_sources()[tag] for tag in sorted(set(tags), key=lambda tag: (len(tag), tag))]
-    return [f"{source.tag}: {source.title}, {source.where}." for source in sources]
+    return [f"{source['tag']}: {source['title']}, {source['where']}." for source in sources]
 
 
 def _measured_device_notes(runs: Iterable[Run]) -> list[str]:
@@ -314,15 +282,15 @@ def find_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Gr
     """A table of measured metrics of a stream, and published ones below them; a sentence if there are no such ones."""
     runs = [run for head in heads for run in head.runs]
     streams = [
-        head for head in find_published_streams() if all(_is_same(run.stream, run.encoder.name, head) for run in runs)
+        row for row in find_published_streams() if all(_is_same(run.stream, run.encoder.name, row) for run in runs)
     ]
     if not streams:
         return NO_PUBLISHED_STREAM
     measured = zip(*(column.texts() for column in stream_columns(heads, STREAM_METRICS)), strict=True)
     rows = [(head.label, format_shots(shots), *texts, "measured") for head, texts in zip(heads, measured, strict=True)]
-    for head in streams:
-        learned_from = TAKES_NO_SHOTS if head.method == HEAD_WITHOUT_SHOTS else head.protocol
-        rows.append((head.method, learned_from, *(f"{getattr(head, k):.1f}" for k in STREAM_METRICS), head.source))
+    for row in streams:
+        learned_from = TAKES_NO_SHOTS if row["method"] == HEAD_WITHOUT_SHOTS else row["protocol"]
+        rows.append((row["method"], learned_from, *(f"{float(row[k]):.1f}" for k in STREAM_METRICS), row["source"]))
     return Grid(
         f"Beside published results: {title}",
         ("method", "learned from", "Transfer", "Average", "Last", "source"),
@@ -330,17 +298,18 @@ def find_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Gr
         notes=(
             "In %. Published methods learned from other pictures, and train more than a head: no target.",
             *_measured_device_notes(runs),
-            *_source_notes(head.source for head in streams),
+            *_source_notes(row["source"] for row in streams),
         ),
         text_columns=frozenset({0, 1, 5}),
     )
 
 
-def _is_same(stream: TaskStream | None, encoder: str, theirs: PublishedStream) -> bool:
+def _is_same(stream: TaskStream | None, encoder: str, theirs: Mapping[str, str]) -> bool:
     """Whether a measured stream is the published one: a user's folder may have the same name."""
-    if stream is None or stream.task_known != theirs.task_known or backbone_of(encoder) != theirs.backbone:
+    task_known = theirs["task_known"] == "yes"
+    if stream is None or stream.task_known != task_known or backbone_of(encoder) != theirs["backbone"]:
         return False
-    if tuple(task.name for task in stream.tasks) != theirs.data:
+    if [task.name for task in stream.tasks] != theirs["data"].split():
         return False
     named = [task for task in stream.tasks if task.name in list_sets()]
     return all(len(task.classes) == get_set(task.name).n_classes for task in named)
