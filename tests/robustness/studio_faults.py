@@ -43,17 +43,17 @@ def act(project, rng):
     }
     names = ["add_pictures", "add_pictures", "remove_pictures", *possible]
     step = rng.choice([one for one in names if possible[one]])
-    arguments = {
-        "add_class": (other,),
-        "add_pictures": (name, uploads),
-        "add_unlabelled": (None, uploads),
-        "label_pictures": ([key], name),
-        "remove_pictures": (rng.sample(labelled, min(2, len(labelled))),),
-        "rename_class": (name, other),
-        "remove_class": (name,),
-        "undo": (),
+    method, *arguments = {
+        "add_class": (project.add_class, other),
+        "add_pictures": (project.add_pictures, name, uploads),
+        "add_unlabelled": (project.add_pictures, None, uploads),
+        "label_pictures": (project.label_pictures, [key], name),
+        "remove_pictures": (project.remove_pictures, rng.sample(labelled, min(2, len(labelled)))),
+        "rename_class": (project.rename_class, name, other),
+        "remove_class": (project.remove_class, name),
+        "undo": (project.undo,),
     }[step]
-    getattr(project, "add_pictures" if step == "add_unlabelled" else step)(*arguments)
+    method(*arguments)
 
 
 def state(project):

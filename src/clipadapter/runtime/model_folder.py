@@ -1,7 +1,6 @@
 """The folder of a saved model: the names of its files, and why a path is no such folder.
 
-`clipadapter.persistence` reads and writes the files. This module loads neither numpy nor torch, so that commands can
-check a path first.
+`clipadapter.persistence` reads and writes the files. This module loads no torch: commands check a path by it first.
 """
 
 from __future__ import annotations
