@@ -8,7 +8,7 @@ from torch import nn
 
 from clipadapter import FewShotClassifier
 from clipadapter.bench import compare
-from clipadapter.classifier import encoder as encoder_module
+from clipadapter.classifier import encoder_choice as encoder_module
 from clipadapter.data import Dataset, Sample
 from clipadapter.encoders import attention_layers, open_tunable_copy
 from clipadapter.errors import ImageError, InputError

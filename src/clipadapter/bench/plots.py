@@ -114,7 +114,9 @@ def draw_learning_curve(
         label = f"{reference.name}  {info.format(value)}"
         curves.append(Curve(label, ends, np.full(2, info.scale * value), None, GREY, marker="", is_level=True))
     others = [(np.log2(own[:, 0]), own[:, 1]) for row, own in points.items() if row not in (*levels, *chosen)]
-    ticks, tick_names = [zero] * bool(levels) + list(np.log2(shots)), ["0"] * bool(levels) + [str(n) for n in shots]
+    ticks, tick_names = list(np.log2(shots)), [str(n) for n in shots]
+    if levels:
+        ticks, tick_names = [zero, *ticks], ["0", *tick_names]
     figure = create_figure(*size)
     axes = figure.add_subplot()
     axes.set_xticks(ticks, tick_names)
@@ -180,7 +182,7 @@ def _axis_figure(table: Pivot, parameter: str, rows: Sequence[Row], values: Mapp
     names = head_names(table)
     dashes = [f"{kind}: {truncate(names[row])}" for row, kind in zip(level, LEVEL_STYLES, strict=False)]
     if n_others := max(0, len(level) - len(LEVEL_STYLES)):
-        dashes.append(f"and {n_others} more head{'s' * (n_others > 1)} in the table")
+        dashes.append(f"and {format_count(n_others, 'more head')} in the table")
     note = "; ".join([describe_spread(table.runs()), *map(format_greek, dashes)])
     label_axes(axes, table.title, note, format_greek(parameter), "accuracy in %")
     return figure
@@ -382,8 +384,10 @@ def draw_task_matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: s
         axes.plot(*zip(*stairs, (n, n), strict=True), color=INK, linewidth=1.4)
         axes.tick_params(labelsize=7.5)
         axes.set_xlim(0, n)
-        learns = f" · {'learns ' * (head.learns == 'nothing')}{head.learns}" * (head.learns not in head.label)
-        axes.set_title(truncate(head.label, 40) + learns, fontsize=9, loc="left", parse_math=False)
+        learns = "learns nothing" if head.learns == "nothing" else head.learns
+        name = truncate(head.label, 40)
+        name = name if head.learns in head.label else f"{name} · {learns}"
+        axes.set_title(name, fontsize=9, loc="left", parse_math=False)
     add_colour_bar(figure, mesh, grid, "accuracy in %", shrink=0.7, aspect=30, pad=0.01)
     set_title(
         figure, f"{title}\nrow: after this task; column: measured on this task; above the line: before it was learned"

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.adaptation import Adapt
-from clipadapter.classifier import answers, edit, fitting, inputs
-from clipadapter.classifier import encoder as encoders
+from clipadapter.classifier import answers, edit, encoder_choice, fitting, inputs
 from clipadapter.classifier.description import describe_as_html, describe_in_a_line
 from clipadapter.classifier.edit import ConflictRule
-from clipadapter.classifier.encoder import DEFAULT_QUALITY, NamedEncoders
+from clipadapter.classifier.encoder_choice import DEFAULT_QUALITY, NamedEncoders
 from clipadapter.classifier.evaluation import EvaluationResult, check_label_kind, check_labels, evaluate_features
 from clipadapter.classifier.inputs import Label
 from clipadapter.classifier.second_look import choose_quality
@@ -149,7 +148,7 @@ class FewShotClassifier:
         self.grid = grid
         self.task = task
         self.uncertainty = uncertainty
-        self.quality = encoders.check_quality(quality)
+        self.quality = encoder_choice.check_quality(quality)
         self.templates = templates
         self.descriptions = descriptions
         self.views = views
@@ -179,10 +178,10 @@ class FewShotClassifier:
         if self._tuned_encoder is not None:
             return self._tuned_encoder
         if not hasattr(self, "_encoder"):
-            named = encoders.as_encoder_list(self.encoder)
+            named = encoder_choice.as_encoder_list(self.encoder)
             opened = [create_encoder(each, self.device) if isinstance(each, str) else each for each in named]
-            self._encoder, *self._other_encoders = encoders.put_text_first(opened)
-            self._named_blocks = encoders.block_names(self._encoder)
+            self._encoder, *self._other_encoders = encoder_choice.put_text_first(opened)
+            self._named_blocks = encoder_choice.block_names(self._encoder)
         return self._encoder
 
     get_params, set_params = Estimator.get_params, Estimator.set_params  # for GridSearchCV and other tools
@@ -232,19 +231,22 @@ class FewShotClassifier:
             raise InputError(f"a classifier needs two classes or more, but got {format_list(names) or 'none'}")
         prompts = class_prompts(names, self.templates, self.descriptions)  # wrong ones are refused before the work
         head = self._build_head()
-        encoders.check_text_tower(head, self.encoder_)
+        encoder_choice.check_text_tower(head, self.encoder_)
         if head.tunes_encoder or self._tuned_encoder is not None:
             self.__dict__.pop("head_", None)  # a head of before belongs to another encoder, should this fit fail
         self._tuned_encoder = None
         self.prepare_encoder(head)
         if head.tunes_encoder:
-            encoders.check_tuner_inputs(self.grid, unlabelled)
+            encoder_choice.check_tuner_inputs(self.grid, unlabelled)
             spec, base = self.planned_views(labels, names), self.encoder_
-            self._encoder, tuned = encoders.tune_encoder(head, base, images, labels, prompts, spec, self.strict)
-            self._tuned_encoder = encoders.apply_backend(tuned, images, self.backend, self.precision)
+            self._encoder, tuned = encoder_choice.tune_encoder(head, base, images, labels, prompts, spec, self.strict)
+            self._tuned_encoder = encoder_choice.apply_backend(tuned, images, self.backend, self.precision)
 
         def fit_to_pictures() -> None:
-            support, pool = self.extract_features(images, labels, names, views=encoders.views_after_tuning(head)), None
+            support, pool = (
+                self.extract_features(images, labels, names, views=encoder_choice.views_after_tuning(head)),
+                None,
+            )
             if unlabelled is not None:
                 extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict)
                 pool, support = extraction.features[:, 0], inputs.note_skipped(support, extraction)
@@ -258,8 +260,10 @@ class FewShotClassifier:
     def prepare_encoder(self, *heads: Head) -> None:
         """Make the encoder give the blocks of features that the heads read at this quality. `fit` does this itself."""
         encoder = self.encoder_
-        named = self._named_blocks = encoders.block_names(encoder) if self._named_blocks is None else self._named_blocks
-        names = encoders.blocks_to_read(encoder, self._other_encoders, heads, self.quality, named)
+        named = self._named_blocks = (
+            encoder_choice.block_names(encoder) if self._named_blocks is None else self._named_blocks
+        )
+        names = encoder_choice.blocks_to_read(encoder, self._other_encoders, heads, self.quality, named)
         self._encoder = open_blocks(encoder, names, self._other_encoders)
 
     def fit_features(
@@ -492,7 +496,9 @@ class FewShotClassifier:
         pictures = images if isinstance(images, Iterator) else list_pictures(images)
         with inputs.open_store(self.cache) as store:
             if isinstance(pictures, list) and self._tuned_encoder is None and self.backend == "auto":
-                self._encoder = encoders.backend_for_many(self.encoder_, pictures, store, shows_progress(self.progress))
+                self._encoder = encoder_choice.backend_for_many(
+                    self.encoder_, pictures, store, shows_progress(self.progress)
+                )
             batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
             yield from answers.predict_batches(batches, self._answerer(decision, cache), self.class_names_, top)
 
@@ -784,13 +790,13 @@ class FewShotClassifier:
         self._check_fitted()
         info = self.encoder_.info
         if self._tuned_encoder is not None:
-            info = encoders.info_of_base(self._encoder.info, info)
+            info = encoder_choice.info_of_base(self._encoder.info, info)
         return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.uncertainty_, self.fold_heads_)
 
     def _set_model(self, model: Model, encoder: NamedEncoders | None = None) -> None:
         """Take over the fitted state; the encoder is opened if the model needs another one than the open one."""
         if not hasattr(self, "_encoder") or self._to_model().encoder.fingerprint != model.encoder.fingerprint:
-            opened = encoders.open_saved_encoders(model, encoder, self.device, self.backend, self.precision)
+            opened = encoder_choice.open_saved_encoders(model, encoder, self.device, self.backend, self.precision)
             self._encoder, self._tuned_encoder = opened
             self._is_backend_chosen = True
         self.text_ = model.text.with_tower(self._open_text_tower())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from clipadapter.classifier.encoder import as_encoder_list
+from clipadapter.classifier.encoder_choice import as_encoder_list
 from clipadapter.heads.registry import head_name
 from clipadapter.persistence.format import EVALUATION_KEY
 from clipadapter.utils.files import without_paths

@@ -1,4 +1,4 @@
-"""Scores of fitted heads and classifiers on test pictures. No other module opens the test part of a data set."""
+"""Scores of fitted heads and classifiers on test pictures; `export/evaluation.py` has those of exported files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Score:
 def score(
     head: Head, test: FeatureSet, calibrator: Calibrator | None = None, among: Sequence[str] | None = None
 ) -> Score:
-    """Measure a fitted head on plain features: the only place where a fitted head meets test features.
+    """Measure a fitted head on plain features of test pictures.
 
     ``among`` are the classes that the head predicts among; None for all.
     """

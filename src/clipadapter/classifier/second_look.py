@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.classifier.encoder import DEFAULT_QUALITY, blocks_to_read, relative_cost
+from clipadapter.classifier.encoder_choice import DEFAULT_QUALITY, blocks_to_read, relative_cost
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import open_blocks, plain_encoder
 from clipadapter.features import FeatureSet

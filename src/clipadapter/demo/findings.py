@@ -16,7 +16,7 @@ from clipadapter.demo.data import DemoData
 from clipadapter.metrics import mean_sd
 from clipadapter.utils.formatting import format_count
 
-Z_95 = 2.0
+UNCLEAR_STANDARD_ERRORS = 2.0
 """Differences below this many standard errors are called unclear."""
 
 
@@ -62,7 +62,7 @@ class Results:
         None if one of them failed.
         """
         difference = difference_on_pictures(self.correct.get(first, {}), self.correct.get(second, {}), self.labels)
-        return None if difference is None else (difference[0], Z_95 * difference[1])
+        return None if difference is None else (difference[0], UNCLEAR_STANDARD_ERRORS * difference[1])
 
 
 def _sign(difference: float, margin: float) -> int:
@@ -119,7 +119,7 @@ def _names_sentence(results: Results, most: int) -> str:
 
 def _above_chance(results: Results, value: float) -> str:
     """A figure beside what a die reaches."""
-    above = _sign(value - results.data.chance, Z_95 * results.standard_error(results.data.chance))
+    above = _sign(value - results.data.chance, UNCLEAR_STANDARD_ERRORS * results.standard_error(results.data.chance))
     relation = {-1: "below chance", 0: "not clearly different from chance", 1: "above chance"}[above]
     return f"{_percent(value)}, {relation} ({_percent(results.data.chance)})"
 

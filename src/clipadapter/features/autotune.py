@@ -410,7 +410,8 @@ def _record_path(plain: Encoder) -> Path:
     """Path of the measurements; other machines and other versions have another one."""
     fingerprint = plain.info.fingerprint
     facts = [RECORD_FORMAT, fingerprint, plain.device, platform.machine(), platform.processor()]
-    facts += [torch.get_num_threads(), *map(_version, ("torch", "openvino", "onnxruntime"))]
+    packages = {name for backend in list_backends() for name in backend_info(backend).attributes.get("packages", ())}
+    facts += [torch.get_num_threads(), *map(_version, ["torch", *sorted(packages)])]
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
     return cache_root() / f"{fingerprint}-measured-{digest}.json"
 

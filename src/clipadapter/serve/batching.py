@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import ImageError
-from clipadapter.runtime import Outputs, Predictor
+from clipadapter.runtime import Predictor
 from clipadapter.serve.limits import Limits, RequestRefused
 from clipadapter.serve.metrics import Metrics
 from clipadapter.uncertainty import Answers
@@ -258,7 +258,7 @@ class Batcher:
                 group = outputs if len(rows) == len(batch) else outputs.rows(cast(Any, np.array(rows)))
                 answers = self._predictor.answer(group, **options)
                 for group_row, row in enumerate(rows):
-                    self._set_result(batch[row].job, batch[row].index, Answer(group, answers, group_row))
+                    self._set_result(batch[row].job, batch[row].index, Answer(answers, group_row))
         except Exception:
             logger.exception("a batch of %d pictures failed", len(batch))
             for item in batch:
@@ -363,7 +363,6 @@ class Job:
 class Answer:
     """The result for a picture: one row of the batch that it ran in."""
 
-    outputs: Outputs  # of the graph, for the batch
     answers: Answers  # decisions for the batch
     row: int  # of the picture
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment
 
-from clipadapter.classifier.encoder import QUALITIES, blocks_of_quality, relative_cost
+from clipadapter.classifier.encoder_choice import QUALITIES, blocks_of_quality, relative_cost
 from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
 from clipadapter.encoders import Encoder
 from clipadapter.rendering.html import create_environment

@@ -14,7 +14,7 @@ import numpy as np
 
 from clipadapter.backends.formats import check_file
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.classifier.encoder import (
+from clipadapter.classifier.encoder_choice import (
     QUALITIES,
     block_names,
     blocks_to_read,

@@ -43,7 +43,7 @@ def command(
     if to is not None:
         _check_table(to)
         note_kept(f"{to} was not written; {encoder_options.kept}")
-    from clipadapter.classifier.encoder import block_names, blocks_of_quality
+    from clipadapter.classifier.encoder_choice import block_names, blocks_of_quality
     from clipadapter.encoders import open_blocks
     from clipadapter.features import (
         FeatureStore,

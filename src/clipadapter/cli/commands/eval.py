@@ -115,7 +115,8 @@ def _measure_file(
         check_model(original)
     predictor = encoder.open_exported(path)
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.export.parity import describe_parity, evaluate_file
+    from clipadapter.export.evaluation import evaluate_file
+    from clipadapter.export.parity import describe_parity
 
     model = None if original is None else FewShotClassifier.load(original)
     result, parity = evaluate_file(predictor, dataset, model)

@@ -475,7 +475,7 @@ class TableAnswers:
 
     def __init__(self, request: PredictRequest) -> None:
         from clipadapter.classifier.answers import answer_features, predict_columns
-        from clipadapter.classifier.encoder import find_blocks
+        from clipadapter.classifier.encoder_choice import find_blocks
         from clipadapter.cli.prediction_files import file_facts
         from clipadapter.features import open_feature_table
         from clipadapter.persistence import load_model
