@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipadapter.errors import InputError
-from clipadapter.serve.limits import RequestRefused
+from clipadapter.serve.limits import SERVER_FAILED, RequestRefused
 from clipadapter.serve.logs import log_event
 from clipadapter.serve.prediction_request import RequestContext, ServerState
 
@@ -83,7 +83,7 @@ class RequestMiddleware:
         except Exception:
             status = 500
             logging.getLogger("clipadapter.serve").exception("a request failed", extra={"facts": {"id": context.id}})
-            response = error_response(500, "the server failed on this request; its log says how")
+            response = error_response(500, SERVER_FAILED)
             await response(scope, receive, send_with_headers)
         finally:
             self._state.release_body(context)
