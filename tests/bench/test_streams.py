@@ -27,9 +27,9 @@ from clipadapter.bench.run import RunEncoder, Task, TaskStream
 from clipadapter.bench.stream_report import HeadRuns
 from clipadapter.bench.streams import (
     DataSetFeatures,
+    draw_tasks,
     join_data_sets,
     join_sources,
-    plan_tasks,
 )
 from clipadapter.bench.study import Spot
 from clipadapter.bench.suite import ALL, ORDERS, Order, Prompts, StreamRules, count_tasks, order_tasks, parse_suite
@@ -163,8 +163,8 @@ def test_data_sets_need_names_of_their_own():
 
 def test_shots_are_those_that_each_data_set_gives_alone(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = join_sources(suite, sets, None, Prompts(label=""))
-    rows, tasks = plan_tasks(suite, union, ORDERS["given"], 2, 1)
+    union = join_sources(suite, [open_source(spec) for spec in sets], None, Prompts(label=""))
+    _, _, rows, _, tasks = draw_tasks(suite.stream, union, ORDERS["given"], 2, 1)
     assert [(one.name, one.classes, one.shots) for one in tasks] == [
         ("zoo 1/3", ["ant", "bee"], 4),
         ("zoo 2/3", ["cat", "dog"], 4),
@@ -181,7 +181,8 @@ def test_shots_are_those_that_each_data_set_gives_alone(sets):
 def test_of_an_undivided_set_every_second_picture_is_for_the_test(tmp_path):
     all_features = features(("ant", "bee"), 5, 1)
     save_bundle(Bundle(all_features, words(("ant", "bee"))), tmp_path / "all")
-    union = join_sources(parse_suite("own", SUITE), [f"{FEATURES}{tmp_path / 'all'}"], None, Prompts(label=""))
+    source = open_source(f"{FEATURES}{tmp_path / 'all'}")
+    union = join_sources(parse_suite("own", SUITE), [source], None, Prompts(label=""))
     np.testing.assert_array_equal(union.bundle.support.X, all_features.X[[0, 2, 4, 5, 7, 9]])
     np.testing.assert_array_equal(np.asarray(union.bundle.tests["all"].features.X), all_features.X[[1, 3, 6, 8]])
 
@@ -239,10 +240,10 @@ def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
 
 def test_a_task_without_shots_is_refused(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = join_sources(suite, sets[:1], None, Prompts(label=""))
+    union = join_sources(suite, [open_source(sets[0])], None, Prompts(label=""))
     union.draws["zoo"][2, 1][:] = union.draws["zoo"][2, 1][4:]
     with pytest.raises(DataError, match="the task 'zoo 1/3' has no picture to learn from: ant, bee"):
-        plan_tasks(suite, union, ORDERS["given"], 2, 1)
+        draw_tasks(suite.stream, union, ORDERS["given"], 2, 1)
 
 
 # Suites
