@@ -24,7 +24,7 @@ from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.published import NO_PUBLISHED_STREAM, find_published_grid, find_published_streams
 from clipadapter.bench.report import build_report
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
-from clipadapter.bench.stream_report import HeadRuns
+from clipadapter.bench.stream_report import continual_value
 from clipadapter.bench.streams import (
     DataSetFeatures,
     draw_tasks,
@@ -294,10 +294,10 @@ def test_a_report_describes_the_stream_and_its_results(report):
     assert "The task of a test picture is unknown: a head predicts among all 7 classes." in page
     assert "Transfer: accuracy on a task before it was learned" in page
     assert "No published result that comes with the package is of this stream" in page
-    knn = HeadRuns("knn", Spot(next(spot.runs for place, spot in study.spots.items() if place.label == "knn")))
+    knn = next(spot for spot in study.spots.values() if spot.label == "knn")
     row = next(line for line in page.splitlines() if line.startswith("| knn ‡ | joint |"))
     for figure in ("transfer", "average", "last", "forgetting"):
-        assert f"{round(100 * knn.cell(figure).mean, 1) + 0.0:.1f} ± " in row
+        assert f"{round(100 * knn.cell(continual_value(figure)).mean, 1) + 0.0:.1f} ± " in row
     first, last = (knn.results[0].steps[t].size for t in (0, -1))
     assert f"{first:,} → {last:,}" in row and last > first
     assert "| head | zoo 1/3 | zoo 2/3 | zoo 3/3 | farm |" in page
@@ -367,7 +367,7 @@ def test_published_figures_are_compared_with_the_same_stream_only(sets, tmp_path
     def told(known=True, tasks=tasks, encoder="open_clip:ViT-B-16/openai"):
         plan = TaskStream(task_known=known, joint=False, tasks=tasks)
         same = run.model_copy(update={"stream": plan, "encoder": RunEncoder(name=encoder, fingerprint="f")})
-        return find_published_grid("t", 16, [HeadRuns("mine", Spot([same]))])
+        return find_published_grid("t", 16, [Spot([same], label="mine")])
 
     rows = told().rows
     assert [row[0] for row in rows] == ["mine", "zero-shot", "fine-tune", "lwf", "icarl", "zscl"]

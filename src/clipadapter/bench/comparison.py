@@ -17,9 +17,9 @@ from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds
 from clipadapter.bench.protocols.few_shot import FewShot
+from clipadapter.bench.report import table
 from clipadapter.bench.run import Run
 from clipadapter.bench.sources import Rows, extract_dataset, keep_drawn
-from clipadapter.bench.summary import table
 from clipadapter.bench.tables import Reference
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.edit import find_duplicates

@@ -26,8 +26,7 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import wilson_interval
-from clipadapter.rendering.heat_map import confusion_figure
-from clipadapter.rendering.plots import save_plots
+from clipadapter.rendering.plots import confusion_figure, save_plots
 from clipadapter.utils.blocks import FINAL
 from clipadapter.utils.files import path_without_links, write_atomically
 
