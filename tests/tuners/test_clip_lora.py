@@ -233,7 +233,7 @@ def test_it_is_compared_on_the_same_draws(model, tmp_path):
 
     train, test = dataset("train", 4, 0), dataset("test", 3, 1)
     train.samples[0].path.write_bytes(b"no picture")
-    heads = {"zero-shot": ZeroShot(), "lora": ClipLora(lr=0.03, steps=60)}
+    heads = {"zero-shot": ZeroShot(), "lora": ClipLora(lr=0.01, steps=200)}
     records = tmp_path / "runs.jsonl"
     found = compare(model("zero-shot"), train, test, heads, [3], [2], records=records)
     plain, tuned = found.runs

@@ -138,9 +138,10 @@ def as_matrix(X: ArrayLike) -> Array:
     """Checked (m, d) float array: float64 is kept, other types become float32."""
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
-    is_plain = type(X) in PLAIN_ARRAYS and isinstance(X, np.ndarray) and X.ndim == 2 and X.size > 0
-    if is_plain and X.dtype in (np.float32, np.float64) and np.isfinite(X).all():
-        array = np.asarray(X)
+    rows: Any = X
+    is_plain = type(X) in PLAIN_ARRAYS and rows.ndim == 2 and rows.size > 0 and rows.dtype in (np.float32, np.float64)
+    if is_plain and np.isfinite(rows).all():
+        array = np.asarray(rows)
     else:  # of what a fit usually gets nothing comes here: the import of scikit-learn takes long
         from sklearn.utils.validation import check_array
 

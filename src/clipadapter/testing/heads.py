@@ -207,15 +207,15 @@ def check_bad_input_raises(head: Head) -> None:
     X, y, text = toy_features()
     is_first = X[0, 0] == X
     one = TextFeatures(["cat"], text.embeddings[:1], tower=text.tower)
-    refused: list[tuple[type[Exception], str, Array, Array, TextFeatures]] = [
-        (InputError, "made by the same encoder", X[:, :-1], y, text),
-        (ValueError, "NaN", np.where(is_first, np.nan, X), y, text),
-        (ValueError, "infinity", np.where(is_first, np.inf, X), y, text),
-        (InputError, "wolf", X, np.where(y == "cat", "wolf", y), text),
-        (InputError, "labels", X, y[:-1], text),
-        (InputError, "two classes", X[:2], y[:2], one),
+    refused: list[tuple[type[Exception], str, tuple[Array, Array, TextFeatures]]] = [
+        (InputError, "made by the same encoder", (X[:, :-1], y, text)),
+        (ValueError, "NaN", (np.where(is_first, np.nan, X), y, text)),
+        (ValueError, "infinity", (np.where(is_first, np.inf, X), y, text)),
+        (InputError, "wolf", (X, np.where(y == "cat", "wolf", y), text)),
+        (InputError, "labels", (X, y[:-1], text)),
+        (InputError, "two classes", (X[:2], y[:2], one)),
     ]
-    for error, message, *arguments in refused:
+    for error, message, arguments in refused:
         assert_raises(error, message, functools.partial(fit_head, clone(head), *arguments))
     fitted = fit_head(clone(head), X, y, text)
     assert_raises(NotFittedError, "not fitted", lambda: clone(head).logits(X))
