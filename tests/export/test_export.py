@@ -21,9 +21,9 @@ from clipadapter.backends.formats import get_format
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.export import export_model
-from clipadapter.export.exporter import working_folder
+from clipadapter.export.evaluation import find_faults
+from clipadapter.export.exporter import choose_pictures, working_folder
 from clipadapter.export.graph import ModelGraph
-from clipadapter.export.parity import choose_pictures, find_faults
 from clipadapter.features import FeatureSet
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import UncertaintyOptions
@@ -195,7 +195,7 @@ def test_faults_name_the_limits():
         "ood_scores": 0.0,
         "calibration": 0.0,
     }
-    assert find_faults(right, "fp32") == []
+    assert find_faults(right, is_exact=True) == []
     for name, value, words in (
         ("cosine_least", 0.99, "smallest cosine of features is 0.99"),
         ("cosine_mean", float("nan"), "their mean nan"),
@@ -206,10 +206,10 @@ def test_faults_name_the_limits():
         ("rejected", 0.9, "90.0% of the rejections"),
         ("ood_scores", 0.1, "'none of these' differ by 0.1"),
     ):
-        (fault,) = find_faults({**right, name: value}, "fp32")
+        (fault,) = find_faults({**right, name: value}, is_exact=True)
         assert words in fault
     of_int8 = {**right, "cosine_least": 0.985, "cosine_mean": 0.996, "logits": 0.3, "ood_scores": 0.5}
-    assert find_faults(of_int8, "int8") == []
+    assert find_faults(of_int8, is_exact=False) == []
 
 
 def test_a_model_in_bf16_is_written_from_the_plain_tower(folders, draw, write):
