@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from clipadapter.backends.formats import append_checksum, check_file, get_format, open_graph
+from clipadapter.backends.formats import append_checksum, check_file, open_graph
 from clipadapter.backends.litert import append_archive, read_archive
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import ArtifactError
