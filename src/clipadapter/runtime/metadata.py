@@ -128,24 +128,14 @@ class ExportMetadata:
             )
         try:
             raw = json.loads(text)
-            number = raw["format"]
-            if type(number) is int and number != FORMAT:
-                raise ArtifactError(
-                    f"the file has format {number}, this version reads {FORMAT}: update clipadapter, or export the "
-                    "model again"
-                )
-            if type(number) is not int:
-                raise ValueError(f"its format is {number!r}")
-            names = raw["class_names"]
-            are_texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-            if not are_texts or not 1 < len(names) == len(set(names)):
-                raise ValueError("class names must be two or more different texts")
+            _check_format(raw["format"])
+            names = _check_names(raw["class_names"])
             arrays = {name: _unpack(name, value) for name, value in raw["uncertainty_arrays"].items()}
             inputs = tuple(_parse_pixels(each["pixels"]) for each in raw["inputs"])
             if not 0 < len(inputs) <= MAX_INPUTS or len(different_squares(inputs)[0]) < len(inputs):
                 raise ValueError(f"its inputs are {[spec.size for spec in inputs]}")
             metadata = cls(
-                tuple(names),
+                names,
                 inputs[0],
                 Uncertainty.from_state(raw["uncertainty"], arrays, len(names), arrays_removed=True),
                 raw["input"],
@@ -170,6 +160,22 @@ class ExportMetadata:
         if metadata.checksum not in ("", ALGORITHM):
             raise ArtifactError(f"the file has a checksum by {metadata.checksum!r}: update clipadapter")
         return metadata
+
+
+def _check_format(number: Any) -> None:
+    if type(number) is not int:
+        raise ValueError(f"its format is {number!r}")
+    if number != FORMAT:
+        raise ArtifactError(
+            f"the file has format {number}, this version reads {FORMAT}: update clipadapter, or export the model again"
+        )
+
+
+def _check_names(names: Any) -> tuple[str, ...]:
+    are_texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not are_texts or not 1 < len(names) == len(set(names)):
+        raise ValueError("class names must be two or more different texts")
+    return tuple(names)
 
 
 def _parse_pixels(facts: Any) -> PixelSpec:
