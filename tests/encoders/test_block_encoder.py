@@ -7,7 +7,7 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.encoders import create_encoder, open_blocks, select_encoder_blocks, with_backend
-from clipadapter.encoders.backend import BackendEncoder
+from clipadapter.encoders.block_encoder import BackendEncoder
 from clipadapter.errors import FingerprintError, InputError
 from clipadapter.features import FeatureStore, extract
 

@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval as timm_transform
 from torchvision import transforms
 
-from clipadapter.encoders.inputs import to_tensor
+from clipadapter.encoders.base import to_tensor
 from clipadapter.errors import InputError
 from clipadapter.utils.pixels import PixelSpec, centre_square
 

@@ -4,7 +4,7 @@ import open_clip
 import pytest
 import torch
 
-from clipadapter.encoders.inputs import MAX_BATCH_TOKENS, length_batches
+from clipadapter.encoders.base import MAX_BATCH_TOKENS, length_batches
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower, find_causal_tower
 from clipadapter.errors import InputError
 

@@ -129,7 +129,7 @@ def test_a_checkpoint_and_a_file_without_classifier_give_the_same_features(weigh
 
 
 def test_named_weights_open_from_the_hubs_cache_without_a_request(weights, hub_cache, picture, monkeypatch):
-    monkeypatch.setattr("clipadapter.encoders.hub._request", lambda *asked: pytest.fail("no request is needed"))
+    monkeypatch.setattr("clipadapter.encoders.weights._request", lambda *asked: pytest.fail("no request is needed"))
     path = weights(
         "named.safetensors", lambda s: {**s, "head.weight": torch.ones(1000, 64), "head.bias": torch.ones(1000)}
     )

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from clipadapter.encoders import open_blocks
-from clipadapter.encoders.inputs import to_tensor
+from clipadapter.encoders.base import to_tensor
 from clipadapter.encoders.toy import COLOURS
 
 

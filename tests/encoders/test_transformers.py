@@ -194,7 +194,7 @@ def test_the_librarys_tokenizer_of_siglip_opens(written, tmp_path):
 
 
 def test_a_repository_opens_from_the_cache_without_a_request(written, opened, hub_cache, monkeypatch):
-    monkeypatch.setattr("clipadapter.encoders.hub._request", lambda *asked: pytest.fail("no request is needed"))
+    monkeypatch.setattr("clipadapter.encoders.weights._request", lambda *asked: pytest.fail("no request is needed"))
     hub_cache("facebook/dinov2-small", written("dinov2")[0])
     info = create_encoder("hf:facebook/dinov2-small").info
     assert (info.name, info.licence) == ("hf:facebook/dinov2-small", "Apache-2.0")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipadapter.encoders import create_encoder, open_blocks, unprojected_blocks, with_backend
-from clipadapter.encoders.backend import BackendEncoder
+from clipadapter.encoders.block_encoder import BackendEncoder
 from clipadapter.errors import InputError
 
 

@@ -1,6 +1,6 @@
-from .backend import calibrations_of_passes as calibrations_of_passes
-from .backend import precision_fingerprint as precision_fingerprint
-from .backend import with_backend as with_backend
+from .block_encoder import calibrations_of_passes as calibrations_of_passes
+from .block_encoder import precision_fingerprint as precision_fingerprint
+from .block_encoder import with_backend as with_backend
 from .base import Encoder as Encoder
 from .base import EncoderInfo as EncoderInfo
 from .base import TorchEncoder as TorchEncoder
