@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from clipadapter.data.split_file import missing_pictures, read_split
+from clipadapter.data.sets.layouts import missing_pictures, read_split
 from clipadapter.errors import DataError
 
 SPLIT = {

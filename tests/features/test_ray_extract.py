@@ -566,7 +566,8 @@ def test_ray_writes_the_same_shards_and_survives_a_killed_node(pictures, tmp_pat
     make(pictures, tmp_path / "out", filesystem=LocalFileSystem(), only=1)
     # A node counts as dead after three checks that fail, which takes half a minute by default.
     checks = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": checks}
+    unneeded = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}  # each is a process
+    head = {"num_cpus": 1, "_system_config": checks, **unneeded}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         other = cluster.add_node(num_cpus=1)
