@@ -486,11 +486,11 @@ def test_a_suite_on_shards_has_the_records_of_a_suite_on_their_pictures(divided)
         update={"shots": [4], "seeds": [1, 2], "heads": [Variant(head="tip-adapter")]}
     )
     spec = f"features:{divided / 'shards'}"
-    bundle, rows = create_protocol("few-shot").load_features(suite, spec)
+    bundle, rows = create_protocol("few-shot").load(suite, open_source(spec))
     assert len(bundle.support) == len({row for draw in rows.values() for row in draw}) < 27
     model = FewShotClassifier("toy", quality="fast", precision="fp32", cache=None)
     results = {}
-    for name, source in (("pictures", open_source(str(divided / "data"))), ("shards", spec)):
+    for name, source in (("pictures", open_source(str(divided / "data"))), ("shards", open_source(spec))):
         run_suite(suite, [source], {"toy": model}, divided / name, Launcher(workers=1))
         lines = (divided / name / "runs.jsonl").read_text().splitlines()
         runs = [json.loads(line) for line in lines]

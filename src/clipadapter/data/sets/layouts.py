@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path, PureWindowsPath
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from clipadapter.data.dataset import Dataset, Sample
-from clipadapter.errors import DataError
+from clipadapter.errors import DataError, brief
 from clipadapter.utils.files import IMAGE_SUFFIXES, default_cache_dir, open_text, printable
 from clipadapter.utils.formatting import format_list
 from clipadapter.utils.imagenet import imagenet_names, imagenet_synsets
@@ -31,7 +31,7 @@ ROOT_VARIABLE = "CLIPADAPTER_DATA"
 INSTRUCTIONS_URL = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 """CoOp's instructions. They link to the split files and define the folder layouts."""
 SPLITS = ("train", "val", "test")
-_ROW_FORMAT = "[path, label, class name]"
+_ADVICE = "a split file has lists train, val and test of [path, label, class name]; download it again"
 
 SamplesAndClasses = tuple[tuple[Sample, ...], tuple[str, ...]]
 """The samples, and the class names in order."""
@@ -329,34 +329,6 @@ def _sets() -> dict[str, BenchmarkSet]:
     return {name: parse_description(name, text) for name, text in texts.items()}
 
 
-def read_split(path: Path, image_folder: Path) -> SamplesAndClasses:
-    """Read a split file: its rows as samples, and the class names in the order of their labels.
-
-    Its paths are relative to `image_folder`. Those that leave it are refused. Pictures need not exist.
-    """
-    content = read_json(path, "download the file again")
-    where = printable(path)
-    if not isinstance(content, dict) or not {"train", "test"} <= set(content) <= set(SPLITS):
-        actual = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        raise DataError(f"{where}: expected an object with train, val and test, got: {actual or 'nothing'}")
-    names: dict[int, str] = {}
-    samples = []
-    for split in (split for split in SPLITS if split in content):
-        if not isinstance(content[split], list) or (split != "val" and not content[split]):
-            raise DataError(f"{where}: {split} must be a list of rows {_ROW_FORMAT}")
-        for number, row in enumerate(content[split]):
-            row_path, label, class_name = _parse_row(row, f"{where}: row {number} of {split}")
-            if names.setdefault(label, class_name) != class_name:
-                conflict = f"gives label {label} the name '{class_name}', but an earlier row '{names[label]}'"
-                raise DataError(f"{where}: row {number} of {split} {conflict}")
-            samples.append(Sample(image_folder / row_path, class_name, split))
-    class_names = tuple(names[label] for label in sorted(names))
-    duplicates = sorted({name for name in class_names if class_names.count(name) > 1})
-    if duplicates:
-        raise DataError(f"{where}: two labels have the same class name: {format_list(duplicates)}")
-    return tuple(samples), class_names
-
-
 def is_inside(name: str) -> bool:
     r"""Whether a relative path of any operating system stays in its folder.
 
@@ -365,6 +337,57 @@ def is_inside(name: str) -> bool:
     """
     path = PureWindowsPath(name)  # accepts both kinds of slashes
     return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
+
+
+def _check_inside(name: str) -> str:
+    if not is_inside(name):
+        raise ValueError("the path must be inside the folder of the pictures")
+    return name
+
+
+Row = tuple[
+    Annotated[str, AfterValidator(_check_inside)],
+    Annotated[StrictInt, Field(ge=0)],
+    Annotated[str, Field(pattern=r"\S")],
+]
+"""Path, label and class name of a picture."""
+
+
+class SplitFile(BaseModel):
+    """The content of a split file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    train: list[Row] = Field(min_length=1)
+    val: list[Row] = []
+    test: list[Row] = Field(min_length=1)
+
+
+def read_split(path: Path, image_folder: Path) -> SamplesAndClasses:
+    """Read a split file: its rows as samples, and the class names in the order of their labels.
+
+    Its paths are relative to `image_folder`. Those that leave it are refused. Pictures need not exist.
+    """
+    where = printable(path)
+    try:
+        content = SplitFile.model_validate(read_json(path, "download the file again"))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"])) or "the content"
+        raise DataError(f"{where}: {place}: {fault['msg']}, got {brief(fault['input'])}; {_ADVICE}") from error
+    names: dict[int, str] = {}
+    samples = []
+    for split in SPLITS:
+        for number, (name, label, class_name) in enumerate(getattr(content, split)):
+            if names.setdefault(label, class_name) != class_name:
+                conflict = f"gives label {label} the name '{class_name}', but an earlier row '{names[label]}'"
+                raise DataError(f"{where}: row {number} of {split} {conflict}")
+            samples.append(Sample(image_folder / name, class_name, split))
+    class_names = tuple(names[label] for label in sorted(names))
+    duplicates = sorted({name for name in class_names if class_names.count(name) > 1})
+    if duplicates:
+        raise DataError(f"{where}: two labels have the same class name: {format_list(duplicates)}")
+    return tuple(samples), class_names
 
 
 def missing_pictures(paths: Iterable[Path], root: Path) -> list[Path]:
@@ -391,21 +414,3 @@ def _list_file_names(folder: Path, real_root: Path) -> Iterator[str]:
                     yield entry.name
     except OSError:
         return
-
-
-def _parse_row(row: object, where: str) -> tuple[str, int, str]:
-    if not isinstance(row, list) or len(row) != 3:
-        raise DataError(f"{where} must be {_ROW_FORMAT}, got {_shorten(row)}")
-    path, label, class_name = row
-    if not isinstance(path, str) or not is_inside(path):
-        raise DataError(f"{where}: the path must be inside the folder of the pictures, got {_shorten(path)}")
-    if type(label) is not int or label < 0:
-        raise DataError(f"{where}: the label must be an integer of at least 0, got {_shorten(label)}")
-    if not isinstance(class_name, str) or not class_name.strip():
-        raise DataError(f"{where}: the class name must be a string that is not empty, got {_shorten(class_name)}")
-    return path, label, class_name
-
-
-def _shorten(value: object) -> str:
-    text = printable(repr(value))
-    return text if len(text) <= 80 else f"{text[:77]}..."
