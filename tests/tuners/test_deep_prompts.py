@@ -7,7 +7,7 @@ import torch
 from clipadapter import FewShotClassifier
 from clipadapter.backends.formats import get_format
 from clipadapter.encoders import open_tunable_copy
-from clipadapter.encoders.prompted_layers import FixedPrompts
+from clipadapter.encoders.layers import FixedPrompts
 from clipadapter.errors import InputError
 from clipadapter.export import export_model
 from clipadapter.features import encode_classes
