@@ -20,7 +20,7 @@ def model():
 
 
 def test_folders_of_colours_are_distinguished(colour_folder, model, tmp_path):
-    train, test = load_dataset(colour_folder("train", 4)), load_dataset(colour_folder("test", 2, seed=1))
+    train, test = load_dataset(colour_folder("train", 9)), load_dataset(colour_folder("test", 2, seed=1))
     comparison = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
     assert [run.metrics.accuracy for run in comparison.runs] == [1.0] * 8
     assert (comparison.n_new, comparison.warnings, comparison.skipped) == (8, [], [])
@@ -28,6 +28,11 @@ def test_folders_of_colours_are_distinguished(colour_folder, model, tmp_path):
     assert comparison.runs[0].templates == ["a {} square.", "a photo of a {}."]
     again = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
     assert again.n_new == 0 and again.runs == comparison.runs
+    # Only drawn pictures are encoded.
+    assert 6 <= len(comparison.support) < 26
+    run = next(run for run in comparison.runs if run.shots == 2)
+    assert comparison.shots(run).provenance["sources"] == [str(train.samples[row].path) for row in run.rows]
+    assert list(comparison.shots(run).y) == [train.labels[row] for row in run.rows]
 
 
 def test_files_are_made_from_the_records(colour_folder, model, tmp_path):
@@ -48,18 +53,6 @@ def test_warnings_name_small_classes_and_shared_pictures(colour_folder, model):
         "8 of 8 test pictures are also among the shots",
     ]
     assert [Path(name).name for name, _ in comparison.skipped] == ["02.png", "02.png"]
-
-
-def test_only_drawn_pictures_are_encoded(colour_folder, model, tmp_path):
-    train, test = load_dataset(colour_folder("train", 9)), load_dataset(colour_folder("test", 2, seed=1))
-    (train.root / "red" / "02.png").write_bytes(b"no picture")
-    records = tmp_path / "runs.jsonl"
-    drawn = compare(model, train, test, HEADS, [1, 2], [1, 2], records=records)
-    assert 6 <= len(drawn.support) < 26
-    run = next(run for run in drawn.runs if run.shots == 2)
-    paths = [str(train.samples[row].path) for row in run.rows]
-    assert drawn.shots(run).provenance["sources"] == paths
-    assert list(drawn.shots(run).y) == [train.labels[row] for row in run.rows]
 
 
 def test_a_test_class_without_shots_is_refused_before_any_fit(colour_folder, model):
