@@ -46,7 +46,7 @@ def fail(text):
 
 
 def see_gpu(text):
-    """FOLDER|NAME: GPU and lock of bars of its process, once two processes told theirs: one alone could do both jobs."""
+    """FOLDER|NAME: GPU and lock of bars of its process, once two told theirs: one alone could do both jobs."""
     from tqdm import tqdm
 
     folder = Path(text.partition("|")[0])
