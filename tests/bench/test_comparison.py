@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 
 from clipadapter.bench import compare
-from clipadapter.bench.sources import split_in_halves, split_train_test
+from clipadapter.bench.sources import split_train_test
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.data import Dataset, Sample, load_dataset
+from clipadapter.data import load_dataset
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
@@ -59,15 +59,6 @@ def test_a_test_class_without_shots_is_refused_before_any_fit(colour_folder, mod
     train, test = load_dataset(colour_folder("train", 2)), load_dataset(colour_folder("test", 1))
     with pytest.raises(InputError, match="no class of the model: mauve; known: blue, green, red"):
         compare(model, train, test.rename({"red": "mauve"}), HEADS, [1], [1])
-
-
-def test_halves_share_no_picture_and_are_of_one_size_in_every_class():
-    counts = {"cat": 5, "dog": 4}
-    samples = tuple(Sample(Path(f"{name}/{i}"), name, "all") for name, n in counts.items() for i in range(n))
-    first, second = split_in_halves(Dataset("pets", Path(), samples, tuple(counts)))
-    assert [first.labels.count(name) for name in counts] == [3, 2]
-    assert [second.labels.count(name) for name in counts] == [2, 2]
-    assert {*first.paths, *second.paths} == {sample.path for sample in samples}
 
 
 def test_an_undivided_data_set_is_refused(colour_folder):

@@ -60,7 +60,7 @@ def local():
 @pytest.fixture
 def forked(local, monkeypatch):
     """The same launcher, with workers that are forked from a server that has imported all that they need."""
-    multiprocessing.set_forkserver_preload([Launcher.__module__, "launcher_jobs"])
+    multiprocessing.set_forkserver_preload(["torch", Launcher.__module__, "launcher_jobs"])
     context = multiprocessing.get_context("forkserver")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
     monkeypatch.setattr(socket.socket, "connect", CONNECT)  # the server is reached through a socket file

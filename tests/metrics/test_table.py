@@ -29,14 +29,6 @@ def test_metrics_are_those_of_scikit_learn(evaluation):
     assert result.metrics["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
 
 
-def test_balanced_accuracy_counts_each_class_the_same():
-    # Three of three "a" are right, one of two "b", and no picture is of "c": (1 + 1/2) / 2.
-    logs = np.log([[0.8, 0.1, 0.1]] * 3 + [[0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])
-    result = evaluate(["a", "a", "a", "b", "b"], logs, ["a", "b", "c"])
-    assert result.metrics["balanced_accuracy"] == 0.75
-    assert result.metrics["accuracy"] == 0.8
-
-
 @pytest.mark.parametrize(
     ("values", "error"),
     [
