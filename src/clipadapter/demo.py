@@ -449,8 +449,7 @@ def _draw_place(picture: Axes, enlarged: Axes, explanation: Explanation) -> None
 
 
 def _draw_answer(axes: Axes, answer: SheetAnswer) -> None:
-    from clipadapter.rendering.curves import darken
-    from clipadapter.rendering.plots import BLUE, GREY, VERMILION, truncate
+    from clipadapter.rendering.plots import BLUE, GREY, VERMILION, darken, truncate
 
     explanation, prediction = answer.explanation, answer.explanation.prediction
     # The sign is for readers who can't tell the colours apart.

@@ -48,7 +48,7 @@ def test_no_drift_is_exit_code_0_and_false_alarms_are_more_frequent_than_alpha_b
     lines, kind = result.stdout.splitlines(), "24 shots of the model" if reference is None else "30 usual pictures"
     assert lines[0] == f"30 pictures of {place / 'same'}, compared with {kind}"
     assert lines[2].startswith("no drift was found (p = ")
-    is_exact = bool(options)
+    is_exact = reference is not None
     assert ("false alarms may be several times as frequent as --alpha says" in result.stdout) is not is_exact
     assert json.loads(run(*command, "--json").stdout)["alpha_is_exact"] is is_exact
 
