@@ -17,7 +17,6 @@ from typing_extensions import Self
 
 from clipadapter.adaptation import Adapt
 from clipadapter.classifier import answers, edit, encoder_choice, fitting, inputs
-from clipadapter.classifier.description import describe_as_html, describe_in_a_line
 from clipadapter.classifier.edit import ConflictRule
 from clipadapter.classifier.encoder_choice import DEFAULT_QUALITY, NamedEncoders
 from clipadapter.classifier.evaluation import EvaluationResult, check_label_kind, check_labels, evaluate_features
@@ -48,12 +47,26 @@ from clipadapter.features import (
 )
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.heads.estimator import Estimator
+from clipadapter.heads.registry import head_name
 from clipadapter.persistence import History, Model, fetch, load_model, push, save_model
-from clipadapter.uncertainty import Answers, UncertaintyOptions
-from clipadapter.utils.formatting import check_names, format_list
+from clipadapter.persistence.format import EVALUATION_KEY
+from clipadapter.uncertainty import UncertaintyOptions
+from clipadapter.utils.files import without_paths
+from clipadapter.utils.formatting import (
+    check_names,
+    describe_classes,
+    describe_shots,
+    format_count,
+    format_list,
+    html_block,
+    html_table,
+)
 from clipadapter.utils.prediction import Prediction, PredictionColumns, labels_of
 from clipadapter.utils.progress import progress_bar, shows_progress
 from clipadapter.utils.towers import TextTower
+
+MAX_SHOWN_CLASSES = 20
+"""Classes that a notebook shows."""
 
 
 class FewShotClassifier:
@@ -188,11 +201,18 @@ class FewShotClassifier:
     __sklearn_clone__, __sklearn_tags__ = Estimator.__sklearn_clone__, Estimator.__sklearn_tags__
 
     def __repr__(self) -> str:
-        return describe_in_a_line(self)
+        facts = [f"{name} {value}" if value else "not fitted" for name, value in self._facts().items()]
+        return f"<FewShotClassifier: {', '.join(facts)}>"
 
     def _repr_html_(self) -> str:
         """For notebooks: the same as a table, and the number of shots of each class."""
-        return describe_as_html(self)
+        parts = [html_table(["", ""], [(name, value or "nothing yet") for name, value in self._facts().items()])]
+        if hasattr(self, "head_"):
+            counts = list(self.support_.shot_counts.items())
+            parts.append(html_table(["class", "shots"], counts[:MAX_SHOWN_CLASSES]))
+            if len(counts) > MAX_SHOWN_CLASSES:
+                parts.append(f"and {len(counts) - MAX_SHOWN_CLASSES} more")
+        return html_block("FewShotClassifier", *parts)
 
     # ---- Fit ----
 
@@ -415,7 +435,7 @@ class FewShotClassifier:
     def refit_text(self) -> TextFeatures:
         """Return ``text_`` with the single prompts for a head that reads them: those of a loaded model are encoded."""
         self._check_fitted()
-        return self._with_read_prompts(self.text_, self.prompts_) if self.head_.reads_prompts else self.text_
+        return self._with_read_prompts(self.text_, self.prompts_)
 
     # ---- Predict ----
     # One picture gives an answer for one picture, a list of length 1 or an array (1, c), as in scikit-learn: the type
@@ -494,13 +514,14 @@ class FewShotClassifier:
         self._view_cost(1, spec).check(FEWER_PREDICTION_VIEWS)
         cache = self.uncertainty_.open_cache(adapt, len(self.class_names_))
         pictures = images if isinstance(images, Iterator) else list_pictures(images)
+        answer = partial(answers.answer_features, self._to_model(), decision=decision, adapt=cache)
         with inputs.open_store(self.cache) as store:
             if isinstance(pictures, list) and self._tuned_encoder is None and self.backend == "auto":
                 self._encoder = encoder_choice.backend_for_many(
                     self.encoder_, pictures, store, shows_progress(self.progress)
                 )
             batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
-            yield from answers.predict_batches(batches, self._answerer(decision, cache), self.class_names_, top)
+            yield from answers.predict_batches(batches, answer, self.class_names_, top)
 
     def _iter_with_bar(self, images: Pictures, top: int, **options: Any) -> Generator[Prediction, None, None]:
         pictures, shown = list_pictures(images), shows_progress(self.progress)
@@ -518,9 +539,7 @@ class FewShotClassifier:
             adapt: see `classify`.
             decision: see `classify`.
         """
-        self._check_fitted()
-        cache, names = self.uncertainty_.open_cache(adapt, len(self.class_names_)), self.class_names_
-        return answers.predict_columns(self._answerer(decision, cache), features, names, top, ordered=cache is not None)
+        return answers.predict_columns(self._to_model(), features, top, decision, adapt)
 
     # ---- Evaluate ----
 
@@ -723,6 +742,26 @@ class FewShotClassifier:
 
     # ---- Internal ----
 
+    def _facts(self) -> dict[str, str]:
+        """What ``repr`` says, by name. Nothing is opened or computed."""
+        encoders = encoder_choice.as_encoder_list(getattr(self, "_encoder", self.encoder))
+        name = ", ".join(each if isinstance(each, str) else each.info.name for each in encoders)
+        head = self.head if isinstance(self.head, str) else head_name(type(self.head)) or type(self.head).__name__
+        facts = {"encoder": without_paths(name), "head": head, "fitted to": ""}
+        if not hasattr(self, "head_"):
+            return facts
+        counts = self.support_.shot_counts
+        n_shots = len(self.support_) or sum(counts.values())
+        shots = f"{format_count(n_shots, 'shot')} ({describe_shots(counts, n_shots)})"
+        facts["fitted to"] = f"{describe_classes(self.class_names_)}, {shots}"
+        recorded = self.support_.provenance.get(EVALUATION_KEY)  # in the folder of the model
+        if self.evaluation_ is not None:
+            facts["accuracy"] = f"{100 * self.evaluation_.accuracy:.1f} % on {self.evaluation_.headline}"
+        elif isinstance(recorded, Mapping) and "accuracy" in recorded.get("model", {}):
+            pictures = f"{format_count(recorded['n'], 'picture')} of {recorded['data']}"
+            facts["accuracy"] = f"{100 * recorded['model']['accuracy']:.1f} % on {pictures}"
+        return facts
+
     def _build_head(self) -> Head:
         return fitting.build_head(self.head, self.head_params, self.seed, shows_progress(self.progress))
 
@@ -774,13 +813,6 @@ class FewShotClassifier:
             return text
         return text.with_prompts(self._encode_prompts({name: prompts[name] for name in text.labels}).prompts)
 
-    def _answerer(self, decision: Mapping[str, Any], adapt: Adapt) -> Callable[[NDArray[Any]], Answers]:
-        """Answers features (m, v, d) any number of times."""
-        head, fold_heads, width = self.head_, self.fold_heads_, self.encoder_.info.text_dim
-        return partial(
-            answers.answer_features, head, fold_heads, self.uncertainty_, width=width, decision=decision, adapt=adapt
-        )
-
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):
             raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
@@ -791,7 +823,8 @@ class FewShotClassifier:
         info = self.encoder_.info
         if self._tuned_encoder is not None:
             info = encoder_choice.info_of_base(self._encoder.info, info)
-        return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.uncertainty_, self.fold_heads_)
+        prompts = getattr(self, "prompts_", {})  # text features that were given to `fit_features` have none
+        return Model(self.head_, self.text_, self.support_, prompts, info, self.uncertainty_, self.fold_heads_)
 
     def _set_model(self, model: Model, encoder: NamedEncoders | None = None) -> None:
         """Take over the fitted state; the encoder is opened if the model needs another one than the open one."""

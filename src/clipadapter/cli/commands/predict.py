@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -474,7 +474,7 @@ class TableAnswers:
     what, total = "rows", None
 
     def __init__(self, request: PredictRequest) -> None:
-        from clipadapter.classifier.answers import answer_features, predict_columns
+        from clipadapter.classifier.answers import predict_columns
         from clipadapter.classifier.encoder_choice import find_blocks
         from clipadapter.cli.prediction_files import file_facts
         from clipadapter.features import open_feature_table
@@ -482,7 +482,8 @@ class TableAnswers:
 
         model = load_model(request.model)
         # A head that predicts through the text tower gets it from the encoder.
-        head = request.encoder.load(request.model).head_ if model.head.needs_tower else model.head
+        if model.head.needs_tower:
+            model = replace(model, head=request.encoder.load(request.model).head_)
         self.class_names: Sequence[str] = model.text.labels
         self.taken: deque[Any] = deque()  # rows have no file
         tables = [(table, find_blocks(model, table)) for table in map(open_feature_table, request.tables)]
@@ -492,12 +493,7 @@ class TableAnswers:
         self._next = 0  # number of the first row without a stamp
         own = request.keywords(model.uncertainty, self.class_names)
         top, adapt = own.pop("top"), own.pop("adapt")
-        is_ordered, width = adapt is not None, model.encoder.text_dim
-
-        def answer(features: Any) -> Any:
-            return answer_features(head, model.fold_heads, model.uncertainty, features, width, own, adapt)
-
-        self._answer = lambda features: predict_columns(answer, features, self.class_names, top, ordered=is_ordered)
+        self._answer = lambda features: predict_columns(model, features, top, own, adapt)
 
     def skip_answered(self, file: PredictionFile) -> None:
         """Leave out the rows that the parts of an earlier run answer."""
