@@ -178,6 +178,7 @@ class FewShotClassifier:
         self._other_encoders: list[Encoder] = []
         self._named_blocks: tuple[str, ...] | None = None
         self._history: History | None = None
+        self.prompts_: Mapping[str, Sequence[str]] = {}  # text features that are given to `fit_features` have none
         self.skipped_: tuple[tuple[str, str], ...] = ()
         self.dropped_blocks_: tuple[str, ...] = ()
         self.evaluation_: EvaluationResult | None = None
@@ -429,7 +430,7 @@ class FewShotClassifier:
 
     def encode_classes(self, class_names: Sequence[str]) -> TextFeatures:
         """Encode prompts from the templates and descriptions of the constructor; stores the prompts as ``prompts_``."""
-        self.prompts_: Mapping[str, Sequence[str]] = class_prompts(class_names, self.templates, self.descriptions)
+        self.prompts_ = class_prompts(class_names, self.templates, self.descriptions)
         return self._encode_prompts(self.prompts_)
 
     def refit_text(self) -> TextFeatures:
@@ -823,8 +824,7 @@ class FewShotClassifier:
         info = self.encoder_.info
         if self._tuned_encoder is not None:
             info = encoder_choice.info_of_base(self._encoder.info, info)
-        prompts = getattr(self, "prompts_", {})  # text features that were given to `fit_features` have none
-        return Model(self.head_, self.text_, self.support_, prompts, info, self.uncertainty_, self.fold_heads_)
+        return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.uncertainty_, self.fold_heads_)
 
     def _set_model(self, model: Model, encoder: NamedEncoders | None = None) -> None:
         """Take over the fitted state; the encoder is opened if the model needs another one than the open one."""
