@@ -8,8 +8,7 @@ from scipy.special import log_softmax
 from clipadapter.bench import plots
 from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.metrics import evaluate
-from clipadapter.rendering.heat_map import confusion_figure, worst_classes
-from clipadapter.rendering.plots import save_plot
+from clipadapter.rendering.plots import confusion_figure, save_plot, worst_classes
 
 from ..imports import recorded
 

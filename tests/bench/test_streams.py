@@ -24,12 +24,12 @@ from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.published import NO_PUBLISHED_STREAM, find_published_grid, find_published_streams
 from clipadapter.bench.report import build_report
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
-from clipadapter.bench.stream_report import HeadRuns
+from clipadapter.bench.stream_report import continual_value
 from clipadapter.bench.streams import (
     DataSetFeatures,
+    draw_tasks,
     join_data_sets,
     join_sources,
-    plan_tasks,
 )
 from clipadapter.bench.study import Spot
 from clipadapter.bench.suite import ALL, ORDERS, Order, Prompts, StreamRules, count_tasks, order_tasks, parse_suite
@@ -163,8 +163,8 @@ def test_data_sets_need_names_of_their_own():
 
 def test_shots_are_those_that_each_data_set_gives_alone(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = join_sources(suite, sets, None, Prompts(label=""))
-    rows, tasks = plan_tasks(suite, union, ORDERS["given"], 2, 1)
+    union = join_sources(suite, [open_source(spec) for spec in sets], None, Prompts(label=""))
+    _, _, rows, _, tasks = draw_tasks(suite.stream, union, ORDERS["given"], 2, 1)
     assert [(one.name, one.classes, one.shots) for one in tasks] == [
         ("zoo 1/3", ["ant", "bee"], 4),
         ("zoo 2/3", ["cat", "dog"], 4),
@@ -181,7 +181,8 @@ def test_shots_are_those_that_each_data_set_gives_alone(sets):
 def test_of_an_undivided_set_every_second_picture_is_for_the_test(tmp_path):
     all_features = features(("ant", "bee"), 5, 1)
     save_bundle(Bundle(all_features, words(("ant", "bee"))), tmp_path / "all")
-    union = join_sources(parse_suite("own", SUITE), [f"{FEATURES}{tmp_path / 'all'}"], None, Prompts(label=""))
+    source = open_source(f"{FEATURES}{tmp_path / 'all'}")
+    union = join_sources(parse_suite("own", SUITE), [source], None, Prompts(label=""))
     np.testing.assert_array_equal(union.bundle.support.X, all_features.X[[0, 2, 4, 5, 7, 9]])
     np.testing.assert_array_equal(np.asarray(union.bundle.tests["all"].features.X), all_features.X[[1, 3, 6, 8]])
 
@@ -239,10 +240,10 @@ def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
 
 def test_a_task_without_shots_is_refused(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = join_sources(suite, sets[:1], None, Prompts(label=""))
+    union = join_sources(suite, [open_source(sets[0])], None, Prompts(label=""))
     union.draws["zoo"][2, 1][:] = union.draws["zoo"][2, 1][4:]
     with pytest.raises(DataError, match="the task 'zoo 1/3' has no picture to learn from: ant, bee"):
-        plan_tasks(suite, union, ORDERS["given"], 2, 1)
+        draw_tasks(suite.stream, union, ORDERS["given"], 2, 1)
 
 
 # Suites
@@ -293,10 +294,10 @@ def test_a_report_describes_the_stream_and_its_results(report):
     assert "The task of a test picture is unknown: a head predicts among all 7 classes." in page
     assert "Transfer: accuracy on a task before it was learned" in page
     assert "No published result that comes with the package is of this stream" in page
-    knn = HeadRuns("knn", Spot(next(spot.runs for place, spot in study.spots.items() if place.label == "knn")))
+    knn = next(spot for spot in study.spots.values() if spot.label == "knn")
     row = next(line for line in page.splitlines() if line.startswith("| knn ‡ | joint |"))
     for figure in ("transfer", "average", "last", "forgetting"):
-        assert f"{round(100 * knn.cell(figure).mean, 1) + 0.0:.1f} ± " in row
+        assert f"{round(100 * knn.cell(continual_value(figure)).mean, 1) + 0.0:.1f} ± " in row
     first, last = (knn.results[0].steps[t].size for t in (0, -1))
     assert f"{first:,} → {last:,}" in row and last > first
     assert "| head | zoo 1/3 | zoo 2/3 | zoo 3/3 | farm |" in page
@@ -366,7 +367,7 @@ def test_published_figures_are_compared_with_the_same_stream_only(sets, tmp_path
     def told(known=True, tasks=tasks, encoder="open_clip:ViT-B-16/openai"):
         plan = TaskStream(task_known=known, joint=False, tasks=tasks)
         same = run.model_copy(update={"stream": plan, "encoder": RunEncoder(name=encoder, fingerprint="f")})
-        return find_published_grid("t", 16, [HeadRuns("mine", Spot([same]))])
+        return find_published_grid("t", 16, [Spot([same], label="mine")])
 
     rows = told().rows
     assert [row[0] for row in rows] == ["mine", "zero-shot", "fine-tune", "lwf", "icarl", "zscl"]

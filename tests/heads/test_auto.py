@@ -227,7 +227,7 @@ def test_stacking_weights_are_those_of_another_optimizer():
         return total
 
     expected = minimize(loss, np.zeros(3), method="Powell", options={"xtol": 1e-8, "ftol": 1e-12})
-    found, log_posterior = fit_stacking(
+    found, log_posterior, _ = fit_stacking(
         list(torch.from_numpy(parts)), torch.from_numpy(labels), [0.5] * 3, [0.7] * 3, torch.from_numpy(shares)
     )
     assert -log_posterior == pytest.approx(expected.fun, abs=1e-6)
@@ -315,6 +315,6 @@ def test_out_of_fold_logits_are_in_the_order_of_the_held_out_rows(threads, monke
         found = _out_of_fold_logits(part, splits, ["prototype", "ridge"])
     finally:
         torch.set_num_threads(before)
-    for name, expert in (("prototype", fit_prototypes), ("ridge", fit_ridge)):
+    for logits, expert in zip(found, (fit_prototypes, fit_ridge), strict=True):
         expected = torch.cat([expert(part.take(train)).logits(z[rows], None) for train, rows in splits])
-        torch.testing.assert_close(found[name], expected)
+        torch.testing.assert_close(logits, expected)

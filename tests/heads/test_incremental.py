@@ -149,21 +149,6 @@ def test_any_sequence_of_changes_equals_a_fit_from_scratch(name, world, changes,
         stream.check()
 
 
-@pytest.mark.parametrize("with_text", [True, False])
-@pytest.mark.parametrize("name", HEADS)
-def test_refit_without_some_shots_equals_a_fit_to_the_others(name, world, with_text):
-    stream = Stream(HEADS[name], world, 0, 2, with_text or HEADS[name].needs_text)
-    for _ in range(6):
-        stream.more()
-    X, y = stream.given(stream.shots)
-    before, held = stream.head.logits(X[:, 0]), np.arange(1, len(y), 4)
-    found = stream.head.refit_without(X, y, held, text=stream.text)
-    stay = np.setdiff1d(np.arange(len(y)), held)
-    expected = clone(stream.head).fit(X[stay], np.array(y)[stay], text=stream.text)
-    np.testing.assert_allclose(found.logits(X[:, 0]), expected.logits(X[:, 0]), rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(stream.head.logits(X[:, 0]), before)
-
-
 @pytest.mark.parametrize("name", [name for name in HEADS if name not in list_heads() or name == "gda"])
 def test_every_variant_passes_the_incremental_checks(name):
     for check in INCREMENTAL_CHECKS:

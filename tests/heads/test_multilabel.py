@@ -8,8 +8,8 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads, out_of_fold, select
-from clipadapter.heads.auto.experts import fit_multilabel_stacking
-from clipadapter.heads.auto.head import LOG_WEIGHT_STD, fit_multilabel_ridge
+from clipadapter.heads.auto.experts import fit_stacking, ridge_map
+from clipadapter.heads.auto.head import LOG_WEIGHT_STD
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.linear_probe import GRID, LinearProbe
 from clipadapter.heads.losses import fit_bias
@@ -200,7 +200,7 @@ def test_adapter_is_trained_by_binary_cross_entropy():
 def test_ridge_is_that_of_scikit_learn(d):
     X, Y = drawn(30, 4, d)
     expected = Ridge(alpha=0.1, fit_intercept=False).fit(X, Y - Y.mean(axis=0)).coef_
-    found = fit_multilabel_ridge(torch.from_numpy(X), torch.from_numpy(Y).double())
+    found = ridge_map(torch.from_numpy(X), torch.from_numpy(Y - Y.mean(axis=0)))
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
@@ -208,7 +208,7 @@ def test_stacking_weights_are_at_the_optimum_and_above_zero():
     rng = np.random.default_rng(0)
     logits, Y = [rng.standard_normal((50, 3)) for _ in range(2)], rng.integers(2, size=(50, 3))
     parts = [torch.from_numpy(x) for x in logits]
-    weights, bias = fit_multilabel_stacking(parts, torch.from_numpy(Y), [1.0, 2.0], LOG_WEIGHT_STD, 0.5)
+    weights, _, bias = fit_stacking(parts, torch.from_numpy(Y), [1.0, 2.0], [LOG_WEIGHT_STD] * 2, 0.5)
     residual = 0.5 * (sigmoid(weights[0] * logits[0] + weights[1] * logits[1] + bias.numpy()) - Y)
     own = bias.numpy() - bias.numpy().mean()  # what is drawn to nothing has a mean of nothing at the optimum
     for weight, x, median in zip(weights, logits, [1.0, 2.0], strict=True):

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from clipadapter.rendering.curves import Curve, draw_curves, spread
-from clipadapter.rendering.plots import create_figure, render_plot
+from clipadapter.rendering.plots import Curve, create_figure, draw_curves, render_plot, spread
 
 
 @pytest.mark.parametrize("values", [[1.0] * 6, [0.0, 0.1, 5.0, 9.9, 10.0], [10.0, 10.0, 10.0]])

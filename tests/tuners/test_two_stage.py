@@ -245,9 +245,6 @@ def test_a_tuned_text_tower_passes_every_check(model):
     check_tower(model(TwoStage(steps=4)).fit(*squares()).encoder_)
 
 
-# --- from pictures to answers
-
-
 # --- a fit that was killed
 
 

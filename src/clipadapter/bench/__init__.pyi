@@ -24,6 +24,12 @@ from .report import (
     compare_studies as compare_studies,
 )
 from .report import (
+    summarise as summarise,
+)
+from .report import (
+    table as table,
+)
+from .report import (
     write_report as write_report,
 )
 from .run import Run as Run
@@ -40,5 +46,3 @@ from .suite import Suite as Suite
 from .suite import load_suite as load_suite
 from .suite_files import list_planned_suites as list_planned_suites
 from .suite_files import list_suites as list_suites
-from .summary import summarise as summarise
-from .summary import table as table

@@ -71,6 +71,7 @@ class Bundle:
     text: TextFeatures  # of all its classes
     tests: Mapping[str, TestPart] = field(default_factory=dict)  # without one, the rows that were not drawn are it
     rows: NDArray[np.int64] | None = None  # None: the support is the whole data set
+    unlabelled: NDArray[Any] | None = None  # features of pictures without labels, for heads that take them; not stored
 
     def __post_init__(self) -> None:
         missing = sorted(set(self.support.y) - set(self.text.labels))

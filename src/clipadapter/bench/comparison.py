@@ -17,9 +17,9 @@ from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds
 from clipadapter.bench.protocols.few_shot import FewShot
+from clipadapter.bench.report import table
 from clipadapter.bench.run import Run
 from clipadapter.bench.sources import Rows, extract_dataset, keep_drawn
-from clipadapter.bench.summary import table
 from clipadapter.bench.tables import Reference
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.edit import find_duplicates
@@ -136,21 +136,15 @@ def compare(
         protocol, support = create_protocol("cross-validation", {"folds": folds}), extract_dataset(model, train, names)
         bundle = Bundle(support, text)
         draws = protocol.draws(bundle, shots, seeds)
-        runs, outcome = run_fits(protocol, bundle, heads, draws, records=records, progress=progress)
-        return Comparison(runs, outcome.n_made, support, support, text, warnings, count_folds(support.y, folds))
+        outcome = run_fits(protocol, bundle, heads, draws, records=records, progress=progress)
+        return Comparison(outcome.runs, outcome.n_made, support, support, text, warnings, count_folds(support.y, folds))
     support, rows, drawn = _encode_drawn(model, train, [(n, seed) for n in shots for seed in seeds])
     bundle = Bundle(support, text, {"test": TestPart(extract_dataset(model, test, names))}, rows)
-    tested, few_shot = bundle.tests["test"].features, FewShot()
-
-    def measure(head: Head, runs: Sequence[Run]) -> list[Run]:
-        if head.tunes_encoder:
-            return attempt(runs, lambda: [run_tuned(model, train, test, head, run) for run in runs])
-        return few_shot.measure(bundle, head, runs)
-
+    tested, few_shot = bundle.tests["test"].features, FewShotOnPictures(model, train, test)
     draws = few_shot.draws(bundle, shots, seeds, drawn)
-    runs, outcome = run_fits(few_shot, bundle, heads, draws, measure=measure, records=records, progress=progress)
+    outcome = run_fits(few_shot, bundle, heads, draws, records=records, progress=progress)
     warnings += _warnings(bundle.shots(drawn[max(shots), seeds[0]]), support, tested, max(shots))
-    return Comparison(runs, outcome.n_made, support, tested, text, warnings, rows=rows)
+    return Comparison(outcome.runs, outcome.n_made, support, tested, text, warnings, rows=rows)
 
 
 def _encode_drawn(
@@ -197,27 +191,37 @@ def _check_folds(dataset: Dataset, heads: Mapping[str, Head], folds: int) -> Non
     count_folds(dataset.labels, folds)
 
 
-def run_tuned(model: FewShotClassifier, train: Dataset, test: Dataset, head: Head, run: Run) -> Run:
-    """Tune the encoder on the drawn pictures, and measure with the tuned encoder.
+@dataclass(frozen=True, eq=False)
+class FewShotOnPictures(FewShot):
+    """Few-shot, where a head that tunes the encoder gets the drawn pictures, and is measured with the tuned encoder."""
 
-    The feature store is not used: no other run has this encoder.
-    """
-    tuner = clone(head)
-    if "progress" in tuner.get_params(deep=False):
-        tuner.set_params(progress=shows_progress(model.progress))
-    tuned = FewShotClassifier(
-        model.encoder_,
-        tuner,
-        templates=model.templates,
-        descriptions=model.descriptions,
-        cache=None,
-        batch_size=model.batch_size,
-    )
-    names, start = train.class_names, time.perf_counter()
-    tuned.fit([train.paths[i] for i in run.rows], [train.labels[i] for i in run.rows], names)
-    seconds = time.perf_counter() - start
-    part = TestPart(tuned.extract_features(test.paths, test.labels, names, views=1))
-    return finish_run(run, tuned.head_, seconds, score_part(tuned.head_, part))
+    model: FewShotClassifier
+    train: Dataset
+    test: Dataset
+
+    def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
+        """The feature store is not used for a tuned encoder: no other run has it."""
+        if head.tunes_encoder:
+            return attempt(runs, lambda: [self._tune(head, run) for run in runs])
+        return super().measure(bundle, head, runs)
+
+    def _tune(self, head: Head, run: Run) -> Run:
+        model, train, test, tuner = self.model, self.train, self.test, clone(head)
+        if "progress" in tuner.get_params(deep=False):
+            tuner.set_params(progress=shows_progress(model.progress))
+        tuned = FewShotClassifier(
+            model.encoder_,
+            tuner,
+            templates=model.templates,
+            descriptions=model.descriptions,
+            cache=None,
+            batch_size=model.batch_size,
+        )
+        names, start = train.class_names, time.perf_counter()
+        tuned.fit([train.paths[i] for i in run.rows], [train.labels[i] for i in run.rows], names)
+        seconds = time.perf_counter() - start
+        part = TestPart(tuned.extract_features(test.paths, test.labels, names, views=1))
+        return finish_run(run, tuned.head_, seconds, score_part(tuned.head_, part))
 
 
 def _warnings(largest: FeatureSet, support: FeatureSet, test: FeatureSet, max_shots: int) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,14 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.sources import (
-    FEATURES,
-    load_feature_bundle,
-    open_feature_shards,
-    open_source,
-    plan_views,
-    split_shards,
-)
+from clipadapter.bench.sources import FEATURES, DataSetSize, FeatureSource, Source, open_source, plan_views
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.data import get_templates
 from clipadapter.data.sets import data_root, get_set, list_sets
@@ -80,59 +72,6 @@ def estimate_tower_seconds(head: Head, shots: int, classes: int, predictions: in
     return head.planned_tower_tokens(shots, classes, predictions) / rate
 
 
-# ---- The size of a data set ----
-
-
-@dataclass(frozen=True)
-class DataSetSize:
-    """The size of a data set."""
-
-    spec: str  # as the user named it
-    classes: int
-    train: int  # pictures to draw shots from
-    test: int  # test pictures; all pictures if the set is not divided
-    divided: bool  # whether test pictures are separate. Then only the drawn training pictures are encoded.
-    ready: bool  # whether it is on disk
-    missing: str = ""  # which files are missing
-    smallest_class: int | None = None  # training pictures of the class with the fewest; None if unknown
-    test_parts: int = 1  # the pictures that are not drawn are one
-
-
-def find_size(suite: Suite, spec: str, root: Path | None = None) -> DataSetSize:
-    """The size of a data set; for a named one that is not on disk, the size that its papers state.
-
-    One that a stream names, that is not on disk, and that has no description, has size 0.
-    """
-    if shards := open_feature_shards(spec):
-        support, tested = split_shards(shards)
-        labels, test_labels = shards.labels(support), shards.labels(tested)
-        return _count(spec, len({*labels, *test_labels}), labels, len(test_labels) if len(tested) else None)
-    if spec.startswith(FEATURES):
-        bundle = load_feature_bundle(spec)
-        tests = sum(len(part.features) for part in bundle.tests.values()) if bundle.tests else None
-        return _count(spec, len(bundle.text.labels), bundle.support.y, tests, len(bundle.names))
-    try:
-        source = open_source(spec, root)
-    except ClipAdapterError as error:
-        if spec in list_sets():
-            known = get_set(spec)
-            train, test = (known.counts.get(part, 0) for part in ("train", "test"))
-            return DataSetSize(spec, known.n_classes, train, test, True, False, str(error))
-        if not suite.is_stream or spec not in suite.data:
-            raise
-        folder = data_root(root) / spec
-        hint = f"put its pictures into {folder / 'train' / 'CLASS'} and {folder / 'test' / 'CLASS'}"
-        return DataSetSize(spec, 0, 0, 0, True, False, f"'{spec}' is not ready: there is no folder {folder}; {hint}")
-    tests = None if source.test is None else len(source.test.samples)
-    return _count(spec, len(source.train.class_names), source.train.labels, tests)
-
-
-def _count(spec: str, classes: int, labels: Sequence[str], tests: int | None, parts: int = 1) -> DataSetSize:
-    smallest = min(Counter(labels).values(), default=0)
-    n, divided = len(labels), tests is not None
-    return DataSetSize(spec, classes, n, tests or n, divided, True, smallest_class=smallest, test_parts=parts)
-
-
 # ---- The cost of a suite ----
 
 
@@ -141,29 +80,53 @@ class Estimate:
     """The cost of a suite."""
 
     sizes: list[DataSetSize]
+    sources: list[Source | FeatureSource]  # the data sets; only those that are on disk
     fits: int  # of streams of tasks for a suite of streams
     fits_are_upper_bound: bool  # there may be fewer, since they depend on a data set that is not on disk
     pictures: int  # to encode, views included, if none is in the feature store
     fit_seconds: float  # of all fits, one after the other on two cores
-    encode_seconds: float  # of the pictures, at `ENCODED_IMAGES_PER_SECOND`
+
+    @property
+    def encode_seconds(self) -> float:
+        """Seconds to encode the pictures at `ENCODED_IMAGES_PER_SECOND`."""
+        return self.pictures / ENCODED_IMAGES_PER_SECOND
+
+
+def _missing_size(suite: Suite, spec: str, root: Path | None, error: ClipAdapterError) -> DataSetSize:
+    """The size that the papers state of a data set that is not on disk; 0 for one that only a stream names."""
+    if spec in list_sets():
+        known = get_set(spec)
+        train, test = (known.counts.get(part, 0) for part in ("train", "test"))
+        return DataSetSize(spec, known.n_classes, train, test, True, False, str(error))
+    if not suite.is_stream or spec not in suite.data or spec.startswith(FEATURES):
+        raise error
+    folder = data_root(root) / spec
+    hint = f"put its pictures into {folder / 'train' / 'CLASS'} and {folder / 'test' / 'CLASS'}"
+    return DataSetSize(spec, 0, 0, 0, True, False, f"'{spec}' is not ready: there is no folder {folder}; {hint}")
 
 
 def estimate(
     suite: Suite, data: Sequence[str], encoders: Sequence[str], width: int = 512, root: Path | None = None
 ) -> Estimate:
-    """Estimate the cost of a suite on data sets and encoders, as the user named them, with features of some width."""
-    sizes = [find_size(suite, spec, root) for spec in data]
+    """Open data sets, and estimate the cost of a suite on them and encoders, with features of some width."""
+    sizes, sources = list[DataSetSize](), list[Source | FeatureSource]()
+    for spec in data:
+        try:
+            sources.append(open_source(spec, root))
+            sizes.append(sources[-1].size)
+        except ClipAdapterError as error:
+            sizes.append(_missing_size(suite, spec, root, error))
     protocol = create_protocol(suite.protocol, suite.options)
     used = [protocol.used_size(size) for size in sizes]
     draws = len(suite.seeds) * len(suite.prompts) * (len(suite.stream.orders) if suite.is_stream else 1)
     # An epoch takes one view, however many there are.
     views = suite.views if isinstance(suite.views, int) else 1
+    heads = [(variant, make_head(variant)) for variant in suite.all_variants()]
     fits, seconds = 0, 0.0
     for group in [used] if protocol.combines_data_sets or suite.is_stream else [[size] for size in used]:
         givers = group if suite.is_stream else group[:1]
         classes, tests = sum(size.classes for size in givers), sum(size.test for size in group)
-        for variant in suite.all_variants():
-            head = make_head(variant)
+        for variant, head in heads:
             fractions = protocol.fits_of_draw(suite, group, variant, head)
             fits += draws * len(suite.shots) * len(encoders) * (1 if suite.is_stream else len(fractions))
             for shots, encoder, fraction in product(suite.shots, encoders, fractions):
@@ -173,15 +136,13 @@ def estimate(
                 own_rows = round(rows * views * fraction)
                 fit_seconds = tower_seconds or estimate_fit_seconds(variant.head, own_rows, classes, width)
                 seconds += draws * (fit_seconds + OVERHEAD_SECONDS_PER_RUN)
-    givers = used[:1] if protocol.combines_data_sets else used
-    pictures = len(encoders) * _count_pictures(suite, used, givers)
     return Estimate(
         sizes=sizes,
+        sources=sources,
         fits=fits,
         fits_are_upper_bound=protocol.fits_depend_on_class_sizes and any(size.smallest_class is None for size in used),
-        pictures=pictures,
+        pictures=len(encoders) * _count_pictures(suite, used, used[:1] if protocol.combines_data_sets else used),
         fit_seconds=seconds,
-        encode_seconds=pictures / ENCODED_IMAGES_PER_SECOND,
     )
 
 
@@ -197,28 +158,21 @@ def _count_pictures(suite: Suite, sizes: Sequence[DataSetSize], givers: Sequence
     return count
 
 
-def find_problems(
-    suite: Suite,
-    sizes: Sequence[DataSetSize],
-    encoders: Sequence[str],
-    root: Path | None = None,
-    has_descriptions: bool = False,
-) -> list[str]:
+def find_problems(suite: Suite, cost: Estimate, encoders: Sequence[str], has_descriptions: bool = False) -> list[str]:
     """A sentence for each reason why a suite can't run, with what to do. No weights are loaded or downloaded.
 
     Unknown heads and names of parameters are refused by `estimate` already.
     """
-    problems = list(dict.fromkeys(size.missing for size in sizes if not size.ready))
+    problems = list(dict.fromkeys(size.missing for size in cost.sizes if not size.ready))
     if not problems:
-        sources = [size.spec if size.spec.startswith(FEATURES) else open_source(size.spec, root) for size in sizes]
-        problems += _reasons(create_protocol(suite.protocol).check_sources, suite, sources)
+        problems += _reasons(create_protocol(suite.protocol).check_sources, suite, cost.sources)
     for variant in suite.all_variants():
         problems += [f"{variant.title}: {reason}" for reason in _reasons(make_head(variant).check_parameters)]
     if any(prompts.descriptions for prompts in suite.prompts) and not has_descriptions:
         problems.append("the suite compares descriptions: give them with --descriptions FILE")
     for templates in {str(prompts.templates): prompts.templates for prompts in suite.prompts}.values():
         problems += [] if templates == "own" else _reasons(get_templates, templates)
-    if not all(size.spec.startswith(FEATURES) for size in sizes):
+    if not all(isinstance(source, FeatureSource) for source in cost.sources):
         for uri in encoders:
             problems += _reasons(check_encoder, uri)
     return problems

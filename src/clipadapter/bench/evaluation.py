@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +26,7 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import wilson_interval
-from clipadapter.rendering.heat_map import confusion_figure
-from clipadapter.rendering.plots import save_plots
+from clipadapter.rendering.plots import confusion_figure, save_plots
 from clipadapter.utils.blocks import FINAL
 from clipadapter.utils.files import path_without_links, write_atomically
 
@@ -184,7 +182,8 @@ def _fit_baselines(model: FewShotClassifier, test: FeatureSet) -> dict[str, tupl
     shots = support if len(support) else FeatureSet(text.embeddings, text.labels, text.labels)
     part = TestPart(test if len(support) else test.select_blocks([FINAL]))
     heads = {name: head for name, head in _create_baselines(text).items() if name in names}
-    fitted = {name: fit_head(head, shots, [part], text)[0] for name, head in heads.items()}
+    bundle = Bundle(shots, text)
+    fitted = {name: fit_head(head, shots, [part], bundle)[0] for name, head in heads.items()}
     return {name: (head, score_part(head, part)) for name, head in fitted.items()}
 
 
@@ -210,12 +209,13 @@ def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, s
         raise InputError(f"a model that {why} can't be cross-validated on its shots: give test pictures")
     if not len(support):
         raise InputError("the model was saved without its shots (--no-support): give test pictures")
-    bundle, splits = Bundle(support, model.refit_text()), draw_folds(support.y, folds, seed)
+    bundle = Bundle(support, model.refit_text(), unlabelled=head.kept_pictures)
+    splits = draw_folds(support.y, folds, seed)
     return ModelEvaluation(
         head=registered_name(head),
         n_test=len(support),
         folds=len(splits),
-        model=score_folds(head, bundle, splits, head.kept_pictures)[0],
+        model=score_folds(head, bundle, splits)[0],
         baselines={
             name: score_folds(baseline, bundle, splits)[0] for name, baseline in _create_baselines(bundle.text).items()
         },
@@ -251,11 +251,9 @@ def _learning_curve(
     heads = {name: clone(head) for name, (head, _) in measured.items()}
     shots = [2**i for i in range(max_shots.bit_length()) if 2**i < max_shots]
     text = model.refit_text()
-    bundle = Bundle(support, text, {"test": TestPart(test)})
+    bundle = Bundle(support, text, {"test": TestPart(test)}, unlabelled=model.head_.kept_pictures)
     protocol = FewShot()
-    measure = partial(protocol.measure, bundle, unlabelled=model.head_.kept_pictures)
-    draws = protocol.draws(bundle, shots, seeds)
-    fewer = run_fits(protocol, bundle, heads, draws, measure=measure, progress=progress)[0]
+    fewer = run_fits(protocol, bundle, heads, protocol.draws(bundle, shots, seeds), progress=progress).runs
     whole = Draw(max_shots, seeds[0], range(len(support)))
     complete = [
         run.model_copy(update={"metrics": Metrics.of_score(its_score)})

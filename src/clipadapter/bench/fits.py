@@ -11,12 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart, select_views
@@ -39,7 +37,7 @@ from clipadapter.bench.run import (
 from clipadapter.classifier.evaluation import Score, score
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import Head, IncrementalHead, TextFeatures
+from clipadapter.heads import Head, IncrementalHead
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import evaluate
 from clipadapter.utils.formatting import format_count
@@ -47,8 +45,6 @@ from clipadapter.utils.formatting import format_count
 if TYPE_CHECKING:
     from clipadapter.bench.protocols.base import Protocol
     from clipadapter.bench.study import Entry
-
-Features = NDArray[Any]
 
 
 class Draw(NamedTuple):
@@ -80,7 +76,7 @@ class Fit:
 class Outcome:
     """What `make_missing` did."""
 
-    runs: list[list[Run]] = field(default_factory=list)  # of each fit, in the order of the fits
+    runs: list[Run] = field(default_factory=list)  # of all fits, in their order and with the labels of this call
     n_made: int = 0  # those of failed fits were made again
     n_existing: int = 0  # not made, because all records of their fit are successful
     n_failed: int = 0  # of those made
@@ -94,8 +90,7 @@ def fit_head(
     head: Head,
     shots: FeatureSet,
     parts: Sequence[TestPart],
-    text: TextFeatures,
-    unlabelled: Features | None = None,
+    bundle: Bundle,
     continues: bool = False,
 ) -> tuple[Head, float]:
     """Fit a clone of a head to shots. Returns it, and the seconds that the fit took.
@@ -103,11 +98,10 @@ def fit_head(
     A transductive head is fitted to the pictures of the first part too, so it takes one; others see no part. With
     ``continues`` the head is fitted already, and learns these shots too.
     """
-    shots = select_views(head, shots)
+    shots, text = select_views(head, shots), bundle.text
+    unlabelled = bundle.unlabelled if head.accepts_unlabelled else None
     if head.transductive:
         unlabelled = parts[0].features.plain
-    elif not head.accepts_unlabelled:
-        unlabelled = None
     start = time.perf_counter()
     if continues:
         assert isinstance(head, IncrementalHead)
@@ -245,7 +239,10 @@ def make_missing(
             bar.set_postfix_str(f"{runs[0].head}, {format_count(runs[0].shots, 'shot')}", refresh=False)
             bar.update()
     outcome.seconds = time.perf_counter() - start
-    outcome.runs = [made.get(id(fit)) or [known[key] for key in fit.keys] for fit in fits]
+    for fit in fits:
+        for planned, run in zip(fit.runs, made.get(id(fit)) or [known[key] for key in fit.keys], strict=True):
+            # Another call may have named the heads otherwise.
+            outcome.runs.append(run.model_copy(update={"head": planned.head}))
     return outcome
 
 
@@ -255,24 +252,15 @@ def run_fits(
     heads: Mapping[str, Head],
     draws: Sequence[Draw],
     *,
-    measure: Callable[[Head, Sequence[Run]], list[Run]] | None = None,
     records: str | Path | None = None,
     progress: bool = False,
-) -> tuple[list[Run], Outcome]:
-    """Fit and measure every head on the same draws, in this process. Returns a record for each draw and head.
-
-    A head that has a parameter ``seed`` gets that of the draw. ``measure`` makes the runs of a head in another way than
-    the protocol.
-    """
+) -> Outcome:
+    """Fit and measure every head on the same draws, in this process. A parameter ``seed`` gets that of the draw."""
     if not heads or not draws:
         raise InputError("there is nothing to run: give at least one head, one number of shots and one seed")
-    measure = measure or partial(protocol.measure, bundle)
     fits = []
     for draw in draws:
         for label, head in heads.items():
             own = clone_with_seed(head, draw.seed)
             fits.append(Fit(own, protocol.plan(bundle, label, own, draw)))
-    outcome = make_missing(fits, lambda fit: measure(fit.head, fit.runs), records, progress=progress)
-    # Another call may have named the heads otherwise.
-    named = zip(fits, outcome.runs, strict=True)
-    return [run.model_copy(update={"head": fit.runs[0].head}) for fit, runs in named for run in runs], outcome
+    return make_missing(fits, lambda fit: protocol.measure(bundle, fit.head, fit.runs), records, progress=progress)

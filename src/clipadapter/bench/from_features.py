@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fits import Draw, run_fits
+from clipadapter.bench.fits import run_fits
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.protocols.stream import StreamOfTasks, choose_mode
-from clipadapter.bench.run import Run, Task
-from clipadapter.bench.streams import join_features
+from clipadapter.bench.run import Run
+from clipadapter.bench.streams import JoinedDataSets, draw_tasks, join_features
+from clipadapter.bench.suite import StreamRules
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
@@ -74,7 +75,7 @@ def few_shot(
     protocol = FewShot() if folds is None else create_protocol("cross-validation", {"folds": folds})
     bundle = Bundle(support, text, {} if test is None else {"test": TestPart(test)})
     draws = protocol.draws(bundle, shots, seeds)
-    return run_fits(protocol, bundle, heads, draws, records=records, progress=progress)[0]
+    return run_fits(protocol, bundle, heads, draws, records=records, progress=progress).runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,22 +150,16 @@ def learn_task_stream(
     for name, head in heads.items():
         protocol.check_head(name, type(head))
         protocol.modes[name] = choose_mode(name, head, "joint" if name in joint else None)
+    n = shots or max(1, *(count for task in tasks for count in task.support.counts.values()))
+    classes, drawn, start = {}, {}, 0
+    for task in tasks:
+        size, labels = len(task.support), {*task.support.y, *task.test.y}
+        classes[task.name] = tuple(name for name in text.labels if name in labels)
+        draws = {seed: range(size) if shots is None else draw_shots(task.support.y, shots, seed) for seed in seeds}
+        drawn[task.name] = {(n, seed): [start + row for row in rows] for seed, rows in draws.items()}
+        start += size
     tests = {task.name: TestPart(join_features([task.test], text.labels)) for task in tasks}
     bundle = Bundle(join_features([task.support for task in tasks], text.labels), text, tests)
-    draws = [_draw_tasks(tasks, text, shots, seed) for seed in seeds]
-    return run_fits(protocol, bundle, heads, draws, records=records, progress=progress)[0]
-
-
-def _draw_tasks(tasks: Sequence[StreamTask], text: TextFeatures, shots: int | None, seed: int) -> Draw:
-    """All drawn rows in the order of the tasks, and the tasks."""
-    rows: list[int] = []
-    planned_tasks, start = [], 0
-    for task in tasks:
-        task_rows = range(len(task.support)) if shots is None else draw_shots(task.support.y, shots, seed)
-        rows += [start + row for row in task_rows]
-        start += len(task.support)
-        task_labels = {*task.support.y, *task.test.y}
-        classes = [name for name in text.labels if name in task_labels]
-        planned_tasks.append(Task(name=task.name, part=task.name, classes=classes, shots=len(task_rows)))
-    most = max(1, *(n for task in tasks for n in task.support.counts.values()))
-    return Draw(shots or most, seed, rows, tasks=planned_tasks)
+    joined, rules = JoinedDataSets(bundle, classes, drawn), StreamRules()
+    planned = [draw_tasks(rules, joined, rules.orders[0], n, seed) for seed in seeds]
+    return run_fits(protocol, bundle, heads, planned, records=records, progress=progress).runs

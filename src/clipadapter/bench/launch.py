@@ -17,7 +17,7 @@ from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
 from clipadapter.bench.run import Run, digest, records_file
-from clipadapter.bench.sources import Source
+from clipadapter.bench.sources import FeatureSource, Source, open_source
 from clipadapter.bench.study import Entry, Plan
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.classifier import FewShotClassifier
@@ -41,7 +41,7 @@ class SuiteResult(Outcome):
 
 def run_suite(
     suite: Suite,
-    sources: Sequence[Source | str],
+    sources: Sequence[Source | FeatureSource | str],
     encoders: Mapping[str, FewShotClassifier],
     out: Path,
     launcher: Launcher,
@@ -54,7 +54,7 @@ def run_suite(
 
     Args:
         suite: the suite.
-        sources: data sets; a text is ``features:FOLDER``, for which no encoder is needed.
+        sources: data sets, opened or as `open_source` takes them; ``features:FOLDER`` needs no encoder.
         encoders: by their name in tables; they compute features and class text.
         out: folder of ``runs.jsonl``. Features go to ``features/``, the plan to ``plans/``.
         launcher: runs the fits.
@@ -72,7 +72,8 @@ def run_suite(
         launcher.device = check_device(device)
     records, features = records_file(out), folder_without_links(out, "features", error=DataError)
     protocol, fits = create_protocol(suite.protocol, suite.options), []
-    for group in protocol.bundles(suite, sources, encoders):
+    opened = [open_source(source) if isinstance(source, str) else source for source in sources]
+    for group in protocol.bundles(suite, opened, encoders):
         folder = save_bundle(group.bundle, features / _hash_bundle(group.bundle))
         fits += _plan_fits(suite, protocol, group, folder.absolute())
         launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / BUNDLE_FILE).stat().st_size)

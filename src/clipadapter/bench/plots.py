@@ -8,24 +8,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipadapter.bench.run import Run
-from clipadapter.bench.study import Part, Pivot, Row, metric_value, pivot_runs
+from clipadapter.bench.study import Part, Pivot, Row, Spot, fit_seconds, metric_value, pivot_runs
 from clipadapter.bench.tables import (
     Reference,
     check_runs,
+    cost_cell,
     format_head,
     head_names,
-    select_most_shots,
     transductive_mark,
 )
 from clipadapter.metrics import METRICS, mean_sd
-from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves
-from clipadapter.rendering.heat_map import add_colour_bar, draw_cells
 from clipadapter.rendering.method_colours import assign_styles
 from clipadapter.rendering.plots import (
     GREY,
     INK,
+    MAX_COLOURED_LINES,
     PALE_GREY,
+    Curve,
+    add_colour_bar,
     create_figure,
+    draw_cells,
+    draw_curves,
     format_greek,
     label_axes,
     set_title,
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from clipadapter.bench.stream_report import HeadRuns
 
 NAMED_METHODS = ("clip-adapter", "auto", "linear-probe")
 """Always among the lines in colour, if they take part."""
@@ -301,13 +303,12 @@ def draw_efficiency(table: Pivot) -> Figure:
     axes = figure.add_subplot()
     points = []
     for row, name in head_names(table).items():
-        runs = [run for run in select_most_shots(table.runs(row)) if run.metrics is not None]
-        if runs:
-            accuracy, sd = mean_sd([100 * run.metrics.accuracy for run in runs if run.metrics])
-            seconds = max(mean_sd([run.seconds.fit for run in runs if run.seconds])[0], MIN_FIT_SECONDS)
+        if values := cost_cell(table, row).values:
+            accuracy, sd = mean_sd([100 * value for value in values])
+            seconds = max(cost_cell(table, row, fit_seconds).mean, MIN_FIT_SECONDS)
             points.append((seconds, accuracy, name))
             style = assign_styles([_method(table, row)])[0]
-            fill = "white" if transductive_mark(runs) else style.colour
+            fill = "white" if transductive_mark(table.runs(row)) else style.colour
             axes.vlines(seconds, accuracy - sd, accuracy + sd, color=style.colour, alpha=0.25, linewidth=6)
             axes.plot(seconds, accuracy, color=style.colour, marker=style.marker, markerfacecolor=fill, markersize=7)
     axes.set_xscale("log")
@@ -354,7 +355,7 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
 # ---- Streams of tasks ----
 
 
-def draw_task_matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: str) -> Figure:
+def draw_task_matrices(heads: Sequence[Spot], tasks: Sequence[str], title: str) -> Figure:
     """One heat map per head: mean accuracy over the seeds on each task (columns) after each task (rows).
 
     Cells before a task was learned are above the stairs.
@@ -395,7 +396,7 @@ def draw_task_matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: s
     return figure
 
 
-def draw_learned_tasks(heads: Sequence[HeadRuns], title: str) -> Figure:
+def draw_learned_tasks(heads: Sequence[Spot], title: str) -> Figure:
     """Mean accuracy on the tasks learned so far, after each task: one line per head, dashed for joint heads."""
     figure = create_figure(9.0, 4.8)
     axes = figure.add_subplot()

@@ -36,8 +36,29 @@ Rows = Mapping[tuple[int, int], Sequence[int]]
 
 
 @dataclass(frozen=True)
+class DataSetSize:
+    """The size of a data set."""
+
+    spec: str  # as the user named it
+    classes: int
+    train: int  # pictures to draw shots from
+    test: int  # test pictures; all pictures if the set is not divided
+    divided: bool  # whether test pictures are separate. Then only the drawn training pictures are encoded.
+    ready: bool = True  # whether it is on disk
+    missing: str = ""  # which files are missing
+    smallest_class: int | None = None  # training pictures of the class with the fewest; None if unknown
+    test_parts: int = 1  # the pictures that are not drawn are one
+
+
+def _count(spec: str, classes: int, labels: Sequence[str], n_test: int | None, parts: int = 1) -> DataSetSize:
+    smallest = min(Counter(labels).values(), default=0)
+    n, divided = len(labels), n_test is not None
+    return DataSetSize(spec, classes, n, n_test or n, divided, smallest_class=smallest, test_parts=parts)
+
+
+@dataclass(frozen=True)
 class Source:
-    """A data set as the user named it."""
+    """A data set of pictures as the user named it."""
 
     spec: str  # the name, folder or table
     train: Dataset  # pictures that shots are drawn from
@@ -50,22 +71,65 @@ class Source:
         return self.train.name
 
     @property
+    def size(self) -> DataSetSize:
+        """Its size."""
+        n_test = None if self.test is None else len(self.test.samples)
+        return _count(self.spec, len(self.train.class_names), self.train.labels, n_test)
+
+    @property
     def any_test(self) -> Dataset:
         """The test part; all pictures if the data set is not divided."""
         return self.train if self.test is None else self.test
 
 
-def open_source(spec: str, root: Path | None = None) -> Source:
+@dataclass(frozen=True, eq=False)
+class FeatureSource:
+    """Features that are there already, ``features:FOLDER``: a bundle, or shards of `extract_with_ray`."""
+
+    spec: str
+    size: DataSetSize
+    provenance: Mapping[str, Any]  # of the features; empty for shards, which have plain pictures only
+    shards: FeatureTable | None
+
+    @property
+    def name(self) -> str:
+        """Its name in tables."""
+        return Path(self.spec.removeprefix(FEATURES)).name
+
+    def check_views(self, suite: Suite) -> None:
+        """Refuse features that lack the views of a suite."""
+        crop = self.provenance.get("crop")
+        if suite.views == PER_EPOCH and self.provenance.get("views") != PER_EPOCH:
+            raise InputError(
+                f"suite '{suite.name}' needs a view for each epoch, but '{self.spec}' has no such views: give the "
+                "pictures"
+            )
+        if suite.views != 1 and crop not in (None, suite.crop):
+            raise InputError(
+                f"suite '{suite.name}' needs views with crop '{suite.crop}', but those of '{self.spec}' have crop "
+                f"'{crop}'"
+            )
+
+    def load(self, suite: Suite, *, only_drawn: bool = False) -> tuple[Bundle, Rows | None]:
+        """The features, and the rows of the draws if only these were read of the shards; they need a test part."""
+        if self.shards is None:
+            return load_bundle(self.spec.removeprefix(FEATURES)), None
+        return _load_shards(suite, self.shards, only_drawn)
+
+
+def open_source(spec: str, root: Path | None = None) -> Source | FeatureSource:
     """Open a data set without reading its pictures.
 
     Args:
-        spec: a name of ``clipadapter data list``, ``textiles``, ``hf:NAME``, a folder, or a table; else the name of a
-            folder in the folder of the named data sets.
+        spec: a name of ``clipadapter data list``, ``textiles``, ``hf:NAME``, a folder, a table, or
+            ``features:FOLDER``; else the name of a folder in the folder of the named data sets.
         root: folder of the named data sets.
 
     Raises:
         DataError: if there is no such data set, or files are missing; the message says what to do.
     """
+    if spec.startswith(FEATURES):
+        return _open_features(spec)
     beside = data_root(root) / safe_file_name(spec)
     if not Path(spec).exists() and spec not in list_sets() and beside.name == spec and beside.is_dir():
         dataset = load_dataset(beside)
@@ -78,6 +142,19 @@ def open_source(spec: str, root: Path | None = None) -> Source:
     if "test" in parts and "train" in parts:
         return Source(spec, dataset.split("train"), dataset.split("test"), templates)
     return Source(spec, dataset, None, templates)
+
+
+def _open_features(spec: str) -> FeatureSource:
+    folder = spec.removeprefix(FEATURES)
+    if folder and holds_shards(folder):
+        shards = open_feature_table(folder)
+        labels, test_labels = (shards.labels(rows) for rows in _split_shards(shards))
+        size = _count(spec, len({*labels, *test_labels}), labels, len(test_labels) or None)
+        return FeatureSource(spec, size, {}, shards)
+    bundle = load_bundle(folder)
+    n_test = sum(len(part.features) for part in bundle.tests.values()) if bundle.tests else None
+    size = _count(spec, len(bundle.text.labels), bundle.support.y, n_test, len(bundle.names))
+    return FeatureSource(spec, size, bundle.support.provenance, None)
 
 
 def require_test_part(suite: Suite, source: Source) -> Dataset:
@@ -183,26 +260,16 @@ def extract_training_views(
     return replace(features, provenance={**features.provenance, "views": PER_EPOCH})
 
 
-def open_feature_shards(spec: str) -> FeatureTable | None:
-    """Open the shards of ``features:FOLDER``, a folder or URI of `extract_with_ray`; None if it has another form."""
-    folder = spec[len(FEATURES) :] if spec.startswith(FEATURES) else None
-    return open_feature_table(folder) if folder and holds_shards(folder) else None
-
-
-def split_shards(shards: FeatureTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _split_shards(shards: FeatureTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows that shots are drawn from, and those of the test part; none if the data set is not divided."""
     if {"train", "test"} <= set(shards.splits):
         return shards.rows("train"), shards.rows("test")
     return shards.rows(), np.empty(0, np.int64)
 
 
-def build_shard_bundle(suite: Suite, shards: FeatureTable, *, only_drawn: bool = False) -> tuple[Bundle, Rows | None]:
-    """The bundle of a folder of shards, and the rows of the draws. Class text comes from the encoder that made them.
-
-    With ``only_drawn`` and a separate test part only those rows of the training part are read that a draw takes. Else
-    the rows are None.
-    """
-    train, test = split_shards(shards)
+def _load_shards(suite: Suite, shards: FeatureTable, only_drawn: bool) -> tuple[Bundle, Rows | None]:
+    """As `FeatureSource.load`. Class text comes from the encoder that made the features."""
+    train, test = _split_shards(shards)
     labels = shards.labels(train)
     rows = draw_all_shots(suite, labels) if only_drawn and len(test) else None
     names = sorted({*labels, *shards.labels(test)})
@@ -224,39 +291,6 @@ def build_shard_bundle(suite: Suite, shards: FeatureTable, *, only_drawn: bool =
     tests = {"test": TestPart(read(test))} if len(test) else {}
     support = read(train if positions is None else train[positions])
     return Bundle(support, model.encode_classes(names), tests, positions), rows
-
-
-def load_feature_bundle(spec: str, suite: Suite | None = None) -> Bundle:
-    """Load the bundle of ``features:FOLDER``, for a suite if that is known."""
-    if suite is not None and (shards := open_feature_shards(spec)):
-        _check_views(suite, spec, {})
-        return build_shard_bundle(suite, shards)[0]
-    bundle = load_bundle(spec.removeprefix(FEATURES))
-    if suite is not None:
-        _check_views(suite, spec, bundle.support.provenance)
-    return bundle
-
-
-def check_features(spec: str, suite: Suite) -> None:
-    """Refuse ``features:FOLDER`` that a suite can't use, before the features of shards are read."""
-    shards = open_feature_shards(spec)
-    if shards is None:
-        load_feature_bundle(spec, suite)
-        return
-    shards.labels(shards.rows())
-    _check_views(suite, spec, {})
-
-
-def _check_views(suite: Suite, spec: str, provenance: Mapping[str, Any]) -> None:
-    crop = provenance.get("crop")
-    if suite.views == PER_EPOCH and provenance.get("views") != PER_EPOCH:
-        raise InputError(
-            f"suite '{suite.name}' needs a view for each epoch, but '{spec}' has no such views: give the pictures"
-        )
-    if suite.views != 1 and crop not in (None, suite.crop):
-        raise InputError(
-            f"suite '{suite.name}' needs views with crop '{suite.crop}', but those of '{spec}' have crop '{crop}'"
-        )
 
 
 def split_train_test(dataset: Dataset) -> tuple[Dataset, Dataset]:

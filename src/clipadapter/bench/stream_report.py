@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 
 from clipadapter.bench import plots
 from clipadapter.bench.document import Plot, Section
-from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.run import ContinualResult, Run
-from clipadapter.bench.study import Cell, Row, Setting, Spot, Study, distinct_values, format_shots
+from clipadapter.bench.study import Cell, Row, Setting, Spot, Study, Value, distinct_values, format_shots
 from clipadapter.bench.tables import (
     Column,
     failure_messages,
@@ -22,8 +19,7 @@ from clipadapter.bench.tables import (
     seeds_note,
     stream_notes,
 )
-from clipadapter.rendering.marks import BEST
-from clipadapter.rendering.tables import Grid
+from clipadapter.rendering.tables import BEST, Grid
 from clipadapter.utils.formatting import shorten_name
 
 CONTINUAL_METRICS = {
@@ -50,45 +46,9 @@ JOINT = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class HeadRuns:
-    """A head in a stream, over the seeds."""
-
-    label: str
-    spot: Spot
-
-    @property
-    def runs(self) -> Sequence[Run]:
-        """Its runs by rising seed, failed ones too."""
-        return self.spot.runs
-
-    @property
-    def results(self) -> list[ContinualResult]:
-        """Results of the runs that did not fail."""
-        return [run.continual for run in self.runs if run.continual is not None]
-
-    @property
-    def learns(self) -> str:
-        """How the head learns: "task by task", "joint", or "nothing"."""
-        streams = [run.stream for run in self.runs if run.stream is not None]
-        if not streams:
-            return "-"
-        if self.runs[0].method == HEAD_WITHOUT_SHOTS:
-            return "nothing"
-        return "joint" if streams[0].joint else "task by task"
-
-    def cell(self, metric: str) -> Cell:
-        """One of `CONTINUAL_METRICS` over the seeds."""
-        return self.spot.cell(lambda run: None if run.continual is None else run.continual.metrics.mean(metric))
-
-    def by_step(self, values: Callable[[ContinualResult], Sequence[float | None]]) -> list[Cell]:
-        """One value for each step or task over the seeds."""
-        n = len(self.results[0].steps) if self.results else 0
-
-        def value(run: Run, i: int) -> float | None:
-            return None if run.continual is None else values(run.continual)[i]
-
-        return [self.spot.cell(partial(value, i=i)) for i in range(n)]
+def continual_value(metric: str) -> Value:
+    """The value of one of `CONTINUAL_METRICS`."""
+    return lambda run: None if run.continual is None else run.continual.metrics.mean(metric)
 
 
 def format_metric(metric: str) -> Callable[[float], str]:
@@ -102,12 +62,12 @@ def format_metric(metric: str) -> Callable[[float], str]:
     return lambda value: f"{round(100 * value, 1) + 0.0:.1f}"
 
 
-def stream_columns(heads: Sequence[HeadRuns], metrics: Sequence[str] = tuple(CONTINUAL_METRICS)) -> list[Column]:
+def stream_columns(heads: Sequence[Spot], metrics: Sequence[str] = tuple(CONTINUAL_METRICS)) -> list[Column]:
     """A column for each metric."""
     return [
         Column(
             CONTINUAL_METRICS[metric],
-            [head.cell(metric) for head in heads],
+            [head.cell(continual_value(metric)) for head in heads],
             format_metric(metric),
             min if metric == LOWER_IS_BETTER else max,
             format_percent,
@@ -117,7 +77,7 @@ def stream_columns(heads: Sequence[HeadRuns], metrics: Sequence[str] = tuple(CON
 
 
 def stream_grid(
-    heads: Sequence[HeadRuns], title: str = "", costs: Sequence[Column] = (), notes: Sequence[str] = ()
+    heads: Sequence[Spot], title: str = "", costs: Sequence[Column] = (), notes: Sequence[str] = ()
 ) -> Grid:
     """The metrics of each head. The best are among the heads that learn task by task: joint heads keep all shots."""
     learns = [head.learns for head in heads]
@@ -127,7 +87,7 @@ def stream_grid(
     return make_grid(title, names, columns, takes_part=takes_part, texts=[("learns", learns)], notes=notes)
 
 
-def stream_text(streams: Mapping[str, Sequence[HeadRuns]]) -> str:
+def stream_text(streams: Mapping[str, Sequence[Spot]]) -> str:
     """The tables of streams by their titles as plain text, with what the metrics mean below."""
     runs = [run for own in streams.values() for head in own for run in head.runs]
     notes = [f"In %; {BEST}: {BEST_NOTE}", seeds_note(runs), *METRIC_DEFINITIONS, JOINT, *fidelity_notes(runs)]
@@ -175,17 +135,15 @@ BY_TASK: tuple[tuple[str, Callable[[ContinualResult], Sequence[float | None]], C
 """Tables with a column for each task: title, values of a result, format of a value, and note."""
 
 
-def group_streams(study: Study) -> dict[Setting, list[HeadRuns]]:
+def group_streams(study: Study) -> dict[Setting, list[Spot]]:
     """The heads of each stream: data sets, encoder, prompts, order of the tasks and shots."""
-    groups: dict[Setting, list[HeadRuns]] = {}
+    groups: dict[Setting, list[Spot]] = {}
     for setting, spot in study.spots.items():
-        groups.setdefault(setting._replace(label=""), []).append(HeadRuns(setting.label, spot))
+        groups.setdefault(setting._replace(label=""), []).append(spot)
     return groups
 
 
-def stream_sections(
-    study: Study, published: Callable[[str, int, Sequence[HeadRuns]], Grid | str] | None
-) -> list[Section]:
+def stream_sections(study: Study, published: Callable[[str, int, Sequence[Spot]], Grid | str] | None) -> list[Section]:
     """A section for each stream; ``published`` gives a table of published results, or a sentence that there is none."""
     varying = [name for name in ("data", "encoder", "prompts") if len(distinct_values(study.spots, name)) > 1]
     sections = []
@@ -199,7 +157,7 @@ def stream_sections(
     return sections
 
 
-def _section(title: str, heads: Sequence[HeadRuns], published: Grid | str | None) -> Section:
+def _section(title: str, heads: Sequence[Spot], published: Grid | str | None) -> Section:
     measured = [head for head in heads if head.results]
     runs = [run for head in heads for run in head.runs]
     tasks = _task_names(runs)
@@ -255,7 +213,7 @@ def _story(runs: Sequence[Run]) -> str:
     )
 
 
-def _grid(heads: Sequence[HeadRuns], title: str, runs: Sequence[Run]) -> Grid:
+def _grid(heads: Sequence[Spot], title: str, runs: Sequence[Run]) -> Grid:
     sizes, seconds = ([head.by_step(values) for head in heads] for values in (_sizes, _seconds))
     fits = [Cell((sum(cell.mean for cell in own),) if own else ()) for own in seconds]
     stored = [Cell(remark=f"{own[0].mean:,.0f} → {own[-1].mean:,.0f}" if own else "-") for own in sizes]

@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.fits import Draw
 from clipadapter.bench.run import Task
 from clipadapter.bench.sources import (
-    FEATURES,
+    FeatureSource,
     Rows,
     Source,
     apply_prompts,
     build_bundle,
     draw_all_shots,
     halve,
-    load_feature_bundle,
     split_in_halves,
 )
-from clipadapter.bench.suite import Order, Prompts, Suite, order_tasks
+from clipadapter.bench.suite import Order, Prompts, StreamRules, Suite, order_tasks
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
@@ -49,48 +48,30 @@ class JoinedDataSets(NamedTuple):
 
 
 def join_sources(
-    suite: Suite, sources: Sequence[Source | str], model: FewShotClassifier | None, prompts: Prompts
+    suite: Suite, sources: Sequence[Source | FeatureSource], model: FewShotClassifier | None, prompts: Prompts
 ) -> JoinedDataSets:
     """Compute the features of a stream: of all test pictures, and of those training pictures that a draw takes.
 
-    If a data set is not divided, every second picture of a class is a test picture. The model is None if all sources
-    are ``features:FOLDER``.
+    If a data set is not divided, every second picture of a class is a test picture. The model is None if there are no
+    pictures.
     """
-    data_sets = []
+    data_sets, names = [], Counter(source.name for source in sources)
     for source in sources:
-        if isinstance(source, str):
-            data_sets.append(_from_features(suite, source))
-        else:
-            assert model is not None
-            if source.test is None:
-                train, test = split_in_halves(source.train)
-                source = replace(source, train=train, test=test)  # noqa: PLW2901
-            bundle, draws = build_bundle(suite, source, apply_prompts(suite, model, prompts, source))
-            data_sets.append(DataSetFeatures(source.name, bundle, len(source.train.samples), draws or {}))
-    names = Counter(data_set.name for data_set in data_sets)
-    specs = [source if isinstance(source, str) else source.spec for source in sources]
-    data_sets = [
-        data_set._replace(name=spec) if names[data_set.name] > 1 else data_set
-        for data_set, spec in zip(data_sets, specs, strict=True)
-    ]
+        name = source.spec if names[source.name] > 1 else source.name
+        if isinstance(source, FeatureSource):
+            data_sets.append(_from_features(suite, name, source))
+            continue
+        assert model is not None
+        if source.test is None:
+            train, test = split_in_halves(source.train)
+            source = replace(source, train=train, test=test)  # noqa: PLW2901
+        bundle, draws = build_bundle(suite, source, apply_prompts(suite, model, prompts, source))
+        data_sets.append(DataSetFeatures(name, bundle, len(source.train.samples), draws or {}))
     return join_data_sets(data_sets, suite.stream.same_names)
 
 
-def stream_name(sources: Sequence[Source | str]) -> str:
-    """The name of the data sets of a stream in tables.
-
-    >>> stream_name(["features:sets/pets", "features:sets/cars"])
-    'pets + cars'
-    """
-    return " + ".join(_folder_name(source) if isinstance(source, str) else source.name for source in sources)
-
-
-def _folder_name(spec: str) -> str:
-    return Path(spec.removeprefix(FEATURES)).name
-
-
-def _from_features(suite: Suite, spec: str) -> DataSetFeatures:
-    bundle = load_feature_bundle(spec, suite)
+def _from_features(suite: Suite, name: str, source: FeatureSource) -> DataSetFeatures:
+    bundle, _ = source.load(suite)
     support = bundle.support
     test = next((part.features for part in bundle.tests.values() if part.kind == "given"), None)
     if test is None:
@@ -98,7 +79,7 @@ def _from_features(suite: Suite, spec: str) -> DataSetFeatures:
     rows = np.arange(len(support)) if bundle.rows is None else bundle.rows
     draws = {key: [int(rows[i]) for i in draw] for key, draw in draw_all_shots(suite, support.y).items()}
     own = Bundle(support, bundle.text, {"test": TestPart(test)}, rows)
-    return DataSetFeatures(_folder_name(spec), own, int(rows.max()) + 1, draws)
+    return DataSetFeatures(name, own, int(rows.max()) + 1, draws)
 
 
 def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["share", "apart"]) -> JoinedDataSets:
@@ -186,19 +167,16 @@ def _text_of_all(texts: Sequence[TextFeatures]) -> TextFeatures:
     return joined.with_prompts([np.concatenate(parts) for parts in prompts.values()])
 
 
-def plan_tasks(
-    suite: Suite, union: JoinedDataSets, order: Order, shots: int, seed: int
-) -> tuple[list[int], list[Task]]:
+def draw_tasks(rules: StreamRules, union: JoinedDataSets, order: Order, shots: int, seed: int) -> Draw:
     """The drawn rows of one stream in the order of its tasks, and the tasks."""
-    rows: list[int] = []
-    tasks = []
+    rows, tasks = list[int](), list[Task]()
     drawn = {name: union.draws[name][shots, seed] for name in union.classes}
     labels = {name: list(zip(own, union.bundle.shots(own).y, strict=True)) for name, own in drawn.items()}
-    for name, part, classes in order_tasks(union.classes, suite.stream, order, seed):
+    for name, part, classes in order_tasks(union.classes, rules, order, seed):
         task_rows = [row for row, label in labels[part] if label in set(classes)]
         if not task_rows or not set(union.bundle.tests[part].features.y) & set(classes):
             what = "to learn from" if not task_rows else "to test on"
             raise DataError(f"the task '{name}' has no picture {what}: {', '.join(classes[:5])}")
         rows += task_rows
         tasks.append(Task(name=name, part=part, classes=classes, shots=len(task_rows)))
-    return rows, tasks
+    return Draw(shots, seed, rows, [rules.title(order)], tasks)

@@ -10,15 +10,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.run import FrozenModel, Run, read_existing_runs, records_file
+from clipadapter.bench.run import ContinualResult, FrozenModel, Run, read_existing_runs, records_file
 from clipadapter.bench.statistics import Difference, paired_difference
 from clipadapter.bench.suite import ALL, Suite
 from clipadapter.bench.suite_files import missing_study, plan_file
@@ -147,6 +148,7 @@ class Spot(NamedTuple):
 
     runs: Sequence[Run] = ()
     missing: int = 0
+    label: str = ""  # the head's name in tables
 
     @property
     def failed(self) -> int:
@@ -160,6 +162,32 @@ class Spot(NamedTuple):
     def cell(self, value: Value = ACCURACY) -> Cell:
         """A value over the seeds."""
         return Cell(tuple(self.by_seed(value).values()), self.failed, self.missing)
+
+    # ---- Of a stream of tasks ----
+
+    @property
+    def results(self) -> list[ContinualResult]:
+        """Results of the streams that did not fail."""
+        return [run.continual for run in self.runs if run.continual is not None]
+
+    @property
+    def learns(self) -> str:
+        """How the head learns a stream: "task by task", "joint", or "nothing"."""
+        streams = [run.stream for run in self.runs if run.stream is not None]
+        if not streams:
+            return "-"
+        if self.runs[0].method == HEAD_WITHOUT_SHOTS:
+            return "nothing"
+        return "joint" if streams[0].joint else "task by task"
+
+    def by_step(self, values: Callable[[ContinualResult], Sequence[float | None]]) -> list[Cell]:
+        """One value for each step or task over the seeds."""
+        n = len(self.results[0].steps) if self.results else 0
+
+        def value(run: Run, i: int) -> float | None:
+            return None if run.continual is None else values(run.continual)[i]
+
+        return [self.cell(partial(value, i=i)) for i in range(n)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +222,7 @@ class Study:
         places = ((_setting(entry), entry.seed) for entry in self.missing)
         missing = Counter(setting for setting, seed in places if seed not in runs.get(setting, {}))
         return {
-            setting: Spot([run for _, run in sorted(runs.get(setting, {}).items())], missing[setting])
+            setting: Spot([run for _, run in sorted(runs.get(setting, {}).items())], missing[setting], setting.label)
             for setting in dict.fromkeys([*runs, *missing])
         }
 
@@ -316,8 +344,8 @@ class Pivot:
     def by_seed(self, row: Row, column: Part, value: Value = ACCURACY) -> dict[int, float]:
         """A value by rising seed: the mean over the data sets of each part, and then what the column makes of them."""
         parts, combine, _ = self._definition(column)
-        means = [_combine([spot.by_seed(value) for spot in self.spots.get((row, part), ())], _mean) for part in parts]
-        return _combine(means, combine)
+        means = [combine_by_seed([spot.by_seed(value) for spot in self.spots.get((row, part), ())]) for part in parts]
+        return combine_by_seed(means, combine)
 
     def cell(self, row: Row, column: Part, value: Value = ACCURACY) -> Cell:
         """A value over the seeds, or why there is none."""
@@ -358,13 +386,16 @@ class Pivot:
         return next((row for row in self.rows if row.label == label), self.rows[0])
 
 
-def _combine(values: Sequence[Mapping[int, float]], combine: Callable[[Sequence[float]], float]) -> dict[int, float]:
-    seeds = sorted(set.intersection(*map(set, values))) if values else []
-    return {seed: combine([one[seed] for one in values]) for seed in seeds}
-
-
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def combine_by_seed(
+    values: Sequence[Mapping[int, float]], combine: Callable[[Sequence[float]], float] = _mean
+) -> dict[int, float]:
+    """One value of several by rising seed; seeds that lack one are left out."""
+    seeds = sorted(set.intersection(*map(set, values))) if values else []
+    return {seed: combine([one[seed] for one in values]) for seed in seeds}
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
@@ -393,7 +424,7 @@ def pivot_runs(runs: Sequence[Run]) -> Pivot:
     spots: dict[tuple[Row, Part], list[Run]] = {spot: [] for spot in product(rows, shots)}
     for run in sorted(runs, key=lambda run: run.seed):
         spots[Row(run.head), run.shots].append(run)
-    return Pivot("", {}, "shots", rows, shots, {spot: [Spot(own)] for spot, own in spots.items()})
+    return Pivot("", {}, "shots", rows, shots, {spot: [Spot(own, label=spot[0].label)] for spot, own in spots.items()})
 
 
 def make_tables(study: Study) -> list[Pivot]:

@@ -9,12 +9,23 @@ from dataclasses import dataclass
 from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference
-from clipadapter.bench.study import HARMONIC, Cell, Part, Pivot, Row, Value, fit_seconds, format_shots, metric_value
+from clipadapter.bench.study import (
+    ACCURACY,
+    HARMONIC,
+    Cell,
+    Part,
+    Pivot,
+    Row,
+    Value,
+    combine_by_seed,
+    fit_seconds,
+    format_shots,
+    metric_value,
+)
 from clipadapter.errors import InputError
 from clipadapter.heads import Fidelity, fidelity_of
 from clipadapter.metrics import METRICS, metrics_shown
-from clipadapter.rendering.marks import NOT_AS_PUBLISHED, TRANSDUCTIVE
-from clipadapter.rendering.tables import Grid
+from clipadapter.rendering.tables import NOT_AS_PUBLISHED, TRANSDUCTIVE, Grid
 from clipadapter.utils.formatting import format_count, shorten_name
 from clipadapter.utils.registry import unknown
 
@@ -226,24 +237,19 @@ def difference_grid(table: Pivot, reference: Row) -> Grid:
 
 def cost_grid(table: Pivot, minor: bool = True) -> Grid:
     """The cost of each head with the most shots; over several test parts or data sets a mean, seed by seed."""
-    costed = select_most_shots(table.runs())
+    of_heads = [[run for part in _costed_parts(table) for run in table.runs(row, part)] for row in table.rows]
+    costed = [run for own in of_heads for run in own]
     machines = dict.fromkeys(
         f"{run.machine.cpus} CPUs, {run.machine.platform}"
         + ("" if run.machine.device == "cpu" else f", heads on {run.machine.device}")
         for run in costed
     )
-    of_heads = [select_most_shots(table.runs(row)) for row in table.rows]
-    columns = [
-        Column("accuracy in %", [_mean_by_seed(own, metric_value("accuracy")) for own in of_heads], format_percent)
-    ]
+    columns = [Column("accuracy in %", [cost_cell(table, row) for row in table.rows], format_percent)]
     for header, value in (("fit in s", fit_seconds), ("predict in ms a picture", _milliseconds_per_picture)):
-        cells = [_mean_by_seed(own, value) for own in of_heads]
+        cells = [cost_cell(table, row, value) for row in table.rows]
         columns.append(Column(header, cells, "{:.3g}".format, format_sd="{:.2g}".format))
-    for header, cells in (
-        ("stored numbers", [_mean_size(own) for own in of_heads]),
-        ("peak memory in MB", [_peak_memory(own) for own in of_heads]),
-    ):
-        columns.append(Column(header, cells, "{:,.0f}".format))
+    columns.append(Column("stored numbers", [_mean_size(own) for own in of_heads], "{:,.0f}".format))
+    columns.append(Column("peak memory in MB", [_peak_memory(own) for own in of_heads], "{:,.0f}".format))
     return make_grid(
         f"Cost at {format_shots(costed[0].shots)}: {table.title}",
         list(head_names(table).values()),
@@ -258,24 +264,19 @@ def cost_grid(table: Pivot, minor: bool = True) -> Grid:
     )
 
 
-def select_most_shots(runs: Sequence[Run]) -> list[Run]:
-    """The runs with the most shots."""
-    max_shots = max((run.shots for run in runs), default=0)
-    return [run for run in runs if run.shots == max_shots]
+def _costed_parts(table: Pivot) -> Sequence[Part]:
+    """The column with the most shots, or all test parts or encoders."""
+    return table.parts[-1:] if table.axis == "shots" else table.parts
+
+
+def cost_cell(table: Pivot, row: Row, value: Value = ACCURACY) -> Cell:
+    """The mean of a value over the costed parts that a head was measured on, by seed."""
+    measured = [own for part in _costed_parts(table) if (own := table.by_seed(row, part, value))]
+    return Cell(tuple(combine_by_seed(measured).values()))
 
 
 def _milliseconds_per_picture(run: Run) -> float | None:
     return None if run.seconds is None else 1000 * run.seconds.predict / run.n_test
-
-
-def _mean_by_seed(runs: Sequence[Run], value: Value) -> Cell:
-    """The mean of a value over test parts and data sets, by seed; without seeds that lack some of them."""
-    values: dict[int, list[float]] = {}
-    for run in runs:
-        if (number := value(run)) is not None:
-            values.setdefault(run.seed, []).append(number)
-    n_parts = max(map(len, values.values()), default=0)
-    return Cell(tuple(sum(parts) / len(parts) for parts in values.values() if len(parts) == n_parts))
 
 
 def _mean_size(runs: Sequence[Run]) -> Cell:

@@ -12,8 +12,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, Sample
 from clipadapter.errors import ImageError
 from clipadapter.explain import Explanation, explain
-from clipadapter.rendering.curves import darken
-from clipadapter.rendering.plots import BLUE, GREY, VERMILION, create_figure, save_plot, set_title, truncate
+from clipadapter.rendering.plots import BLUE, GREY, VERMILION, create_figure, darken, save_plot, set_title, truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 
 from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.cache import ChannelCacheHead, cache_keys, cache_logits_of_cosines
+from clipadapter.heads.cache import ChannelCacheHead, cache_keys, cache_logits
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
@@ -80,7 +80,7 @@ class ApeT(TrainedHead, ChannelCacheHead):
             z = unit(part)
             # (key + residual of its class) times z, without a second matrix of the keys' size.
             similarity = keys @ z.T + (residual @ z.T).index_select(0, labels)  # (n, b)
-            votes = cache_logits_of_cosines(similarity, labels, len(text), self.beta_, share)
+            votes = cache_logits(similarity, labels, len(text), self.beta_, share)
             return shots.scale * (x @ text.T + part @ residual.T) + self.alpha_ * votes
 
         start = {"residual_": residual, "share_": share}
@@ -89,10 +89,7 @@ class ApeT(TrainedHead, ChannelCacheHead):
         self.weight_ = text.index_add(1, channels, residual)
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
-        residual = getattr(self, "residual_", None)
-        if residual is None:
-            return None
-        weight = self.weight_.index_add(1, self.channels_, residual, alpha=-1)
+        weight = self.weight_.index_add(1, self.channels_, self.residual_, alpha=-1)
         return cosine_logits(X, weight.to(X.dtype), self.scale_)
 
     def _logits(self, X: Tensor) -> Tensor:

@@ -22,8 +22,6 @@ from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.parameters import NOT_NEGATIVE, Within
 from clipadapter.utils.functional import cosine_logits, unit
 
-MAX_AFFINITIES = 2**24  # affinities held in memory at a time: 64 MB in float32
-
 INITIAL_ALPHA: Mapping[str, float] = MappingProxyType(
     {
         "caltech101": 3.0,
@@ -59,7 +57,7 @@ class CacheHead(Head):
     keys_: Tensor = field(init=False)  # (n, q) key of each shot
     labels_: Tensor = field(init=False)  # (n,) its class position
     weight_: Tensor = field(init=False)  # (c, d) class text
-    share_: Tensor | None = field(init=False)  # (n,) weight of each shot; None for 1
+    share_: Tensor | None = field(init=False, default=None)  # (n,) weight of each shot; None for 1
 
     alpha: Annotated[float, NOT_NEGATIVE] = 1.0
     beta: Annotated[float, NOT_NEGATIVE] = 5.5
@@ -76,10 +74,9 @@ class CacheHead(Head):
 
     def _votes(self, X: Tensor) -> Tensor:
         """(m, d) raw features to cache logits (m, c)."""
-        share = getattr(self, "share_", None)
-        share = None if share is None else share.to(X.dtype)
-        keys = self.keys_.to(X.dtype)
-        return cache_logits(self._queries(X), keys, self.labels_, len(self.weight_), self.beta_, share)
+        share = None if self.share_ is None else self.share_.to(X.dtype)
+        cosines = self.keys_.to(X.dtype) @ self._queries(X).T
+        return cache_logits(cosines, self.labels_, len(self.weight_), self.beta_, share)
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
@@ -129,25 +126,12 @@ def affinity_(cosines: Tensor, beta: float) -> Tensor:
 
 
 def cache_logits(
-    queries: Tensor, keys: Tensor, labels: Tensor, n_classes: int, beta: float, shot_weights: Tensor | None = None
-) -> Tensor:
-    """Cache logits (m, c) of unit queries (m, d), a block of queries at a time.
-
-    The keys (n, d) have class positions (n,); ``shot_weights`` (n,) are factors of the affinities, None for 1.
-    """
-    block = max(1, MAX_AFFINITIES // len(keys))
-    # Without a loop where one block suffices, so that the function can be traced.
-    blocks = (queries,) if len(queries) <= block else queries.split(block)
-    logits = [cache_logits_of_cosines(keys @ part.T, labels, n_classes, beta, shot_weights) for part in blocks]
-    return logits[0] if len(logits) == 1 else torch.cat(logits)
-
-
-def cache_logits_of_cosines(
     cosines: Tensor, labels: Tensor, n_classes: int, beta: float, shot_weights: Tensor | None = None
 ) -> Tensor:
-    """`cache_logits` from products (n, m) of keys and queries, which are overwritten.
+    """Cache logits (m, c) from cosines (n, m) of keys and queries, which are overwritten.
 
-    For training: gradients flow to cosines and weights.
+    The keys have class positions (n,); ``shot_weights`` (n,) are factors of the affinities, None for 1. Gradients flow
+    to cosines and weights.
     """
     affinities = affinity_(cosines, beta)
     if shot_weights is not None:

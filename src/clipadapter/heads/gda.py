@@ -174,7 +174,10 @@ class Gda(ExactIncrementalHead):
     """Sum of x' x over the views x: the packed lower triangle (d (d + 1) / 2,), float64."""
     sums_: Tensor = field(init=False)  # (c, d) sums of the views of each class, float64
     rows_: Tensor = field(init=False)  # (c,) number of views of each class
-    views_: Tensor | None = field(init=False)  # (n v, d) unit features of all views, if ``neighbours`` is above 0
+    views_: Tensor | None = field(
+        init=False, default=None
+    )  # (n v, d) unit features of all views, if ``neighbours`` is above 0
+    text_: Tensor | None = field(init=False, default=None)  # (c, d) class text times the logit scale
     weight_: Tensor = field(init=False)  # (c, d) of the sum of zero-shot and Gaussian logits
 
     alpha: float = 0.06
@@ -253,14 +256,13 @@ class Gda(ExactIncrementalHead):
         return GaussianMoments.from_sums(unpack_lower_triangle(self.products_), self.sums_, self.rows_)
 
     def _for_text(self, text: Tensor, scale: float) -> None:
-        views = getattr(self, "views_", None)
-        if views is None:
+        if self.views_ is None:
             raise InputError(
                 "Gda knows only the classes that it was fitted to; with neighbours=64, as published, it keeps "
                 "the shots that other classes are estimated from"
             )
-        means, precision = gaussians_from_text(views, text.double(), self.neighbours)
-        self._set_linear_map(scale * text, means @ precision, means, views.dtype)
+        means, precision = gaussians_from_text(self.views_, text.double(), self.neighbours)
+        self._set_linear_map(scale * text, means @ precision, means, self.views_.dtype)
 
     def _set_linear_map(self, text: Tensor | float, weight: Tensor, means: Tensor, dtype: torch.dtype) -> None:
         """Store zero-shot and Gaussian logits as one linear map.
@@ -272,8 +274,7 @@ class Gda(ExactIncrementalHead):
         self.bias_ = (self.alpha * gaussian_bias(weight, means)).to(dtype)
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
-        text = getattr(self, "text_", None)
-        return None if text is None else unit(X) @ text.to(X.dtype).T
+        return None if self.text_ is None else unit(X) @ self.text_.to(X.dtype).T
 
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -27,7 +26,6 @@ from clipadapter.heads.support import (
     text_classes,
 )
 from clipadapter.heads.text import TextFeatures
-from clipadapter.utils.blocks import Blocks
 from clipadapter.utils.functional import unit
 from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 
@@ -208,22 +206,6 @@ class ExactIncrementalHead(IncrementalHead):
         self.counts_ = remaining
         self._solve_from_sums(shots.text, shots.scale)
         return self
-
-    def refit_without(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        held_out: Array,
-        text: TextFeatures | None = None,
-        *,
-        reuse_chosen: bool = True,
-        blocks: Blocks | None = None,
-    ) -> Self:
-        """As `Head.refit_without`; by `unlearn` if at most half of the shots are left out."""
-        if not self.is_updatable or 2 * len(held_out) > len(np.asarray(y)):
-            return super().refit_without(X, y, held_out, text, reuse_chosen=reuse_chosen, blocks=blocks)
-        # A shallow copy is enough: learned tensors are replaced, never changed in place.
-        return copy.copy(self).unlearn(np.asarray(X)[held_out], np.asarray(y)[held_out], text)
 
     def remap_classes(self, classes: Sequence[str], origin: Sequence[int], text: TextFeatures | None = None) -> Self:
         """Change the classes: reorder or rename them, add classes without a shot, or remove such classes.

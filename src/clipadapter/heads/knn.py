@@ -8,7 +8,7 @@ later work on frozen features adopted from the first paper.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from torch import Tensor
@@ -43,6 +43,8 @@ class Knn(Head):
     picture_features = ("keys_",)
     temperature_prior = (0.41, 0.41, 0.41, 0.41, 0.41)
 
+    weight_: Tensor | None = field(init=False, default=None)  # (c, d) class text
+
     k: Annotated[int, POSITIVE] = 20
     temperature: Annotated[float, POSITIVE] = 0.07
     mix: Annotated[float, Within(0, 1)] = 0.5
@@ -53,8 +55,7 @@ class Knn(Head):
         self.weight_, self.scale_ = shots.text, shots.scale
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
-        has_no_text = self.mix == 0 or getattr(self, "weight_", None) is None
-        return X.new_zeros(len(X), self.n_classes_) if has_no_text else None
+        return X.new_zeros(len(X), self.n_classes_) if self.mix == 0 or self.weight_ is None else None
 
     def _logits(self, X: Tensor) -> Tensor:
         cosines = unit(X) @ self.keys_.to(X.dtype).T
@@ -63,8 +64,7 @@ class Knn(Head):
         shares = cosines.new_zeros(cosines.shape[0], self.n_classes_).scatter_add(
             1, self.labels_[nearest.indices], votes
         )
-        text: Tensor | None = getattr(self, "weight_", None)
-        if text is not None:
-            zero_shot = cosine_logits(X, text.to(X.dtype), self.scale_).softmax(dim=1)
+        if self.weight_ is not None:
+            zero_shot = cosine_logits(X, self.weight_.to(X.dtype), self.scale_).softmax(dim=1)
             shares = (1 - self.mix) * shares + self.mix * zero_shot
         return shares.clamp_min(MIN_PROBABILITY).log()

@@ -55,7 +55,7 @@ class NearestMean(ClassMeansHead):
     temperature_prior = (1.7, 1.2, 1.1, 0.96, 0.96)
 
     means_: Tensor  # (c, d) unit means; zeros for classes without a shot
-    text_: Tensor | None
+    text_: Tensor | None = None
 
     def _init_sums(self, shots: SupportSet) -> None:
         super()._init_sums(shots)
@@ -68,7 +68,7 @@ class NearestMean(ClassMeansHead):
     def _logits(self, X: Tensor) -> Tensor:
         x, learned = unit(X), self.counts_ > 0
         logits = self.scale_ * x @ self.means_.to(X.dtype).T
-        text = getattr(self, "text_", None)
+        text = self.text_
         has_text = torch.zeros_like(learned) if text is None else text.any(dim=1)
         with_both = torch.nonzero(learned & has_text).flatten()
         if text is None or learned.all() or not len(with_both):

@@ -39,6 +39,7 @@ class Prototype(ClassMeansHead):
 
     temperature_prior = (0.9, 0.81, 0.74, 0.74, 1.0)
 
+    text_: Tensor | None = field(init=False, default=None)  # (c, d) class text times `mix`
     weight_: Tensor = field(init=False)  # (c, d) weighted sum of class text and prototypes
 
     mix: Annotated[float, Within(0, 1)] = 0.5
@@ -57,10 +58,9 @@ class Prototype(ClassMeansHead):
         self.bias_ = torch.where(present | (mix > 0), 0.0, ABSENT_LOGIT).to(dtype)
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
-        text = getattr(self, "text_", None)
-        if text is None:
+        if self.text_ is None:
             return X.new_zeros(len(X), len(self.weight_)) if self.mix == 0 else None
-        return self.scale_ * unit(X) @ text.to(X.dtype).T
+        return self.scale_ * unit(X) @ self.text_.to(X.dtype).T
 
     def _logits(self, X: Tensor) -> Tensor:
         return self.scale_ * unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 
 from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, cache_keys, cache_logits_of_cosines
+from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, cache_keys, cache_logits
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
@@ -76,7 +76,7 @@ class TipAdapterF(TrainedHead, CacheHead):
         text, keys, self.labels_ = self._set_text(shots), cache_keys(shots.views), shots.labels
 
         def logits(x: Tensor) -> Tensor:
-            votes = cache_logits_of_cosines(keys @ x.T, shots.labels, shots.n_classes, self.beta_)
+            votes = cache_logits(keys @ x.T, shots.labels, shots.n_classes, self.beta_)
             return shots.scale * x @ text.T + self.alpha_ * votes
 
         views = shots.views if self.draw_views else shots.views[:, :1]

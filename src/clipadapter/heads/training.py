@@ -404,7 +404,7 @@ class Checkpoint:
                 digest = (file.metadata() or {}).get("digest")
         except (OSError, safetensors.SafetensorError):
             return None
-        fits = digest == _digest_of_arrays(state) and all(
+        fits = digest == _digest_of_state(state) and all(
             name in state and state[name].shape == value.shape and state[name].dtype == value.dtype
             for name, value in like.items()
         )
@@ -419,7 +419,7 @@ class Checkpoint:
         """Replace what is there by the state, whole or not at all."""
         arrays = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
         with contextlib.suppress(InputError):  # a folder that can't be written costs time after a kill, not the result
-            write_atomically(self.path, safetensors.torch.save(arrays, {"digest": _digest_of_arrays(arrays)}))
+            write_atomically(self.path, safetensors.torch.save(arrays, {"digest": _digest_of_state(arrays)}))
         self._last = time.monotonic()
 
     def finish(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
@@ -436,26 +436,23 @@ class Checkpoint:
                 self.path.unlink(missing_ok=True)
 
 
-def _digest_of_arrays(arrays: Mapping[str, Tensor]) -> str:
-    total = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        total.update(name.encode())
-        total.update(arrays[name].contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
 def digest_of(facts: Iterable[object]) -> str:
     """Hex digest of texts, numbers, tensors and arrays, of this package's version and torch's."""
     total = hashlib.blake2b(digest_size=16)
     for fact in (CHECKPOINT_FORMAT, version("clipadapter"), torch.__version__, *facts):
         if isinstance(fact, Tensor):
-            fact = fact.detach().cpu().contiguous().numpy()
-        if isinstance(fact, np.ndarray):
+            total.update(f"{fact.dtype} {tuple(fact.shape)} ".encode())
+            total.update(fact.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        elif isinstance(fact, np.ndarray):
             total.update(f"{fact.dtype} {fact.shape} ".encode())
             total.update(np.ascontiguousarray(fact).data)
         else:
             total.update(f"{fact!r}\0".encode())
     return total.hexdigest()
+
+
+def _digest_of_state(state: Mapping[str, Tensor]) -> str:
+    return digest_of(fact for item in sorted(state.items()) for fact in item)
 
 
 def digest_of_fit(head: Any, facts: Iterable[object], neutral: Collection[str] = ()) -> str:
@@ -490,15 +487,14 @@ def training_bar(steps: int, *, shown: bool, initial: int = 0) -> Any:
     return progress_bar(total=steps, initial=initial, shown=shown, **options)
 
 
-def coop_epochs(labels: Tensor) -> int:
-    """Epochs of CoOp's scripts by the mean number of shots per class: 50 for 1, 100 for 2 and 4, 200 for 8 and 16.
+def coop_epochs(shots: float) -> int:
+    """Epochs of CoOp's scripts by the number of shots per class: 50 for 1, 100 for 2 and 4, 200 for 8 and 16.
 
     Numbers in between take those of the nearest; the scripts take 50 for ImageNet at any number of shots.
 
-    >>> [coop_epochs(torch.arange(5).repeat(shots)) for shots in (1, 2, 4, 8, 16)]
+    >>> [coop_epochs(shots) for shots in (1, 2, 4, 8, 16)]
     [50, 100, 100, 200, 200]
     """
-    shots = len(labels) / len(labels.unique())
     return 50 if shots < 1.5 else 100 if shots < 6 else 200
 
 

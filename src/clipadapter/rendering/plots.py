@@ -1,4 +1,4 @@
-"""Figures as PNG, PDF and SVG files, without the global state of matplotlib."""
+"""Figures without the global state of matplotlib: lines with bands, heat maps, and their files as PNG, PDF and SVG."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import base64
 import re
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from clipadapter.errors import InputError, require
 from clipadapter.utils.files import path_without_links, write_atomically
@@ -18,6 +22,10 @@ from clipadapter.utils.formatting import shorten_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from clipadapter.metrics import Evaluation
+
+Array = NDArray[Any]
 
 DPI = 150
 PLOT_FORMATS = ("png", "pdf", "svg")
@@ -45,6 +53,13 @@ SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "clipadapter",
 }
+MAX_COLOURED_LINES = 5
+"""More lines can't be distinguished: the others are thin and grey."""
+LABEL_POINTS = 9.5
+LABEL_LINE_POINTS = 1.4 * LABEL_POINTS
+MAX_LABEL_CHARACTERS = 34
+DARK = 0.52
+"""On a background of a lower lightness, text is white."""
 
 
 def create_figure(width: float, height: float) -> Figure:
@@ -105,6 +120,237 @@ def format_greek(text: str) -> str:
     ('α', 'clip-adapter (β=0.2)', 'alphabet')
     """
     return re.sub(r"(?<![A-Za-z])(" + "|".join(GREEK) + r")(?![A-Za-z])", lambda match: GREEK[match[1]], text)
+
+
+# ---- Lines with bands, labelled at their right end in place of a legend ----
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A line of a plot, with its name at its right end."""
+
+    label: str
+    x: Array  # (n,) rising
+    y: Array  # (n,)
+    sd: Array | None  # (n,) half of the width of the band; None for no band
+    colour: str
+    marker: str = "o"
+    linestyle: str = "-"
+    is_level: bool = False  # does not depend on x: a star at the first x, and a dotted line through all others
+
+
+def draw_curves(axes: Axes, curves: Sequence[Curve], others: Sequence[tuple[Array, Array]] = ()) -> None:
+    """Draw lines with bands, earlier ones above later ones, and write the name of each at its right end.
+
+    The axes have their scale and ticks; limits are set here, so that all bands are seen. Others, (x, y), are thin and
+    grey, without a name.
+    """
+    for x, y in others:
+        axes.plot(x, y, color=PALE_GREY, linewidth=0.9, zorder=1)
+    for rank, curve in enumerate(reversed(curves)):
+        _draw(axes, curve, zorder=3 + 0.1 * rank)
+    # A band that is much wider than all lines would make these flat.
+    low, high = _value_range(curves, others)
+    margin = 0.04 * max(high - low, 1e-3)
+    axes.set_ylim(low - margin, high + margin)
+    label_ends(axes, [(curve.label, curve.x[-1], curve.y[-1], curve.colour) for curve in curves])
+
+
+def _draw(axes: Axes, curve: Curve, zorder: float) -> None:
+    style: dict[str, Any] = {"color": curve.colour, "zorder": zorder}
+    if curve.is_level:
+        axes.plot(curve.x, curve.y, linestyle=(0, (1, 2)), linewidth=1.3, **style)
+        axes.plot(
+            curve.x[:1], curve.y[:1], marker=curve.marker, markersize=14, linestyle="none", clip_on=False, **style
+        )
+        return
+    # White edges, so that markers on one another can be distinguished.
+    marker: dict[str, Any] = {
+        "marker": curve.marker,
+        "markersize": 6.5,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.8,
+    }
+    axes.plot(curve.x, curve.y, linestyle=curve.linestyle, linewidth=2.0, **style, **marker)
+    if curve.sd is not None:
+        axes.fill_between(curve.x, curve.y - curve.sd, curve.y + curve.sd, color=curve.colour, alpha=0.14, linewidth=0)
+
+
+def _value_range(curves: Sequence[Curve], others: Sequence[tuple[Array, Array]]) -> tuple[float, float]:
+    parts = [curve.y for curve in curves] + [y for _, y in others]
+    parts += [curve.y + sign * curve.sd for curve in curves if curve.sd is not None for sign in (-1, 1)]
+    values = np.concatenate([*parts, np.zeros(0)])
+    return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
+    """Write the names of lines at the right of axes, near to the last points (name, x, y, colour)."""
+    low, high = axes.get_ylim()
+    # In points, before the layout is made, which changes the height a little.
+    axes_height = axes.bbox.height * 72 / DPI
+    gap = (high - low) * LABEL_LINE_POINTS / axes_height
+    order = sorted(range(len(ends)), key=lambda i: ends[i][2])
+    heights = spread([ends[i][2] for i in order], gap, low, high)
+    for i, height in zip(order, heights, strict=True):
+        name, x, y, colour = ends[i]
+        axes.annotate(
+            truncate(name, MAX_LABEL_CHARACTERS),
+            (x, y),
+            xytext=(1.035, height),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=LABEL_POINTS,
+            color=darken(colour),
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.9,
+                "alpha": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 4,
+                "relpos": (0, 0.5),  # the line ends at the left of the text
+            },
+            annotation_clip=False,
+            parse_math=False,
+        )
+
+
+def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Rising values, moved as little as necessary so that neighbours are a gap apart, within limits if they fit.
+
+    >>> spread([1.0, 1.1, 5.0], gap=1.0, low=0.0, high=10.0)
+    [0.55, 1.55, 5.0]
+    >>> spread([9.9, 10.0], gap=1.0, low=0.0, high=10.0)
+    [9.0, 10.0]
+    """
+    groups: list[list[float]] = []  # values that touch: they are centred on their mean
+    for value in values:
+        groups.append([value])
+        while len(groups) > 1 and _start(groups[-1], gap, low, high) - _start(groups[-2], gap, low, high) < gap * len(
+            groups[-2]
+        ):
+            last = groups.pop()
+            groups[-1] += last
+    starts = [(_start(group, gap, low, high), len(group)) for group in groups]
+    return [round(start + k * gap, 10) for start, n in starts for k in range(n)]
+
+
+def _start(group: Sequence[float], gap: float, low: float, high: float) -> float:
+    extent = gap * (len(group) - 1)
+    return max(low, min(sum(group) / len(group) - extent / 2, high - extent))
+
+
+def darken(colour: str, share: float = 0.25) -> str:
+    """A colour such as "#0072B2", mixed with the colour of text, so that letters in it can be read.
+
+    >>> darken("#ffffff", 0.5)
+    '#909090'
+    """
+    mixed = ((1 - share) * a + share * b for a, b in zip(_channels(colour), _channels(INK), strict=True))
+    return "#" + "".join(f"{int(channel):02x}" for channel in mixed)
+
+
+def _channels(colour: str) -> list[int]:
+    return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+
+
+# ---- Heat maps with a text in each cell: confusions, accuracies by data set, and accuracies by task ----
+
+
+def draw_cells(
+    axes: Axes,
+    layers: Sequence[tuple[Any, str, float, float]],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    text: Callable[[int, int], str],
+    size: float = 8.5,
+    rotation: float = 0.0,
+) -> Any:
+    """Draw coloured cells with a text in each, and the names of columns and rows, the first at the top.
+
+    A layer is masked values of all cells, and their colour map with its limits; masked cells are left out. Returns what
+    a colour bar of the last layer is made of.
+    """
+    lightness, mesh = np.ones((len(rows), len(columns))), None
+    for values, colours, low, high in layers:
+        masked = np.ma.masked_invalid(values)
+        mesh = axes.pcolormesh(masked, cmap=colours, vmin=low, vmax=high, edgecolors="white", linewidth=1.0)
+        known = ~np.ma.getmaskarray(masked)
+        lightness[known] = (np.asarray(mesh.cmap(mesh.norm(masked)))[..., :3] @ (0.299, 0.587, 0.114))[known]
+    for i, j in np.ndindex(lightness.shape):
+        colour = "white" if lightness[i, j] < DARK else INK
+        axes.text(j + 0.5, i + 0.5, text(i, j), ha="center", va="center", fontsize=size, color=colour)
+    turn: dict[str, Any] = {"rotation": rotation, "ha": "right", "rotation_mode": "anchor"} if rotation else {}
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, parse_math=False, **turn)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows, parse_math=False)
+    axes.set_ylim(len(rows), 0)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return mesh
+
+
+def add_colour_bar(figure: Figure, mesh: Any, axes: Any, label: str, **options: Any) -> None:
+    """A colour bar at the right."""
+    bar = figure.colorbar(mesh, ax=axes, **{"shrink": 0.8, "aspect": 28, "pad": 0.02, **options})
+    bar.set_label(label, parse_math=False)
+    bar.outline.set_visible(False)
+
+
+def confusion_figure(evaluation: Evaluation, title: str = "", limit: int = 25) -> Figure:
+    """Which classes are predicted as which. Of many classes only those with most mistakes are drawn."""
+    classes = worst_classes(evaluation.confusion, limit)
+    counts, columns = evaluation.confusion[np.ix_(classes, classes)], [evaluation.classes[i].name for i in classes]
+    rows, n_others = list(columns), len(evaluation.classes) - len(classes)
+    if n_others:
+        others = evaluation.confusion[classes].sum(axis=1) - counts.sum(axis=1)
+        counts, columns = np.column_stack([counts, others]), [*columns, f"{n_others} others"]
+    shares = counts / np.maximum(evaluation.confusion[classes].sum(axis=1, keepdims=True), 1)
+    side, are_many = (0.34, True) if len(classes) > 8 else (0.75, False)
+    figure = create_figure(max(5.0, 2.6 + side * len(columns)), 2.4 + side * len(classes))
+    axes = figure.add_subplot(aspect="equal")
+    is_right: NDArray[np.bool_] = np.eye(*counts.shape) > 0
+    # Up to 1.15, so that the darkest colour still has the hue.
+    layers = [
+        (np.ma.masked_array(shares, ~part | (counts == 0)), colours, -0.05, 1.15)
+        for part, colours in ((is_right, "Blues"), (~is_right, "Oranges"))
+    ]
+    names = [truncate(name) for name in columns]
+    is_long = max(map(len, columns)) > 12 or len(columns) > 8
+    draw_cells(
+        axes,
+        layers,
+        names,
+        [truncate(name) for name in rows],
+        lambda i, j: str(counts[i, j]) if counts[i, j] else "",
+        size=8 if are_many else 11,
+        rotation=45 if is_long else 0,
+    )
+    axes.tick_params(labelsize=9 if len(columns) > 8 else 10)
+    axes.set_facecolor("#f4f4f2")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    note = f"{len(classes)} of {len(evaluation.classes)} classes, those with most mistakes; " if n_others else ""
+    note += "blue: right, orange: wrong; darker: a larger share of the row"
+    # Few classes make narrow axes, and the layout cuts off what is wider than the figure.
+    letters = max(20, int(SUBTITLE_LETTERS_PER_INCH * side * len(columns)))
+    set_subtitle(axes, "\n".join(textwrap.wrap(note, letters)))
+    set_title(figure, title)
+    return figure
+
+
+def worst_classes(confusion: NDArray[np.int64], limit: int) -> list[int]:
+    """Positions of the classes with the most mistakes, as true or predicted class, in class order.
+
+    >>> worst_classes(np.array([[5, 0, 0], [0, 3, 2], [0, 1, 4]]), limit=2)
+    [1, 2]
+    """
+    if len(confusion) <= limit:
+        return list(range(len(confusion)))
+    wrong = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * np.diag(confusion)
+    return sorted(int(i) for i in np.argsort(-wrong, kind="stable")[:limit])
+
+
+# ---- Files ----
 
 
 def parse_plot_formats(text: str) -> tuple[str, ...]:

@@ -7,9 +7,18 @@ import textwrap
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from clipadapter.rendering.marks import BEST, NOT_AS_PUBLISHED, TRANSDUCTIVE
 from clipadapter.utils.formatting import table as format_text_table
 
+# Marks of names and figures in tables and plots: each has one meaning, which a table that uses it says below.
+# All of them are in the code page of western Windows terminals.
+BEST = "•"
+"""Before the best figure of a column, where bold type is not possible."""
+TRANSDUCTIVE = "*"
+"""After a head that uses the unlabelled test pictures when it is fitted."""
+NOT_AS_PUBLISHED = "‡"
+"""After a head that is not the published method, by `heads.Fidelity`."""
+UNVERIFIED = "?"
+"""After a data set whose numbers of pictures were not verified."""
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",

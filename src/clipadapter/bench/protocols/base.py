@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from itertools import product
+from typing import ClassVar, Literal, NamedTuple
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fits import Draw, Features, attempt, finish_run, fit_head, plan_run, record_failure, score_part
+from clipadapter.bench.fits import Draw, attempt, finish_run, fit_head, plan_run, record_failure, score_part
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import Rows, Source, apply_prompts, check_features, load_feature_bundle
+from clipadapter.bench.sources import DataSetSize, FeatureSource, Rows, Source, apply_prompts, build_bundle
 from clipadapter.bench.suite import Prompts, Suite, Variant
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
-
-if TYPE_CHECKING:
-    from clipadapter.bench.costs import DataSetSize
 
 SEPARATE_PART_TEXT = "given: the test part stands apart from what the shots are drawn from"
 NEW_CLASSES_TEXT = "new: other classes than those of the shots, known by their text alone"
@@ -72,15 +69,15 @@ class Protocol:
         if why := self.why_not(cls):
             raise InputError(f"{name} {why}: leave it out")
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
-        """Refuse data sets that the protocol can't use, before features are computed; a text is ``features:FOLDER``."""
-        for spec in (source for source in sources if isinstance(source, str)):
+    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
+        """Refuse data sets that the protocol can't use, before features are computed."""
+        for source in (source for source in sources if isinstance(source, FeatureSource)):
             if not self.accepts_features or len(suite.prompts) > 1:
                 raise InputError(
-                    f"'{spec}' are features: suite '{suite.name}' needs pictures and an encoder, "
+                    f"'{source.spec}' are features: suite '{suite.name}' needs pictures and an encoder, "
                     "for its text or classes"
                 )
-            check_features(spec, suite)
+            source.check_views(suite)
 
     # ---- What it costs, from the sizes of the data sets that a bundle is built from ----
 
@@ -102,26 +99,25 @@ class Protocol:
     # ---- From data sets to shots ----
 
     def bundles(
-        self, suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier]
+        self, suite: Suite, sources: Sequence[Source | FeatureSource], encoders: Mapping[str, FewShotClassifier]
     ) -> Iterator[BundleOfDraws]:
-        """Compute the features of a suite by each encoder, and draw from them. A text is ``features:FOLDER``."""
+        """Compute the features of a suite by each encoder, and draw from them."""
         self.check_sources(suite, sources)
-        for spec in (source for source in sources if isinstance(source, str)):
-            bundle, rows = self.load_features(suite, spec)
-            draws, data = self.draws(bundle, suite.shots, suite.seeds, rows), Path(spec.partition(":")[2]).name
-            yield BundleOfDraws(bundle, draws, data, bundle.encoder.name, suite.prompts[0])
-        pictures = [source for source in sources if not isinstance(source, str)]
+        for ready in (source for source in sources if isinstance(source, FeatureSource)):
+            bundle, rows = self.load(suite, ready)
+            draws = self.draws(bundle, suite.shots, suite.seeds, rows)
+            yield BundleOfDraws(bundle, draws, ready.name, bundle.encoder.name, suite.prompts[0])
+        pictures = [source for source in sources if isinstance(source, Source)]
         for group in [pictures] if self.combines_data_sets and pictures else [[source] for source in pictures]:
-            for name, model in encoders.items():
-                for prompts in suite.prompts:
-                    prompted = apply_prompts(suite, model, prompts, group[0])
-                    bundle, rows = self.build(suite, group, prompted, prompts)
-                    draws = self.draws(bundle, suite.shots, suite.seeds, rows)
-                    yield BundleOfDraws(bundle, draws, group[0].name, name, prompts)
+            for (name, model), prompts in product(encoders.items(), suite.prompts):
+                prompted = apply_prompts(suite, model, prompts, group[0])
+                bundle, rows = self.build(suite, group, prompted, prompts)
+                draws = self.draws(bundle, suite.shots, suite.seeds, rows)
+                yield BundleOfDraws(bundle, draws, group[0].name, name, prompts)
 
-    def load_features(self, suite: Suite, spec: str) -> tuple[Bundle, Rows | None]:
-        """Load the features of ``features:FOLDER``, and the rows of the draws; None to draw from the support."""
-        return load_feature_bundle(spec, suite), None
+    def load(self, suite: Suite, source: FeatureSource) -> tuple[Bundle, Rows | None]:
+        """Load features, and the rows of the draws; None to draw from the support."""
+        return source.load(suite, only_drawn=True)
 
     def build(
         self, suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts
@@ -131,7 +127,7 @@ class Protocol:
         A protocol that combines data sets gets several sources. The model has the prompts of the first one. The rows
         are None if they are drawn from the bundle's support.
         """
-        raise NotImplementedError
+        return build_bundle(suite, sources[0], model)
 
     def draws(self, bundle: Bundle, shots: Sequence[int], seeds: Sequence[int], rows: Rows | None = None) -> list[Draw]:
         """A draw for each number of shots and seed; rows are those that were drawn before."""
@@ -161,7 +157,7 @@ class Protocol:
             runs.append(plan_run(bundle, label, head, draw, data, name, n_classes, bundle.n_test(name, len(draw.rows))))
         return runs
 
-    def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run], unlabelled: Features | None = None) -> list[Run]:
+    def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         """Fit a head and measure it: the planned records of one fit with their metrics, or the reason why it failed.
 
         A transductive head is fitted again for each test part. The records do not name the pictures without labels.
@@ -171,15 +167,15 @@ class Protocol:
         for group in [[run] for run in runs] if head.transductive else [runs]:
             parts = [bundle.test(names[run.data], run.rows) for run in group]
             try:
-                fitted, seconds = fit_head(head, shots, parts, bundle.text, unlabelled)
+                fitted, seconds = fit_head(head, shots, parts, bundle)
             except Exception as error:  # of any head, also of plug-ins: the other heads must still run
                 finished += [record_failure(run, error) for run in group]
                 continue
             for run, part in zip(group, parts, strict=True):
                 # A head may know no other classes than those of its shots.
-                finished += attempt([run], partial(_measure, run, fitted, seconds, part))
+                finished += attempt([run], partial(_score, run, fitted, seconds, part))
         return finished
 
 
-def _measure(run: Run, fitted: Head, seconds: float, part: TestPart) -> list[Run]:
+def _score(run: Run, fitted: Head, seconds: float, part: TestPart) -> list[Run]:
     return [finish_run(run, fitted, seconds, score_part(fitted, part))]

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import (
     Draw,
-    Features,
     attempt,
     count_stored_numbers,
     finish_run,
@@ -29,16 +27,13 @@ from clipadapter.bench.fits import (
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.run import Run, RunData, pack_correct
-from clipadapter.bench.sources import Rows, Source, extract_training_views
+from clipadapter.bench.sources import DataSetSize, FeatureSource, Rows, Source, extract_training_views
 from clipadapter.bench.suite import ALL, Prompts, Suite, Variant
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import Score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
-
-if TYPE_CHECKING:
-    from clipadapter.bench.costs import DataSetSize
 
 DEFAULT_FOLDS = 5
 
@@ -79,9 +74,9 @@ class CrossValidation(Protocol):
             )
         return [1.0] * min(self.options["folds"], smallest or self.options["folds"])
 
-    def load_features(self, suite: Suite, spec: str) -> tuple[Bundle, Rows | None]:
+    def load(self, suite: Suite, source: FeatureSource) -> tuple[Bundle, Rows | None]:
         """Separate test parts are left out."""
-        bundle, _ = super().load_features(suite, spec)
+        bundle, _ = source.load(suite)
         return Bundle(bundle.support, bundle.text), None
 
     def build(
@@ -108,14 +103,14 @@ class CrossValidation(Protocol):
         data = RunData(support=bundle.support_name, test=test, protocol="folds", digest=digest)
         return [plan_run(bundle, label, head, draw, data, test, len(bundle.text.labels), n_test)]
 
-    def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run], unlabelled: Features | None = None) -> list[Run]:
+    def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         """The head is fitted once for each fold."""
         (run,) = runs
 
         def make() -> list[Run]:
             splits = draw_folds(bundle.support.y, self.options["folds"], run.seed, run.shots)
             rows = [row for _, fold in splits for row in fold]
-            pooled, seconds, fitted = score_folds(head, bundle, splits, unlabelled)
+            pooled, seconds, fitted = score_folds(head, bundle, splits)
             largest = max(fitted, key=count_stored_numbers)
             correct = pack_correct(pooled.evaluation.predictions.correct[np.argsort(rows)])
             return [finish_run(run, largest, seconds, pooled, correct=correct, learned={})]
@@ -153,14 +148,12 @@ def draw_folds(labels: Sequence[str], folds: int, seed: int, shots: int = ALL) -
     return splits
 
 
-def score_folds(
-    head: Head, bundle: Bundle, splits: Sequence[Split], unlabelled: Features | None = None
-) -> tuple[Score, float, list[Head]]:
+def score_folds(head: Head, bundle: Bundle, splits: Sequence[Split]) -> tuple[Score, float, list[Head]]:
     """Cross-validate one head: the score over all pictures, mean seconds of a fit, and the fitted heads."""
     scores, heads, seconds = [], [], 0.0
     for shots, fold in splits:
         part = TestPart(bundle.support.take(fold))
-        fitted, duration = fit_head(head, bundle.support.take(shots), [part], bundle.text, unlabelled)
+        fitted, duration = fit_head(head, bundle.support.take(shots), [part], bundle)
         scores.append(score_part(fitted, part))
         heads.append(fitted)
         seconds += duration

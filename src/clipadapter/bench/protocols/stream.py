@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fits import Draw, Features, count_stored_numbers, fit_head, plan_run, record_failure, score_part
+from clipadapter.bench.fits import Draw, count_stored_numbers, fit_head, plan_run, record_failure, score_part
 from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
@@ -33,16 +33,13 @@ from clipadapter.bench.run import (
     TaskStream,
     describe_machine,
 )
-from clipadapter.bench.sources import Source
-from clipadapter.bench.streams import join_sources, plan_tasks, stream_name
+from clipadapter.bench.sources import DataSetSize, FeatureSource, Source
+from clipadapter.bench.streams import draw_tasks, join_sources
 from clipadapter.bench.suite import Suite, Variant, count_tasks
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.features import PER_EPOCH, FeatureSet
 from clipadapter.heads import Head, IncrementalHead, create_head
-
-if TYPE_CHECKING:
-    from clipadapter.bench.costs import DataSetSize
 
 Mode = Literal["stream", "joint"]
 
@@ -70,10 +67,13 @@ class StreamOfTasks(Protocol):
             return "is fitted to all test pictures together, which no stream of tasks allows"
         return "tunes the encoder, which no stream of tasks allows" if cls.tunes_encoder else ""
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
         """Stored features have one kind of prompts."""
-        if all(isinstance(source, str) for source in sources) and len(suite.prompts) > 1:
+        features = [source for source in sources if isinstance(source, FeatureSource)]
+        if len(features) == len(sources) and len(suite.prompts) > 1:
             raise InputError(f"suite '{suite.name}' compares prompts: it needs pictures and an encoder, not features")
+        for source in features:
+            source.check_views(suite)
 
     def fits_of_draw(self, suite: Suite, sizes: Sequence[DataSetSize], variant: Variant, head: Head) -> list[float]:
         """A fit for each task; joint fits grow with the number of tasks."""
@@ -82,21 +82,21 @@ class StreamOfTasks(Protocol):
         return [(t + 1) / n if joint else 1 / n for t in range(n)]
 
     def bundles(
-        self, suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier]
+        self, suite: Suite, sources: Sequence[Source | FeatureSource], encoders: Mapping[str, FewShotClassifier]
     ) -> Iterator[BundleOfDraws]:
         """All data sets make one stream for each number of shots, order and seed."""
         self.check_sources(suite, sources)
         self.task_known = suite.stream.task_known
         self.modes = {variant.title: variant.mode for variant in suite.all_variants()}
-        has_pictures = any(not isinstance(source, str) for source in sources)
+        has_pictures = any(isinstance(source, Source) for source in sources)
         for name, model in encoders.items() if has_pictures else [("", None)]:
             for prompts in suite.prompts:
-                union, draws = join_sources(suite, sources, model, prompts), []
-                for n, order, seed in product(suite.shots, suite.stream.orders, suite.seeds):
-                    rows, tasks = plan_tasks(suite, union, order, n, seed)
-                    draws.append(Draw(n, seed, rows, [suite.stream.title(order)], tasks))
+                union = join_sources(suite, sources, model, prompts)
+                planned = product(suite.shots, suite.stream.orders, suite.seeds)
+                draws = [draw_tasks(suite.stream, union, order, n, seed) for n, order, seed in planned]
                 encoder = name or union.bundle.encoder.name
-                yield BundleOfDraws(union.bundle, draws, stream_name(sources), encoder, prompts)
+                data = " + ".join(source.name for source in sources)
+                yield BundleOfDraws(union.bundle, draws, data, encoder, prompts)
 
     def plan(self, bundle: Bundle, label: str, head: Head, draw: Draw) -> list[Run]:
         """A stream is one record."""
@@ -112,7 +112,7 @@ class StreamOfTasks(Protocol):
         n_test = sum(len(_test_part(bundle, task, False).features) for task in draw.tasks)
         return [plan_run(bundle, label, head, draw, data, parts[0], len(bundle.text.labels), n_test, stream)]
 
-    def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run], unlabelled: Features | None = None) -> list[Run]:
+    def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         """Learn the tasks one after the other, and measure all of them after each."""
         (run,), steps = runs, list[Step]()
         assert run.stream is not None
@@ -148,17 +148,15 @@ def _learn_tasks(bundle: Bundle, head: Head, run: Run, stream: TaskStream, steps
     shots = [bundle.shots(rows) for rows in stream.split_rows(run.rows)]
     zero_shot = None  # where a class has no text
     if not bundle.text.absent:
-        fitted, _ = fit_head(create_head(HEAD_WITHOUT_SHOTS), shots[0], parts, bundle.text)
+        fitted, _ = fit_head(create_head(HEAD_WITHOUT_SHOTS), shots[0], parts, bundle)
         zero_shot = [score_part(fitted, part).evaluation.metrics["accuracy"] for part in parts]
     predict_seconds, learner = 0.0, head
-    for t, task in enumerate(stream.tasks):
-        if not task.shots:
-            raise InputError(f"the task '{task.name}' has no picture to learn from")
+    for t in range(len(stream.tasks)):
         so_far = shots[: t + 1]
         if stream.joint:
-            learner, seconds = fit_head(head, _concatenate(so_far), parts, bundle.text)
+            learner, seconds = fit_head(head, _concatenate(so_far), parts, bundle)
         else:
-            learner, seconds = fit_head(learner, shots[t], parts, bundle.text, continues=t > 0)
+            learner, seconds = fit_head(learner, shots[t], parts, bundle, continues=t > 0)
         scores = [score_part(learner, part) for part in parts]
         predict_seconds += sum(score.seconds for score in scores)
         keeps_features = stream.joint and run.method != HEAD_WITHOUT_SHOTS

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEXT, Protocol
 from clipadapter.bench.sources import (
+    DataSetSize,
+    FeatureSource,
     Rows,
     Source,
     apply_prompts,
@@ -23,9 +24,6 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 
-if TYPE_CHECKING:
-    from clipadapter.bench.costs import DataSetSize
-
 
 @register_protocol("base-to-new")
 class BaseToNew(Protocol):
@@ -34,7 +32,7 @@ class BaseToNew(Protocol):
     test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
     has_harmonic_mean = True
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
         """Each data set needs a test part."""
         super().check_sources(suite, sources)
         for source in (source for source in sources if isinstance(source, Source)):
@@ -74,7 +72,7 @@ class CrossDataset(Protocol):
     test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
     combines_data_sets = True
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
         """The first data set needs a test part, and there must be another one."""
         super().check_sources(suite, sources)
         if len(sources) < 2:
@@ -116,7 +114,7 @@ class Shift(CrossDataset):
         "shift": "shift: pictures from elsewhere that show classes of the shots, among which alone a head chooses",
     }
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
         """The first data set needs all classes of the others."""
         super().check_sources(suite, sources)
         first, *others = [source for source in sources if isinstance(source, Source)]

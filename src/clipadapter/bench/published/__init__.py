@@ -20,8 +20,8 @@ from typing import NamedTuple
 from clipadapter.bench.document import Section
 from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.run import Run, TaskStream
-from clipadapter.bench.stream_report import HeadRuns, stream_columns
-from clipadapter.bench.study import HARMONIC, Cell, Pivot, Row, Study, format_shots, make_mean_tables, make_tables
+from clipadapter.bench.stream_report import stream_columns
+from clipadapter.bench.study import HARMONIC, Cell, Pivot, Row, Spot, Study, format_shots, make_mean_tables, make_tables
 from clipadapter.bench.tables import device_notes, format_cell, format_head, format_percent, format_points
 from clipadapter.data.sets import get_set, list_sets
 from clipadapter.encoders.catalogue import QUICK_GELU
@@ -278,7 +278,7 @@ def _cells(head: str, shots: str, measured: str, difference: str, theirs: Publis
 # ---- Beside measured streams ----
 
 
-def find_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Grid | str:
+def find_published_grid(title: str, shots: int, heads: Sequence[Spot]) -> Grid | str:
     """A table of measured metrics of a stream, and published ones below them; a sentence if there are no such ones."""
     runs = [run for head in heads for run in head.runs]
     streams = [

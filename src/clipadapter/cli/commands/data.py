@@ -10,7 +10,7 @@ import click
 from clipadapter.cli.declarations import argument, cli_command, command_group, option
 from clipadapter.cli.output import Failure, Output, facts, table
 from clipadapter.errors import DataError
-from clipadapter.rendering.marks import UNVERIFIED
+from clipadapter.rendering.tables import UNVERIFIED
 
 if TYPE_CHECKING:
     from clipadapter.data.sets import BenchmarkSet, PrepareResult

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter.cli.declarations import argument, cli_command
 from clipadapter.cli.output import Fact, Output, facts, table
-from clipadapter.rendering.marks import NOT_AS_PUBLISHED
+from clipadapter.rendering.tables import NOT_AS_PUBLISHED
 from clipadapter.utils.registry import unknown
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +36,6 @@ from clipadapter.heads.auto.experts import (
     leave_one_out_ridge_noise,
     noise_std,
     predict_held_out,
-    take_with_classes,
 )
 from clipadapter.heads.support import SupportSet
 from clipadapter.utils.blocks import FINAL, Block, Blocks, BlockSource, column_slices
@@ -60,28 +60,17 @@ features have norms near 1, and ridge regression has a noise of about 0.1."""
 
 
 @dataclass(frozen=True)
-class BlockMixture:
-    """Further blocks beside ``final``: ``final_weight * final_logits + z W' + bias``."""
-
-    centre: Tensor  # (e,) subtracted from the unit features of each block; e is the width of all further blocks
-    weight: Tensor  # W, (c, e): zero in the columns of a block that is not used
-    bias: Tensor  # (c,) for unequal shots, else zero
-    final_weight: float  # factor of the logits of `final`
-    shares: Tensor  # (b,) of each block in the spread of the logits, `final` first; 0 for a block that is not used
-    held_out: HeldOut | None  # out-of-fold logits of the mixture; None where no shot was held out
-    inputs: list[ExpertInputs]  # the shots as the ridge regression of each further block gets them
-    factors: list[float]  # of its logits; 0 for a block that is not used
-    count_weight: float  # of the negative log counts of the classes
-
-
-@dataclass(frozen=True)
 class Mixture:
-    """The weights of experts and blocks, with which the mixture can be fitted to some of the shots."""
+    """What is mixed with which weights, so that it can be fitted to some of the shots."""
 
     inputs: ExpertInputs  # the shots as the experts on `final` get them
     text_weight: float  # of the zero-shot logits by themselves
     factors: dict[str, float]  # of the experts' logits; 0 for an expert that is not used
-    blocks: BlockMixture | None
+    held_out: HeldOut | None  # out-of-fold logits of the mixture; None where no shot was held out
+    final_weight: float = 1.0  # factor of the logits of `final`
+    block_inputs: Sequence[ExpertInputs] = ()  # the shots as the ridge regression of each further block gets them
+    block_factors: Sequence[float] = ()  # of its logits; 0 for a block that is not used
+    count_weight: float = 0.0  # of the negative log counts of the classes
 
     def logits(self, train: Tensor, pictures: list[Tensor], zero_shot: Tensor | None) -> Tensor:
         """Logits (u, c) of pictures by the mixture that is fitted to the training rows.
@@ -96,29 +85,35 @@ class Mixture:
         for name, factor in self.factors.items():
             if factor:
                 mixed = mixed + factor * centre_logits(EXPERTS[name].fit(part).logits(pictures[0], zero_shot))
-        if self.blocks is None:
-            return mixed
-        mixed = self.blocks.final_weight * mixed
-        for factor, inputs, z in zip(self.blocks.factors, self.blocks.inputs, pictures[1:], strict=True):
+        mixed = self.final_weight * mixed
+        for factor, inputs, z in zip(self.block_factors, self.block_inputs, pictures[1:], strict=True):
             if factor:
                 mixed = mixed + factor * centre_logits(fit_ridge(inputs.take(train)).logits(z, None))
-        return mixed + self.blocks.count_weight * log_rarity(part.counts)
+        return mixed + self.count_weight * log_rarity(part.counts)
 
 
-def fit_blocks(
-    shots: SupportSet, final_logits: Tensor, labels: Tensor, n_classes: int, held_out: HeldOut | None
-) -> BlockMixture:
-    """Fit a ridge regression to each further block, and choose the weights.
+class FittedBlocks(NamedTuple):
+    """Further blocks beside ``final``: their logits are ``z W' + bias``."""
 
-    The logits (n, c) of the shots and the out-of-fold logits are those of ``final`` alone; labels (n,) are positions
-    among the c classes that have shots.
+    centre: Tensor  # (e,) subtracted from the unit features of each block; e is the width of all further blocks
+    weight: Tensor  # W, (c, e): zero in the columns of a block that is not used
+    bias: Tensor  # (c,) for unequal shots, else zero
+    shares: Tensor  # (b,) of each block in the spread of the logits, `final` first; 0 for a block that is not used
+    mixture: Mixture  # of `final` and these blocks
+
+
+def fit_blocks(shots: SupportSet, final_logits: Tensor, final: Mixture) -> FittedBlocks:
+    """Fit a ridge regression to each further block, and choose the weights beside the mixture on ``final``.
+
+    The logits (n, c) of the shots are by that mixture. They are read only where no shot was held out.
     """
-    x, counts = unit_blocks(shots), torch.bincount(labels)
-    centre = mean_of_classes(x, labels)
+    x, labels, held_out = unit_blocks(shots), final.inputs.labels, final.held_out
+    centre, counts = mean_of_classes(x, labels), torch.bincount(labels)
     inputs = []
     for columns in column_slices(shots.further_blocks).values():
         z = unit_centred(x[:, columns] - centre[columns])
-        inputs.append(ExpertInputs(z, labels, n_classes, None, 0.0, z @ z.T if len(z) <= MAX_KERNEL_SHOTS else None))
+        gram = z @ z.T if len(z) <= MAX_KERNEL_SHOTS else None
+        inputs.append(ExpertInputs(z, labels, final.inputs.n_classes, None, 0.0, gram))
     cost = sum(part.cost for part in inputs)
     experts = parallel_map([partial(fit_ridge, part) for part in inputs], work=cost)
     maps = [expert.centred().weight for expert in experts]  # logits of mean zero over the classes
@@ -133,12 +128,12 @@ def fit_blocks(
         logits = parallel_map([partial(_out_of_fold_ridge, part, held_out) for part in inputs], work=cost)
         noise = [max(noise_std(part, held_out.labels), MIN_NOISE_STD) for part in logits]
         parts = [held_out.logits, *(part / std for part, std in zip(logits, noise, strict=True))]
-        truth, row_weights = held_out.labels, held_out.row_weights
         offset = []  # (r, c) negative log counts of the classes in the training rows, if shots are unequal
         if counts.min() < counts.max():
-            part = take_with_classes(inputs[0], held_out.rows)
+            part = inputs[0].take(held_out.rows)
             of_folds = [log_rarity(part.take(train).counts).expand(len(rows), -1) for train, rows in held_out.splits]
             offset = [torch.cat(of_folds)]
+        truth, row_weights = held_out.labels, held_out.row_weights
 
         def choose(of: Tensor | slice, used: Sequence[int]) -> list[float]:
             """Weights of the parts, and of the log counts if shots are unequal, by some of the held-out rows."""
@@ -149,10 +144,8 @@ def fit_blocks(
                 row_weights[of],
                 offset[0][of] if offset else None,
             )
-            weights = [0.0] * len(parts)
-            for i, weight in zip(used, chosen, strict=True):
-                weights[i] = weight
-            return weights + [of_counts] * len(offset)
+            weights = dict(zip(used, chosen, strict=True))
+            return [weights.get(i, 0.0) for i in range(len(parts))] + [of_counts] * len(offset)
 
         with limit_threads(0):  # small products between lines of Python
             used: list[int] = []
@@ -167,7 +160,10 @@ def fit_blocks(
     factors = [weight / std for weight, std in zip(weights[1 : len(parts)], noise, strict=True)]
     weight = torch.cat([factor * each for factor, each in zip(factors, maps, strict=True)], dim=1)
     bias = count_weight * log_rarity(counts).to(x.dtype)
-    return BlockMixture(centre, weight, bias, weights[0], shares, held_out, inputs, factors, count_weight)
+    mixture = Mixture(
+        final.inputs, final.text_weight, final.factors, held_out, weights[0], inputs, factors, count_weight
+    )
+    return FittedBlocks(centre, weight, bias, shares, mixture)
 
 
 def choose_weights(
@@ -191,7 +187,9 @@ def choose_weights(
         n = len(rows) - 1
         median = [FINAL_WEIGHT, *[BLOCKS_WEIGHT / max(n, 1)] * n, *[COUNT_WEIGHT] * len(counted)]
         std = [FINAL_LOG_STD, *[BLOCK_LOG_STD] * n, *[COUNT_LOG_STD] * len(counted)]
-        weights, log_posterior = fit_stacking([*(parts[i] for i in rows), *counted], labels, median, std, row_weights)
+        weights, log_posterior, _ = fit_stacking(
+            [*(parts[i] for i in rows), *counted], labels, median, std, row_weights
+        )
         return dict(zip(rows, weights[: n + 1], strict=True)), sum(weights[n + 1 :]), log_posterior
 
     kept = list(passes)
@@ -251,7 +249,7 @@ def spread_shares(spreads: list[float]) -> Tensor:
 
 def _out_of_fold_ridge(inputs: ExpertInputs, held_out: HeldOut) -> Tensor:
     """(r, c) centred logits of ridge regression for the held-out rows of all folds in their order."""
-    part = take_with_classes(inputs, held_out.rows)
+    part = inputs.take(held_out.rows)
 
     def predict(train: Tensor, rows: Tensor) -> list[Tensor]:
         return [fit_ridge(part.take(train)).logits(part.z[rows], None)]

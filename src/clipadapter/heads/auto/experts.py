@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,90 +98,69 @@ def predict_held_out(
     return [torch.cat(parts) for parts in zip(*by_split, strict=True)]
 
 
+class Stacking(NamedTuple):
+    """What `fit_stacking` chose."""
+
+    weights: list[float]
+    log_posterior: float  # in nats, without the constant of the prior
+    bias: Tensor  # (c,) of the classes if pictures may have several labels; else empty
+
+
 def fit_stacking(
     logits: Sequence[Tensor],
-    labels: Tensor,
+    truth: Tensor,
     prior_median: Sequence[float],
     prior_log_std: Sequence[float],
-    row_weights: Tensor | None = None,
-) -> tuple[list[float], float]:
-    """Weights of ``sum_i w_i logits_i`` that maximise the posterior of the labels under a log-normal prior.
+    row_weights: Tensor | float = 1.0,
+) -> Stacking:
+    """Weights of ``sum_i w_i logits_i`` with the largest posterior of labels (n,), or of multi-label targets (n, c).
 
-    No weight becomes zero: a few held-out rows that are wrong by chance can't remove an expert. The logits (n, c) of
-    each expert are of rows that it was not fitted to. The second value is the log posterior in nats, without the
-    constant of the prior.
-    """
-    c = logits[0].shape[1]
-    onehot = torch.nn.functional.one_hot(labels, c).double()
-    rows = torch.ones(len(labels), dtype=torch.float64) if row_weights is None else row_weights.double()
-
-    def loss(mixed: Tensor) -> tuple[float, Tensor]:
-        probability = mixed.softmax(dim=1)
-        true_class = (1 - LABEL_NOISE_RATE) * (probability * onehot).sum(dim=1)
-        likelihood = true_class + LABEL_NOISE_RATE / c
-        # The gradient of log-loss, times the posterior probability that the label of the row is right.
-        is_right = rows * true_class / likelihood
-        return float(-(rows @ likelihood.log())), (probability - onehot) * is_right[:, None]
-
-    weights, _, value = _minimise([centre_logits(part) for part in logits], loss, prior_median, prior_log_std)
-    return weights, -value
-
-
-def fit_multilabel_stacking(
-    logits: Sequence[Tensor], targets: Tensor, prior_median: Sequence[float], log_std: float, row_weight: float = 1.0
-) -> tuple[list[float], Tensor]:
-    """Weights that all classes share, and the bias (c,) of each class, of the largest posterior of targets (n, c).
-
-    A weight whose prior median is zero stays zero. The biases lie around a common one with standard deviation
-    `BIAS_PRIOR_STD`. ``row_weight`` is below 1 if rows occur several times.
-    """
-    truth = targets.double()
-
-    def loss(mixed: Tensor) -> tuple[float, Tensor]:
-        return float(binary_losses(mixed, truth).sum()) * row_weight, (mixed.sigmoid() - truth) * row_weight
-
-    biases = np.concatenate([[-1.0], np.zeros(targets.shape[1])])
-    weights, biases, _ = _minimise(logits, loss, prior_median, [log_std] * len(logits), biases)
-    return weights, torch.as_tensor(biases[0] + biases[1:])
-
-
-def _minimise(
-    logits: Sequence[Tensor],
-    loss: Callable[[Tensor], tuple[float, Tensor]],
-    prior_median: Sequence[float],
-    prior_log_std: Sequence[float],
-    biases: Any = (),
-) -> tuple[list[float], Any, float]:
-    """Weights, biases and negative log posterior; ``biases`` has the start of the common one and of the deviations.
-
-    The loss of mixed logits (n, c) is given with its gradient (n, c).
+    The logits (n, c) of each expert are of rows that it was not fitted to. The prior is log-normal, so that no weight
+    becomes zero: a few held-out rows that are wrong by chance can't remove an expert. A weight whose prior median is
+    zero stays zero. With targets each class has a bias too, around a common one with standard deviation
+    `BIAS_PRIOR_STD`, and ``row_weights`` is one number.
     """
     from scipy.optimize import minimize  # late: a fitted head needs no scipy
 
-    stack, k = torch.stack(list(logits)).double(), len(logits)
+    is_multilabel, k, c = truth.ndim == 2, len(logits), logits[0].shape[1]
+    stack = torch.stack([part if is_multilabel else centre_logits(part) for part in logits]).double()
+    targets = (truth if is_multilabel else torch.nn.functional.one_hot(truth, c)).double()
+    rows = row_weights * torch.ones(len(truth), dtype=torch.float64)
     median, log_std = np.asarray(prior_median, dtype=np.float64), np.asarray(prior_log_std, dtype=np.float64)
 
+    def loss(mixed: Tensor) -> tuple[float, Tensor]:
+        """Loss of mixed logits (n, c), and its gradient."""
+        if is_multilabel:
+            return float(binary_losses(mixed, targets).sum()) * float(row_weights), (
+                mixed.sigmoid() - targets
+            ) * row_weights
+        probability = mixed.softmax(dim=1)
+        true_class = (1 - LABEL_NOISE_RATE) * (probability * targets).sum(dim=1)
+        likelihood = true_class + LABEL_NOISE_RATE / c
+        # The gradient of log-loss, times the posterior probability that the label of the row is right.
+        is_right = rows * true_class / likelihood
+        return float(-(rows @ likelihood.log())), (probability - targets) * is_right[:, None]
+
     def negative_log_posterior(parameters: Any) -> tuple[float, Any]:
-        """Of the deviations of the logarithms of the weights from those of the medians, in ``log_std``, and biases."""
-        deviations, offsets = parameters[:k], parameters[k:]
+        """Of the deviations of the log-weights from the prior, then of the common bias and the classes' deviations."""
+        deviations, common_bias, bias = parameters[:k], parameters[k : k + 1], parameters[k + 1 :]
         weights = median * np.exp(log_std * deviations)
         mixed = torch.tensordot(torch.as_tensor(weights), stack, dims=1)
-        if len(offsets):
-            mixed = mixed + torch.as_tensor(offsets[0] + offsets[1:])
-        value, residual = loss(mixed)
+        value, residual = loss(mixed + torch.as_tensor(common_bias + bias) if is_multilabel else mixed)
         penalty = deviations @ deviations
         gradient = torch.tensordot(stack, residual, dims=2).cpu().numpy() * weights * log_std + deviations
-        if len(offsets):
-            bias_deviations, bias_gradient = offsets[1:] / BIAS_PRIOR_STD, residual.sum(dim=0).cpu().numpy()
+        if is_multilabel:
+            bias_deviations, bias_gradient = bias / BIAS_PRIOR_STD, residual.sum(dim=0).cpu().numpy()
             penalty = penalty + bias_deviations @ bias_deviations
             own = bias_gradient + bias_deviations / BIAS_PRIOR_STD
             gradient = np.concatenate([gradient, [bias_gradient.sum()], own])
         return value + float(penalty) / 2, gradient
 
-    start, options = np.concatenate([np.zeros(k), biases]), {"ftol": 1e-11, "gtol": 1e-7}
+    start, options = np.zeros(k + (1 + c) * is_multilabel), {"ftol": 1e-11, "gtol": 1e-7}
+    start[k : k + 1] = -1.0
     result = minimize(negative_log_posterior, start, jac=True, method="L-BFGS-B", options=options)
-    weights = median * np.exp(log_std * result.x[:k])
-    return [float(weight) for weight in weights], result.x[k:], float(result.fun)
+    weights = (median * np.exp(log_std * result.x[:k])).tolist()
+    return Stacking(weights, -float(result.fun), torch.as_tensor(result.x[k : k + 1] + result.x[k + 1 :]))
 
 
 def mix_logits(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -266,10 +245,12 @@ class ExpertInputs:
     gram: Tensor | None = None  # (n, n) products of the rows of z, computed once for all folds and experts
 
     def take(self, rows: Tensor) -> ExpertInputs:
-        """Some of the shots; every class must keep one."""
-        zero_shot = None if self.zero_shot is None else self.zero_shot[rows]
-        gram = self.gram_block(rows, rows)
-        return ExpertInputs(self.z[rows], self.labels[rows], self.n_classes, zero_shot, self.inverse_temperature, gram)
+        """Some of the shots, and of the classes those that still have one."""
+        labels, gram = self.labels[rows], self.gram_block(rows, rows)
+        classes = labels.unique()
+        zero_shot = None if self.zero_shot is None else self.zero_shot[rows][:, classes]
+        labels = torch.searchsorted(classes, labels)
+        return ExpertInputs(self.z[rows], labels, len(classes), zero_shot, self.inverse_temperature, gram)
 
     def gram_block(self, rows: Tensor, columns: Tensor) -> Tensor | None:
         """These rows and columns of the Gram matrix, if it is there."""
@@ -309,15 +290,6 @@ class ExpertInputs:
         if self.has_many_logits:
             return rows.new_zeros(self.n_classes, rows.shape[1]).index_add_(0, self.labels, rows)
         return self.onehot.T @ rows
-
-
-def take_with_classes(inputs: ExpertInputs, rows: Tensor) -> ExpertInputs:
-    """Some of the shots, and of the classes only those that still have one."""
-    part = inputs.take(rows)
-    classes = part.labels.unique()
-    labels = torch.searchsorted(classes, part.labels)
-    zero_shot = part.zero_shot[:, classes] if isinstance(part.zero_shot, Tensor) else None
-    return ExpertInputs(part.z, labels, len(classes), zero_shot, part.inverse_temperature, part.gram)
 
 
 @dataclass(frozen=True)

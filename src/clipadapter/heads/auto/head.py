@@ -23,7 +23,7 @@ mixed in by `clipadapter.heads.auto.blocks`, pictures without labels by `clipada
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
 
@@ -52,7 +52,6 @@ from clipadapter.heads.auto.experts import (
     ZeroShotLogits,
     centre_logits,
     fit_inverse_temperature,
-    fit_multilabel_stacking,
     fit_stacking,
     gaussian_kernel,
     leave_one_out_ridge,
@@ -62,7 +61,6 @@ from clipadapter.heads.auto.experts import (
     noise_std,
     predict_held_out,
     ridge_map,
-    take_with_classes,
 )
 from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, fit_unlabelled, select_pictures
 from clipadapter.heads.base import Head, SupportSet
@@ -145,22 +143,24 @@ class Auto(Head):
     centre_: Tensor = field(init=False)  # (d,) mean of the class means, subtracted from unit features
     weight_: Tensor = field(init=False)  # (c, d) of centred features: the weighted sum of the linear experts
     bias_: Tensor = field(init=False)  # (c,)
-    text_: Tensor | None = field(init=False)  # (c, d) class text
+    text_: Tensor | None = field(init=False, default=None)  # (c, d) class text
     text_weight_: float = field(init=False)  # weight of the zero-shot logits of unit spread, in total; 0 without text
     spread_: float = field(init=False)  # standard deviation of the cosines to the class texts over the classes
-    shots_: Tensor | None = field(init=False)
+    shots_: Tensor | None = field(init=False, default=None)
     """(n, d) centred shots that the kernel compares with, if kernel ridge regression has a weight."""
-    dual_: Tensor | None = field(init=False)  # (n, c) coefficients of the kernel sum
-    block_centre_: Tensor | None = field(init=False)
+    dual_: Tensor | None = field(init=False, default=None)  # (n, c) coefficients of the kernel sum
+    block_centre_: Tensor | None = field(init=False, default=None)
     """(e,) mean of the class means of the further blocks, side by side; None if there is only ``final``."""
-    block_weight_: Tensor | None = field(init=False)
+    block_weight_: Tensor | None = field(init=False, default=None)
     """(c, e) of centred unit features of the further blocks; zero for a block that is not used."""
-    block_share_: Tensor | None = field(init=False)  # each block's share of the spread of the logits, ``final`` first
-    unlabelled_share_: float | None = field(init=False)
+    block_share_: Tensor | None = field(
+        init=False, default=None
+    )  # each block's share of the spread of the logits, ``final`` first
+    unlabelled_share_: float | None = field(init=False, default=None)
     """The share of the spread of the logits that comes from these pictures; 0 if they are not used."""
-    unlabelled_reason_: int | None = field(init=False)
+    unlabelled_reason_: int | None = field(init=False, default=None)
     """Why they are not used, as a position in `UNUSED_REASONS`; None if they are."""
-    unlabelled_gain_: float | None = field(init=False)
+    unlabelled_gain_: float | None = field(init=False, default=None)
     """Log posterior of the held-out shots that they add, in nats; None where no shot was held out."""
 
     folds: Annotated[int, at_least(2)] = 4
@@ -180,32 +180,26 @@ class Auto(Head):
         labels = torch.searchsorted(classes, shots.labels)
         self.text_ = None if shots.text is None else _fill_missing_text(shots.text, z, labels, classes)
         inputs = self._expert_inputs(x, z, labels, classes)
-        mixture, held_out = Mixture(inputs, inputs.inverse_temperature, {}, None), None
+        mixture = Mixture(inputs, inputs.inverse_temperature, {}, None)
         if len(classes) > 1:
-            mixture, held_out = self._choose_weights(inputs, len(shots.further_blocks) > 0)
+            mixture = self._choose_weights(inputs, len(shots.further_blocks) > 0)
         self._fit_experts(mixture, classes, shots.n_classes)
         if shots.further_blocks and len(classes) > 1:
             # Only where no shot was held out are the logits of the shots themselves read.
-            final_logits = self._final_logits(x if held_out is None else x[:1])[:, classes]
-            blocks = fit_blocks(shots, final_logits, labels, len(classes), held_out)
-            self.block_centre_, self.block_share_ = blocks.centre, blocks.shares
+            blocks = fit_blocks(shots, self._final_logits(x[:1] if mixture.held_out else x)[:, classes], mixture)
+            self.block_centre_, self.block_share_, mixture = blocks.centre, blocks.shares, blocks.mixture
             self.block_weight_ = blocks.weight.new_zeros(shots.n_classes, blocks.weight.shape[1])
             self.block_weight_[classes] = blocks.weight
-            self._scale_final(blocks.final_weight, classes)
+            self._scale_final(mixture.final_weight, classes)
             self.bias_[classes] += blocks.bias
-            mixture, held_out = replace(mixture, blocks=blocks), blocks.held_out
-        if shots.unlabelled is not None:
-            held_out = self._fit_unlabelled(shots, mixture, held_out)
+        held_out = mixture.held_out if shots.unlabelled is None else self._fit_unlabelled(shots, mixture)
         # Without all shots in the folds, or logits of all classes, others hold the shots out.
-        if (
-            held_out is not None
-            and len(held_out.rows) == len(x)
-            and (self.text_ is not None or len(classes) == shots.n_classes)
-        ):
+        has_all_logits = self.text_ is not None or len(classes) == shots.n_classes
+        if held_out is not None and len(held_out.rows) == len(x) and has_all_logits:
             self._own_out_of_fold = self._to_out_of_fold(x, classes, held_out, shots.n_classes)
 
     def _fit_multilabel(self, shots: SupportSet, targets: Tensor) -> None:
-        """As for single labels, with targets (n, c) and without the other experts."""
+        """As for single labels, with targets (n, c), ridge regression as the only expert, and all weights at once."""
         x, further = unit(unit(shots.final_views).mean(dim=1)), column_slices(shots.further_blocks).values()
         self.centre_ = x.mean(dim=0)
         z = [unit(x - self.centre_)]  # of each block
@@ -226,25 +220,26 @@ class Auto(Head):
         repeats = max(1, min(MAX_MULTILABEL_REPEATS, MIN_HELD_OUT_ROWS // len(targets)))
         splits = make_folds(targets, self.folds, self.seed, repeats) if most_classes_repeat(targets) else []
 
+        def fit(rows: Tensor | slice) -> list[Tensor]:
+            centred = targets[rows] - targets[rows].mean(dim=0)
+            return [ridge_map(each[rows], centred) for each in z]
+
         def predict(train: Tensor, rows: Tensor) -> list[Tensor]:
-            maps = [fit_multilabel_ridge(each[train], targets[train]) for each in z]
-            return [each[rows] @ weight.T for each, weight in zip(z, maps, strict=True)]
+            return [each[rows] @ weight.T for each, weight in zip(z, fit(train), strict=True)]
 
         with limit_threads(z[0].numel() * targets.shape[1]):
-            maps = [fit_multilabel_ridge(each, targets) for each in z]
+            maps = fit(slice(None))
             # Where most classes have one shot, each shot is left out by itself, in closed form.
             scores = predict_held_out(splits, predict) or [leave_one_out_ridge(each @ each.T, targets) for each in z]
         rows = torch.cat([rows for _, rows in splits]) if splits else torch.arange(len(x))
-        truth = targets[rows]
-        noise = [max(noise_std(each, truth), MIN_NOISE_STD if i else 0.0) for i, each in enumerate(scores)]
+        noise = [max(noise_std(each, targets[rows]), MIN_NOISE_STD if i else 0.0) for i, each in enumerate(scores)]
         parts = [zero_shot[rows], *(each / std for each, std in zip(scores, noise, strict=True))]
-        ridge_weights = [MULTILABEL_RIDGE_WEIGHT]
-        ridge_weights += [MULTILABEL_RIDGE_WEIGHT * BLOCKS_RIDGE_RATIO / max(len(further), 1)] * len(further)
+        weights = [slope, MULTILABEL_RIDGE_WEIGHT]
+        weights += [MULTILABEL_RIDGE_WEIGHT * BLOCKS_RIDGE_RATIO / max(len(further), 1)] * len(further)
         if splits:
-            median = [MULTILABEL_TEXT_WEIGHT * slope, *ridge_weights]
-            weights, bias = fit_multilabel_stacking(parts, truth, median, LOG_WEIGHT_STD, 1 / repeats)
-        else:
-            weights = [slope, *ridge_weights]
+            weights[0] = MULTILABEL_TEXT_WEIGHT * slope
+            log_std = [LOG_WEIGHT_STD] * len(parts)
+            weights, _, bias = fit_stacking(parts, targets[rows], weights, log_std, 1 / repeats)
         factors = [weight / std for weight, std in zip(weights[1:], noise, strict=True)]
         if not splits:
             bias = fit_bias(mix_logits([zero_shot, *scores], [slope, *factors]), targets)
@@ -279,10 +274,10 @@ class Auto(Head):
             logits = ZeroShotLogits(x, (self.text_[classes] - self.text_.mean(dim=0)) / self.spread_)
         return ExpertInputs(z, labels, len(classes), logits, inverse_temperature, gram)
 
-    def _choose_weights(self, inputs: ExpertInputs, has_further_blocks: bool) -> tuple[Mixture, HeldOut | None]:
-        """The mixture on ``final``, and its out-of-fold logits; None if most classes have one shot."""
+    def _choose_weights(self, inputs: ExpertInputs, has_further_blocks: bool) -> Mixture:
+        """The mixture on ``final``."""
         rows = subsample(inputs.labels, inputs.z.shape[1], self.seed)
-        part = take_with_classes(inputs, rows)
+        part = inputs.take(rows)
         text_weight = TEXT_WEIGHT * inputs.inverse_temperature
         if not most_classes_repeat(part.labels):
             # The weights are constants, and only noise can be measured.
@@ -293,7 +288,7 @@ class Auto(Head):
                 name: kind.one_shot_weight * unit_weight / noise_of_one if kind.weight is None else kind.one_shot_weight
                 for name, kind in EXPERTS.items()
             }
-            return Mixture(inputs, text_weight, factors, None), None
+            return Mixture(inputs, text_weight, factors, None)
         # With few shots the weights depend much on how the folds are drawn: draw them several times.
         repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(inputs.z)))
         splits = [
@@ -301,38 +296,35 @@ class Auto(Head):
             for i, (train, held_out) in enumerate(make_folds(part.labels, self.folds, self.seed, repeats))
         ]
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(inputs.z) <= MAX_KERNEL_SHOTS]
-        logits = {name: centre_logits(each) for name, each in _out_of_fold_logits(part, splits, names).items()}
+        logits = [centre_logits(each) for each in _out_of_fold_logits(part, splits, names)]
         held_out = torch.cat([rows for _, rows in splits])
-        labels = part.labels[held_out]
-        row_weights = _row_weights(labels, repeats)
-        noise = {name: noise_std(each, labels) for name, each in logits.items()}
-        own = {name: EXPERTS[name].weight for name in names}
-        expert_weight = EXPERT_WEIGHT / max(1, sum(weight is None for weight in own.values()))
+        labels, counts = part.labels[held_out], torch.bincount(part.labels[held_out])
+        # Every class that is held out has the same sum, and a row counts once however often it is held out.
+        row_weights = len(labels) / (int((counts > 0).sum()) * counts[labels]) / repeats
+        noise = [noise_std(each, labels) for each in logits]
+        own = [EXPERTS[name].weight for name in names]
+        expert_weight = EXPERT_WEIGHT / max(1, own.count(None))
         # A prior of its own is for an expert's logits as they are. Its noise takes it to the unit of the others.
-        median = {name: expert_weight if weight is None else weight * noise[name] for name, weight in own.items()}
-        parts = {name: each / noise[name] for name, each in logits.items()}
-        if part.zero_shot is not None:
-            parts["text"] = part.zero_shot[held_out]
-            median["text"] = text_weight
-        stack = list(parts.values())
+        median = [expert_weight if each is None else each * std for each, std in zip(own, noise, strict=True)]
+        parts = [each / std for each, std in zip(logits, noise, strict=True)]
+        if part.zero_shot is not None:  # the text comes last
+            parts.append(part.zero_shot[held_out])
+            median.append(text_weight)
 
         def fit_weights(of: Tensor | slice) -> list[float]:
-            log_std = [LOG_WEIGHT_STD] * len(parts)
-            some = [each[of] for each in stack]
-            return fit_stacking(some, labels[of], list(median.values()), log_std, row_weights[of])[0]
+            some, log_std = [each[of] for each in parts], [LOG_WEIGHT_STD] * len(parts)
+            return fit_stacking(some, labels[of], median, log_std, row_weights[of]).weights
 
         with limit_threads(0):  # small products between lines of Python
-            values = fit_weights(slice(None))
-            largest = max(values[: len(names)], default=0.0)
-            # The text is never dropped; it comes after the experts.
-            values = [
-                value if i >= len(names) or value > MIN_WEIGHT_RATIO * largest else 0.0
-                for i, value in enumerate(values)
-            ]
-            cross_fitted = mix_out_of_fold(stack, splits, values, fit_weights)
-        factors = {name: value / noise[name] for name, value in zip(names, values, strict=False)}
-        mixture = Mixture(inputs, values[-1] if "text" in parts else 0.0, factors, None)
-        return mixture, HeldOut(rows, splits, mix_logits(stack, values), labels, row_weights, cross_fitted)
+            weights = fit_weights(slice(None))
+            least = MIN_WEIGHT_RATIO * max(weights[: len(names)], default=0.0)
+            of_experts = [weight if weight > least else 0.0 for weight in weights[: len(names)]]
+            of_text = weights[len(names) :]  # never dropped
+            weights = of_experts + of_text
+            cross_fitted = mix_out_of_fold(parts, splits, weights, fit_weights)
+        factors = {name: weight / std for name, weight, std in zip(names, of_experts, noise, strict=True)}
+        out_of_fold = HeldOut(rows, splits, mix_logits(parts, weights), labels, row_weights, cross_fitted)
+        return Mixture(inputs, sum(of_text, 0.0), factors, out_of_fold)
 
     def _scale_final(self, factor: float, classes: Tensor) -> None:
         """Multiply the logits of ``final`` by a factor; classes without shots and without text keep their bias."""
@@ -354,9 +346,9 @@ class Auto(Head):
         self.unlabelled_reason_ = FEW_PICTURES if reason is None and len(pictures) < MIN_PICTURES else reason
         return pictures.to(shots.X.dtype)
 
-    def _fit_unlabelled(self, shots: SupportSet, teacher: Mixture, held_out: HeldOut | None) -> HeldOut | None:
+    def _fit_unlabelled(self, shots: SupportSet, teacher: Mixture) -> HeldOut | None:
         """Add the regression on pictures without labels to the teacher; returns the out-of-fold logits of both."""
-        n, n_known = len(shots.labels), teacher.inputs.n_classes
+        n, n_known, held_out = len(shots.labels), teacher.inputs.n_classes, teacher.held_out
         reason = None
         if n_known < max(2, shots.n_classes):
             reason = MISSING_SHOT
@@ -365,30 +357,26 @@ class Auto(Head):
         X = self._select_pictures(shots, reason)
         if self.unlabelled_reason_ is not None:
             return held_out
-        x = unit(self._final(X))
-        pictures = [unit(x - self.centre_), *(self._further(X) or [])]
-        blocks = teacher.blocks
-        own = [teacher.inputs.z, *([] if blocks is None else [part.z for part in blocks.inputs])]
+        x = unit(X[:, : len(self.centre_)])
+        pictures = [unit(x - self.centre_), *self._further(X)]
         zero_shot = None if self.text_ is None else centre_logits(x @ self.text_.T) / self.spread_
-        is_used = [True] if blocks is None else [True, *(blocks.shares[1:] > 0).tolist()]
-        mixture = fit_unlabelled(own, pictures, is_used, teacher, centre_logits(self._logits(X)), zero_shot, held_out)
-        if mixture is None or isinstance(mixture, float):
-            self.unlabelled_gain_ = mixture
-            self.unlabelled_reason_ = FEW_CLASSES if mixture is None else NO_GAIN
+        is_used = [True] if self.block_share_ is None else [True, *(self.block_share_[1:] > 0).tolist()]
+        logits = centre_logits(self._logits(X))
+        regression, self.unlabelled_gain_ = fit_unlabelled(pictures, is_used, teacher, logits, zero_shot)
+        if regression is None:
+            self.unlabelled_reason_ = FEW_CLASSES if self.unlabelled_gain_ is None else NO_GAIN
             return held_out
-        self.unlabelled_share_, self.unlabelled_gain_ = mixture.share, mixture.gain
-        self._scale_final(mixture.teacher_weight, torch.arange(shots.n_classes))
+        self.unlabelled_share_ = regression.share
+        self._scale_final(regression.teacher_weight, torch.arange(shots.n_classes))
         d = self.weight_.shape[1]
-        self.weight_ += mixture.weight[:, :d]
-        self.bias_ += mixture.bias
+        self.weight_ += regression.weight[:, :d]
+        self.bias_ += regression.bias
         if self.block_weight_ is not None:
-            self.block_weight_ = mixture.teacher_weight * self.block_weight_ + mixture.weight[:, d:]
+            self.block_weight_ = regression.teacher_weight * self.block_weight_ + regression.weight[:, d:]
             parts = self._block_logits(X)
-            spreads = [
-                float(parts[block.name].std(dim=1).mean()) if block.name in parts else 0.0 for block in shots.blocks
-            ]
+            spreads = [float(parts[b.name].std(dim=1).mean()) if b.name in parts else 0.0 for b in shots.blocks]
             self.block_share_ = torch.tensor(spreads) / sum(spreads)
-        return mixture.held_out
+        return regression.held_out
 
     def _to_out_of_fold(self, x: Tensor, classes: Tensor, held_out: HeldOut, n_classes: int) -> OutOfFold:
         """The out-of-fold logits for calibration, of all classes and on the scale of the fit to all shots (n, d)."""
@@ -428,10 +416,9 @@ class Auto(Head):
             self.bias_[torch.bincount(classes, minlength=n_classes) == 0] = ABSENT_LOGIT
 
     def _text_logits(self, X: Tensor) -> Tensor:
-        text = getattr(self, "text_", None)
-        if text is None:
+        if self.text_ is None:
             return X.new_zeros(len(X), len(self.weight_))
-        return self._zero_shot(unit(self._final(X)), text)
+        return self._zero_shot(unit(X[:, : len(self.centre_)]), self.text_)
 
     def _zero_shot(self, x: Tensor, text: Tensor) -> Tensor:
         """(m, c) weighted zero-shot logits of unit features."""
@@ -441,66 +428,50 @@ class Auto(Head):
         return self.text_weight_ / self.spread_ * (cosines if self.task_ == "multilabel" else centre_logits(cosines))
 
     def _logits(self, X: Tensor) -> Tensor:
-        logits = self._final_logits(self._final(X))
-        z = self._further(X)
-        return logits if z is None else logits + torch.cat(z, dim=1) @ self._further_weight(X.dtype).T
+        logits, z = self._final_logits(X), self._further(X)
+        return logits + torch.cat(z, dim=1) @ self._further_weight(X.dtype).T if z else logits
 
     def _block_logits(self, X: Tensor) -> dict[str, Tensor]:
-        parts, used = {FINAL: self._final_logits(self._final(X))}, self.used_blocks()
+        parts, used = {FINAL: self._final_logits(X)}, self.used_blocks()
         columns = column_slices(self.read_blocks[1:])
-        for name, z in zip(columns, self._further(X) or [], strict=False):
+        for name, z in zip(columns, self._further(X), strict=False):
             if name in used:
                 parts[name] = z @ self._further_weight(X.dtype)[:, columns[name]].T
         return parts
 
-    def _final(self, X: Tensor) -> Tensor:
-        """The columns (m, d) of ``final``, of those that the head reads."""
-        return X[:, : len(self.centre_)]
-
     def _final_logits(self, X: Tensor) -> Tensor:
-        """(m, d) raw features of ``final`` to its part (m, c) of the logits."""
-        x = unit(X)
+        """(m, d) raw features, ``final`` first, to the part (m, c) of the logits that comes from ``final``."""
+        x = unit(X[:, : len(self.centre_)])
         z = unit(x - self.centre_.to(X.dtype))
         logits = z @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
-        support, dual, text = (getattr(self, name, None) for name in ("shots_", "dual_", "text_"))
-        if support is not None and dual is not None:
-            logits = logits + gaussian_kernel(z @ support.to(X.dtype).T) @ dual.to(X.dtype)
-        if text is not None:
-            logits = logits + self._zero_shot(x, text)
-        return logits
+        if self.shots_ is not None and self.dual_ is not None:
+            logits = logits + gaussian_kernel(z @ self.shots_.to(X.dtype).T) @ self.dual_.to(X.dtype)
+        return logits if self.text_ is None else logits + self._zero_shot(x, self.text_)
 
-    def _further(self, X: Tensor) -> list[Tensor] | None:
-        """Centred unit features of each further block; None if no further block is used."""
-        centre = getattr(self, "block_centre_", None)
-        if centre is None:
-            return None
-        return centre_blocks(X[:, len(self.centre_) :], self.read_blocks[1:], centre.to(X.dtype))
+    def _further(self, X: Tensor) -> list[Tensor]:
+        """Centred unit features of each further block; none if no further block is used."""
+        if self.block_centre_ is None:
+            return []
+        return centre_blocks(X[:, len(self.centre_) :], self.read_blocks[1:], self.block_centre_.to(X.dtype))
 
     def _further_weight(self, dtype: torch.dtype) -> Tensor:
         assert self.block_weight_ is not None
         return self.block_weight_.to(dtype)
 
-    # Pictures without labels
-
     def describe_unlabelled(self) -> str:
         """See `Head.describe_unlabelled`."""
-        share: float | None = getattr(self, "unlabelled_share_", None)
-        if share is None:
+        if self.unlabelled_share_ is None:
             return ""
-        reason: int | None = getattr(self, "unlabelled_reason_", None)
-        if reason is not None:
-            return f"not used: {UNUSED_REASONS[reason]}"
-        gain: float | None = getattr(self, "unlabelled_gain_", None)
+        if self.unlabelled_reason_ is not None:
+            return f"not used: {UNUSED_REASONS[self.unlabelled_reason_]}"
+        gain = self.unlabelled_gain_
         why = "no shot can be held out" if gain is None else f"held-out shots gain {gain:.1f} nats"
-        return f"weight {share:.0%} ({why})"
-
-    # Blocks
+        return f"weight {self.unlabelled_share_:.0%} ({why})"
 
     def block_shares(self) -> dict[str, float]:
         """See `Head.block_shares`."""
         names = [block.name for block in self.read_blocks]
-        shares = getattr(self, "block_share_", None)
-        values = [1.0] + [0.0] * (len(names) - 1) if shares is None else shares.tolist()
+        values = [1.0] + [0.0] * (len(names) - 1) if self.block_share_ is None else self.block_share_.tolist()
         return dict(zip(names, values, strict=True))
 
     def used_blocks(self) -> tuple[str, ...]:
@@ -508,12 +479,10 @@ class Auto(Head):
         return tuple(name for name, share in self.block_shares().items() if name == FINAL or share > 0)
 
     def _restrict(self, before: Blocks, after: Blocks) -> None:
-        if getattr(self, "block_centre_", None) is None:
-            return
         if len(after) == 1:
             self.block_centre_ = self.block_weight_ = self.block_share_ = None
+        if self.block_centre_ is None or self.block_share_ is None:
             return
-        assert self.block_centre_ is not None and self.block_share_ is not None
         names = [block.name for block in after]
         _, columns = select_blocks(before[1:], names[1:])
         self.block_centre_ = self.block_centre_[columns].clone()
@@ -521,7 +490,7 @@ class Auto(Head):
         self.block_share_ = self.block_share_[[block.name in names for block in before]].clone()
 
 
-def _out_of_fold_logits(inputs: ExpertInputs, splits: list[Split], names: list[str]) -> dict[str, Tensor]:
+def _out_of_fold_logits(inputs: ExpertInputs, splits: list[Split], names: list[str]) -> list[Tensor]:
     """(m, c) logits of each expert for the held-out rows of all splits in their order, fitted to the training rows."""
 
     def predict(train: Tensor, held_out: Tensor) -> list[Tensor]:
@@ -529,16 +498,7 @@ def _out_of_fold_logits(inputs: ExpertInputs, splits: list[Split], names: list[s
         products = inputs.gram_block(held_out, train)
         return [EXPERTS[name].fit(part).logits(inputs.z[held_out], zero_shot, products) for name in names]
 
-    return dict(zip(names, predict_held_out(splits, predict, inputs.cost // PARALLEL_COST_RATIO), strict=True))
-
-
-def _row_weights(labels: Tensor, repeats: int) -> Tensor:
-    """(r,) weights of rows with these labels, each of which was held out ``repeats`` times.
-
-    Every class that is held out has the same sum of weights, and a row counts once however often it is held out.
-    """
-    counts = torch.bincount(labels)
-    return len(labels) / (int((counts > 0).sum()) * counts[labels]) / repeats
+    return predict_held_out(splits, predict, inputs.cost // PARALLEL_COST_RATIO)
 
 
 def _balance_training_rows(labels: Tensor, train: Tensor, held_out: Tensor, seed: int) -> Tensor:
@@ -573,11 +533,6 @@ def _fill_missing_text(text: Tensor, z: Tensor, labels: Tensor, classes: Tensor)
         class_shots = z[classes[labels] == k]
         filled[k] = unit(mean + distance * unit(class_shots.mean(dim=0))) if len(class_shots) else mean
     return filled
-
-
-def fit_multilabel_ridge(z: Tensor, targets: Tensor) -> Tensor:
-    """Ridge regression (c, d) of centred targets (n, c) on rows z (n, d)."""
-    return ridge_map(z, targets - targets.mean(dim=0))
 
 
 def _fit_slope(zero_shot: Tensor, targets: Tensor) -> float:

@@ -18,13 +18,14 @@ docs/decisions/0037-auto-unlabelled.md says how the constants were chosen, and w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from clipadapter.heads.auto.blocks import Mixture, log_rarity
-from clipadapter.heads.auto.experts import HeldOut, centre_logits, fit_stacking, noise_std, predict_held_out
+from clipadapter.heads.auto.experts import HeldOut, Stacking, centre_logits, fit_stacking, noise_std, predict_held_out
 from clipadapter.heads.support import rows_without_shots
 from clipadapter.utils.blocks import Blocks, column_slices
 from clipadapter.utils.functional import unit
@@ -54,40 +55,32 @@ MIN_PICTURES = 4  # with fewer pictures there is nothing to learn
 MAX_FOLD_ROUNDS = 2  # how many of the rounds of folds are used: each fold costs as much as the fit
 
 
-@dataclass(frozen=True)
-class UnlabelledMixture:
-    """The regression on shots and pictures beside the teacher."""
+class FittedRegression(NamedTuple):
+    """The regression on shots and pictures, beside the teacher."""
 
     teacher_weight: float  # factor of the teacher's logits
-    weight: Tensor  # (c, e) of the joint features (see `join_blocks`), without their scale
+    weight: Tensor  # (c, e) of the features of all blocks
     bias: Tensor  # (c,)
     share: float  # of the spread of the logits over the classes that comes from the regression
-    gain: float | None  # log posterior of the held-out labels that it adds, in nats; None where no shot was held out
-    held_out: HeldOut | None  # out-of-fold logits of the mixture; None where no shot was held out
+    held_out: HeldOut | None  # out-of-fold logits of both; None where no shot was held out
 
 
 def fit_unlabelled(
-    shots: list[Tensor],
-    pictures: list[Tensor],
-    is_used: list[bool],
-    teacher: Mixture,
-    picture_logits: Tensor,
-    zero_shot: Tensor | None,
-    held_out: HeldOut | None,
-) -> UnlabelledMixture | float | None:
-    """Fit the regression, and weight it beside the teacher, of which ``held_out`` has out-of-fold logits if any can be.
+    pictures: list[Tensor], is_used: list[bool], teacher: Mixture, picture_logits: Tensor, zero_shot: Tensor | None
+) -> tuple[FittedRegression | None, float | None]:
+    """Fit the regression beside the teacher, and the log posterior that it adds for held-out shots, in nats.
 
-    Shots (n, d) and pictures (u, d) are centred unit features of each block, ``final`` first. A block that the teacher
-    does not use (``is_used``) is not used here either. ``picture_logits`` (u, c) are the teacher's, ``zero_shot`` (u,
-    c) of unit spread. The result is what the log posterior would gain, in nats, if that is too little, and None if no
-    shot can be held out and few of the classes are among the pictures.
+    The pictures (u, d) are centred unit features of each block, ``final`` first. A block that the teacher does not use
+    (``is_used``) is not used here either. ``picture_logits`` (u, c) are the teacher's, ``zero_shot`` (u, c) of unit
+    spread. There is no regression if it adds too little, or if no shot can be held out, so that what it adds is None,
+    and few of the classes are among the pictures.
     """
+    held_out, labels, n_classes = teacher.held_out, teacher.inputs.labels, teacher.inputs.n_classes
     if held_out is None and count_classes(picture_logits) < MIN_CLASS_RATIO * min(picture_logits.shape):
-        return None
-    scales = block_scales(is_used)
+        return None, None
+    shots, scales = [part.z for part in (teacher.inputs, *teacher.block_inputs)], block_scales(is_used)
     joint = torch.cat([join_blocks(shots, scales), join_blocks(pictures, scales)])
-    labels, n_classes, n = teacher.inputs.labels, teacher.inputs.n_classes, len(shots[0])
-    products, picture_rows = joint @ joint.T, torch.arange(n, len(joint))
+    products, picture_rows = joint @ joint.T, torch.arange(len(labels), len(joint))
 
     def predict(train: Tensor, rows: Tensor) -> list[Tensor]:
         """Logits of held-out rows by the regression with the pictures, and without them."""
@@ -104,32 +97,26 @@ def fit_unlabelled(
     with limit_threads(len(products) ** 3):
         dual, bias, own_logits = fit_regression(products, labels, n_classes, picture_logits)
         if held_out is None:
-            unit_of_weight = float(own_logits.std()) or 1.0
-            weights, gain, mixture = [1.0, ONE_SHOT_WEIGHT], None, None
+            weights, gain, std = [1.0, ONE_SHOT_WEIGHT], None, float(own_logits.std()) or 1.0
         else:
             first = _first_rounds(held_out)
-            parts, parts_without = map(centre_logits, predict_held_out(first.splits, predict))
-            unit_of_weight, unit_without = (
-                max(noise_std(each, first.labels), MIN_NOISE_STD) for each in (parts, parts_without)
-            )
-            logits = parts / unit_of_weight
+            parts = [centre_logits(part) for part in predict_held_out(first.splits, predict)]
+            stds = [max(noise_std(part, first.labels), MIN_NOISE_STD) for part in parts]
+            (logits, logits_without), std = [part / each for part, each in zip(parts, stds, strict=True)], stds[0]
             with limit_threads(0):  # small products between lines of Python
-                weights, log_posterior = _fit_weights(first, logits)
+                weights, log_posterior, _ = _stack(first, logits)
                 prior = [ALONE_WEIGHT], [ALONE_LOG_STD]
-                alone = fit_stacking([first.logits], first.labels, *prior, first.row_weights)[1]
-                gain = log_posterior - max(alone, _fit_weights(first, parts_without / unit_without)[1])
+                alone = fit_stacking([first.logits], first.labels, *prior, first.row_weights).log_posterior
+                gain = log_posterior - max(alone, _stack(first, logits_without).log_posterior)
             if gain <= MIN_GAIN:
-                return gain
-            mixture = first.mix([logits], weights, lambda of: _fit_weights(first, logits, of)[0])
-    factor = weights[1] / unit_of_weight
+                return None, gain
+            held_out = first.mix([logits], weights, lambda of: _stack(first, logits, of).weights)
+    factor = weights[1] / std
     weight = factor * (dual.T @ joint)
-    spreads = [
-        weights[0] * float(picture_logits.std(dim=1).mean()),
-        float((joint[n:] @ weight.T + factor * bias).std(dim=1).mean()),
-    ]
-    share = spreads[1] / (sum(spreads) or 1.0)
+    own_spread = float((joint[len(labels) :] @ weight.T + factor * bias).std(dim=1).mean())
+    share = own_spread / ((weights[0] * float(picture_logits.std(dim=1).mean()) + own_spread) or 1.0)
     columns = torch.cat([scale * torch.ones(part.shape[1]) for scale, part in zip(scales, shots, strict=True)])
-    return UnlabelledMixture(weights[0], weight * columns.to(weight.dtype), factor * bias, share, gain, mixture)
+    return FittedRegression(weights[0], weight * columns.to(weight.dtype), factor * bias, share, held_out), gain
 
 
 def fit_regression(
@@ -197,8 +184,8 @@ def join_blocks(parts: list[Tensor], scales: list[float]) -> Tensor:
     return torch.cat([scale * part for scale, part in zip(scales, parts, strict=True)], dim=1)
 
 
-def _fit_weights(held_out: HeldOut, regression: Tensor, of: Tensor | slice = slice(None)) -> tuple[list[float], float]:
-    """Weights of the teacher and of the regression by some of the held-out rows, and their log posterior."""
+def _stack(held_out: HeldOut, regression: Tensor, of: Tensor | slice = slice(None)) -> Stacking:
+    """Weights of the teacher and of the regression by some of the held-out rows."""
     parts = [held_out.logits[of], regression[of]]
     median, log_std = [TEACHER_WEIGHT, UNLABELLED_WEIGHT], [TEACHER_LOG_STD, UNLABELLED_LOG_STD]
     return fit_stacking(parts, held_out.labels[of], median, log_std, held_out.row_weights[of])

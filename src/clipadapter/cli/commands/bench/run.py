@@ -99,9 +99,10 @@ def run(
     In a stream (x-tail, mtil, class-incremental) all data sets are tasks that are learned one after the other.
     """
     read_suite(suite)  # a wrong name or path is refused before torch is imported
-    from clipadapter.bench import FEATURES, load_suite, open_source, run_suite
+    from clipadapter.bench import load_suite, run_suite
     from clipadapter.bench.costs import estimate, find_problems
     from clipadapter.bench.launcher import Launcher
+    from clipadapter.bench.sources import FeatureSource
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import read_descriptions
     from clipadapter.features import PER_EPOCH
@@ -117,7 +118,7 @@ def run(
     check_output_folder(folder)
     device = find_device(device)
     cost = estimate(study, specs, encoders, root=root)
-    problems = find_problems(study, cost.sizes, encoders, root, has_descriptions=sentences is not None)
+    problems = find_problems(study, cost, encoders, has_descriptions=sentences is not None)
     if dry_run:
         text = "\n".join(["problems:", *problems]) if problems else ""
         out.facts([*_cost_facts(study, encoders, cost), Fact("problems", problems)], text)
@@ -130,10 +131,8 @@ def run(
         return
     if study.views == PER_EPOCH:
         out.note(f"views: {_pictures_text(cost)}; {_encoding_time(cost)}")
-    sources = [spec if spec.startswith(FEATURES) else open_source(spec, root) for spec in specs]
-    has_pictures = any(not isinstance(source, str) for source in sources)
     models = {}
-    for name in encoders if has_pictures else ():
+    for name in encoders if not all(isinstance(source, FeatureSource) for source in cost.sources) else ():
         # Full precision, since the results of a study must not depend on the machine.
         models[name] = FewShotClassifier(
             name, quality="fast", descriptions=sentences, device=device, precision="fp32", progress=out.progress
@@ -144,7 +143,7 @@ def run(
     )
     outcome = run_suite(
         study,
-        sources,
+        cost.sources,
         models,
         folder,
         Launcher(workers, device=device),
@@ -155,7 +154,7 @@ def run(
     from clipadapter.bench import load_study
     from clipadapter.bench.report import study_data, study_text
 
-    done = load_study(folder, study.name).select({run.key for runs in outcome.runs for run in runs})
+    done = load_study(folder, study.name).select({run.key for run in outcome.runs})
     record = {
         "suite": study.name,
         "fitted": outcome.n_made,
