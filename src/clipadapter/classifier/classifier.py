@@ -19,7 +19,13 @@ from clipadapter.adaptation import Adapt
 from clipadapter.classifier import answers, edit, encoder_choice, fitting, inputs
 from clipadapter.classifier.edit import ConflictRule
 from clipadapter.classifier.encoder_choice import DEFAULT_QUALITY, NamedEncoders
-from clipadapter.classifier.evaluation import EvaluationResult, check_label_kind, check_labels, evaluate_features
+from clipadapter.classifier.evaluation import (
+    EvaluationResult,
+    check_label_kind,
+    check_labels,
+    describe_classifier,
+    evaluate_features,
+)
 from clipadapter.classifier.inputs import Label
 from clipadapter.classifier.second_look import choose_quality
 from clipadapter.data import class_prompts, get_templates
@@ -47,20 +53,9 @@ from clipadapter.features import (
 )
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.heads.estimator import Estimator
-from clipadapter.heads.registry import head_name
 from clipadapter.persistence import History, Model, fetch, load_model, push, save_model
-from clipadapter.persistence.format import EVALUATION_KEY
 from clipadapter.uncertainty import UncertaintyOptions
-from clipadapter.utils.files import without_paths
-from clipadapter.utils.formatting import (
-    check_names,
-    describe_classes,
-    describe_shots,
-    format_count,
-    format_list,
-    html_block,
-    html_table,
-)
+from clipadapter.utils.formatting import check_names, format_list, html_block, html_table
 from clipadapter.utils.prediction import Prediction, PredictionColumns, labels_of
 from clipadapter.utils.progress import progress_bar, shows_progress
 from clipadapter.utils.towers import TextTower
@@ -202,12 +197,14 @@ class FewShotClassifier:
     __sklearn_clone__, __sklearn_tags__ = Estimator.__sklearn_clone__, Estimator.__sklearn_tags__
 
     def __repr__(self) -> str:
-        facts = [f"{name} {value}" if value else "not fitted" for name, value in self._facts().items()]
+        facts = [f"{name} {value}" if value else "not fitted" for name, value in describe_classifier(self).items()]
         return f"<FewShotClassifier: {', '.join(facts)}>"
 
     def _repr_html_(self) -> str:
         """For notebooks: the same as a table, and the number of shots of each class."""
-        parts = [html_table(["", ""], [(name, value or "nothing yet") for name, value in self._facts().items()])]
+        parts = [
+            html_table(["", ""], [(name, value or "nothing yet") for name, value in describe_classifier(self).items()])
+        ]
         if hasattr(self, "head_"):
             counts = list(self.support_.shot_counts.items())
             parts.append(html_table(["class", "shots"], counts[:MAX_SHOWN_CLASSES]))
@@ -742,26 +739,6 @@ class FewShotClassifier:
             return push(folder, repo_id, exported=exported, **options).url
 
     # ---- Internal ----
-
-    def _facts(self) -> dict[str, str]:
-        """What ``repr`` says, by name. Nothing is opened or computed."""
-        encoders = encoder_choice.as_encoder_list(getattr(self, "_encoder", self.encoder))
-        name = ", ".join(each if isinstance(each, str) else each.info.name for each in encoders)
-        head = self.head if isinstance(self.head, str) else head_name(type(self.head)) or type(self.head).__name__
-        facts = {"encoder": without_paths(name), "head": head, "fitted to": ""}
-        if not hasattr(self, "head_"):
-            return facts
-        counts = self.support_.shot_counts
-        n_shots = len(self.support_) or sum(counts.values())
-        shots = f"{format_count(n_shots, 'shot')} ({describe_shots(counts, n_shots)})"
-        facts["fitted to"] = f"{describe_classes(self.class_names_)}, {shots}"
-        recorded = self.support_.provenance.get(EVALUATION_KEY)  # in the folder of the model
-        if self.evaluation_ is not None:
-            facts["accuracy"] = f"{100 * self.evaluation_.accuracy:.1f} % on {self.evaluation_.headline}"
-        elif isinstance(recorded, Mapping) and "accuracy" in recorded.get("model", {}):
-            pictures = f"{format_count(recorded['n'], 'picture')} of {recorded['data']}"
-            facts["accuracy"] = f"{100 * recorded['model']['accuracy']:.1f} % on {pictures}"
-        return facts
 
     def _build_head(self) -> Head:
         return fitting.build_head(self.head, self.head_params, self.seed, shows_progress(self.progress))
