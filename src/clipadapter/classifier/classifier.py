@@ -31,13 +31,7 @@ from clipadapter.classifier.second_look import choose_quality
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
 from clipadapter.data.pictures import Pictures, list_pictures
-from clipadapter.encoders import (
-    Encoder,
-    create_encoder,
-    open_blocks,
-    open_text_tower,
-    select_encoder_blocks,
-)
+from clipadapter.encoders import Encoder, create_encoder, open_blocks, open_text_tower, select_encoder_blocks
 from clipadapter.errors import ImageError, InputError
 from clipadapter.features import (
     FEWER_PREDICTION_VIEWS,
@@ -207,9 +201,8 @@ class FewShotClassifier:
         ]
         if hasattr(self, "head_"):
             counts = list(self.support_.shot_counts.items())
-            parts.append(html_table(["class", "shots"], counts[:MAX_SHOWN_CLASSES]))
-            if len(counts) > MAX_SHOWN_CLASSES:
-                parts.append(f"and {len(counts) - MAX_SHOWN_CLASSES} more")
+            more = f"and {len(counts) - MAX_SHOWN_CLASSES} more" if len(counts) > MAX_SHOWN_CLASSES else ""
+            parts += [html_table(["class", "shots"], counts[:MAX_SHOWN_CLASSES]), more]
         return html_block("FewShotClassifier", *parts)
 
     # ---- Fit ----
