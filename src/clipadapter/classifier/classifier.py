@@ -196,9 +196,8 @@ class FewShotClassifier:
 
     def _repr_html_(self) -> str:
         """For notebooks: the same as a table, and the number of shots of each class."""
-        parts = [
-            html_table(["", ""], [(name, value or "nothing yet") for name, value in describe_classifier(self).items()])
-        ]
+        facts = [(name, value or "nothing yet") for name, value in describe_classifier(self).items()]
+        parts = [html_table(["", ""], facts)]
         if hasattr(self, "head_"):
             counts = list(self.support_.shot_counts.items())
             more = f"and {len(counts) - MAX_SHOWN_CLASSES} more" if len(counts) > MAX_SHOWN_CLASSES else ""
