@@ -502,7 +502,9 @@ def _read_batch(batch: Any, columns: Mapping[str, int]) -> FeatureBatch:
     _check_texts(batch)
     paths, names = _decode(batch.column("path")), batch.schema.names
     digests = batch.column("digest").to_pylist() if "digest" in names else ()
-    errors = [error or None for error in _decode(batch.column("error"))] if "error" in names else [None] * len(batch)
+    errors: list[str | None] = [None] * len(batch)
+    if "error" in names:
+        errors = [error or None for error in _decode(batch.column("error"))]
     has_feature = np.array([error is None for error in errors], bool)
     for name in columns:
         has_feature &= batch.column(name).is_valid().to_numpy(zero_copy_only=False)
