@@ -14,6 +14,7 @@ from clipadapter.tuners.prompt_tuner import Prompts, context_from_words
 
 from .coloured_squares import squares
 from .golden_figures import golden, text_tower
+from .recorded import recorded
 
 LAYOUTS = [(token, kind) for token in ("end", "middle", "front") for kind in ("shared", "csc")]
 
@@ -28,14 +29,6 @@ def tower(figures):
     return text_tower(*figures)
 
 
-class Given(CoOp):
-    """CoOp that starts from a given context."""
-
-    def _initial_prompts(self, shots):
-        prompts, context = super()._initial_prompts(shots)
-        return prompts, self.given.clone().reshape(context.shape)
-
-
 def fitted(figures, tower, token, kind, **changes):
     tensors, parameters = figures
     names = parameters["class_names"]
@@ -43,7 +36,7 @@ def fitted(figures, tower, token, kind, **changes):
         names, tensors["text_plain"].numpy(), parameters["logit_scale"], tower=lambda: tower, order="given"
     )
     asked = {"epochs": 5, "schedule": "constant", "warmup_epochs": 0, **changes}
-    head = Given(n_ctx=parameters["M"], class_token=token, csc=kind == "csc", **asked)
+    head = recorded(CoOp)(n_ctx=parameters["M"], class_token=token, csc=kind == "csc", **asked)
     head.given = tensors[f"ctx_{kind}"]
     return head.fit(tensors["image_features"], [names[i] for i in tensors["labels"]], text=text)
 
