@@ -40,7 +40,7 @@ def fill(session):
 
 
 def pool_of(session):
-    kept = session.state.model.classifier.head_.kept_pictures
+    kept = session.state.model.classifier.head_.kept_pictures_
     return 0 if kept is None else len(kept)
 
 
