@@ -669,7 +669,8 @@ class Head(Estimator, ABC):
         """Set saved arrays as attributes without checking them; arrays without axes become numbers, others tensors."""
         for name, value in state.items():
             # A learned attribute may be None by default; any other one of the class is no array.
-            if not name.endswith("_") or name.startswith("_") or getattr(type(self), name, None) is not None:
+            is_learned = name.endswith("_") and not name.startswith("_") and name not in NOT_IN_STATE
+            if not is_learned or getattr(type(self), name, None) is not None:
                 raise ArtifactError(f"the saved head has an array called {brief(name)}, which no head learns")
             array = np.array(value)
             setattr(self, name, array.item() if array.ndim == 0 else torch.from_numpy(array))
