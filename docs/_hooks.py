@@ -186,12 +186,12 @@ def _encoder_row(listing: Any) -> list[str]:
 
 def formats() -> str:
     """One row per format of exported models."""
-    from clipadapter.backends.formats import get_format, list_formats
+    from clipadapter.backends.formats import get_format, list_formats, list_openers
 
     rows = []
     for export_format in map(get_format, list_formats()):
         suffixes = ", ".join(f"`{s}`" for s in (export_format.suffix, *export_format.companion_suffixes))
-        backends = ", ".join(f"`{name}`" for name in export_format.backends)
+        backends = ", ".join(f"`{name}`" for name in list_openers(export_format.name))
         install = f"`pip install '.[{export_format.extra}]'`"
         precisions = ", ".join(export_format.precisions)
         rows.append([f"`{export_format.name}`", export_format.summary, suffixes, precisions, backends, install])

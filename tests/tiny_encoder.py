@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from clipadapter.backends import Tower
-from clipadapter.encoders.base import EncoderInfo
-from clipadapter.encoders.inputs import to_tensor
+from clipadapter.encoders.base import EncoderInfo, to_tensor
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.heads import Head
 from clipadapter.heads.support import SupportSet

@@ -1,4 +1,4 @@
-"""Towers to convert: one that attends and one that folds pictures, both small. Converted once a session."""
+"""Towers to convert: a transformer and one of convolutions, both small. Converted once a session."""
 
 import numpy as np
 import open_clip
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from clipadapter.backends import Int8Calibration, Tower, create_backend
-from clipadapter.encoders import create_encoder
 from clipadapter.utils.pixels import PixelSpec
 
 from ..runtime.conftest import write
@@ -32,19 +31,25 @@ def squares():
 
 
 @pytest.fixture(scope="session")
-def tiny():
-    """The image tower of a CLIP with two layers and random weights."""
+def towers():
+    """Towers by name, with random weights: that of a CLIP with two layers, and nine convolutions."""
+    pixels = PixelSpec(32, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = open_clip.CLIP(32, VISION, TEXT).visual.eval().requires_grad_(False)
-    pixels = PixelSpec(32, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-    return Tower("tiny", "0" * 32, 32, pixels, module)
+        transformer = open_clip.CLIP(32, VISION, TEXT).visual
+        layers = [torch.nn.Conv2d(3, 3, 3) for _ in range(9)]
+        convolutions = torch.nn.Sequential(*layers, torch.nn.Flatten())
+    networks = {"tiny": (32, transformer), "convolutions": (3 * (32 - 2 * 9) ** 2, convolutions)}
+    return {
+        name: Tower(name, str(i) * 32, dim, pixels, module.eval().requires_grad_(False))
+        for i, (name, (dim, module)) in enumerate(networks.items())
+    }
 
 
 @pytest.fixture(scope="session")
-def towers(tiny):
-    """Towers by name."""
-    return {"tiny": tiny, "lite": create_encoder("lite").tower()}
+def tiny(towers):
+    """The transformer."""
+    return towers["tiny"]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from clipadapter.backends.formats import ExportFormat, append_checksum, check_file, open_model
+from clipadapter.backends.formats import append_checksum, check_file, open_graph, open_model
 from clipadapter.errors import ArtifactError
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Uncertainty
@@ -40,10 +40,10 @@ def sealed_pair(write, tmp_path):
 def no_backend(monkeypatch):
     """Opening a file with a backend is a failure of the test."""
 
-    def open_graph(self, path, backend, threads=None):
+    def refuse(path, backend, threads):
         raise AssertionError(f"a backend opened {path}")
 
-    monkeypatch.setattr(ExportFormat, "open_graph", open_graph)
+    monkeypatch.setattr("clipadapter.runtime.predictor.open_graph", refuse)
 
 
 def test_the_last_64_bytes_of_an_onnx_file_are_the_sha256_of_all_before(sealed_onnx):
@@ -117,13 +117,12 @@ def test_a_file_that_was_exported_without_a_checksum_opens_and_says_so(write, ca
 
 
 def test_a_file_that_changes_while_a_backend_opens_it_is_refused(sealed_onnx, monkeypatch):
-    def open_graph(self, path, backend, threads=None):
-        graph = original(self, path, backend, threads)
+    def open_and_change(path, backend, threads):
+        graph = open_graph(path, backend, threads)
         path.write_bytes(path.read_bytes() + b"\0")
         return graph
 
-    original = ExportFormat.open_graph
-    monkeypatch.setattr(ExportFormat, "open_graph", open_graph)
+    monkeypatch.setattr("clipadapter.runtime.predictor.open_graph", open_and_change)
     with pytest.raises(ArtifactError, match="changed while it was opened"):
         Predictor(sealed_onnx)
 

@@ -1,6 +1,5 @@
 """Converted towers on disk: kept, built once, built anew when damaged, and opened without torch."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -10,7 +9,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from clipadapter.backends import Int8Calibration, backend_info, create_backend
 from clipadapter.backends.base import build_in_cache, read_cache_facts
@@ -39,8 +37,11 @@ from pathlib import Path
 import numpy as np
 from clipadapter.backends import create_backend
 
-run = create_backend(sys.argv[1]).load(Path(sys.argv[2]), sys.argv[3])
-np.save(sys.argv[5], run(np.load(sys.argv[4])))
+folder, *towers = sys.argv[1:]
+squares = np.load(f"{folder}/squares.npy")
+for tower in towers:
+    backend, precision, place = tower.split(" ", 2)
+    np.save(f"{folder}/{backend}.npy", create_backend(backend).load(Path(place), precision)(squares))
 assert "torch" not in sys.modules, "torch was loaded"
 """
 
@@ -62,21 +63,32 @@ def never(folder):
 
 @pytest.mark.parametrize("backend", CONVERTING)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_second_run_takes_what_the_first_made(backend, precision, tiny, squares, no_cache, monkeypatch):
-    made, calibration = create_backend(backend), Int8Calibration(squares(4, 32))
-    assert not made.is_ready(tiny.fingerprint, precision, calibration)
-    first = made.prepare(tiny, precision, calibration)(squares(3, 32))
-    assert made.is_ready(tiny.fingerprint, precision, calibration)
-    place = made.cache_folder(tiny.fingerprint, precision, calibration.digest)
+def test_a_tower_is_converted_once_and_again_if_its_files_are_damaged(
+    backend, precision, towers, squares, no_cache, monkeypatch
+):
+    tower, made, calibration = towers["convolutions"], create_backend(backend), Int8Calibration(squares(4, 32))
+
+    def features(given=calibration):
+        return create_backend(backend).prepare(tower, precision, given)(squares(3, 32))
+
+    assert not made.is_ready(tower.fingerprint, precision, calibration)
+    first = features()
+    assert made.is_ready(tower.fingerprint, precision, calibration)
+    place = made.cache_folder(tower.fingerprint, precision, calibration.digest)
     known = json.loads((place / "facts.json").read_text())
     digest = calibration.digest if precision == "int8" else ""
-    assert (known["encoder"], known["precision"], known["calibration"]) == ("tiny", precision, digest)
+    assert (known["encoder"], known["precision"], known["calibration"]) == (tower.name, precision, digest)
     assert {name.partition(".")[0] for name in known["files"]} == {"tower"}
-    assert " " not in place.name
+    assert made.is_convolutional(place) and " " not in place.name
     assert not [path for path in no_cache.iterdir() if path.is_dir() and path.name.startswith(".")]
+    if precision == "fp32":
+        largest = max(place.glob("tower.*"), key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-100])
+        assert not made.is_ready(tower.fingerprint, precision)
+        np.testing.assert_array_equal(features(), first)
+        assert made.is_ready(tower.fingerprint, precision)
     monkeypatch.setattr(type(made), "_convert", lambda *_: never(None))
-    named = Int8Calibration(None, calibration.digest)
-    np.testing.assert_array_equal(create_backend(backend).prepare(tiny, precision, named)(squares(3, 32)), first)
+    np.testing.assert_array_equal(features(Int8Calibration(None, calibration.digest)), first)
 
 
 def test_places_differ_by_what_shapes_the_features():
@@ -90,18 +102,6 @@ def test_places_differ_by_what_shapes_the_features():
     assert len(set(places)) == 4
     assert cls.cache_folder("a", "bf16") == cls.cache_folder("a", "fp32")
     assert backend_info("onnxruntime").cls.cache_folder("a", "fp32") not in places
-
-
-@pytest.mark.parametrize("backend", CONVERTING)
-def test_a_damaged_tower_is_built_anew(backend, tiny, squares, no_cache):
-    made = create_backend(backend)
-    wanted = made.prepare(tiny, "fp32")(squares(2, 32))
-    place = made.cache_folder(tiny.fingerprint, "fp32")
-    largest = max(place.glob("tower.*"), key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:-100])
-    assert not made.is_ready(tiny.fingerprint, "fp32")
-    np.testing.assert_array_equal(made.prepare(tiny, "fp32")(squares(2, 32)), wanted)
-    assert made.is_ready(tiny.fingerprint, "fp32")
 
 
 def test_facts_that_are_no_facts(tmp_path):
@@ -150,15 +150,19 @@ def test_a_folder_that_can_not_be_written(tiny, tmp_path, monkeypatch):
         create_backend("openvino").prepare(tiny, "fp32")
 
 
-@pytest.mark.parametrize(("backend", "precision"), [("onnxruntime", "fp32"), ("openvino", "bf16")])
-def test_it_is_opened_without_torch(backend, precision, tiny, squares, no_cache, tmp_path):
-    made, pictures = create_backend(backend), squares(3, 32)
-    wanted = made.prepare(tiny, precision)(pictures)
-    np.save(tmp_path / "pictures.npy", pictures)
-    place = made.cache_folder(tiny.fingerprint, precision)
-    arguments = [backend, str(place), precision, str(tmp_path / "pictures.npy"), str(tmp_path / "features.npy")]
-    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], check=True, timeout=120)
-    np.testing.assert_allclose(np.load(tmp_path / "features.npy"), wanted, rtol=0.01, atol=0.01)
+def test_a_tower_is_opened_without_torch(tiny, runner, squares, tmp_path):
+    kinds, towers, pictures = {"onnxruntime": "fp32", "openvino": "bf16"}, [], squares(3, 32)
+    np.save(tmp_path / "squares.npy", pictures)
+    for backend, precision in kinds.items():
+        runner("tiny", backend, precision)
+        cls = backend_info(backend).cls
+        place = cls.cache_folder(tiny.fingerprint, precision)
+        assert not cls.is_convolutional(place)
+        towers.append(f"{backend} {precision} {place}")
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(tmp_path), *towers], check=True, timeout=120)
+    for backend, precision in kinds.items():
+        wanted = runner("tiny", backend, precision)(pictures)
+        np.testing.assert_allclose(np.load(tmp_path / f"{backend}.npy"), wanted, rtol=0.01, atol=0.01)
 
 
 TELL = """
@@ -194,23 +198,10 @@ def test_nothing_is_told_to_the_makers_of_a_backend(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_openvino_takes_up_many_and_goes_back_to_few(tiny, squares, no_cache):
-    run, pictures = create_backend("openvino").prepare(tiny, "fp32"), squares(40, 32)
+def test_openvino_takes_up_many_and_goes_back_to_few(runner, squares):
+    run, pictures = runner("tiny", "openvino", "fp32"), squares(40, 32)
     few = run(pictures[:3])
     many = run(pictures)
     np.testing.assert_allclose(many[:3], few, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(run(pictures[:3]), few)
     np.testing.assert_array_equal(run(pictures), many)
-
-
-@pytest.mark.parametrize("backend", CONVERTING)
-def test_what_kind_of_tower_it_was_is_kept(backend, tiny, no_cache):
-    cls = backend_info(backend).cls
-    create_backend(backend).prepare(tiny, "fp32")
-    assert not cls.is_convolutional(cls.cache_folder(tiny.fingerprint, "fp32"))
-    with torch.random.fork_rng(devices=[]):
-        layers = [torch.nn.Conv2d(3, 3, 3) for _ in range(9)]
-        module = torch.nn.Sequential(*layers, torch.nn.Flatten()).eval().requires_grad_(False)
-    folded = dataclasses.replace(tiny, fingerprint="3" * 32, dim=3 * 14 * 14, network=module)
-    create_backend(backend).prepare(folded, "fp32")
-    assert cls.is_convolutional(cls.cache_folder(folded.fingerprint, "fp32"))

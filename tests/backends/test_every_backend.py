@@ -12,7 +12,6 @@ from clipadapter.backends import backend_info, create_backend, list_backends
 from clipadapter.errors import InputError, MissingExtraError, UnknownNameError, install_command
 
 KINDS = [(backend, precision) for backend in list_backends() for precision in backend_info(backend).cls.precisions]
-CONVERTING = ["onnxruntime", "openvino"]
 LEAST = {"bf16": 0.99, "int8": 0.98}
 """Least cosine; the library's own gate asks for more, on a person's pictures."""
 
@@ -31,42 +30,24 @@ def cosines(one, two):
 
 def test_all_backends_are_found():
     assert list_backends() == ["onnxruntime", "openvino", "torch"]
-    assert KINDS == [
-        ("onnxruntime", "fp32"),
-        ("onnxruntime", "int8"),
-        ("openvino", "fp32"),
-        ("openvino", "bf16"),
-        ("openvino", "int8"),
-        ("torch", "fp32"),
-        ("torch", "bf16"),
-    ]
+    precisions = {name: backend_info(name).cls.precisions for name in list_backends()}
+    assert list(precisions.values()) == [("fp32", "int8"), ("fp32", "bf16", "int8"), ("fp32", "bf16")]
 
 
-@pytest.mark.parametrize(("backend", "precision"), KINDS)
-@pytest.mark.parametrize("n", [1, 5, 33])
-def test_features_are_those_of_the_module(backend, precision, n, towers, runner, squares):
-    pictures = squares(n, 32, seed=2)
-    found, wanted = runner("tiny", backend, precision)(pictures), plain(towers["tiny"], pictures)
-    assert found.shape == (n, 32)
-    assert found.dtype == np.float32
-    if precision == "fp32":
-        assert (np.linalg.norm(found - wanted, axis=1) < 1e-4 * np.linalg.norm(wanted, axis=1)).all()
-    else:
-        assert cosines(found, wanted).min() >= LEAST[precision]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", list_backends())
-def test_features_of_a_convolutional_tower_are_those_of_the_module(backend, runner, towers, squares):
-    pictures = squares(6, 224, seed=2)
-    found, wanted = runner("lite", backend, "fp32")(pictures), plain(towers["lite"], pictures)
-    assert (np.linalg.norm(found - wanted, axis=1) < 1e-4 * np.linalg.norm(wanted, axis=1)).all()
-
-
-@pytest.mark.parametrize(("backend", "precision"), KINDS)
-def test_the_batch_does_not_matter(backend, precision, runner, squares):
-    run, pictures = runner("tiny", backend, precision), squares(21, 32, seed=3)
-    together, alone = run(pictures), np.concatenate([run(pictures[i : i + 1]) for i in range(21)])
+@pytest.mark.parametrize(
+    ("tower", "backend", "precision"),
+    [*(("tiny", *kind) for kind in KINDS), *(("convolutions", backend, "fp32") for backend in list_backends())],
+)
+def test_features_are_those_of_the_module_in_batches_of_any_size(tower, backend, precision, towers, runner, squares):
+    run, pictures = runner(tower, backend, precision), squares(33, 32, seed=2)
+    wanted, together = plain(towers[tower], pictures), run(pictures)
+    assert together.shape == (33, towers[tower].dim) and together.dtype == np.float32
+    alone = np.concatenate([run(pictures[:5]), *(run(pictures[i : i + 1]) for i in range(5, 33))])
+    for found in (together, alone):
+        if precision == "fp32":
+            assert (np.linalg.norm(found - wanted, axis=1) < 1e-4 * np.linalg.norm(wanted, axis=1)).all()
+        else:
+            assert cosines(found, wanted).min() >= LEAST[precision]
     # Rounding before a step of 1/256 (bf16, int8) can go either way; ranges that followed the batch would differ more.
     assert cosines(together, alone).min() > (1 - 1e-6 if precision == "fp32" else 0.999)
 
@@ -93,14 +74,10 @@ def test_unknown_names():
         backend_info("torch").cls.check_available("int8")
 
 
-@pytest.mark.parametrize("backend", CONVERTING)
-def test_a_device_that_is_not_its_own(backend):
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_what_a_converting_backend_refuses(backend, tiny):
     with pytest.raises(InputError, match="runs on cpu, not on cuda:0"):
         create_backend(backend, device="cuda:0")
-
-
-@pytest.mark.parametrize("backend", CONVERTING)
-def test_int8_without_pictures(backend, tiny):
     with pytest.raises(InputError, match="tiny in int8 needs pictures to calibrate with"):
         create_backend(backend).prepare(tiny, "int8")
 

@@ -18,35 +18,32 @@ from clipadapter.backends.formats import (
     is_exported,
     list_formats,
     list_inference_backends,
+    list_openers,
     load_formats,
 )
 from clipadapter.errors import InputError, MissingExtraError, install_command
+from clipadapter.runtime.predictor import _choose_backend
 
-FORMATS = list_formats()
 
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_format_is_complete(name):
-    export_format = get_format(name)
-    assert export_format.name == name
-    assert export_format.title and export_format.summary and export_format.modules and export_format.extra
-    assert export_format.backends
-    assert set(export_format.precisions) <= set(PRECISIONS)
-    for suffix in (export_format.suffix, *export_format.companion_suffixes):
-        assert suffix.startswith(".") and suffix == suffix.lower()
+@pytest.mark.parametrize("name", list_formats())
+def test_a_format_is_complete(name, tmp_path, monkeypatch):
+    form = get_format(name)
+    assert form.name == name and form.title and form.summary and form.modules and form.extra
+    assert backend_info(list_openers(name)[0]).cls.format is form
+    assert set(form.precisions) <= set(PRECISIONS)
+    assert all(re.fullmatch(r"\.[a-z]+", suffix) for suffix in (form.suffix, *form.companion_suffixes))
+    assert find_format(tmp_path / f"MODEL{form.suffix.upper()}") is form
+    assert is_exported(tmp_path / f"model{form.suffix}") and not is_exported(tmp_path / form.suffix.removeprefix("."))
+    with pytest.raises(InputError, match="precision of .* is fp32.*, not 'fp64'"):
+        form.check_convertible("fp64")
+    monkeypatch.setitem(sys.modules, form.modules[0], None)
+    with pytest.raises(MissingExtraError, match=re.escape(install_command(form.extra))):
+        form.check_convertible("fp32")
 
 
 def test_no_two_formats_share_a_suffix():
-    suffixes = [*export_suffixes(), *(s for name in FORMATS for s in get_format(name).companion_suffixes)]
-    assert len(set(suffixes)) == len(suffixes)
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_an_exported_file_is_recognised_by_its_suffix(name, tmp_path):
-    suffix = get_format(name).suffix
-    assert is_exported(tmp_path / f"model{suffix}") and is_exported(tmp_path / f"MODEL{suffix.upper()}")
-    assert not is_exported(tmp_path / "model.bin") and not is_exported(tmp_path / suffix.removeprefix("."))
-    assert find_format(tmp_path / f"model{suffix}") is get_format(name)
+    suffixes = [*export_suffixes(), *(s for each in load_formats().values() for s in each.companion_suffixes)]
+    assert len(set(suffixes)) == len(suffixes) and not is_exported(Path("model.bin"))
 
 
 def test_weights_beside_the_target_of_a_link_are_found(tmp_path):
@@ -60,36 +57,21 @@ def test_weights_beside_the_target_of_a_link_are_found(tmp_path):
     assert get_format("openvino").existing_files(link) == (link,)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_missing_package_names_the_extra(name, monkeypatch):
-    export_format = get_format(name)
-    monkeypatch.setitem(sys.modules, export_format.modules[0], None)
-    with pytest.raises(MissingExtraError, match=re.escape(install_command(export_format.extra))):
-        export_format.check_convertible(export_format.precisions[0])
+@pytest.mark.parametrize(
+    ("installed", "chosen"),
+    [({"openvino"}, "openvino"), ({"onnxruntime", "openvino"}, "onnxruntime"), (set(), "onnxruntime")],
+)
+def test_the_first_installed_backend_is_chosen(installed, chosen, tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").touch()
+    list_inference_backends()  # imports the backends
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name in installed else None)
+    assert _choose_backend(tmp_path / "model.onnx", "auto") == chosen
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_precision_that_a_format_does_not_have_is_an_error(name):
-    with pytest.raises(InputError, match="precision of .* is fp32.*, not 'fp64'"):
-        get_format(name).check_convertible("fp64")
-
-
-def test_the_first_installed_backend_is_chosen(monkeypatch):
-    onnx = get_format("onnx")
-    for installed, chosen in (
-        ({"openvino"}, "openvino"),
-        ({"onnxruntime", "openvino"}, "onnxruntime"),
-        (set(), "onnxruntime"),
-    ):
-        monkeypatch.setattr(
-            "importlib.util.find_spec", lambda name, installed=installed: object() if name in installed else None
-        )
-        assert onnx.choose_backend() == chosen
-
-
-def test_the_format_of_another_backend_is_in_the_table(monkeypatch):
+def test_the_backend_of_another_package_adds_its_format_and_opens_files_of_others(monkeypatch):
     class Other(backend_info("onnxruntime").cls):
-        format = replace(get_format("onnx"), name="other", suffix=".other", backends=("other",))
+        format = replace(get_format("onnx"), name="other", suffix=".other")
+        opens = ("openvino",)
 
     monkeypatch.setattr(BACKENDS, "_entries", dict(BACKENDS._entries))
     BACKENDS.register("other")(Other)
@@ -98,6 +80,11 @@ def test_the_format_of_another_backend_is_in_the_table(monkeypatch):
         assert "other" in list_formats()
         assert find_format(Path("model.other")) is Other.format
         assert list_inference_backends()[:2] == ["onnxruntime", "openvino"]
+        assert [list_openers(name) for name in ("onnx", "openvino", "other")] == [
+            ["onnxruntime", "openvino"],
+            ["openvino", "other"],
+            ["other"],
+        ]
     finally:
         load_formats.cache_clear()
 

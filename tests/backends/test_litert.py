@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from clipadapter.backends.formats import append_checksum, check_file, get_format
+from clipadapter.backends.formats import append_checksum, check_file, open_graph
 from clipadapter.backends.litert import append_archive, read_archive
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import ArtifactError
@@ -55,7 +55,7 @@ def test_an_archive_without_an_entry_is_an_error(file):
 def test_a_graph_of_another_program_is_refused(tmp_path):
     (tmp_path / "model.tflite").write_bytes(GRAPH)
     with pytest.raises(ArtifactError, match="was not written by 'clipadapter export'"):
-        get_format("litert").open_graph(tmp_path / "model.tflite", "litert", 1)
+        open_graph(tmp_path / "model.tflite", "litert", 1)
 
 
 @needs_litert

@@ -60,13 +60,6 @@ def test_parts_above_the_classes(tmp_path, put):
     assert reasons(tmp_path) == {"extra": "folder next to train, val and test"}
 
 
-def test_a_class_may_be_called_train(tmp_path, put):
-    for name in ("bus/1.jpg", "car/2.jpg", "train/3.jpg"):
-        put(tmp_path / name)
-    dataset = load_dataset(tmp_path)
-    assert dataset.class_names == ("bus", "car", "train") and dataset.splits == ("all",)
-
-
 def test_unlabelled_pictures_beside_labelled_parts(tmp_path, put):
     for name in ("train/cat/1.jpg", "train/dog/2.jpg", "test/3.jpg"):
         put(tmp_path / name)

@@ -1,7 +1,9 @@
+import base64
 import io
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,8 @@ import pytest
 from PIL import Image
 
 from clipadapter.data import image_bytes, images, read_image, set_max_pixels
+from clipadapter.data.decode_process import MemoryBudget, _cgroup_limits, memory_bytes, peak_bytes
+from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
 from clipadapter.errors import ImageError, InputError
 
 RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (30, 180, 30)
@@ -438,3 +442,88 @@ def test_threads_read_the_same(picture):
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda data: read_image("a", data=data).tobytes(), files))
     assert together == alone
+
+
+def test_thumbnails_are_small_and_end_at_the_budget(tmp_path):
+    for i in range(4):
+        Image.effect_noise((300, 200), 50).save(tmp_path / f"{i}.png")
+    paths = [tmp_path / f"{i}.png" for i in (0, 9, 1, 2, 3)]  # there is no file 9
+    thumbnails = encode_thumbnails(paths, side=88, quality=70)
+    assert thumbnails[1] == "" and all(thumbnails[:1] + thumbnails[2:])
+    image = Image.open(io.BytesIO(base64.b64decode(thumbnails[0])))
+    assert (image.format, max(image.size)) == ("JPEG", 88)
+    first_two = encode_thumbnails(paths, 88, 70, max_letters=len(thumbnails[0]) + len(thumbnails[2]))
+    assert first_two == [thumbnails[0], "", thumbnails[2], "", ""]
+
+
+def test_the_address_contains_the_thumbnail():
+    assert thumbnail_url("AAAA") == "data:image/jpeg;base64,AAAA"
+    assert thumbnail_url("") == ""
+
+
+def test_threads_never_hold_more_than_the_budget_together():
+    budget, most, lock = MemoryBudget(10), 0, threading.Lock()
+
+    def work(size):
+        nonlocal most
+        with budget.hold(size), lock:
+            most = max(most, budget.held)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [3, 4, 5, 2, 10, 1] * 50))
+    assert most <= 10 and budget.held == 0
+
+
+def test_a_request_above_the_budget_runs_alone():
+    budget, entered = MemoryBudget(10), threading.Event()
+
+    def large():
+        with budget.hold(25):
+            entered.set()
+            return budget.held
+
+    with ThreadPoolExecutor(1) as pool:
+        with budget.hold(1):
+            answer = pool.submit(large)
+            while not budget.waiting:
+                pass
+            assert not entered.is_set()
+        assert answer.result(10) == 25
+    assert budget.held == 0
+
+
+def test_memory_is_granted_in_the_order_of_requests():
+    budget, order = MemoryBudget(10), []
+
+    def work(size):
+        with budget.hold(size):
+            order.append(size)
+
+    with ThreadPoolExecutor(3) as pool, budget.hold(10):
+        for i, size in enumerate((8, 1, 9), 1):
+            pool.submit(work, size)
+            while budget.waiting < i:
+                pass
+    # 8 and 1 fit together and may end in either order; 9 is last.
+    assert sorted(order[:2]) == [1, 8] and order[2] == 9
+
+
+def test_room_is_given_back_when_decoding_fails():
+    budget = MemoryBudget(10)
+    with pytest.raises(KeyError), budget.hold(10):
+        raise KeyError
+    assert budget.held == 0
+
+
+def test_the_peak_is_that_of_what_is_decoded_and_of_the_coefficients_of_the_whole_file():
+    assert peak_bytes("JPEG", 160, 10) == 120
+    assert peak_bytes("JPEG", 160, 10, True) == 120 + 8 * 160  # coefficients are not shrunk
+    assert peak_bytes("WebP", 10, 10) == 200
+
+
+def test_the_memory_of_a_container_is_found_by_its_group(tmp_path):
+    (tmp_path / "cgroup").write_text("0::/system.slice/a.service\n")
+    group = tmp_path / "root" / "system.slice" / "a.service" / "memory.max"
+    assert group in _cgroup_limits(tmp_path / "cgroup", tmp_path / "root")
+    assert _cgroup_limits(tmp_path / "none") == []
+    assert memory_bytes() > 1 << 26

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from clipadapter.data import image_bytes, load_dataset, read_class_names, read_image, scan
-from clipadapter.data.split_file import read_json
 from clipadapter.errors import DataError, ImageError
+from clipadapter.utils.parsing import read_json
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 

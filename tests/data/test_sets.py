@@ -6,8 +6,9 @@ import zipfile
 import pytest
 import torchvision
 
-from clipadapter.data import get_templates, load_dataset
+from clipadapter.data import get_templates, load_dataset, read_image, textiles
 from clipadapter.data.sets import data_root, find_set, get_set, list_sets, prepare
+from clipadapter.data.sets.layouts import missing_pictures, parse_description, read_split
 from clipadapter.errors import DataError, UnknownNameError
 from clipadapter.utils.imagenet import imagenet_names, imagenet_synsets
 
@@ -325,3 +326,159 @@ def test_a_split_file_of_another_set_is_noticed(tmp_path):
     split.write_text(json.dumps(rows))
     with pytest.raises(DataError, match="5 of its 32 pictures are missing: .*Abyssinian_0.jpg"):
         prepare("dtd", root)
+
+
+BIRDS = {
+    "layout": '"split-file"',
+    "title": '"Birds"',
+    "summary": '"Birds: 2 classes."',
+    "folder": '"birds"',
+    "n_classes": "2",
+    "counts": "{ train = 2, test = 2 }",
+    "templates": '"default"',
+    "paper": '"https://example.org/paper"',
+    "homepage": '"https://example.org"',
+    "licence": '"CC0"',
+    "image_folder": '"images"',
+    "split_file": '"split.json"',
+    "instructions_section": '"birds"',
+    "sources": '{ images = "birds.zip of {homepage}" }',
+}
+
+
+def write_toml(**changes):
+    """The description of a data set, with some fields changed; None removes a field."""
+    fields = {**BIRDS, **changes}
+    return "\n".join(f"{field} = {value}" for field, value in fields.items() if value is not None)
+
+
+def test_a_description_becomes_a_data_set(tmp_path):
+    birds = parse_description("birds", write_toml(download='{ dataset = "CUB", folder = "images" }'))
+    assert (birds.name, birds.n_classes, birds.counts) == ("birds", 2, {"train": 2, "test": 2})
+    images, split_file = birds.required_paths(tmp_path)
+    assert (images.path, images.source, images.downloadable) == (
+        tmp_path / "birds/images",
+        "birds.zip of https://example.org",
+        True,
+    )
+    assert split_file.path == tmp_path / "birds/split.json" and not split_file.downloadable
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_classes": "2.0"}, "data set 'birds': n_classes: input should be a valid integer"),
+        ({"title": "7"}, "data set 'birds': title: input should be a valid string"),
+        ({"title": None, "counts": None}, "data set 'birds': title: field required; counts: field required"),
+        ({"summary": None}, "summary: field required"),
+        ({"n_classes": "["}, "data set 'birds' is not TOML"),
+        ({"download": '{ class = "CUB" }'}, "download.dataset: field required; .*; download.class: extra inputs"),
+        ({"homepag": '"x"'}, "data set 'birds': homepag: extra inputs are not permitted"),
+    ],
+)
+def test_a_damaged_description_says_which_field_is_wrong(changes, message):
+    with pytest.raises(DataError, match=message):
+        parse_description("birds", write_toml(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layout": '"folders"'}, "no layout of data set 'birds' is called 'folders'"),
+        ({"layout": None}, "no layout of data set 'birds' is called 'None'"),
+    ],
+)
+def test_an_unknown_layout_says_what_exists(changes, message):
+    with pytest.raises(UnknownNameError, match=message):
+        parse_description("birds", write_toml(**changes))
+
+
+SPLIT = {
+    "train": [["b/2.jpg", 1, "ant"], ["a/1.jpg", 0, "zebra"], ["a/0.jpg", 0, "zebra"]],
+    "val": [["b/3.jpg", 1, "ant"]],
+    "test": [["a/4.jpg", 0, "zebra"], ["c d/5.jpg", 2, "Big cat"]],
+}
+
+
+def written(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
+
+
+def test_rows_keep_their_order_and_classes_the_order_of_their_labels(tmp_path):
+    samples, names = read_split(written(tmp_path / "split.json", SPLIT), tmp_path / "images")
+    assert names == ("zebra", "ant", "Big cat")
+    assert [(s.path.relative_to(tmp_path / "images").as_posix(), s.label, s.split) for s in samples] == [
+        ("b/2.jpg", "ant", "train"),
+        ("a/1.jpg", "zebra", "train"),
+        ("a/0.jpg", "zebra", "train"),
+        ("b/3.jpg", "ant", "val"),
+        ("a/4.jpg", "zebra", "test"),
+        ("c d/5.jpg", "Big cat", "test"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"train": [["a/1.jpg", 0, "a"],', r"line 1, character \d+: not JSON .*; download the file again"),
+        (b"caf\xe9", r"not UTF-8 \(byte 3\)"),
+        (b"[" * 100_000, "nested more than 100 deep"),
+        ([], r"the content: Input should be a valid dictionary .*, got \[\]; a split file has lists"),
+        ({"train": SPLIT["train"], "test": SPLIT["test"], "dev": []}, "dev: Extra inputs are not permitted"),
+        ({"train": [["a.jpg", 0, "a"]]}, "test: Field required"),
+        ({"train": SPLIT["train"], "test": []}, "test: List should have at least 1 item"),
+        ({"train": {"a": 1}, "test": []}, "train: Input should be a valid list"),
+        ({"train": [["a.jpg", 0]], "test": []}, r"train\.0\.2: Field required, got \['a.jpg', 0\]"),
+        *(
+            ({"train": [[name, 0, "a"]], "test": []}, r"train\.0\.0: .* the path must be inside the folder")
+            for name in ("/etc/a.jpg", "a/../../b.jpg", "..\\b.jpg", "C:\\b.jpg", "b.jpg\0")
+        ),
+        ({"train": [[7, 0, "a"]], "test": []}, r"train\.0\.0: Input should be a valid string, got 7"),
+        ({"train": [["a.jpg", True, "a"]], "test": []}, r"train\.0\.1: Input should be a valid integer, got True"),
+        ({"train": [["a.jpg", -1, "a"]], "test": []}, r"train\.0\.1: Input should be greater .* to 0, got -1"),
+        ({"train": [["a.jpg", 0, " "]], "test": []}, r"train\.0\.2: String should match .*, got ' '"),
+        (
+            {"train": [["a.jpg", 0, "a"]], "test": [["b.jpg", 0, "b"]]},
+            "row 0 of test gives label 0 the name 'b', but an earlier row 'a'",
+        ),
+        ({"train": [["a.jpg", 0, "a"]], "test": [["b.jpg", 1, "a"]]}, "two labels have the same class name: a"),
+    ],
+)
+def test_a_damaged_split_file_says_where(tmp_path, content, message):
+    with pytest.raises(DataError, match=r"split\.json.*" + message):
+        read_split(written(tmp_path / "split.json", content), tmp_path)
+
+
+def test_a_missing_or_too_large_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"none\.json can't be opened: No such file"):
+        read_split(tmp_path / "none.json", tmp_path)
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(300 << 20)
+    with pytest.raises(DataError, match="has 300 MiB, but at most 256 MiB are read"):
+        read_split(tmp_path / "large.json", tmp_path)
+
+
+def test_a_link_that_leads_out_is_no_picture(tmp_path, put):
+    root = tmp_path / "pictures"
+    there, outside = put(root / "a/1.jpg"), put(tmp_path / "secret/2.jpg")
+    (root / "out.jpg").symlink_to(outside)
+    (root / "in.jpg").symlink_to(there)
+    (root / "out").symlink_to(outside.parent)
+    paths = [there, root / "in.jpg", root / "out.jpg", root / "out/2.jpg", root / "a", root / "none/3.jpg"]
+    assert missing_pictures(paths, root) == paths[2:]
+
+
+def test_the_folder_of_the_pictures_may_be_a_link_itself(tmp_path, put):
+    put(tmp_path / "disk/a/1.jpg")
+    (tmp_path / "images").symlink_to(tmp_path / "disk")
+    assert missing_pictures([tmp_path / "images/a/1.jpg"], tmp_path / "images") == []
+
+
+def test_the_textiles_have_readable_class_names():
+    pytest.importorskip("conformal_clip_data")
+    dataset = textiles()
+    assert (dataset.name, dataset.splits) == ("textiles", ("all",))
+    counts = {name: dataset.labels.count(name) for name in dataset.class_names}
+    assert counts == {"fabric with a global defect": 500, "fabric with a local defect": 500, "flawless fabric": 1000}
+    assert read_image(dataset.paths[0]).size == (250, 250)

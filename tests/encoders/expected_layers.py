@@ -1,7 +1,28 @@
 """Inner layers by numpy, from what hooks see in an unwrapped network."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
+
+from clipadapter.encoders.open_clip_layers import VisualEncoder
+
+
+class TowerEncoder(VisualEncoder):
+    """An encoder that has an image tower of open_clip alone."""
+
+    def __init__(self, visual, dim, image_size):
+        self.info, self.network = SimpleNamespace(dim=dim, image_size=image_size), lambda: visual
+
+    def network(self):
+        raise NotImplementedError  # abstract; each object has its own
+
+
+def random_tower(make):
+    """A tower with the same random weights each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make().eval().requires_grad_(False)
 
 
 def statistics(maps):

@@ -6,7 +6,8 @@ import time
 import open_clip
 import pytest
 
-from clipadapter.encoders import auto, create_encoder, hub
+from clipadapter.encoders import auto, create_encoder
+from clipadapter.encoders import weights as hub
 from clipadapter.encoders.open_clip import weights_files
 from clipadapter.errors import EncoderUnavailableError, MissingExtraError, install_command
 

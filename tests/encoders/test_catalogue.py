@@ -201,7 +201,7 @@ def test_a_list_imports_neither_torch_nor_open_clip():
 
 
 of_this_timm = pytest.mark.skipif(
-    not catalogue.timm_names_are_current(), reason="timm is of another release: run scripts/make_timm_models.py"
+    not catalogue.names_are_current("timm"), reason="timm is of another release: run scripts/make_timm_models.py"
 )
 
 

@@ -12,24 +12,18 @@ from clipadapter.backends.openvino import import_openvino
 from clipadapter.backends.quantize import statistic_names
 from clipadapter.backends.tracing import SquareTower, example_squares, trace
 from clipadapter.encoders.block_encoder import MirroredMean
-from clipadapter.encoders.open_clip_layers import TowerLayers
 from clipadapter.utils.pixels import PixelSpec
 
-
-def random_tower(make):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return make().eval().requires_grad_(False)
-
+from .expected_layers import TowerEncoder, random_tower
 
 TOWERS = {
-    "transformer": lambda: TowerLayers(
+    "transformer": lambda: TowerEncoder(
         random_tower(lambda: VisionTransformer(32, 16, 32, 2, 2, 4, output_dim=8)), 8, 32
     ),
-    "timm transformer": lambda: TowerLayers(
+    "timm transformer": lambda: TowerEncoder(
         random_tower(lambda: TimmModel("test_vit3", 96, 160, "map", "none")), 96, 160
     ),
-    "timm convolutions": lambda: TowerLayers(random_tower(lambda: TimmModel("test_convnext", 8, 160, "")), 8, 160),
+    "timm convolutions": lambda: TowerEncoder(random_tower(lambda: TimmModel("test_convnext", 8, 160, "")), 8, 160),
 }
 
 
@@ -39,11 +33,11 @@ def square_tower(request):
     layers = TOWERS[request.param]()
     size = layers.second_size()
     assert size is not None
-    widths = layers.widths()
+    widths = layers.layers()
     names = [name for name in widths if name == "final" or name.startswith("inner")]
     pixels = PixelSpec(size, (0.5,) * 3, (0.5,) * 3)
     return (
-        SquareTower(MirroredMean(layers.network(names, size)), pixels).eval(),
+        SquareTower(MirroredMean(layers.layer_network(names, size)), pixels).eval(),
         pixels,
         sum(widths[name] for name in names),
     )

@@ -8,7 +8,8 @@ import open_clip
 import pytest
 import torch
 
-from clipadapter.encoders import check_encoder, create_encoder, hub
+from clipadapter.encoders import check_encoder, create_encoder
+from clipadapter.encoders import weights as hub
 from clipadapter.encoders.open_clip import find_pretrained, hub_source
 from clipadapter.errors import EncoderUnavailableError, InputError
 

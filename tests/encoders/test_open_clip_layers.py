@@ -4,6 +4,7 @@ The tower of the second size is built by open_clip or timm for that size, with t
 """
 
 import copy
+from functools import cache
 
 import numpy as np
 import open_clip
@@ -17,11 +18,10 @@ from timm.layers import resample_abs_pos_embed
 from torch.nn.functional import interpolate
 
 from clipadapter.encoders import create_encoder, open_blocks
-from clipadapter.encoders.open_clip_layers import TowerLayers
 from clipadapter.errors import InputError
 
 from ..conftest import CLIP, TINY
-from .expected_layers import outputs_of, pixels_of, statistics
+from .expected_layers import TowerEncoder, outputs_of, pixels_of, random_tower, statistics
 
 
 def normalize_tokens(tokens, norm):
@@ -102,17 +102,7 @@ def test_clips_resnet_gives_statistics_of_its_four_stages(size, opened, narrow_c
 @pytest.fixture(scope="module")
 def towers():
     """A function that builds a small tower of timm, each once."""
-    kept = {}
-
-    def get(name, pool, proj):
-        if (name, pool, proj) not in kept:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                tower = TimmModel(name, 16, 160, pool=pool, proj=proj).eval().requires_grad_(False)
-            kept[name, pool, proj] = tower
-        return kept[name, pool, proj]
-
-    return get
+    return cache(lambda name, pool, proj: random_tower(lambda: TimmModel(name, 16, 160, pool=pool, proj=proj)))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +114,7 @@ def towers():
 def test_a_transformer_of_timm_gives_tokens_at_three_layers(name, pool, proj, has_class, size, towers):
     visual = towers(name, pool, proj)
     dim = 16 if proj != "none" else visual.trunk.num_features
-    layers = TowerLayers(visual, dim, 160)
+    layers = TowerEncoder(visual, dim, 160)
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     plain = copy.deepcopy(visual)
     plain.trunk.patch_embed.set_input_size((size, size))
@@ -155,8 +145,8 @@ def test_a_transformer_of_timm_gives_tokens_at_three_layers(name, pool, proj, ha
         means.append(pooled)
     expected["inner-mean"] = np.concatenate(means, axis=1)
     assert layers.second_size() == 272
-    assert {name: layers.widths()[name] for name in expected} == {k: v.shape[1] for k, v in expected.items()}
-    check_layers(lambda names: layers.network(names, size), pixels, expected)
+    assert {name: layers.layers()[name] for name in expected} == {k: v.shape[1] for k, v in expected.items()}
+    check_layers(lambda names: layers.layer_network(names, size), pixels, expected)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +160,7 @@ def test_a_transformer_of_timm_gives_tokens_at_three_layers(name, pool, proj, ha
 )
 def test_a_convolutional_tower_of_timm_gives_statistics_of_its_stages(name, pool, places, last, size, towers):
     visual = towers(name, pool, "linear")
-    layers = TowerLayers(visual, 16, 160)
+    layers = TowerEncoder(visual, 16, 160)
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     trunk = visual.trunk
     # For efficientnets timm calls "stages" what changes the resolution.
@@ -179,13 +169,13 @@ def test_a_convolutional_tower_of_timm_gives_statistics_of_its_stages(name, pool
     final, (*maps, pooled) = outputs_of(visual, [*modules, visual.head.drop], pixels)
     expected = {"final": final, **stage_layers(maps, [pooled], has_last=last is not None), "unprojected": pooled}
     assert layers.second_size() == 288  # 160 * 12 / 7 = 274, of which 288 is the nearest multiple of 32
-    check_layers(lambda names: layers.network(names, size), pixels, expected)
+    check_layers(lambda names: layers.layer_network(names, size), pixels, expected)
 
 
 def test_the_tower_itself_stays_as_it_is_at_another_size(towers):
     visual = towers("test_vit", "token", "linear")
     before = {name: value.clone() for name, value in visual.state_dict().items()}
-    TowerLayers(visual, 16, 160).network(["final", "inner-mean"], 272)
+    TowerEncoder(visual, 16, 160).layer_network(["final", "inner-mean"], 272)
     after = visual.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert visual.trunk.patch_embed.img_size == (160, 160)
@@ -220,12 +210,12 @@ def test_a_model_that_pads_pictures_is_refused(write_model, tmp_path):
 
 def test_coca_gives_the_final_feature_only():
     visual = VisionTransformer(32, 16, 32, 1, 2, 4.0, attentional_pool=True, output_dim=8, output_tokens=True)
-    layers = TowerLayers(visual.eval(), 8, 32)
-    assert layers.widths() == {"final": 8} and layers.second_size() is None
+    layers = TowerEncoder(visual.eval(), 8, 32)
+    assert layers.layers() == {"final": 8} and layers.second_size() is None
     with pytest.raises(InputError, match="one of CoCa"):
-        layers.network(["final"], 32)
+        layers.layer_network(["final"], 32)
 
 
 def test_a_tower_that_refuses_another_size_has_no_second_one(towers):
     visual = towers("test_convnext", "rot_attn", "")
-    assert TowerLayers(visual, 16, 160).second_size() is None
+    assert TowerEncoder(visual, 16, 160).second_size() is None

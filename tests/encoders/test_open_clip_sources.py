@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipadapter.encoders import create_encoder, hub
+from clipadapter.encoders import create_encoder
 from clipadapter.encoders import open_clip as sources
+from clipadapter.encoders import weights as hub
 from clipadapter.errors import EncoderUnavailableError, InputError
 
 from ..conftest import CLIP, TINY

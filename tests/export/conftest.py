@@ -51,8 +51,8 @@ def fitted(draw):
     """A function that fits a head to six pictures of each colour, each once a session."""
     kept = {}
 
-    def fit(head: str, encoder: object = "toy", several: bool = False, n: int = 6, **uncertainty: object):
-        key = head, str(encoder), several, n, repr(uncertainty)
+    def fit(head: str, encoder="toy", several: bool = False, n: int = 6, names=None, **uncertainty: object):
+        key = head, str(encoder), several, n, names, repr(uncertainty)
         if key not in kept:
             cls, (pictures, labels) = head_info(head).cls, draw(n)
             made = create_head(head)
@@ -66,7 +66,7 @@ def fitted(draw):
             # test_blocks.py exports models of several blocks.
             model = FewShotClassifier(encoder, made, uncertainty=options, quality="fast", **run)
             more = {"unlabelled": draw(4, seed=1)[0]} if cls.transductive else {}
-            kept[key] = model.fit(pictures, labels, **more)
+            kept[key] = model.fit(pictures, labels, names, **more)
         return kept[key]
 
     return fit

@@ -53,9 +53,8 @@ def test_all_passes_are_one_graph(format, source, several, draw, tmp_path):
     assert [one.label for one in predictor.iter_predictions(pictures, batch_size=4)] == several.predict(pictures)
 
 
-def test_each_different_square_is_one_input_that_the_metadata_describe(several, tmp_path):
-    path = export_model(several, tmp_path / "model.onnx").path
-    file = onnx.load(path)
+def test_each_different_square_is_one_input_and_weights_are_in_the_file_once(several, tmp_path):
+    file = onnx.load(export_model(several, tmp_path / "model.onnx").path)
     inputs = {each.name: [d.dim_value for d in each.type.tensor_type.shape.dim][1:] for each in file.graph.input}
     assert inputs == {"squares": [32, 32, 3], "squares_48": [48, 48, 3], "squares_48_2": [48, 48, 3]}
     about = json.loads({each.key: each.value for each in file.metadata_props}["clipadapter"])
@@ -65,10 +64,8 @@ def test_each_different_square_is_one_input_that_the_metadata_describe(several, 
         ("squares_48_2", "squash"),
     ]
     assert about["blocks"][:2] == [["final", WIDTH], ["inner", INNER_WIDTH]]
-    np.testing.assert_array_equal(
-        Predictor(path).predict_proba([np.full((50, 40, 3), 90, np.uint8)]),
-        Predictor(path).predict_proba([np.full((50, 40, 3), 90, np.uint8)]),
-    )
+    # Three encoders; one of them is run at two sizes.
+    assert sum(list(each.dims) == [WIDTH, INNER_WIDTH, 1, 1] for each in file.graph.initializer) == 3
 
 
 def test_layers_of_one_pass_need_one_input(draw, tmp_path):
@@ -82,27 +79,11 @@ def test_layers_of_one_pass_need_one_input(draw, tmp_path):
     np.testing.assert_allclose(openvino.predict_proba(pictures), model.predict_proba(pictures), atol=1e-5)
 
 
-def test_a_file_of_one_block_names_no_blocks(draw, tmp_path):
-    model = FewShotClassifier(TinyEncoder(), "knn", cache=None).fit(*draw(3))
-    path = export_model(model, tmp_path / "model.onnx").path
-    file = onnx.load(path)
-    assert [each.name for each in file.graph.input] == ["squares"]
-    assert [each.name for each in file.graph.output] == [
-        "features",
-        "logits",
-        "probabilities",
-        "ood_scores",
-        "ood_score_parts",
-    ]
-    about = json.loads({each.key: each.value for each in file.metadata_props}["clipadapter"])
-    assert [each["name"] for each in about["inputs"]] == ["squares"]
-    assert "blocks" not in about and "blocks" not in about["parity"]
-
-
 def test_in_int8_the_first_convolution_of_each_network_stays_in_float(several, draw, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "ONNX_FLOAT_CONVOLUTIONS", 1)
     pictures, _ = draw(12, seed=5, size=60)
-    path = export_model(several, tmp_path / "model.onnx", precision="int8", pictures=pictures).path
+    # "plain" is the name of an intermediate file.
+    path = export_model(several, tmp_path / "plain.onnx", precision="int8", pictures=pictures).path
     nodes = onnx.load(path).graph.node
     dequantised = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
     has_int8_weights = [node.input[1] in dequantised for node in nodes if node.op_type == "Conv"]
@@ -118,12 +99,6 @@ def test_openvino_calibrates_all_inputs(several, draw, tmp_path):
     result = export_model(several, tmp_path / "model.xml", format="openvino", precision="int8", pictures=pictures)
     assert all(0.98 < each["cosine_least"] < 1 for each in result.parity["blocks"].values())
     assert Predictor(result.path).predict(pictures[:3]) == several.predict(pictures[:3])
-
-
-def test_weights_that_passes_share_are_in_the_file_once(several, tmp_path):
-    weights = onnx.load(export_model(several, tmp_path / "model.onnx").path).graph.initializer
-    # Three encoders; one of them is run at two sizes.
-    assert sum(list(each.dims) == [WIDTH, INNER_WIDTH, 1, 1] for each in weights) == 3
 
 
 def test_a_file_with_another_block_than_the_model_is_refused(several, tmp_path, monkeypatch):

@@ -41,12 +41,6 @@ def check(encoder, head, draw, folder, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "SigLIP"])
-def test_encoders_with_a_tower(name, opened, draw, tmp_path):
-    check(opened(name), "auto", draw, tmp_path)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
 def test_all_layers_of_a_tower_at_both_sizes_are_one_graph(name, opened, draw, tmp_path):
     """SigLIP's layers as a graph, at the second size and mirrored: tests/encoders/test_layer_conversion.py."""
@@ -55,6 +49,11 @@ def test_all_layers_of_a_tower_at_both_sizes_are_one_graph(name, opened, draw, t
     names = [*layers, *(f"{layer}@{size}+mirrored" for layer in layers)]
     done = check(open_blocks(opened(name), names), NearestMeanOfAll(), draw, tmp_path)
     assert list(done.parity["blocks"]) == names
+
+
+@pytest.mark.slow
+def test_a_tower_of_siglip(opened, draw, tmp_path):
+    check(opened("SigLIP"), "prototype", draw, tmp_path)
 
 
 @pytest.mark.parametrize("source", ["uint8", "float"])
@@ -73,9 +72,7 @@ def test_a_pair_that_sees_pictures_in_two_ways_has_two_inputs(simclr, draw, tmp_
 
 
 def test_an_encoder_that_also_gives_what_it_projects(folders, draw, tmp_path):
-    name = f"open_clip:local-dir:{folders['tiny']}"
-    check(name, create_short("prolip"), draw, tmp_path)
-    check(f"{name}[final,unprojected]", create_short("prolip"), draw, tmp_path)
+    check(f"open_clip:local-dir:{folders['tiny']}[final,unprojected]", create_short("prolip"), draw, tmp_path)
 
 
 def test_an_encoder_of_somebody_else_is_none_unless_it_says_so(opened):

@@ -96,7 +96,7 @@ def test_int8_passes_the_gate(opened, draw, tmp_path, monkeypatch):
         ("MAX_CALIBRATION_PICTURES", 12),
         ("MIN_CALIBRATION_PICTURES", 12),
     ):
-        monkeypatch.setattr(f"clipadapter.export.parity.{name}", value)
+        monkeypatch.setattr(f"clipadapter.export.exporter.{name}", value)
     done = export_model(model, tmp_path / "model.onnx", precision="int8", pictures=draw(8, seed=5, size=60)[0])
     assert (done.parity["n"], done.parity["agreement"]) == (12, 1.0)
     assert 0.98 < done.parity["cosine_least"] < 0.9999

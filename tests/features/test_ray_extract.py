@@ -486,11 +486,11 @@ def test_a_suite_on_shards_has_the_records_of_a_suite_on_their_pictures(divided)
         update={"shots": [4], "seeds": [1, 2], "heads": [Variant(head="tip-adapter")]}
     )
     spec = f"features:{divided / 'shards'}"
-    bundle, rows = create_protocol("few-shot").load_features(suite, spec)
+    bundle, rows = create_protocol("few-shot").load(suite, open_source(spec))
     assert len(bundle.support) == len({row for draw in rows.values() for row in draw}) < 27
     model = FewShotClassifier("toy", quality="fast", precision="fp32", cache=None)
     results = {}
-    for name, source in (("pictures", open_source(str(divided / "data"))), ("shards", spec)):
+    for name, source in (("pictures", open_source(str(divided / "data"))), ("shards", open_source(spec))):
         run_suite(suite, [source], {"toy": model}, divided / name, Launcher(workers=1))
         lines = (divided / name / "runs.jsonl").read_text().splitlines()
         runs = [json.loads(line) for line in lines]
@@ -566,19 +566,21 @@ def test_ray_writes_the_same_shards_and_survives_a_killed_node(pictures, tmp_pat
     make(pictures, tmp_path / "out", filesystem=LocalFileSystem(), only=1)
     # A node counts as dead after three checks that fail, which takes half a minute by default.
     checks = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": checks}
+    unneeded = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}  # each is a process
+    head = {"num_cpus": 1, "_system_config": checks, **unneeded}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1)
+        other = cluster.add_node(num_cpus=1)
         with ray.init(cluster.address, log_to_driver=False, configure_logging=False):
             with pytest.raises(InputError, match="the cluster has 2 cores and 0 GPUs"):
                 extract_with_ray(pictures, "toy", tmp_path / "gpu", gpus=1)
             report = extract_with_ray(
-                pictures, "toy", tmp_path / "out", filesystem=KillingFiles(), batch_size=4, shard_size=6
+                *(pictures, "toy", tmp_path / "out"),
+                filesystem=KillingFiles(cluster.head_node.node_id),
+                batch_size=4,
+                shard_size=6,
             )
-            assert (tmp_path / "killed").exists()
-            assert [bool(node.dead_processes()) for node in cluster.worker_nodes].count(True) == 1
+            assert (tmp_path / "killed").exists() and other.dead_processes()
             assert (report.shards, report.reused, report.pictures, report.unreadable) == (4, 1, 14, 0)
     finally:
         cluster.shutdown()

@@ -51,7 +51,8 @@ def test_head_passes_the_checks(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_head_is_a_scikit_learn_estimator(name, monkeypatch):
     """All 53 checks of scikit-learn are one test: 1,800 short tests take longer to hand out than to run."""
-    monkeypatch.setattr(auto_head, "MAX_REPEATS", 1)
+    for repeats in ("MAX_REPEATS", "MAX_MULTILABEL_REPEATS"):
+        monkeypatch.setattr(auto_head, repeats, 1)
     monkeypatch.setattr(auto_head, "EXPERTS", {kind: EXPERTS[kind] for kind in ("ridge", "probe")})
     results = check_estimator(
         with_own_text(name), expected_failed_checks=head_info(name).facts.get("xfail"), on_skip=None

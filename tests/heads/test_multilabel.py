@@ -14,7 +14,6 @@ from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.linear_probe import GRID, LinearProbe
 from clipadapter.heads.losses import fit_bias
 from clipadapter.heads.out_of_fold import iterative_stratification
-from clipadapter.heads.softmax_regression import OneVsRest
 from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing.heads import toy_multilabel
@@ -123,20 +122,6 @@ def test_linear_probe_is_one_logistic_regression_per_class(n, d, C):
     expected = OneVsRestClassifier(LogisticRegression(C=C, tol=1e-10, solver="newton-cholesky")).fit(unit(X), Y)
     found = LinearProbe(C=C, tol=1e-8).fit(X, Y)
     np.testing.assert_allclose(found.predict_proba(X), expected.predict_proba(unit(X)), atol=1e-5)
-
-
-def test_an_offset_and_a_penalised_intercept_are_those_of_scikit_learn():
-    X, Y = drawn(60, 2, 5)
-    # An offset is a column that hardly any penalty touches and whose weight is therefore fitted: here it is known.
-    offset = np.stack([2 * X[:, 0], -X[:, 1]], axis=1)
-    model = OneVsRest(torch.from_numpy(X), torch.from_numpy(Y).double(), torch.from_numpy(offset), unit_intercept=True)
-    model.solve(3.0, 1e-9, 1000)
-    weight, bias = (part.numpy() for part in model.coefficients(2))
-    rows = np.hstack([X - X.mean(axis=0), np.ones((60, 1))])
-    for k in range(2):
-        p = sigmoid(X @ weight[k] + bias[k] + offset[:, k])
-        point = np.append(weight[k], bias[k] + weight[k] @ X.mean(axis=0))
-        np.testing.assert_allclose(3.0 * rows.T @ (p - Y[:, k]) + point, 0, atol=1e-6)  # the gradient there
 
 
 def test_a_class_that_no_picture_has_gets_its_smoothed_share_as_probability():

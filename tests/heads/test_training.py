@@ -41,34 +41,26 @@ def record(n, n_views=1, **changes):
     return seen, weight
 
 
-def test_steps_make_as_many_epochs_as_needed():
-    assert len(record(8, steps=50)[0]) == 50
-    assert len(record(8, steps=51)[0]) == 52
-    assert len(record(8, epochs=3)[0]) == 6
-
-
-def test_an_epoch_takes_each_row_at_most_once_and_leaves_out_an_incomplete_batch():
-    seen, _ = record(10, epochs=1)
-    rows = [row for batch, _ in seen for row in batch]
-    assert len(rows) == 8
-    assert len(set(rows)) == 8
-
-
-def test_an_incomplete_last_batch_is_taken_if_drop_last_is_false():
-    seen, _ = record(10, epochs=1, drop_last=False)
-    assert [len(batch) for batch, _ in seen] == [4, 4, 2]
-    assert sorted(row for batch, _ in seen for row in batch) == list(range(10))
-
-
-@pytest.mark.parametrize(("n", "steps"), [(31, 50), (32, 50), (33, 100), (63, 100), (64, 100), (65, 150)])
-def test_fifty_epochs_of_32_rows_are_as_many_steps_as_batches(n, steps):
-    assert len(record(n, epochs=50, batch_size=32, drop_last=False)[0]) == steps
-
-
-def test_steps_are_counted_with_the_incomplete_batch():
-    # 3 batches an epoch: 50 steps are 17 epochs, but 20 are the fewest; 100 are 34 epochs.
-    assert len(record(10, steps=50, drop_last=False)[0]) == 3 * 20
-    assert len(record(10, steps=100, drop_last=False)[0]) == 3 * 34
+@pytest.mark.parametrize(
+    ("n", "batches", "changes"),
+    [
+        (8, [4] * 50, {"steps": 50}),
+        (8, [4] * 52, {"steps": 51}),
+        (8, [4] * 6, {"epochs": 3}),
+        (10, [4, 4], {"epochs": 1}),
+        (10, [4, 4, 2], {"epochs": 1, "drop_last": False}),
+        # 3 batches an epoch: 50 steps are 17 epochs, but 20 are the fewest; 100 are 34 epochs.
+        (10, [4, 4, 2] * 20, {"steps": 50, "drop_last": False}),
+        (10, [4, 4, 2] * 34, {"steps": 100, "drop_last": False}),
+        (31, [31] * 50, {"epochs": 50, "batch_size": 32, "drop_last": False}),
+        (65, [32, 32, 1] * 50, {"epochs": 50, "batch_size": 32, "drop_last": False}),
+    ],
+)
+def test_epochs_and_batches_are_as_many_as_were_asked_for_and_an_epoch_takes_each_row_once(n, batches, changes):
+    seen = [rows for rows, _ in record(n, **changes)[0]]
+    assert list(map(len, seen)) == batches
+    first_epoch = [row for rows in seen[: config(**changes).steps_per_epoch(n)] for row in rows]
+    assert len(set(first_epoch)) == len(first_epoch)
 
 
 @pytest.mark.parametrize("steps", [7, 9])

@@ -17,14 +17,14 @@ EVERY = [f"{first}{second}" for first in "abcdefghijklmnop" for second in "xyz"]
 OLD = [name for name in EVERY if name != "ez"]
 NEW = [*(name for name in EVERY[::-1] if name not in ("cy", "dx")), "renamed"]
 """In another order, with "ez" and without "cy"; "dx" has another name."""
-WARM = [name for name in list_heads() if head_info(name).cls.supports_warm_start]
+WARM = {name for name in list_heads() if head_info(name).cls.supports_warm_start}
+FITTED = sorted(WARM - {"kgcoop", "prograd", "prolip"})
+"""Without those whose fit is that of CoOp or RLA: they have another loss, or other columns."""
 TUNER = {"n_ctx": 2, "lr": 0.02, "checkpoint": None}
 LESS = {
     "clip-adapter": {"steps": 120},
     "svl-adapter": {"hidden": 32, "epochs": 30},
     "coop": {**TUNER, "epochs": 10},
-    "prograd": {**TUNER, "epochs": 10},
-    "kgcoop": {**TUNER, "epochs": 20, "ctx_init": None},
     "cocoop": {**TUNER, "epochs": 3, "batch_size": 16, "ctx_init": None},
 }
 """Less work than by default."""
@@ -87,10 +87,10 @@ def is_warm(head):
 
 def test_these_heads_support_warm_starts():
     of_features = {"clap", "clip-adapter", "cross-modal", "hoso", "linear-probe", "lp++", "rla", "svl-adapter"}
-    assert set(WARM) == of_features | {"taskres", "zs-lp", "cocoop", "coop", "kgcoop", "prograd", "prolip"}
+    assert of_features | {"taskres", "zs-lp", "cocoop", "coop", "kgcoop", "prograd", "prolip"} == WARM
 
 
-@pytest.mark.parametrize("name", WARM)
+@pytest.mark.parametrize("name", FITTED)
 def test_a_warm_start_ends_near_the_fit_from_scratch(name):
     warm, full = two_fits(name)
     X, y = queries(NEW)
@@ -112,7 +112,7 @@ def test_a_plain_fit_of_the_same_object_starts_from_scratch(name):
     np.testing.assert_array_equal(again.logits(X), full.logits(X))
 
 
-@pytest.mark.parametrize("name", WARM)
+@pytest.mark.parametrize("name", FITTED)
 def test_a_loaded_head_gives_the_same_warm_start(name):
     before = earlier(name)
     loaded = small(name).load_state(before.state(), before.classes_, D).attach(class_text(OLD))

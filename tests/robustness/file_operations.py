@@ -6,6 +6,7 @@ Scripts beside this file import it; each is run in a process of its own, since a
 import errno
 import os
 import signal
+import stat
 import sys
 from contextlib import contextmanager
 
@@ -42,7 +43,7 @@ class Operations:
         """SIGKILL before operation ``at``; before a file is synced, its last bytes are lost too."""
 
         def kill(kind, what):
-            if kind == "fsync":
+            if kind == "fsync" and stat.S_ISREG(os.fstat(what).st_mode):
                 os.ftruncate(what, max(0, os.fstat(what).st_size - 1 - at % TORN_BYTES))
             os.kill(os.getpid(), signal.SIGKILL)
 

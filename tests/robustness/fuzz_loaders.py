@@ -29,7 +29,7 @@ with atheris.instrument_imports(include=["clipadapter"]) if FUZZING else nullcon
     from clipadapter.bench.run import parse_run
     from clipadapter.bench.suite import load_suite
     from clipadapter.data import load_dataset, read_class_names, read_descriptions
-    from clipadapter.data.split_file import read_split
+    from clipadapter.data.sets.layouts import read_split
     from clipadapter.errors import ClipAdapterError
     from clipadapter.features import FeatureStore
     from clipadapter.persistence import load_model

@@ -6,22 +6,20 @@ It writes one JSON object: how many processes were killed, how many disks were f
 KILLS of 0 is a kill before every operation of every scenario, without second kills. FILES is how many files a large
 folder of a person has.
 
-A child process runs each save. It ends without any clean-up at its n-th operation: before a file or folder is opened
-for writing, made, renamed, linked or removed, before a file is synced, or when half of a file is written. A second
-child then runs the next command, and may be killed in the same way, also while it recovers. The parent goes on writing
-into the folders of a person that lie in the model's folder.
+A child process runs each save. It ends without any clean-up before its n-th operation (`file_operations`); a file that
+it was about to sync lacks its last bytes then. A second child then runs the next command, and may be killed in the same
+way, also while it recovers. The parent goes on writing into the folders of a person that lie in the model's folder.
 
-Besides, saves run on a disk that is full from their n-th operation on: files and folders can be renamed and
-removed, but not made, linked or synced.
+Besides, saves run on a disk that is full from their n-th operation on.
 """
 
-import errno
 import json
 import os
 import random
 import shutil
-import stat
+import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +32,6 @@ from clipadapter.heads import create_head
 from clipadapter.persistence import History, Model, load_model, read_config, record_evaluation, save_model
 from clipadapter.testing import toy_features
 
-WRITES = {"os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.copyfile"}
-OPEN_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-KILLED = 9
 FULL = 28
 
 
@@ -54,76 +49,23 @@ def number_of(model):
     return round(float(model.support.plain[0, 0] - toy_features(d=32)[0][0, 0]))
 
 
-def die_before(step, root):
-    """Have this process end at its operation number `step` on files below a folder."""
-    left, real_sync = step, os.fsync
-
-    def count():
-        nonlocal left
-        left -= 1
-        return left < 0
-
-    def watch(event, args):
-        writes = event in WRITES or (event == "open" and isinstance(args[2], int) and args[2] & OPEN_FLAGS)
-        if writes and any(str(arg).startswith(root) for arg in args[:2]) and count():
-            os._exit(KILLED)
-
-    def sync(handle):
-        if count():
-            os._exit(KILLED)
-        if count():  # half of it is on the disk
-            if stat.S_ISREG(os.fstat(handle).st_mode):
-                os.ftruncate(handle, os.fstat(handle).st_size // 2)
-            os._exit(KILLED)
-        real_sync(handle)
-
-    os.fsync = sync
-    sys.addaudithook(watch)
-
-
-def fill_before(step, root):
-    """Have the disk be full from operation number `step` of this process on files below a folder."""
-    left, real_sync = step, os.fsync
-
-    def count():
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    def watch(event, args):
-        makes = event in {"os.link", "os.mkdir"} or (
-            event == "open" and isinstance(args[2], int) and args[2] & os.O_CREAT
-        )
-        if makes and any(str(arg).startswith(root) for arg in args[:2]):
-            count()
-
-    def sync(handle):
-        count()
-        real_sync(handle)
-
-    os.fsync = sync
-    sys.addaudithook(watch)
-
-
-def run(action, folder, step=None, stop=die_before):
-    """Run an action in a child; True if it came to its end."""
+def run(action, folder, step=None, stop="killed"):
+    """Run an action in a child, stopped at its operation number `step` on files; True if it came to its end."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            if step is not None:
-                stop(step, str(folder))
-            action(folder)
+            with nullcontext() if step is None else getattr(Operations(folder), stop)(step):
+                action(folder)
             status = 0
         except ArtifactError as error:
-            status = FULL if stop is fill_before and "No space left" in str(error) else 1
+            status = FULL if stop == "full" and "No space left" in str(error) else 1
         except BaseException as error:  # noqa: BLE001
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
         finally:
             os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status not in (0, KILLED, FULL):
+    if status not in (0, -signal.SIGKILL, FULL):
         raise AssertionError(f"the command failed after a kill: {status}")
     return status == 0
 
@@ -303,7 +245,7 @@ def fill_disk(name, first, root, step):
     person, expected = Foreign(folder), STATES[name]
     faults, ended = [], False
     try:
-        ended = run(SCENARIOS[name], folder, step, fill_before)
+        ended = run(SCENARIOS[name], folder, step, "full")
         faults += faults_of(folder, [expected[1] if ended else expected[0]])[0]
         if not ended:
             faults += left_over(folder)
@@ -391,6 +333,8 @@ def main(root, seed, kills):
 
 
 if __name__ == "__main__":
+    from file_operations import Operations  # beside this file, and found only where it is run
+
     torch.set_num_threads(1)
     INFO, FILES = create_encoder("toy").info, int(sys.argv[4])
     MODELS = [make(i) for i in range(5)]

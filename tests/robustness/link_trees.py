@@ -1,8 +1,8 @@
 """Puts links, pipes and odd names into copies of the program's own folders, and opens these by commands.
 
-Usage: link_trees.py FOLDER COUNT SEED. Beside each copy is a folder that links lead to. Each command that takes such a
-folder opens a copy. It writes how many trees were made, how often each command worked or refused, and what was
-wrong: a byte or name that changed outside, or an error that is not of the program.
+Usage: link_trees.py FOLDER COUNT SEED. Beside each copy is a folder that links lead to. A third of the commands that
+take such a folder, drawn for each tree, open a copy of it. It writes how many trees were made, how often each command
+worked or refused, and what was wrong: a byte or name that changed outside, or an error that is not of the program.
 """
 
 import json
@@ -146,8 +146,8 @@ def main(folder, count, seed):
             shutil.rmtree(home, ignore_errors=True)
             make_home(home, template / OWN_FOLDERS[kind])
             outside[kind] = listing(home)
-        tree = rng.random()
-        for line in [line.strip() for line in COMMANDS[kind].splitlines() if line]:
+        tree, lines = rng.random(), [line.strip() for line in COMMANDS[kind].splitlines() if line]
+        for line in rng.sample(lines, -(-len(lines) // 3)):
             shutil.rmtree(base, ignore_errors=True)
             enter(folder, kind)
             shutil.copytree(template, base, symlinks=True, dirs_exist_ok=True)

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clipadapter.backends.formats import ExportFormat
 from clipadapter.errors import ClipAdapterError
-from clipadapter.runtime import ExportMetadata, Predictor
+from clipadapter.runtime import ExportMetadata, Predictor, predictor
 from clipadapter.uncertainty import DecisionOptions
 
 MEMORY_BYTES = 4 << 30
@@ -56,23 +55,23 @@ def mutated_facts(value, rng):
 
 def fault_of_file(path):
     """What is wrong with how a mutated file is met; None if it is refused as it should be."""
-    original = ExportFormat.open_graph
+    original = predictor.open_graph
 
-    def open_graph(self, path, backend, threads=None):
+    def open_graph(path, backend, threads):
         raise AssertionError("a backend opened a file that was altered")
 
-    ExportFormat.open_graph = open_graph
+    predictor.open_graph = open_graph
     try:
         Predictor(path)
     except ClipAdapterError:
         return None
     except AssertionError:
-        ExportFormat.open_graph = original
+        predictor.open_graph = original
         return fault_of_lost_checksum(path)
     except Exception as error:
         return repr(error)
     finally:
-        ExportFormat.open_graph = original
+        predictor.open_graph = original
     return "not noticed"
 
 

@@ -1,14 +1,14 @@
 """An export that is killed before any file operation leaves the older file or the new one, and nothing for good.
 
 Children are forked from the test's process, where torch is loaded already. Converters and backends are stood in for,
-since their threads do not survive a fork. `CLIPADAPTER_ATTACKS` times 6 kills are tried for each format, at most one
+since their threads do not survive a fork. `CLIPADAPTER_ATTACKS` times 3 kills are tried for each format, at most one
 for each operation.
 """
 
 import itertools
 import os
 import random
-import sys
+import signal
 import warnings
 from dataclasses import replace
 
@@ -18,11 +18,10 @@ import pytest
 from clipadapter.backends.formats import check_file, companion_files, get_format, list_formats
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.export import export_model, exporter
-from clipadapter.export.parity import ExportParity
 
-KILLS = 6 * int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
-CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", "shutil.move"}
-KILLED = 9
+from .file_operations import Operations
+
+KILLS = 3 * int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -42,12 +41,6 @@ def convert_without_library(graph, path, rows):
     return write
 
 
-def check_without_backend(export_format, write, metadata, model, pictures):
-    exporter._write(write, metadata)
-    figures = {"agreement": 1.0, "cosine_least": 1.0, "logits": 0.0, "probabilities": 0.0}
-    return ExportParity(figures, (), "nothing")
-
-
 @pytest.fixture(scope="module")
 def model():
     pictures = [np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255])]
@@ -59,44 +52,34 @@ def export(request, model, tmp_path, monkeypatch):
     """A function that exports into the test's folder, and the file that is opened."""
     stand_in = replace(get_format(request.param), convert=convert_without_library, modules=())
     monkeypatch.setattr(exporter, "get_format", lambda name: stand_in if name == request.param else get_format(name))
-    monkeypatch.setattr(exporter, "_check_file", check_without_backend)
+    figures = {"n": 2, "agreement": 1.0, "cosine_least": 1.0, "logits": 0.0, "probabilities": 0.0}
+    monkeypatch.setattr(exporter, "_check_file", lambda *_: figures)
     path = tmp_path / "exports" / f"model{stand_in.suffix}"
     path.parent.mkdir()
     return lambda: export_model(model, path, format=request.param), path
 
 
 def run_until(kill_before, act, folder):
-    """Act in a child that ends itself before its n-th change below the folder.
+    """Act in a child that is killed before its n-th operation on files below the folder.
 
     Returns:
-        How many changes were begun; None if it was killed.
+        How many operations there were; None if it was killed.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads: none of theirs is needed in the child
         child = os.fork()
     if child == 0:
-        count = 0
-
-        def before(event, details):
-            nonlocal count
-            if event not in CHANGES or not str(details[0]).startswith(str(folder)):
-                return
-            if event == "open" and details[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0:
-                return
-            if count == kill_before:
-                os._exit(KILLED)
-            count += 1
-
+        status, operations = 1, Operations(folder)
         try:
-            sys.addaudithook(before)
-            act()
-            (folder.parent / "count").write_text(str(count))
+            with operations.killed(kill_before):
+                act()
+            (folder.parent / "count").write_text(str(operations.count))
+            status = 0
         except BaseException as error:
             os.write(2, repr(error).encode())
-            os._exit(1)
-        os._exit(0)
+        os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, KILLED)
+    assert status in (0, -signal.SIGKILL)
     return int((folder.parent / "count").read_text()) if status == 0 else None
 
 

@@ -20,4 +20,4 @@ def test_a_fault_before_any_operation_on_files_loses_nothing_and_invents_nothing
         process = subprocess.run(command, capture_output=True, text=True)
         assert process.returncode == 0, (seed, process.stderr)
         points += int(process.stdout)
-    assert points > 150 * ATTACKS
+    assert points > 75 * ATTACKS

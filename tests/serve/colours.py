@@ -38,7 +38,7 @@ class Colours(Predictor):
 
     def __init__(self, uncertainty=None):
         self.metadata, self.backend = ExportMetadata(NAMES, PIXELS, uncertainty or learned()), "none"
-        self.class_names, self.pixels, self.further_inputs = NAMES, PIXELS, ()
+        self.class_names, self.inputs = NAMES, (PIXELS,)
         self.uncertainty, self.precision = self.metadata.uncertainty, "fp32"
         self.go, self.running, self.batches = threading.Event(), threading.Event(), []
         self.go.set()

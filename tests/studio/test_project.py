@@ -186,7 +186,7 @@ def test_a_folder_that_can_not_be_opened_is_an_error(tmp_path):
         Project(tmp_path / "file")
     with pytest.raises(InputError, match="there is no folder"):
         Project(tmp_path / "p", tmp_path / "nothing")
-    (tmp_path / "p" / "pool").mkdir()
+    (tmp_path / "p" / "pool").mkdir(parents=True)
     with pytest.raises(InputError, match="where every folder is a class"):
         Project(tmp_path / "p", tmp_path / "p" / "pool")
     with Project(tmp_path / "p"), pytest.raises(InputError, match="open in another studio"):

@@ -1,6 +1,12 @@
 """Tuners that start from given values and keep what they trained, for comparison with the authors' code."""
 
 import torch
+from torch.nn.functional import normalize
+
+from clipadapter.encoders import open_tunable_copy
+from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, Step
+
+from .golden_figures import prompts_of
 
 
 def recorded(tuner):
@@ -9,7 +15,8 @@ def recorded(tuner):
     class Recorded(tuner):
         def _initial_prompts(self, shots):
             self.losses, self.gradients = [], []
-            return super()._initial_prompts(shots)[0], self.given.clone()
+            prompts, context = super()._initial_prompts(shots)
+            return prompts, self.given.clone().reshape(context.shape)
 
         def _backward(self, parameters, value):
             super()._backward(parameters, value)
@@ -19,16 +26,47 @@ def recorded(tuner):
     return Recorded
 
 
-def starting_from_given(tuner):
-    """A subclass of a tuner of deep prompts that starts from the arrays `given`, and keeps those that it trains."""
+def starting_from_given(tuner, names):
+    """A subclass of a tuner of deep prompts that begins where the authors' run began, and keeps what it trains.
+
+    ``names`` are those of its arrays among the figures.
+    """
 
     class Given(tuner):
         def _attach(self, tunable, generator):
             trainable = super()._attach(tunable, generator)
             self.trained = list(trainable.arrays.values())
             with torch.no_grad():
-                for array, value in zip(self.trained, self.given, strict=True):
-                    array.copy_(value)
+                for array, name in zip(self.trained, names, strict=True):
+                    array.copy_(self.figures[0][f"start_{name}"])
             return trainable
 
-    return Given
+        def tune_as_authors(self, encoder):
+            """Trained on the pictures of the figures."""
+            tensors, parameters = self.figures
+            labels = [parameters["class_names"][i] for i in tensors["labels"]]
+            return self.tune(
+                encoder, tensors["squares"][:, None].numpy(), labels, prompts_of(parameters["class_names"])
+            )
+
+        def first_step(self, encoder):
+            """The step with the prompts at their start."""
+            tensors, parameters = self.figures
+            tunable = open_tunable_copy(encoder)
+            self._attach(tunable, torch.Generator())
+            rows, views = torch.arange(6), torch.zeros(6, dtype=torch.int64)
+            squares, prompts = tensors["squares"][:, None].numpy(), prompts_of(parameters["class_names"])
+            features = normalize(ImageFeatures(tunable, squares, frozen=False)(rows, views), dim=1)
+            weight = ClassEmbeddings(tunable, prompts, frozen=False)()
+            logits = encoder.info.logit_scale * features @ weight.T
+            return Step(features, weight, logits, tensors["labels"], rows, views)
+
+    def create(figures, **params):
+        parameters = figures[1]
+        asked = {name: parameters[name] for name in ("n_ctx", "depth", "lr", "weight_decay")}
+        asked |= {"batch_size": len(figures[0]["labels"]), "schedule": "constant", "warmup_epochs": 0}
+        head = Given(**{**asked, "checkpoint": None, **params})
+        head.figures = figures
+        return head
+
+    return create

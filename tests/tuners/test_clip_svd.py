@@ -175,14 +175,12 @@ def test_about_as_many_numbers_as_the_paper_says(monkeypatch):
 # --- from pictures to answers
 
 
-@pytest.mark.parametrize(("towers", "kept"), [("image", {"image_s_"}), ("text", {"text_s_"})])
-def test_only_the_tower_and_matrices_that_were_asked_for_change(towers, kept, model, tiny):
-    fitted = model(ClipSvd(towers=towers, matrices="vu", steps=4)).fit(*squares())
-    assert fitted.head_._arrays().keys() == kept
+def test_only_the_matrices_that_were_asked_for_change(model, tiny):
+    fitted = model(ClipSvd(towers="text", matrices="vu", steps=4)).fit(*squares())
     for name, network in tower_networks(fitted.encoder_).items():
         (before,), (after,) = (attention_layers(each, mlp=True) for each in (tower_networks(tiny)[name], network))
         changed = {letter for letter in before if not torch.equal(before[letter].values, after[letter].values)}
-        assert changed == (set("vu") if name == towers else set())
+        assert changed == (set("vu") if name == "text" else set())
 
 
 # --- beside other heads, and what is wrong is told

@@ -67,12 +67,6 @@ def test_a_net_of_zeros_is_coop(text, shots):
     )
 
 
-def test_training_in_parts_is_training(text, shots):
-    whole, parts = (CoCoOp(epochs=2, batch_size=3, memory=memory).fit(*shots, text=text) for memory in (1.0, 1e-9))
-    for name in ("context_", "down_", "up_"):
-        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=0, atol=1e-5)
-
-
 def test_a_loaded_head_asks_for_its_tower_and_then_answers(head, shots, text):
     again = CoCoOp().load_state(head.state(), NAMES, 32)
     assert again.needs_tower_to_predict  # what asks for many answers, such as a heat map, leaves such heads out
@@ -81,15 +75,12 @@ def test_a_loaded_head_asks_for_its_tower_and_then_answers(head, shots, text):
     np.testing.assert_array_equal(again.attach(text).logits(shots[0]), head.logits(shots[0]))
 
 
-def test_only_the_class_text_of_its_classes_is_attached(head, text):
+def test_class_text_of_its_classes_in_any_order_is_attached(head, shots, text):
     with pytest.raises(InputError, match="needs the text tower"):
         head.attach(text.with_tower(None))
     other = TextFeatures([*NAMES[:2], "wolf"], text.embeddings, tower=text.tower)
     with pytest.raises(InputError, match="class text of cat, dog, wolf is not that of the classes cat, dog, golden"):
         head.attach(other)
-
-
-def test_the_order_of_the_class_text_that_is_attached_does_not_matter(head, shots, text):
     again = CoCoOp().load_state(head.state(), NAMES, 32)
     turned = TextFeatures(NAMES[::-1], text.embeddings[::-1], text.logit_scale, tower=text.tower)
     np.testing.assert_array_equal(again.attach(turned).logits(shots[0]), head.logits(shots[0]))

@@ -19,7 +19,7 @@ from clipadapter.utils.towers import WordTower
 from .coloured_squares import squares
 
 X, Y, TEXT = toy_features()
-PROMPT_TUNERS = [name for name in list_heads() if head_info(name).cls.needs_tower]
+PROMPT_TUNERS = {name: {} for name in list_heads() if head_info(name).cls.needs_tower} | {"cocoop": {"batch_size": 12}}
 TOWER_TUNERS = {"clip-lora": {"dropout": 0.0}, "clip-svd": {}, "two-stage": {}, "maple": {}, "prompt-src": {}}
 
 
@@ -59,13 +59,9 @@ def text_on_device():
     return TEXT.with_tower(lambda: there)
 
 
-@pytest.mark.parametrize("csc", [False, True])
-@pytest.mark.parametrize("name", PROMPT_TUNERS)
-def test_a_prompt_tuner_trains_on_the_device_of_its_tower(name, csc, text_on_device):
-    head = create_short(name)
-    if csc and "csc" not in head.get_params():
-        return
-    head.set_params(**({"csc": True} if csc else {}))
+@pytest.mark.parametrize(("name", "params"), [*PROMPT_TUNERS.items(), ("coop", {"csc": True})])
+def test_a_prompt_tuner_trains_on_the_device_of_its_tower(name, params, text_on_device):
+    head = create_short(name).set_params(**params)
     expected = create_short(name).set_params(**head.get_params()).fit(X, Y, text=TEXT)
     with simulated_device():
         head.fit(X, Y, text=text_on_device)
@@ -78,9 +74,9 @@ def test_a_prompt_tuner_trains_on_the_device_of_its_tower(name, csc, text_on_dev
 @pytest.mark.parametrize(("name", "params"), TOWER_TUNERS.items())
 def test_a_tower_tuner_trains_on_the_device_of_its_encoder(name, params, opened, folders, monkeypatch):
     monkeypatch.setattr(TorchBackend, "devices", ("cpu", DEVICE))
-    head = create_short(name)
-    head.set_params(**params, **({"steps": 4} if "steps" in head.get_params() else {}), checkpoint=None)
-    images, labels = squares(each=2)
+    length = {"steps": 2} if "steps" in create_head(name).get_params() else {"epochs": 1}
+    head = create_head(name, **params, **length, checkpoint=None)
+    images, labels = squares(each=1)
     expected = FewShotClassifier(opened("tiny"), head, cache=None).fit(images, labels)
     again = create_head(name, **head.get_params())
     with simulated_device() as device:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy, normalize
 
-from clipadapter.encoders import create_encoder, open_tunable_copy
+from clipadapter.encoders import create_encoder
 from clipadapter.tuners.maple import Maple
-from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures
 
 from .golden_figures import golden, logits_of, prompts_of, write_clip
 from .recorded import starting_from_given
@@ -23,41 +23,24 @@ def encoder(figures, tmp_path_factory):
     return create_encoder(write_clip(figures[1], tmp_path_factory.mktemp("golden") / "clip"))
 
 
-Given = starting_from_given(Maple)
+@pytest.fixture
+def head(figures):
+    return starting_from_given(Maple, NAMES)(figures, epochs=figures[1]["steps"])
 
 
-def tuned(figures, encoder, **changes):
-    tensors, parameters = figures
-    labels = [parameters["class_names"][i] for i in tensors["labels"]]
-    asked = {name: parameters[name] for name in ("n_ctx", "depth", "lr", "weight_decay")}
-    asked |= {"epochs": parameters["steps"], "batch_size": len(labels), "schedule": "constant", "warmup_epochs": 0}
-    head = Given(**{**asked, "checkpoint": None, **changes})
-    head.given = [tensors[f"start_{name}"] for name in NAMES]
-    return head.tune(encoder, tensors["squares"][:, None].numpy(), labels, prompts_of(parameters["class_names"]))
-
-
-def test_features_and_gradients_are_the_authors(figures, encoder):
-    tensors, parameters = figures
-    tunable = open_tunable_copy(encoder)
-    head = Given(n_ctx=parameters["n_ctx"], depth=parameters["depth"])
-    head.given = [tensors[f"start_{name}"] for name in NAMES]
-    head._attach(tunable, torch.Generator())
-    rows, views = torch.arange(6), torch.zeros(6, dtype=torch.int64)
-    features = ImageFeatures(tunable, tensors["squares"][:, None].numpy(), frozen=False)(rows, views)
-    weight = ClassEmbeddings(tunable, prompts_of(parameters["class_names"]), frozen=False)()
-    torch.testing.assert_close(features, tensors["image_features"], rtol=1e-5, atol=1e-5)
-    unit = torch.nn.functional.normalize
-    torch.testing.assert_close(weight, unit(tensors["text_features"], dim=1), rtol=1e-5, atol=1e-6)
-    logits = encoder.info.logit_scale * unit(features, dim=1) @ weight.T
-    torch.testing.assert_close(logits, tensors["logits"], rtol=1e-5, atol=1e-4)
-    torch.nn.functional.cross_entropy(logits, tensors["labels"]).backward()
+def test_features_and_gradients_are_the_authors(head, figures, encoder):
+    tensors, step = figures[0], head.first_step(encoder)
+    for found, name in ((step.features, "image_features"), (step.weight, "text_features")):
+        torch.testing.assert_close(found, normalize(tensors[name], dim=1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(step.logits, tensors["logits"], rtol=1e-5, atol=1e-4)
+    cross_entropy(step.logits, step.labels).backward()
     for array, name in zip(head.trained, NAMES, strict=True):
         torch.testing.assert_close(array.grad, tensors[f"grad_{name}"], rtol=1e-4, atol=1e-5)
 
 
-def test_prompts_after_three_steps_are_the_authors(figures, encoder):
-    tensors = figures[0]
-    head = tuned(figures, encoder)
+def test_prompts_and_logits_after_three_steps_are_the_authors_for_known_and_new_classes(head, figures, encoder):
+    tensors, parameters = figures
+    head.tune_as_authors(encoder)
     assert head.loss_ == pytest.approx(float(tensors["losses"][-1]), rel=1e-5)
     for array, name in zip(head.trained, NAMES, strict=True):
         torch.testing.assert_close(array.detach(), tensors[f"end_{name}"], rtol=1e-5, atol=1e-6)
@@ -65,11 +48,7 @@ def test_prompts_after_three_steps_are_the_authors(figures, encoder):
         [w @ t_row + b for t, w, b in zip(*(tensors[f"end_{n}"] for n in NAMES), strict=True) for t_row in t]
     ).reshape(head.image_prompts_.shape)
     torch.testing.assert_close(head.image_prompts_, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("key", "names"), [("end_logits", None), ("end_new_logits", ["owl"])])
-def test_the_tuned_encoder_gives_the_authors_logits_for_known_and_new_classes(key, names, figures, encoder):
-    tensors, parameters = figures
-    after = tuned(figures, encoder).tuned(encoder)
-    logits = logits_of(after, tensors["squares"], prompts_of(names or parameters["class_names"]))
-    torch.testing.assert_close(logits, tensors[key], rtol=1e-4, atol=1e-4)
+    after = head.tuned(encoder)
+    for key, names in (("end_logits", parameters["class_names"]), ("end_new_logits", ["owl"])):
+        logits = logits_of(after, tensors["squares"], prompts_of(names))
+        torch.testing.assert_close(logits, tensors[key], rtol=1e-4, atol=1e-4)

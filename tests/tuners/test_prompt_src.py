@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from clipadapter.encoders import create_encoder, open_tunable_copy
+from clipadapter.encoders import create_encoder
 from clipadapter.tuners.deep_prompts import gaussian_weights
 from clipadapter.tuners.prompt_src import PromptSrc, mean_divergence, teacher_vectors
-from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, Step
+from clipadapter.tuners.tower_tuner import ImageFeatures, Step
 
 from .golden_figures import golden, logits_of, prompts_of, write_clip
 from .recorded import starting_from_given
@@ -25,8 +25,8 @@ def encoder(figures, tmp_path_factory):
     return create_encoder(write_clip(figures[1], tmp_path_factory.mktemp("golden") / "clip"))
 
 
-class Given(starting_from_given(PromptSrc)):
-    """It keeps its losses too."""
+class Recording(PromptSrc):
+    """It keeps its losses."""
 
     def _make_loss(self, *inputs):
         loss_of, self.losses = super()._make_loss(*inputs), []
@@ -39,42 +39,22 @@ class Given(starting_from_given(PromptSrc)):
 
 
 def create(figures, **changes):
+    parameters = figures[1]
+    average = {"average_mean": parameters["gpa_mean"], "average_std": parameters["gpa_std"]}
+    asked = {"n_ctx_image": parameters["n_ctx_image"], "epochs": parameters["epochs"], **average, **changes}
+    return starting_from_given(Recording, ARRAYS)(figures, **asked)
+
+
+def loss_of_first_step(figures, encoder, head):
     tensors, parameters = figures
-    asked = {name: parameters[name] for name in ("n_ctx", "n_ctx_image", "depth", "lr", "weight_decay")}
-    asked |= {
-        "epochs": parameters["epochs"],
-        "average_mean": parameters["gpa_mean"],
-        "average_std": parameters["gpa_std"],
-    }
-    asked |= {"batch_size": len(tensors["labels"]), "schedule": "constant", "warmup_epochs": 0, "checkpoint": None}
-    head = Given(**{**asked, **changes})
-    head.given = [tensors[f"start_{name}"] for name in ARRAYS]
-    return head
-
-
-def tuned(figures, encoder, **changes):
-    tensors, parameters = figures
-    labels = [parameters["class_names"][i] for i in tensors["labels"]]
-    head = create(figures, **changes)
-    return head.tune(encoder, tensors["squares"][:, None].numpy(), labels, prompts_of(parameters["class_names"]))
-
-
-def first_step(figures, encoder, head):
-    """The step at the given prompts, and the loss of the head."""
-    tensors, parameters = figures
-    tunable, squares = open_tunable_copy(encoder), tensors["squares"][:, None].numpy()
+    step = head.first_step(encoder)
     prompts = prompts_of(parameters["class_names"])
-    head._attach(tunable, torch.Generator())
-    rows, views = torch.arange(6), torch.zeros(6, dtype=torch.int64)
-    features = normalize(ImageFeatures(tunable, squares, frozen=False)(rows, views), dim=1)
-    weight = ClassEmbeddings(tunable, prompts, frozen=False)()
-    logits = encoder.info.logit_scale * features @ weight.T
-    return Step(features, weight, logits, tensors["labels"], rows, views), head._make_loss(encoder, squares, prompts)
+    return head._make_loss(encoder, tensors["squares"][:, None].numpy(), prompts)(step)
 
 
 def test_features_are_the_authors(figures, encoder):
     tensors = figures[0]
-    step, _ = first_step(figures, encoder, create(figures))
+    step = create(figures).first_step(encoder)
     torch.testing.assert_close(step.features, tensors["image_features"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(step.weight, tensors["text_features"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(step.logits, tensors["logits"], rtol=1e-5, atol=1e-4)
@@ -101,9 +81,9 @@ def test_the_teacher_is_the_authors(figures, encoder):
     ],
 )
 def test_each_term_of_the_loss_is_the_authors(weights, terms, figures, encoder):
-    step, loss_of = first_step(figures, encoder, create(figures, **weights))
+    loss = loss_of_first_step(figures, encoder, create(figures, **weights))
     expected = sum(float(figures[0][f"loss_{term}"]) for term in terms)
-    assert loss_of(step).item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_frozen_tower_sees_the_view_of_the_step(figures, encoder):
@@ -123,15 +103,14 @@ def test_the_frozen_tower_sees_the_view_of_the_step(figures, encoder):
 
 def test_gradients_are_the_authors(figures, encoder):
     head = create(figures)
-    step, loss_of = first_step(figures, encoder, head)
-    loss_of(step).backward()
+    loss_of_first_step(figures, encoder, head).backward()
     for array, name in zip(head.trained, ARRAYS, strict=True):
         torch.testing.assert_close(array.grad, figures[0][f"grad_{name}"], rtol=1e-4, atol=1e-5)
 
 
 def test_losses_and_averaged_prompts_are_the_authors(figures, encoder):
     tensors, parameters = figures
-    head = tuned(figures, encoder)
+    head = create(figures).tune_as_authors(encoder)
     losses = torch.stack(head.losses).detach()
     torch.testing.assert_close(losses, tensors["losses"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(head.text_prompts_, tensors["end_text"], rtol=1e-5, atol=1e-6)

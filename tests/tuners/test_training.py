@@ -1,5 +1,6 @@
 """The training loop as the tuners use it: it can be killed and watched."""
 
+import hashlib
 import os
 import signal
 import sys
@@ -13,8 +14,6 @@ from clipadapter.heads.training import Checkpoint, TrainConfig, digest_of, train
 from clipadapter.testing import toy_features
 from clipadapter.tuners.coop import CoOp
 from clipadapter.utils.files import default_cache_dir
-
-from . import killed_fit
 
 
 @pytest.fixture
@@ -41,19 +40,11 @@ def off():
     return Checkpoint("off", None)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_a_checkpoint_changes_no_bit(optimizer, cache):
-    (with_checkpoint, loss), (without, same_loss) = problem(), problem()
-    last = train([with_checkpoint], loss, 10, 3, config(optimizer), checkpoint=Checkpoint("a", 0.0))
-    assert last == train([without], same_loss, 10, 3, config(optimizer))
-    assert torch.equal(with_checkpoint, without)
-
-
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(("optimizer", "averaged"), [("sgd", False), ("adamw", False), ("sgd", True)])
+@pytest.mark.parametrize(("optimizer", "averaged"), [("sgd", False), ("adamw", False), ("adam", True)])
 @pytest.mark.parametrize("at", [1, 2, 5, 11])
 def test_what_goes_on_ends_as_what_was_never_stopped(optimizer, averaged, at, cache):
     options = {"epoch_weights": [0.1, 0.2, 0.3, 0.2, 0.1, 0.1] if averaged else None}
@@ -116,11 +107,34 @@ def test_a_folder_that_cant_be_written_costs_no_result(cache):
     assert train([weight], loss, 10, 3, config(), checkpoint=Checkpoint("a", 0.0)) > 0
 
 
+class Slow(CoOp):
+    """CoOp that prints and waits in each step."""
+
+    seconds_per_step = 0.0
+
+    def _loss(self, batch):
+        sys.stdout.write("step\n")
+        sys.stdout.flush()
+        sleep(self.seconds_per_step)
+        return super()._loss(batch)
+
+
+def slow_fit(seconds_per_step):
+    """One fit, which prints a digest of what it learned at its end."""
+    X, y, text = toy_features((8, 8, 8), noise=2.0)
+    views = X[:, None].repeat(3, axis=1) * [[[1.0], [1.01], [0.99]]]
+    head = Slow(n_ctx=4, epochs=8, batch_size=7, checkpoint=0.0)
+    head.seconds_per_step = seconds_per_step
+    head.fit(views, y, text=text)
+    learned = head.context_.numpy().tobytes() + head.weight_.numpy().tobytes() + repr(head.loss_).encode()
+    sys.stdout.write(f"done {hashlib.sha256(learned).hexdigest()}\n")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # other threads: none of theirs is needed in the child
 def test_a_fit_that_was_killed_goes_on_to_the_same_result(cache, capsys):
     """The process that is killed is another one; all else runs here."""
-    killed_fit.main(0.0)
+    slow_fit(0.0)
     lines = capsys.readouterr().out.split("\n")
     steps, expected = lines.count("step"), lines[-2]
     assert expected.startswith("done")
@@ -130,7 +144,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_result(cache, capsys):
     if child == 0:
         os.dup2(writer, 1)
         sys.stdout = os.fdopen(1, "w")
-        killed_fit.main(0.05)
+        slow_fit(0.05)
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as lines:
@@ -138,7 +152,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_result(cache, capsys):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert len(list(cache.glob("*.safetensors"))) == 1
-    killed_fit.main(0.0)
+    slow_fit(0.0)
     lines = capsys.readouterr().out.split("\n")
     assert lines[-2] == expected
     assert 0 < lines.count("step") <= steps - 7

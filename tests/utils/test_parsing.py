@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clipadapter.bench import load_suite
 from clipadapter.cli.options import parse_value
 from clipadapter.data import load_dataset, read_class_names, read_descriptions
-from clipadapter.data.split_file import read_split
+from clipadapter.data.sets.layouts import read_split
 from clipadapter.errors import DataError
 from clipadapter.uncertainty.costs import read_costs
 from clipadapter.utils.parsing import MAX_DEPTH, parse_json, parse_toml, read_json, read_text

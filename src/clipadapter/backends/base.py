@@ -120,7 +120,9 @@ class Backend:
     """The extra that installs them."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     format: ClassVar[ExportFormat | None] = None
-    """The format of exported models that it brings along."""
+    """The format of exported models that it brings along, and opens."""
+    opens: ClassVar[tuple[str, ...]] = ()
+    """Names of other formats whose files it opens."""
 
     def __init__(self, device: str = "cpu") -> None:
         if device.partition(":")[0] not in self.devices:
@@ -139,7 +141,7 @@ class Backend:
         """Open the file of a graph.
 
         Args:
-            path: of a format that names this backend.
+            path: of its own format, or of one of ``opens``.
             threads: None for all cores.
         """
         raise InputError(f"the {cls.title} backend opens no files: use another")

@@ -90,7 +90,6 @@ class ExportFormat:
     title: str  # as its authors write it
     summary: str  # one line for lists
     suffix: str  # of the file to open, in lower case
-    backends: tuple[str, ...]  # names of the backends that run it, the default first
     # A graph, the path to write, and rows of each input by name that calibrate int8 or None, to a function that writes
     # the file. Raises what the converter raises, and InputError if the graph is too large for the format. It may leave
     # other files in the folder
@@ -110,17 +109,6 @@ class ExportFormat:
             raise InputError(f"precision of {self.title} is {' or '.join(self.precisions)}, not {brief(precision)}")
         for module in self.modules:
             require_without_telemetry(module, self.extra, f"Export as {self.title}")
-
-    def choose_backend(self) -> str:
-        """The first backend that is installed; the default one if none is."""
-        return next((name for name in self.backends if BACKENDS.info(name).cls.is_installed()), self.backends[0])
-
-    def open_graph(self, path: Path, backend: str, threads: int | None = None) -> InferenceGraph:
-        """Open a file with one of ``backends``; see `Backend.open_file`."""
-        graph = BACKENDS.info(backend).cls.open_file(path, threads)
-        if not graph.metadata:
-            raise ArtifactError(f"{path} was not written by 'clipadapter export': it has no metadata with the classes")
-        return graph
 
     def companions(self, path: Path) -> tuple[Path, ...]:
         """The other files of a file to open."""
@@ -163,6 +151,17 @@ def find_format(path: Path) -> ExportFormat | None:
     return next((each for each in load_formats().values() if each.suffix == suffix), None)
 
 
+def require_format(path: Path) -> ExportFormat:
+    """As `find_format`, for a file that must be an exported model."""
+    export_format = find_format(path)
+    if export_format is None:
+        raise ArtifactError(
+            f"{path} is not an exported model: those end in {' or '.join(export_suffixes())}; 'clipadapter export' "
+            "makes one of a saved model"
+        )
+    return export_format
+
+
 def is_exported(path: Path) -> bool:
     """Whether a path has the suffix of an exported model."""
     return find_format(path) is not None
@@ -179,9 +178,24 @@ def companion_files(path: Path) -> tuple[Path, ...]:
     return () if export_format is None else export_format.companions(path)
 
 
+def list_openers(format_name: str) -> list[str]:
+    """Names of the backends that open files of a format, the one that brings the format first."""
+    classes = {name: BACKENDS.info(name).cls for name in BACKENDS.list()}
+    own = [name for name, cls in classes.items() if cls.format is not None and cls.format.name == format_name]
+    return own + [name for name, cls in classes.items() if format_name in cls.opens]
+
+
 def list_inference_backends() -> list[str]:
-    """Names of all backends that run exported models, the default first."""
-    return list(dict.fromkeys(name for each in load_formats().values() for name in each.backends))
+    """Names of all backends that open exported models, those of the default format first."""
+    return list(dict.fromkeys(name for each in list_formats() for name in list_openers(each)))
+
+
+def open_graph(path: Path, backend: str, threads: int | None = None) -> InferenceGraph:
+    """Open a file with one of `list_openers`; see `Backend.open_file`."""
+    graph = BACKENDS.info(backend).cls.open_file(path, threads)
+    if not graph.metadata:
+        raise ArtifactError(f"{path} was not written by 'clipadapter export': it has no metadata with the classes")
+    return graph
 
 
 # ---- The SHA-256 at the end of the file to open ----
@@ -198,24 +212,27 @@ Stamp = tuple[tuple[int, int, int, int], ...]
 
 def check_file(path: Path) -> str | None:
     """Compare an exported file with the checksum at its end, which is returned; None if it has none."""
-    export_format = _format_of(path)
-    total = hashlib.sha256()
+    export_format, total = require_format(path), hashlib.sha256()
+    before, after = export_format.checksum_ending
     *companions, main = export_format.existing_files(path)
     with open_model(main) as file:
-        size = os.fstat(file.fileno()).st_size
-        covered_bytes, digits = _read_ending(file, size, export_format)
-        if digits is None:
+        n_covered = os.fstat(file.fileno()).st_size - N_DIGITS - len(after)
+        file.seek(max(0, n_covered - len(before)))
+        pattern = re.escape(before) + rb"([0-9a-f]{%d})" % N_DIGITS + re.escape(after)
+        ending = re.fullmatch(pattern, file.read(len(before) + N_DIGITS + len(after)))
+        if ending is None:
             return None
         for companion in companions:
             with open_model(companion) as companion_file:
                 add_bytes(total, companion_file)
         file.seek(0)
-        add_bytes(total, file, covered_bytes)
+        add_bytes(total, file, n_covered)
+    digits = ending[1].decode("ascii")
     if total.hexdigest() != digits:
-        names = f" and its {' and '.join(export_format.companion_suffixes)}" if export_format.companion_suffixes else ""
-        fault = (
-            f"{names} are not of one export, or one of them was altered" if names else " was altered after its export"
-        )
+        fault = " was altered after its export"
+        if export_format.companion_suffixes:
+            others = " and ".join(export_format.companion_suffixes)
+            fault = f" and its {others} are not of one export, or one of them was altered"
         raise ArtifactError(
             f"{path}{fault}: SHA-256 is {total.hexdigest()}, but {digits} was written: copy or export it again"
         )
@@ -224,9 +241,8 @@ def check_file(path: Path) -> str | None:
 
 def append_checksum(path: Path) -> str:
     """Append its checksum to a file."""
-    export_format = _format_of(path)
+    export_format, total = require_format(path), hashlib.sha256()
     before, after = export_format.checksum_ending
-    total = hashlib.sha256()
     with path.open("ab") as file:
         file.write(before)
     for part in export_format.existing_files(path):
@@ -240,7 +256,7 @@ def append_checksum(path: Path) -> str:
 def stamp_files(path: Path) -> Stamp:
     """A value that changes when one of the files of a model is replaced or overwritten."""
     try:
-        stats = [file.stat() for file in _format_of(path).existing_files(path)]
+        stats = [file.stat() for file in require_format(path).existing_files(path)]
     except OSError as error:
         raise ArtifactError(f"{path} can't be read: {error.strerror or error}") from error
     return tuple((each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in stats)
@@ -260,21 +276,3 @@ def add_bytes(total: hashlib._Hash, file: BinaryIO, n_bytes: int | None = None) 
     while remaining > 0 and (block := file.read(min(remaining, BLOCK_BYTES))):
         total.update(block)
         remaining -= len(block)
-
-
-def _format_of(path: Path) -> ExportFormat:
-    export_format = find_format(path)
-    if export_format is None:
-        raise ArtifactError(f"{path} is not an exported model: those end in {' or '.join(export_suffixes())}")
-    return export_format
-
-
-def _read_ending(file: BinaryIO, size: int, export_format: ExportFormat) -> tuple[int, str | None]:
-    """How many bytes the checksum covers, and its digits; None if there is no checksum."""
-    before, after = export_format.checksum_ending
-    start = size - len(before) - N_DIGITS - len(after)
-    if start < 0:
-        return size, None
-    file.seek(start)
-    match = re.fullmatch(re.escape(before) + rb"([0-9a-f]{64})" + re.escape(after), file.read(size - start))
-    return start + len(before), None if match is None else match[1].decode("ascii")

@@ -84,7 +84,6 @@ class LiteRtBackend(Backend):
         title="LiteRT",
         summary="one file, for phones; the graph takes one picture at a time",
         suffix=".tflite",
-        backends=("litert",),
         convert=convert,
         # The length of the comment of a ZIP archive, 64, in the last field before it.
         checksum_ending=(b"\x40\x00", b""),

@@ -102,7 +102,6 @@ class OnnxRuntimeBackend(ConvertingBackend):
         title="ONNX",
         summary="one file, for ONNX Runtime and many other runtimes",
         suffix=".onnx",
-        backends=("onnxruntime", "openvino"),
         convert=convert,
         # Field 14 of ModelProto, `metadata_props`: 74 bytes, of which field 1 is the key and field 2 the value.
         checksum_ending=(b"rJ\n\x06sha256\x12@", b""),

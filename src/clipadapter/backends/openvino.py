@@ -90,7 +90,6 @@ class OpenVinoBackend(ConvertingBackend):
         title="OpenVINO",
         summary="a pair of files, the fastest on most CPUs",
         suffix=".xml",
-        backends=("openvino",),
         convert=convert,
         checksum_ending=(b"<!--sha256 ", b"-->"),
         extra="openvino",
@@ -98,6 +97,7 @@ class OpenVinoBackend(ConvertingBackend):
         distributions=("openvino", "nncf"),
         companion_suffixes=(".bin",),
     )
+    opens = ("onnx",)
 
     @classmethod
     def open_file(cls, path: Path, threads: int | None = None) -> InferenceGraph:

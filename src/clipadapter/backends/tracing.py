@@ -19,24 +19,42 @@ _CONVERSION_LOCK = threading.RLock()
 
 
 class SquareTower(nn.Module):
-    """Squares (n, s, s, 3), values 0 .. 255, to features: normalisation, then the tower."""
+    """Pictures to features: normalisation, then the tower.
 
-    def __init__(self, module: nn.Module, pixels: PixelSpec, dtype: torch.dtype = torch.float32) -> None:
+    Pictures are squares (n, s, s, 3), values 0 .. 255; or pixels (n, 3, s, s) that were ``normalized`` for a tower.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        module: nn.Module,
+        pixels: PixelSpec,
+        dtype: torch.dtype = torch.float32,
+        normalized: PixelSpec | None = None,
+    ) -> None:
         super().__init__()
         self.module, self.dtype = module, dtype
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (pixels.mean, pixels.std))
-        # (x / 255 - mean) / std = x scale + shift
-        self.scale: Tensor
-        self.shift: Tensor
-        self.register_buffer("scale", 1 / (255 * std))
-        self.register_buffer("shift", -mean / std)
+        self.takes_squares, self.is_normalized = normalized is None, normalized == pixels
+        (mean, std), (old_mean, old_std) = _mean_and_std(pixels), _mean_and_std(normalized or pixels)
+        # (x / 255 - mean) / std, or (x std' + mean' - mean) / std, as x scale + shift
+        self.register_buffer("scale", 1 / (255 * std) if self.takes_squares else old_std / std)
+        self.register_buffer("shift", -mean / std if self.takes_squares else (old_mean - mean) / std)
 
-    def forward(self, squares: Tensor) -> Tensor:
-        """(n, s, s, 3) to (n, d) float32."""
+    def forward(self, pictures: Tensor) -> Tensor:
+        """The pictures to (n, d) float32."""
         # The permuted view is channels-last in memory, the fastest layout for convolutions.
-        pixels = squares.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        pixels = pictures.permute(0, 3, 1, 2).float() if self.takes_squares else pictures
+        if not self.is_normalized:
+            pixels = pixels * self.scale + self.shift
         features: Tensor = self.module(pixels.to(self.dtype)).float()
         return features
+
+
+def _mean_and_std(pixels: PixelSpec) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (pixels.mean, pixels.std))
+    return mean, std
 
 
 def example_squares(pixels: PixelSpec) -> Tensor:

@@ -3,7 +3,7 @@
 from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.data.folders import list_images
 from clipadapter.data.images import ImageSource, image_bytes, read_image, set_max_pixels, source_name
-from clipadapter.data.load import load_dataset
+from clipadapter.data.load import load_dataset, textiles
 from clipadapter.data.prompts import (
     class_prompts,
     clean_name,
@@ -14,7 +14,6 @@ from clipadapter.data.prompts import (
 )
 from clipadapter.data.scan import ScanReport, scan
 from clipadapter.data.splits import draw_multilabel_shots, draw_shots, label_matrix
-from clipadapter.data.textiles import textiles
 from clipadapter.utils.files import IMAGE_SUFFIXES
 
 __all__ = [

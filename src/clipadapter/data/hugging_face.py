@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Dataset, Listing, Sample
-from clipadapter.data.split_file import missing_pictures
+from clipadapter.data.sets.layouts import missing_pictures
 from clipadapter.errors import DataError, require
 from clipadapter.utils.files import default_cache_dir, printable, safe_file_name, write_atomically
 

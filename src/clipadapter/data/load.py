@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Dataset, Listing
 from clipadapter.data.folders import link_warnings, read_folder
 from clipadapter.data.layout import PART_NAMES, find_layout_fault, find_similar_names
 from clipadapter.data.manifests import is_manifest, read_manifest
-from clipadapter.errors import DataError, DataWarning, LayoutError
+from clipadapter.errors import DataError, DataWarning, LayoutError, require
 from clipadapter.utils.files import MANIFEST_SUFFIXES, printable, suggest_path
 
 SIMILAR_FOLDERS = (
@@ -28,6 +29,11 @@ _LAYOUTS = (
     "expected one folder per class, such as ROOT/cat/1.jpg and ROOT/dog/1.jpg, optionally under ROOT/train, "
     f"ROOT/val and ROOT/test, or a table ({', '.join(MANIFEST_SUFFIXES)}) with the columns path and label, or labels"
 )
+_TEXTILE_CLASSES = {
+    "global": "fabric with a global defect",
+    "local": "fabric with a local defect",
+    "nominal": "flawless fabric",
+}
 
 
 def load_dataset(source: str | Path, root: str | Path | None = None, *, one_class: bool = False) -> Dataset:
@@ -143,3 +149,18 @@ def _describe_left_out(listing: Listing) -> str:
         return ""
     reasons = Counter(reason for _, reason in listing.left_out)
     return " (left out: " + ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common()) + ")"
+
+
+def textiles() -> Dataset:
+    """Load 2,000 simulated textile pictures in one split, with class names that suit prompts.
+
+    1,000 are of nominal fabric, 500 have a local defect (a small spot) and 500 a global one (a change of the whole
+    weave). They are in the package conformal-clip-data (MIT) of Megahed et al., few-shot CLIP for fabric inspection,
+    https://arxiv.org/abs/2501.12596.
+
+    Raises:
+        MissingExtraError: if the extra ``demo`` is not installed.
+    """
+    package = require("conformal_clip_data", "demo", "The textile data set")
+    dataset = load_dataset(Path(package.textile_simulated_root()))
+    return replace(dataset, name="textiles").rename(_TEXTILE_CLASSES)

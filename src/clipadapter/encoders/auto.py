@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from clipadapter.encoders.base import Encoder, refuse_variant
-from clipadapter.encoders.hub import OPEN_CLIP_WEIGHTS, HubSource, hub_answers
 from clipadapter.encoders.lite import NOTE as LITE_NOTE
 from clipadapter.encoders.lite import LiteEncoder
 from clipadapter.encoders.open_clip import OpenClipEncoder
 from clipadapter.encoders.registry import register_encoder
+from clipadapter.encoders.weights import OPEN_CLIP_WEIGHTS, HubSource, hub_answers
 from clipadapter.errors import EncoderUnavailableError, MissingExtraError, install_command
 
 MODEL = "ViT-B-32/laion2b_s34b_b79k"

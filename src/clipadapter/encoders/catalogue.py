@@ -193,7 +193,7 @@ def check_timm_model(model: str, needs_weights: bool = True) -> None:
     name, _, tag = model.partition(".")
     weights = [one for one in tagged if one.partition(".")[0] == name]
     is_known = model in tagged or (weights and not tag) or (not weights and name in untrained and not needs_weights)
-    if is_known or not timm_names_are_current():
+    if is_known or not names_are_current("timm"):
         return
     if weights:
         raise _unknown(f"timm has no weights '{model}'", model, weights, f"timm:{name}.*")
@@ -208,19 +208,11 @@ def _unknown(problem: str, name: str, known: Sequence[str], pattern: str) -> Unk
     return UnknownNameError(f"{problem}.{suggest(name, known)} {listed}")
 
 
-def timm_names_are_current() -> bool:
-    """Whether the names are those of the installed timm, or none is installed."""
-    return _is_installed("timm", _content(TIMM_MODELS_FILE)["timm"])
-
-
-def names_are_current() -> bool:
-    """Whether the names are those of the installed open_clip, or none is installed."""
-    return _is_installed("open_clip_torch", _content(MODELS_FILE)["open_clip"])
-
-
-def _is_installed(package: str, release: str) -> bool:
+def names_are_current(library: str = "open_clip") -> bool:
+    """Whether the known names of "open_clip" or "timm" are those of its installed release, or none is installed."""
+    file, package = (TIMM_MODELS_FILE, "timm") if library == "timm" else (MODELS_FILE, "open_clip_torch")
     try:
-        return version(package) == release
+        return bool(version(package) == _content(file)[library])
     except PackageNotFoundError:
         return True
 

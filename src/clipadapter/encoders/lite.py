@@ -19,9 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.encoders.base import EncoderInfo, TorchEncoder, refuse_variant
+from clipadapter.encoders.base import EncoderInfo, TorchEncoder, refuse_variant, to_tensor, unique_texts
 from clipadapter.encoders.inner_layers import INNER_MAX, INNER_MEAN, INNER_STD, StageNetwork
-from clipadapter.encoders.inputs import to_tensor, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.lite_text import (
     IMAGE_WIDTH,

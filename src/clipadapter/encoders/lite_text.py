@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, gelu, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
-from clipadapter.encoders.inputs import length_batches
+from clipadapter.encoders.base import length_batches
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.errors import EncoderUnavailableError, require
 from clipadapter.utils.functional import unit

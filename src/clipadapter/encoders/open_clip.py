@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipadapter.encoders.base import Encoder, EncoderInfo
+from clipadapter.encoders.base import TOKENIZER_PROBES, Encoder, EncoderInfo, compute_fingerprint, unique_texts
 from clipadapter.encoders.catalogue import (
     QUICK_GELU,
     EncoderListing,
@@ -25,14 +25,22 @@ from clipadapter.encoders.catalogue import (
     find_licence,
     listings_of,
 )
-from clipadapter.encoders.hub import OPEN_CLIP_WEIGHTS, HubSource, advise, cached_file, hub_answers
-from clipadapter.encoders.inputs import TOKENIZER_PROBES, compute_fingerprint, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_layers import VisualEncoder, find_projection
 from clipadapter.encoders.open_clip_prompts import PromptPlaces, find_prompt_places
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower, open_text_tower
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.encoders.weights import check_has_weights, loading, read_config, read_shapes
+from clipadapter.encoders.weights import (
+    OPEN_CLIP_WEIGHTS,
+    HubSource,
+    advise,
+    cached_file,
+    check_has_weights,
+    hub_answers,
+    loading,
+    read_config,
+    read_shapes,
+)
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError, require
 from clipadapter.utils.pixels import RESIZE_MODES, PixelSpec
 from clipadapter.utils.towers import Projection, TextTower
@@ -131,7 +139,7 @@ class OpenClipEncoder(VisualEncoder):
     def tunable_copy(self) -> OpenClipEncoder:
         """A second encoder on the same weights."""
         other = copy.copy(self)
-        for name in ("_text_tower", "_layers", "_second_size"):  # rebuilt from the modules of the copy
+        for name in ("_text_tower", "_last_step", "_inner", "_second_size"):  # rebuilt from the modules of the copy
             other.__dict__.pop(name, None)
         other._model = copy_sharing_weights(self._model)
         return other

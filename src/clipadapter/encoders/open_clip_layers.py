@@ -34,8 +34,7 @@ from clipadapter.encoders.inner_layers import (
     second_size_of,
     select_statistics,
 )
-from clipadapter.encoders.layers import copy_sharing_weights
-from clipadapter.encoders.prompted_layers import PromptedBlock, PromptedInput, without_prompts
+from clipadapter.encoders.layers import PromptedBlock, PromptedInput, copy_sharing_weights, without_prompts
 from clipadapter.errors import InputError
 from clipadapter.utils.blocks import FINAL, UNPROJECTED
 from clipadapter.utils.towers import Projection
@@ -48,97 +47,81 @@ class VisualEncoder(TorchEncoder):
     """An encoder whose image tower is one of open_clip."""
 
     @cached_property
-    def _layers(self) -> TowerLayers:
-        return TowerLayers(self.network(), self.info.dim, self.info.image_size)
+    def _last_step(self) -> Projection | None:
+        return find_projection(self.network())
 
     @cached_property
-    def _second_size(self) -> int | None:
-        return self._layers.second_size()
+    def _inner(self) -> InnerFeatures | None:
+        return find_inner_features(self.network(), self.info.image_size)
 
     def layers(self) -> Mapping[str, int]:
-        """``final``, ``inner`` and, if the tower ends in a linear step, ``unprojected``; see `open_clip_layers`."""
-        return self._layers.widths()
+        """``final``, inner layers if the tower is supported, and ``unprojected`` if it ends in a linear step."""
+        widths = {FINAL: self.info.dim}
+        if self._inner is not None:
+            widths |= self._inner.widths
+        if self._last_step is not None:
+            widths[UNPROJECTED] = len(self._last_step.weight)
+            if self._inner is not None and self._inner.pooled_layer:
+                widths[self._inner.pooled_layer] += len(self._last_step.weight)
+        return widths
 
     def second_size(self) -> int | None:
         """12/7 of the tower's own size, in whole patches; None if the tower refuses it."""
         return self._second_size
 
-    def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
-        """See `Encoder.layer_network`."""
-        return self._layers.network(layers, size)
-
-    def patches(self, pixels: Tensor) -> Tensor | None:
-        """See `encode_patches`."""
-        return encode_patches(self.network(), pixels)
-
-
-class TowerLayers:
-    """The layers of an image tower of open_clip, in inference mode."""
-
-    def __init__(self, visual: Any, dim: int, size: int) -> None:
-        self.visual, self.dim, self.size = visual, dim, size
-        self.projection = find_projection(visual)
-        self._inner = find_inner_features(visual, size)
-
-    def widths(self) -> Mapping[str, int]:
-        """Width of each layer: ``final``, inner layers if the tower is supported, ``unprojected`` if there is one."""
-        widths = {FINAL: self.dim}
-        if self._inner is not None:
-            widths |= self._inner.widths
-        if self.projection is not None:
-            widths[UNPROJECTED] = len(self.projection.weight)
-            if self._inner is not None and self._inner.pooled_layer:
-                widths[self._inner.pooled_layer] += len(self.projection.weight)
-        return widths
-
-    def second_size(self) -> int | None:
-        """Side in pixels of a second, larger square; None if the tower can't take one."""
+    @cached_property
+    def _second_size(self) -> int | None:
         step = self._step()
-        size = None if step is None else second_size_of(self.size, step)
+        size = None if step is None else second_size_of(self.info.image_size, step)
         if size is None:
             return None
         try:
-            network = copy_sharing_weights(self.network([FINAL], size)).to("meta")
+            network = copy_sharing_weights(self.layer_network([FINAL], size)).to("meta")
             with torch.no_grad():  # on the device "meta" nothing but shapes is computed
                 network(torch.empty(1, 3, size, size, device="meta"))
         except (RuntimeError, AssertionError, ValueError, InputError, NotImplementedError):
             return None
         return size
 
-    def network(self, layers: Sequence[str], size: int) -> nn.Module:
+    def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
         """See `Encoder.layer_network`."""
-        missing = [layer for layer in layers if layer not in self.widths()]
+        widths, tower, last_step = self.layers(), self.network(), self._last_step
+        missing = [layer for layer in layers if layer not in widths]
         if missing:
             raise InputError(f"the image tower has no layer {missing[0]!r}")
-        if getattr(self.visual, "output_tokens", False):
+        if getattr(tower, "output_tokens", False):
             raise InputError("the image tower is one of CoCa: it gives its final feature only, at its own size")
         # Weights that are created in inference mode could not be traced later.
         with torch.inference_mode(False), torch.no_grad():
-            visual = self.visual if size == self.size else self._resized(size)
-            if self.projection is not None and tuple(layers) != (FINAL,):
+            visual = tower if size == self.info.image_size else self._resized(size)
+            if last_step is not None and tuple(layers) != (FINAL,):
                 # The last step gives the final feature if it is wanted, then its own input.
-                identity = Projection(torch.eye(len(self.projection.weight)))
-                if self.projection.bias is not None:
+                identity = Projection(torch.eye(len(last_step.weight)))
+                if last_step.bias is not None:
                     identity = Projection(identity.weight, torch.zeros(len(identity.weight)))
-                wide = append_identity(self.projection) if FINAL in layers else identity
-                visual = replace_projection(visual, wide)
+                visual = replace_projection(visual, append_identity(last_step) if FINAL in layers else identity)
         if self._inner is None or not self._inner.widths.keys() & set(layers):
             network: nn.Module = visual
             return network
-        final_width = self.dim if FINAL in layers else 0
-        width = sum(self.widths()[layer] for layer in layers)
+        final_width = self.info.dim if FINAL in layers else 0
+        width = sum(widths[layer] for layer in layers)
         return _LayerNetwork(visual, self._inner, final_width, layers, width).eval()
+
+    def patches(self, pixels: Tensor) -> Tensor | None:
+        """See `encode_patches`."""
+        return encode_patches(self.network(), pixels)
 
     def _step(self) -> int | None:
         """What a side must be a multiple of; None if the tower takes its own size only."""
-        kind = kind_of(self.visual)
+        visual: Any = self.network()
+        kind = kind_of(visual)
         if kind == "vit":
-            return int(self.visual.patch_size[0])
+            return int(visual.patch_size[0])
         if kind == "resnet":
             return CONVOLUTION_STEP
-        if kind != "timm" or "pool" in dict(self.visual.head.named_children()):
+        if kind != "timm" or "pool" in dict(visual.head.named_children()):
             return None
-        trunk = self.visual.trunk
+        trunk = visual.trunk
         if _is_timm_transformer(trunk):
             patch = getattr(trunk.patch_embed, "patch_size", None)
             is_plain = hasattr(trunk, "set_input_size") and not hasattr(trunk.patch_embed, "backbone")
@@ -151,14 +134,13 @@ class TowerLayers:
         if step is None or size % step or size < step:
             reason = "at its own size only" if step is None else f"at multiples of {step} pixels"
             raise InputError(f"the image tower can be run {reason}, but the size is {size}")
-        visual, kind = copy_sharing_weights(self.visual), kind_of(self.visual)
-        grid = size // step
+        visual: Any = copy_sharing_weights(self.network())
+        kind, grid = kind_of(visual), size // step
         if kind == "vit":
             visual.positional_embedding = _resample(visual.positional_embedding, visual.grid_size, grid)
             visual.grid_size, visual.image_size = (grid, grid), (size, size)
         elif kind == "resnet":
-            side = self.size // step
-            pool = visual.attnpool
+            side, pool = self.info.image_size // step, visual.attnpool
             pool.positional_embedding = _resample(pool.positional_embedding, (side, side), grid)
             visual.image_size = size
         elif hasattr(visual.trunk, "set_input_size"):

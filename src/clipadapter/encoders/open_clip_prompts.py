@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipadapter.encoders.layers import FixedPrompts, PromptedBlock, PromptedInput, PromptSource
 from clipadapter.encoders.open_clip_text import CausalTower, find_causal_tower
-from clipadapter.encoders.prompted_layers import FixedPrompts, PromptedBlock, PromptedInput, PromptSource
 from clipadapter.utils.towers import count_special_tokens
 
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from clipadapter.encoders.inputs import length_batches
-from clipadapter.encoders.prompted_layers import PromptedBlock, without_prompts
+from clipadapter.encoders.base import length_batches
+from clipadapter.encoders.layers import PromptedBlock, without_prompts
 from clipadapter.utils.towers import Prefix, TextTower
 
 MAX_RELATIVE_ERROR = 1e-4

@@ -14,14 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipadapter.encoders.base import Encoder, EncoderInfo
+from clipadapter.encoders.base import Encoder, EncoderInfo, compute_fingerprint
 from clipadapter.encoders.catalogue import EncoderListing, list_timm, listings_of
-from clipadapter.encoders.hub import HubSource, advise
-from clipadapter.encoders.inputs import compute_fingerprint
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_layers import VisualEncoder
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.encoders.weights import check_has_weights, loading, parse_timm, read_config, read_shapes
+from clipadapter.encoders.weights import (
+    HubSource,
+    advise,
+    check_has_weights,
+    loading,
+    parse_timm,
+    read_config,
+    read_shapes,
+)
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError, require
 from clipadapter.utils.pixels import MIN_CROP, RESAMPLING_FILTERS, PixelSpec
 from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE

@@ -15,15 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipadapter.encoders.base import Encoder, EncoderInfo, TorchEncoder
+from clipadapter.encoders.base import (
+    TOKENIZER_PROBES,
+    Encoder,
+    EncoderInfo,
+    TorchEncoder,
+    compute_fingerprint,
+    length_batches,
+    unique_texts,
+)
 from clipadapter.encoders.catalogue import find_licence, find_repository_name
-from clipadapter.encoders.hub import HubSource, advise
 from clipadapter.encoders.inner_layers import INNER_MEAN, INNER_TOKEN, second_size_of
-from clipadapter.encoders.inputs import TOKENIZER_PROBES, compute_fingerprint, length_batches, unique_texts
 from clipadapter.encoders.open_clip_layers import token_layers
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.timm import measure_width
-from clipadapter.encoders.weights import as_folder, loading, read_config
+from clipadapter.encoders.weights import HubSource, advise, as_folder, loading, read_config
 from clipadapter.errors import EncoderUnavailableError, InputError, brief, require
 from clipadapter.utils.blocks import FINAL, UNPROJECTED
 from clipadapter.utils.pixels import RESAMPLING_FILTERS, PixelSpec

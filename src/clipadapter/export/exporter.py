@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
+from PIL import Image
 
 from clipadapter.backends.formats import (
     ALGORITHM,
@@ -27,20 +30,23 @@ from clipadapter.backends.formats import (
     append_checksum,
     get_format,
     list_formats,
+    list_openers,
 )
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.data.images import ImageSource
-from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, MissingExtraError, brief
-from clipadapter.export.graph import ModelGraph, export_towers
-from clipadapter.export.parity import (
-    MIN_ROWS,
-    ExportParity,
-    ExportPictures,
-    check_parity,
-    choose_pictures,
-    draw_pictures,
-    load_squares,
+from clipadapter.data.images import ImageSource, read_image, source_name
+from clipadapter.data.load import read_listing
+from clipadapter.errors import (
+    ArtifactError,
+    ClipAdapterError,
+    DataError,
+    ImageError,
+    InputError,
+    MissingExtraError,
+    brief,
 )
+from clipadapter.export.evaluation import MIN_ROWS, compare_file, describe_parity, find_faults
+from clipadapter.export.graph import ModelGraph, export_towers
+from clipadapter.features import FeatureSet
 from clipadapter.heads.registry import head_name
 from clipadapter.persistence.model import make_provenance
 from clipadapter.runtime import ExportMetadata, Predictor
@@ -51,7 +57,6 @@ from clipadapter.utils.pixels import PixelSpec
 
 VERSIONED_DISTRIBUTIONS = ("clipadapter", "torch", "open_clip_torch")
 """Packages whose versions are in the metadata of a file, besides those of the formats."""
-
 NO_SETS = (
     "the file gives no sets of classes: sets by CV+ need the heads of all folds. Fit with sets='cross' "
     "(UncertaintyOptions, or --sets cross) to have them"
@@ -69,7 +74,7 @@ class ExportResult:
         precision: "fp32" or "int8".
         input: "uint8" or "float".
         size_bytes: of all files.
-        parity: numbers of the comparison with the model, see `clipadapter.export.parity.compare_outputs`.
+        parity: numbers of the comparison with the model, see `clipadapter.export.evaluation.compare_outputs`.
         parity_summary: the same as a line for people, with the pictures that were compared.
         notes: what the model can do and the file can't.
     """
@@ -137,44 +142,14 @@ def export_model(
         rows = _calibration_rows(chosen, graph) if precision == "int8" else None
         write = _convert(export_format, graph, folder / target.name, model, rows)
         metadata = describe_model(model, graph.inputs, precision, input)
-        parity = _check_file(export_format, write, metadata, model, chosen)
-        written = _write(write, replace(metadata, parity=parity.measured))
+        parity = _check_file(_write(write, metadata)[-1], list_openers(format)[0], model, chosen)
+        written = _write(write, replace(metadata, parity=parity))
         size_bytes = sum(part.stat().st_size for part in written)
         files = move_into_place(written, target)
     conformal = model.uncertainty_.conformal
     notes = (NO_SETS,) if conformal is not None and conformal.method == "cv+" else ()
-    return ExportResult(
-        Path(path), files, format, precision, input, size_bytes, parity.measured, parity.summary(), notes
-    )
-
-
-def describe_model(
-    model: FewShotClassifier, inputs: Sequence[PixelSpec], precision: str, input_kind: str
-) -> ExportMetadata:
-    """Metadata of a file, without the figures of the comparison. They contain no path of this machine."""
-    info = model.encoder_.info
-    encoder = {
-        "name": without_paths(info.name),
-        "fingerprint": info.fingerprint,
-        "licence": info.licence,
-        "logit_scale": info.logit_scale,
-        "precision": info.precision,
-    }
-    name = head_name(type(model.head_)) or type(model.head_).__name__
-    params = {key: _json_value(value) for key, value in model.head_.get_params(deep=False).items()}
-    return ExportMetadata(
-        model.class_names_,
-        inputs[0],
-        model.uncertainty_.without_arrays(),
-        input_kind,
-        precision,
-        encoder,
-        {"name": name, "params": params},
-        _provenance(model),
-        checksum=ALGORITHM,
-        further_inputs=tuple(inputs[1:]),
-        blocks=info.blocks if len(info.blocks) > 1 else (),
-    )
+    summary = f"on {parity['n']} {KINDS[chosen.kind]}: {describe_parity(parity)}"
+    return ExportResult(Path(path), files, format, precision, input, size_bytes, parity, summary, notes)
 
 
 def _check_target(path: Path, export_format: ExportFormat) -> Path:
@@ -187,39 +162,30 @@ def _check_target(path: Path, export_format: ExportFormat) -> Path:
         with suppress(FileNotFoundError, NotADirectoryError):
             path.stat()  # Path.resolve raises no error for a link to itself from Python 3.13 on
         target = path.resolve()
-        if path.is_symlink() and not target.exists():  # it may lead to where no folder of this person should be made
-            raise InputError(f"{path} is a link to a file that is not there: remove it, or give another name")
-        for file in (target, *export_format.companions(target)):
-            if file.exists() and not file.is_file():
-                raise InputError(f"{file} is not a regular file: give another name")
-    except InputError:
-        raise
+        leads_nowhere = path.is_symlink() and not target.exists()
+        files = (target, *export_format.companions(target))
+        irregular = [file for file in files if file.exists() and not file.is_file()]
     except (OSError, ValueError) as error:  # too long, a link to itself, a null character
         raise InputError(f"{path} can't be the name of a file ({error}): give another name") from error
+    if leads_nowhere:  # maybe to where no folder of this person should be made
+        raise InputError(f"{path} is a link to a file that is not there: remove it, or give another name")
+    if irregular:
+        raise InputError(f"{irregular[0]} is not a regular file: give another name")
     return target
-
-
-def _calibration_rows(pictures: ExportPictures, graph: ModelGraph) -> Rows:
-    """The pictures that int8 is calibrated with, as the graph takes them, by the names of its inputs."""
-    rows: list[NDArray[Any]] = [load_squares(pictures.calibration, spec) for spec in graph.inputs]
-    if graph.input_kind == "float":
-        rows = [spec.normalize(each) for spec, each in zip(graph.inputs, rows, strict=True)]
-    return dict(zip(graph.describe().input_names, rows, strict=True))
 
 
 def _convert(
     export_format: ExportFormat, graph: ModelGraph, path: Path, model: FewShotClassifier, rows: Rows | None
 ) -> WriteFile:
-    head, encoder = type(model.head_).__name__, model.encoder_.info.name
     try:
         return export_format.convert(graph.describe(), path, rows)
     except (ClipAdapterError, OSError):
         raise
     except Exception as error:  # the exceptions of converters have no common base
-        reason = str(error).strip().split("\n")[0]
+        reason, head = str(error).strip().split("\n")[0], type(model.head_).__name__
         raise InputError(
-            f"{encoder} with {head} can't be written as {export_format.title} ({reason}): try another format, or "
-            "another head"
+            f"{model.encoder_.info.name} with {head} can't be written as {export_format.title} ({reason}): try another "
+            "format, or another head"
         ) from error
 
 
@@ -237,40 +203,65 @@ def _write(write: WriteFile, metadata: ExportMetadata) -> list[Path]:
     return files
 
 
-def _check_file(
-    export_format: ExportFormat,
-    write: WriteFile,
-    metadata: ExportMetadata,
-    model: FewShotClassifier,
-    pictures: ExportPictures,
-) -> ExportParity:
-    """Write the file with preliminary metadata, open it, and compare it with the model."""
-    predictor = Predictor(_write(write, metadata)[-1], backend=export_format.backends[0])
-    parity = check_parity(model, predictor, pictures)
-    if not parity.faults:
-        return parity
-    if metadata.precision == "int8":
+def _check_file(path: Path, backend: str, model: FewShotClassifier, pictures: ExportPictures) -> dict[str, Any]:
+    """Compare a file with the model: the figures, if they are within the limits."""
+    predictor = Predictor(path, backend=backend)
+    measured = compare_file(model, predictor, pictures.comparison)
+    fitted_in = model.encoder_.info.precision
+    faults = find_faults(measured, is_exact=fitted_in == predictor.precision == "fp32")
+    if not faults:
+        return {"pictures": pictures.kind, **measured}
+    if predictor.precision == "int8":
         advice = (
             "Use fp32, another format, or other pictures to calibrate with (pictures=..., or --pictures): at least "
             "64 like those that the model will see"
         )
-    elif model.encoder_.info.precision != "fp32":
-        advice = f"The model was fitted in {model.encoder_.info.precision}: fit it again in fp32 (precision='fp32')"
+    elif fitted_in != "fp32":
+        advice = f"The model was fitted in {fitted_in}: fit it again in fp32 (precision='fp32')"
     else:
         advice = "Try another format. If that fails too, this is a bug: please report it with these figures"
     raise ArtifactError(
-        f"the outputs of the file differ from those of the model, so it was not written: {'; '.join(parity.faults)} "
-        f"(on {parity.pictures}). {advice}"
+        f"the outputs of the file differ from those of the model, so it was not written: {'; '.join(faults)} "
+        f"(on {measured['n']} {KINDS[pictures.kind]}). {advice}"
     )
 
 
-def _provenance(model: FewShotClassifier) -> dict[str, Any]:
+# ---- Metadata ----
+
+
+def describe_model(
+    model: FewShotClassifier, inputs: Sequence[PixelSpec], precision: str, input_kind: str
+) -> ExportMetadata:
+    """Metadata of a file, without the figures of the comparison. They contain no path of this machine."""
+    info = model.encoder_.info
+    encoder = {
+        "name": without_paths(info.name),
+        "fingerprint": info.fingerprint,
+        "licence": info.licence,
+        "logit_scale": info.logit_scale,
+        "precision": info.precision,
+    }
+    name = head_name(type(model.head_)) or type(model.head_).__name__
+    params = {key: _json_value(value) for key, value in model.head_.get_params(deep=False).items()}
     saved, versions = make_provenance(model.support_), {}
-    formats = [get_format(name) for name in list_formats()]
-    for name in (*VERSIONED_DISTRIBUTIONS, *(name for each in formats for name in each.distributions)):
+    formats = [get_format(each) for each in list_formats()]
+    for distribution in (*VERSIONED_DISTRIBUTIONS, *(each for one in formats for each in one.distributions)):
         with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return {**{key: saved[key] for key in ("shots", "skipped", "views", "python", "created")}, "versions": versions}
+            versions[distribution] = version(distribution)
+    provenance = {key: saved[key] for key in ("shots", "skipped", "views", "python", "created")}
+    return ExportMetadata(
+        model.class_names_,
+        inputs[0],
+        model.uncertainty_.without_arrays(),
+        input_kind,
+        precision,
+        encoder,
+        {"name": name, "params": params},
+        {**provenance, "versions": versions},
+        checksum=ALGORITHM,
+        further_inputs=tuple(inputs[1:]),
+        blocks=info.blocks if len(info.blocks) > 1 else (),
+    )
 
 
 def _json_value(value: object) -> object:
@@ -280,6 +271,92 @@ def _json_value(value: object) -> object:
     except (TypeError, ValueError):
         return repr(value)
     return value
+
+
+# ---- Pictures to compare the file with the model on, and to calibrate int8 with ----
+
+MAX_COMPARED_PICTURES = {"fp32": 32, "int8": 64}
+"""Number of pictures that a file is compared on, by precision."""
+MAX_CALIBRATION_PICTURES = 64
+MIN_CALIBRATION_PICTURES = 32
+"""With fewer pictures left over, int8 is calibrated with those that the file is compared on."""
+SYNTHETIC_PICTURES = 16
+KINDS = {"given": "pictures that were given", "shots": "of the model's shots", "drawn": "drawn pictures"}
+"""Where pictures come from, as in the metadata of a file, and in words."""
+
+
+@dataclass(frozen=True)
+class ExportPictures:
+    """Pictures for one export."""
+
+    kind: str  # one of `KINDS`
+    comparison: Sequence[ImageSource]  # pictures that outputs are compared on
+    calibration: Sequence[ImageSource]  # pictures that int8 is calibrated with
+
+
+def choose_pictures(
+    pictures: str | Path | Sequence[ImageSource] | None, support: FeatureSet, size: int, precision: str
+) -> ExportPictures:
+    """Take the given pictures; else the model's shots if their files still exist; else synthetic ones."""
+    if pictures is None:
+        names = support.provenance.get("sources", ())
+        # `Path.is_file` raises an error for some names that no file can have.
+        kind, sources = "shots", list[ImageSource](map(Path, filter(os.path.isfile, names)))
+    elif isinstance(pictures, str | Path):
+        kind, sources = "given", list(read_listing(pictures).dataset.paths)
+    elif isinstance(pictures, Sequence):
+        kind, sources = "given", list(pictures)
+    else:
+        raise InputError(
+            f"pictures must be given as a list, a folder or a table, but came as {type(pictures).__name__}"
+        )
+    if not sources and kind == "given":
+        raise DataError(
+            "there are no pictures to compare the file on: give pictures, or leave the option out to use the shots"
+        )
+    if not sources and precision == "int8":
+        raise InputError(
+            "int8 is calibrated with pictures, but the model's shots are not on this machine: give pictures like those "
+            "that the model will see (pictures=..., or --pictures FOLDER); 64 are enough"
+        )
+    if not sources:
+        synthetic = draw_pictures(SYNTHETIC_PICTURES, size)
+        return ExportPictures("drawn", synthetic, synthetic)
+    # A hash of their names mixes the classes, and orders the pictures equally in every export.
+    keys = [blake2b(f"{source_name(source)} {i}".encode()).digest() for i, source in enumerate(sources)]
+    n_compared = MAX_COMPARED_PICTURES[precision]
+    order = sorted(range(len(sources)), key=keys.__getitem__)[: n_compared + MAX_CALIBRATION_PICTURES]
+    comparison, others = ([sources[i] for i in part] for part in (order[:n_compared], order[n_compared:]))
+    return ExportPictures(kind, comparison, others if len(others) >= MIN_CALIBRATION_PICTURES else comparison)
+
+
+def draw_pictures(n: int, size: int) -> list[ImageSource]:
+    """Synthetic pictures (s, s, 3): smooth coloured spots, coarse and fine."""
+    rng = np.random.default_rng(0)
+    pictures: list[ImageSource] = []
+    for i in range(n):
+        n_cells = 2 + i % 7
+        cells = Image.fromarray(rng.integers(0, 256, (n_cells, n_cells, 3), dtype=np.uint8))
+        spots = np.asarray(cells.resize((size, size), Image.Resampling.BICUBIC), np.int16)
+        pictures.append(np.clip(spots + rng.integers(-8, 9, spots.shape), 0, 255).astype(np.uint8))
+    return pictures
+
+
+def _calibration_rows(pictures: ExportPictures, graph: ModelGraph) -> Rows:
+    """The pictures that int8 is calibrated with, as the graph takes them, by the names of its inputs."""
+    squares = []
+    for source in pictures.calibration:
+        with suppress(ImageError):  # the ranges of int8 values come from the others
+            image = read_image(source)
+            squares.append([spec.to_square(image) for spec in graph.inputs])
+    if not squares:
+        raise DataError(
+            f"none of the {len(pictures.calibration)} pictures to calibrate int8 with can be read: give others"
+        )
+    rows: list[Any] = list(map(np.stack, zip(*squares, strict=True)))
+    if graph.input_kind == "float":
+        rows = [spec.normalize(each) for spec, each in zip(graph.inputs, rows, strict=True)]
+    return dict(zip(graph.describe().input_names, rows, strict=True))
 
 
 # ---- Files beside the target, which are renamed when they are complete ----

@@ -20,7 +20,7 @@ from clipadapter.heads import Head
 from clipadapter.uncertainty import Rejector, Uncertainty
 from clipadapter.uncertainty.class_gaussians import ClassGaussians
 from clipadapter.utils.functional import unit
-from clipadapter.utils.pixels import PixelSpec, different_squares
+from clipadapter.utils.pixels import different_squares
 from clipadapter.utils.prediction import unit_rows
 
 
@@ -116,7 +116,7 @@ class ImageTowers(nn.Module):
         super().__init__()
         inputs, self.input_numbers = different_squares([tower.pixels for tower in towers])
         self.towers = nn.ModuleList(
-            SquareTower(tower.module, tower.pixels) if input_kind == "uint8" else PixelTower(tower, inputs[i])
+            SquareTower(tower.module, tower.pixels, normalized=None if input_kind == "uint8" else inputs[i])
             for tower, i in zip(towers, self.input_numbers, strict=True)
         )
 
@@ -126,30 +126,9 @@ class ImageTowers(nn.Module):
         return features[0] if len(features) == 1 else torch.cat(features, dim=1)
 
 
-class PixelTower(nn.Module):
-    """Pixels (n, 3, s, s), normalised for the first tower that takes squares of this size, to features (n, d)."""
-
-    def __init__(self, tower: Tower, pixels: PixelSpec) -> None:
-        super().__init__()
-        self.module = tower.module
-        (mean, std), (own_mean, own_std) = _mean_and_std(pixels), _mean_and_std(tower.pixels)
-        # (x std + mean - mean') / std': from the normalisation of the input to that of the tower; None if it is equal.
-        self.step = None if pixels == tower.pixels else (std / own_std, (mean - own_mean) / own_std)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(n, 3, s, s) to (n, d)."""
-        features: Tensor = self.module(pixels if self.step is None else pixels * self.step[0] + self.step[1])
-        return features.float()
-
-
 def _on_cpu(module: nn.Module) -> nn.Module:
     tensors = [*module.parameters(), *module.buffers()]
     return module if all(tensor.device.type == "cpu" for tensor in tensors) else copy.deepcopy(module).cpu()
-
-
-def _mean_and_std(pixels: PixelSpec) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (pixels.mean, pixels.std))
-    return mean, std
 
 
 class OodScores(nn.Module):
@@ -185,17 +164,17 @@ class OodScores(nn.Module):
     def _score(self, name: str, rows: Tensor, logits: Tensor) -> Tensor:
         """One score (n,); the formulas are those of `clipadapter.uncertainty.ood`."""
         if name == "max-logit":
-            return -_row_max(logits)
+            return -logits.amax(dim=1)
         if name == "mahalanobis" and self.distance is not None:
             distances: Tensor = self.distance(rows)
             return distances
         if name == "outliers":
-            return _row_max(rows @ self.outliers.T) - _row_max(rows @ self.mean_directions.T)
+            return (rows @ self.outliers.T).amax(dim=1) - (rows @ self.mean_directions.T).amax(dim=1)
         cosines = rows @ self.text.T
         if name == "negative-labels":
             return _log_sum_exp(self.scale * rows @ self.negative_labels.T) - _log_sum_exp(self.scale * cosines)
         assert name == "text", f"export has no graph for the score {name!r}"
-        return 1 - _row_max(cosines)
+        return 1 - cosines.amax(dim=1)
 
 
 class MahalanobisDistance(nn.Module):
@@ -243,10 +222,6 @@ class MahalanobisDistance(nn.Module):
 def _register_constant(module: nn.Module, name: str, values: NDArray[np.floating] | None) -> None:
     """Register a buffer in float32."""
     module.register_buffer(name, None if values is None else torch.from_numpy(np.array(values, np.float32, order="C")))
-
-
-def _row_max(values: Tensor) -> Tensor:
-    return values.amax(dim=1)
 
 
 def _log_sum_exp(values: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,8 @@ from clipadapter.backends.parity import Parity, measure_parity
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, calibrations_of_passes, with_backend
 from clipadapter.errors import EncoderUnavailableError, ImageError, InputError, brief, install_command
-from clipadapter.features.store import FeatureStore, feature_key
-from clipadapter.features.views import ViewSpec
+from clipadapter.features.extraction import ExtractionJob, prepare_image
+from clipadapter.features.store import FeatureStore
 from clipadapter.heads import TextFeatures
 from clipadapter.utils.files import write_atomically
 from clipadapter.utils.pixels import PixelSpec
@@ -267,16 +266,8 @@ def _are_features_stored(plain: Encoder, sample: Sequence[ImageSource], store: F
     """Whether the store has the plain encoder's features of these pictures."""
     if store is None or not sample:
         return False
-    digests = []
-    for source in sample:
-        with suppress(ImageError):
-            digests.append(blake2b(image_bytes(source), digest_size=32).digest())
-    view = ViewSpec().key(0)
-    for fingerprint, block in zip(plain.block_fingerprints(), plain.info.blocks, strict=True):
-        keys = {feature_key(digest, fingerprint, view) for digest in digests}
-        if len(store.get_many(list(keys), block.width)) < len(keys):
-            return False
-    return True
+    job = ExtractionJob(plain, store)
+    return not any(prepare_image(job, i, source).pixels for i, source in enumerate(sample))
 
 
 def _add_note(encoder: Encoder, note: str) -> Encoder:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,10 +39,8 @@ from clipadapter.heads.support import (
     class_positions,
     is_multilabel,
     label_positions,
-    map_blocks,
     names_to_dtype,
-    prompt_tensors,
-    take_columns,
+    read_columns,
     text_classes,
 )
 from clipadapter.heads.support import SupportSet as SupportSet
@@ -324,7 +323,7 @@ class Head(Estimator, ABC):
             if hasattr(self, "blocks_"):
                 check_width(self, views.shape[2])
             blocks = getattr(self, "blocks_", None) or check_blocks(views.shape[2], None)
-        tensor = take_columns(torch.from_numpy(views), blocks, blocks_to_read(self.reads, blocks))
+        tensor = read_columns(torch.from_numpy(views), self.reads, blocks)
         targets: Tensor | None = None
         if is_multilabel(y):
             if not self.multilabel:
@@ -345,21 +344,16 @@ class Head(Estimator, ABC):
                 positions = label_positions(names, classes, "are no class" if text is None else "have no class text")
             text = None if text is None else text.arranged(classes)
             labels = torch.from_numpy(positions)
-        has_text = text is not None and text.has_text  # without, it only says which classes there are
-        shots = SupportSet(
-            views=tensor,
-            labels=labels,
-            n_classes=len(classes),
-            text=unit(torch.from_numpy(text.embeddings.copy()).to(tensor.dtype)) if text and has_text else None,
-            scale=DEFAULT_LOGIT_SCALE if text is None else text.logit_scale,
-            unlabelled=check_unlabelled(self, unlabelled, tensor, blocks),
-            names=() if text is None else text.labels,
-            tower=None if text is None else text.tower,
-            targets=targets,
-            bias=text.logit_bias if text and has_text else None,
-            blocks=blocks_to_read(self.reads, blocks),
-            prompts=prompt_tensors(text, tensor.dtype) if text and has_text and self.reads_prompts else (),
-        )
+        pool, read = check_unlabelled(self, unlabelled, tensor, blocks), blocks_to_read(self.reads, blocks)
+        shots = SupportSet(tensor, labels, len(classes), None, DEFAULT_LOGIT_SCALE, pool, targets=targets, blocks=read)
+        if text is not None:
+            shots = replace(shots, scale=text.logit_scale, names=text.labels, tower=text.tower)
+        if text is not None and text.has_text:  # without, it only says which classes there are
+            rows, *prompts = (
+                unit(torch.from_numpy(each.copy()).to(tensor.dtype))
+                for each in (text.embeddings, *(text.prompt_rows if self.reads_prompts else ()))
+            )
+            shots = replace(shots, text=rows, bias=text.logit_bias, prompts=tuple(prompts))
         return shots, classes
 
     @property
@@ -374,7 +368,7 @@ class Head(Estimator, ABC):
 
     def read_columns(self, X: Tensor) -> Tensor:
         """The columns (m, d) that `_logits` gets, of features (m, n_features_in_)."""
-        return take_columns(X, self.blocks_, self.read_blocks)
+        return read_columns(X, self.reads, self.blocks_)
 
     # Fit again: from an earlier fit, without some shots, for other classes
 
@@ -529,7 +523,7 @@ class Head(Estimator, ABC):
             sklearn.exceptions.NotFittedError: before `fit`.
             InputError: if the width differs from that in `fit`, or a feature is not finite.
         """
-        return self._map_logits(X, lambda logits: logits)
+        return self._map_rows(X, self._logits)
 
     def predict(self, X: ArrayLike) -> Array:
         """The most probable class of each row of X (m, d), as labels (m,); (m, c) zeros and ones if multi-label.
@@ -537,20 +531,21 @@ class Head(Estimator, ABC):
         In the multi-label task, classes with a probability above 0.5; `clipadapter.uncertainty` has learned thresholds.
         """
         if self.task_ == "multilabel":
-            return self._map_logits(X, lambda logits: (logits > 0).astype(np.int64))
-        return np.asarray(self.classes_[self._map_logits(X, lambda logits: logits.argmax(axis=1))])
+            return self._map_rows(X, lambda rows: (self._logits(rows) > 0).long())
+        # Of equal logits the first is taken, which torch does not promise.
+        return np.asarray(self.classes_[self._map_rows(X, lambda rows: self._logits(rows).numpy().argmax(axis=1))])
 
     def predict_proba(self, X: ArrayLike) -> Array:
         """Softmax of the logits: (m, c) float64, rows sum to one; if multi-label, the sigmoid of each logit."""
         if self.task_ == "multilabel":
-            return self._map_logits(X, lambda logits: torch.from_numpy(logits).double().sigmoid().numpy())
-        return self._map_logits(X, lambda logits: torch.from_numpy(logits).double().softmax(dim=1).numpy())
+            return self._map_rows(X, lambda rows: self._logits(rows).double().sigmoid())
+        return self._map_rows(X, lambda rows: self._logits(rows).double().softmax(dim=1))
 
     def predict_log_proba(self, X: ArrayLike) -> Array:
         """Natural logarithm of `predict_proba` (m, c); finite even where a probability rounds to zero."""
         if self.task_ == "multilabel":
-            return self._map_logits(X, lambda logits: logsigmoid(torch.from_numpy(logits).double()).numpy())
-        return self._map_logits(X, lambda logits: torch.from_numpy(logits).double().log_softmax(dim=1).numpy())
+            return self._map_rows(X, lambda rows: logsigmoid(self._logits(rows).double()))
+        return self._map_rows(X, lambda rows: self._logits(rows).double().log_softmax(dim=1))
 
     def text_logits(self, X: ArrayLike) -> Array | None:
         """The part of `logits` that comes from text features; the rest was learned from the shots.
@@ -574,7 +569,7 @@ class Head(Estimator, ABC):
         (array([[2.6, 0.8]]), array([[0.6, 0.8]]))
         """
         scores: Any = self._text_logits
-        return None if self._of_one_row(scores) is None else self._map_logits(X, lambda part: part, scores)
+        return None if self._of_one_row(scores) is None else self._map_rows(X, scores)
 
     def block_logits(self, X: ArrayLike) -> dict[str, Array] | None:
         """The part of `logits` that comes from each block of features; class text belongs to ``final``.
@@ -602,7 +597,7 @@ class Head(Estimator, ABC):
         names = self._of_one_row(scores)
         if names is None:
             return None
-        logits = self._map_logits(X, lambda part: part, lambda rows: torch.stack([*scores(rows).values()], dim=1))
+        logits = self._map_rows(X, lambda rows: torch.stack([*scores(rows).values()], dim=1))
         return {name: logits[:, i] for i, name in enumerate(names)}
 
     def prior_temperature(self, shots_per_class: float) -> float:
@@ -616,20 +611,24 @@ class Head(Estimator, ABC):
         with torch.inference_mode():
             return scores(torch.ones(1, self.read_width))
 
-    def _map_logits(
-        self, X: ArrayLike, function: Callable[[Array], Array], scores: Callable[[Tensor], Tensor] | None = None
-    ) -> Array:
-        """Apply a function to the logits, or other scores, (b, c) of each block of rows of X (m, d)."""
+    def _map_rows(self, X: ArrayLike, function: Callable[[Tensor], Any]) -> Array:
+        """Apply a function to blocks of rows (b, d) of X (m, d), each as `_logits` gets it, and join its results."""
         check_is_fitted(self)
         check_feature_names(self, X)
         rows = as_matrix(X)
         check_width(self, rows.shape[1])
         block_size = max(1, MAX_FLOATS_PER_BLOCK // self._numbers_per_row())
-        compute = scores or self._logits
+        joined: Array | None = None
         with torch.inference_mode():
-            return map_blocks(
-                rows, block_size, lambda part: function(compute(self.read_columns(torch.from_numpy(part))).numpy())
-            )
+            for start in range(0, len(rows), block_size):
+                block = torch.from_numpy(rows[start : start + block_size])
+                result = np.asarray(function(self.read_columns(block)))
+                if len(result) == len(rows):
+                    return result
+                joined = np.empty((len(rows), *result.shape[1:]), result.dtype) if joined is None else joined
+                joined[start : start + block_size] = result
+        assert joined is not None  # there is a row
+        return joined
 
     # Save and load
 

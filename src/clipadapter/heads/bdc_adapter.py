@@ -15,7 +15,7 @@ A class without a shot gets the mean of the others' exponentials: its text decid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -114,11 +114,11 @@ class BdcAdapter(LabelLossHead, TrainingParameters):
         labels = torch.cat([shots.labels, torch.arange(shots.n_classes)])
         residual = torch.zeros(d, d, dtype=rows.dtype)
         self._choose_gce_q(shots)
-        label_loss = self._loss_of(shots, torch.arange(len(shots.views))).label_loss
+        loss_of = replace(self._loss_of(shots, torch.arange(len(shots.views))), labels=labels)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
             x = gather_views(rows, batch, view)
-            return label_loss(shots.scale * trained_cosines(torch.addmm(x, x, residual), text), labels[batch])
+            return loss_of(shots.scale * trained_cosines(torch.addmm(x, x, residual), text), batch)
 
         config = TrainConfig.from_estimator(self, optimizer="adamw", min_epochs=1)
         self.loss_ = train([residual.requires_grad_()], loss, len(rows), v, config, row_cost=d * d + text.numel())

@@ -34,7 +34,7 @@ from torch.nn.functional import linear, normalize
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter_recipes import OFFICIAL, PAPER, PRESET_NOTE, PRESETS
 from clipadapter.heads.losses import Loss, add_bias, class_mean, mean_bias, sigmoid_bias
-from clipadapter.heads.out_of_fold import hyperparameter_folds, join_folds, some_rows
+from clipadapter.heads.out_of_fold import hyperparameter_folds, join_folds, mean_shots_per_class, some_rows
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import MAX_HELD_OUT_LOGITS, choose_ratio, expected_ratio, held_out_loss_table
@@ -88,7 +88,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
 
     needs_text = supports_warm_start = multilabel = True
     warm_start_share, max_cost = 0.75, 10**12
-    named_epochs = {"coop": coop_epochs}
+    named_epochs = {"coop": lambda labels: coop_epochs(mean_shots_per_class(labels))}
     temperature_prior = (2.5, 2.5, 2.5, 2.2, 1.8)
     recipes = {"official": OFFICIAL, "paper": PAPER}
     presets, preset_note = PRESETS, PRESET_NOTE

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.losses import CROSS_ENTROPY
+from clipadapter.heads.losses import label_loss
 from clipadapter.heads.parameters import Within
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
@@ -79,7 +79,7 @@ class CrossModal(TrainedHead):
             if len(rows) > self.batch_size:
                 chosen = torch.randperm(len(rows), generator=generator)[: self.batch_size]
                 rows, row_labels = rows[chosen], row_labels[chosen]
-            return self.text_share * CROSS_ENTROPY(rows @ weight.T, row_labels)
+            return self.text_share * label_loss(rows @ weight.T, row_labels)
 
         self._learn(
             shots,

@@ -95,35 +95,25 @@ MIN_GRADIENT = 1e-30
 with all its digits. Intel's processors need up to 190 times as long for a product of smaller numbers."""
 
 
-@dataclass(frozen=True)
-class LabelLoss:
-    """Mean loss of logits for class labels: cross-entropy, logit-adjusted and generalised if asked for.
+def label_loss(logits: Tensor, labels: Tensor, offset: Tensor | None = None, q: float = 0.0) -> Tensor:
+    """Mean loss of logits (b, c) for class positions (b,): cross-entropy, logit-adjusted and generalised if asked for.
 
-    Logit adjustment adds to the logits, in training only, a constant of each class that grows with its frequency: Menon
-    et al., ICLR 2021, https://arxiv.org/abs/2007.07314, equation 10. Generalised cross-entropy is
+    Logit adjustment adds to the logits, in training only, a constant of each class (c,) that grows with its frequency:
+    Menon et al., ICLR 2021, https://arxiv.org/abs/2007.07314, equation 10. Generalised cross-entropy is
     ``(1 - p ** q) / q`` for the probability p of the label: Zhang and Sabuncu, NeurIPS 2018,
     https://arxiv.org/abs/1805.07836, equation 6. Its gradient is that of cross-entropy times ``p ** q``, so that labels
     which the model contradicts weigh less. With q near 0 it is cross-entropy, with q of 1 one minus the probability.
     """
-
-    offset: Tensor | None = None  # (c,) added to the logits
-    q: float = 0.0  # of generalised cross-entropy; 0 is cross-entropy
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of logits (b, c) and class positions (b,)."""
-        logits = drop_tiny_gradients(logits if self.offset is None else logits + self.offset)
-        if self.q == 0:
-            return cross_entropy(logits, labels)
-        log_p = -cross_entropy(logits, labels, reduction="none")
-        return -(torch.expm1(self.q * log_p) / self.q).mean()
-
-
-CROSS_ENTROPY = LabelLoss()  # the loss without either change
+    logits = drop_tiny_gradients(logits if offset is None else logits + offset)
+    if q == 0:
+        return cross_entropy(logits, labels)
+    log_p = -cross_entropy(logits, labels, reduction="none")
+    return -(torch.expm1(q * log_p) / q).mean()
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross-entropy of labels; or, of multi-label targets, binary cross-entropy summed over the classes.
+    """`label_loss`; or, of multi-label targets, binary cross-entropy summed over the classes.
 
     The second is SigLIP's loss without its text side (Zhai et al., ICCV 2023, equation 1): the sum over classes, not
     their mean, is as large as the cross-entropy of as many labels.
@@ -131,17 +121,18 @@ class Loss:
 
     labels: Tensor  # (n,) class positions; not used with multi-label targets
     targets: Tensor | None = None  # (n, c) ones and zeros of multi-label pictures
-    label_loss: LabelLoss = CROSS_ENTROPY
+    offset: Tensor | None = None  # (c,) added to the logits for labels
+    q: float = 0.0  # of generalised cross-entropy; 0 is cross-entropy
 
     @classmethod
-    def of_support_set(cls, shots: SupportSet, rows: Tensor, label_loss: LabelLoss = CROSS_ENTROPY) -> Loss:
+    def of_support_set(cls, shots: SupportSet, rows: Tensor, offset: Tensor | None = None, q: float = 0.0) -> Loss:
         """The loss of some of the shots."""
-        return cls(shots.labels[rows], None if shots.targets is None else shots.targets[rows], label_loss)
+        return cls(shots.labels[rows], None if shots.targets is None else shots.targets[rows], offset, q)
 
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of a batch with logits (b, c), whose labels have the row numbers (b,)."""
         if self.targets is None:
-            return self.label_loss(logits, self.labels[rows])
+            return label_loss(logits, self.labels[rows], self.offset, self.q)
         return binary_losses(drop_tiny_gradients(logits), self.targets[rows]).mean()
 
     def sums_at_temperatures(
@@ -153,7 +144,7 @@ class Loss:
         """
         if self.targets is not None:
             return torch.stack([binary_losses(logits / t, self.targets[rows]).sum() for t in temperatures])
-        right = probabilities_at_temperatures(logits, self.labels[rows], temperatures, self.label_loss.offset)
+        right = probabilities_at_temperatures(logits, self.labels[rows], temperatures, self.offset)
         return -((1 - wrong_label_share) * right + wrong_label_share / logits.shape[1]).log().sum(dim=1)
 
     def of_null_model(self, rows: Tensor, n_classes: int) -> float:
@@ -242,7 +233,7 @@ class LabelLossHead(LogitAdjustedHead):
     def _loss_of(self, shots: SupportSet, rows: Tensor) -> Loss:
         """The loss of some of the shots, labels or targets, after `_choose_gce_q`."""
         q = float(self.gce_q_ if self.gce_q == "auto" else self.gce_q)
-        return Loss.of_support_set(shots, rows, LabelLoss(self._log_prior(class_counts(shots, rows)), q))
+        return Loss.of_support_set(shots, rows, self._log_prior(class_counts(shots, rows)), q)
 
     def _choose_gce_q(self, shots: SupportSet) -> None:
         """If q is "auto", choose it and store it as ``gce_q_``."""
@@ -292,8 +283,8 @@ def estimate_wrong_share(logits: Tensor, labels: Tensor) -> float:
 
 def _held_out_gce(logits: Tensor, labels: Tensor) -> float:
     """Generalised cross-entropy at the best temperature: bounded, so that wrong labels can't decide it."""
-    loss = LabelLoss(q=ROBUST_Q)
-    return min(float(loss(logits.double() / temperature, labels)) for temperature in TEMPERATURES.tolist())
+    divided = (logits.double() / temperature for temperature in TEMPERATURES.tolist())
+    return min(float(label_loss(each, labels, q=ROBUST_Q)) for each in divided)
 
 
 def class_counts(shots: SupportSet, rows: Tensor) -> Tensor:

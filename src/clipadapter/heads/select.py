@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -176,19 +177,8 @@ def losses_at_best_temperature(logits: Tensor, labels: Tensor) -> tuple[Tensor, 
     """
     logits = logits.double()
     log_loss = partial(cross_entropy, reduction="none") if labels.ndim == 1 else binary_losses
-    losses_by_index: dict[int, Tensor] = {}
-
-    def losses(i: int) -> Tensor:
-        if i not in losses_by_index:
-            losses_by_index[i] = log_loss(logits / float(TEMPERATURES[i]), labels)
-        return losses_by_index[i]
-
+    losses = cache(lambda i: log_loss(logits / float(TEMPERATURES[i]), labels))
     # The mean loss is convex in the inverse temperature, so that it has one minimum: bisection on its slope.
-    low, high = 0, len(TEMPERATURES) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if losses(middle).mean() <= losses(middle + 1).mean():
-            high = middle
-        else:
-            low = middle + 1
-    return losses(low), float(TEMPERATURES[low])
+    rising = range(len(TEMPERATURES) - 1)
+    best = bisect_left(rising, True, key=lambda i: bool(losses(i).mean() <= losses(i + 1).mean()))
+    return losses(best), float(TEMPERATURES[best])

@@ -364,7 +364,7 @@ class SoftmaxRegression:
 
 
 class OneVsRest(SoftmaxRegression):
-    """One logistic regression per class with an L2 penalty on the weights; on the intercept if ``unit_intercept``.
+    """One logistic regression per class with an L2 penalty on the weights.
 
     The optimum is that of scikit-learn's LogisticRegression for each class by itself. A class that no row has, or that
     all have, has no optimum: it is left out, and its probability is its share of the rows, with half a row
@@ -374,16 +374,12 @@ class OneVsRest(SoftmaxRegression):
     is_bounded = False  # the bounds and the preconditioner are those of a softmax
     _penalty_factor = 1
 
-    def __init__(
-        self, X: Tensor, targets: Tensor, offset: Tensor | None = None, *, unit_intercept: bool = False
-    ) -> None:
+    def __init__(self, X: Tensor, targets: Tensor) -> None:
         counts = targets.sum(dim=0)
         self.learned = torch.nonzero((counts > 0) & (counts < len(targets))).flatten()
         self.share = (counts + 0.5) / (len(targets) + 1)
         self.positive = targets[:, self.learned].T.contiguous()  # (c, n)
-        offset = None if offset is None else offset[:, self.learned]
-        # The base class makes one row of weights for each label.
-        super().__init__(X, self.learned, offset, unit_intercept=unit_intercept)
+        super().__init__(X, self.learned)  # which makes one row of weights for each label
 
     def solve(self, C: float, tol: float, max_iter: int, max_cost: int = MAX_SOLVE_COST) -> int:
         """As `SoftmaxRegression.solve`, always to the optimum."""

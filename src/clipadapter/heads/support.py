@@ -41,8 +41,6 @@ SAME_PICTURE_COSINE = 1 - 1e-4
 """Cosine of two features of the block ``final`` above which they are of one picture. The cosines of one picture in two
 batches of 16-bit numbers are below 1 by up to 1e-5, those of different pictures by 1e-2 or more. An edit has a
 narrower bound (see `clipadapter.classifier.edit`): a picture without a label is left out at little loss."""
-_PARSERS: dict[str, Callable[[str], float]] = {"i": int, "u": int, "f": float}
-"""How a class name is read as a number, by the kind of the labels' dtype."""
 
 
 @dataclass(frozen=True)
@@ -140,30 +138,23 @@ def as_matrix(X: ArrayLike) -> Array:
     """Checked (m, d) float array: float64 is kept, other types become float32."""
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
-    array = np.asarray(X) if _is_plain_matrix(X) else _check_matrix(X)
+    rows: Any = X
+    is_plain = type(X) in PLAIN_ARRAYS and rows.ndim == 2 and rows.size > 0 and rows.dtype in (np.float32, np.float64)
+    if is_plain and np.isfinite(rows).all():
+        array = np.asarray(rows)
+    else:  # of what a fit usually gets nothing comes here: the import of scikit-learn takes long
+        from sklearn.utils.validation import check_array
+
+        try:
+            array = np.asarray(check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1))
+        except ValueError as error:
+            if "Expected 2D array" not in str(error):
+                raise
+            # scikit-learn's message prints all numbers, and its checks look for these three words.
+            raise InputError(
+                f"features must have shape (m, d), one row for each picture, but got {brief(X)}. Reshape your data"
+            ) from None
     return np.array(array) if not array.flags.writeable else np.ascontiguousarray(array)
-
-
-def _is_plain_matrix(X: ArrayLike) -> bool:
-    """Whether X is an array (m, d) of finite floats, which needs no check by scikit-learn, whose import takes long."""
-    if type(X) not in PLAIN_ARRAYS or not isinstance(X, np.ndarray):
-        return False
-    return X.ndim == 2 and X.size > 0 and X.dtype in (np.float32, np.float64) and bool(np.isfinite(X).all())
-
-
-def _check_matrix(X: ArrayLike) -> Array:
-    """Anything else as such an array, if scikit-learn takes it; otherwise with its error."""
-    from sklearn.utils.validation import check_array
-
-    try:
-        return np.asarray(check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1))
-    except ValueError as error:
-        if "Expected 2D array" not in str(error):
-            raise
-        # scikit-learn's message prints all numbers, and its checks look for these three words.
-        raise InputError(
-            f"features must have shape (m, d), one row for each picture, but got {brief(X)}. Reshape your data"
-        ) from None
 
 
 def check_feature_names(head: Any, X: ArrayLike, *, reset: bool = False) -> None:
@@ -184,19 +175,6 @@ def check_width(head: Any, width: int) -> None:
         )
 
 
-def map_blocks(rows: Array, block_size: int, function: Callable[[Array], Array]) -> Array:
-    """Apply a function to blocks of rows (m, d), m at least 1, and join its results to one array of m rows."""
-    joined: Array | None = None
-    for start in range(0, len(rows), block_size):
-        result = function(rows[start : start + block_size])
-        if len(result) == len(rows):
-            return result
-        joined = np.empty((len(rows), *result.shape[1:]), result.dtype) if joined is None else joined
-        joined[start : start + block_size] = result
-    assert joined is not None
-    return joined
-
-
 def as_views(X: ArrayLike) -> Array:
     """Checked (n, v, d) float array of shots from (n, d) or (n, v, d)."""
     if isinstance(X, EvaluationFeatures):
@@ -214,21 +192,18 @@ def as_views(X: ArrayLike) -> Array:
 
 def as_labels(y: ArrayLike, n: int) -> Array:
     """Checked (n,) labels."""
-    labels = np.asarray(y) if _are_plain_labels(y) else _check_labels(y)
+    if type(y) is np.ndarray:
+        is_plain = y.ndim == 1 and y.dtype.kind in "Uiub"
+    else:
+        is_plain = isinstance(y, list | tuple) and all(type(label) is str for label in y)
+    labels = np.asarray(y) if is_plain else _check_labels(y)
     if len(labels) != n:
         raise InputError(f"X has {n} rows but y has {len(labels)} labels")
     return labels
 
 
-def _are_plain_labels(y: ArrayLike) -> bool:
-    """Whether y is a list of strings, or an array (n,) of strings or integers; see `_is_plain_matrix`."""
-    if isinstance(y, np.ndarray):
-        return type(y) is np.ndarray and y.ndim == 1 and y.dtype.kind in "Uiub"
-    return isinstance(y, list | tuple) and all(type(label) is str for label in y)
-
-
 def _check_labels(y: ArrayLike) -> Array:
-    """Other labels (n,), if scikit-learn takes them for classes; otherwise its error."""
+    """Labels (n,) that scikit-learn takes for classes; otherwise its error."""
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import assert_all_finite, column_or_1d
 
@@ -288,8 +263,7 @@ def names_to_dtype(names: Sequence[str], dtype: np.dtype[Any]) -> Array:
     if dtype.kind not in "biuf":
         return texts
     try:
-        parsed = (texts == "True") if dtype.kind == "b" else np.array([_PARSERS[dtype.kind](name) for name in names])
-        values = parsed.astype(dtype)
+        values = texts == "True" if dtype.kind == "b" else texts.astype(dtype)
     except (ValueError, OverflowError):
         return texts
     return values if tuple(map(str, values)) == tuple(names) else texts
@@ -330,19 +304,18 @@ def blocks_to_read(reads: Reads, blocks: Blocks) -> Blocks:
     """
     if reads == "all" or len(blocks) == 1:
         return blocks
+    further = [BlockSource.parse(block.name) for block in blocks[1:]]
     names = [FINAL]
     if reads == "unprojected":
-        names += [block.name for block in blocks if block.name == UNPROJECTED]
+        names.append(UNPROJECTED)
     if reads == "second-encoder":
-        sources = [BlockSource.parse(block.name) for block in blocks[1:]]
-        names += [source.name for source in sources if source.encoder and source == BlockSource(source.encoder, FINAL)][
-            :1
-        ]
+        names += [each.name for each in further if each.encoder and each == BlockSource(each.encoder, FINAL)][:1]
     return tuple(block for block in blocks if block.name in names)
 
 
-def take_columns(X: Tensor, blocks: Blocks, read: Blocks) -> Tensor:
-    """The columns (..., d) of the blocks that are read, of features (..., all columns)."""
+def read_columns(X: Tensor, reads: Reads, blocks: Blocks) -> Tensor:
+    """The columns (..., d) that a head reads, of features (..., all columns)."""
+    read = blocks_to_read(reads, blocks)
     if len(read) == len(blocks):
         return X
     return X[..., select_blocks(blocks, [block.name for block in read])[1]].contiguous()
@@ -393,12 +366,7 @@ def check_unlabelled(head: Head, unlabelled: ArrayLike | None, views: Tensor, bl
     expected = total_width(blocks)
     if rows.shape[1] != expected:
         raise InputError(f"unlabelled features have width {rows.shape[1]}, but the shots have {expected}")
-    return take_columns(rows, blocks, blocks_to_read(head.reads, blocks))
-
-
-def prompt_tensors(text: TextFeatures, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The unit text features (p_k, d) of the prompts of each class in the dtype of the features."""
-    return tuple(unit(torch.from_numpy(rows.copy()).to(dtype)) for rows in text.prompt_rows)
+    return read_columns(rows, head.reads, blocks)
 
 
 def remap_rows(rows: Tensor, origin: Tensor) -> Tensor:

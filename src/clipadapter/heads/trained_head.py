@@ -140,7 +140,7 @@ class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
 
     def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int | None:
         """See `Head.planned_epochs`."""
-        return self._limited_config(labels, text_shape).count_epochs(len(labels))
+        return self._config_of(labels, text_shape, None).count_epochs(len(labels))
 
     def _train_config(self, labels: Tensor) -> TrainConfig:
         """How shots with these class positions (n,) are trained on."""
@@ -152,17 +152,12 @@ class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
         """Multiplications of a forward pass of one row, with c class weights of width d."""
         return c * d
 
-    def _limited_config(self, labels: Tensor, text_shape: tuple[int, int] | None) -> TrainConfig:
+    def _config_of(self, labels: Tensor, text_shape: Sequence[int] | None, warm_start: WarmStart | None) -> TrainConfig:
+        """`_train_config` with fewer epochs, where they would cost too much or a warm start needs fewer."""
         config, n = self._train_config(labels), len(labels)
-        if text_shape is None or config.epochs is not None or self.max_cost == math.inf:
-            return config
-        return config.with_max_epochs(n, int(self.max_cost // (n * self._row_cost(*text_shape))))
-
-    def _config_of(self, shots: SupportSet, rows: Tensor, warm_start: WarmStart | None) -> TrainConfig:
-        """How some of the shots are trained on."""
-        c, d = shots.class_text.shape
-        config = self._limited_config(shots.labels[rows], (c, d))
-        return config if warm_start is None else warm_start.shorten(config, len(rows), self.warm_start_rate)
+        if text_shape is not None and config.epochs is None and self.max_cost < math.inf:
+            config = config.with_max_epochs(n, int(self.max_cost // (n * self._row_cost(*text_shape))))
+        return config if warm_start is None else warm_start.shorten(config, n, self.warm_start_rate)
 
     def _learn(
         self,
@@ -197,8 +192,8 @@ class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
             value = label_weight * loss_of(logits(gather_views(inputs, rows, views)), rows)
             return value if penalty is None else value + penalty()
 
-        part = TrainingPart(every, warm_start, self._config_of(shots, every, warm_start), None)
-        self.loss_ = minimise([*start.values()], loss, inputs, part, row_cost)
+        config = self._config_of(shots.labels, shots.class_text.shape, warm_start)
+        self.loss_ = minimise([*start.values()], loss, inputs, TrainingPart(every, warm_start, config, None), row_cost)
         vars(self).update(start)
 
     def _train_on_each(self, shots: SupportSet, parts: Sequence[Tensor], warm_start: WarmStart | None) -> list[Any]:
@@ -208,9 +203,10 @@ class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
         """
         self._choose_gce_q(shots)
         starts = [warm_start, *[None] * (len(parts) - 1)]
-        configs = [self._config_of(shots, rows, start) for rows, start in zip(parts, starts, strict=True)]
+        shape = shots.class_text.shape
+        configs = [self._config_of(shots.labels[rows], shape, start) for rows, start in zip(parts, starts, strict=True)]
         steps = sum(config.count_steps(len(rows)) for config, rows in zip(configs, parts, strict=True))
-        work = min(configs[0].batch_size, len(parts[0])) * self._row_cost(*shots.class_text.shape)
+        work = min(configs[0].batch_size, len(parts[0])) * self._row_cost(*shape)
         with training_bar(steps, shown=configs[0].progress) as bar:
             trainings = [TrainingPart(*of_part, bar) for of_part in zip(parts, starts, configs, strict=True)]
             return parallel_map([partial(self._train, shots, part) for part in trainings], work=work)

@@ -35,7 +35,7 @@ from clipadapter.utils.formatting import format_count
 from clipadapter.utils.parallel import limit_threads
 from clipadapter.utils.progress import BRIEF_SECONDS, DurationEstimate, progress_bar
 
-CHECKPOINT_FORMAT = "1"
+CHECKPOINT_FORMAT = "2"
 MAX_FREE_BYTES = 256 * 2**20  # freed memory that the process keeps at most
 MAX_HEAP_BLOCK_BYTES = 32 * 2**20
 """Freed blocks above this size are returned to the system. This is the largest value that glibc accepts."""
@@ -216,8 +216,7 @@ def train(
     keep_freed_memory()
     steps_per_epoch, epochs, steps = config.steps_per_epoch(n), config.count_epochs(n), config.count_steps(n)
     generator = generator or torch.Generator().manual_seed(config.seed)
-    state = _TrainingState(parameters, config, generator, n, n_views)
-    state.epoch_sum = [torch.zeros_like(parameter) for parameter in parameters if epoch_weights]
+    state = _TrainingState(parameters, config, generator, n, n_views, bool(epoch_weights))
     start = 0 if checkpoint is None else state.load(checkpoint.read(state.as_dict(0)))
     own_bar = training_bar(steps, shown=config.progress and bar is None, initial=start)
     bar = own_bar if bar is None else bar
@@ -253,23 +252,30 @@ def train(
                 checkpoint.write(state.as_dict(step + 1))
     if checkpoint is not None:
         checkpoint.finish(lambda: state.as_dict(steps))
-    if epoch_weights:
-        state.set_parameters(state.epoch_sum)
+    with torch.no_grad():
+        for parameter, total in zip(parameters, state.epoch_sum, strict=False):  # there are none without weights
+            parameter.copy_(total)
     return state.loss
 
 
 class _TrainingState:
-    """All that changes from step to step."""
-
-    epoch_sum: Sequence[Tensor]  # weighted sum of the parameters after each epoch; empty without weights
+    """All that changes from step to step, in tensors that are changed in place."""
 
     def __init__(
-        self, parameters: Sequence[Tensor], config: TrainConfig, generator: torch.Generator, n: int, n_views: int
+        self,
+        parameters: Sequence[Tensor],
+        config: TrainConfig,
+        generator: torch.Generator,
+        n: int,
+        n_views: int,
+        sums_epochs: bool,
     ) -> None:
         self.parameters, self.config, self.generator = parameters, config, generator
         self.optimizer = Optimizer(config.optimizer, parameters, weight_decay=config.weight_decay, eps=config.eps)
         self.order, self.n_views, self.loss = torch.arange(n), n_views, 0.0
         self.view_per_epoch = config.view_per_epoch and n_views > max(config.count_epochs(n), 1)
+        # The weighted sum of the parameters after each epoch.
+        self.epoch_sum = [torch.zeros_like(parameter) for parameter in parameters if sums_epochs]
 
     def draw_batch(self, epoch: int, i: int) -> tuple[Tensor, Tensor]:
         """Numbers (b,) of the rows of step i of an epoch, and of their views. Steps are drawn in their order."""
@@ -292,32 +298,27 @@ class _TrainingState:
         for total, parameter in zip(self.epoch_sum, self.parameters, strict=True):
             total += weight * parameter.detach()
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        lists = {"parameter": self.parameters, "epoch_sum": self.epoch_sum, **self.optimizer.kept}
+        named = {f"{name}.{i}": tensor for name, tensors in lists.items() for i, tensor in enumerate(tensors)}
+        return {"order": self.order, **named}
+
     def as_dict(self, step: int) -> dict[str, Tensor]:
         """Everything by name, before the step of that number."""
         numbers = torch.tensor([step, self.loss], dtype=torch.float64)
-        state = {"numbers": numbers, "order": self.order, "generator": self.generator.get_state()}
-        state |= {f"parameter.{i}": parameter for i, parameter in enumerate(self.parameters)}
-        state |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
-        return state | {f"epoch_sum.{i}": total for i, total in enumerate(self.epoch_sum)}
+        return {"numbers": numbers, "generator": self.generator.get_state(), **self.tensors()}
 
     def load(self, state: Mapping[str, Tensor] | None) -> int:
         """Load what `as_dict` returned, and return the next step; 0 for None."""
         if state is None:
             return 0
         step, self.loss = state["numbers"].tolist()
-        self.order = state["order"]
         self.generator.set_state(state["generator"])
-        self.set_parameters([state[f"parameter.{i}"] for i in range(len(self.parameters))])
-        for i, total in enumerate(self.epoch_sum):
-            total.copy_(state[f"epoch_sum.{i}"])
-        prefix = "optimizer."
-        self.optimizer.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        return int(step)
-
-    def set_parameters(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():
-            for parameter, value in zip(self.parameters, values, strict=True):
-                parameter.copy_(value)
+            for name, tensor in self.tensors().items():
+                tensor.copy_(state[name])
+        return int(step)
 
 
 class Optimizer:
@@ -331,11 +332,10 @@ class Optimizer:
         self, kind: str, parameters: Sequence[Tensor], *, weight_decay: float = 0.0, eps: float = 1e-8
     ) -> None:
         self.kind, self.parameters, self.weight_decay, self.eps = kind, parameters, weight_decay, eps
-        # What is kept of each parameter from step to step, under torch's names: Adam's moments begin as zeros, and SGD
-        # has no velocity before its first step.
-        self.kept: dict[str, list[Any]] = {"momentum_buffer": [None] * len(parameters)}
+        # What is kept of each parameter from step to step, under torch's names.
+        names = ("momentum_buffer",) if kind == "sgd" else ("exp_avg", "exp_avg_sq")
+        self.kept = {name: [torch.zeros_like(each) for each in parameters] for name in names}
         if kind != "sgd":
-            self.kept = {name: [torch.zeros_like(each) for each in parameters] for name in ("exp_avg", "exp_avg_sq")}
             self.kept["step"] = [each.new_zeros(()) for each in parameters]
 
     def step(self, lr: float) -> None:
@@ -343,10 +343,9 @@ class Optimizer:
         moved = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
         if not moved:
             return
-        kept = [[values[i] for i in moved] for values in self.kept.values()]
-        if self.kind != "sgd":
-            kept.insert(2, [])  # of AMSGrad, which is off
+        kept: list[Any] = [[values[i] for i in moved] for values in self.kept.values()]
         parameters = [self.parameters[i] for i in moved]
+        gradients = [parameter.grad for parameter in parameters]
         function: Any = {"sgd": sgd, "adam": adam, "adamw": adamw}[self.kind]
         options: Any = {"lr": lr, "weight_decay": self.weight_decay, "maximize": False}
         if self.kind == "sgd":
@@ -354,25 +353,11 @@ class Optimizer:
         else:
             # The fused kernel makes one pass over the weights per step instead of ten.
             options |= {"beta1": 0.9, "beta2": 0.999, "eps": self.eps, "amsgrad": False, "fused": True}
+            kept.insert(2, [])  # of AMSGrad, which is off
         with torch.no_grad():
-            function(parameters, [parameter.grad for parameter in parameters], *kept, **options)
+            function(parameters, gradients, *kept, **options)
         for parameter in parameters:
             parameter.grad = None
-        if self.kind == "sgd":  # whose function puts the first velocities into the list
-            for i, velocity in zip(moved, kept[0], strict=True):
-                self.kept["momentum_buffer"][i] = velocity
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that changes from step to step, by name."""
-        every = ((f"{i}.{name}", each) for name, values in self.kept.items() for i, each in enumerate(values))
-        return {name: each for name, each in every if each is not None}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned."""
-        for name, values in self.kept.items():
-            for i, parameter in enumerate(self.parameters):
-                stored = state.get(f"{i}.{name}")
-                values[i] = None if stored is None else stored.to(parameter.device, copy=True)
 
 
 class Checkpoint:
@@ -404,7 +389,7 @@ class Checkpoint:
                 digest = (file.metadata() or {}).get("digest")
         except (OSError, safetensors.SafetensorError):
             return None
-        fits = digest == _digest_of_arrays(state) and all(
+        fits = digest == _digest_of_state(state) and all(
             name in state and state[name].shape == value.shape and state[name].dtype == value.dtype
             for name, value in like.items()
         )
@@ -419,7 +404,7 @@ class Checkpoint:
         """Replace what is there by the state, whole or not at all."""
         arrays = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
         with contextlib.suppress(InputError):  # a folder that can't be written costs time after a kill, not the result
-            write_atomically(self.path, safetensors.torch.save(arrays, {"digest": _digest_of_arrays(arrays)}))
+            write_atomically(self.path, safetensors.torch.save(arrays, {"digest": _digest_of_state(arrays)}))
         self._last = time.monotonic()
 
     def finish(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
@@ -436,26 +421,23 @@ class Checkpoint:
                 self.path.unlink(missing_ok=True)
 
 
-def _digest_of_arrays(arrays: Mapping[str, Tensor]) -> str:
-    total = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        total.update(name.encode())
-        total.update(arrays[name].contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
 def digest_of(facts: Iterable[object]) -> str:
     """Hex digest of texts, numbers, tensors and arrays, of this package's version and torch's."""
     total = hashlib.blake2b(digest_size=16)
     for fact in (CHECKPOINT_FORMAT, version("clipadapter"), torch.__version__, *facts):
         if isinstance(fact, Tensor):
-            fact = fact.detach().cpu().contiguous().numpy()
-        if isinstance(fact, np.ndarray):
+            total.update(f"{fact.dtype} {tuple(fact.shape)} ".encode())
+            total.update(fact.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        elif isinstance(fact, np.ndarray):
             total.update(f"{fact.dtype} {fact.shape} ".encode())
             total.update(np.ascontiguousarray(fact).data)
         else:
             total.update(f"{fact!r}\0".encode())
     return total.hexdigest()
+
+
+def _digest_of_state(state: Mapping[str, Tensor]) -> str:
+    return digest_of(fact for item in sorted(state.items()) for fact in item)
 
 
 def digest_of_fit(head: Any, facts: Iterable[object], neutral: Collection[str] = ()) -> str:
@@ -490,15 +472,14 @@ def training_bar(steps: int, *, shown: bool, initial: int = 0) -> Any:
     return progress_bar(total=steps, initial=initial, shown=shown, **options)
 
 
-def coop_epochs(labels: Tensor) -> int:
-    """Epochs of CoOp's scripts by the mean number of shots per class: 50 for 1, 100 for 2 and 4, 200 for 8 and 16.
+def coop_epochs(shots: float) -> int:
+    """Epochs of CoOp's scripts by the number of shots per class: 50 for 1, 100 for 2 and 4, 200 for 8 and 16.
 
     Numbers in between take those of the nearest; the scripts take 50 for ImageNet at any number of shots.
 
-    >>> [coop_epochs(torch.arange(5).repeat(shots)) for shots in (1, 2, 4, 8, 16)]
+    >>> [coop_epochs(shots) for shots in (1, 2, 4, 8, 16)]
     [50, 100, 100, 200, 200]
     """
-    shots = len(labels) / len(labels.unique())
     return 50 if shots < 1.5 else 100 if shots < 6 else 200
 
 

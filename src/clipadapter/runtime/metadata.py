@@ -129,7 +129,7 @@ class ExportMetadata:
         try:
             raw = json.loads(text)
             _check_format(raw["format"])
-            names = tuple(_check_names(raw["class_names"]))
+            names = _check_names(raw["class_names"])
             arrays = {name: _unpack(name, value) for name, value in raw["uncertainty_arrays"].items()}
             inputs = tuple(_parse_pixels(each["pixels"]) for each in raw["inputs"])
             if not 0 < len(inputs) <= MAX_INPUTS or len(different_squares(inputs)[0]) < len(inputs):
@@ -171,12 +171,11 @@ def _check_format(number: Any) -> None:
         )
 
 
-def _check_names(value: Any) -> list[str]:
-    if not isinstance(value, list) or len(value) < 2 or not all(isinstance(name, str) for name in value):
-        raise ValueError("class names must be at least two texts")
-    if len(set(value)) < len(value):
-        raise ValueError("two classes have the same name")
-    return value
+def _check_names(names: Any) -> tuple[str, ...]:
+    are_texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not are_texts or not 1 < len(names) == len(set(names)):
+        raise ValueError("class names must be two or more different texts")
+    return tuple(names)
 
 
 def _parse_pixels(facts: Any) -> PixelSpec:

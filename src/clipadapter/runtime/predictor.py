@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.adaptation import Adapt, TdaCache
+from clipadapter.backends.base import backend_info
 from clipadapter.backends.formats import (
     BLOCKS_OUTPUT,
     FEATURES_OUTPUT,
-    ExportFormat,
-    Stamp,
     check_file,
-    export_suffixes,
-    find_format,
     input_names,
     list_inference_backends,
+    list_openers,
+    open_graph,
+    require_format,
     stamp_files,
 )
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
@@ -36,7 +35,7 @@ from clipadapter.runtime.metadata import ExportMetadata
 from clipadapter.uncertainty import Answers
 from clipadapter.utils.blocks import total_width
 from clipadapter.utils.files import explain_missing
-from clipadapter.utils.pixels import PixelSpec, min_jpeg_side, pack_squares, packed_shape, unpack_squares
+from clipadapter.utils.pixels import min_jpeg_side, pack_squares, packed_shape, unpack_squares
 from clipadapter.utils.prediction import Prediction, labels_of, unreadable
 
 DEFAULT_BATCH_SIZE = 8
@@ -109,25 +108,44 @@ class Predictor:
 
     def __init__(self, path: str | Path, *, backend: str = "auto", threads: int | None = None) -> None:
         self.path = Path(path)
-        export_format, chosen = _choose_backend(self.path, backend)
+        self.backend = _choose_backend(self.path, backend)
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, but is {threads}")
         stamp = stamp_files(self.path)
         self.sha256 = check_file(self.path)
-        self._graph = export_format.open_graph(self.path, chosen, threads)
-        self.backend = chosen
+        self._graph = open_graph(self.path, self.backend, threads)
         self.metadata = ExportMetadata.from_json(self._graph.metadata)
-        self._check_unchanged(stamp)
-        self.class_names, self.pixels = self.metadata.class_names, self.metadata.pixels
-        self.further_inputs = self.metadata.further_inputs
-        self._input_names = input_names(self.metadata.input, [spec.size for spec in self.inputs])
+        if stamp_files(self.path) != stamp:
+            raise ArtifactError(f"{self.path} changed while it was opened: open it again when it is complete")
+        if self.sha256 is None and self.metadata.checksum:
+            raise ArtifactError(f"{self.path} was altered: the SHA-256 at its end is missing. Copy or export it again")
+        if self.sha256 is None:
+            logging.getLogger(__name__).info(
+                "%s has no SHA-256, so damage can't be noticed: export the model again", self.path
+            )
+        self.class_names, self.inputs = self.metadata.class_names, self.metadata.inputs
         self.uncertainty, self.precision = self.metadata.uncertainty, self.metadata.precision
-        self._check_shapes()
+        self._input_names = input_names(self.metadata.input, [spec.size for spec in self.inputs])
+        self._check_graph()
 
-    @property
-    def inputs(self) -> tuple[PixelSpec, ...]:
-        """All squares that the model takes of a picture, in their order."""
-        return (self.pixels, *self.further_inputs)
+    def _check_graph(self) -> None:
+        """Refuse a graph whose inputs and outputs do not fit the metadata."""
+        widths, rejector, blocks = self._graph.widths, self.uncertainty.rejector, self.metadata.blocks
+        expected = {"logits": len(self.class_names), "probabilities": len(self.class_names)}
+        if rejector is not None:
+            expected["ood_score_parts"] = len(rejector.parts)
+        for name, width in expected.items():
+            if widths.get(name) != width:
+                raise ArtifactError(
+                    f"{self.path} has {widths.get(name)} {name} per picture where its metadata say {width}: export the "
+                    "model again"
+                )
+        # 0: a graph need not state the width. The metadata of files of one block do not state it either.
+        block_widths = {FEATURES_OUTPUT: blocks[0].width, BLOCKS_OUTPUT: total_width(blocks)} if blocks else {}
+        if any(widths.get(name) not in (0, width) for name, width in block_widths.items()):
+            raise ArtifactError(f"{self.path} has other blocks of features than its metadata say: export it again")
+        if FEATURES_OUTPUT not in widths or sorted(self._graph.inputs) != sorted(self._input_names):
+            raise ArtifactError(f"{self.path} does not fit its metadata: export the model again")
 
     @property
     def is_multilabel(self) -> bool:
@@ -249,36 +267,28 @@ class Predictor:
     ) -> Iterator[tuple[list[LoadedPicture], Outputs]]:
         """Batches of pictures in their order, and the outputs for those that can be read."""
         # An iterator may have more pictures than fit into memory.
-        remaining = images if isinstance(images, Iterator) else iter(list_pictures(images))
-        notes, is_paused = ImageNotes(), False
+        remaining = images if isinstance(images, Iterator) else list_pictures(images)
+        notes, pending = ImageNotes(), deque[list[Future[LoadedPicture]]]()
         with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
-            pending: deque[list[Future[LoadedPicture]]] = deque()
-            while True:
-                while len(pending) < PREFETCHED_BATCHES and not is_paused:
-                    batch, is_paused = _take(remaining, batch_size)
-                    if not batch:
-                        break
-                    pending.append([pool.submit(self._load, image) for image in batch])
-                if not pending:
-                    if not is_paused:
-                        break
-                    is_paused = False
-                    continue
-                pictures = [future.result() for future in pending.popleft()]
-                for picture in pictures:
-                    notes.add(picture.name, picture.notes)
-                squares = [picture.square for picture in pictures if picture.square is not None]
-                yield pictures, self.run(np.stack(squares)) if squares else self._empty_outputs()
+            for batch in _batches(remaining, batch_size):
+                pending.append([pool.submit(self._load, image) for image in batch])
+                # After a smaller batch nothing is read ahead: it is the last, or the next picture is not there yet.
+                while pending and (len(pending) == PREFETCHED_BATCHES or len(batch) < batch_size):
+                    pictures = [future.result() for future in pending.popleft()]
+                    for picture in pictures:
+                        notes.add(picture.name, picture.notes)
+                    squares = [picture.square for picture in pictures if picture.square is not None]
+                    if pictures:
+                        yield pictures, self.run(np.stack(squares) if squares else self.grey_pictures(0))
         notes.warn()
 
     def outputs_of(self, images: Pictures) -> tuple[list[LoadedPicture], Outputs]:
         """All pictures in their order, without their squares, and the outputs for those that can be read."""
-        pictures: list[LoadedPicture] = []
-        outputs: list[Outputs] = []
+        pictures, outputs = list[LoadedPicture](), list[Outputs]()
         for batch, batch_outputs in self.iter_outputs(images, DEFAULT_BATCH_SIZE):
             pictures += [replace(picture, square=None) for picture in batch]
-            outputs += [batch_outputs] if len(batch_outputs) else []
-        return pictures, Outputs.concatenate(outputs or [self._empty_outputs()])
+            outputs.append(batch_outputs)
+        return pictures, Outputs.concatenate(outputs or [self.run(self.grey_pictures(0))])
 
     def _load(self, image: ImageSource) -> LoadedPicture:
         try:
@@ -304,79 +314,27 @@ class Predictor:
                 f"(n, {', '.join(map(str, expected))}) of uint8, but got {squares.shape} of {squares.dtype}"
             )
         n = len(squares)
-        if not n:
-            return self._empty_outputs()
+        if not n:  # not every runtime can run a graph on nothing
+            return self.run(self.grey_pictures(1)).rows(slice(0))
+        inputs: dict[str, NDArray[Any]] = {}
+        for name, spec, rows in zip(self._input_names, self.inputs, unpack_squares(squares, self.inputs), strict=True):
+            inputs[name] = np.ascontiguousarray(rows if self.metadata.input == "uint8" else spec.normalize(rows))
         try:
-            outputs = self._graph.run(self._as_inputs(squares))
+            outputs = self._graph.run(inputs)
         except Exception as error:  # the exceptions of backends have no common base
             reason = str(error).strip().split("\n")[0]
             raise ArtifactError(
                 f"{self.path} can't be run on {n} pictures ({reason}): give fewer at a time, or export it again"
             ) from error
+        outputs = {name: outputs[name] for name in OUTPUTS if name in outputs}
         for name, values in outputs.items():
             # Too few rows could be those of other pictures.
-            if name in OUTPUTS and (len(np.atleast_1d(values)) != n or not np.isfinite(values).all()):
+            if len(np.atleast_1d(values)) != n or not np.isfinite(values).all():
                 raise ArtifactError(
                     f"{self.path} gives {name} {values.shape} for {n} pictures, or values that are not finite: "
                     "copy or export it again"
                 )
-        return _as_outputs(outputs)
-
-    def _as_inputs(self, pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """What the graph takes, by the names of its inputs."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for name, spec, rows in zip(self._input_names, self.inputs, unpack_squares(pictures, self.inputs), strict=True):
-            arrays[name] = np.ascontiguousarray(rows if self.metadata.input == "uint8" else spec.normalize(rows))
-        return arrays
-
-    def _empty_outputs(self) -> Outputs:
-        """Outputs for no picture, of the same widths."""
-        widths = {**self._graph.widths, **self._feature_widths()}
-        return _as_outputs({name: np.zeros((0, width) if width else 0, np.float32) for name, width in widths.items()})
-
-    def _feature_widths(self) -> dict[str, int]:
-        """Widths of the outputs of features by the metadata; none for files of one block, which do not state them."""
-        blocks = self.metadata.blocks
-        return {FEATURES_OUTPUT: blocks[0].width, BLOCKS_OUTPUT: total_width(blocks)} if blocks else {}
-
-    def _check_unchanged(self, stamp: Stamp) -> None:
-        """Refuse a file that changed after its checksum was compared, or whose checksum is gone."""
-        if stamp_files(self.path) != stamp:
-            raise ArtifactError(f"{self.path} changed while it was opened: open it again when it is complete")
-        if self.sha256 is None and self.metadata.checksum:
-            raise ArtifactError(f"{self.path} was altered: the SHA-256 at its end is missing. Copy or export it again")
-        if self.sha256 is None:
-            logging.getLogger(__name__).info(
-                "%s has no SHA-256, so damage can't be noticed: export the model again", self.path
-            )
-
-    def _check_shapes(self) -> None:
-        """Refuse a graph whose outputs do not fit the metadata."""
-        widths, rejector = self._graph.widths, self.uncertainty.rejector
-        expected: dict[str, Any] = {"logits": len(self.class_names), "probabilities": len(self.class_names)}
-        if rejector is not None:
-            expected["ood_score_parts"] = len(rejector.parts)
-        for name, width in expected.items():
-            if widths.get(name) != width:
-                raise ArtifactError(
-                    f"{self.path} has {widths.get(name)} {name} per picture where its metadata say {width}: export the "
-                    "model again"
-                )
-        # 0: a graph need not state the width.
-        if any(widths.get(name) not in (0, width) for name, width in self._feature_widths().items()):
-            raise ArtifactError(f"{self.path} has other blocks of features than its metadata say: export it again")
-        if FEATURES_OUTPUT not in widths or sorted(self._graph.inputs) != sorted(self._input_names):
-            raise ArtifactError(f"{self.path} does not fit its metadata: export the model again")
-
-
-def _take(images: Iterator[ImageSource | None], batch_size: int) -> tuple[list[ImageSource], bool]:
-    """The next pictures, and whether there are fewer because the next one is not there yet."""
-    batch: list[ImageSource] = []
-    for image in islice(images, batch_size):
-        if image is None:
-            return batch, True
-        batch.append(image)
-    return batch, False
+        return Outputs(**outputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,29 +351,32 @@ OUTPUTS = tuple(field.name for field in fields(Outputs))
 """Outputs that are read; a file may have others."""
 
 
-def _as_outputs(arrays: Mapping[str, NDArray[Any]]) -> Outputs:
-    return Outputs(**{name: arrays[name] for name in OUTPUTS if name in arrays})
+def _batches(images: Iterable[ImageSource | None], size: int) -> Iterator[list[ImageSource]]:
+    """Batches of pictures: a smaller one at the end, and where the next picture is not there yet; it may be empty."""
+    batch: list[ImageSource] = []
+    for image in images:
+        if image is not None:
+            batch.append(image)
+        if image is None or len(batch) == size:
+            yield batch
+            batch = []
+    yield batch
 
 
-def _choose_backend(path: Path, backend: str) -> tuple[ExportFormat, str]:
-    """The format of a file, and the name of the backend that opens it."""
+def _choose_backend(path: Path, backend: str) -> str:
+    """The name of the backend that opens a file."""
     known = list_inference_backends()
     if backend not in ("auto", *known):
         raise InputError(f"backend must be auto, {' or '.join(known)}, but is {brief(backend)}")
+    openers = list_openers(require_format(path).name)
     try:
-        is_folder, is_file = path.is_dir(), path.is_file()
+        is_file = path.is_file()
     except OSError as error:
         raise ArtifactError(f"{path} can't be opened: {error.strerror}") from error
-    export_format = find_format(path)
-    if export_format is None:
-        hint = "'clipadapter export' makes such a file of a saved model" if is_folder else "give one of these"
-        suffixes = " or ".join(export_suffixes())
-        raise ArtifactError(f"{path} is not an exported model: those end in {suffixes}; {hint}")
     if not is_file:
         raise ArtifactError(f"there is no file {path}{explain_missing(path)}")
     if backend == "auto":
-        return export_format, export_format.choose_backend()
-    if backend not in export_format.backends:
-        others = " or ".join(export_format.backends)
-        raise InputError(f"{path.name} is run by {others}, not by {backend}: use backend 'auto'")
-    return export_format, backend
+        return next((name for name in openers if backend_info(name).cls.is_installed()), openers[0])
+    if backend not in openers:
+        raise InputError(f"{path.name} is run by {' or '.join(openers)}, not by {backend}: use backend 'auto'")
+    return backend

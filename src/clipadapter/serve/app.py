@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import cache, partial
+from functools import partial
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -17,8 +17,9 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from clipadapter import __version__
-from clipadapter.serve.batching import Answer, Unreadable
-from clipadapter.serve.metrics import CONTENT_TYPE
+from clipadapter.errors import ImageError
+from clipadapter.serve.batching import Answer
+from clipadapter.serve.logs import METRICS_TYPE
 from clipadapter.serve.middleware import RequestMiddleware, add_error_handlers
 from clipadapter.serve.models import REFRESH_SECONDS, ServedModel, ServedModels
 from clipadapter.serve.prediction_request import JSON, PredictionRequest, ServerState, body_schema, load_picture
@@ -251,46 +252,39 @@ async def ready(request: Request, response: Response) -> dict[str, bool]:
 @router.get("/metrics", tags=["running"], summary="Metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Counts and times, in the text format of Prometheus."""
-    return Response(request.app.state.server.models.metrics.render(), media_type=CONTENT_TYPE)
+    return Response(request.app.state.server.models.metrics.render(), media_type=METRICS_TYPE)
 
 
 @router.get("/", include_in_schema=False)
 async def root() -> Response:
     """The page on which a picture can be dropped."""
-    return HTMLResponse(_read_page(), headers={"Content-Security-Policy": PAGE_POLICY})
-
-
-@cache
-def _read_page() -> str:
     package = files("clipadapter")
     style = (package / "rendering" / "templates" / "base.css").read_text(encoding="utf-8")
     page = (package / "serve" / "templates" / "page.html").read_text(encoding="utf-8")
-    return page.replace("/* base.css */", style)
+    return HTMLResponse(page.replace("/* base.css */", style), headers={"Content-Security-Policy": PAGE_POLICY})
 
 
 async def _predict(request: PredictionRequest, name: str | None) -> Response:
-    request.check_queue(name)
+    request.find_model(name).batcher.check_room()  # before the body is read
     pictures = await request.read_pictures()
-    model, slot = request.take_slot(name)
-    with slot:
-        request.context.pictures = len(pictures.files)
-        options = pictures.options.model_options()
-        model.check_options(options)
-        loaders = [partial(load_picture, model.predictor, file, request.state.limits) for file in pictures.files]
-        names, top = pictures.names, pictures.options.top
-        del pictures  # each loader has what it needs, and is dropped when its picture is loaded
-        results = await request.predict(slot, loaders, options)
+    model, names, top = request.find_model(name), pictures.names, pictures.options.top
+    options = pictures.options.model_options()
+    model.check_options(options)
+    loaders = [partial(load_picture, model.predictor, file, request.state.limits) for file in pictures.files]
+    job = model.batcher.submit(loaders, options, request.deadline)
+    del pictures, loaders  # the job drops each when its picture is loaded
+    results = await request.wait_for(job)
     if len(results) * min(top, len(model.predictor.class_names)) <= MAX_INLINE_SCORES:
         return _prediction_response(model, results, names, top)
     return await asyncio.to_thread(_prediction_response, model, results, names, top)
 
 
 def _prediction_response(
-    model: ServedModel, results: Sequence[Answer | Unreadable], sources: Sequence[str], top: int
+    model: ServedModel, results: Sequence[Answer | ImageError], sources: Sequence[str], top: int
 ) -> Response:
     predictions = [
         unreadable(source, result.reason)
-        if isinstance(result, Unreadable)
+        if isinstance(result, ImageError)
         else result.answers.prediction(result.row, source, model.predictor.class_names, top)
         for result, source in zip(results, sources, strict=True)
     ]

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from clipadapter.errors import ImageError
 from clipadapter.runtime import Predictor
-from clipadapter.serve.limits import Limits, RequestRefused
-from clipadapter.serve.metrics import Metrics
+from clipadapter.serve.limits import SERVER_FAILED, Limits, RequestRefused
+from clipadapter.serve.logs import Metrics
 from clipadapter.uncertainty import Answers
 
 Square = NDArray[np.uint8]
@@ -45,74 +45,72 @@ class Batcher:
     """
 
     def __init__(
-        self,
-        predictor: Predictor,
-        limits: Limits,
-        metrics: Metrics,
-        name: str,
-        pool: Executor,
-        slow_pool: Executor | None = None,
+        self, predictor: Predictor, limits: Limits, metrics: Metrics, name: str, pool: Executor, slow_pool: Executor
     ) -> None:
-        self._slow_pool = slow_pool or pool
+        self._predictor, self._limits, self._pool, self._slow_pool = predictor, limits, pool, slow_pool
         self._batch_pictures = metrics.batch_pictures.labels(name)
         self._batch_seconds = metrics.batch_seconds.labels(name)
-        self._predictor, self._limits, self._pool = predictor, limits, pool
-        self._changed = threading.Condition()  # reentrant: take_slot holds it and calls reserve_slots
+        self._changed = threading.Condition()  # reentrant: `submit` holds it and calls `check_room`
         self._queue: deque[_QueuedSquare] = deque()
         self._jobs: set[Job] = set()  # those with pictures in the queue
         self._slots_taken = self._loading = self.slow_pending = self._departed = 0
         self._rate_since = self._pictures_per_second = 0.0
-        self._closed = False
-        self._thread = threading.Thread(target=self._run_batches, name="clipadapter-batches", daemon=True)
-        self._thread.start()
+        self._is_closed = False
+        self._thread: threading.Thread | None = None  # until the batcher is closed and no picture is pending
 
     @property
     def pending(self) -> int:
         """Pictures that were accepted and have no result yet."""
         return self._slots_taken + self.slow_pending
 
-    def take_slot(self) -> QueueSlot | None:
-        """Take one slot of the queue; None if the batcher is closed."""
-        with self._changed:
-            if self._closed and not self.pending:
-                return None
-            self.reserve_slots(1)
-        return QueueSlot(self)
+    def check_room(self, count: int = 1) -> None:
+        """Refuse a request with so many pictures if the queue has no room for them in time.
 
-    def reserve_slots(self, count: int, is_long: bool = False) -> None:
-        """Take slots; the further ones of a long request leave a quarter of the queue free, unless it is alone."""
+        One of several pictures leaves a quarter of the queue free, unless it is alone.
+        """
         with self._changed:
-            kept_free = self._limits.queue // 4 if is_long and self._jobs else 0
-            is_full = self._slots_taken + count > self._limits.queue - kept_free
-            if is_full or self._estimate_wait(count) > self._limits.deadline:
-                raise self._queue_full(count)
-            self._slots_taken += count
+            kept_free = self._limits.queue // 4 if count > 1 and self._jobs else 0
+            seconds = self._estimate_wait(count)
+            if self._slots_taken + count <= self._limits.queue - kept_free and seconds <= self._limits.deadline:
+                return
+            raise RequestRefused(
+                503,
+                f"the server is busy: {self._slots_taken} pictures wait, and yours would wait about {seconds:.1f} "
+                f"seconds. At most {self._limits.queue} may wait, {self._limits.deadline:g} seconds each, and a "
+                "request of several leaves a quarter of these places. Try again after the seconds of Retry-After",
+                reason="queue",
+                retry_after=min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS),
+            )
 
-    def release_slot(self) -> None:
-        """Return one slot."""
-        with self._changed:
-            self._slots_taken -= 1
-            self._changed.notify()
+    def submit(self, loaders: Sequence[Loader], options: Mapping[str, Any], deadline: float) -> Job:
+        """Submit pictures; those that have not run by the deadline, on the clock of `time.monotonic`, are dropped.
 
-    def start(self, job: Job, loaders: Sequence[Loader]) -> None:
-        """Start to load the pictures of a job whose slots are reserved."""
+        A batcher that is closed still runs them, if a request found its model just before another one replaced it.
+        """
+        job = Job(loaders, options, deadline)
         with self._changed:
+            self.check_room(len(loaders))
             if not self._jobs:
                 self._rate_since, self._departed = time.monotonic(), 0
+            self._slots_taken += len(loaders)
             self._jobs.add(job)
-            job.waiting.extend(enumerate(loaders))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run_batches, name="clipadapter-batches", daemon=True)
+                self._thread.start()
         self._load_more(job)
+        return job
 
     def close(self, timeout: float = 0.0) -> None:
-        """Accept no more pictures, and end when all accepted ones have a result; wait ``timeout`` seconds for that."""
+        """End the thread when all accepted pictures have a result; wait ``timeout`` seconds for that."""
         with self._changed:
-            self._closed = True
+            self._is_closed = True
             self._changed.notify()
-        if timeout:
-            self._thread.join(timeout)
+            thread = self._thread
+        if thread is not None and timeout:
+            thread.join(timeout)
 
     def _estimate_wait(self, count: int) -> float:
-        """Seconds until so many further pictures of one request can run, at the measured rate.
+        """Seconds until so many pictures of a new request can run, at the measured rate.
 
         Each other request takes as many turns in the meantime, and its share is under way already. Two batches are no
         queue: the rate is also that of a server with little to do, and then too low.
@@ -126,27 +124,6 @@ class Batcher:
     def _share(self) -> int:
         """Pictures of a request that are loaded and run at a time; two batches of a request that is alone."""
         return max(1, 2 * self._limits.max_batch // max(1, len(self._jobs)))
-
-    def _queue_full(self, count: int) -> RequestRefused:
-        seconds = self._estimate_wait(count)
-        return RequestRefused(
-            503,
-            f"the server is busy: {self._slots_taken} pictures wait, and yours would wait about {seconds:.1f} seconds. "
-            f"At most {self._limits.queue} may wait, {self._limits.deadline:g} seconds each, and a request of several "
-            "leaves a quarter of these places. Try again after the seconds of Retry-After",
-            reason="queue",
-            retry_after=min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS),
-        )
-
-    def _slow_full(self) -> RequestRefused:
-        return RequestRefused(
-            503,
-            f"{self.slow_pending} pictures that are slow to decode wait: at most {self._limits.max_pictures} may. Slow "
-            "are JPEG 2000, AVIF, HEIC and pictures above 13 megapixels, as JPEG above 26. Send smaller JPEG files, or "
-            "try again after the seconds of Retry-After",
-            reason="slow",
-            retry_after=min(math.ceil(self._limits.deadline), MAX_RETRY_SECONDS),
-        )
 
     def _load_more(self, job: Job) -> None:
         """Load as many pictures of a request as its share."""
@@ -166,39 +143,44 @@ class Batcher:
             self._jobs.discard(job)
         self._changed.notify()
 
-    def _move_to_slow(self, job: Job, index: int) -> None:
-        """Give a picture's slot of the queue back for a place among the slow ones."""
+    def _load_slowly(self, job: Job, index: int, loader: Loader) -> None:
+        """Give a picture's slot of the queue back for a place among the slow ones, if there is one."""
         with self._changed:
             if self.slow_pending >= self._limits.max_pictures:
-                raise self._slow_full()
+                raise RequestRefused(
+                    503,
+                    f"{self.slow_pending} pictures that are slow to decode wait: at most {self._limits.max_pictures} "
+                    "may. Slow are JPEG 2000, AVIF, HEIC and pictures above 13 megapixels, as JPEG above 26. Send "
+                    "smaller JPEG files, or try again after the seconds of Retry-After",
+                    reason="slow",
+                    retry_after=min(math.ceil(self._limits.deadline), MAX_RETRY_SECONDS),
+                )
             self.slow_pending += 1
             job.slow.add(index)
             self._loading -= 1
             self._departed += 1
             self._leave_queue(job)
+        with suppress(RuntimeError):  # as in `_load_more`
+            self._slow_pool.submit(self._load, job, index, loader)
+        self._load_more(job)
 
     def _load(self, job: Job, index: int, loader: Loader) -> None:
         """Load one picture, in a thread of a pool."""
         square: Square | None = None
-        failure: Unreadable | BackendFailure | None = None
+        failure: ImageError | RequestRefused | None = None
         try:
-            square = None if job.is_abandoned else loader()
-        except SlowPicture as slow:
             try:
-                self._move_to_slow(job, index)
-                with suppress(RuntimeError):  # as in `_load_more`
-                    self._slow_pool.submit(self._load, job, index, slow.loader)
-                self._load_more(job)
+                square = None if job.is_abandoned else loader()
+            except SlowPicture as slow:
+                self._load_slowly(job, index, slow.loader)
                 return
-            except RequestRefused as refusal:
-                job.refuse(refusal)
         except RequestRefused as refusal:
             job.refuse(refusal)
         except ImageError as error:
-            failure = Unreadable(error.reason)
+            failure = error.without_traceback()
         except Exception:
             logger.exception("a picture could not be loaded")
-            failure = BackendFailure()
+            failure = RequestRefused(500, SERVER_FAILED)
         with self._changed:
             self._loading -= index not in job.slow
             if square is not None:
@@ -235,10 +217,11 @@ class Batcher:
                 self._run_batch(wanted)
 
     def _next_batch(self) -> list[_QueuedSquare] | None:
-        """The next batch; None if the batcher is closed and no picture is pending."""
+        """The next batch; None if the batcher is closed and no picture is pending, so that its thread ends."""
         with self._changed:
             while not self._queue:
-                if self._closed and not self.pending:
+                if self._is_closed and not self.pending:
+                    self._thread = None
                     return None
                 self._changed.wait()
             # The first square bounds the wait: later ones must not prolong it.
@@ -263,7 +246,7 @@ class Batcher:
             logger.exception("a batch of %d pictures failed", len(batch))
             for item in batch:
                 if item.job.results[item.index] is None:
-                    self._set_result(item.job, item.index, BackendFailure())
+                    self._set_result(item.job, item.index, RequestRefused(500, SERVER_FAILED))
         self._batch_pictures.observe(len(batch))
         self._batch_seconds.observe(time.perf_counter() - started)
         if any(item.index not in item.job.slow for item in batch):
@@ -283,63 +266,30 @@ class Batcher:
             self._rate_since = now
 
 
-class QueueSlot:
-    """One slot of the queue. As a context it returns the slot, unless pictures were submitted into it."""
-
-    def __init__(self, batcher: Batcher) -> None:
-        self._batcher = batcher
-        self._is_unused = True
-
-    def __enter__(self) -> QueueSlot:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._is_unused:
-            self._batcher.release_slot()
-
-    def submit(self, loaders: Sequence[Loader], options: Mapping[str, Any], deadline: float) -> Job:
-        """Submit pictures; those that have not run by the deadline, on the clock of `time.monotonic`, are dropped."""
-        if len(loaders) > 1:
-            self._batcher.reserve_slots(len(loaders) - 1, is_long=True)
-        self._is_unused = False
-        job = Job(len(loaders), options, deadline)
-        self._batcher.start(job, loaders)
-        return job
-
-
 class Job:
-    """The pictures of one request.
+    """The pictures of one request, made in the event loop that waits for them."""
 
-    Attributes:
-        results: one per picture; None until it is known, and if the picture was dropped.
-        unfinished: pictures that still wait for their result.
-        waiting: index and loader of each picture whose turn has not come.
-        queued: pictures that have a slot of the queue.
-        slow: indices of pictures that are slow to decode.
-        refusal: why the request is refused; None if it is not.
-        done: future of the running event loop; resolved when no picture is unfinished.
-    """
-
-    def __init__(self, count: int, options: Mapping[str, Any], deadline: float) -> None:
-        self.options = dict(options)
-        self.deadline = deadline
-        self.results: list[Result | None] = [None] * count
-        self.unfinished = self.queued = count
-        self.waiting: deque[tuple[int, Loader]] = deque()
-        self.slow: set[int] = set()
-        self.refusal: RequestRefused | None = None
+    def __init__(self, loaders: Sequence[Loader], options: Mapping[str, Any], deadline: float) -> None:
+        self.options, self.deadline = dict(options), deadline
+        # One per picture; None until it is known, and if the picture was dropped
+        self.results: list[Result | None] = [None] * len(loaders)
+        self.waiting = deque(enumerate(loaders))  # index and loader of the pictures whose turn has not come
+        self.unfinished = len(loaders)  # pictures that wait for their result
+        self.queued = len(loaders)  # pictures that have a slot of the queue
+        self.slow: set[int] = set()  # indices of the pictures that are slow to decode
+        self.refusal: RequestRefused | None = None  # why the request is refused
         self._loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[None] = self._loop.create_future()
-        self._abandoned = False
+        self.done: asyncio.Future[None] = self._loop.create_future()  # resolved when no picture is unfinished
+        self._is_abandoned = False
 
     @property
     def is_abandoned(self) -> bool:
         """Whether no client waits for it any more."""
-        return self._abandoned or time.monotonic() > self.deadline
+        return self._is_abandoned or time.monotonic() > self.deadline
 
     def abandon(self) -> None:
         """Drop the pictures that have not run."""
-        self._abandoned = True
+        self._is_abandoned = True
 
     def refuse(self, refusal: RequestRefused) -> None:
         """Drop the pictures that have not run, and tell the client at once; may be called from any thread."""
@@ -367,19 +317,8 @@ class Answer:
     row: int  # of the picture
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """The result for a picture that can't be read, with the reason."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class BackendFailure:
-    """The result for a picture on which the backend failed."""
-
-
-Result = Answer | Unreadable | BackendFailure
+Result = Answer | ImageError | RequestRefused
+"""Of a picture; the first error says why it can't be read, the second that the backend failed on it."""
 
 
 class SlowPicture(Exception):

@@ -12,6 +12,7 @@ BUFFERED_BODIES = 8
 """Number of bodies of the largest size that may be in memory together; small bodies have as much memory again."""
 SMALL_BODY_BYTES = 1 << 20
 """A few usual photographs: large bodies, however many come, leave room for them."""
+SERVER_FAILED = "the server failed on this request; its log says how"
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,3 @@ class RequestRefused(ClipAdapterError):
         self.status = status
         self.reason = reason
         self.retry_after = retry_after
-
-
-def too_many_pictures(limit: int, count: int | None = None) -> RequestRefused:
-    """The error for a request with more pictures than the limit."""
-    came = "" if count is None else f" {count} came:"
-    return RequestRefused(413, f"a request may bring {limit} pictures at most;{came} send them in several requests")

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipadapter.errors import InputError
-from clipadapter.serve.limits import RequestRefused
+from clipadapter.serve.limits import SERVER_FAILED, RequestRefused
 from clipadapter.serve.logs import log_event
 from clipadapter.serve.prediction_request import RequestContext, ServerState
 
@@ -70,42 +70,40 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            if not self._is_allowed_host(headers):
-                await _misdirected(headers)(scope, receive, send_with_headers)
-            elif self._token_hash is None or _is_public(scope["path"]) or self._has_token(headers):
-                await self._app(scope, receive, send_with_headers)
-            else:
-                text = "the token is missing or wrong: send the header 'Authorization: Bearer TOKEN'"
-                response = error_response(401, text, {"WWW-Authenticate": "Bearer"})
-                await response(scope, receive, send_with_headers)
+            await (self._find_refusal(scope["path"], headers) or self._app)(scope, receive, send_with_headers)
         except ClientDisconnect:
             status = CLIENT_CLOSED_REQUEST
         except Exception:
             status = 500
             logging.getLogger("clipadapter.serve").exception("a request failed", extra={"facts": {"id": context.id}})
-            response = error_response(500, "the server failed on this request; its log says how")
+            response = error_response(500, SERVER_FAILED)
             await response(scope, receive, send_with_headers)
         finally:
             self._state.release_body(context)
             self._record(scope, context, status or CLIENT_CLOSED_REQUEST)
 
-    def _is_allowed_host(self, headers: Headers) -> bool:
-        """Whether the header Host names this server.
+    def _find_refusal(self, path: str, headers: Headers) -> Response | None:
+        """The answer to a request whose header Host names another server, or that lacks the token; else None.
 
         DNS rebinding: the owner of a web page can let its name lead to this machine, and its visitor's browser then
         lets the page read the answers. The header Host still has the page's name. An address is safe: no name leads
         elsewhere.
         """
         allowed, host = self._state.allowed_hosts, headers.get("host")
-        if allowed is None or not host:
-            return True
-        name = host_name(host)
-        return name in allowed or name == LOCALHOST or name.endswith("." + LOCALHOST) or is_address(name)
-
-    def _has_token(self, headers: Headers) -> bool:
+        if allowed is not None and host:
+            name = host_name(host)
+            if not (name in allowed or name == LOCALHOST or name.endswith("." + LOCALHOST) or is_address(name)):
+                name = name[:100]
+                start = f"start it with --allow-host {name[:50]}"
+                return error_response(421, f"this server is not called {name!r}: use the name localhost, or {start}")
+        if self._token_hash is None or path in PUBLIC_PATHS or path.startswith(ASSETS_PREFIX):
+            return None
         scheme, _, token = headers.get("authorization", "").partition(" ")
         # Hashes have one length, so that the time of the comparison says nothing about the token.
-        return scheme.lower() == "bearer" and hmac.compare_digest(_hash(token.strip()), self._token_hash or b"")
+        if scheme.lower() == "bearer" and hmac.compare_digest(_hash(token.strip()), self._token_hash):
+            return None
+        text = "the token is missing or wrong: send the header 'Authorization: Bearer TOKEN'"
+        return error_response(401, text, {"WWW-Authenticate": "Bearer"})
 
     def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
         """Count and log an answered request."""
@@ -180,16 +178,6 @@ def is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _misdirected(headers: Headers) -> Response:
-    name = host_name(headers["host"])[:100]
-    text = f"this server is not called {name!r}: use the name localhost, or start it with --allow-host {name[:50]}"
-    return error_response(421, text)
-
-
-def _is_public(path: str) -> bool:
-    return path in PUBLIC_PATHS or path.startswith(ASSETS_PREFIX)
 
 
 def _hash(token: str) -> bytes:

@@ -35,10 +35,9 @@ from clipadapter.runtime import Predictor
 from clipadapter.runtime.cached import cached_export, is_intact
 from clipadapter.runtime.isolated import stop_children, try_in_child
 from clipadapter.runtime.model_folder import CONFIG_FILE
-from clipadapter.serve.batching import Batcher, QueueSlot
+from clipadapter.serve.batching import Batcher
 from clipadapter.serve.limits import Limits, RequestRefused
-from clipadapter.serve.logs import log_event
-from clipadapter.serve.metrics import Metrics
+from clipadapter.serve.logs import Metrics, log_event
 from clipadapter.utils.files import explain_missing, quote_path
 from clipadapter.utils.parallel import count_cores
 
@@ -100,14 +99,6 @@ class ServedModels:
             raise RequestRefused(404, text)
         return model
 
-    def take_slot(self, name: str | None = None) -> tuple[ServedModel, QueueSlot]:
-        """A model and a slot of its queue."""
-        while True:
-            model = self.get(name)
-            slot = model.batcher.take_slot()
-            if slot is not None:  # None: a new model replaced this one in between
-                return model, slot
-
     async def watch(self, seconds: float = REFRESH_SECONDS) -> None:
         """Check the files for changes, again and again."""
         while True:
@@ -162,7 +153,9 @@ class ServedModels:
             try:
                 new = self._load(source, old, is_changed=True)
             except Exception as error:  # whatever is wrong with a new file, the old model is served
-                reason = _without_folder(error, source.path)
+                text = str(error) if isinstance(error, ClipAdapterError) else f"{type(error).__name__}: {error}"
+                # Clients read it: the folder of the file is left out.
+                reason = text.replace(str(source.path), source.path.name).replace(str(source.path.parent), "...")
                 self.metrics.loads.labels(name, "failed").inc()
                 log_event("model could not be loaded", logging.ERROR, model=name, reason=reason, kept=old is not None)
                 if old is not None:
@@ -240,12 +233,6 @@ class ServedModel:
         """Refuse options that it does not support, before its pictures run."""
         if options:
             self.predictor.answer(self._no_outputs, **options)
-
-
-def _without_folder(error: Exception, path: Path) -> str:
-    """The message of an error, without the folder of the file: clients read it."""
-    text = str(error) if isinstance(error, ClipAdapterError) else f"{type(error).__name__}: {error}"
-    return text.replace(str(path), path.name).replace(str(path.parent), "...")
 
 
 # ---- From what the command line names to files ----

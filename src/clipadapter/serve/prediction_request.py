@@ -14,11 +14,11 @@ import binascii
 import re
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import anyio
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -31,8 +31,8 @@ from starlette.requests import ClientDisconnect, Request
 from clipadapter.data.images import image_format, is_slow_file
 from clipadapter.errors import ImageError
 from clipadapter.runtime import Predictor
-from clipadapter.serve.batching import Answer, BackendFailure, Job, Loader, QueueSlot, SlowPicture, Square, Unreadable
-from clipadapter.serve.limits import SMALL_BODY_BYTES, Limits, RequestRefused, too_many_pictures
+from clipadapter.serve.batching import Answer, Job, SlowPicture, Square
+from clipadapter.serve.limits import SMALL_BODY_BYTES, Limits, RequestRefused
 from clipadapter.serve.models import ServedModel, ServedModels
 
 MULTIPART, JSON = "multipart/form-data", "application/json"
@@ -88,13 +88,12 @@ class RequestContext:
 
 
 class PredictionRequest:
-    """A request with pictures, in the order of its steps.
+    """A request with pictures, in the order of its steps: find its model, read its body, wait for the results.
 
-    Its queue slot is taken only when the body is there, so that a slow body holds none. A full queue is nevertheless
-    noticed before the body is read: see `check_queue`.
+    The pictures take their slots of the queue when the body is there, so that a slow body holds none.
     """
 
-    def __init__(self, request: Request, timeout: float | None = None) -> None:
+    def __init__(self, request: Request, timeout: float | None) -> None:
         self.request = request
         self.state: ServerState = request.app.state.server
         self.context: RequestContext = request.scope["clipadapter"]
@@ -102,11 +101,11 @@ class PredictionRequest:
         self.seconds = longest if timeout is None else min(timeout, longest)
         self.deadline = self.context.started_at + self.seconds
 
-    def check_queue(self, name: str | None = None) -> None:
-        """Refuse a request that would get no slot, before its body is read."""
-        _, slot = self.take_slot(name)
-        with slot:
-            pass
+    def find_model(self, name: str | None) -> ServedModel:
+        """The model of a name, or the only one."""
+        model = self.state.models.get(name)
+        self.context.model = model.name
+        return model
 
     async def read_pictures(self) -> Pictures:
         """What the body asks for."""
@@ -117,38 +116,36 @@ class PredictionRequest:
         if declared.isdecimal() and int(declared[:20]) > limits.max_bytes:
             raise _body_too_long(limits)
         with anyio.move_on_after(self._remaining_seconds()):
-            return await read_pictures(headers, self._count_chunks(), limits)
+            pictures = await read_pictures(headers, self._count_chunks(), limits)
+            self.context.pictures = len(pictures.files)
+            return pictures
         raise RequestRefused(408, f"the body did not come within {self.seconds:g} seconds", reason="deadline")
 
-    def take_slot(self, name: str | None = None) -> tuple[ServedModel, QueueSlot]:
-        """The model of a name, and a slot of its queue."""
-        model, slot = self.state.models.take_slot(name)
-        self.context.model = model.name
-        return model, slot
-
-    async def predict(
-        self, slot: QueueSlot, loaders: Sequence[Loader], options: Mapping[str, Any]
-    ) -> Sequence[Answer | Unreadable]:
-        """Results of the pictures."""
-        job = slot.submit(loaders, options, self.deadline)
+    async def wait_for(self, job: Job) -> list[Answer | ImageError]:
+        """The results of the pictures, if they come before the deadline and while the client is connected."""
+        disconnected = asyncio.ensure_future(self._wait_for_disconnect())
         try:
-            await self._wait(job)
+            await asyncio.wait(
+                {job.done, disconnected}, timeout=self._remaining_seconds(), return_when=asyncio.FIRST_COMPLETED
+            )
+            if disconnected.done() and not job.done.done():
+                raise ClientDisconnect
         finally:
             job.abandon()
+            disconnected.cancel()
+            with suppress(asyncio.CancelledError):
+                await disconnected
         if job.refusal is not None:
             raise job.refusal
-        results: list[Answer | Unreadable] = []
+        results: list[Answer | ImageError] = []
         for result in job.results:
-            if isinstance(result, BackendFailure):
-                raise RuntimeError("the backend failed on this request's pictures; the log says how")
+            if isinstance(result, RequestRefused):
+                raise result
             if result is None:
-                raise RequestRefused(
-                    504,
-                    f"no answer within {self.seconds:g} seconds: send fewer pictures, or fewer requests at a time",
-                    reason="deadline",
-                )
+                text = f"no answer within {self.seconds:g} seconds: send fewer pictures, or fewer requests at a time"
+                raise RequestRefused(504, text, reason="deadline")
             results.append(result)
-        self.context.unreadable = sum(isinstance(result, Unreadable) for result in results)
+        self.context.unreadable = sum(isinstance(result, ImageError) for result in results)
         return results
 
     async def _count_chunks(self) -> AsyncGenerator[bytes, None]:
@@ -167,20 +164,6 @@ class PredictionRequest:
 
     def _remaining_seconds(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
-
-    async def _wait(self, job: Job) -> None:
-        """Wait until the job is done, its deadline is over, or the client has disconnected."""
-        disconnected = asyncio.ensure_future(self._wait_for_disconnect())
-        try:
-            await asyncio.wait(
-                {job.done, disconnected}, timeout=self._remaining_seconds(), return_when=asyncio.FIRST_COMPLETED
-            )
-            if disconnected.done() and not job.done.done():
-                raise ClientDisconnect
-        finally:
-            disconnected.cancel()
-            with suppress(asyncio.CancelledError):
-                await disconnected
 
     async def _wait_for_disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
@@ -286,26 +269,25 @@ async def _read_form(headers: Headers, chunks: AsyncGenerator[bytes, None], limi
     except (MultiPartException, FormParserError) as error:  # the second is that of older versions of Starlette
         reason = str(getattr(error, "message", error)).rstrip(".")
         if reason.startswith("Too many files"):
-            raise too_many_pictures(limits.max_pictures) from error
+            raise RequestRefused(413, f"{_at_most(limits)} send them in several requests") from error
         raise RequestRefused(400, f"the body is no multipart form ({reason}): {CURL_HINT}") from error
+    fields = {name: value for name, value in items if isinstance(value, str)}
     uploads = [value for _, value in items if isinstance(value, UploadFile)]
     files = []
     for upload in uploads:
         with upload.file as file:
             files.append(file.read())
-    options = _validate_fields([(name, value) for name, value in items if isinstance(value, str)])
-    if not files:
-        raise RequestRefused(422, "the form has no file: send one or more, as curl does with -F images=@photo.jpg")
-    return Pictures(options, [_shorten(upload.filename or "") for upload in uploads], files)
-
-
-def _validate_fields(items: Sequence[tuple[str, str]]) -> PredictionOptions:
-    fields = dict(items)
-    if len(fields) < len(items):
+    if len(fields) + len(files) < len(items):
         raise RequestRefused(400, f"a field of the form occurs twice; there are {', '.join(fields)[:100]}")
     if text := fields.get("images"):
         raise RequestRefused(422, f"images came as the text {text[:100]!r}: to send a file say -F images=@photo.jpg")
-    return _validate(PredictionOptions, PredictionOptions.model_validate, fields)
+    with _refuse_invalid_values(PredictionOptions):
+        options = PredictionOptions.model_validate(fields)
+    if not files:
+        raise RequestRefused(422, "the form has no file: send one or more, as curl does with -F images=@photo.jpg")
+    names = [upload.filename or "" for upload in uploads]
+    names = [name if len(name) <= MAX_SOURCE_CHARS else f"{name[: MAX_SOURCE_CHARS - 3]}..." for name in names]
+    return Pictures(options, names, files)
 
 
 def parse_json(body: bytes | bytearray, limits: Limits) -> Pictures:
@@ -320,9 +302,10 @@ def parse_json(body: bytes | bytearray, limits: Limits) -> Pictures:
     # One wide character makes four bytes of each character of a text. An escape may stand for one: \u0041 is narrow.
     if not body.isascii() or body.count(b"\\u") > body.count(b"\\u00"):
         raise RequestRefused(422, "the JSON has characters beyond ASCII: send pictures as texts in base64")
-    parsed = _validate(JsonPredictionBody, JsonPredictionBody.model_validate_json, body)
+    with _refuse_invalid_values(JsonPredictionBody):
+        parsed = JsonPredictionBody.model_validate_json(body)
     if len(parsed.images) > limits.max_pictures:
-        raise too_many_pictures(limits.max_pictures, len(parsed.images))
+        raise RequestRefused(413, f"{_at_most(limits)} {len(parsed.images)} came: send them in several requests")
     names = [f"image {i}" for i in range(len(parsed.images))]
     options = PredictionOptions(**parsed.model_dump(exclude={"images"}, exclude_unset=True))
     return Pictures(options, names, [*parsed.images])
@@ -378,12 +361,10 @@ def _decode(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
-_Schema = TypeVar("_Schema", bound=BaseModel)
-
-
-def _validate(schema: type[_Schema], validate: Callable[[Any], _Schema], value: Any) -> _Schema:
+@contextmanager
+def _refuse_invalid_values(schema: type[BaseModel]) -> Iterator[None]:
     try:
-        return validate(value)
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))[:100] or "the body"
@@ -392,6 +373,5 @@ def _validate(schema: type[_Schema], validate: Callable[[Any], _Schema], value: 
         raise RequestRefused(422, f"{where}: {first['msg']}{came}; the fields are: {known}") from error
 
 
-def _shorten(name: str) -> str:
-    """A file's name as the answer repeats it."""
-    return name if len(name) <= MAX_SOURCE_CHARS else name[: MAX_SOURCE_CHARS - 3] + "..."
+def _at_most(limits: Limits) -> str:
+    return f"a request may bring {limits.max_pictures} pictures at most;"

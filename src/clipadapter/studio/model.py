@@ -19,12 +19,12 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import score
 from clipadapter.data import draw_shots
 from clipadapter.data.images import ImageSource
+from clipadapter.encoders import Encoder
 from clipadapter.explain import Neighbour, explain
-from clipadapter.features import FeatureSet
+from clipadapter.features import FeatureSet, extract
 from clipadapter.heads import Head, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import AccuracyForecast, forecast_accuracy, wilson_interval
-from clipadapter.studio.features import FeatureCache
 from clipadapter.studio.pictures import Contents
 from clipadapter.utils.blocks import FINAL, Blocks
 from clipadapter.utils.prediction import softmax
@@ -300,11 +300,11 @@ class ExplainedPrediction:
 
 
 def explain_prediction(
-    model: ProjectModel, image: ImageSource, contents: Contents, features: FeatureCache
+    model: ProjectModel, image: ImageSource, contents: Contents, encoder: Encoder
 ) -> ExplainedPrediction:
     """Predict the class of a picture and explain it."""
     if model.classifier is None:
-        row = model.probabilities(features.compute_one(image)[None])[0]
+        row = model.probabilities(extract(encoder, [image], strict=True).features[:, 0])[0]
         best = np.argsort(-row, kind="stable")[:MAX_PREDICTED_CLASSES]
         return ExplainedPrediction(tuple((model.class_names[i], float(row[i])) for i in best), 0)
     explanation = explain(model.classifier, image, top=MAX_PREDICTED_CLASSES, neighbours=MAX_NEIGHBOURS)

@@ -11,9 +11,8 @@ from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
-from clipadapter.data.dataset import SPLIT_ALIASES
-from clipadapter.data.folders import read_folder
-from clipadapter.data.images import image_bytes, image_format, read_image
+from clipadapter.data.folders import find_split_folders, read_folder
+from clipadapter.data.images import image_bytes, image_format
 from clipadapter.errors import ImageError, InputError
 from clipadapter.utils.files import IMAGE_SUFFIXES, encodable, path_without_links, printable, safe_file_name
 
@@ -59,15 +58,6 @@ def list_picture_files(paths: Iterable[Path], root: Path | None = None) -> tuple
             PictureFile(encodable(key), path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
         )
     return tuple(files)
-
-
-def find_rejection_reason(upload: Upload) -> str | None:
-    """Return why an upload can't be read as a picture; None if it can."""
-    try:
-        read_image(Path(upload.name or "picture"), data=upload.data)
-    except ImageError as error:
-        return error.reason
-    return None
 
 
 def stored_file_name(upload: Upload, used: Collection[str] = ()) -> str:
@@ -182,8 +172,11 @@ def read_contents(
 ) -> Contents:
     """Read a project as `load_dataset` does; a class may have no pictures yet."""
     listing = read_folder(root, follow_links=False)
-    is_split = _is_split(root, listing.dataset.splits)
-    class_root = _split_folder(root, "train") if is_split else ""
+    real = os.path.realpath(root)
+    inside = (path for path in _list_visible(root) if Path(os.path.realpath(path)).is_relative_to(real))
+    splits = find_split_folders([path.name for path in inside if path.is_dir()])
+    # Class folders are in "train", as it is spelled in the project, also if no picture is left there.
+    class_root = next((name for name, split in splits.items() if split == "train"), "train") if splits else ""
     paths: dict[str, list[Path]] = {folder: [] for folder in _list_folders(root, class_root)}
     folder_of_label = {encodable(folder): folder for folder in paths}
     test_paths: dict[str, list[Path]] = {}
@@ -197,33 +190,15 @@ def read_contents(
     classes = {name: list_picture_files(paths[folders[name]], root) for name in sorted(folders)}
     labelled = [picture for pictures in classes.values() for picture in pictures]
     own_unlabelled = _list_images(path_without_links(root, *unlabelled_folder.split("/")))
-    beside_classes = [] if is_split else _list_images(root)
+    beside_classes = [] if splits else _list_images(root)
     unlabelled = list_picture_files([*beside_classes, *own_unlabelled], root)
     return Contents(
         classes=classes,
         folders={name: folders[name] for name in classes},
         unlabelled=duplicates.exclude((*unlabelled, *external), labelled),
-        test={
-            name: list_picture_files(test_paths[folder], root)
-            for name, folder in folders.items()
-            if folder in test_paths
-        },
+        test={name: list_picture_files(test_paths[one], root) for name, one in folders.items() if one in test_paths},
         class_root=class_root,
     )
-
-
-def _is_split(root: Path, splits: Sequence[str]) -> bool:
-    """Whether class folders are in "train", also if no picture is left there."""
-    if splits:
-        return "all" not in splits
-    folders = _list_folders(root, "")
-    return bool(folders) and all(folder.lower() in SPLIT_ALIASES for folder in folders)
-
-
-def _split_folder(root: Path, split: str) -> str:
-    """Return the folder of a part as it is spelled in the project."""
-    folders = [path.name for path in root.iterdir() if SPLIT_ALIASES.get(path.name.lower()) == split]
-    return sorted(folders)[0] if folders else split
 
 
 def _name_folders(folders: Sequence[str], names: Mapping[str, str]) -> dict[str, str]:

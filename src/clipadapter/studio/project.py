@@ -19,9 +19,10 @@ from pathlib import Path
 
 from typing_extensions import Self
 
+from clipadapter.data import read_class_names
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import list_images
-from clipadapter.data.images import image_bytes
+from clipadapter.data.images import image_bytes, read_image
 from clipadapter.errors import ImageError, InputError
 from clipadapter.studio.journal import Journal, Move
 from clipadapter.studio.pictures import (
@@ -29,7 +30,6 @@ from clipadapter.studio.pictures import (
     DuplicateFinder,
     PictureFile,
     Upload,
-    find_rejection_reason,
     fold_name,
     free_name,
     list_picture_files,
@@ -125,6 +125,12 @@ class Project:
         self.duplicates = DuplicateFinder()
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"{root} is not a folder: give a folder with one folder of pictures per class")
+        if self.external_folder is not None and not self.external_folder.is_dir():
+            raise InputError(f"there is no folder {self.external_folder}: give the folder of the pictures to label")
+        if self.external_folder is not None and self.external_folder.is_relative_to(self.root):
+            raise InputError(
+                f"{self.external_folder} is inside {self.root}, where every folder is a class: move it out of there"
+            )
         own, lock_file = studio_path(self.root), studio_path(self.root, "lock")
         try:
             own.mkdir(parents=True, exist_ok=True)
@@ -135,11 +141,10 @@ class Project:
         except OSError as error:
             raise InputError(f"can't write into {root}: {error.strerror or error}") from error
         try:
-            self._check_external_folder()
             self._names_file = studio_path(self.root, "class_names.json")
             self._settings_file = studio_path(self.root, "settings.json")
             self._remove_unfinished_files()
-            names = self._read_class_names()
+            names = read_class_names(self._names_file) if self._names_file.is_file() else {}
             first = self._first_free_number()
             self._journal = Journal(self.root, own / "journal.jsonl", names, first, self._write_class_names)
             self.contents = Contents()
@@ -327,11 +332,6 @@ class Project:
         names = {key: value for key, value in self._journal.names.items() if key not in (folder, removed)}
         return names if folder == name else {**names, folder: name}
 
-    def _read_class_names(self) -> Mapping[str, str]:
-        from clipadapter.data import read_class_names
-
-        return read_class_names(self._names_file) if self._names_file.is_file() else {}
-
     def _write_class_names(self, names: Mapping[str, str]) -> None:
         """Write the class names that differ from their folders, for ``--class-names``. The journal has them too."""
         text = json.dumps(names, indent=1) + "\n"
@@ -341,16 +341,6 @@ class Project:
             write_atomically(self._names_file, text)
 
     # ---- Opening ----
-
-    def _check_external_folder(self) -> None:
-        if self.external_folder is None:
-            return
-        if not self.external_folder.is_dir():
-            raise InputError(f"there is no folder {self.external_folder}: give the folder of the pictures to label")
-        if self.external_folder.is_relative_to(self.root):
-            raise InputError(
-                f"{self.external_folder} is inside {self.root}, where every folder is a class: move it out of there"
-            )
 
     def _remove_unfinished_files(self) -> None:
         """Remove hidden temporary files that a killed process left; none of them was complete."""
@@ -377,34 +367,41 @@ class _Batch:
         self.result = AddResult()
         self._root, self._incoming, self._contents = project.root, project.incoming_folder(), project.contents
         self._duplicates, self._target, self._class_name = project.duplicates, target, class_name
+        self._test = [picture for pictures in project.contents.test.values() for picture in pictures]
         self._new_uploads: set[bytes] = set()
         self._used_names = {fold_name(name) for name in _list_names(self._root / target)}
 
     def add_upload(self, upload: Upload) -> None:
         """Decide about an upload. The bytes of an upload to add are on the disk after this."""
-        reason = find_rejection_reason(upload) or self._find_test_picture(upload)
-        equal = [] if reason else self._duplicates.find(upload.data, self._contents.pictures())
+        try:
+            read_image(Path(upload.name or "picture"), data=upload.data)
+        except ImageError as error:
+            self.result.rejected.append((upload.name, error.reason))
+            return
+        if self._duplicates.find(upload.data, self._test):
+            self.result.rejected.append((upload.name, "it is one of the test pictures"))
+            return
+        equal = self._duplicates.find(upload.data, self._contents.pictures())
         by_class = {self._contents.label(picture.key): picture for picture in equal}
-        others = [(label, picture) for label, picture in by_class.items() if label not in (self._class_name, None)]
-        if reason:
-            self.result.rejected.append((upload.name, reason))
-        elif self._class_name in by_class or upload.data in self._new_uploads:
+        others = [(picture.key, label) for label, picture in by_class.items() if label not in (self._class_name, None)]
+        if self._class_name in by_class or upload.data in self._new_uploads:
             self.result.duplicates.append(upload.name)
         elif others:
-            self.result.in_other_classes.append((others[0][1].key, str(others[0][0])))
+            self.result.in_other_classes.append((others[0][0], str(others[0][1])))
         else:
             unlabelled = [picture for picture in equal if not picture.is_external]
-            if unlabelled:
-                source = _relative_path(self._root, unlabelled[0])
-            else:
-                folder = path_without_links(self._root, *self._incoming.split("/"))
-                digest = blake2b(upload.data, digest_size=10).hexdigest()  # as UPLOAD_NAME says
-                source = f"{self._incoming}/{write_atomically(folder / digest, upload.data).name}"
-            name = stored_file_name(upload, self._used_names)
-            self._used_names.add(fold_name(name))
+            source = _relative_path(self._root, unlabelled[0]) if unlabelled else self._store(upload.data)
+            target = f"{self._target}/{stored_file_name(upload, self._used_names)}"
+            self._used_names.add(fold_name(Path(target).name))
             self._new_uploads.add(upload.data)
-            self.moves.append((source, f"{self._target}/{name}"))
-            self.result.added.append(f"{self._target}/{name}")
+            self.moves.append((source, target))
+            self.result.added.append(target)
+
+    def _store(self, data: bytes) -> str:
+        """Write the bytes of an upload, and return the path of the file, relative to the project."""
+        digest = blake2b(data, digest_size=10).hexdigest()  # as UPLOAD_NAME says
+        folder = path_without_links(self._root, *self._incoming.split("/"))
+        return f"{self._incoming}/{write_atomically(folder / digest, data).name}"
 
     def add_pictures(self, pictures: Sequence[PictureFile]) -> None:
         """Add existing pictures: those of the project are moved, those outside it are copied."""
@@ -419,10 +416,6 @@ class _Batch:
                 self.add_upload(Upload(picture.path.name, image_bytes(picture.path)))
             except ImageError as error:
                 self.result.rejected.append((printable(picture.path.name), error.reason))
-
-    def _find_test_picture(self, upload: Upload) -> str | None:
-        test = [picture for pictures in self._contents.test.values() for picture in pictures]
-        return "it is one of the test pictures" if self._duplicates.find(upload.data, test) else None
 
 
 def _moves_into(root: Path, pictures: Sequence[PictureFile], folder: str, used: set[str]) -> list[Move]:

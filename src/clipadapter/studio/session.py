@@ -1,16 +1,20 @@
-"""A session: one thread learns from a project whenever it changes; any thread can read the results."""
+"""A session: one thread learns from a project whenever it changes; any thread can read the results.
+
+Features of pictures are computed once, through the feature store, and kept while the studio runs.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipadapter.backends.formats import check_file
 from clipadapter.classifier import FewShotClassifier
@@ -22,11 +26,13 @@ from clipadapter.classifier.encoder_choice import (
     put_text_first,
     relative_cost,
 )
+from clipadapter.classifier.inputs import open_store
+from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder, open_blocks
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
+from clipadapter.features import choose_backend, encode_classes, extract
 from clipadapter.heads import create_head, head_info
-from clipadapter.studio.features import FeatureCache
 from clipadapter.studio.model import (
     ExplainedPrediction,
     LearningCurve,
@@ -35,11 +41,13 @@ from clipadapter.studio.model import (
     fit_project_model,
     learning_curve,
 )
-from clipadapter.studio.pictures import Contents, PictureFile
+from clipadapter.studio.pictures import Contents, PictureFile, Stamp
 from clipadapter.studio.project import Project
 from clipadapter.studio.selection import margins, select_for_labelling
+from clipadapter.utils.blocks import Blocks, total_width
 from clipadapter.utils.files import path_without_links, printable
 
+Array = NDArray[Any]
 QUALITY_SETTING = "quality"
 """Name of the setting of a project that remembers the quality."""
 DEFAULT_QUALITY = "standard"
@@ -59,6 +67,10 @@ FIT_TIMEOUT_SECONDS = 60.0
 """How long `Session.save_model` waits until the last change is learned."""
 MAX_PARITY_PICTURES = 64
 """Pictures on which an exported file is compared with the model."""
+PICTURES_PER_STEP = 16
+"""Pictures between two reports of progress, where a computation can stop, if each takes one pass through a tower."""
+MIN_PICTURES_PER_STEP = 4
+"""The same if each takes many passes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +242,7 @@ class Session:
         model = self.state.model
         if model is None:
             raise InputError("a prediction needs two classes: name two classes first")
-        return explain_prediction(model, image, self.project.contents, self._features)
+        return explain_prediction(model, image, self.project.contents, self._features.encoder)
 
     @property
     def default_model_folder(self) -> Path:
@@ -244,7 +256,7 @@ class Session:
 
     def save_model(self, folder: str | Path | None = None) -> Path:
         """Save the model, and return its folder."""
-        target = self.default_model_folder if folder is None else self._check_model_folder(str(folder))
+        target = self.default_model_folder if folder is None else self._check_model_folder(str(folder).strip())
         model, classifier = self._current_model()
         try:
             saved = classifier.save(target)
@@ -254,14 +266,14 @@ class Session:
         return saved
 
     def _check_model_folder(self, text: str) -> Path:
-        text = text.strip()
         if not text or "\0" in text:
             raise InputError("the model needs a folder: type the path of a new or empty one")
+        root = self.project.root
         try:
-            target = self.project.root.parent / Path(text).expanduser()
+            target = root.parent / Path(text).expanduser()
         except RuntimeError as error:  # "~name" of an unknown person
             raise InputError(f"there is no folder {text}: {error}") from error
-        if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(self.project.root)):
+        if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(root)):
             raise InputError(
                 f"{printable(target)} is inside the project, where folders are classes: choose another one"
             )
@@ -350,17 +362,17 @@ class Session:
         if features is not self._features and model is not None and model.classifier is not None:
             # The features of another quality take a while: until then, new labels are learned as before.
             if contents.revision != self.state.revision:
-                self._extract(labelled, activity)
+                self._extract(self._features, labelled, activity)
                 self._fit(contents, self.state.quality)
             activity = f"reading the labelled pictures for “{quality}”"
-        self._extract(labelled, activity, features=features)
+        self._extract(features, labelled, activity)
         self._features = features
         if self.state.learned_from != (contents.revision, quality, self.learns_unlabelled):
             self._fit(contents, quality)
         done, step = 0, FIRST_PICTURES
         while done < len(contents.unlabelled) or not done:
             part = contents.unlabelled[done : done + step]
-            self._extract(part, "reading the unlabelled pictures", contents.unlabelled)
+            self._extract(features, part, "reading the unlabelled pictures", contents.unlabelled)
             self._select_queue(contents)  # looks at all pictures so far: doubling the step keeps that cheap
             done, step = done + step, 2 * step
         model = self.state.model
@@ -369,24 +381,25 @@ class Session:
             self._fit(contents, quality)  # again, with the pictures whose features were missing before
             self._select_queue(contents)
         test = [(name, picture) for name, pictures in contents.test.items() for picture in pictures]
-        self._extract([picture for _, picture in test], "reading the test pictures")
+        self._extract(features, [picture for _, picture in test], "reading the test pictures")
         self._measure(contents, test)
 
     def _extract(
         self,
+        features: FeatureCache,
         pictures: Sequence[PictureFile],
         activity: str,
         progress_of: Sequence[PictureFile] | None = None,
-        features: FeatureCache | None = None,
     ) -> None:
-        features = self._features if features is None else features
-        # The error of what was superseded would keep the steps, and they the store, open.
-        with closing(features.compute(pictures, [*self.project.contents.classes])) as steps:
-            for done in steps:
-                progress = done / len(pictures) if progress_of is None else features.fraction_done(progress_of)
-                unreadable = features.unreadable(self.project.contents)
-                self._publish(activity=activity, progress=progress, unreadable=unreadable)
-                self._check_superseded()
+        measured = pictures if progress_of is None else progress_of
+
+        def report() -> None:
+            progress = 1 - len(features.missing(measured)) / max(len(measured), 1)
+            unreadable = features.unreadable(self.project.contents)
+            self._publish(activity=activity, progress=progress, unreadable=unreadable)
+            self._check_superseded()
+
+        features.compute(pictures, list(self.project.contents.classes), report)
 
     def _fit(self, contents: Contents, quality: str) -> None:
         names, learns_unlabelled = list(contents.classes), self.learns_unlabelled
@@ -484,3 +497,75 @@ class Session:
         with self._condition:
             self.state = replace(self.state, version=self.state.version + 1, **changes)
             self._condition.notify_all()
+
+
+# ---- Features ----
+
+
+class FeatureCache:
+    """Features of one quality by the stamps of files, so that a picture that was moved keeps its features.
+
+    Blocks that another quality has too are read from the feature store, unless `params` switch that off.
+
+    Attributes:
+        encoder: gives the features, in the backend that was chosen.
+    """
+
+    def __init__(self, encoder: Encoder, params: Mapping[str, Any], cost: float = 1.0) -> None:
+        self.encoder = encoder
+        self._backend, self._precision = params.get("backend", "auto"), params.get("precision", "auto")
+        self._is_backend_chosen = (self._backend, self._precision) == ("torch", "fp32")
+        # "auto", a path of the feature store, or None for no store.
+        self._store_path, self._batch_size = params.get("cache", "auto"), params.get("batch_size", 32)
+        self._pictures_per_step = max(MIN_PICTURES_PER_STEP, round(PICTURES_PER_STEP / cost))
+        self._rows: dict[Stamp, Array] = {}
+        self._errors: dict[Stamp, str] = {}
+
+    @property
+    def blocks(self) -> Blocks:
+        """Name and width of each block of `matrix`."""
+        return self.encoder.info.blocks
+
+    def has(self, picture: PictureFile) -> bool:
+        """Whether the features of a picture are computed."""
+        return picture.stamp in self._rows
+
+    def missing(self, pictures: Sequence[PictureFile]) -> list[PictureFile]:
+        """Return those of the pictures that were not processed."""
+        return [one for one in pictures if not self.has(one) and one.stamp not in self._errors]
+
+    def matrix(self, pictures: Sequence[PictureFile]) -> Array:
+        """Return (n, d) float32 features of pictures that `has` them, all blocks side by side."""
+        if not pictures:
+            return np.empty((0, total_width(self.blocks)), np.float32)
+        return np.stack([self._rows[picture.stamp] for picture in pictures])
+
+    def final(self, pictures: Sequence[PictureFile]) -> Array:
+        """Return (n, w) float32 block ``final``, by which pictures are compared with each other and with class text."""
+        return self.matrix(pictures)[:, : self.blocks[0].width]
+
+    def unreadable(self, contents: Contents) -> dict[str, str]:
+        """Return why pictures can't be read, by key."""
+        return {one.key: self._errors[one.stamp] for one in contents.pictures() if one.stamp in self._errors}
+
+    def compute(self, pictures: Sequence[PictureFile], class_names: Sequence[str], on_step: Callable[[], None]) -> None:
+        """Compute missing features. ``on_step`` is called after each few pictures, and may raise."""
+        missing = self.missing(pictures)
+        if not missing:
+            return
+        with open_store(self._store_path) as store:
+            if not self._is_backend_chosen:  # once: features of two precisions must not be mixed
+                base, paths = self.encoder, [picture.path for picture in missing]
+                prompts = class_prompts(class_names) if len(class_names) > 1 else None
+                text = None if prompts is None else lambda: encode_classes(base, prompts, store)
+                self.encoder = choose_backend(
+                    base, paths, backend=self._backend, precision=self._precision, text=text, store=store
+                )
+                self._is_backend_chosen = True
+            for start in range(0, len(missing), self._pictures_per_step):
+                part = missing[start : start + self._pictures_per_step]
+                paths = [picture.path for picture in part]
+                result = extract(self.encoder, paths, store=store, batch_size=self._batch_size)
+                self._rows.update((part[i].stamp, row[0]) for i, row in zip(result.rows, result.features, strict=True))
+                self._errors.update((part[i].stamp, reason) for i, _, reason in result.skipped)
+                on_step()

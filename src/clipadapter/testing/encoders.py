@@ -32,18 +32,17 @@ SIZES = [(300, 200), (37, 411), (16, 16), (1, 1)]
 
 
 def check_info_is_complete(encoder: Encoder) -> None:
-    """Every field of `info` is set and valid."""
-    info = encoder.info
+    """Every field of `info` is set and valid; the class lists the encoders that it can open, each once."""
+    info, digits = encoder.info, encoder.info.fingerprint
     require(bool(info.name and info.licence), "name and licence must not be empty")
     require(info.dim > 0 and info.image_size > 0, "dim and image_size must be positive")
     require(math.isfinite(info.logit_scale) and info.logit_scale > 0, "logit_scale must be positive")
     require(info.logit_bias is None or math.isfinite(info.logit_bias), "logit_bias must be None or finite")
-
-
-def check_fingerprint_is_hex(encoder: Encoder) -> None:
-    """The fingerprint is usable in file names and keys, and long enough to be unique."""
-    digits = encoder.info.fingerprint
+    # It is a part of file names and keys.
     require(len(digits) >= 32 and set(digits) <= set("0123456789abcdef"), f"{digits!r} is not 32 hex digits")
+    plain: Encoder = getattr(encoder, "plain", encoder)  # a backend wraps the encoder that has the list
+    names = [line.name for line in type(plain).listing()]
+    require(len(names) > 0 and len(set(names)) == len(names), "listing() must name each encoder once")
 
 
 def check_opens_again_by_its_name(encoder: Encoder) -> None:
@@ -63,13 +62,6 @@ def check_opens_again_by_its_name(encoder: Encoder) -> None:
         encoder.encode_images(picture),
         "the features of a picture differ when the encoder is opened again",
     )
-
-
-def check_listing_needs_no_weights(encoder: Encoder) -> None:
-    """The class lists the encoders that it can open, each once."""
-    plain: Encoder = getattr(encoder, "plain", encoder)  # a backend wraps the encoder that has the list
-    names = [line.name for line in type(plain).listing()]
-    require(len(names) > 0 and len(set(names)) == len(names), "listing() must name each encoder once")
 
 
 def check_pixels_fit_the_tower(encoder: Encoder) -> None:
@@ -99,16 +91,12 @@ def check_square_is_not_resized(encoder: Encoder) -> None:
     require(max_error < 1e-4, f"pixels of a picture of the tower's size changed by up to {max_error:.3g}")
 
 
-def check_extreme_shapes(encoder: Encoder) -> None:
-    """A strip one pixel high or wide has finite features."""
-    images = [_picture((5000, 1)), _picture((1, 5000)), _picture((2, 999))]
-    require(bool(encoder.encode_images(images).isfinite().all()), "features of a strip are not finite")
-
-
-def check_grey_picture(encoder: Encoder) -> None:
-    """The feature of a grey picture can be normalised."""
-    feature = encoder.encode_images([Image.new("RGB", (50, 50), (128, 128, 128))])
-    require(bool(feature.isfinite().all() and feature.norm() > 0), "the feature of a grey picture can't be normalised")
+def check_extreme_pictures(encoder: Encoder) -> None:
+    """A strip one pixel high or wide has finite features, and that of a grey picture can be normalised."""
+    images = [_picture((5000, 1)), _picture((1, 5000)), Image.new("RGB", (50, 50), (128, 128, 128))]
+    features = encoder.encode_images(images)
+    require(bool(features.isfinite().all()), "features of a strip or of a grey picture are not finite")
+    require(bool(features[-1].norm() > 0), "the feature of a grey picture can't be normalised")
 
 
 def check_preprocess_in_threads(encoder: Encoder) -> None:
@@ -120,15 +108,11 @@ def check_preprocess_in_threads(encoder: Encoder) -> None:
     require(all(map(torch.equal, in_threads, expected)), "preprocess gives other pixels in threads")
 
 
-def check_picture_features_are_raw_float32(encoder: Encoder) -> None:
+def check_features_are_raw_float32(encoder: Encoder) -> None:
     """Features are (n, d) float32 on the CPU, finite, not scaled to length one."""
     _check_raw(encoder.encode_images(_three_pictures()), 3, encoder.info.dim)
-
-
-def check_text_features_are_raw_float32(encoder: Encoder) -> None:
-    """Features are (k, d) float32 on the CPU, finite, not scaled to length one."""
-    if encoder.has_text:
-        _check_raw(encoder.encode_text(TEXTS), len(TEXTS), encoder.info.text_dim)
+    for features in _encode_texts(encoder, TEXTS):
+        _check_raw(features, len(TEXTS), encoder.info.text_dim)
 
 
 def check_no_gradients(encoder: Encoder) -> None:
@@ -145,21 +129,13 @@ def check_empty_list_of_pictures(encoder: Encoder) -> None:
         require(features.shape == (0, encoder.info.dim), f"no pictures gave {tuple(features.shape)}")
 
 
-def check_wrong_pixels_are_refused(encoder: Encoder) -> None:
-    """Pixels of another shape raise InputError."""
+def check_wrong_inputs_are_refused(encoder: Encoder) -> None:
+    """Pixels of another shape, no texts, a string in place of a list, and texts without a tower raise InputError."""
     size = encoder.info.image_size
     for shape in ((3, size, size), (1, 3, size + 1, size), (1, 1, size, size)):
         _require_input_error(partial(encoder.encode_pixels, torch.zeros(shape)), f"pixels of shape {shape}")
-
-
-def check_wrong_texts_are_refused(encoder: Encoder) -> None:
-    """An empty list of texts, or a string instead of a list, raises InputError."""
     _require_input_error(partial(encoder.encode_text, []), "an empty list of texts")
     _require_input_error(partial(encoder.encode_text, "a cat"), "a string instead of a list")
-
-
-def check_texts_without_text_tower_are_refused(encoder: Encoder) -> None:
-    """An encoder of pictures only has no text tower, and raises InputError for texts."""
     if not encoder.has_text:
         require(encoder.text_tower() is None, "an encoder with has_text = False must have no text tower")
         _require_input_error(partial(encoder.encode_text, TEXTS), "texts for an encoder with has_text = False")
@@ -177,22 +153,13 @@ def check_repeatable(encoder: Encoder) -> None:
         _same(first, second, "texts have other features the second time")
 
 
-def check_picture_batch_does_not_matter(encoder: Encoder) -> None:
-    """The feature of a picture does not depend on the rest of the batch."""
-    images = _three_pictures()
-    _same(
-        encoder.encode_images(images, batch_size=1),
-        encoder.encode_images(images),
-        "features of pictures depend on the batch",
-    )
-
-
-def check_text_batch_does_not_matter(encoder: Encoder) -> None:
-    """The feature of a text does not depend on the rest of the batch."""
-    if not encoder.has_text:
-        return
-    texts = [*TEXTS, "a much longer text, so that the others are padded to its length " * 2]
-    _same(encoder.encode_text(texts, batch_size=1), encoder.encode_text(texts), "features of texts depend on the batch")
+def check_batch_does_not_matter(encoder: Encoder) -> None:
+    """The feature of a picture or text does not depend on the rest of the batch."""
+    images, texts = _three_pictures(), [*TEXTS, "a much longer text, so that the others are padded to its length " * 2]
+    alone, together = encoder.encode_images(images, batch_size=1), encoder.encode_images(images)
+    _same(alone, together, "features of pictures depend on the batch")
+    if encoder.has_text:
+        _same(encoder.encode_text(texts, 1), encoder.encode_text(texts), "features of texts depend on the batch")
 
 
 def check_text_order(encoder: Encoder) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Annotated
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from clipadapter.encoders import AttentionLayer, Encoder
+from clipadapter.encoders.layers import Matrix
 from clipadapter.heads import register_head
 from clipadapter.heads.parameters import OneOf
 from clipadapter.tuners.tower_tuner import LAYERS, LayerTuner, Trainable, add_to_weight, replace_linear
@@ -166,21 +168,19 @@ def attach_factors(layers: Sequence[AttentionLayer], change: Tensor) -> None:
 
     The changes are in order: layer by layer, in a layer matrix by matrix.
     """
-    weights = [matrix.values for layer in layers for matrix in layer.values()]
-    factors = iter(parallel_map([partial(_decompose_like, weight) for weight in weights], work=MIN_SVD_WORK))
-    for layer, own in zip(layers, _slices(layers), strict=True):
-        factored = {letter: (layer[letter].rows, own[letter], next(factors)) for letter in layer}
-        replace_linear(layer, factored, partial(FactoredLinear, change))
+    parts = _parts(layers)
+    tasks = [partial(_decompose_like, matrix.values) for matrix, _ in parts]
+    factors = parallel_map(tasks, work=MIN_SVD_WORK)
+    factored = ((matrix.rows, part, each) for (matrix, part), each in zip(parts, factors, strict=True))
+    for layer in layers:
+        replace_linear(layer, {letter: next(factored) for letter in layer}, partial(FactoredLinear, change))
 
 
 def merge_change(layers: Sequence[AttentionLayer], change: Tensor) -> None:
     """Put weights into layers that have singular values with these changes (n,)."""
-    change = change.detach().to("cpu", torch.float64)
-    matrices = [
-        (layer[letter], own[letter]) for layer, own in zip(layers, _slices(layers), strict=True) for letter in layer
-    ]
-    tasks = [partial(_weight_change, matrix.values, change[part]) for matrix, part in matrices]
-    for (matrix, _), weight_change in zip(matrices, parallel_map(tasks, work=MIN_SVD_WORK), strict=True):
+    parts, change = _parts(layers), change.detach().to("cpu", torch.float64)
+    tasks = [partial(_weight_change, matrix.values, change[part]) for matrix, part in parts]
+    for (matrix, _), weight_change in zip(parts, parallel_map(tasks, work=MIN_SVD_WORK), strict=True):
         add_to_weight(matrix, weight_change)
 
 
@@ -189,16 +189,11 @@ def count_singular_values(layers: Sequence[AttentionLayer]) -> int:
     return sum(min(matrix.values.shape) for layer in layers for matrix in layer.values())
 
 
-def _slices(layers: Sequence[AttentionLayer]) -> list[dict[str, slice]]:
-    """Which of the singular values belong to each matrix."""
-    slices, stop = [], 0
-    for layer in layers:
-        own = {}
-        for letter, matrix in layer.items():
-            own[letter] = slice(stop, stop + min(matrix.values.shape))
-            stop = own[letter].stop
-        slices.append(own)
-    return slices
+def _parts(layers: Sequence[AttentionLayer]) -> list[tuple[Matrix, slice]]:
+    """Each matrix of the layers, and which of the singular values are its own."""
+    matrices = [matrix for layer in layers for matrix in layer.values()]
+    stops = [*accumulate(min(matrix.values.shape) for matrix in matrices)]
+    return [(matrix, slice(start, stop)) for matrix, start, stop in zip(matrices, [0, *stops], stops, strict=False)]
 
 
 def _decompose_like(weight: Tensor) -> SvdFactors:

@@ -3,8 +3,8 @@
 Paper: Zhou et al., IJCV 2022, https://arxiv.org/abs/2109.01134.
 The defaults are the paper's: 16 vectors from N(0, 0.02^2) for all classes, the name at the end, SGD by the schedule for
 the number of shots. Differs from it in precision (fp32), in that ImageNet has no epochs of its own (the paper: 50), and
-in that pictures are augmented once, as views, not anew each epoch. Numbers of shots between the paper's take the next
-one's epochs.
+in that pictures are augmented once, as views, not anew each epoch. Other numbers of shots than the paper's take the
+epochs of the nearest.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from clipadapter.encoders import Encoder, open_prompt_places
+from clipadapter.encoders.layers import FixedPrompts, PromptSource
 from clipadapter.encoders.open_clip_prompts import PromptPlaces
-from clipadapter.encoders.prompted_layers import FixedPrompts, PromptSource
 from clipadapter.errors import InputError
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.training import TrainConfig

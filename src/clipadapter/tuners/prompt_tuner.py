@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -20,7 +20,15 @@ from clipadapter.errors import InputError
 from clipadapter.heads import SupportSet, TextFeatures
 from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
 from clipadapter.heads.trained_head import WarmStart, find_warm_start
-from clipadapter.heads.training import Checkpoint, ScheduleParameters, TrainConfig, digest_of_fit, gather_views, train
+from clipadapter.heads.training import (
+    Checkpoint,
+    ScheduleParameters,
+    TrainConfig,
+    coop_epochs,
+    digest_of_fit,
+    gather_views,
+    train,
+)
 from clipadapter.utils.functional import cosine_logits, unit
 from clipadapter.utils.towers import Prefix, TextTower
 
@@ -53,7 +61,8 @@ class PromptTuner(ScheduleParameters):
         csc: class-specific context: each class has vectors of its own; needs more shots, and knows no new classes.
         lr: learning rate of SGD.
         weight_decay: L2, on the context.
-        epochs: passes over the shots; None for 50 with one shot per class, 100 with up to 4, else 200.
+        epochs: passes over the shots; None for 50 with one shot in the largest class, 100 with up to 5,
+            else 200.
         precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
             Those of predictions are made in fp32.
         memory: gigabytes that the text tower may keep for its gradient; where they don't suffice for all classes, it
@@ -66,9 +75,6 @@ class PromptTuner(ScheduleParameters):
     needs_text = True
     supports_warm_start = True
     needs_tower = True
-    epochs_by_shots: ClassVar[Sequence[tuple[int, int]]] = ((1, 50), (4, 100))
-    """(shots of the largest class, epochs), for at most so many shots."""
-    max_epochs: ClassVar[int] = 200
 
     n_ctx: Annotated[int, at_least(1)] = 16
     ctx_init: str | None = None
@@ -194,9 +200,7 @@ class PromptTuner(ScheduleParameters):
         return TrainConfig.from_estimator(self, optimizer="sgd", epochs=epochs, view_per_epoch=False)
 
     def _planned_epochs(self, shots: int) -> int:
-        if self.epochs is not None:
-            return self.epochs
-        return next((number for max_shots, number in self.epochs_by_shots if shots <= max_shots), self.max_epochs)
+        return coop_epochs(shots) if self.epochs is None else self.epochs
 
     def _digest(self, shots: SupportSet, tower: TextTower) -> str:
         """Of all that the result depends on."""

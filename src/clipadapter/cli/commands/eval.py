@@ -115,8 +115,7 @@ def _measure_file(
         check_model(original)
     predictor = encoder.open_exported(path)
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.export.evaluation import evaluate_file
-    from clipadapter.export.parity import describe_parity
+    from clipadapter.export.evaluation import describe_parity, evaluate_file
 
     model = None if original is None else FewShotClassifier.load(original)
     result, parity = evaluate_file(predictor, dataset, model)

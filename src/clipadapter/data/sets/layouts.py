@@ -1,33 +1,37 @@
 """The data sets of the papers, and their layouts: CoOp's split files, ImageNet's class folders, FGVC-Aircraft's lists.
 
 Each set is described by a TOML file of this folder. A new data set of a known layout is one such file.
+
+A split file of CoOp is a JSON object with lists ``train``, ``val`` and ``test`` of rows ``[path, label, class name]``,
+which keep their order, since the draw of the shots refers to rows by number.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PureWindowsPath
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from clipadapter.data.dataset import Dataset, Sample
-from clipadapter.data.split_file import SPLITS, is_inside, missing_pictures, read_split
-from clipadapter.errors import DataError
-from clipadapter.utils.files import IMAGE_SUFFIXES, default_cache_dir, open_text
+from clipadapter.errors import DataError, brief
+from clipadapter.utils.files import IMAGE_SUFFIXES, default_cache_dir, open_text, printable
 from clipadapter.utils.formatting import format_list
 from clipadapter.utils.imagenet import imagenet_names, imagenet_synsets
-from clipadapter.utils.parsing import parse_toml
+from clipadapter.utils.parsing import parse_toml, read_json
 from clipadapter.utils.registry import unknown
 
 ROOT_VARIABLE = "CLIPADAPTER_DATA"
 INSTRUCTIONS_URL = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 """CoOp's instructions. They link to the split files and define the folder layouts."""
+SPLITS = ("train", "val", "test")
+_ADVICE = "a split file has lists train, val and test of [path, label, class name]; download it again"
 
 SamplesAndClasses = tuple[tuple[Sample, ...], tuple[str, ...]]
 """The samples, and the class names in order."""
@@ -323,3 +327,90 @@ def _sets() -> dict[str, BenchmarkSet]:
     found = (file for file in files(__package__).iterdir() if file.name.endswith(".toml"))
     texts = {file.name.removesuffix(".toml"): file.read_text(encoding="utf-8") for file in found}
     return {name: parse_description(name, text) for name, text in texts.items()}
+
+
+def is_inside(name: str) -> bool:
+    r"""Whether a relative path of any operating system stays in its folder.
+
+    >>> [is_inside(name) for name in ("a/1.jpg", "/a/1.jpg", "a/../../1.jpg", "..\\1.jpg", "C:\\1.jpg", "")]
+    [True, False, False, False, False, False]
+    """
+    path = PureWindowsPath(name)  # accepts both kinds of slashes
+    return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
+
+
+def _check_inside(name: str) -> str:
+    if not is_inside(name):
+        raise ValueError("the path must be inside the folder of the pictures")
+    return name
+
+
+Row = tuple[
+    Annotated[str, AfterValidator(_check_inside)],
+    Annotated[StrictInt, Field(ge=0)],
+    Annotated[str, Field(pattern=r"\S")],
+]
+"""Path, label and class name of a picture."""
+
+
+class SplitFile(BaseModel):
+    """The content of a split file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    train: list[Row] = Field(min_length=1)
+    val: list[Row] = []
+    test: list[Row] = Field(min_length=1)
+
+
+def read_split(path: Path, image_folder: Path) -> SamplesAndClasses:
+    """Read a split file: its rows as samples, and the class names in the order of their labels.
+
+    Its paths are relative to `image_folder`. Those that leave it are refused. Pictures need not exist.
+    """
+    where = printable(path)
+    try:
+        content = SplitFile.model_validate(read_json(path, "download the file again"))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"])) or "the content"
+        raise DataError(f"{where}: {place}: {fault['msg']}, got {brief(fault['input'])}; {_ADVICE}") from error
+    names: dict[int, str] = {}
+    samples = []
+    for split in SPLITS:
+        for number, (name, label, class_name) in enumerate(getattr(content, split)):
+            if names.setdefault(label, class_name) != class_name:
+                conflict = f"gives label {label} the name '{class_name}', but an earlier row '{names[label]}'"
+                raise DataError(f"{where}: row {number} of {split} {conflict}")
+            samples.append(Sample(image_folder / name, class_name, split))
+    class_names = tuple(names[label] for label in sorted(names))
+    duplicates = sorted({name for name in class_names if class_names.count(name) > 1})
+    if duplicates:
+        raise DataError(f"{where}: two labels have the same class name: {format_list(duplicates)}")
+    return tuple(samples), class_names
+
+
+def missing_pictures(paths: Iterable[Path], root: Path) -> list[Path]:
+    """The paths without a file. Each folder is listed once; a link that leads out of the root counts as missing."""
+    real_root = Path(os.path.realpath(root))
+    names_by_folder: dict[Path, set[str]] = {}
+    missing = []
+    for path in paths:
+        if path.parent not in names_by_folder:
+            names_by_folder[path.parent] = set(_list_file_names(path.parent, real_root))
+        if path.name not in names_by_folder[path.parent]:
+            missing.append(path)
+    return missing
+
+
+def _list_file_names(folder: Path, real_root: Path) -> Iterator[str]:
+    if not Path(os.path.realpath(folder)).is_relative_to(real_root):
+        return
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                is_within_root = not entry.is_symlink() or Path(os.path.realpath(entry)).is_relative_to(real_root)
+                if is_within_root and entry.is_file():
+                    yield entry.name
+    except OSError:
+        return
