@@ -33,7 +33,7 @@ def test_part():
     return FeatureSet([[2, 1], [3, 1], [1, 2], [1, 3]], ("cat", "cat", "cat", "dog"), ("cat", "dog"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run():
     """Function that makes a record by hand."""
 

@@ -45,17 +45,13 @@ def fail(text):
     raise LookupError(f"no {text}")
 
 
-def lock_of_bars(text):
+def see_gpu(text):
+    """FOLDER|NAME: GPU and lock of bars of its process, once two told theirs: one alone could do both jobs."""
     from tqdm import tqdm
 
-    return [type(tqdm.get_lock()).__name__]
-
-
-def see_gpu(text):
-    """FOLDER|NAME: the GPU that its process sees, once two processes told theirs: one alone could do both jobs."""
     folder = Path(text.partition("|")[0])
     (folder / str(os.getpid())).touch()
     end = time.monotonic() + 120
     while len(list(folder.iterdir())) < 2 and time.monotonic() < end:
         time.sleep(0.02)
-    return [os.environ["CUDA_VISIBLE_DEVICES"]]
+    return [os.environ["CUDA_VISIBLE_DEVICES"], type(tqdm.get_lock()).__name__]

@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 
 from clipadapter.bench import compare
-from clipadapter.bench.sources import split_in_halves, split_train_test
+from clipadapter.bench.sources import split_train_test
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.data import Dataset, Sample, load_dataset
+from clipadapter.data import load_dataset
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
@@ -20,7 +20,7 @@ def model():
 
 
 def test_folders_of_colours_are_distinguished(colour_folder, model, tmp_path):
-    train, test = load_dataset(colour_folder("train", 4)), load_dataset(colour_folder("test", 2, seed=1))
+    train, test = load_dataset(colour_folder("train", 9)), load_dataset(colour_folder("test", 2, seed=1))
     comparison = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
     assert [run.metrics.accuracy for run in comparison.runs] == [1.0] * 8
     assert (comparison.n_new, comparison.warnings, comparison.skipped) == (8, [], [])
@@ -28,6 +28,11 @@ def test_folders_of_colours_are_distinguished(colour_folder, model, tmp_path):
     assert comparison.runs[0].templates == ["a {} square.", "a photo of a {}."]
     again = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
     assert again.n_new == 0 and again.runs == comparison.runs
+    # Only drawn pictures are encoded.
+    assert 6 <= len(comparison.support) < 26
+    run = next(run for run in comparison.runs if run.shots == 2)
+    assert comparison.shots(run).provenance["sources"] == [str(train.samples[row].path) for row in run.rows]
+    assert list(comparison.shots(run).y) == [train.labels[row] for row in run.rows]
 
 
 def test_files_are_made_from_the_records(colour_folder, model, tmp_path):
@@ -50,31 +55,10 @@ def test_warnings_name_small_classes_and_shared_pictures(colour_folder, model):
     assert [Path(name).name for name, _ in comparison.skipped] == ["02.png", "02.png"]
 
 
-def test_only_drawn_pictures_are_encoded(colour_folder, model, tmp_path):
-    train, test = load_dataset(colour_folder("train", 9)), load_dataset(colour_folder("test", 2, seed=1))
-    (train.root / "red" / "02.png").write_bytes(b"no picture")
-    records = tmp_path / "runs.jsonl"
-    drawn = compare(model, train, test, HEADS, [1, 2], [1, 2], records=records)
-    assert 6 <= len(drawn.support) < 26
-    run = next(run for run in drawn.runs if run.shots == 2)
-    paths = [str(train.samples[row].path) for row in run.rows]
-    assert drawn.shots(run).provenance["sources"] == paths
-    assert list(drawn.shots(run).y) == [train.labels[row] for row in run.rows]
-
-
 def test_a_test_class_without_shots_is_refused_before_any_fit(colour_folder, model):
     train, test = load_dataset(colour_folder("train", 2)), load_dataset(colour_folder("test", 1))
     with pytest.raises(InputError, match="no class of the model: mauve; known: blue, green, red"):
         compare(model, train, test.rename({"red": "mauve"}), HEADS, [1], [1])
-
-
-def test_halves_share_no_picture_and_are_of_one_size_in_every_class():
-    counts = {"cat": 5, "dog": 4}
-    samples = tuple(Sample(Path(f"{name}/{i}"), name, "all") for name, n in counts.items() for i in range(n))
-    first, second = split_in_halves(Dataset("pets", Path(), samples, tuple(counts)))
-    assert [first.labels.count(name) for name in counts] == [3, 2]
-    assert [second.labels.count(name) for name in counts] == [2, 2]
-    assert {*first.paths, *second.paths} == {sample.path for sample in samples}
 
 
 def test_an_undivided_data_set_is_refused(colour_folder):

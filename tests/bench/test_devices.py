@@ -88,23 +88,14 @@ def test_a_device_that_this_machine_lacks_is_refused_before_any_work(pictures, t
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def three_gpus(monkeypatch):
-    """As far as they are counted."""
+def test_there_is_one_worker_for_each_gpu_that_the_process_sees(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-
-def test_there_is_one_worker_for_each_gpu(three_gpus):
     assert [count_gpus(name) for name in ("cuda", "cuda:2", "cpu")] == [3, 1, 0]
     assert Launcher(device="cuda").count_workers(20) == 3
     assert Launcher(device="cuda:2").count_workers(20) == 1
     assert Launcher(workers=5, device="cuda:2").count_workers(20) == 5
     assert Launcher(device="cuda", memory=1 << 60).count_workers(20) == 1
-
-
-def test_workers_share_the_gpus_that_the_process_sees(three_gpus, monkeypatch):
-    assert launcher.list_gpus("cuda") == ["0", "1", "2"]
-    assert launcher.list_gpus("cuda:1") == []
+    assert [launcher.list_gpus(name) for name in ("cuda", "cuda:1")] == [["0", "1", "2"], []]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
     assert launcher.list_gpus("cuda") == ["4", "6", "7"]

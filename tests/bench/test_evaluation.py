@@ -29,32 +29,32 @@ def test_data(colour_folder):
     return load_dataset(colour_folder("new", 3, seed=1))
 
 
-def test_the_baselines_are_measured_with_the_model(fitted, test_data):
-    evaluation = evaluate_model(fitted(2), test_data, curve=False)
+def test_the_curve_takes_powers_of_two_and_ends_at_the_measured_model_and_baselines(fitted, test_data):
+    evaluation = evaluate_model(fitted(5), test_data, seeds=(1, 2))
     assert list(evaluation.scores) == ["this model (linear-probe)", "zero-shot", "linear-probe"]
     assert evaluation.model.evaluation.metrics["accuracy"] == 1.0
-    assert evaluation.n_test == 9 and evaluation.among_shots == 0 and evaluation.curve == []
-
-
-def test_the_curve_takes_powers_of_two_and_all_shots(fitted, test_data):
-    evaluation = evaluate_model(fitted(5), test_data, seeds=(1, 2))
+    assert (evaluation.n_test, evaluation.among_shots) == (9, 0)
     assert sorted({run.shots for run in evaluation.curve}) == [1, 2, 4, 5]
-    assert {run.head for run in evaluation.curve} == {"zero-shot", "linear-probe"}
     assert {run.params["C"] for run in evaluation.curve if run.head == "linear-probe"} == {5.0}
+    last = [run for run in evaluation.curve if run.shots == 5]
+    assert {run.head: run.metrics for run in last} == {
+        "linear-probe": Metrics.of_score(evaluation.model),
+        "zero-shot": Metrics.of_score(evaluation.baselines["zero-shot"]),
+    }
+    assert len(last) == 2  # one measurement, no draws
 
 
-@pytest.mark.parametrize("head", ["linear-probe", "clip-adapter"])
-def test_the_end_of_the_curve_is_the_measured_model(fitted, test_data, head):
-    evaluation = evaluate_model(fitted(4, head), test_data)
-    last = {run.head: run for run in evaluation.curve if run.shots == 4}
-    assert len([run for run in evaluation.curve if run.shots == 4]) == len(last)  # one measurement, no draws
-    assert last[head].metrics == Metrics.of_score(evaluation.model)
-    for name in set(last) - {head}:
-        assert last[name].metrics == Metrics.of_score(evaluation.baselines[name])
+def test_a_trained_head_is_not_fitted_again_for_the_end_of_its_curve(fitted, test_data):
+    evaluation = evaluate_model(fitted(2, "clip-adapter"), test_data, seeds=(1,))
+    last = {run.head: run.metrics for run in evaluation.curve if run.shots == 2}
+    assert last["clip-adapter"] == Metrics.of_score(evaluation.model) and len(last) == 3
 
 
-def test_one_shot_a_class_has_no_curve(fitted, test_data):
-    assert evaluate_model(fitted(1), test_data).curve == []
+def test_there_is_no_curve_without_its_wish_and_of_one_shot(fitted, test_data, tmp_path):
+    model = fitted(1)
+    assert evaluate_model(model, test_data).curve == []
+    own = evaluate_model(model, load_dataset(tmp_path / "shots"), curve=False)
+    assert (own.curve, own.among_shots) == ([], 3)
 
 
 def test_a_model_without_its_shots_has_zero_shot_as_only_baseline(fitted, test_data, tmp_path):
@@ -67,21 +67,13 @@ def test_a_model_without_its_shots_has_zero_shot_as_only_baseline(fitted, test_d
     assert evaluation.curve == [] and evaluation.among_shots == 0
 
 
-def test_shots_among_the_test_pictures_are_counted(fitted, tmp_path):
-    model = fitted(2)
-    assert evaluate_model(model, load_dataset(tmp_path / "shots"), curve=False).among_shots == 6
-
-
-def test_a_picture_that_cannot_be_read_is_left_out_and_named(fitted, test_data):
-    bad = test_data.root / "red" / "00.png"
+def test_unreadable_pictures_are_left_out_and_unknown_labels_refused(fitted, test_data):
+    model, bad = fitted(1), test_data.root / "red" / "00.png"
     bad.write_bytes(b"")
-    evaluation = evaluate_model(fitted(1), test_data)
+    evaluation = evaluate_model(model, test_data)
     assert evaluation.skipped == [(str(bad), "file is empty")] and evaluation.n_test == 8
-
-
-def test_a_label_that_is_no_class_of_the_model_is_refused(fitted, test_data):
     with pytest.raises(InputError, match="no class of the model: mauve"):
-        evaluate_model(fitted(1), test_data.rename({"red": "mauve"}))
+        evaluate_model(model, test_data.rename({"red": "mauve"}))
 
 
 def test_what_is_written_can_be_read(fitted, test_data, tmp_path):

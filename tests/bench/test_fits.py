@@ -57,40 +57,22 @@ def fits():
     return [entry for entry in CALLS if entry[0] == "fit"]
 
 
-def test_a_head_is_fitted_to_the_drawn_rows_and_nothing_else(support, test_part, text):
-    runs = few_shot({"spy": SpyHead()}, support, test_part, text, shots=[1, 3], seeds=[1, 2])
-    expected = [draw(support.y, n, seed) for n in (1, 3) for seed in (1, 2)]
-    assert [run.rows for run in runs] == expected
-    for (_, _, _, views, labels), rows in zip(fits(), expected, strict=True):
-        np.testing.assert_array_equal(views[:, 0], support.X[rows])
-        assert labels == [("cat", "dog").index(support.y[row]) for row in rows]
-    fitted = np.concatenate([views[:, 0] for _, _, _, views, _ in fits()])
-    assert not any((row == fitted).all(axis=1).any() for row in test_part.X)
-
-
-def test_every_head_gets_the_same_rows(support, test_part, text):
-    heads = {"a": SpyHead("a"), "b": SpyHead("b")}
-    runs = few_shot(heads, support, test_part, text, shots=[2], seeds=[1, 2])
-    assert [(run.head, run.seed) for run in runs] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
-    a, b = ([entry[3] for entry in fits() if entry[1] == name] for name in "ab")
-    np.testing.assert_array_equal(a, b)
-
-
-def test_the_test_part_is_opened_after_the_fit_once(support, test_part, text):
-    few_shot({"spy": SpyHead()}, support, test_part, text, shots=[1], seeds=[1])
-    assert [entry[0] for entry in CALLS] == ["fit", "logits"]
-    np.testing.assert_array_equal(CALLS[1][3], test_part.X)
-
-
-def test_a_head_with_a_seed_gets_that_of_the_draw(support, test_part, text):
-    few_shot({"spy": SpyHead(seed=7)}, support, test_part, text, shots=[1], seeds=[3, 5])
-    assert [entry[2] for entry in fits()] == [3, 5]
-
-
-def test_the_given_heads_stay_unfitted(support, test_part, text):
-    head = SpyHead()
-    few_shot({"spy": head}, support, test_part, text, shots=[1], seeds=[1])
-    assert vars(head) == {"name": "spy", "seed": 0}
+def test_heads_are_fitted_to_the_drawn_rows_alone_and_asked_once_after_that(support, test_part, text):
+    heads = {name: SpyHead(name, seed=7) for name in "ab"}
+    random_states = random.getstate(), torch.get_rng_state()
+    runs = few_shot(heads, support, test_part, text, shots=[1, 3], seeds=[3, 5])
+    draws = [(n, seed, draw(support.y, n, seed)) for n in (1, 3) for seed in (3, 5)]
+    assert [(run.head, run.shots, run.seed, run.rows) for run in runs] == [
+        (name, *own) for own in draws for name in "ab"
+    ]
+    assert [entry[0] for entry in CALLS] == ["fit", "logits"] * 8
+    for run, fit, logits in zip(runs, CALLS[::2], CALLS[1::2], strict=True):
+        assert fit[1:3] == (run.head, run.seed)  # a head with a seed gets that of the draw
+        np.testing.assert_array_equal(fit[3][:, 0], support.X[run.rows])
+        assert fit[4] == [("cat", "dog").index(support.y[row]) for row in run.rows]
+        np.testing.assert_array_equal(logits[3], test_part.X)
+    assert vars(heads["a"]) == {"name": "a", "seed": 7}  # unfitted
+    assert random.getstate() == random_states[0] and torch.equal(torch.get_rng_state(), random_states[1])
 
 
 def test_all_views_of_a_shot_are_fitted_to(text, test_part):
@@ -140,31 +122,7 @@ def test_numbers_that_were_learned_are_recorded(support, test_part, text):
     assert run.params["C"] == 3.0
 
 
-def test_a_recorded_run_is_not_made_again(support, test_part, text, tmp_path):
-    def go(seeds):
-        return few_shot({"spy": SpyHead()}, support, test_part, text, [1], seeds, records=tmp_path / "runs.jsonl")
-
-    first = go([1, 2])
-    assert read_runs(tmp_path / "runs.jsonl") == first
-    second = go([1, 2, 3])
-    assert second[:2] == first
-    assert [entry[2] for entry in fits()] == [1, 2, 3]
-
-
-def test_other_data_make_another_run(support, test_part, text, tmp_path):
-    for features in (test_part, test_part.take([0, 1, 3])):
-        few_shot({"spy": SpyHead()}, support, features, text, [1], [1], records=tmp_path / "runs.jsonl")
-    assert [run.n_test for run in read_runs(tmp_path / "runs.jsonl")] == [4, 3]
-
-
-def test_a_run_that_failed_is_tried_again(support, test_part, text, tmp_path):
-    for _ in range(2):
-        few_shot({"bad": FailingHead()}, support, test_part, text, [1], [1], records=tmp_path / "runs.jsonl")
-    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2
-    assert len(read_runs(tmp_path / "runs.jsonl")) == 1  # the last line of a key
-
-
-def test_runs_are_recorded_one_by_one(support, test_part, text, tmp_path):
+def test_records_are_written_one_by_one_and_only_failed_ones_are_made_again(support, test_part, text, tmp_path):
     class Stop(BaseException):
         pass
 
@@ -172,17 +130,23 @@ def test_runs_are_recorded_one_by_one(support, test_part, text, tmp_path):
         def _fit(self, shots):
             raise Stop
 
+    file = tmp_path / "runs.jsonl"
+
+    def go(seeds=(1,), features=test_part, **heads):
+        return few_shot(heads or {"spy": SpyHead()}, support, features, text, [1], seeds, records=file)
+
     with pytest.raises(Stop):
-        few_shot(
-            {"spy": SpyHead(), "stop": Interrupted()}, support, test_part, text, [1], [1], records=tmp_path / "r.jsonl"
-        )
-    assert [run.head for run in read_runs(tmp_path / "r.jsonl")] == ["spy"]
-
-
-def test_global_random_state_is_left_alone(support, test_part, text):
-    before = random.getstate(), torch.get_rng_state()
-    few_shot({"p": LinearProbe()}, support, test_part, text, [2], [1])
-    assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
+        go(spy=SpyHead(), stop=Interrupted())
+    assert [run.head for run in read_runs(file)] == ["spy"]
+    first = go([1, 2])
+    assert read_runs(file) == first == go([1, 2, 3])[:2]
+    assert [entry[2] for entry in fits()] == [1, 2, 3]
+    go(features=test_part.take([0, 1, 3]))  # other data make another run
+    assert [run.n_test for run in read_runs(file)] == [4, 4, 4, 3]
+    for _ in range(2):
+        go(bad=FailingHead())
+    assert len(file.read_text().splitlines()) == 6
+    assert len(read_runs(file)) == 5  # the last line of a key
 
 
 def test_of_two_encoders_features_a_head_for_one_gets_the_first(support, text):
@@ -204,19 +168,16 @@ def test_by_default_every_registered_head_but_the_slow_takes_part_the_baselines_
     assert {"coop", "clip-lora"} <= excluded
 
 
-@pytest.mark.parametrize(("shots", "seeds"), [([], [1]), ([1], [])])
-def test_nothing_to_run_is_an_error(support, test_part, text, shots, seeds):
-    with pytest.raises(InputError, match="there is nothing to run"):
-        few_shot({"spy": SpyHead()}, support, test_part, text, shots, seeds)
-
-
-def test_no_shots_is_an_error(support, test_part, text):
-    with pytest.raises(InputError, match="shots must be 1 or more, but are 0, 2"):
-        few_shot({"spy": SpyHead()}, support, test_part, text, [0, 2], [1])
-
-
-def test_a_test_label_that_is_no_class_is_refused_before_any_fit(support, text):
-    cow = FeatureSet([[1, 2]], ("cow",), ("cow",))
-    with pytest.raises(InputError, match="no class of the model: cow"):
-        few_shot({"spy": SpyHead()}, support, cow, text, [1], [1])
+@pytest.mark.parametrize(
+    ("shots", "seeds", "label", "error"),
+    [
+        ([], [1], "cat", "there is nothing to run"),
+        ([1], [], "cat", "there is nothing to run"),
+        ([0, 2], [1], "cat", "shots must be 1 or more, but are 0, 2"),
+        ([1], [1], "cow", "no class of the model: cow"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_any_fit(support, text, shots, seeds, label, error):
+    with pytest.raises(InputError, match=error):
+        few_shot({"spy": SpyHead()}, support, FeatureSet([[1, 2]], (label,), (label,)), text, shots, seeds)
     assert not CALLS

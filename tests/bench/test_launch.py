@@ -2,6 +2,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import append_runs
 from clipadapter.bench.sources import apply_prompts
-from clipadapter.bench.study import Plan, load_plan
+from clipadapter.bench.study import load_plan
 from clipadapter.bench.suite import Prompts, load_suite, parse_suite
 from clipadapter.bench.suite_files import list_planned_suites
 from clipadapter.classifier import FewShotClassifier
@@ -24,6 +25,7 @@ from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.prototype import Prototype
 
 SUITE = 'title = "t"\nheads = ["zero-shot", "prototype"]\nshots = [1, 2]\nseeds = [1, 2]'
+ONE_SHOT = SUITE.replace("[1, 2]\nseeds", "[1]\nseeds")
 
 
 def build_bundle(suite, sources, model, prompts):
@@ -36,18 +38,26 @@ def go(source, out, text=SUITE, **more):
     return run_suite(parse_suite("own", text), [source], {}, out, Launcher(workers=1), **more)
 
 
-def test_every_run_is_a_record_and_none_is_made_twice(source, tmp_path):
-    first = go(source, tmp_path / "out")
+def test_every_run_is_a_record_that_is_not_made_twice_and_a_plan_remembers_other_calls(source, tmp_path):
+    launcher = Launcher(workers=1)
+    first = run_suite(parse_suite("own", SUITE), [source], {}, tmp_path / "out", launcher)
     assert (first.n_made, first.n_existing, first.n_failed) == (8, 0, 0)
     runs = read_runs(tmp_path / "out" / "runs.jsonl")
-    assert {(r.head, r.shots, r.seed) for r in runs} == {
-        (head, n, seed) for head in ("zero-shot", "prototype") for n in (1, 2) for seed in (1, 2)
-    }
+    assert {(r.head, r.shots, r.seed) for r in runs} == {*product(("zero-shot", "prototype"), (1, 2), (1, 2))}
+    shots = [run.shots for run in runs]  # fits of many shots come first, so that no worker waits for one at the end
+    assert shots == sorted(shots, reverse=True)
     lines = (tmp_path / "out" / "runs.jsonl").read_text().splitlines()
     assert [json.loads(line)["format"] for line in lines] == [1] * 8
+    (arrays,) = (tmp_path / "out" / "features").glob("*/bundle.safetensors")
+    assert launcher.memory == 3 * arrays.stat().st_size  # a worker is given memory for the features
     second = go(source, tmp_path / "out")
     assert (second.n_made, second.n_existing) == (0, 8)
     assert {entry.key for entry in second.plan.entries} == {run.key for run in runs}
+    go(source, tmp_path / "out", SUITE.replace("[1, 2]\nseeds", "[4]\nseeds"))
+    assert len(load_plan(tmp_path / "out", "own").entries) == 12
+    assert list_planned_suites(tmp_path / "out") == ["own"]
+    with pytest.raises(DataError, match="no runs of suite 'few'; it has: own"):
+        load_plan(tmp_path / "out", "few")
 
 
 def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
@@ -62,23 +72,6 @@ def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
     assert (again.n_made, again.n_existing) == (3, 3)
 
 
-def test_a_plan_remembers_what_other_calls_asked_for(source, tmp_path):
-    go(source, tmp_path / "out")
-    go(source, tmp_path / "out", SUITE.replace("[1, 2]\nseeds", "[4]\nseeds"))
-    plan = load_plan(tmp_path / "out", "own")
-    assert len(plan.entries) == 12
-    assert list_planned_suites(tmp_path / "out") == ["own"]
-    with pytest.raises(DataError, match="no runs of suite 'few'; it has: own"):
-        load_plan(tmp_path / "out", "few")
-
-
-def test_fits_of_many_shots_come_first_so_that_no_worker_waits_for_one_at_the_end(source, tmp_path):
-    go(source, tmp_path / "out")
-    shots = [run.shots for run in read_runs(tmp_path / "out" / "runs.jsonl")]
-    assert len(set(shots)) > 1
-    assert shots == sorted(shots, reverse=True)
-
-
 def test_features_have_one_text(source, tmp_path):
     with pytest.raises(InputError, match="needs pictures and an encoder"):
         go(source, tmp_path / "out", SUITE + '\nprotocol = "base-to-new"')
@@ -90,20 +83,18 @@ def toy():
 
 
 def test_pictures_to_records(pictures, toy, tmp_path):
-    suite = parse_suite("own", SUITE)
-    launcher = Launcher(workers=1)
-    result = run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
-    assert isinstance(result.plan, Plan)
+    result = run_suite(
+        parse_suite("own", SUITE), [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", Launcher(workers=1)
+    )
     runs = read_runs(tmp_path / "out" / "runs.jsonl")
     assert {(run.n_test, run.n_classes, run.data.protocol) for run in runs} == {(9, 3, "given")}
     assert runs[0].templates == ["a photo of a {}."]
     assert {(entry.data, entry.encoder) for entry in result.plan.entries} == {("pictures", "toy")}
 
 
-def test_only_pictures_that_are_drawn_are_encoded(pictures, toy):
-    one = parse_suite("own", SUITE.replace("[1, 2]\nseeds = [1, 2]", "[1]\nseeds = [1, 2]"))
-    source = open_source(str(pictures))
-    bundle, drawn = build_bundle(one, [source], toy, Prompts(label=""))
+def test_only_pictures_that_are_drawn_are_encoded_and_unreadable_ones_are_left_out(pictures, toy):
+    suite, source = parse_suite("own", ONE_SHOT), open_source(str(pictures))
+    bundle, drawn = build_bundle(suite, [source], toy, Prompts(label=""))
     expected = {seed: draw_shots(source.train.labels, 1, seed) for seed in (1, 2)}
     assert drawn == {(1, seed): rows for seed, rows in expected.items()}
     assert list(bundle.rows) == sorted({*expected[1], *expected[2]})
@@ -111,6 +102,12 @@ def test_only_pictures_that_are_drawn_are_encoded(pictures, toy):
     np.testing.assert_allclose(bundle.shots(expected[2]).X, all_features.X[expected[2]], atol=1e-6)
     with pytest.raises(InputError, match="was not drawn"):
         bundle.shots([next(row for row in range(12) if row not in bundle.rows)])
+    source.train.paths[5].write_bytes(b"no picture")
+    all_shots = suite.model_copy(update={"shots": [4], "seeds": [1]})
+    bundle, drawn = build_bundle(all_shots, [source], toy, Prompts(label=""))
+    assert 5 not in drawn[4, 1]
+    assert len(drawn[4, 1]) == len(bundle.support) == 11
+    assert bundle.shots(drawn[4, 1]).y.count("green") == 3
 
 
 def test_views_of_another_crop_are_another_study(pictures, toy, tmp_path):
@@ -155,7 +152,11 @@ def test_with_views_for_each_epoch_a_head_gets_as_many_as_it_has_epochs(pictures
 
         monkeypatch.setattr(cls, "_fit", recorded)
     source = open_source(str(pictures))
-    outcome = run_suite(suite, [source], {"toy": toy}, tmp_path / "out", Launcher(workers=1))
+
+    def run(suite):
+        return run_suite(suite, [source], {"toy": toy}, tmp_path / "out", Launcher(workers=1))
+
+    outcome = run(suite)
     assert (outcome.n_made, outcome.n_failed) == (6, 0)
     counts = {key: views.shape[1] for key, views in views_by_fit.items()}
     assert counts == {
@@ -164,17 +165,9 @@ def test_with_views_for_each_epoch_a_head_gets_as_many_as_it_has_epochs(pictures
         for shots in (3, 6)
     }
     np.testing.assert_array_equal(views_by_fit["ClipAdapter", 3, 3], views_by_fit["ClipAdapter", 5, 3][:, :4])
-
-
-def test_views_for_each_epoch_are_another_study_than_as_many_views(pictures, toy, tmp_path):
-    def run(text, source=None):
-        suite, launcher = parse_suite("own", text), Launcher(workers=1)
-        return run_suite(suite, [source or open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
-
-    first, second = run(PER_EPOCH), run(PER_EPOCH.replace('"per-epoch"', "6"))
-    assert (second.n_made, second.n_existing) == (6, 0)
-    assert not {entry.key for entry in first.plan.entries} & {entry.key for entry in second.plan.entries}
-    assert run(PER_EPOCH).n_made == 0
+    # As many views are another study.
+    assert run(suite.model_copy(update={"views": 6})).n_made == 6
+    assert run(suite).n_made == 0
 
 
 def test_features_have_views_for_each_epoch_only_if_they_were_made_so(pictures, toy, source, tmp_path):
@@ -187,16 +180,6 @@ def test_features_have_views_for_each_epoch_only_if_they_were_made_so(pictures, 
     assert longer.n_failed == 2
     errors = [run.error for run in read_runs(tmp_path / "out" / "runs.jsonl") if run.error]
     assert "have 6 views of each picture, but ClipAdapter makes 7 epochs" in errors[0]
-
-
-def test_a_drawn_picture_that_cannot_be_read_is_left_out(pictures, toy):
-    suite = parse_suite("own", SUITE.replace("[1, 2]\nseeds = [1, 2]", "[4]\nseeds = [1]"))
-    broken = open_source(str(pictures)).train.paths[5]
-    broken.write_bytes(b"no picture")
-    bundle, drawn = build_bundle(suite, [open_source(str(pictures))], toy, Prompts(label=""))
-    assert 5 not in drawn[4, 1]
-    assert len(drawn[4, 1]) == len(bundle.support) == 11
-    assert bundle.shots(drawn[4, 1]).y.count("green") == 3
 
 
 def test_base_to_new_keeps_the_halves_apart(pictures, toy):
@@ -250,7 +233,6 @@ def test_prompt_styles_give_other_text(pictures, toy):
 
 
 FOLDS = SUITE.replace("heads", 'protocol = "cross-validation"\nheads')
-ONE_SHOT = SUITE.replace("[1, 2]\nseeds = [1, 2]", "[1]\nseeds = [1]")
 
 
 def one_shot_of(protocol):
@@ -262,7 +244,7 @@ def one_shot_of(protocol):
     [
         # 2 heads, 2 numbers of shots, 2 seeds. Of the 12 pictures of 3 classes 2 x 3 x (1 + 2) are drawn at most.
         (SUITE, ["source", "pictures"], 2, 2 * 2 * 2 * 2 * 2, 2 * (12 + 9)),
-        (ONE_SHOT, ["pictures"], 1, 2, 3 + 9),
+        (ONE_SHOT, ["pictures"], 1, 2 * 2, 2 * 3 + 9),
         # Not divided: all views of all pictures.
         (f"{SUITE}\nviews = 4", ["pictures/train"], 1, 8, 12 * 4),
         # 3 classes x (1 + 2) shots of one seed, the plain view and 5 others of each.
@@ -283,26 +265,23 @@ def test_the_estimate_counts_fits_and_pictures(source, pictures, text, data, enc
     assert all(size.ready for size in cost.sizes)
 
 
-def test_folds_of_a_set_that_is_not_on_disk_are_an_upper_bound(tmp_path):
-    cost = estimate(parse_suite("own", FOLDS), ["dtd"], encoders=["lite"], root=tmp_path)
-    assert (cost.fits, cost.fits_are_upper_bound) == (8 * 5, True)
-
-
-def test_the_estimate_refuses_to_cross_validate_a_class_with_one_picture(pictures):
-    for path in sorted((pictures / "train" / "red").iterdir())[1:]:
-        path.unlink()
-    with pytest.raises(InputError, match="needs two pictures of each class, but a class of '.*' has one"):
-        estimate(parse_suite("own", FOLDS), [str(pictures)], encoders=["lite"])
-
-
 def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers(tmp_path):
     cost = estimate(load_suite("paper"), ["dtd"], ["lite"], root=tmp_path)
     (size,) = cost.sizes
     assert (size.classes, size.train, size.test, size.ready) == (47, 2820, 1692, False)
     assert "data set 'dtd' is not ready" in size.missing
     assert cost.fits == 8 * 5 * 3
+    folds = estimate(parse_suite("own", FOLDS), ["dtd"], encoders=["lite"], root=tmp_path)
+    assert (folds.fits, folds.fits_are_upper_bound) == (8 * 5, True)
+
+
+def test_the_estimate_refuses_what_cannot_run(pictures, tmp_path):
     with pytest.raises((DataError, UnknownNameError), match="no folder or file"):
         estimate(load_suite("paper"), ["dtx/"], ["lite"], root=tmp_path)
+    for path in sorted((pictures / "train" / "red").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(InputError, match="needs two pictures of each class, but a class of '.*' has one"):
+        estimate(parse_suite("own", FOLDS), [str(pictures)], encoders=["lite"])
 
 
 def test_fit_seconds_pass_through_the_two_measured_sizes():
@@ -333,13 +312,6 @@ def test_a_suite_about_features_draws_them(source, tmp_path):
     # Zero-shot does not adapt features: there is nothing to draw.
     assert [path.name for path in result.figures] == ["f-clip-adapter.png"]
     assert result.figures[0].read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_worker_is_given_memory_for_the_features(source, tmp_path):
-    launcher = Launcher(workers=1)
-    run_suite(parse_suite("own", SUITE), [source], {}, tmp_path / "out", launcher)
-    (arrays,) = (tmp_path / "out" / "features").glob("*/bundle.safetensors")
-    assert launcher.memory == 3 * arrays.stat().st_size
 
 
 def test_the_error_on_a_full_disk_says_how_many_runs_are_stored(source, tmp_path, monkeypatch):

@@ -69,13 +69,10 @@ class WithCache(Head):
         return unit(X) @ self.weight_.to(X.dtype).T + X[:, :1]
 
 
-def test_a_head_that_does_more_than_compare_is_refused():
+def test_a_head_that_does_more_than_compare_or_is_not_fitted_is_refused():
     X, y, text = toy_features()
     with pytest.raises(InputError, match="WithCache does more than compare"):
         adapted_features(WithCache().fit(X, y, text=text), X)
-
-
-def test_an_unfitted_head_has_no_adapted_features():
     with pytest.raises(NotFittedError):
         adapted_features(create_head("clip-adapter"), np.eye(3))
 
@@ -87,18 +84,14 @@ def test_pca_is_the_plane_of_the_first_two_singular_vectors():
     np.testing.assert_allclose(abs(project(5 * X, "pca")), abs(u[:, :2] * s[:2]), atol=1e-9)
 
 
-def test_tsne_keeps_groups_together_and_the_seed_decides():
+def test_tsne_keeps_groups_together_and_lies_like_the_points_that_it_begins_from():
     X, labels = blobs("abc", n=12, spread=0.05)
     points = project(X, "tsne", seed=1)
     assert points.shape == (36, 2)
     distance = np.linalg.norm(points[:, None] - points[None], axis=2) + np.diag([np.inf] * 36)
     assert [labels[i] for i in distance.argmin(axis=1)] == labels
     np.testing.assert_array_equal(points, project(X, "tsne", seed=1))
-
-
-def test_tsne_begun_from_points_lies_like_them():
-    X, _ = blobs("abcd", n=30)
-    mirrored = project(X) * [-1, 1]
+    mirrored = points * [-1, 1]
     begun = project(X, start=mirrored)
     assert min(np.corrcoef(begun[:, i], mirrored[:, i])[0, 1] for i in (0, 1)) > 0.9
 
@@ -134,15 +127,18 @@ def test_a_picture_of_any_classes_is_of_sane_size(names, tmp_path):
         assert image.format == "PNG" and 1200 < image.width < 2000 and 600 < image.height < 1000
 
 
-def test_features_that_cannot_be_projected_are_refused():
-    with pytest.raises(InputError, match=r"5 rows and 2 columns or more, but the features are \(4, 4\)"):
-        project(np.eye(4))
-    with pytest.raises(InputError, match="not finite"):
-        project([[np.nan, 1.0]] * 6)
-    with pytest.raises(InputError, match=r"must be \(n, d\), but have shape \(2, 3, 4\)"):
-        project(np.ones((2, 3, 4)))
-    with pytest.raises(InputError, match="all rows of the features are the same"):
-        project(np.ones((6, 3)))
+@pytest.mark.parametrize(
+    ("features", "error"),
+    [
+        (np.eye(4), r"5 rows and 2 columns or more, but the features are \(4, 4\)"),
+        ([[np.nan, 1.0]] * 6, "not finite"),
+        (np.ones((2, 3, 4)), r"must be \(n, d\), but have shape \(2, 3, 4\)"),
+        (np.ones((6, 3)), "all rows of the features are the same"),
+    ],
+)
+def test_features_that_cannot_be_projected_are_refused(features, error):
+    with pytest.raises(InputError, match=error):
+        project(features)
 
 
 def test_one_class_cannot_be_separated():

@@ -1,5 +1,3 @@
-from collections import Counter
-
 import pytest
 
 from clipadapter.bench.published import ELEVEN_DATA_SETS, find_published, find_published_streams, published_sources
@@ -31,50 +29,34 @@ def only(method, dataset, backbone, shots, source, variant=""):
     [
         (("clip-adapter", "eurosat", "RN50", 16, "S1"), 84.43),
         (("clip-adapter", "fgvc_aircraft", "RN50", 1, "S1"), 17.49),
-        (("tip-adapter-f", "stanford_cars", "RN50", 8, "S1"), 69.25),
-        (("tip-adapter", "imagenet", "RN50", 16, "S1"), 62.01),
         (("tip-adapter", "imagenet", "RN50", 16, "S2"), 62.03),
         (("linear-probe", "imagenet", "RN50", 1, "S2"), 22.17),
         (("clip-adapter", "imagenet", "ViT-B/16", 16, "S2"), 71.13),
         (("coop", "imagenet_sketch", "RN50", 16, "S2"), 31.04),
-        (("coop", "fgvc_aircraft", "RN50", 1, "S4"), 8.87),
         (("ape-t", "oxford_flowers", "RN50", 4, "S4"), 92.08),
-        (("tip-x", "mean11", "RN50", 16, "S4"), 71.36),
         (("gda", "mean11", "RN50", 8, "S5"), 73.31),
         (("gda", "imagenet_r", "ViT-B/16", 16, "S5", "run of the shifted test parts"), 76.97),
         (("prolip", "mean11", "RN50", 16, "S6", "lambda = 0"), 61.59),
-        (("clip-svd", "mean11", "ViT-B/16", 1, "S7"), 73.20),
         (("two-stage", "mean11_new", "ViT-B/16", 16, "S7"), 75.48),
         (("clap", "mean11", "RN50", 4, "S8"), 69.13),
         (("lp++", "eurosat", "ViT-B/16", 4, "S9"), 71.21),
-        (("prolip", "sun397", "SigLIP2 ViT-B/16", 16, "S9"), 79.58),
         (("rehark", "mean11", "RN50", 1, "S10"), 65.83),
-        (("timo", "mean11", "RN50", 4, "S15"), 71.20),
         (("timo", "mean11", "RN50", 16, "S15", "TIMO-S"), 76.83),
-        (("zero-shot", "mean11", "ViT-B/16", 0, "S7"), 65.36),
         (("stata", "mean11", "ViT-B/16", 0, "S16", "batches of 64, very few classes"), 70.4),
         (("prompt-src", "mean11_new", "ViT-B/16", 16, "S17"), 76.10),
         (("tda", "eurosat", "RN50", 0, "S18"), 42.11),
-        (("tda", "imagenet_a", "RN50", 0, "S18"), 30.29),
         (("zero-shot", "eurosat", "open_clip:ViT-B-16/openai", 0, "S19"), 55.94),
         (("zero-shot", "dtd", "open_clip:ViT-L-14/laion2b_s32b_b82k", 0, "S19"), 62.93),
-        (("zero-shot", "food101", "open_clip:ViT-B-16-SigLIP/webli", 0, "S19"), 91.62),
         (("zero-shot", "fgvc_aircraft", "open_clip:ViT-H-14-378/dfn5b", 0, "S19"), 72.19),
-        (("zero-shot", "sun397", "open_clip:RN50/openai", 0, "S19"), 59.94),
-        (("zero-shot", "imagenet_r", "open_clip:ViT-B-32/laion400m_e32", 0, "S19"), 73.42),
     ],
 )
 def test_figures_copied_by_hand(key, accuracy):
     assert only(*key).accuracy == accuracy
 
 
-def test_no_figure_is_listed_twice():
-    keys = Counter((f.source, f.method, f.variant, f.dataset, f.backbone, f.shots) for f in find_published())
-    assert [key for key, count in keys.items() if count > 1] == []
-
-
-def test_names_are_known():
+def test_names_are_known_and_no_figure_is_listed_twice():
     figures = find_published()
+    assert len({(f.source, f.method, f.variant, f.dataset, f.backbone, f.shots) for f in figures}) == len(figures)
     assert {f.dataset for f in figures} == {*ELEVEN_DATA_SETS, *SHIFTED_DATA_SETS, *MEAN_NAMES}
     backbones = {f.backbone for f in figures if not f.backbone.startswith("open_clip:")}
     assert backbones == {"RN50", "RN101", "ViT-B/32", "ViT-B/16", "SigLIP2 ViT-B/16"}

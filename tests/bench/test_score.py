@@ -52,33 +52,27 @@ def test_figures_are_those_of_scikit_learn(problem):
     np.testing.assert_array_equal(result.evaluation.confusion, confusion_matrix(test.y, predicted, labels=list(NAMES)))
 
 
-def test_the_temperature_divides_the_logits(text):
-    head = ZeroShot().fit([[1.0, 0.0]], ["cat"], text=text)  # logits of (1, 0): 10 and 0
+@pytest.fixture
+def head(text):
+    """Logits of (1, 0): 10 and 0."""
+    return ZeroShot().fit([[1.0, 0.0]], ["cat"], text=text)
+
+
+def test_the_temperature_divides_the_logits(head):
     test = FeatureSet([[1.0, 0.0]], ("cat",), ("cat", "dog"))
-    assert score(head, test, Calibrator(temperature=5.0)).evaluation.metrics["log_loss"] == pytest.approx(
-        math.log(1 + math.exp(-2.0))
-    )
+    loss = score(head, test, Calibrator(temperature=5.0)).evaluation.metrics["log_loss"]
+    assert loss == pytest.approx(math.log(1 + math.exp(-2.0)))
 
 
-def test_views_beyond_the_plain_one_are_not_looked_at(text):
-    head = ZeroShot().fit([[1.0, 0.0]], ["cat"], text=text)
+def test_views_beyond_the_plain_one_are_not_looked_at(head):
     test = FeatureSet([[[1.0, 0.0], [0.0, 1.0]]], ("cat",), ("cat", "dog"))
     assert score(head, test).evaluation.metrics["accuracy"] == 1.0
 
 
-def test_a_label_that_is_no_class_is_refused(text):
-    head = ZeroShot().fit([[1.0, 0.0]], ["cat"], text=text)
+def test_what_cannot_be_scored_is_refused(head, text, test_part):
     with pytest.raises(InputError, match="a label that is no class of the model: cow; known: cat, dog"):
         score(head, FeatureSet([[1.0, 0.0]], ("cow",), ("cow", "dog")))
-
-
-def test_no_test_pictures_is_an_error(text):
-    head = ZeroShot().fit([[1.0, 0.0]], ["cat"], text=text)
     with pytest.raises(InputError, match="there are no test pictures"):
         score(head, FeatureSet(np.empty((0, 2)), (), ("cat", "dog")))
-
-
-def test_logits_that_are_not_finite_are_refused(text, test_part):
-    head = BrokenHead().fit([[1.0, 0.0]], ["cat"], text=text)
     with pytest.raises(InputError, match="BrokenHead gives logits that are not finite"):
-        score(head, test_part)
+        score(BrokenHead().fit([[1.0, 0.0]], ["cat"], text=text), test_part)

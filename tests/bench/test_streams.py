@@ -88,8 +88,9 @@ def go(sources, out, text=SUITE, **more):
 def test_a_data_set_is_divided_as_evenly_as_can_be():
     names = [f"{i:03}" for i in range(101)]
     tasks = order_tasks({"c": names}, StreamRules(classes_per_task=20), ORDERS["given"], 1)
-    assert [len(classes) for _, _, classes in tasks] == [20, 20, 20, 20, 21]
-    assert [name for name, _, _ in tasks] == [f"c {i}/5" for i in range(1, 6)]
+    assert [(name, len(classes)) for name, _, classes in tasks] == [
+        (f"c {i}/5", n) for i, n in enumerate((20, 20, 20, 20, 21), 1)
+    ]
     assert sum((classes for _, _, classes in tasks), []) == names
     assert [count_tasks(n, 20) for n in (1, 29, 31, 100)] == [1, 1, 2, 5]
 
@@ -147,18 +148,12 @@ def test_a_name_that_two_data_sets_have_is_one_class_or_two():
     assert apart.bundle.text.labels == ("ant", "dog (zoo)", "cow", "dog (farm)")
     assert apart.bundle.tests["farm"].features.y == ("cow", "dog (farm)")
     np.testing.assert_array_equal(apart.bundle.text.embeddings[3], text.embeddings[1])
-
-
-def test_rows_are_counted_through_all_data_sets():
-    union = join_data_sets([data_set("zoo", ("ant", "dog"), 1), data_set("farm", ("cow", "dog"), 2)], "share")
-    assert list(union.bundle.rows) == [0, 1, 2, 3, 10, 11, 12, 13]
-    assert union.draws["farm"] == {(1, 1): [10, 12]}
-    assert union.bundle.shots([10, 12]).y == ("cow", "dog")
-
-
-def test_data_sets_need_names_of_their_own():
+    # Rows are counted through all data sets.
+    assert list(shared.bundle.rows) == [0, 1, 2, 3, 10, 11, 12, 13]
+    assert shared.draws["farm"] == {(1, 1): [10, 12]}
+    assert shared.bundle.shots([10, 12]).y == ("cow", "dog")
     with pytest.raises(InputError, match="different names, but are called zoo, zoo"):
-        join_data_sets([data_set("zoo", ("ant", "dog"), 1), data_set("zoo", ("cow", "pig"), 2)], "share")
+        join_data_sets([data_sets[0], data_set("zoo", ("cow", "pig"), 2)], "share")
 
 
 def test_shots_are_those_that_each_data_set_gives_alone(sets):
@@ -176,6 +171,9 @@ def test_shots_are_those_that_each_data_set_gives_alone(sets):
     farm = load_bundle(sets[1][len(FEATURES) :]).support
     assert rows[12:] == [24 + row for row in draw_shots(farm.y, 2, 1)]
     np.testing.assert_array_equal(union.bundle.shots(rows[12:]).X, farm.X[draw_shots(farm.y, 2, 1)])
+    union.draws["zoo"][2, 1][:] = union.draws["zoo"][2, 1][4:]
+    with pytest.raises(DataError, match="the task 'zoo 1/3' has no picture to learn from: ant, bee"):
+        draw_tasks(suite.stream, union, ORDERS["given"], 2, 1)
 
 
 def test_of_an_undivided_set_every_second_picture_is_for_the_test(tmp_path):
@@ -206,16 +204,12 @@ def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
     assert run.continual.zero_shot == expected.continual.zero_shot
 
 
-def test_the_name_of_an_order_makes_no_other_run(sets, tmp_path):
-    go(sets, tmp_path / "out")
-    result = go(sets, tmp_path / "out", SUITE + '[stream]\norders = [{ name = "mine", data = ["zoo", "farm"] }]')
-    assert (result.n_made, result.n_existing) == (0, 4)
-
-
-def test_all_pictures_may_be_learned_from(sets, tmp_path):
+def test_all_pictures_may_be_learned_from_and_the_name_of_an_order_makes_no_other_run(sets, tmp_path):
     go(sets, tmp_path / "out", SUITE.replace("[2]", '[2, "all"]'))
     runs = read_runs(tmp_path / "out" / "runs.jsonl")
     assert {(run.shots, len(run.rows)) for run in runs} == {(2, 16), (ALL, 32)}
+    result = go(sets, tmp_path / "out", SUITE + '[stream]\norders = [{ name = "mine", data = ["zoo", "farm"] }]')
+    assert (result.n_made, result.n_existing) == (0, 4)
 
 
 def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
@@ -238,14 +232,6 @@ def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
         run_suite(suite, [sources[0], sets[0]], {"toy": toy}, tmp_path / "other", launcher)
 
 
-def test_a_task_without_shots_is_refused(sets):
-    suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = join_sources(suite, [open_source(sets[0])], None, Prompts(label=""))
-    union.draws["zoo"][2, 1][:] = union.draws["zoo"][2, 1][4:]
-    with pytest.raises(DataError, match="the task 'zoo 1/3' has no picture to learn from: ant, bee"):
-        draw_tasks(suite.stream, union, ORDERS["given"], 2, 1)
-
-
 # Suites
 
 
@@ -263,14 +249,10 @@ def test_settings_that_no_suite_has_are_refused(text, error):
         parse_suite("own", f'title = "t"\n{text}')
 
 
-def test_all_heads_of_a_stream_are_those_with_a_place_in_it():
+def test_all_heads_of_a_stream_are_those_with_a_place_in_it_and_an_estimate_counts_streams(sets):
     names = {v.head for v in parse_suite("own", 'title = "t"\nprotocol = "stream"\nheads = ["all"]').all_variants()}
     assert {"zero-shot", "auto"} <= names and not {"transclip", "zlap"} & names
-
-
-def test_the_estimate_counts_streams(sets):
-    suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    cost = estimate(suite, sets, ["lite"])
+    cost = estimate(parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2"), sets, ["lite"])
     assert cost.fits == 2 * 2
     assert cost.fit_seconds > 4 * 4 * 0.1
 
@@ -301,12 +283,7 @@ def test_a_report_describes_the_stream_and_its_results(report):
     first, last = (knn.results[0].steps[t].size for t in (0, -1))
     assert f"{first:,} → {last:,}" in row and last > first
     assert "| head | zoo 1/3 | zoo 2/3 | zoo 3/3 | farm |" in page
-
-
-def test_the_matrix_is_drawn(report):
-    files, _ = report
-    names = [path.name for path in files]
-    assert names[4:] == ["own-1-matrix.png", "own-2-learned.png"]
+    assert [path.name for path in files[4:]] == ["own-1-matrix.png", "own-2-learned.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files[4:])
     html = next(path for path in files if path.suffix == ".html").read_text()
     assert html.count("data:image/svg+xml;base64,") == 2
@@ -320,11 +297,6 @@ def test_the_csv_has_each_cell(report):
     cell = next(r for r in rows if (r["key"], r["after"], r["task"]) == (run.key, "2", "4"))
     assert float(cell["accuracy"]) == run.continual.accuracy[1][3]
     assert (cell["after_task"], cell["task_name"], cell["learned"]) == ("zoo 2/3", "farm", "False")
-
-
-def page_of(study):
-    document = build_report(study)
-    return document.to_markdown()
 
 
 @pytest.mark.parametrize(
@@ -346,7 +318,7 @@ def page_of(study):
 def test_a_report_says_what_is_special_about_a_stream(sets, tmp_path, text, first, lines):
     go(sets[first:], tmp_path / "out", text)
     study = load_study(tmp_path / "out", "own")
-    page = page_of(study)
+    page = build_report(study).to_markdown()
     for line in lines:
         assert line in page
     failed = [run.error for run in study.runs if run.error]

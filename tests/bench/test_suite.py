@@ -38,11 +38,6 @@ def test_all_means_every_head_that_takes_part():
     assert {variant.head for variant in suite.all_variants()} == set(default_heads())
 
 
-def test_a_head_that_tunes_the_encoder_is_refused():
-    with pytest.raises(InputError, match="clip-lora tunes the encoder on each draw"):
-        parse_suite("own", 'title = "t"\nheads = ["clip-lora"]').all_variants()
-
-
 def test_what_differs_is_in_the_title():
     params = {"alpha": 0.5, "reduction": 8}
     assert Variant(head="clip-adapter", params=params).title == "clip-adapter (alpha=0.5, reduction=8)"
@@ -90,10 +85,14 @@ def test_a_head_that_cannot_be_created_is_refused(variant, error):
         make_head(variant)
 
 
-def test_a_suite_of_ones_own(tmp_path):
+def test_a_suite_is_read_by_its_path_or_name(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('title = "t"\nheads = ["knn"]\nshots = [2]\nseeds = [5]\n')
     assert load_suite(path) == Suite(name="mine", title="t", heads=["knn"], shots=[2], seeds=[5])
+    with pytest.raises(UnknownNameError, match="Did you mean 'bottleneck'"):
+        load_suite("botleneck")
+    with pytest.raises(DataError, match="can't be opened"):
+        load_suite("nowhere/own.toml")
 
 
 @pytest.mark.parametrize(
@@ -146,19 +145,17 @@ def test_examples_in_messages_are_accepted():
         parse_suite("own", f'title = "t"\nprotocol = "{protocol}"\n{heads}{text}').all_variants()
 
 
-def test_names_that_nothing_has():
-    with pytest.raises(UnknownNameError, match="Did you mean 'bottleneck'"):
-        load_suite("botleneck")
-    with pytest.raises(UnknownNameError, match="no head is called 'tip'"):
-        parse_suite("own", 'title = "t"\nheads = ["tip"]').all_variants()
-    with pytest.raises(DataError, match="can't be opened"):
-        load_suite("nowhere/own.toml")
-
-
-def test_titles_must_differ():
-    twice = '[{ head = "knn", label = "x" }, { head = "prototype", label = "x" }]'
-    with pytest.raises(DataError, match="more than one head called x"):
-        parse_suite("own", f'title = "t"\nheads = {twice}').all_variants()
+@pytest.mark.parametrize(
+    ("heads", "error"),
+    [
+        ('["clip-lora"]', "clip-lora tunes the encoder on each draw"),
+        ('["tip"]', "no head is called 'tip'"),
+        ('[{ head = "knn", label = "x" }, { head = "prototype", label = "x" }]', "more than one head called x"),
+    ],
+)
+def test_heads_that_a_suite_cannot_have_are_refused(heads, error):
+    with pytest.raises((InputError, DataError, UnknownNameError), match=error):
+        parse_suite("own", f'title = "t"\nheads = {heads}').all_variants()
 
 
 def test_a_suite_and_a_varied_parameter_take_a_recipe():

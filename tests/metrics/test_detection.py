@@ -13,14 +13,14 @@ from clipadapter.metrics.detection import aurc, auroc, fpr_at, risk_coverage
 values = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(values, values)
 def test_auroc_is_scikit_learns(known, unknown):
     expected = roc_auc_score([0] * len(known) + [1] * len(unknown), known + unknown)
     assert auroc(known, unknown) == pytest.approx(expected, abs=1e-12)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(values, values, st.sampled_from([0.25, 0.5, 0.8, 0.95, 1.0]))
 def test_fpr_is_the_least_over_thresholds_that_let_enough_known_pass(known, unknown, tpr):
     allowed = [t for t in known if sum(k <= t for k in known) / len(known) >= tpr - 1e-12]
@@ -44,16 +44,16 @@ def test_risk_coverage_by_hand():
     np.testing.assert_allclose(risk, [0, 1 / 2, 2 / 3, 1 / 2])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=7))
 def test_the_area_is_the_mean_over_all_orders_of_ties(rows):
     confidence, correct = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
     rng, areas = np.random.default_rng(0), []
-    for _ in range(400):
+    for _ in range(100):
         order = np.lexsort((rng.random(len(rows)), -confidence))
         wrong = [not correct[i] for i in order]
         areas.append(np.mean([sum(wrong[: i + 1]) / (i + 1) for i in range(len(rows))]))
-    assert aurc(confidence, correct) == pytest.approx(np.mean(areas), abs=5 * np.std(areas) / 20 + 1e-9)
+    assert aurc(confidence, correct) == pytest.approx(np.mean(areas), abs=5 * np.std(areas) / 10 + 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, IncrementalHead
 from clipadapter.heads.estimator import clone
-from clipadapter.metrics import evaluate
 from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
@@ -115,17 +114,6 @@ def score_part(head: Head, part: TestPart) -> Score:
     """Measure a fitted head on a test part. On a shifted part it predicts among the part's own classes."""
     among = part.features.class_names if part.kind == "shift" else None
     return score(head if part.text is None else head.for_classes(part.text), part.features, among=among)
-
-
-def pool_scores(scores: Sequence[Score]) -> Score:
-    """One score of several test parts of the same classes, such as folds; each picture counts the same."""
-    classes = [item.name for item in scores[0].evaluation.classes]
-    if any([item.name for item in part.evaluation.classes] != classes for part in scores):
-        raise InputError("scores of different classes can't be pooled")
-    logits = np.concatenate([part.logits for part in scores])
-    labels = [classes[i] for part in scores for i in part.labels]
-    log_probabilities = np.concatenate([part.evaluation.predictions.log_probabilities for part in scores])
-    return Score(evaluate(labels, log_probabilities, classes), logits, sum(part.seconds for part in scores))
 
 
 # ---- Records ----

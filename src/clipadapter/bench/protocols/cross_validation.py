@@ -21,7 +21,6 @@ from clipadapter.bench.fits import (
     finish_run,
     fit_head,
     plan_run,
-    pool_scores,
     score_part,
 )
 from clipadapter.bench.protocols import register_protocol
@@ -34,6 +33,7 @@ from clipadapter.classifier.evaluation import Score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
+from clipadapter.metrics import evaluate
 
 DEFAULT_FOLDS = 5
 
@@ -150,11 +150,16 @@ def draw_folds(labels: Sequence[str], folds: int, seed: int, shots: int = ALL) -
 
 def score_folds(head: Head, bundle: Bundle, splits: Sequence[Split]) -> tuple[Score, float, list[Head]]:
     """Cross-validate one head: the score over all pictures, mean seconds of a fit, and the fitted heads."""
-    scores, heads, seconds = [], [], 0.0
+    scores, heads, seconds = list[Score](), list[Head](), 0.0
     for shots, fold in splits:
         part = TestPart(bundle.support.take(fold))
         fitted, duration = fit_head(head, bundle.support.take(shots), [part], bundle)
         scores.append(score_part(fitted, part))
         heads.append(fitted)
         seconds += duration
-    return pool_scores(scores), seconds / len(splits), heads
+    classes = [item.name for item in scores[0].evaluation.classes]
+    labels = [classes[i] for score in scores for i in score.labels]
+    log_probabilities = np.concatenate([score.evaluation.predictions.log_probabilities for score in scores])
+    logits, predict_seconds = np.concatenate([score.logits for score in scores]), sum(score.seconds for score in scores)
+    pooled = Score(evaluate(labels, log_probabilities, classes), logits, predict_seconds)
+    return pooled, seconds / len(splits), heads
