@@ -19,7 +19,6 @@ PACKAGES = [
     ".adaptation",
     ".bench",
     ".data",
-    ".demo",
     ".doctor",
     ".encoders",
     ".explain",

@@ -113,19 +113,6 @@ def test_a_typo_in_a_command_suggests_the_closest_name(run):
     assert "no command is called 'pedict'. Did you mean 'predict'?" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "args", [("fit",), ("predict", "model"), ("heads", "--jsn"), ("fit", "d", "--out", "m", "--shots", "x")]
-)
-def test_wrong_usage_is_two(args, run):
-    assert run(*args).exit_code == 2
-
-
-def test_an_error_is_one_line_and_one(tmp_path, run):
-    result = run("scan", tmp_path / "nothing")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: there is no folder or file") and result.stderr.count("\n") == 1
-
-
 def test_debug_raises(tmp_path, run):
     result = run("--debug", "scan", tmp_path / "nothing")
     assert result.exit_code == 1

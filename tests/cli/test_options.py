@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
-from clipadapter.cli.options import EncoderOptions, ModelEncoderOptions, late_choice
+from clipadapter.cli.options import EncoderOptions, HeadOptions, ModelEncoderOptions, late_choice
+from clipadapter.heads.clip_adapter import ClipAdapter
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ def test_several_encoders_may_be_named_and_a_fitted_model_has_its_own_by_default
         (),
         ("lite",),
     ]
+
+
+def test_settings_override_a_recipe_or_a_preset():
+    for recipe in ("official", "paper"):
+        expected = getattr(ClipAdapter, recipe)(epochs=3, seed=5).get_params()
+        chosen = HeadOptions("clip-adapter", settings=("epochs=3", "seed=5"), recipe=recipe)
+        assert chosen.create().get_params() == expected
+    params = HeadOptions("tip-adapter", settings=("beta=9",), preset="dtd").parameters()
+    assert (params["alpha"], params["beta"]) == (2, 9)
 
 
 def test_no_cache_overrides_a_cache_file(tmp_path):

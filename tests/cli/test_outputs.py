@@ -22,6 +22,8 @@ from PIL import Image, ImageColor
 
 from clipadapter.cli.app import app
 
+from ..data.stand_in import make_stand_in
+
 FILES = sorted(Path(__file__).parent.glob("outputs*.txt"))
 NOTHING_IS_READ = "# Refused before a picture is read, and nothing is written."
 """From this line of a file on."""
@@ -69,6 +71,7 @@ def draw(root):
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
     shutil.copy(root / "mixed/train/red/0.png", root / "mixed/train/blue/same.png")
     (root / "empty").mkdir()
+    make_stand_in("dtd", root / "sets")
     for name, text in TEXTS.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)

@@ -79,7 +79,7 @@ def test_a_class_without_test_pictures_makes_classes_unequal(tmp_path):
 
 
 def test_many_test_pictures_are_thinned_class_by_class(tmp_path, monkeypatch):
-    monkeypatch.setattr("clipadapter.demo.data.MAX_TEST_PICTURES", 10)
+    monkeypatch.setattr("clipadapter.demo.MAX_TEST_PICTURES", 10)
     for part in ("train", "test"):
         write_pictures(tmp_path / "pets" / part, {"cat": 30, "dog": 9, "newt": 1})
     data, _ = open_quietly(tmp_path / "pets")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clipadapter.demo import Results, describe_findings, describe_table
+from clipadapter.demo import Results
 
 EQUAL = {"a": 1000, "b": 1000, "c": 1000, "d": 1000}
 UNEQUAL = {"flawless": 2000, "spot": 1000, "weave": 1000}
@@ -27,11 +27,13 @@ def data_of(counts, metric="accuracy"):
 def results_of(values, counts=EQUAL, shots=(1, 16), metric="accuracy"):
     """Results of heads that are wrong on other pictures than each other."""
     labels = right_pictures(0, counts, 0)[0]
-    correct = {
-        key: {seed: right_pictures(share, counts, (*key, 7))[1] for seed, share in enumerate(shares)}
-        for key, shares in values.items()
-    }
-    return Results(data_of(counts, metric), shots, values, correct, labels)
+    runs = [SimpleNamespace(head="auto", shots=n, seed=0, metrics=None) for n in shots]  # failed
+    for (head, n), shares in values.items():
+        for seed, share in enumerate(shares):
+            correct = right_pictures(share, counts, (head, n, 7))[1]
+            own = SimpleNamespace(head=head, shots=n, seed=seed, metrics={metric: share}, correct_pictures=correct)
+            runs.append(own)
+    return Results(runs, data_of(counts, metric), labels)
 
 
 def results(zero_shot=0.25, first=0.5, last=0.8, counts=EQUAL):
@@ -43,18 +45,18 @@ def results(zero_shot=0.25, first=0.5, last=0.8, counts=EQUAL):
 
 
 def findings(**figures):
-    return " ".join(describe_findings(results(**figures)))
+    return " ".join(results(**figures).findings())
 
 
 def test_the_table_has_the_names_alone_a_few_pictures_and_the_most():
-    assert describe_table(results(zero_shot=0.18, last=0.934, counts=UNEQUAL)).splitlines() == [
+    assert results(zero_shot=0.18, last=0.934, counts=UNEQUAL).table().splitlines() == [
         "balanced accuracy on 4,000 test pictures",
         "        class names alone   18.0 % ± 0.0",
         "  1 picture of each class   50.0 % ± 0.0",
         "16 pictures of each class   93.4 % ± 0.0",
     ]
     one_draw = results_of({("zero-shot", 8): (0.5,), ("auto", 4): (1.0,)}, {"a": 5, "b": 5}, shots=(4, 8))
-    assert describe_table(one_draw).splitlines()[1:] == [
+    assert one_draw.table().splitlines()[1:] == [
         "        class names alone   50.0 %",
         " 4 pictures of each class  100.0 %",
         " 8 pictures of each class  failed",
@@ -110,9 +112,12 @@ def test_draws_that_differ_widen_the_margin():
 
 def test_heads_that_are_wrong_on_the_same_pictures_differ_clearly_by_less():
     first, second = np.arange(400) < 300, np.arange(400) < 288  # right on 75 and 72 %, on the same pictures
-    correct = {("auto", 16): {1: first, 2: first}, ("zero-shot", 16): {1: second, 2: second}}
-    values = {("auto", 16): (0.75, 0.75), ("zero-shot", 16): (0.72, 0.72)}
-    results = Results(data_of({"a": 400}), (16,), values, correct, ["a"] * 400)
+    runs = [
+        SimpleNamespace(head=head, shots=16, seed=seed, metrics={}, correct_pictures=correct)
+        for head, correct in (("auto", first), ("zero-shot", second))
+        for seed in (1, 2)
+    ]
+    results = Results(runs, data_of({"a": 400}), ["a"] * 400)
     difference, margin = results.difference(("auto", 16), ("zero-shot", 16))
     # 12 of 400 differences are 1: standard error sqrt(0.03 * 0.97 / 399). With own pictures it would be 3.1 points.
     assert difference == pytest.approx(0.03)
@@ -122,13 +127,13 @@ def test_heads_that_are_wrong_on_the_same_pictures_differ_clearly_by_less():
 
 def test_one_number_of_shots_is_not_compared_with_itself():
     values = {(head, 4): (0.6,) for head in ("zero-shot", "auto")}
-    (names,) = describe_findings(results_of(values, shots=(4,)))
+    (names,) = results_of(values, shots=(4,)).findings()
     assert "More pictures" not in names
 
 
 def test_what_failed_is_left_out():
-    assert describe_findings(results_of({})) == []
-    assert describe_findings(results_of({("zero-shot", 16): (0.6,)})) == []
+    assert results_of({}).findings() == []
+    assert results_of({("zero-shot", 16): (0.6,)}).findings() == []
 
 
 def test_the_standard_error_is_that_of_a_proportion():

@@ -1,13 +1,10 @@
 """Pictures of three colours, and models fitted to them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import ImageColor
 
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.data import textiles
 from clipadapter.heads import create_head, head_info
 from clipadapter.uncertainty import UncertaintyOptions
 
@@ -32,18 +29,6 @@ def draw():
         return pictures, labels
 
     return make
-
-
-@pytest.fixture(scope="session")
-def fabrics():
-    """A function that gives n pictures of each kind of fabric from the k-th on, and their labels."""
-
-    def get(n: int, k: int = 0) -> tuple[list[Path], list[str]]:
-        samples = textiles().samples
-        rows = [[s for s in samples if s.label == name][k : k + n] for name in textiles().class_names]
-        return [s.path for part in rows for s in part], [s.label for part in rows for s in part]
-
-    return get
 
 
 @pytest.fixture(scope="session")

@@ -131,10 +131,15 @@ def test_damage_leads_to_the_whole_model(saved, damage):
     path.write_bytes(whole)
 
 
-def test_a_model_that_can_not_be_exported_is_tried_once(tmp_path, monkeypatch):
+@pytest.fixture
+def alone(fitted, tmp_path, monkeypatch):
+    """The fitted model and a folder where it is saved; the cache folder is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    model, calls = FewShotClassifier("toy", "prototype", cache=None).fit(*pictures(tmp_path)), []
-    folder = model.save(tmp_path / "model")
+    return fitted[0], fitted[0].save(tmp_path / "model")
+
+
+def test_a_model_that_can_not_be_exported_is_tried_once(alone, monkeypatch):
+    (model, folder), calls = alone, []
     monkeypatch.setattr("clipadapter.export.exporter.MAX_WEIGHTS", -1)
     assert not export_to_cache(model, folder, load_tower=True)
     monkeypatch.setattr("clipadapter.export.exporter.export_model", lambda *_, **__: calls.append(1))
@@ -142,11 +147,10 @@ def test_a_model_that_can_not_be_exported_is_tried_once(tmp_path, monkeypatch):
     assert cached.open_cached(folder) is None
 
 
-def test_a_cache_folder_that_can_not_be_written_is_no_error(fitted, tmp_path, monkeypatch):
+def test_a_cache_folder_that_can_not_be_written_is_no_error(alone, tmp_path):
+    model, folder = alone
     (tmp_path / "clipadapter").write_text("a file where the folder should be")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = fitted[0].save(tmp_path / "model")
-    assert not export_to_cache(fitted[0], folder, load_tower=True)
+    assert not export_to_cache(model, folder, load_tower=True)
     assert cached.open_cached(folder) is None
 
 
@@ -164,21 +168,18 @@ def test_a_model_that_has_more_than_the_file_is_answered_by_itself(made_ready, t
     assert cached.open_cached(folder) is None
 
 
-def test_stored_features_need_no_tower(fitted, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = fitted[0].save(tmp_path / "model")
-    assert not export_to_cache(FewShotClassifier.load(folder), folder)
+def test_stored_features_need_no_tower(alone):
+    assert not export_to_cache(FewShotClassifier.load(alone[1]), alone[1])
 
 
-def test_the_oldest_files_are_removed(fitted, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = fitted[0].save(tmp_path / "model")
+def test_the_oldest_files_are_removed(alone):
+    model, folder = alone
     path = cached.cached_export(folder, "onnx")
     path.parent.mkdir(parents=True)
     for i in range(MAX_FILES + 2):
         (path.parent / f"{i}.onnx").touch()
         os.utime(path.parent / f"{i}.onnx", (i, i))
-    assert export_to_cache(fitted[0], folder, load_tower=True)
+    assert export_to_cache(model, folder, load_tower=True)
     assert len(list(path.parent.iterdir())) == MAX_FILES and path.exists()
 
 

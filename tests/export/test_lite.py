@@ -30,19 +30,17 @@ ROTATED = 6
 
 
 @pytest.fixture(scope="module")
-def place(opened, fabrics, tmp_path_factory):
+def place(opened, draw, tmp_path_factory):
     """A folder with model.onnx, model.xml and photo.jpg, which is neither square nor upright; and the model."""
     folder = tmp_path_factory.mktemp("place")
     model = FewShotClassifier(opened("lite"), "tip-adapter", cache=None, backend="torch", precision="fp32")
-    model.fit(*fabrics(3))
-    pictures = fabrics(2, k=20)[0]
+    model.fit(*draw(3, size=60))
+    pictures = draw(2, seed=5, size=240)[0]
     for name, format in (("model.onnx", "onnx"), ("model.xml", "openvino")):
         export_model(model, folder / name, format=format, pictures=pictures)
-    with Image.open(pictures[0]) as image:
-        exif = Image.Exif()
-        exif[0x0112] = ROTATED
-        side = min(image.size)
-        image.convert("RGB").crop((0, 0, side, side * 3 // 5)).save(folder / "photo.jpg", exif=exif)
+    exif = Image.Exif()
+    exif[0x0112] = ROTATED
+    Image.fromarray(pictures[0][:150]).save(folder / "photo.jpg", exif=exif)
     return folder, model
 
 
@@ -90,7 +88,8 @@ def test_they_are_fifteen():
 @pytest.mark.slow
 def test_int8_passes_the_gate(opened, draw, tmp_path, monkeypatch):
     """On pictures that did not set the ranges, as ONNX, whose int8 is the poorer of the two."""
-    model = FewShotClassifier(opened("lite"), cache=None, backend="torch", precision="fp32").fit(*draw(4, size=60))
+    model = FewShotClassifier(opened("lite"), "prototype", cache=None, backend="torch", precision="fp32")
+    model.fit(*draw(4, size=60))
     for name, value in (
         ("MAX_COMPARED_PICTURES", {"int8": 12}),
         ("MAX_CALIBRATION_PICTURES", 12),

@@ -11,7 +11,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, Sample
 from clipadapter.errors import InputError
 from clipadapter.rendering.method_colours import method_style
-from clipadapter.report import make_report, page
+from clipadapter.report import make_report
 from clipadapter.uncertainty import UncertaintyOptions
 
 
@@ -124,7 +124,9 @@ def test_the_doctor_checks_shots_and_test_pictures_together(model, test_part, sh
 
 
 def test_thumbnails_of_a_large_set_are_those_of_mistakes_first(report, monkeypatch):
-    monkeypatch.setattr(page, "encode_thumbnails", lambda paths, *args: ["AAAA"] * 5 + [""] * (len(paths) - 5))
+    monkeypatch.setattr(
+        "clipadapter.report.report.encode_thumbnails", lambda paths, *args: ["AAAA"] * 5 + [""] * (len(paths) - 5)
+    )
     html_page = Page(report.to_html())
     shown = [i for i, at in enumerate(html_page.data["test"]["thumb"]) if at >= 0]
     assert set(report.pictures.mistakes) <= set(shown)

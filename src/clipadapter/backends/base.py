@@ -216,15 +216,9 @@ class ConvertingBackend(Backend, ABC):
         graph, steps = tower_graph(tower), folder / "steps"
         steps.mkdir()
         rows = None if squares is None else {graph.input_names[0]: squares}
-        try:
-            files = self.format.convert(graph, self.tower_file(steps), rows)({})
-        except RuntimeError as error:  # of a converter
-            reason = str(error).strip().split("\n")[0]
-            raise InputError(
-                f"the image tower of {tower.name} can't be written as {self.format.title} ({reason}): use another "
-                "backend, such as 'torch'"
-            ) from error
-        for file in files:
+        name = f"the image tower of {tower.name}"
+        write = self.format.convert_model(graph, self.tower_file(steps), rows, name, "backend, such as 'torch'")
+        for file in write({}):
             file.replace(folder / file.name)
         shutil.rmtree(steps)
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from clipadapter.backends.base import BACKENDS, require_without_telemetry
-from clipadapter.errors import ArtifactError, InputError, brief
+from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, brief
 from clipadapter.utils.files import open_regular
 
 if TYPE_CHECKING:
@@ -71,14 +71,11 @@ class TorchGraph:
     """A torch module as formats convert it."""
 
     module: nn.Module
-    tower: nn.Module
-    """The image towers in it."""
-    tower_output: str
-    """Name of the output of the image towers; in int8 everything after it stays in float32."""
+    tower: nn.Module  # the image towers in it
+    tower_output: str  # name of the output of the image towers; in int8 everything after it stays in float32
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
-    example_inputs: tuple[Tensor, ...]
-    """The inputs of two pictures, to trace with."""
+    example_inputs: tuple[Tensor, ...]  # the inputs of two pictures, to trace with
     weight_bytes: int
 
 
@@ -109,6 +106,16 @@ class ExportFormat:
             raise InputError(f"precision of {self.title} is {' or '.join(self.precisions)}, not {brief(precision)}")
         for module in self.modules:
             require_without_telemetry(module, self.extra, f"Export as {self.title}")
+
+    def convert_model(self, graph: TorchGraph, path: Path, rows: Rows | None, name: str, advice: str) -> WriteFile:
+        """As ``convert``, with an error that names the model."""
+        try:
+            return self.convert(graph, path, rows)
+        except (ClipAdapterError, OSError):
+            raise
+        except Exception as error:  # the exceptions of converters have no common base
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(f"{name} can't be written as {self.title} ({reason}): try another {advice}") from error
 
     def companions(self, path: Path) -> tuple[Path, ...]:
         """The other files of a file to open."""

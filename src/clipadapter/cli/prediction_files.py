@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from clipadapter.errors import DataError, InputError, require
 from clipadapter.utils.files import RANDOM_END, csv_text, folder_without_links, sync_folder, write_atomically
-from clipadapter.utils.prediction import Prediction, PredictionColumns
+from clipadapter.utils.prediction import Prediction, PredictionColumns, unreadable
 
 MAX_SHOWN_VALUE = 40
 """Characters of a value that a message shows."""
@@ -58,44 +58,45 @@ class AnsweredRows:
     def __len__(self) -> int:
         return len(self.sources)
 
-    @property
-    def n_unreadable(self) -> int:
-        """Number of rows with an error."""
-        return len(self.sources) - len(self.columns)
-
     def predictions(self) -> Iterator[Prediction]:
         """The predictions one by one."""
         names = [source for source, error in zip(self.sources, self.errors, strict=True) if error is None]
         answered = self.columns.predictions(names)
         for source, error in zip(self.sources, self.errors, strict=True):
-            yield next(answered) if error is None else Prediction(source, None, None, (), error)
+            yield next(answered) if error is None else unreadable(source, error)
 
 
 Rows: TypeAlias = Sequence[Prediction] | AnsweredRows
 """Predictions that are ready at once."""
 
 
-def predictions_of(rows: Rows) -> Iterator[Prediction]:
-    """The predictions one by one."""
+def _predictions_of(rows: Rows) -> Iterator[Prediction]:
     return rows.predictions() if isinstance(rows, AnsweredRows) else iter(rows)
 
 
-def check_prediction_file(path: Path) -> None:
-    """Refuse, before the work, a file that can't or must not be written."""
+def check_prediction_file(path: Path) -> dict[str, Any] | None:
+    """Refuse, before the work, a file that can't or must not be written. Returns the run of earlier parts, if any."""
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path} does not end with {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}: give such a name")
-    if path.suffix.lower() == ".parquet":
+    if _is_parquet(path):
         require("pyarrow.parquet", "parquet", PURPOSE)
     folder = path.absolute().parent
     if not folder.is_dir():
         raise DataError(f"{path} can't be written: there is no folder {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise DataError(f"{path} can't be written: you may not write to {folder}")
-    _check_parts_folder(path)
+    parts = folder_without_links(path.parent, path.name + PARTS_SUFFIX)
+    if parts.exists() and not parts.is_dir():
+        raise InputError(f"{parts}, the folder for parts of {path.name}, is no folder: give another name")
+    run = _read_run(parts)
+    lock = parts / LOCK_FILE
+    if lock.exists() and (not lock.is_file() or lock.stat().st_size):
+        raise InputError(f"{lock} was not written by this program: move it away, or give another name")
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a regular file: give another name")
     if path.exists() and path.stat().st_size and not _is_own(path):
         raise InputError(f"{path} exists and is no file of predictions: give another name, or remove it")
+    return run
 
 
 class PredictionFile:
@@ -105,71 +106,62 @@ class PredictionFile:
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], keep_unreadable: bool = True) -> None:
-        check_prediction_file(path)
+        earlier = check_prediction_file(path)
         self.keep_unreadable = keep_unreadable
         self.path, self.run, self.folder = path, dict(run), path.with_name(path.name + PARTS_SUFFIX)
-        self._refuse_another_run()
+        if self.folder.is_dir() and any(PART_NAME.fullmatch(file.name) for file in self.folder.iterdir()):
+            _refuse_another_run(self.folder, earlier, self.run)
         self._lock = _lock(self.folder)
         write_atomically(self.folder / RUN_FILE, json.dumps({RUN_KEY: self.run}, indent=1))
         self._remove(UNFINISHED_NAME)
-        parts = sorted(path for path in self.folder.iterdir() if PART_NAME.fullmatch(path.name) and path.is_file())
-        self._parts = [path for i, path in enumerate(parts) if path.name.startswith(f"{i:08}-")]
-        self._n_kept = self.n_rows = self.n_unreadable = 0
+        self._parts: list[Path] = []
+        self.n_rows = self.n_unreadable = 0  # of these parts
 
     def __enter__(self) -> PredictionFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._lock.close()
 
-    def next_length(self) -> int | None:
-        """Number of inputs that the next part of an earlier run answers; None if there is none."""
-        if self._n_kept == len(self._parts):
-            return None
-        return int(self._parts[self._n_kept].name.split("-")[1])
+    def keep_parts(self, total: int, stamp: Callable[[int, int], str]) -> int:
+        """Keep the parts of an earlier run that answer the first of `total` inputs. Returns the number of these inputs.
 
-    def keep_next(self, stamp: str) -> bool:
-        """Whether the next part of an earlier run is whole and answers the inputs of this stamp, so that it is kept.
-
-        Else it and all after it are removed, to be made anew.
+        A part must be whole and have the ``stamp`` of its inputs, which gets the position of the first and their
+        number. The first part that is not so, and all after it, are removed, to be made anew.
         """
-        part = self._parts[self._n_kept]
-        _, n_rows, n_unreadable, own_stamp, _ = part.stem.split("-")
-        is_allowed = self.keep_unreadable or n_unreadable == "0"
-        if stamp != own_stamp or not is_allowed or not _is_whole(part):
-            self.drop_rest()
-            return False
-        self._n_kept += 1
-        self.n_rows += int(n_rows)
-        self.n_unreadable += int(n_unreadable)
-        return True
-
-    def drop_rest(self) -> None:
-        """Remove the parts that were not kept."""
-        for part in self._parts[self._n_kept :]:
-            part.unlink()
-        del self._parts[self._n_kept :]
+        found = sorted(path for path in self.folder.iterdir() if PART_NAME.fullmatch(path.name) and path.is_file())
+        for i, part in enumerate(found):
+            number, *counts, own_stamp, _ = part.stem.split("-")
+            n_rows, n_unreadable = map(int, counts)
+            is_next = int(number) == i and self.n_rows + n_rows <= total and (self.keep_unreadable or not n_unreadable)
+            if not is_next or stamp(self.n_rows, n_rows) != own_stamp or not _is_whole(part):
+                for other in found[i:]:
+                    other.unlink()
+                break
+            self._add(part, n_rows, n_unreadable)
+        return self.n_rows
 
     def write(self, blocks: Sequence[Rows], stamp: str) -> None:
         """Write the next part: predictions for the inputs of this stamp."""
         if not isinstance(blocks[0], AnsweredRows):  # pictures come one by one
-            blocks = [[row for block in blocks for row in predictions_of(block)]]
+            blocks = [[row for block in blocks for row in _predictions_of(block)]]
         errors = (block.errors if isinstance(block, AnsweredRows) else [row.error for row in block] for block in blocks)
         n_rows, n_unreadable = sum(map(len, blocks)), sum(error is not None for own in errors for error in own)
-        name = f"{self._n_kept:08}-{n_rows}-{n_unreadable}-{stamp}"
+        name = f"{len(self._parts):08}-{n_rows}-{n_unreadable}-{stamp}"
         partial = self.folder / f".{name}{self.path.suffix}"
         with _explain_errors(self.path):
             _write_part(partial, blocks)
             part = self.folder / f"{name}-{_digest_content(partial)}{self.path.suffix}"
             _replace(partial, part)
+        self._add(part, n_rows, n_unreadable)
+
+    def _add(self, part: Path, n_rows: int, n_unreadable: int) -> None:
         self._parts.append(part)
-        self._n_kept += 1
         self.n_rows += n_rows
         self.n_unreadable += n_unreadable
 
     def finish(self) -> None:
         """Join the parts to the file, which appears at once, and remove them."""
-        self.drop_rest()
         for part in self._parts:
             if not _is_whole(part):
                 raise DataError(f"{part} is damaged: check the disk; the same command then makes this part anew")
@@ -180,19 +172,15 @@ class PredictionFile:
         self.remove_parts()
 
     def remove_parts(self) -> None:
-        """Remove the parts, and their folder unless other files are in it."""
+        """Remove the parts, and their folder unless other files are in it. Other processes may then write there."""
         # Only who holds the lock may remove, so it is removed last: what another process writes after that must stay.
         with suppress(OSError):
             self._remove(PART_NAME, UNFINISHED_NAME)
             (self.folder / RUN_FILE).unlink(missing_ok=True)
             if os.name == "nt":  # an open file can't be removed there
-                self.close()
+                self._lock.close()
             (self.folder / LOCK_FILE).unlink(missing_ok=True)
             self.folder.rmdir()
-        self.close()
-
-    def close(self) -> None:
-        """Let other processes write the parts."""
         self._lock.close()
 
     def _remove(self, *names: re.Pattern[str]) -> None:
@@ -201,25 +189,22 @@ class PredictionFile:
             if any(each.fullmatch(path.name) for each in names) and path.is_file():
                 path.unlink(missing_ok=True)
 
-    def _refuse_another_run(self) -> None:
-        if not self.folder.is_dir() or not any(PART_NAME.fullmatch(file.name) for file in self.folder.iterdir()):
-            return
-        earlier = _read_run(self.folder)
-        if earlier is None:
-            raise InputError(f"{self.folder} has no {RUN_FILE}: remove the folder, or give another name")
-        if earlier != json.loads(json.dumps(self.run)):
-            names = [name for name in {**self.run, **earlier} if earlier.get(name) != self.run.get(name)]
-            differences = [_describe_difference(name, earlier.get(name), self.run.get(name)) for name in names]
-            raise InputError(
-                f"{self.folder} has parts of a stopped run that differs from this command in {', '.join(differences)}: "
-                "repeat its command to finish it, remove the folder, or give another name"
-            )
 
-
-def _describe_difference(name: str, there: object, here: object) -> str:
-    """Name what differs, with both values unless they are digests or long."""
-    texts = [json.dumps(value) for value in (there, here)]
-    return name if max(map(len, texts)) > MAX_SHOWN_VALUE else f"{name} ({texts[0]} there, {texts[1]} here)"
+def _refuse_another_run(folder: Path, earlier: Mapping[str, Any] | None, run: Mapping[str, Any]) -> None:
+    """Refuse to mix parts with those of another run. What differs is named, with both values unless they are long."""
+    if earlier is None:
+        raise InputError(f"{folder} has no {RUN_FILE}: remove the folder, or give another name")
+    differences = []
+    for name in {**run, **earlier}:
+        there, here = (json.dumps(each.get(name)) for each in (earlier, run))
+        if there != here:
+            is_long = max(len(there), len(here)) > MAX_SHOWN_VALUE
+            differences.append(name if is_long else f"{name} ({there} there, {here} here)")
+    if differences:
+        raise InputError(
+            f"{folder} has parts of a stopped run that differs from this command in {', '.join(differences)}: "
+            "repeat its command to finish it, remove the folder, or give another name"
+        )
 
 
 def file_facts(path: Path) -> bytes:
@@ -249,17 +234,6 @@ def _replace(source: Path, target: Path) -> None:
         os.fsync(file.fileno())
     source.replace(target)
     sync_folder(target.parent)
-
-
-def _check_parts_folder(path: Path) -> None:
-    """Refuse a folder for the parts that has links, or files of others where ours would be."""
-    parts = folder_without_links(path.parent, path.name + PARTS_SUFFIX)
-    if parts.exists() and not parts.is_dir():
-        raise InputError(f"{parts}, the folder for parts of {path.name}, is no folder: give another name")
-    _read_run(parts)
-    lock = parts / LOCK_FILE
-    if lock.exists() and (not lock.is_file() or lock.stat().st_size):
-        raise InputError(f"{lock} was not written by this program: move it away, or give another name")
 
 
 def _read_run(folder: Path) -> dict[str, Any] | None:
@@ -292,26 +266,25 @@ def _lock(folder: Path) -> BinaryIO:
 
     On Windows, and on a file system without locks, there is none.
     """
-    refusal = f"another process writes to {folder}: wait for it, or give another name"
+    refusal = InputError(f"another process writes to {folder}: wait for it, or give another name")
     try:
         folder.mkdir(exist_ok=True)
         file = (folder / LOCK_FILE).open("ab")
     except FileNotFoundError as error:  # the other one removed the folder at this moment
-        raise InputError(refusal) from error
-    with suppress(ModuleNotFoundError):
+        raise refusal from error
+    try:
         import fcntl
 
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_there = os.path.samestat(os.fstat(file.fileno()), (folder / LOCK_FILE).stat())
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                return file
-            file.close()
-            raise InputError(refusal) from error
-        if not is_there:  # the lock of a folder that was removed, beside which there may be another one
-            file.close()
-            raise InputError(refusal)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Else this is the lock of a folder that was removed, beside which there may be another one.
+        is_own = os.path.samestat(os.fstat(file.fileno()), (folder / LOCK_FILE).stat())
+    except ModuleNotFoundError:
+        return file
+    except OSError as error:
+        is_own = error.errno in NO_LOCKS
+    if not is_own:
+        file.close()
+        raise refusal
     return file
 
 
@@ -356,10 +329,10 @@ def _write_part(path: Path, blocks: Sequence[Rows]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         for rows in blocks:
             if path.suffix.lower() == ".csv":
-                records = map(_fields, predictions_of(rows))
+                records = map(_fields, _predictions_of(rows))
                 file.write(csv_text([_csv_cell(record[name]) for name in COLUMNS] for record in records))
             else:
-                file.writelines(json.dumps(prediction.record()) + "\n" for prediction in predictions_of(rows))
+                file.writelines(json.dumps(prediction.record()) + "\n" for prediction in _predictions_of(rows))
 
 
 def _join_parts(path: Path, parts: Sequence[Path], run: str) -> None:
@@ -408,8 +381,8 @@ def _writer_options() -> dict[str, Any]:
 
 
 def _table(pa: Any, rows: Rows, schema: Any) -> Any:
-    if not isinstance(rows, AnsweredRows) or rows.n_unreadable:
-        return pa.Table.from_pylist(list(map(_fields, predictions_of(rows))), schema)
+    if not isinstance(rows, AnsweredRows) or len(rows) > len(rows.columns):
+        return pa.Table.from_pylist(list(map(_fields, _predictions_of(rows))), schema)
     # No object is made per row, but for reasons, of which there are few.
     columns, n = rows.columns, len(rows)
     names = pa.array(columns.class_names, pa.string())

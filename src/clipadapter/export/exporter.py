@@ -140,7 +140,8 @@ def export_model(
     chosen = choose_pictures(pictures, model.support_, max(spec.size for spec in graph.inputs), precision)
     with working_folder(target) as folder:
         rows = _calibration_rows(chosen, graph) if precision == "int8" else None
-        write = _convert(export_format, graph, folder / target.name, model, rows)
+        name, advice = f"{model.encoder_.info.name} with {type(model.head_).__name__}", "format, or another head"
+        write = export_format.convert_model(graph.describe(), folder / target.name, rows, name, advice)
         metadata = describe_model(model, graph.inputs, precision, input)
         parity = _check_file(_write(write, metadata)[-1], list_openers(format)[0], model, chosen)
         written = _write(write, replace(metadata, parity=parity))
@@ -172,21 +173,6 @@ def _check_target(path: Path, export_format: ExportFormat) -> Path:
     if irregular:
         raise InputError(f"{irregular[0]} is not a regular file: give another name")
     return target
-
-
-def _convert(
-    export_format: ExportFormat, graph: ModelGraph, path: Path, model: FewShotClassifier, rows: Rows | None
-) -> WriteFile:
-    try:
-        return export_format.convert(graph.describe(), path, rows)
-    except (ClipAdapterError, OSError):
-        raise
-    except Exception as error:  # the exceptions of converters have no common base
-        reason, head = str(error).strip().split("\n")[0], type(model.head_).__name__
-        raise InputError(
-            f"{model.encoder_.info.name} with {head} can't be written as {export_format.title} ({reason}): try another "
-            "format, or another head"
-        ) from error
 
 
 def _write(write: WriteFile, metadata: ExportMetadata) -> list[Path]:

@@ -18,11 +18,12 @@ from clipadapter.runtime.predictor import Predictor
 TIMEOUT_SECONDS = 120.0
 REFUSED = 3
 """Exit status of a child whose last line of stdout is the reason why it refused the file."""
+ENCODING = "utf-8"
+"""Of the reason, which may name any file, whatever the encoding of streams is here."""
 PACKAGE_PARENT = Path(__file__).parents[2]
 """Working folder of the child: "-m" searches modules there first, and the server's own may hold anyone's files."""
 
-
-_children: set[subprocess.Popen[str]] = set()
+_children: set[subprocess.Popen[bytes]] = set()
 """Those that are running, which `stop_children` ends."""
 
 
@@ -36,16 +37,8 @@ def try_in_child(path: Path, backend: str = "auto", timeout_seconds: float = TIM
     """Open a file and run it on one grey picture, in a child process with one thread."""
     again = "export the model again"
     command = [sys.executable, "-m", __name__, str(path.absolute()), backend, str(timeout_seconds)]
-    child = subprocess.Popen(
-        command,
-        cwd=PACKAGE_PARENT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # runtimes repeat the error there
-        env={**os.environ, "PYTHONIOENCODING": "utf-8:surrogateescape"},  # a reason may name any file
-        encoding="utf-8",
-        errors="surrogateescape",
-    )
+    nothing = subprocess.DEVNULL  # for stderr too, where runtimes repeat the error
+    child = subprocess.Popen(command, cwd=PACKAGE_PARENT, stdin=nothing, stdout=subprocess.PIPE, stderr=nothing)
     _children.add(child)
     with child:
         try:
@@ -58,7 +51,8 @@ def try_in_child(path: Path, backend: str = "auto", timeout_seconds: float = TIM
         finally:
             _children.discard(child)
     if child.returncode == REFUSED and output:
-        raise ArtifactError(output.splitlines()[-1].replace(str(path.absolute()), str(path)))
+        reason = output.decode(ENCODING, "surrogateescape").splitlines()[-1]
+        raise ArtifactError(reason.replace(str(path.absolute()), str(path)))
     if child.returncode:
         names = {-each.value: f"by {each.name}" for each in signal.Signals}
         ending = names.get(child.returncode, f"with status {child.returncode}")
@@ -72,7 +66,7 @@ def main(path: str, backend: str, timeout_seconds: str) -> int:
         predictor = Predictor(path, backend=backend, threads=1)
         predictor.run(predictor.grey_pictures(1))
     except ClipAdapterError as error:
-        sys.stdout.write(f"{error}\n")
+        sys.stdout.buffer.write(f"{error}\n".encode(ENCODING, "surrogateescape"))
         return REFUSED
     return 0
 

@@ -10,19 +10,6 @@ def test_copy(tmp_path, noisy_squares):
     return shutil.copytree(noisy_squares / "test", tmp_path / "new")
 
 
-def test_record_writes_the_figures_into_the_model(probe, noisy_squares, tmp_path, run):
-    model = shutil.copytree(probe, tmp_path / "model")
-    result = run("eval", model, noisy_squares, "--out", tmp_path / "r", "--no-curve", "--record")
-    assert result.exit_code == 0, result.stderr
-    assert f"{model / 'README.md'}, {model / 'config.json'}" in result.stdout
-    assert json.loads((model / "config.json").read_text())["provenance"]["evaluation"]["model"]["accuracy"] == 1.0
-    assert "| this model (`linear-probe`) | 100.0 |" in (model / "README.md").read_text()
-    (model / "README.md").write_text("# Mine")
-    again = run("eval", model, noisy_squares, "--out", tmp_path / "r", "--no-curve", "--record")
-    assert again.exit_code == 0 and "was written by a person and is not changed" in again.stderr
-    assert "evaluation" not in json.loads((probe / "config.json").read_text())["provenance"]
-
-
 @pytest.fixture
 def exported(probe, tmp_path):
     """An exported file of the model."""

@@ -1,15 +1,6 @@
 import pytest
 
 
-@pytest.fixture(scope="module")
-def written(squares, model, tmp_path_factory, run):
-    """What the command said, and the file."""
-    path = tmp_path_factory.mktemp("exported") / "model.onnx"
-    result = run("export", model, "--out", path)
-    assert result.exit_code == 0, result.stderr
-    return result, path
-
-
 @pytest.mark.parametrize(("kind", "name"), [("onnx", "mine.onnx"), ("openvino", "mine.xml")])
 def test_the_default_file_is_beside_the_model(kind, name, squares, tmp_path, run):
     assert run("fit", squares, "--out", tmp_path / "mine", "--encoder", "toy", "--head", "prototype").exit_code == 0
@@ -35,13 +26,3 @@ def test_sets_that_are_left_out_are_a_warning(noisy_squares, tmp_path, run):
     assert run("fit", data, "--out", model, *options).exit_code == 0
     result = run("export", model, "--out", tmp_path / "m.onnx")
     assert "warning: the file gives no sets of classes" in result.stderr
-
-
-def test_a_head_that_cannot_be_exported_is_refused_with_a_reason(noisy_squares, tmp_path, run):
-    model = tmp_path / "model"
-    options = ["--encoder", "toy", "--head", "cocoop", "--set", "epochs=1", "--calibration", "none"]
-    done = run("fit", noisy_squares / "train", "--out", model, *options)
-    assert done.exit_code == 0, done.stderr
-    result = run("export", model, "--out", tmp_path / "m.onnx")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert "CoCoOp is no fixed function of features" in result.stderr

@@ -11,7 +11,6 @@ import pytest
 from clipadapter import FewShotClassifier, draw_shots
 from clipadapter.cli.commands.fit import _report_estimate
 from clipadapter.features import extraction
-from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.runtime.model_folder import LOCK_FILE
 from clipadapter.utils.formatting import format_seconds
 
@@ -159,35 +158,6 @@ def test_the_device_that_auto_takes_is_noted(squares, fit, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "device: cpu (no GPU that PyTorch can use)\n" in fit(squares, "--device", "auto").stderr
     assert "device:" not in fit(squares).stderr + fit(squares, "--device", "auto", "--quiet").stderr
-
-
-def test_a_grid_is_searched_on_held_out_shots(squares, tmp_path, fit):
-    args = ["--grid", "alpha=0,1,2", "--grid", "beta=1,5.5"]
-    found = json.loads(fit(squares, *args, "--json", head="tip-adapter").stdout)
-    assert found["selection"]["strategy"] == "folds"
-    assert found["selection"]["held_out"] == 12
-    assert len(found["selection"]["candidates"]) == 6
-    best = found["selection"]["candidates"][0]
-    assert best["excess_loss"] == best["standard_error"] == 0
-    chosen = {key: found["head"]["params"][key] for key in ("alpha", "beta")}
-    assert best["name"] == ", ".join(f"{key}={value}" for key, value in chosen.items())
-    assert "best of 6 on 12 held-out shots by folds" in fit(squares, *args, head="tip-adapter").stdout
-
-
-@pytest.mark.parametrize("recipe", ["official", "paper"])
-def test_settings_override_a_recipe(squares, fit, recipe):
-    found = json.loads(
-        fit(squares, "--recipe", recipe, "--set", "epochs=3", "--seed", 5, "--json", head="clip-adapter").stdout
-    )
-    expected = getattr(ClipAdapter, recipe)(epochs=3, seed=5).get_params()
-    assert found["head"]["params"] == expected
-
-
-def test_settings_override_a_preset(squares, fit):
-    args = ["--preset", "dtd", "--set", "beta=9"]
-    params = json.loads(fit(squares, *args, "--json", head="tip-adapter").stdout)["head"]["params"]
-    assert params["alpha"] == 2
-    assert params["beta"] == 9
 
 
 @pytest.mark.parametrize("head", ["zlap", "transclip"])

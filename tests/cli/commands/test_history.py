@@ -39,23 +39,6 @@ def test_the_author_is_the_login_name_by_default(changed, run, monkeypatch):
     assert [one.by for one in History.load(changed).changes[-3:]] == ["carol", "dan", "carol"]
 
 
-def test_undo_opens_no_encoder(changed, run, monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("an encoder was opened")
-
-    monkeypatch.setattr("clipadapter.encoders.create_encoder", refuse)
-    monkeypatch.setattr("clipadapter.classifier.classifier.create_encoder", refuse)
-    assert run("undo", changed).exit_code == 0
-
-
-def test_names_of_others_do_not_reach_the_terminal_as_commands(changed, run):
-    before = load_model(changed)
-    history = History.load(changed).with_change(before, before, "add-class", {"class": "a\x1b[2Jb\n"}, by="e\x07ve")
-    save_model(changed, before, history=history)
-    shown = run("history", changed).stdout
-    assert "\x1b" not in shown and "\x07" not in shown and r"add-class 'a\u001b[2Jb\n'" in shown
-
-
 def test_the_exported_file_of_a_version_is_that_of_its_own_config(changed, run):
     # Another version must not find it, and an undone one finds its own.
     now = cached_export(changed, "onnx")

@@ -172,17 +172,18 @@ def test_a_picture_that_changed_is_predicted_again(stopped, probe, run):
 
 def test_a_picture_that_changes_after_it_was_read_is_predicted_again(stopped, probe, run, monkeypatch):
     folder, path, command = stopped
-    good, report = (folder / "5.png").read_bytes(), predict._report
+    good, gather = (folder / "5.png").read_bytes(), predict._gather
 
-    def change(prediction, request):
-        if prediction.source.endswith("2.png"):
-            Image.new("RGB", (9, 9), "blue").save(folder / "2.png")
-        report(prediction, request)
+    def change(blocks, *args):
+        for part in gather(blocks, *args):
+            if part[0][0].source.endswith("2.png"):
+                Image.new("RGB", (9, 9), "blue").save(folder / "2.png")
+            yield part
 
     shutil.rmtree(path.with_name("answers.parquet.parts"))
     (folder / "5.png").write_text("no picture")
     with monkeypatch.context() as context:
-        context.setattr(predict, "_report", change)
+        context.setattr(predict, "_gather", change)
         assert run(*command).exit_code == 1
     (folder / "5.png").write_bytes(good)
     assert json.loads(run(*command).stdout)["from_earlier_run"] == 2
@@ -312,10 +313,10 @@ def test_a_part_without_all_of_its_rows_is_not_kept(suffix, tmp_path):
     for content, is_kept in ((whole, True), (edited, False), (whole[:-1], False), (bytes(len(whole)), False)):
         part.write_bytes(content)
         with PredictionFile(path, {}) as file:
-            assert file.keep_next(stamp) is is_kept
+            assert file.keep_parts(2, lambda *_: stamp) == (2 if is_kept else 0)
     part.write_bytes(whole)
     with PredictionFile(path, {}) as file:
-        assert file.keep_next(stamp)
+        assert file.keep_parts(2, lambda *_: stamp) == 2
         part.write_bytes(b"")
         with pytest.raises(DataError, match="same command"):
             file.finish()

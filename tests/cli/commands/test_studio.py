@@ -38,10 +38,6 @@ def test_a_missing_extra_is_refused_before_the_encoder_is_opened(tmp_path, run, 
     assert result.exit_code == 1 and install_command("studio") in result.stderr
 
 
-def test_the_help_names_the_default_folder(run):
-    assert "clipadapter-studio" in run("studio", "--help").stdout
-
-
 def test_an_open_address_without_a_password_is_a_warning(tmp_path, run, monkeypatch):
     def ended(*_):
         raise KeyboardInterrupt

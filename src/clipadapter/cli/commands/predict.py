@@ -8,11 +8,11 @@ import os
 import shutil
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import accumulate, chain, count, islice
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, count, repeat, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +29,7 @@ from clipadapter.utils.files import IMAGE_SUFFIXES, explain_missing, printable, 
 from clipadapter.utils.formatting import describe_unreadable, format_count, format_list, table
 
 if TYPE_CHECKING:
-    from clipadapter.cli.prediction_files import PredictionFile, Rows
+    from clipadapter.cli.prediction_files import AnsweredRows, Rows
     from clipadapter.uncertainty import Uncertainty
     from clipadapter.utils.prediction import Prediction
 
@@ -155,10 +155,6 @@ class PredictRequest:
 
             ViewCost(1, self.views, read_config(self.model).encoder.dim).check(FEWER_PREDICTION_VIEWS)
 
-    def open_answers(self, note: Callable[[Path], Any], quick: bool) -> PictureAnswers | TableAnswers:
-        """What answers the inputs, in their order."""
-        return TableAnswers(self) if self.tables else PictureAnswers(self, note, quick)
-
     def describe(self) -> dict[str, Any]:
         """What must be equal so that a run continues an earlier one. Each part says which pictures it answers."""
         from clipadapter.backends.formats import companion_files
@@ -181,6 +177,27 @@ class PredictRequest:
             "max_pixels": encoder.max_pixels,
         }
 
+    def bar(self, total: int | None, initial: int = 0, prints_rows: bool = True) -> tqdm[Any]:
+        """A progress bar, which is not shown between predictions on a terminal."""
+        is_hidden = not self.out.progress or (prints_rows and is_terminal())
+        what = "rows" if self.tables else "pictures"
+        return tqdm(total=total, initial=initial, desc=what, unit="img", disable=is_hidden)
+
+    def report(self, source: str, reason: str) -> None:
+        """Warn of a picture that can't be read, or end a strict command."""
+        path = Path(source)
+        if is_missing(path) and any(path == Path(text) for text in self.inputs):
+            reason += explain_missing(path)  # not for each of a list, since it reads the folder
+        if self.strict:
+            raise ImageError(source, reason)
+        self.out.warn(f"{source}: {reason}")
+
+    def explain_no_answer(self, n_pictures: int) -> DataError:
+        """The error if no picture has a prediction."""
+        names = ["standard input" if text == "-" else text for text in self.inputs]
+        empty = f"there are no pictures in {format_list(names, MAX_NAMED_INPUTS)}"
+        return DataError(describe_unreadable(n_pictures) if n_pictures else empty)
+
 
 def _list_folders(inputs: Sequence[str]) -> list[Path]:
     return [Path(text) for text in inputs if os.path.isdir(text)]  # noqa: PTH112 - False for a name that is too long
@@ -201,27 +218,25 @@ def _tables(inputs: Sequence[str]) -> tuple[Path, ...]:
 
 def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) -> None:
     """Print the predictions, and copy the pictures if there is a sorter."""
-    from clipadapter.cli.prediction_files import predictions_of
-
-    out, width, n_pictures = request.out, 0, 0
+    out, n_pictures = request.out, 0
     answers: Counter[tuple[str | None, bool]] = Counter()
     request.check_model()
-    source = request.open_answers(Path, quick=True)
-    with _bar(source, request) as bar:
-        for prediction in chain.from_iterable(map(predictions_of, source.blocks())):
+    class_names, answered, total = _answer(request)
+    width = max(map(len, class_names), default=0)
+    with request.bar(total) as bar:
+        for prediction, path in answered:
             n_pictures += 1
-            width = width or max(map(len, source.class_names), default=0)
-            path = source.taken.popleft() if source.taken else None  # rows of a table have no file
-            _report(prediction, request)
+            if prediction.error is not None:
+                request.report(prediction.source, prediction.error)
             if prediction.error is None or out.as_json:
                 out.row(prediction.record(), _format_prediction(prediction, width))
             if prediction.error is None:
                 answers[prediction.label, prediction.label is not None and prediction.unlike_every_class] += 1
                 if sorter is not None and path is not None:
-                    sorter.add(path, prediction.label, source.class_names)
+                    sorter.add(path, prediction.label, class_names)
             bar.update()
     if not answers:
-        raise DataError(describe_unreadable(n_pictures) if n_pictures else _describe_empty(request.inputs))
+        raise request.explain_no_answer(n_pictures)
     if answers.total() < n_pictures:
         out.warn(f"{n_pictures - answers.total()} of {n_pictures} pictures can't be read")
     if not out.as_json and (sorter is not None or (is_terminal() and _list_folders(request.inputs))):
@@ -230,45 +245,59 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
         out.note(sorter.describe())
 
 
-def _report(prediction: Prediction, request: PredictRequest) -> None:
-    """Warn of a picture that can't be read, or end a strict command."""
-    if prediction.error is None:
-        return
-    path, reason = Path(prediction.source), prediction.error
-    if is_missing(path) and any(path == Path(text) for text in request.inputs):
-        reason += explain_missing(path)  # not for each of a list, since it reads the folder
-    if request.strict:
-        raise ImageError(prediction.source, reason)
-    request.out.warn(f"{prediction.source}: {reason}")
-
-
-def _describe_empty(inputs: Sequence[str]) -> str:
-    names = ["standard input" if text == "-" else text for text in inputs]
-    return f"there are no pictures in {format_list(names, MAX_NAMED_INPUTS)}"
+def _answer(request: PredictRequest) -> tuple[Sequence[str], Iterable[tuple[Prediction, Path | None]], int | None]:
+    """Names of the classes, each prediction with its picture (None for a row of a table), and their number if known."""
+    if request.tables:
+        rows = TableRows(request)
+        answered = chain.from_iterable(block.predictions() for block in rows.blocks())
+        return rows.class_names, zip(answered, repeat(None), strict=False), None
+    pictures: list[Path] | Iterator[Path | None] = _list_pictures(request.inputs)
+    if "-" in request.inputs:
+        pictures, again = tee(pictures)
+        names, predictions = _open_model(request, pictures, quick=True)
+        return names, zip(predictions, filter(None, again), strict=False), None
+    # Their number, which is known, decides whether to look for a faster backend.
+    pictures = [path for path in pictures if path is not None]
+    if not pictures:
+        return (), (), 0
+    names, predictions = _open_model(request, pictures, quick=True)
+    return names, zip(predictions, pictures, strict=False), len(pictures)
 
 
 def _predict_to_file(request: PredictRequest, path: Path) -> None:
     """Write the predictions to a file, in parts, so that a run that was stopped continues."""
-    from clipadapter.cli.prediction_files import PredictionFile, check_prediction_file, file_facts
+    from clipadapter.cli.prediction_files import PredictionFile, check_prediction_file, file_facts, stamp_files
 
     check_prediction_file(path)
     request.check_model()
     with PredictionFile(path, request.describe(), keep_unreadable=not request.strict) as file:
-        if request.adapt is not None:
-            file.drop_rest()  # the answers depend on those before, which the parts do not have
-        source = request.open_answers(file_facts, quick=False)
-        source.skip_answered(file)
-        n_earlier = file.n_rows
-        with _bar(source, request, n_earlier, prints_rows=False) as bar:
-            for part in _gather(source.blocks(), request, bar):
-                file.write(part, source.stamp(sum(map(len, part))))
-        n_rows, n_unreadable = file.n_rows, file.n_unreadable
-        if n_unreadable == n_rows:
+        if request.tables:
+            rows = TableRows(request)
+            total, stamp = rows.n_rows, rows.stamp
+        else:
+            pictures = [path for path in _list_pictures(request.inputs) if path is not None]
+            facts = [file_facts(path) for path in pictures]
+            total = len(pictures)
+
+            def stamp(first: int, n: int) -> str:
+                return stamp_files(facts[first : first + n])
+
+        # With --adapt the answers depend on those before, which the parts do not have.
+        n_earlier = file.keep_parts(0 if request.adapt is not None else total, stamp)
+        blocks: Iterator[Rows] = iter(())
+        if request.tables:
+            blocks = rows.blocks(n_earlier)
+        elif n_earlier < total:
+            blocks = ([one] for one in _open_model(request, pictures[n_earlier:], quick=False)[1])
+        with request.bar(total, n_earlier, prints_rows=False) as bar:
+            for part in _gather(blocks, request, bar):
+                file.write(part, stamp(file.n_rows, sum(map(len, part))))
+        if file.n_unreadable == file.n_rows:
             file.remove_parts()
-            raise DataError(describe_unreadable(n_rows) if n_rows else _describe_empty(request.inputs))
+            raise request.explain_no_answer(file.n_rows)
         file.finish()
-    result = {"file": str(path), "pictures": n_rows, "unreadable": n_unreadable, "from_earlier_run": n_earlier}
-    request.out.facts(plain_facts(result))
+    counts = {"pictures": file.n_rows, "unreadable": file.n_unreadable, "from_earlier_run": n_earlier}
+    request.out.facts(plain_facts({"file": str(path), **counts}))
 
 
 def _gather(blocks: Iterator[Rows], request: PredictRequest, bar: tqdm[Any]) -> Iterator[list[Rows]]:
@@ -278,11 +307,12 @@ def _gather(blocks: Iterator[Rows], request: PredictRequest, bar: tqdm[Any]) -> 
     part: list[Rows] = []
     started, n = time.monotonic(), 0
     for rows in blocks:
-        if not isinstance(rows, AnsweredRows):
-            _report(rows[0], request)
-        elif request.strict and rows.n_unreadable:
-            row = next(i for i, error in enumerate(rows.errors) if error is not None)
-            raise ImageError(rows.sources[row], str(rows.errors[row]))
+        if isinstance(rows, AnsweredRows):
+            unreadable = next((i for i, error in enumerate(rows.errors) if error is not None), None)
+            if request.strict and unreadable is not None:
+                raise ImageError(rows.sources[unreadable], str(rows.errors[unreadable]))
+        elif rows[0].error is not None:
+            request.report(rows[0].source, rows[0].error)
         part.append(rows)
         n += len(rows)
         bar.update(len(rows))
@@ -299,14 +329,6 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def _bar(
-    source: PictureAnswers | TableAnswers, request: PredictRequest, initial: int = 0, prints_rows: bool = True
-) -> tqdm[Any]:
-    """A progress bar, which is not shown between predictions on a terminal."""
-    is_hidden = not request.out.progress or (prints_rows and is_terminal())
-    return tqdm(total=source.total, initial=initial, desc=source.what, unit="img", disable=is_hidden)
-
-
 def _format_prediction(prediction: Prediction, width: int) -> str:
     """Format one line per class. The first line has the set of classes, and why the picture is unlike all of them."""
     lines = [f"{name.ljust(width)}  {score:.3f}  {prediction.source}" for name, score in prediction.top]
@@ -321,126 +343,6 @@ def _format_prediction(prediction: Prediction, width: int) -> str:
 
 
 # ---- What answers: a saved model, its exported file in the cache, an exported file; and a table of features ----
-
-
-@dataclass(frozen=True)
-class OpenModel:
-    """A model that is ready to predict pictures."""
-
-    class_names: Sequence[str]
-    predict: Callable[[list[Path] | Iterator[Path | None]], Iterable[Prediction]]
-    """Predictions in order; None among the pictures says that the next one is not there yet."""
-    finish: Callable[[], object] = lambda: None
-    """Called after the last prediction."""
-
-
-def open_model(request: PredictRequest, quick: bool) -> OpenModel:
-    """Open a saved model or an exported file.
-
-    If it may be `quick`, few picture files are answered without torch, by the cached file of the model; if none of them
-    exists, no model is opened.
-    """
-    if is_model_file(request.model):
-        from clipadapter.runtime import DEFAULT_BATCH_SIZE
-
-        file = request.encoder.open_exported(request.model)
-        own = request.keywords(file.uncertainty, file.class_names)
-        batch_size = min(request.encoder.batch_size, DEFAULT_BATCH_SIZE)
-        return OpenModel(
-            file.class_names, lambda pictures: file.iter_predictions(iter(pictures), batch_size=batch_size, **own)
-        )
-    if quick and all(text != "-" and is_missing(Path(text)) for text in request.inputs):
-        from clipadapter.utils.prediction import unreadable
-
-        return OpenModel((), lambda pictures: (unreadable(str(path), "no such file") for path in pictures))
-    if quick and (cached := _open_cached(request)):
-        return cached
-    try:
-        classifier = request.encoder.load(request.model)
-    except ModuleNotFoundError as error:
-        missing = needs_training(error, "the folder of a saved model")
-        if missing is None:
-            raise
-        advice = f"export it where it was fitted: clipadapter export {quote_path(request.model)}"
-        raise MissingExtraError(f"{missing}; or {advice}") from error
-    own = request.keywords(classifier.uncertainty_, classifier.class_names_)
-
-    def finish() -> None:
-        from clipadapter.export.exporter import export_to_cache
-
-        if request.encoder.is_default:
-            export_to_cache(classifier, request.model, load_tower=True)
-
-    return OpenModel(
-        classifier.class_names_,
-        lambda pictures: classifier.iter_predictions(pictures, views=request.views, **own),
-        finish,
-    )
-
-
-def _open_cached(request: PredictRequest) -> OpenModel | None:
-    """The cached file of a model, if the inputs are a few picture files and all options have their defaults."""
-    from clipadapter.runtime.cached import open_cached
-
-    if not request.encoder.is_default or request.views > 1 or len(request.inputs) > MAX_QUICK_PICTURES:
-        return None
-    if any(Path(text).suffix.lower() not in IMAGE_SUFFIXES for text in request.inputs):
-        return None
-    if (file := open_cached(request.model)) is None:
-        return None
-    own = request.keywords(file.uncertainty, file.class_names)
-    return OpenModel(file.class_names, lambda pictures: file.classify([path for path in pictures if path], **own))
-
-
-class PictureAnswers:
-    """The predictions for pictures; ``note`` makes what `taken` keeps of each, as it is before the picture is read."""
-
-    what = "pictures"
-
-    def __init__(self, request: PredictRequest, note: Callable[[Path], Any], quick: bool) -> None:
-        self._request, self._note, self._quick = request, note, quick
-        pictures = _list_pictures(request.inputs)
-        # The number, known unless they come from standard input, decides whether to look for a faster backend.
-        listed = None if "-" in request.inputs else [path for path in pictures if path is not None]
-        self.total = None if listed is None else len(listed)
-        self._pictures: Iterator[Path | None] = pictures if listed is None else iter(listed)
-        self.class_names: Sequence[str] = ()
-        self.taken: deque[Any] = deque()
-        """Of the pictures that the model has, and whose predictions were not stamped."""
-
-    def skip_answered(self, file: PredictionFile) -> None:
-        """Leave out the pictures that the parts of an earlier run answer."""
-        while (length := file.next_length()) is not None:
-            part = list(islice((path for path in self._pictures if path is not None), length))
-            self.taken.extend(map(self._note, part))
-            stamp = self.stamp(len(part))
-            if len(part) < length or not file.keep_next(stamp):
-                file.drop_rest()
-                self._pictures = chain(part, self._pictures)
-
-    def blocks(self) -> Iterator[Rows]:
-        """The predictions, one by one."""
-        pictures: list[Path] | Iterator[Path | None] = self._noted()
-        if self.total is not None:
-            pictures = [path for path in pictures if path is not None]
-            if not pictures:
-                return
-        model = open_model(self._request, self._quick)
-        self.class_names = model.class_names
-        yield from ([prediction] for prediction in model.predict(pictures))
-        model.finish()
-
-    def _noted(self) -> Iterator[Path | None]:
-        for path in self._pictures:
-            if path is not None:
-                self.taken.append(self._note(path))
-            yield path
-
-    def stamp(self, n: int) -> str:
-        """The stamp of the next pictures that have a prediction."""
-        from clipadapter.cli.prediction_files import stamp_files
-
-        return stamp_files(self.taken.popleft() for _ in range(n))
 
 
 def _list_pictures(inputs: Sequence[str]) -> Iterator[Path | None]:
@@ -468,13 +370,65 @@ def _expand(path: Path) -> Iterable[Path]:
         return [path]
 
 
-class TableAnswers:
+def _open_model(
+    request: PredictRequest, pictures: list[Path] | Iterator[Path | None], quick: bool
+) -> tuple[Sequence[str], Iterable[Prediction]]:
+    """Open a saved model or an exported file: the names of its classes, and its predictions in order.
+
+    None among the pictures says that the next one is not there yet. If it may be `quick`, few picture files are
+    answered without torch, by the cached file of the model; if none of them exists, no model is opened.
+    """
+    if is_model_file(request.model):
+        from clipadapter.runtime import DEFAULT_BATCH_SIZE
+
+        file = request.encoder.open_exported(request.model)
+        own = request.keywords(file.uncertainty, file.class_names)
+        batch_size = min(request.encoder.batch_size, DEFAULT_BATCH_SIZE)
+        return file.class_names, file.iter_predictions(iter(pictures), batch_size=batch_size, **own)
+    if quick and all(text != "-" and is_missing(Path(text)) for text in request.inputs):
+        from clipadapter.utils.prediction import unreadable
+
+        return (), (unreadable(str(path), "no such file") for path in pictures)
+    is_plain = quick and request.encoder.is_default and request.views == 1
+    if is_plain and isinstance(pictures, list) and len(pictures) <= MAX_QUICK_PICTURES:
+        from clipadapter.runtime.cached import open_cached
+
+        if all(Path(text).suffix.lower() in IMAGE_SUFFIXES for text in request.inputs) and (
+            cached := open_cached(request.model)
+        ):
+            own = request.keywords(cached.uncertainty, cached.class_names)
+            return cached.class_names, cached.classify(pictures, **own)
+    return _open_saved(request, pictures)
+
+
+def _open_saved(
+    request: PredictRequest, pictures: list[Path] | Iterator[Path | None]
+) -> tuple[Sequence[str], Iterable[Prediction]]:
+    try:
+        model = request.encoder.load(request.model)
+    except ModuleNotFoundError as error:
+        missing = needs_training(error, "the folder of a saved model")
+        if missing is None:
+            raise
+        advice = f"export it where it was fitted: clipadapter export {quote_path(request.model)}"
+        raise MissingExtraError(f"{missing}; or {advice}") from error
+    own = request.keywords(model.uncertainty_, model.class_names_)
+
+    def predict() -> Iterator[Prediction]:
+        yield from model.iter_predictions(pictures, views=request.views, **own)
+        if request.encoder.is_default:
+            from clipadapter.export.exporter import export_to_cache
+
+            export_to_cache(model, request.model, load_tower=True)
+
+    return model.class_names_, predict()
+
+
+class TableRows:
     """The predictions of a saved model without its encoder for the rows of tables of features."""
 
-    what, total = "rows", None
-
     def __init__(self, request: PredictRequest) -> None:
-        from clipadapter.classifier.answers import answer_features, predict_columns
+        from clipadapter.classifier.answers import predict_columns
         from clipadapter.classifier.encoder_choice import find_blocks
         from clipadapter.cli.prediction_files import file_facts
         from clipadapter.features import open_feature_table
@@ -482,38 +436,24 @@ class TableAnswers:
 
         model = load_model(request.model)
         # A head that predicts through the text tower gets it from the encoder.
-        head = request.encoder.load(request.model).head_ if model.head.needs_tower else model.head
+        if model.head.needs_tower:
+            model = replace(model, head=request.encoder.load(request.model).head_)
         self.class_names: Sequence[str] = model.text.labels
-        self.taken: deque[Any] = deque()  # rows have no file
         tables = [(table, find_blocks(model, table)) for table in map(open_feature_table, request.tables)]
         self._files = [(table, blocks, file) for table, blocks in tables for file in table.files]
         self._facts = [file_facts(Path(file)) for _, _, file in self._files]
         self._starts = list(accumulate((table.count_rows(file) for table, _, file in self._files), initial=0))
-        self._next = 0  # number of the first row without a stamp
+        self.n_rows = self._starts[-1]
         own = request.keywords(model.uncertainty, self.class_names)
         top, adapt = own.pop("top"), own.pop("adapt")
-        is_ordered, width = adapt is not None, model.encoder.text_dim
+        self._answer = lambda features: predict_columns(model, features, top, own, adapt)
 
-        def answer(features: Any) -> Any:
-            return answer_features(head, model.fold_heads, model.uncertainty, features, width, own, adapt)
-
-        self._answer = lambda features: predict_columns(answer, features, self.class_names, top, ordered=is_ordered)
-
-    def skip_answered(self, file: PredictionFile) -> None:
-        """Leave out the rows that the parts of an earlier run answer."""
-        while length := file.next_length():
-            first = self._next
-            if first + length > self._starts[-1] or not file.keep_next(self.stamp(length)):
-                file.drop_rest()
-                self._next = first
-
-    def blocks(self) -> Iterator[Rows]:
-        """The predictions for batches of rows."""
+    def blocks(self, first: int = 0) -> Iterator[AnsweredRows]:
+        """The predictions for batches of rows, from the first on that is asked for."""
         from clipadapter.cli.prediction_files import AnsweredRows
 
-        n_skipped = self._next
         for (features, blocks, path), start, end in zip(self._files, self._starts, self._starts[1:], strict=False):
-            row = min(max(start, n_skipped), end)
+            row = min(max(start, first), end)
             for batch in _read_ahead(features.batches(path, blocks, row - start)):
                 row += len(batch.paths)
                 yield AnsweredRows(batch.paths, batch.errors, self._answer(batch.features))
@@ -521,13 +461,12 @@ class TableAnswers:
                 given = f"had {end - start} rows and gave {row - start}"
                 raise DataError(f"{path} {given}: it was changed meanwhile; start again")
 
-    def stamp(self, n: int) -> str:
-        """The stamp of the next rows: of their files as they were before they were read, and of their numbers."""
+    def stamp(self, first: int, n: int) -> str:
+        """The stamp of `n` rows: of their files as they were before they were read, and of their numbers."""
         from clipadapter.cli.prediction_files import stamp_files
 
-        first, self._next = self._next, self._next + n
         spans = zip(self._facts, self._starts, self._starts[1:], strict=False)
-        return stamp_files((facts for facts, start, end in spans if start < self._next and end > first), first, n)
+        return stamp_files((facts for facts, start, end in spans if start < first + n and end > first), first, n)
 
 
 def _read_ahead(items: Iterator[T]) -> Iterator[T]:
