@@ -1,10 +1,12 @@
-"""Towers with inner layers become graphs of ONNX and OpenVINO for any number of pictures, also at the second size."""
+"""Towers of timm with inner layers become graphs for any number of pictures, also at the second size.
+
+Those of CLIP's towers are in tests/export/test_encoders.py.
+"""
 
 import numpy as np
 import pytest
 import torch
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
 
 from clipadapter.backends.base import telemetry_disabled
 from clipadapter.backends.onnxruntime import write_onnx
@@ -17,9 +19,6 @@ from clipadapter.utils.pixels import PixelSpec
 from .expected_layers import TowerEncoder, random_tower
 
 TOWERS = {
-    "transformer": lambda: TowerEncoder(
-        random_tower(lambda: VisionTransformer(32, 16, 32, 2, 2, 4, output_dim=8)), 8, 32
-    ),
     "timm transformer": lambda: TowerEncoder(
         random_tower(lambda: TimmModel("test_vit3", 96, 160, "map", "none")), 96, 160
     ),

@@ -91,105 +91,100 @@ def archive(path, members):
             tar.addfile(info, io.BytesIO(data))
 
 
-def test_shards_have_the_features_of_extract(pictures, tmp_path, toy):
-    assert make(pictures, tmp_path / "out") == (20, 0)
-    result = read_features(tmp_path / "out")
-    np.testing.assert_allclose(result.X, extract(toy, files_of(pictures)).features[:, 0], atol=1e-5)
-    assert result.y == ("cat",) * 10 + ("dog",) * 10
-    assert result.provenance["fingerprint"] == toy.info.fingerprint
+def errors_in(out):
+    """Why pictures in the shards of a folder could not be read, sorted."""
+    rows = [row for shard in out.glob("*.parquet") for row in parquet.read_table(shard).to_pylist()]
+    assert [row["feature"] is None for row in rows] == [row["error"] is not None for row in rows]
+    return sorted(row["error"] for row in rows if row["error"])
 
 
-def test_a_path_in_a_file_system_is_a_source(pictures, tmp_path, toy):
-    inner = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    assert make("data", tmp_path / "out", filesystem=inner) == (20, 0)
-    expected = extract(toy, files_of(pictures)).features[:, 0]
-    np.testing.assert_allclose(read_features(tmp_path / "out").X, expected, atol=1e-5)
-    assert make(f"file://{pictures}", tmp_path / "other") == (20, 0)
-
-
-def test_a_table_of_bytes_and_a_table_of_paths(pictures, tmp_path, toy):
+def test_shards_have_the_features_of_extract_whatever_the_source(pictures, tmp_path, toy):
     paths = files_of(pictures)
-    labels, parts = [path.parent.name for path in paths], ["train"] * 15 + ["test"] * 5
     expected = extract(toy, paths).features[:, 0]
+    labels, parts = [path.parent.name for path in paths], ["train"] * 15 + ["test"] * 5
     table(tmp_path / "bytes.parquet", bytes=[path.read_bytes() for path in paths], label=labels, split=parts)
     table(tmp_path / "paths.parquet", path=[str(path.relative_to(tmp_path)) for path in paths], label=labels)
-    for name in ("bytes", "paths"):
-        assert make(tmp_path / f"{name}.parquet", tmp_path / name) == (20, 0)
-        assert len(list((tmp_path / name).glob("*.parquet"))) == 3  # row groups of 8
-        np.testing.assert_allclose(read_features(tmp_path / name).X, expected, atol=1e-5)
-    np.testing.assert_allclose(read_features(tmp_path / "bytes", "test").X, expected[15:], atol=1e-5)
-
-
-def test_archives_of_webdataset(pictures, tmp_path, toy):
-    paths = files_of(pictures)
-    folder = tmp_path / "tars" / "train"
-    folder.mkdir(parents=True)
+    (tmp_path / "tars" / "train").mkdir(parents=True)
     for i in range(2):
         own = paths[10 * i : 10 * i + 10]
         members = [
-            (f"{p.stem}.{end}", p.read_bytes() if end == "png" else b"7\n") for p in own for end in ("cls", "png")
+            (f"{path.stem}.{end}", path.read_bytes() if end == "png" else label.encode() + b"\n")
+            for path, label in zip(own, labels[10 * i :], strict=False)
+            for end in ("cls", "png")
         ]
-        archive(folder / f"{i}.tar", [*members, ("notes.txt", b"no picture")])
-    assert make(tmp_path / "tars", tmp_path / "out") == (20, 0)
-    result = read_features(tmp_path / "out", "train")
-    assert set(result.y) == {"7"}
-    np.testing.assert_allclose(result.X, extract(toy, paths).features[:, 0], atol=1e-5)
+        archive(tmp_path / "tars" / "train" / f"{i}.tar", [*members, ("notes.txt", b"no picture")])
+    inner = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    sources = {"folder": pictures, "uri": f"file://{pictures}", "inner": "data", "tars": tmp_path / "tars"}
+    sources |= {name: tmp_path / f"{name}.parquet" for name in ("bytes", "paths")}
+    for name, source in sources.items():
+        out = tmp_path / f"of-{name}"
+        assert make(source, out, filesystem=inner if name == "inner" else None) == (20, 0)
+        result = read_features(out)
+        np.testing.assert_allclose(result.X, expected, atol=1e-5)
+        assert result.y == tuple(labels) == ("cat",) * 10 + ("dog",) * 10
+        assert result.provenance["fingerprint"] == toy.info.fingerprint
+        if name in ("bytes", "paths"):
+            assert len(list(out.glob("*.parquet"))) == 3  # row groups of 8
+    np.testing.assert_allclose(read_features(tmp_path / "of-bytes", "test").X, expected[15:], atol=1e-5)
+    assert open_feature_table(tmp_path / "of-tars").splits == ("train",)
 
 
 def test_an_unreadable_picture_is_a_row_that_says_why(pictures, tmp_path):
     (pictures / "cat" / "03.png").write_bytes(b"no picture")
     (pictures / "dog" / "12.png").write_bytes(b"")
     assert make(pictures, tmp_path / "out", size=100) == (20, 2)
-    (shard,) = (tmp_path / "out").glob("*.parquet")
-    rows = parquet.read_table(shard).to_pylist()
-    assert {Path(row["path"]).name: row["error"] for row in rows if row["error"]} == {
-        "03.png": "not an image",
-        "12.png": "file is empty",
-    }
-    assert [row["feature"] is None for row in rows] == [row["error"] is not None for row in rows]
+    assert errors_in(tmp_path / "out") == ["file is empty", "not an image"]
     assert len(read_features(tmp_path / "out")) == 18
 
 
-def test_a_picture_of_an_archive_that_is_too_large_is_a_row_that_says_so(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("clipadapter.features.collection.MAX_IMAGE_BYTES", 1 << 20)
-    (tmp_path / "tars").mkdir()
-    members = [("a.png", files_of(pictures)[0].read_bytes()), ("b.png", bytes((1 << 20) + 1))]
-    archive(tmp_path / "tars" / "0.tar", members)
-    assert make(tmp_path / "tars", tmp_path / "out") == (2, 1)
-    (shard,) = (tmp_path / "out").glob("*.parquet")
-    assert [row["error"] for row in parquet.read_table(shard).to_pylist()] == [None, "too large: over 1 MiB"]
+LONG_NAME = tarfile.TarInfo("b")
+LONG_NAME.type, LONG_NAME.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
 
 
-def test_a_sample_of_an_archive_is_too_large_where_its_pictures_together_are(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("clipadapter.features.collection.MAX_SAMPLE_BYTES", 1 << 20)
+@pytest.mark.parametrize(
+    ("limit", "members", "end", "counts", "reasons"),
+    [
+        # A picture of an archive that is too large by itself.
+        ("MAX_IMAGE_BYTES", [("a.png", 0), ("b.png", (1 << 20) + 1)], b"", (2, 1), ["too large: over 1 MiB"]),
+        # Pictures of one sample that are too large together, or alone.
+        (
+            "MAX_SAMPLE_BYTES",
+            [*((f"a.{i}.png", 1 << 19) for i in range(4)), ("a.bin", 1 << 21), ("b.png", 1 << 19)]
+            + [("c.0.png", 1 << 21), ("c.1.png", 1 << 19)],
+            b"",
+            (7, 3),
+            ["too large: over 1 MiB"] * 3,
+        ),
+        (
+            None,
+            [("first.png", 0), *((f"a.{i}.bin", 0) for i in range(1001))],
+            b"",
+            (2, 1),
+            ["the archive is damaged from here on: more than 1,000 files have the name of one sample"],
+        ),
+        (
+            None,
+            [("first.png", 0)],
+            LONG_NAME.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20),
+            (1, 1),  # the sample before it is not known to be whole
+            [f"the archive is damaged from here on: a header has {1 << 40:,} bytes, but at most 1,048,576 are read"],
+        ),
+    ],
+    ids=["large picture", "large sample", "endless sample", "endless header"],
+)
+def test_an_archive_asks_for_bounded_memory(limit, members, end, counts, reasons, pictures, tmp_path, monkeypatch):
+    if limit:
+        monkeypatch.setattr(f"clipadapter.features.collection.{limit}", 1 << 20)
     (tmp_path / "tars").mkdir()
     data = files_of(pictures)[0].read_bytes()
-    padded, large = data + bytes((1 << 19) - len(data)), data + bytes(1 << 21)
-    members = [*((f"a.{i}.png", padded) for i in range(4)), ("a.bin", bytes(1 << 21)), ("b.png", padded)]
-    archive(tmp_path / "tars" / "0.tar", [*members, ("c.0.png", large), ("c.1.png", padded)])
-    assert make(tmp_path / "tars", tmp_path / "out") == (7, 3)
-    (shard,) = (tmp_path / "out").glob("*.parquet")
-    reasons = [row["error"] for row in parquet.read_table(shard).to_pylist() if row["error"]]
-    assert reasons == ["too large: over 1 MiB"] * 3
-
-
-def test_an_archive_with_a_header_or_a_sample_without_an_end_is_damaged_there(pictures, tmp_path):
-    (tmp_path / "tars").mkdir()
-    data = files_of(pictures)[0].read_bytes()
-    archive(tmp_path / "tars" / "0.tar", [("first.png", data), *((f"a.{i}.bin", b"") for i in range(1001))])
-    long_name = tarfile.TarInfo("b")
-    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
-    archive(tmp_path / "tars" / "1.tar", [("first.png", data)])
-    content = (tmp_path / "tars" / "1.tar").read_bytes().rstrip(b"\0")
-    content += bytes(-len(content) % 512)
-    (tmp_path / "tars" / "1.tar").write_bytes(content + long_name.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
-    assert make(tmp_path / "tars", tmp_path / "out") == (3, 2)
-    rows = [row for shard in (tmp_path / "out").glob("*.parquet") for row in parquet.read_table(shard).to_pylist()]
-    assert {row["error"] for row in rows} == {
-        None,
-        "the archive is damaged from here on: more than 1,000 files have the name of one sample",
-        f"the archive is damaged from here on: a header has {1 << 40:,} bytes, but at most 1,048,576 are read",
-    }
+    archive(tmp_path / "tars" / "0.tar", [(name, data + bytes(max(0, size - len(data)))) for name, size in members])
+    content = (tmp_path / "tars" / "0.tar").read_bytes()
+    if end:
+        content = content.rstrip(b"\0")
+        content += bytes(-len(content) % 512) + end
+    (tmp_path / "tars" / "0.tar").write_bytes(content)
+    assert make(tmp_path / "tars", tmp_path / "out") == counts
+    assert errors_in(tmp_path / "out") == reasons
 
 
 def test_a_damaged_archive_keeps_what_came_before(pictures, tmp_path):
@@ -201,33 +196,26 @@ def test_a_damaged_archive_keeps_what_came_before(pictures, tmp_path):
     assert (5 < made < 15, unreadable) == (True, 1)
 
 
-def test_existing_shards_are_not_written_again_and_a_new_picture_is(pictures, tmp_path):
+def test_existing_shards_are_counted_and_not_written_again_and_a_new_picture_is(pictures, tmp_path):
+    """Another worker may have written a shard before it died."""
+
+    def written():
+        return {(file.name, file.stat().st_mtime_ns) for file in (tmp_path / "out").glob("*.parquet")}
+
+    (pictures / "dog" / "12.png").write_bytes(b"")
     make(pictures, tmp_path / "out", only=2)
     with pytest.raises(DataError, match=r"2 of 4 shards .* are missing"):
         read_features(tmp_path / "out")
-    first = written(tmp_path / "out")
-    make(pictures, tmp_path / "out")
-    second = written(tmp_path / "out")
+    first = written()
+    assert make(pictures, tmp_path / "out") == (20, 1)
+    second = written()
     assert (len(first), len(second)) == (2, 4)
     assert first < second
-    make(pictures, tmp_path / "out")
-    assert written(tmp_path / "out") == second
+    assert make(pictures, tmp_path / "out") == (20, 1)
+    assert written() == second
     Image.new("RGB", (16, 12), "red").save(pictures / "cat" / "00.png")
     make(pictures, tmp_path / "out")
-    assert len(written(tmp_path / "out") - second) == 1
-
-
-def written(out):
-    return {(file.name, file.stat().st_mtime_ns) for file in out.glob("*.parquet")}
-
-
-def test_the_pictures_of_a_shard_whose_worker_died_after_it_wrote_it_are_counted(pictures, tmp_path, monkeypatch):
-    """The unit is given to another worker, which finds the file."""
-    (pictures / "cat" / "03.png").write_bytes(b"no picture")
-    (pictures / "dog" / "12.png").write_bytes(b"")
-    assert make(pictures, tmp_path / "out", size=7) == (20, 2)
-    monkeypatch.setattr("clipadapter.features.ray_extract.encode_pictures", None)
-    assert make(pictures, tmp_path / "out", size=7) == (20, 2)
+    assert len(written() - second) == 1
 
 
 def test_a_damaged_shard_that_another_worker_left_is_named(pictures, tmp_path, no_waits):
@@ -412,9 +400,7 @@ def test_an_outage_makes_no_picture_unreadable(pictures, tmp_path, no_waits):
 @pytest.mark.parametrize(("failures", "unreadable"), [(1, 0), (2, 0), (1_000_000, 1)])
 def test_a_file_that_a_storage_never_gives_is_an_unreadable_picture(failures, unreadable, pictures, tmp_path, no_waits):
     assert make(pictures, tmp_path / "out", filesystem=FailingFiles("03.png", failures)) == (20, unreadable)
-    shards = [parquet.read_table(shard).to_pylist() for shard in (tmp_path / "out").glob("*.parquet")]
-    errors = [row["error"] for rows in shards for row in rows if row["error"]]
-    assert errors == ["can't be opened: Connection reset by peer"] * unreadable
+    assert errors_in(tmp_path / "out") == ["can't be opened: Connection reset by peer"] * unreadable
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])

@@ -103,7 +103,7 @@ def test_a_warm_start_ends_near_the_fit_from_scratch(name):
     assert (warm.predict(X) == full.predict(X)).mean() > 0.95
 
 
-@pytest.mark.parametrize("name", ["linear-probe", "lp++", "svl-adapter", "zs-lp", "coop"])
+@pytest.mark.parametrize("name", ["linear-probe", "lp++", "zs-lp"])
 def test_a_plain_fit_of_the_same_object_starts_from_scratch(name):
     warm, full = two_fits(name)
     again = fitted(clone(warm).fit_from(earlier(name), *shots(NEW), text=class_text(NEW)), NEW)

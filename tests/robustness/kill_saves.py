@@ -20,6 +20,8 @@ import shutil
 import signal
 import sys
 from contextlib import nullcontext
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -202,23 +204,23 @@ def state_after(action, first, root):
     return before, after
 
 
-def attack(name, first, root, step, second):
-    """One kill, perhaps another, and the next command; gives the faults, and whether anybody was killed."""
+def attack(name, first, root, step, stop="killed", second=None):
+    """One kill or full disk, perhaps another kill, and the next command; the faults, and how many were stopped."""
     folder = root / "attack" / "model"
     shutil.copytree(first, folder, symlinks=True)
-    person = Foreign(folder)
-    action, expected = SCENARIOS[name], STATES[name]
-    faults = []
+    person, (before, after) = Foreign(folder), STATES[name]
+    faults, number = [], 1
     try:
-        ended = run(action, folder, step)
-        if ended and second is None:
-            return [], 0
+        ended = run(SCENARIOS[name], folder, step, stop)
+        number = int(not ended)
+        # A disk that is full stops a save as an error; a kill may come after its last operation.
+        expected = [before, after] if stop == "killed" else [after if ended else before]
         found, state = faults_of(folder, expected)
         faults += found + [f"lost: {one}" for one in person.lost()]
+        faults += left_over(folder) if stop == "full" and not ended else []
         person.write()
-        kills = int(not ended)
         if second is not None and not run(change(1), folder, second):
-            kills += 1
+            number += 1
             found, state = faults_of(folder, [state, (state[0] + 1, 1, False)])
             faults += found + [f"lost: {one}" for one in person.lost()]
             person.write()
@@ -231,33 +233,10 @@ def attack(name, first, root, step, second):
         History.load(folder).undo(to=1)
     except Exception as error:  # noqa: BLE001
         faults.append(f"{type(error).__name__}: {error}")
-        kills = 1
     finally:
         person.close()
         shutil.rmtree(folder.parent)
-    return [f"{name}, kill {step}, then {second}: {one}" for one in faults], kills
-
-
-def fill_disk(name, first, root, step):
-    """A save on a disk that becomes full, then one with space again; gives the faults, and whether it was full."""
-    folder = root / "attack" / "model"
-    shutil.copytree(first, folder, symlinks=True)
-    person, expected = Foreign(folder), STATES[name]
-    faults, ended = [], False
-    try:
-        ended = run(SCENARIOS[name], folder, step, "full")
-        faults += faults_of(folder, [expected[1] if ended else expected[0]])[0]
-        if not ended:
-            faults += left_over(folder)
-        run(change(4), folder)
-        faults += faults_of(folder, [(History.load(folder).version, 4, False)])[0]
-        faults += [f"lost: {one}" for one in person.lost()]
-    except Exception as error:  # noqa: BLE001
-        faults.append(f"{type(error).__name__}: {error}")
-    finally:
-        person.close()
-        shutil.rmtree(folder.parent)
-    return [f"{name}, full from {step}: {one}" for one in faults], not ended
+    return [f"{name}, {stop} from {step}, then {second}: {one}" for one in faults], number
 
 
 def first_save(root, step):
@@ -294,13 +273,12 @@ def until_untouched(attempt):
 
 def every_operation(first, root):
     """Kills and full disks at every operation of every scenario: faults, and how many operations there are."""
-    faults, kills, full = [], {}, {}
-    for name in SCENARIOS:
-        found, kills[name] = until_untouched(lambda step, name=name: attack(name, first, root, step, None))
-        found_full, full[name] = until_untouched(lambda step, name=name: fill_disk(name, first, root, step))
-        faults += found + found_full
-    found, kills["first save"] = until_untouched(lambda step: first_save(root, step))
-    return faults + found, kills, full
+    faults, steps = [], {"killed": {}, "full": {}}
+    for (stop, numbers), name in product(steps.items(), SCENARIOS):
+        found, numbers[name] = until_untouched(partial(attack, name, first, root, stop=stop))
+        faults += found
+    found, steps["killed"]["first save"] = until_untouched(partial(first_save, root))
+    return faults + found, steps["killed"], steps["full"]
 
 
 def at_random(first, root, seed, kills):
@@ -309,10 +287,10 @@ def at_random(first, root, seed, kills):
     faults, done, full = [], 0, 0
     while done < kills:
         name = rng.choice(list(SCENARIOS))
-        found, number = attack(name, first, root, rng.randrange(70), rng.randrange(90))
+        found, number = attack(name, first, root, rng.randrange(70), second=rng.randrange(90))
         faults, done = faults + found, done + number
         if rng.randrange(4) == 0 or not full:
-            found, was_full = fill_disk(name, first, root, rng.randrange(25))
+            found, was_full = attack(name, first, root, rng.randrange(25), "full")
             faults, full = faults + found, full + was_full
     return faults, done, full
 

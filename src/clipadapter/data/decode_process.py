@@ -3,7 +3,10 @@
 A call into a decoder's C code can't be stopped in a thread, and some decoders hold Python's global lock. A process has
 a timer that limits its processor time and a limit of the memory that it allocates, and its parent can kill it.
 Processes are reused for later pictures. Each decodes one picture at a time, and ends when its input is closed.
-`decode_server` is what runs in them.
+
+Protocol: the parent sends a line of JSON and the file. The process replies with a line that has the size of the
+picture, or the reason why it can't be read. When enough memory is free, the parent sends a line, and the process
+replies with a line that has the size again, and the pixels.
 
 Here and in this process threads share a memory budget, and wait until enough of it is free. The peak memory of a
 decoder is a multiple of the picture's size, and depends on the format. Without a budget a process would need that peak
@@ -24,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from clipadapter.errors import ImageError
 
@@ -41,13 +44,17 @@ BUDGET_DIVISOR = 4
 """The budget is the memory of the machine or container, divided by this."""
 PROCESS_BYTES_PER_PIXEL = 32
 """For formats that a separate process decodes: up to 25 in that process, and 7 in the one that receives the pixels."""
+SPARE_BYTES = 256 << 20
+"""Memory that a process can allocate in addition to that of its picture."""
+MAX_DECODER_THREADS = 4
+"""Threads of one process for AVIF or HEIC."""
 
 _JPEG_BYTES, _OTHER_BYTES = 12, 20
 """Peak bytes per pixel: the picture in the mode of the file and in RGB, of four bytes each, a copy during rotation, and
 the decoder's own buffers, which are largest for WebP: two canvases and a copy."""
 _COEFFICIENT_BYTES = 8
 """Per pixel of the whole file, even if it is shrunk: a decoder of a JPEG with several scans keeps the coefficients."""
-_START = "import sys; sys.path[:] = {path!r}; from clipadapter.data.decode_server import serve; serve()"
+_START = "import sys; sys.path[:] = {path!r}; from clipadapter.data.decode_process import serve; serve()"
 
 
 def peak_bytes(kind: str, pixels: int, decoded_pixels: int, is_multi_scan: bool = False) -> int:
@@ -271,6 +278,88 @@ class DecoderProcesses:
         if hasattr(signal, "SIGPROF") and ended == -signal.SIGPROF:
             return f"too costly to decode: more than {max_seconds:g} seconds of processor time"
         return f"the decoder process ended ({ended}): out of memory, stopped, or too slow"
+
+
+# ---- In a decoder process ----
+
+
+def serve() -> None:
+    """Main function of a decoder process: decode one picture after the other until the input is closed."""
+    # Output of a decoder must not get between the pixels.
+    source, target = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    if hasattr(signal, "SIGINT"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # sent by the terminal to all processes: the parent decides
+    _limit_decoders()
+    while line := source.readline():
+        _serve_one(json.loads(line), source, target)
+
+
+def _limit_decoders() -> None:
+    """Limit the threads of decoders, and what they read beside the picture."""
+    from clipadapter.utils.parallel import count_cores
+
+    n_threads = min(MAX_DECODER_THREADS, count_cores())
+    with contextlib.suppress(ImportError):
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = n_threads
+    with contextlib.suppress(ImportError):
+        from pi_heif import options
+
+        options.DECODE_THREADS = n_threads
+        options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
+
+
+def _serve_one(request: dict[str, Any], source: IO[bytes], target: IO[bytes]) -> None:
+    from clipadapter.data.images import finish_image, open_image  # which imports this file
+
+    data = source.read(request["bytes"])
+
+    def reply(line: dict[str, Any], pixels: bytes = b"") -> None:
+        target.write(json.dumps(line).encode() + b"\n")
+        target.write(pixels)
+        target.flush()
+
+    try:
+        _limit_seconds(request["max_seconds"])
+        _limit_memory(0)
+        image, _ = open_image(data, request["name"], request["max_pixels"])
+        reply({"size": image.size})
+        source.readline()
+        _limit_memory(PROCESS_BYTES_PER_PIXEL * image.width * image.height)
+        rgb = finish_image(image, request["name"])
+        _limit_seconds(0)
+        reply({"size": rgb.size}, rgb.tobytes())
+    except ImageError as error:
+        reply({"reason": error.reason})
+
+
+def _limit_seconds(seconds: float) -> None:
+    """Limit the processor time of all threads together, from now on; 0: no limit."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _limit_memory(size: int) -> None:
+    try:
+        import resource
+    except ImportError:
+        return
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the hard limit is lower
+        used = _data_bytes()
+        if used:
+            # Not RLIMIT_AS: allocators reserve address space for each thread that they never use.
+            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            resource.setrlimit(resource.RLIMIT_DATA, (used + size + SPARE_BYTES, hard))
+
+
+def _data_bytes() -> int:
+    """Memory that this process has allocated; 0 if the system does not report it."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 DECODER_PROCESSES = DecoderProcesses()

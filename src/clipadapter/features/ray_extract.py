@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -188,7 +188,14 @@ def _try_to_write(job: RayJob, unit: WorkUnit, is_last_try: bool) -> tuple[int, 
     path = posixpath.join(job.folder, shard_name(unit, job.plan.fingerprint))
     if is_file(job.target, path):
         return count_pictures(job.target, path)
-    rows = list(encode_pictures(encoder, unit.images(job.source, is_last_try), pool, readers, job.batch_size))
+    rows = []
+    extraction = ExtractionJob(encoder, None, batch_size=job.batch_size, workers=readers)
+    with closing(run_job(extraction, unit.images(job.source, is_last_try), pool)) as batches:
+        for each in chain.from_iterable(batches):
+            picture, values = each.source, each.values
+            assert isinstance(picture, ImageRef) and values is not None
+            error, feature = (values.reason, None) if isinstance(values, ImageError) else (None, values[0])
+            rows.append(FeatureRow(picture.path, picture.label, picture.split, feature, error, each.digest))
     lost = next((row for row in rows if row.error and row.error.startswith(NOT_OPENED)), None)
     if lost and not is_local and all(row.digest is None for row in rows):
         # One picture that can't be read is its own fault. If none can, the fault is the storage's, for a time only.
@@ -201,19 +208,6 @@ def shard_name(unit: WorkUnit, fingerprint: str) -> str:
     """File name of the features of a unit."""
     facts = json.dumps([1, fingerprint, unit.stamp, unit.group]).encode()
     return blake2b(facts, digest_size=16).hexdigest() + ".parquet"
-
-
-def encode_pictures(
-    encoder: Encoder, pictures: Iterable[ImageRef], threads: Executor, n_threads: int, batch_size: int
-) -> Iterator[FeatureRow]:
-    """Features of pictures in order. These threads read and prepare pictures while the encoder works."""
-    job = ExtractionJob(encoder, None, batch_size=batch_size, workers=n_threads)
-    with closing(run_job(job, pictures, threads)) as batches:
-        for extracted in chain.from_iterable(batches):
-            picture, values = extracted.source, extracted.values
-            assert isinstance(picture, ImageRef) and values is not None
-            error, feature = (values.reason, None) if isinstance(values, ImageError) else (None, values[0])
-            yield FeatureRow(picture.path, picture.label, picture.split, feature, error, extracted.digest)
 
 
 def write_shard(filesystem: Any, path: str, rows: Sequence[FeatureRow], plan: ShardPlan) -> None:
@@ -286,33 +280,26 @@ def _write_units(ray: Any, job: RayJob, units: Iterable[WorkUnit], workers: int 
                 running[task.remote(shared_job, unit)] = unit
             for reference in ray.wait(list(running), num_returns=1, timeout=CHECK_SECONDS)[0]:
                 unit = running.pop(reference)
-                counts = _get_counts(ray, reference)
-                if isinstance(counts, tuple):
+                try:
+                    counts = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise _explain(error.cause) from error
+                except ray.exceptions.RayError as error:
+                    attempts[unit] += 1
+                    if attempts[unit] == MAX_ATTEMPTS:
+                        reason = str(error).strip().split("\n")[0]
+                        raise DataError(
+                            f"the process that wrote the shard of {unit.describe()} died {MAX_ATTEMPTS} times, the "
+                            f"last time: {reason}; perhaps memory ran out: use fewer workers per node (cores=) or a "
+                            "smaller batch_size; the written shards are kept, call again"
+                        ) from error
+                    queue.append(unit)  # last, since the place that is free now may be one where processes die
+                else:
                     pictures, unreadable = pictures + counts[0], unreadable + counts[1]
-                    continue
-                attempts[unit] += 1
-                if attempts[unit] == MAX_ATTEMPTS:
-                    raise DataError(
-                        f"the process that wrote the shard of {unit.describe()} died {MAX_ATTEMPTS} times, the last "
-                        f"time: {counts}; perhaps memory ran out: use fewer workers per node (cores=) or a smaller "
-                        "batch_size; the written shards are kept, call again"
-                    )
-                queue.append(unit)  # last, since the place that is free now may be one where processes die
     finally:
         for reference in running if ray.is_initialized() else ():  # else Ray would start again, only to cancel
             ray.cancel(reference, force=True)
     return pictures, unreadable
-
-
-def _get_counts(ray: Any, reference: Any) -> tuple[int, int] | str:
-    """The result of a task, or why its process or node died; an error that it raised itself is raised."""
-    try:
-        counts: tuple[int, int] = ray.get(reference)
-        return counts
-    except ray.exceptions.RayTaskError as error:
-        raise _explain(error.cause) from error
-    except ray.exceptions.RayError as error:
-        return str(error).strip().split("\n")[0]
 
 
 def _count_slots(ray: Any, cores: int, gpus: float) -> int:

@@ -507,20 +507,16 @@ def _read_batch(batch: Any, columns: Mapping[str, int]) -> FeatureBatch:
         errors = [error or None for error in _decode(batch.column("error"))]
     has_feature = np.array([error is None for error in errors], bool)
     for name in columns:
-        if batch.column(name).null_count:
-            has_feature &= batch.column(name).is_valid().to_numpy(zero_copy_only=False)
-    if not has_feature.all():
-        for i in np.flatnonzero(~has_feature):
-            errors[i] = errors[i] or NO_FEATURE
-        batch = batch.filter(has_feature)
-    parts = [_as_matrix(batch.column(name), width) for name, width in columns.items()]
+        has_feature &= batch.column(name).is_valid().to_numpy(zero_copy_only=False)
+    for i in np.flatnonzero(~has_feature):
+        errors[i] = errors[i] or NO_FEATURE
+    readable = batch if has_feature.all() else batch.filter(has_feature)
+    parts = [_as_matrix(readable.column(name), width) for name, width in columns.items()]
     features = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
-        for i in np.flatnonzero(has_feature)[bad]:
-            errors[i] = NOT_FINITE
-        features = np.delete(features, bad, axis=0)
-    return FeatureBatch(list(map(str, paths)), errors, features, digests)
+    is_finite = np.isfinite(features).all(axis=1)
+    for i in np.flatnonzero(has_feature)[~is_finite]:
+        errors[i] = NOT_FINITE
+    return FeatureBatch(list(map(str, paths)), errors, features if is_finite.all() else features[is_finite], digests)
 
 
 def _select_features(file: str, batch: FeatureBatch, start: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:

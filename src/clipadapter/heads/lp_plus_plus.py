@@ -97,8 +97,9 @@ class LpPlusPlus(LogitAdjustedHead):
             earlier = find_warm_start(self, shots, WARM_START_SHARE, weight_=weight, bias_=bias, alpha_=alpha)
         if earlier is not None:
             learned, earlier = earlier.head, replace(earlier, origin=earlier.origin[present])
-            weight = earlier.shrink_rows(learned.weight_ - learned.alpha_[:, None] * learned.text_, weight)
-            bias, alpha = earlier.shrink_rows("bias_", bias), earlier.shrink_rows("alpha_", alpha)
+            visual = learned.weight_ - learned.alpha_[:, None] * learned.text_
+            rows = ((visual, weight), ("bias_", bias), ("alpha_", alpha))
+            weight, bias, alpha = (earlier.shrink(one, initial, by_class=True) for one, initial in rows)
         share = 1.0 if earlier is None else STEPS_SHARE
         offset = X.new_zeros(()) if log_prior is None else log_prior[present]
         with limit_threads(len(X) * len(present) * X.shape[1]):

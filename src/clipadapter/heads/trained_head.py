@@ -46,14 +46,15 @@ class WarmStart:
     origin: Tensor  # (c,) position of each class in the earlier head, -1 for a new class
     shrink_factor: float  # weight of the earlier solution; the rest is that of the initial weights
 
-    def shrink(self, name: str, initial: Tensor) -> Tensor:
-        """A new tensor between the initial one (0) and the learned one with this name (1), at the shrink factor."""
-        return torch.lerp(initial, getattr(self.head, name).to(initial), self.shrink_factor)
+    def shrink(self, learned: str | Tensor, initial: Tensor, *, by_class: bool = False) -> Tensor:
+        """A new tensor between the initial one (0) and the learned one, or that of this name (1), at the shrink factor.
 
-    def shrink_rows(self, learned: str | Tensor, initial: Tensor) -> Tensor:
-        """As `shrink`, for a tensor (c, ...) with one row per class, or its name; new classes get their initial row."""
-        rows = getattr(self.head, learned) if isinstance(learned, str) else learned
-        shrunk = torch.lerp(initial, remap_rows(rows, self.origin).to(initial), self.shrink_factor)
+        Of tensors (c, ...) with one row per class, a new class gets its initial row.
+        """
+        tensor = getattr(self.head, learned) if isinstance(learned, str) else learned
+        if not by_class:
+            return torch.lerp(initial, tensor.to(initial), self.shrink_factor)
+        shrunk = torch.lerp(initial, remap_rows(tensor, self.origin).to(initial), self.shrink_factor)
         is_known = (self.origin >= 0).view(-1, *[1] * (initial.ndim - 1)).to(initial.device)
         return torch.where(is_known, shrunk, initial)
 
@@ -185,8 +186,7 @@ class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
             warm_start = find_warm_start(self, shots, self.warm_start_share, **start)
         if warm_start is not None:
             for name, tensor in start.items():
-                shrink = warm_start.shrink_rows if name in self.class_rows else warm_start.shrink
-                tensor.copy_(shrink(name, tensor))
+                tensor.copy_(warm_start.shrink(name, tensor, by_class=name in self.class_rows))
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
             value = label_weight * loss_of(logits(gather_views(inputs, rows, views)), rows)

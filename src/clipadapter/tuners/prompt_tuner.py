@@ -119,7 +119,7 @@ class PromptTuner(ScheduleParameters):
         text = shots.class_text.to(context)
         warm_start = find_warm_start(self, shots, WARM_START_SHARE)
         if warm_start is not None:
-            context = (warm_start.shrink_rows if context.ndim == 3 else warm_start.shrink)("context_", context)
+            context = warm_start.shrink("context_", context, by_class=context.ndim == 3)
 
         def loss(features: Tensor, labels: Tensor) -> Tensor:
             learned = unit(prompts.class_vectors(context))
@@ -305,8 +305,24 @@ class Prompts:
 
     def bytes_per_prompt(self, shared: bool) -> int:
         """Bytes of the activations that a pass stores for one of the longest prompts: measured, since towers differ."""
-        if shared not in self._bytes:
-            self._bytes[shared] = self._measure_bytes(shared)
+        if shared in self._bytes:
+            return self._bytes[shared]
+        longest = self.lengths.argmax()[None]
+        context = self._fixed.new_zeros(self.n_ctx, self._fixed.shape[2]).requires_grad_()
+        saved_bytes = []
+        with torch.enable_grad():
+            prefix = self._encode_prefix(context) if shared else None
+            for k in (1, 2):  # the difference leaves out the weights and the beginning, which are stored anyway
+                storages: dict[int, int] = {}
+
+                def pack(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
+                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                    return tensor
+
+                with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                    self._encode(context, longest.expand(k), prefix)
+                saved_bytes.append(sum(storages.values()))
+        self._bytes[shared] = max(1, saved_bytes[1] - saved_bytes[0])
         return self._bytes[shared]
 
     def _encode_prefix(self, context: Tensor) -> Prefix:
@@ -335,24 +351,6 @@ class Prompts:
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._fixed.device.type, torch.bfloat16, enabled=self._uses_bf16)
-
-    def _measure_bytes(self, shared: bool) -> int:
-        longest = self.lengths.argmax()[None]
-        context = self._fixed.new_zeros(self.n_ctx, self._fixed.shape[2]).requires_grad_()
-        saved_bytes = []
-        with torch.enable_grad():
-            prefix = self._encode_prefix(context) if shared else None
-            for k in (1, 2):  # the difference leaves out the weights and the beginning, which are stored anyway
-                storages: dict[int, int] = {}
-
-                def pack(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
-                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-                    return tensor
-
-                with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                    self._encode(context, longest.expand(k), prefix)
-                saved_bytes.append(sum(storages.values()))
-        return max(1, saved_bytes[1] - saved_bytes[0])
 
 
 def random_context(prompts: Prompts, width: int, seed: int, class_specific: bool) -> Tensor:

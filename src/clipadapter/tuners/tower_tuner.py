@@ -171,6 +171,7 @@ class TowerTuner(TrainingParameters):
             return loss_of(Step(features, weight, logits, truth[rows.to(truth.device)], rows, views))
 
         config = self._train_config(round(len(labels) / len(set(labels))))
+        weights = (weight for tower in trainable.towers for weight in tower_networks(tunable)[tower].parameters())
         texts, info = [(name, list(each)) for name, each in prompts.items()], encoder.info
         digest = digest_of_fit(self, [list(labels), texts, info.logit_scale, info.fingerprint, squares])
         self.loss_ = train(
@@ -181,7 +182,7 @@ class TowerTuner(TrainingParameters):
             config,
             checkpoint=self._make_checkpoint(digest),
             generator=generator,
-            row_cost=count_weights(tunable, trainable.towers),
+            row_cost=sum(weight.numel() for weight in weights),  # about the multiplications for a token
             epoch_weights=self._epoch_weights(config.count_epochs(len(labels))),
         )
         learned = trainable.arrays if trainable.learned is None else trainable.learned()
@@ -251,6 +252,8 @@ class PartTuner(TowerTuner):
 
     parts: ClassVar[str]
     """What the parts are, for messages."""
+    changed_parts: ClassVar[str] = "of its layers"
+    """What the changed parts of a tower are called after their number."""
 
     towers: Annotated[str, OneOf("both", "image", "text")] = "both"
 
@@ -261,10 +264,6 @@ class PartTuner(TowerTuner):
     @abstractmethod
     def _merge_tower(self, tower: str, parts: Any) -> bool:
         """Add what was learned to the parts of a tower; False if it does not fit them."""
-
-    @abstractmethod
-    def _describe_parts(self, parts: Any) -> str:
-        """What was changed in a tower, in words."""
 
     def _tower_parts(self, tunable: Encoder) -> dict[str, Any]:
         """The parts that are changed, by tower."""
@@ -282,7 +281,7 @@ class PartTuner(TowerTuner):
         for tower, parts in parts_of.items():
             if not self._merge_tower(tower, parts):
                 raise self._misfit(tower, tunable)
-        changed = (f"{tower} tower ({self._describe_parts(parts)})" for tower, parts in parts_of.items())
+        changed = (f"{tower} tower ({len(parts)} {self.changed_parts})" for tower, parts in parts_of.items())
         return f"{self.method_name}: {', '.join(changed)}"
 
 
@@ -376,12 +375,6 @@ def tower_networks(encoder: Encoder) -> dict[str, nn.Module]:
     return {tower: network for tower, network in network_of.items() if network is not None}
 
 
-def count_weights(encoder: Encoder, towers: Collection[str]) -> int:
-    """Number of weights of some towers: about the multiplications for a token."""
-    network_of = tower_networks(encoder)
-    return sum(weight.numel() for tower in towers for weight in network_of[tower].parameters())
-
-
 def _tower(encoder: Encoder) -> Tower:
     tower = encoder.tower()
     assert tower is not None, "open_tunable_copy has looked"
@@ -426,9 +419,6 @@ class LayerTuner(PartTuner):
         every = attention_layers(network, mlp=bool(set(self.trainable_matrices) - set("qkvo")))
         cut = [{letter: layer[letter] for letter in self.matrices if letter in layer} for layer in every]
         return select_layers([layer for layer in cut if layer], self.layers)
-
-    def _describe_parts(self, parts: list[AttentionLayer]) -> str:
-        return f"{len(parts)} of its layers"
 
     def check_parameters(self) -> None:
         """See `Head.check_parameters`."""

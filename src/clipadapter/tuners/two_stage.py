@@ -65,6 +65,7 @@ class TwoStage(PartTuner):
 
     method_name = "two-stage"
     parts = "layer norms in attention blocks"
+    changed_parts = "norms"
     learns_from_views = True
     fingerprint_parameters = ("norms",)
 
@@ -125,9 +126,6 @@ class TwoStage(PartTuner):
             return False
         parts.merge(values)
         return True
-
-    def _describe_parts(self, parts: LayerNorms) -> str:
-        return f"{len(parts)} norms"
 
     def _fit(self, shots: SupportSet) -> None:
         """The second stage: class vectors from features of the tuned encoder."""
