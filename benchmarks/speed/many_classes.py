@@ -75,9 +75,7 @@ def measure_path(head: str, made: tuple) -> dict[str, float]:
         saved = time.perf_counter()
         model = FewShotClassifier.load(Path(folder) / "model", encoder=encoder)
         loaded = time.perf_counter()
-    answers = answer_features(
-        model.head_, model.fold_heads_, model.uncertainty_, queries[:, None], queries.shape[1], {"reject": 0.05}
-    )
+    answers = answer_features(model._to_model(), queries[:, None], {"reject": 0.05})
     named = [answers.prediction(i, "", model.class_names_).nearest for i in range(len(queries))]
     done = time.perf_counter()
     return {

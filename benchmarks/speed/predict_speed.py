@@ -28,7 +28,7 @@ from _output import add_json, write_json
 from pipeline_speed import find
 
 from clipadapter import FewShotClassifier, load_dataset
-from clipadapter.classifier.answers import answer_features, predict_columns
+from clipadapter.classifier.answers import predict_columns
 from clipadapter.classifier.fitting import ShotFit
 from clipadapter.cli.prediction_files import AnsweredRows, PredictionFile
 from clipadapter.data import draw_shots
@@ -206,13 +206,7 @@ def measure_rows(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
 def predict_once(folder: Path, features: np.ndarray) -> PredictionColumns:
     """The predictions for some features."""
     model = load_model(folder)
-    return predict_columns(
-        lambda rows: answer_features(model.head, model.fold_heads, model.uncertainty, rows, WIDTH, {}),
-        features,
-        model.text.labels,
-        1,
-        ordered=False,
-    )
+    return predict_columns(model, features, 1, {})
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ def test_features_and_streams_are_answered_as_pictures_are(options, model, monke
     # In one batch, by one object for each picture.
     features = model._extract_plain(pictures)
     decision = {name: value for name, value in options.items() if name not in ("top", "adapt")}
-    whole = model._answerer(decision, options.get("adapt"))(features[:, None])
+    whole = answers.answer_features(model._to_model(), features[:, None], decision, options.get("adapt"))
     sources = [prediction.source for prediction in model.classify(pictures, **options)]
     top = options.get("top", 5)
     expected = [whole.prediction(i, source, model.class_names_, top) for i, source in enumerate(sources)]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -103,28 +104,24 @@ def test_a_path_that_does_not_exist_and_a_folder_without_pictures_are_named(mode
         model.predict(3)
 
 
-def test_fit_takes_the_training_split_of_a_folder(model):
+def test_a_folder_is_fitted_by_its_training_split_and_evaluated_by_its_test_split(model, folder):
     assert model.class_names_ == ("blue", "green", "red")
     assert model.support_.counts == {"blue": 2, "green": 2, "red": 2}
-
-
-def test_evaluate_takes_the_test_split_of_a_folder(model, folder):
     result = model.evaluate(folder)
     assert (result.data, result.n_test, result.among_shots, result.accuracy) == (folder.name, 3, 0, 1.0)
     assert model.evaluation_ is result
-
-
-def test_a_folder_of_one_class_can_be_evaluated(model, folder, tmp_path):
-    (tmp_path / "blue").mkdir()
-    (tmp_path / "blue" / "1.png").write_bytes((folder / "test" / "blue" / "2.png").read_bytes())
-    assert model.score(tmp_path) == 1.0
 
 
 def test_score_is_the_accuracy_of_the_most_probable_classes(model, folder):
     paths = load_dataset(folder).split("test").paths
     assert model.score(folder / "test") == 1.0
     assert model.score(paths, ["blue", "green", "green"]) == pytest.approx(2 / 3)
-    assert model.score(paths[0], "blue") == 1.0
+    assert model.score(paths[0], "blue") == model.score(folder / "test" / "blue", ["blue"]) == 1.0
+
+
+def test_a_folder_of_one_class_can_be_evaluated(model, folder, tmp_path):
+    shutil.copytree(folder / "test" / "blue", tmp_path / "blue")
+    assert model.score(tmp_path) == 1.0
 
 
 def test_score_refuses_a_picture_that_cannot_be_read_and_evaluate_names_it(model, folder, tmp_path):
@@ -156,27 +153,20 @@ def test_wrong_labels_are_refused_before_a_picture_is_opened(model, images, labe
         model.evaluate(images, labels)
 
 
-def test_evaluate_prints_what_clipadapter_eval_prints(model, folder):
+def test_an_evaluation_prints_what_the_command_prints_and_is_json(model, folder):
     paths = load_dataset(folder).split("test").paths
-    lines = str(model.evaluate(paths, ["blue", "green", "green"])).splitlines()
+    result = model.evaluate(paths, ["blue", "green", "green"])
+    lines = str(result).splitlines()
     assert lines[0] == "3 pictures"
     assert lines[2].split("  ")[:2] == ["accuracy %", "balanced accuracy %"]
     assert lines[3].split()[0] == "66.7"
     assert ["green", "2", "100.0", "50.0", "66.7"] in [line.split() for line in lines]
     assert lines[-1].split() == ["green", "red", "1"]
-
-
-def test_the_dictionary_of_an_evaluation_is_json_with_classes_and_confusion(model, folder):
-    paths = load_dataset(folder).split("test").paths
-    facts = json.loads(json.dumps(model.evaluate(paths, ["blue", "green", "green"]).to_dict()))
+    facts = json.loads(json.dumps(result.to_dict()))
     assert facts["confusion"] == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
     assert facts["accuracy"] == pytest.approx(2 / 3) and facts["confusions"] == [["green", "red", 1]]
     assert [one["name"] for one in facts["classes"]] == ["blue", "green", "red"]
-
-
-def test_the_errors_of_an_evaluation_name_their_pictures(model, folder):
-    paths = load_dataset(folder).split("test").paths
-    ((picture, true, predicted, probability),) = model.evaluate(paths, ["blue", "green", "green"]).errors
+    ((picture, true, predicted, probability),) = result.errors
     assert (picture, true, predicted) == (str(folder / "test" / "red" / "2.png"), "green", "red")
     assert probability == pytest.approx(model.predict_proba(picture)[0, 2])
 

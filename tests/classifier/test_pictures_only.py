@@ -130,11 +130,8 @@ def test_class_text_comes_from_the_first_encoder_that_has_some():
     together.prepare_encoder(create_head("svl-adapter"))
     assert [block.name for block in together.encoder_.info.blocks] == ["final", "first/final"]
     assert together.encoder_.has_text
-
-
-def test_without_any_text_the_first_encoder_stays_first():
-    model = FewShotClassifier([Pictures("first"), Pictures("second")], cache=None)
-    assert model.encoder_.info.name == "first" and not model.encoder_.has_text
+    silent = FewShotClassifier([first, second], cache=None)  # without any text the first encoder stays first
+    assert silent.encoder_.info.name == "first" and not silent.encoder_.has_text
 
 
 def test_negative_labels_need_text():

@@ -47,34 +47,24 @@ def names(model):
     return [block.name for block in model.encoder_.info.blocks]
 
 
-@pytest.mark.parametrize("quality", BLOCKS)
-def test_a_head_that_reads_all_blocks_gets_those_of_the_quality(quality):
-    model = FewShotClassifier("toy", Wide(), quality=quality, cache=None)
+@pytest.mark.parametrize(
+    ("encoder", "quality", "expected"),
+    [
+        *(("toy", quality, blocks) for quality, blocks in BLOCKS.items()),
+        (["toy", "toy"], "fast", ["final", "toy/final"]),
+        ("toy[final,final@48]", "standard", ["final", "final@48"]),
+        (["toy[final,final@48]", "toy[final,inner]"], "auto", ["final", "final@48", "toy/final", "toy/inner"]),
+    ],
+)
+def test_a_head_that_reads_all_blocks_gets_the_named_ones_or_those_of_the_quality(encoder, quality, expected):
+    model = FewShotClassifier(encoder, Wide(), quality=quality, cache=None)
     model.prepare_encoder(Wide())
-    assert names(model) == BLOCKS[quality]
+    assert names(model) == expected
 
 
 def test_other_heads_read_the_final_feature_at_each_quality(pictures):
     model = FewShotClassifier("toy", "linear-probe", quality="best", cache=None).fit(*pictures)
     assert names(model) == ["final"] and model.support_.X.shape == (6, 32)
-
-
-def test_several_encoders_are_read_at_each_quality():
-    model = FewShotClassifier(["toy", "toy"], Wide(), quality="fast", cache=None)
-    model.prepare_encoder(Wide())
-    assert names(model) == ["final", "toy/final"]
-
-
-def test_named_blocks_are_read_whatever_the_quality():
-    model = FewShotClassifier("toy[final,final@48]", Wide(), quality="standard", cache=None)
-    model.prepare_encoder(Wide())
-    assert names(model) == ["final", "final@48"]
-
-
-def test_a_second_encoder_is_read_beside_named_blocks_and_may_have_named_blocks_too():
-    model = FewShotClassifier(["toy[final,final@48]", "toy[final,inner]"], Wide(), cache=None)
-    model.prepare_encoder(Wide())
-    assert names(model) == ["final", "final@48", "toy/final", "toy/inner"]
 
 
 def test_blocks_that_a_fitted_head_does_not_use_are_dropped_and_come_back_with_the_next_fit(pictures):

@@ -25,30 +25,25 @@ def model(views="per-epoch", **params):
     return FewShotClassifier(**{**defaults, **params}, views=views)
 
 
-def test_there_is_a_view_for_each_epoch_beside_the_plain_one():
-    images, labels = pictures()
-    fitted = model().fit(images, labels)
-    assert fitted.support_.X.shape[:2] == (6, 1 + 5)
-    assert fitted.support_.provenance["views"] == 6
-    np.testing.assert_array_equal(fitted.support_.X[:, 0], model(1).fit(images, labels).support_.X)
-
-
 def test_the_views_are_those_of_the_same_number_so_that_the_fit_is_the_same():
     images, labels = pictures()
     first, second = (model(views).fit(images, labels) for views in ("per-epoch", 6))
     np.testing.assert_array_equal(first.logits(images), second.logits(images))
+    assert first.support_.X.shape[:2] == (6, 1 + 5) and first.support_.provenance["views"] == 6
+    plain = model(1).extract_features(images, labels, first.class_names_)
+    np.testing.assert_array_equal(first.support_.X[:, 0], plain.X)
 
 
-@pytest.mark.parametrize(("each", "epochs"), [(1, 50), (2, 100), (8, 200)])
-def test_the_official_clip_adapter_has_one_view_per_epoch(each, epochs):
-    labels = ["red", "green", "blue"] * each
-    assert model(head=ClipAdapter.official()).planned_views(labels).count == 1 + epochs
-
-
-def test_epochs_of_a_head_with_a_number_of_steps_are_counted():
-    # 40 shots in batches of 16 are 2 steps per epoch: 50 epochs make 100 steps.
-    head = ClipAdapter(steps=100, batch_size=16)
-    assert model(head=head).planned_views(["red", "blue"] * 20).count == 1 + 50
+@pytest.mark.parametrize(
+    ("head", "each", "epochs"),
+    [
+        *((ClipAdapter.official(), each, epochs) for each, epochs in ((1, 50), (2, 100), (8, 200))),
+        # 39 shots in batches of 16 are 2 steps per epoch: 50 epochs make 100 steps.
+        (ClipAdapter(steps=100, batch_size=16), 13, 50),
+    ],
+)
+def test_there_is_one_view_for_each_epoch_or_as_many_as_the_steps_need(head, each, epochs):
+    assert model(head=head).planned_views(["red", "green", "blue"] * each).count == 1 + epochs
 
 
 def test_a_dear_training_gets_no_more_views_than_it_makes_epochs(monkeypatch):
@@ -132,7 +127,7 @@ def test_multilabel_heads_have_per_epoch_views_too():
         model(head=TaskRes(epochs=3)).fit(images, labels)
 
 
-def test_the_cost_is_pictures_times_views_times_width_times_four_bytes():
+def test_the_cost_is_pictures_times_views_times_width_times_four_bytes_and_at_most_four_gibibytes():
     cost = ViewCost(pictures=1000, views=201, dim=1024, rate=67.0)
     assert cost.n_images == 201_000
     assert cost.n_bytes == 1000 * 201 * 1024 * 4
@@ -141,9 +136,6 @@ def test_the_cost_is_pictures_times_views_times_width_times_four_bytes():
     assert str(cost).startswith("201,000 images to encode (1,000 pictures x 201 views); their features take 785.2 MiB")
     assert "an interrupted run continues" in str(cost)
     assert str(ViewCost(1, 2, 3, cached=False)).endswith("They are not cached.")
-
-
-def test_the_limit_is_four_gibibytes():
     ViewCost(pictures=1024, views=1024, dim=1024).check()
     with pytest.raises(InputError, match="at most 4.0 GiB"):
         ViewCost(pictures=1024, views=1024, dim=1025).check()

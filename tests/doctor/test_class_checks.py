@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from clipadapter.doctor.labels import (
+from clipadapter.doctor.diagnosis import (
     LabelEvidence,
     check_class_sizes,
     find_class_overlaps,

@@ -4,7 +4,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import cross_val_predict
 
 from clipadapter.doctor import Finding
-from clipadapter.doctor.labels import LabelEvidence, collect_label_evidence, downgrade_overlapping, find_label_errors
+from clipadapter.doctor.diagnosis import LabelEvidence, collect_label_evidence, downgrade_overlapping, find_label_errors
 from clipadapter.doctor.pictures import nearest_neighbours
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.explain import Explanation, Neighbour
-from clipadapter.explain.plot import read_shot
+from clipadapter.explain.explanation import read_shot
 from clipadapter.utils.prediction import Prediction
 
 SQUARE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

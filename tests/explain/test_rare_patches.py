@@ -10,7 +10,7 @@ from PIL import Image
 from clipadapter import FewShotClassifier
 from clipadapter.encoders import create_encoder
 from clipadapter.explain import explain
-from clipadapter.explain.plot import plot_rare_patches
+from clipadapter.explain.explanation import plot_rare_patches
 
 from ..tiny_encoder import NearestMeanOfAll
 

@@ -67,33 +67,21 @@ def test_a_model_that_was_uploaded_and_downloaded_is_the_same(fitted, hub, tmp_p
     url = fitted.push_to_hub("ann/colours", private=True)
     assert url == f"{hub.url}/ann/colours/commit/{2:040x}"
     assert hub.private == {"ann/colours": True}
-    again = FewShotClassifier.from_pretrained("ann/colours", cache=None)
     queries, _ = squares(seed=1)
-    np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
-    assert again.class_names_ == ("blue", "green", "red")
-    assert set(hub.files("ann/colours")) == {
-        ".gitattributes",
-        "README.md",
-        "config.json",
-        *(str(array_path(folder, name).relative_to(folder)) for name in ("head", "support", "uncertainty")),
-    }
-
-
-def test_parameters_of_load_pass_through(fitted, hub):
-    fitted.push_to_hub("ann/colours")
-    again = FewShotClassifier.from_pretrained(
-        "ann/colours", cache=None, batch_size=7, uncertainty=UncertaintyOptions(reject=0.2)
-    )
-    assert again.batch_size == 7
-    assert again.uncertainty_.decisions.reject == 0.2
-
-
-def test_the_card_has_the_name_of_the_repository_and_valid_metadata(fitted, hub):
-    fitted.push_to_hub("ann/colours")
-    text = hub.files("ann/colours")["README.md"].decode()
-    assert 'FewShotClassifier.from_pretrained("ann/colours")' in text
-    assert "clipadapter pull ann/colours --out model" in text
-    assert ModelCard(text).data.library_name == "clipadapter"
+    for place in ("ann/colours", folder):  # a folder is loaded as a repository is
+        again = FewShotClassifier.from_pretrained(
+            place, cache=None, batch_size=7, uncertainty=UncertaintyOptions(reject=0.2)
+        )
+        np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
+        assert again.class_names_ == ("blue", "green", "red")
+        assert (again.batch_size, again.uncertainty_.decisions.reject) == (7, 0.2)
+    files = hub.files("ann/colours")
+    own = {str(array_path(folder, name).relative_to(folder)) for name in ("head", "support", "uncertainty")}
+    assert set(files) == {".gitattributes", "README.md", "config.json", *own}
+    card = files["README.md"].decode()
+    assert 'FewShotClassifier.from_pretrained("ann/colours")' in card
+    assert "clipadapter pull ann/colours --out model" in card
+    assert ModelCard(card).data.library_name == "clipadapter"
     assert ("POST", "/api/validate-yaml") in hub.asked
 
 
@@ -270,13 +258,6 @@ def test_a_damaged_model_is_not_sent(fitted, hub, tmp_path):
     assert hub.asked == []
 
 
-def test_a_card_that_a_person_has_written_goes_as_it_is(fitted, hub, tmp_path):
-    folder = fitted.save(tmp_path / "model")
-    (folder / "README.md").write_text("# Mine\n")
-    push(folder, "ann/colours")
-    assert hub.files("ann/colours")["README.md"] == b"# Mine\n"
-
-
 def test_a_pulled_folder_is_a_model_like_others(fitted, hub, tmp_path):
     fitted.push_to_hub("ann/colours")
     hub.put("ann/colours", "model_head.pkl", b"")
@@ -290,14 +271,13 @@ def test_a_pulled_folder_is_a_model_like_others(fitted, hub, tmp_path):
     assert (pull("ann/colours", folder) / "README.md").read_text() == "# Mine"
 
 
-def test_a_name_without_an_organisation_is_the_persons_own(fitted, hub, tmp_path):
-    assert push(fitted.save(tmp_path / "model"), "colours").repo == "ann/colours"
+def test_a_name_without_an_organisation_is_the_persons_own_and_so_is_a_card_that_a_person_wrote(fitted, hub, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    assert push(folder, "colours").repo == "ann/colours"
     assert 'from_pretrained("ann/colours")' in hub.files("ann/colours")["README.md"].decode()
-
-
-def test_a_folder_is_loaded_as_a_repository_is(fitted, tmp_path):
-    again = FewShotClassifier.from_pretrained(fitted.save(tmp_path / "colours"), cache=None)
-    np.testing.assert_array_equal(again.logits(squares(seed=1)[0]), fitted.logits(squares(seed=1)[0]))
+    (folder / "README.md").write_text("# Mine\n")
+    push(folder, "colours")
+    assert hub.files("ann/colours")["README.md"] == b"# Mine\n"
 
 
 def test_push_and_pull_from_the_command_line(fitted, hub, tmp_path):

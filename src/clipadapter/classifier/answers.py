@@ -14,7 +14,8 @@ from clipadapter.data.images import ImageSource, source_name
 from clipadapter.errors import ArtifactError, ImageError, InputError, brief
 from clipadapter.features import ViewSpec
 from clipadapter.heads import Head
-from clipadapter.uncertainty import Answers, Uncertainty
+from clipadapter.persistence import Model
+from clipadapter.uncertainty import Answers
 from clipadapter.utils.parallel import parallel_map
 from clipadapter.utils.prediction import Prediction, PredictionColumns, unreadable
 
@@ -25,57 +26,36 @@ MAX_VALUES_PER_BLOCK = 1 << 19
 
 
 def predict_columns(
-    answer: Callable[[NDArray[Any]], Answers],
-    features: NDArray[Any],
-    class_names: Sequence[str],
-    top: int,
-    ordered: bool,
+    model: Model, features: NDArray[Any], top: int, decision: Mapping[str, Any], adapt: Adapt = None
 ) -> PredictionColumns:
-    """Predictions from features (m, d) of plain pictures, in blocks of rows.
-
-    ``ordered`` lets a block wait for the one before, since answers depend on earlier ones.
-    """
+    """Predictions from features (m, d) of plain pictures, in blocks of rows; see `answer_features`."""
+    names = model.text.labels
     if not len(features):  # no head predicts none
-        return PredictionColumns.empty(class_names)
-    rows = max(1, min(ROWS_PER_BLOCK, MAX_VALUES_PER_BLOCK // len(class_names)))
+        return PredictionColumns.empty(names)
+    cache = model.uncertainty.open_cache(adapt, len(names))
+    rows = max(1, min(ROWS_PER_BLOCK, MAX_VALUES_PER_BLOCK // len(names)))
 
     def predict_block(start: int) -> PredictionColumns:
-        return answer(features[start : start + rows, None]).columns(class_names, top)
+        return answer_features(model, features[start : start + rows, None], decision, cache).columns(names, top)
 
-    starts = range(0, len(features), rows)
-    return PredictionColumns.concatenate(
-        parallel_map([partial(predict_block, start) for start in starts], 1 if ordered else None)
-    )
+    blocks = [partial(predict_block, start) for start in range(0, len(features), rows)]
+    # With a cache a block waits for the one before, since answers depend on earlier ones.
+    return PredictionColumns.concatenate(parallel_map(blocks, None if cache is None else 1))
 
 
-def answer_features(
-    head: Head,
-    fold_heads: Sequence[Head],
-    uncertainty: Uncertainty,
-    features: NDArray[Any],
-    width: int,
-    decision: Mapping[str, Any],
-    adapt: Adapt = None,
-) -> Answers:
-    """Probabilities and decisions for pictures, from (m, v, d) features of v views, of which the first is plain.
-
-    The block ``final`` is the first ``width`` columns.
-    """
-    plain, final = features[:, 0], features[..., :width]
+def answer_features(model: Model, features: NDArray[Any], decision: Mapping[str, Any], adapt: Adapt = None) -> Answers:
+    """Probabilities and decisions for pictures, from (m, v, d) features of v views, of which the first is plain."""
+    head, uncertainty = model.head, model.uncertainty
+    plain, final = features[:, 0], features[..., : model.encoder.text_dim]  # the block ``final`` comes first
     options = uncertainty.decisions.with_changes(decision)
-    fold_logits = [finite_logits(each, plain) for each in fold_heads]
-    logits = finite_logits(head, plain)
+    fold_logits = [finite_logits(each, plain) for each in model.fold_heads]
+    logits, view_logits = finite_logits(head, plain), None
     cache = uncertainty.open_cache(adapt, logits.shape[1])
-    adapted = voted = None
     if features.shape[1] > 1:
         view_logits = finite_logits(head, features.reshape(-1, features.shape[2])).reshape(*features.shape[:2], -1)
-        if cache is None:
-            voted, adapted = uncertainty.vote(view_logits)
-        else:
-            adapted = uncertainty.adapt(cache, final, view_logits)
-    elif cache is not None:
-        adapted = uncertainty.adapt(cache, final[:, 0], logits)
-    return uncertainty.answer(logits, final[:, 0], options, fold_logits, adapted=adapted, voted=voted)
+    else:
+        final = final[:, 0]
+    return uncertainty.answer(logits, final, options, fold_logits, cache=cache, view_logits=view_logits)
 
 
 def predict_batches(

@@ -17,22 +17,21 @@ from typing_extensions import Self
 
 from clipadapter.adaptation import Adapt
 from clipadapter.classifier import answers, edit, encoder_choice, fitting, inputs
-from clipadapter.classifier.description import describe_as_html, describe_in_a_line
 from clipadapter.classifier.edit import ConflictRule
 from clipadapter.classifier.encoder_choice import DEFAULT_QUALITY, NamedEncoders
-from clipadapter.classifier.evaluation import EvaluationResult, check_label_kind, check_labels, evaluate_features
+from clipadapter.classifier.evaluation import (
+    EvaluationResult,
+    check_label_kind,
+    check_labels,
+    describe_classifier,
+    evaluate_features,
+)
 from clipadapter.classifier.inputs import Label
 from clipadapter.classifier.second_look import choose_quality
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
 from clipadapter.data.pictures import Pictures, list_pictures
-from clipadapter.encoders import (
-    Encoder,
-    create_encoder,
-    open_blocks,
-    open_text_tower,
-    select_encoder_blocks,
-)
+from clipadapter.encoders import Encoder, create_encoder, open_blocks, open_text_tower, select_encoder_blocks
 from clipadapter.errors import ImageError, InputError
 from clipadapter.features import (
     FEWER_PREDICTION_VIEWS,
@@ -49,11 +48,14 @@ from clipadapter.features import (
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.heads.estimator import Estimator
 from clipadapter.persistence import History, Model, fetch, load_model, push, save_model
-from clipadapter.uncertainty import Answers, UncertaintyOptions
-from clipadapter.utils.formatting import check_names, format_list
+from clipadapter.uncertainty import UncertaintyOptions
+from clipadapter.utils.formatting import check_names, format_list, html_block, html_table
 from clipadapter.utils.prediction import Prediction, PredictionColumns, labels_of
 from clipadapter.utils.progress import progress_bar, shows_progress
 from clipadapter.utils.towers import TextTower
+
+MAX_SHOWN_CLASSES = 20
+"""Classes that a notebook shows."""
 
 
 class FewShotClassifier:
@@ -165,6 +167,7 @@ class FewShotClassifier:
         self._other_encoders: list[Encoder] = []
         self._named_blocks: tuple[str, ...] | None = None
         self._history: History | None = None
+        self.prompts_: Mapping[str, Sequence[str]] = {}  # text features that are given to `fit_features` have none
         self.skipped_: tuple[tuple[str, str], ...] = ()
         self.dropped_blocks_: tuple[str, ...] = ()
         self.evaluation_: EvaluationResult | None = None
@@ -188,11 +191,18 @@ class FewShotClassifier:
     __sklearn_clone__, __sklearn_tags__ = Estimator.__sklearn_clone__, Estimator.__sklearn_tags__
 
     def __repr__(self) -> str:
-        return describe_in_a_line(self)
+        facts = [f"{name} {value}" if value else "not fitted" for name, value in describe_classifier(self).items()]
+        return f"<FewShotClassifier: {', '.join(facts)}>"
 
     def _repr_html_(self) -> str:
         """For notebooks: the same as a table, and the number of shots of each class."""
-        return describe_as_html(self)
+        facts = [(name, value or "nothing yet") for name, value in describe_classifier(self).items()]
+        parts = [html_table(["", ""], facts)]
+        if hasattr(self, "head_"):
+            counts = list(self.support_.shot_counts.items())
+            more = f"and {len(counts) - MAX_SHOWN_CLASSES} more" if len(counts) > MAX_SHOWN_CLASSES else ""
+            parts += [html_table(["class", "shots"], counts[:MAX_SHOWN_CLASSES]), more]
+        return html_block("FewShotClassifier", *parts)
 
     # ---- Fit ----
 
@@ -409,13 +419,13 @@ class FewShotClassifier:
 
     def encode_classes(self, class_names: Sequence[str]) -> TextFeatures:
         """Encode prompts from the templates and descriptions of the constructor; stores the prompts as ``prompts_``."""
-        self.prompts_: Mapping[str, Sequence[str]] = class_prompts(class_names, self.templates, self.descriptions)
+        self.prompts_ = class_prompts(class_names, self.templates, self.descriptions)
         return self._encode_prompts(self.prompts_)
 
     def refit_text(self) -> TextFeatures:
         """Return ``text_`` with the single prompts for a head that reads them: those of a loaded model are encoded."""
         self._check_fitted()
-        return self._with_read_prompts(self.text_, self.prompts_) if self.head_.reads_prompts else self.text_
+        return self._with_read_prompts(self.text_, self.prompts_)
 
     # ---- Predict ----
     # One picture gives an answer for one picture, a list of length 1 or an array (1, c), as in scikit-learn: the type
@@ -494,13 +504,14 @@ class FewShotClassifier:
         self._view_cost(1, spec).check(FEWER_PREDICTION_VIEWS)
         cache = self.uncertainty_.open_cache(adapt, len(self.class_names_))
         pictures = images if isinstance(images, Iterator) else list_pictures(images)
+        answer = partial(answers.answer_features, self._to_model(), decision=decision, adapt=cache)
         with inputs.open_store(self.cache) as store:
             if isinstance(pictures, list) and self._tuned_encoder is None and self.backend == "auto":
                 self._encoder = encoder_choice.backend_for_many(
                     self.encoder_, pictures, store, shows_progress(self.progress)
                 )
             batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
-            yield from answers.predict_batches(batches, self._answerer(decision, cache), self.class_names_, top)
+            yield from answers.predict_batches(batches, answer, self.class_names_, top)
 
     def _iter_with_bar(self, images: Pictures, top: int, **options: Any) -> Generator[Prediction, None, None]:
         pictures, shown = list_pictures(images), shows_progress(self.progress)
@@ -518,9 +529,7 @@ class FewShotClassifier:
             adapt: see `classify`.
             decision: see `classify`.
         """
-        self._check_fitted()
-        cache, names = self.uncertainty_.open_cache(adapt, len(self.class_names_)), self.class_names_
-        return answers.predict_columns(self._answerer(decision, cache), features, names, top, ordered=cache is not None)
+        return answers.predict_columns(self._to_model(), features, top, decision, adapt)
 
     # ---- Evaluate ----
 
@@ -773,13 +782,6 @@ class FewShotClassifier:
         if not self.head_.reads_prompts or text.prompts is not None or not self.encoder_.has_text:
             return text
         return text.with_prompts(self._encode_prompts({name: prompts[name] for name in text.labels}).prompts)
-
-    def _answerer(self, decision: Mapping[str, Any], adapt: Adapt) -> Callable[[NDArray[Any]], Answers]:
-        """Answers features (m, v, d) any number of times."""
-        head, fold_heads, width = self.head_, self.fold_heads_, self.encoder_.info.text_dim
-        return partial(
-            answers.answer_features, head, fold_heads, self.uncertainty_, width=width, decision=decision, adapt=adapt
-        )
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):

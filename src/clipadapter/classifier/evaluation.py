@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.classifier.edit import find_duplicates
+from clipadapter.classifier.encoder_choice import as_encoder_list
 from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head
+from clipadapter.heads.registry import head_name
 from clipadapter.metrics import (
     Evaluation,
     MultiLabelEvaluation,
@@ -26,8 +28,20 @@ from clipadapter.metrics import (
     metrics_shown,
 )
 from clipadapter.metrics.table import Task
+from clipadapter.persistence.format import EVALUATION_KEY
 from clipadapter.uncertainty import Answers, Calibrator, DecisionOptions, Uncertainty
-from clipadapter.utils.formatting import Markup, format_count, format_list, html_block, html_images, html_table, table
+from clipadapter.utils.files import without_paths
+from clipadapter.utils.formatting import (
+    Markup,
+    describe_classes,
+    describe_shots,
+    format_count,
+    format_list,
+    html_block,
+    html_images,
+    html_table,
+    table,
+)
 
 if TYPE_CHECKING:
     from clipadapter.classifier.classifier import FewShotClassifier
@@ -341,6 +355,27 @@ def evaluate_features(classifier: FewShotClassifier, test: FeatureSet) -> Evalua
         sources=tuple(test.provenance.get("sources", ())),
         score=result,
     )
+
+
+def describe_classifier(classifier: FewShotClassifier) -> dict[str, str]:
+    """What the ``repr`` of a classifier says, by name; empty where nothing is known. Nothing is opened or computed."""
+    encoder, head = getattr(classifier, "_encoder", classifier.encoder), classifier.head
+    name = ", ".join(each if isinstance(each, str) else each.info.name for each in as_encoder_list(encoder))
+    called = head if isinstance(head, str) else head_name(type(head)) or type(head).__name__
+    facts = {"encoder": without_paths(name), "head": called, "fitted to": ""}
+    if not hasattr(classifier, "head_"):
+        return facts
+    counts = classifier.support_.shot_counts
+    n_shots = len(classifier.support_) or sum(counts.values())
+    shots = f"{format_count(n_shots, 'shot')} ({describe_shots(counts, n_shots)})"
+    facts["fitted to"] = f"{describe_classes(classifier.class_names_)}, {shots}"
+    recorded = classifier.support_.provenance.get(EVALUATION_KEY)  # in the folder of the model
+    if classifier.evaluation_ is not None:
+        facts["accuracy"] = f"{100 * classifier.evaluation_.accuracy:.1f} % on {classifier.evaluation_.headline}"
+    elif isinstance(recorded, Mapping) and "accuracy" in recorded.get("model", {}):
+        pictures = f"{format_count(recorded['n'], 'picture')} of {recorded['data']}"
+        facts["accuracy"] = f"{100 * recorded['model']['accuracy']:.1f} % on {pictures}"
+    return facts
 
 
 # ---- Text that `clipadapter eval` prints too ----

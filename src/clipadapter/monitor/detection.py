@@ -172,10 +172,7 @@ class _Comparison:
 
     def report(self, window: int | None, times: Sequence[float] | None) -> DriftReport:
         """All checks, and the stream over time."""
-        expected, observed = self.expected, self.observed
-        label_shift, ood_rate = self.label_shift(), self.ood_rate()
-        classes = self.class_priors(label_shift)
-        checks = self.check_results(self.covariate_shift(slice(None), self.draws), label_shift, classes, ood_rate)
+        expected, observed, checks = self.expected, self.observed, self.check_results()
         return DriftReport(
             len(observed),
             observed.n_repeated,
@@ -184,8 +181,8 @@ class _Comparison:
             len(expected),
             self.alpha,
             checks,
-            classes,
-            ood_rate,
+            self.classes,
+            self.ood_rate,
             tuple(self.windows(window, times)),
             expected.held_out is not None,
             not any(result.is_significant for result in checks if result.check != "label-shift"),
@@ -204,6 +201,7 @@ class _Comparison:
         """(m, c) of the stream, by the same kind of fits as those of the reference."""
         return self.expected.comparable_probabilities(self.observed)
 
+    @cached_property
     def label_shift(self) -> LabelShift | None:
         """Whether the class priors changed; None if the check is skipped or can't be run."""
         expected = self.expected
@@ -242,14 +240,16 @@ class _Comparison:
             seed=self.seed,
         )
 
-    def class_priors(self, shift: LabelShift | None) -> tuple[ClassPrior, ...]:
+    @cached_property
+    def classes(self) -> tuple[ClassPrior, ...]:
         """How frequent each class is."""
-        expected = self.expected
+        expected, shift = self.expected, self.label_shift
         estimates = estimate_with_intervals(self.observed, expected.held_out, expected.assumed_priors, self.seed)
         columns = [values.tolist() for values in (expected.priors, *estimates)]
         p_values = [None] * len(self.names) if shift is None else shift.class_p_values.tolist()
         return tuple(ClassPrior(*row) for row in zip(self.names, *columns, p_values, strict=True))
 
+    @property
     def ood_rate(self) -> OodRate | None:
         """How many pictures show none of the classes; None if the model can't reject."""
         expected, rejected = self.expected, self.observed.rejected
@@ -258,34 +258,27 @@ class _Comparison:
         reference = expected.n_rejected / expected.n_scored if expected.n_scored else self.reject
         return OodRate(self.reject, reference, *_rate(rejected))
 
-    def check_results(
-        self,
-        covariate_shift: CovariateShift | None,
-        label_shift: LabelShift | None,
-        classes: Sequence[ClassPrior],
-        ood_rate: OodRate | None,
-    ) -> tuple[CheckResult, ...]:
+    def check_results(self) -> tuple[CheckResult, ...]:
         """The result of each check, with p-values that are corrected for their number."""
-        p_values = {
-            check: shift.p_value
-            for check, shift in (("covariate-shift", covariate_shift), ("label-shift", label_shift))
-            if shift is not None
-        }
-        rejected, expected = self.observed.rejected, self.expected
+        rejected, expected, p_values = self.observed.rejected, self.expected, dict[str, float]()
+        if (covariate_shift := self.covariate_shift(slice(None), self.draws)) is not None:
+            p_values["covariate-shift"] = covariate_shift.p_value
+        if self.label_shift is not None:
+            p_values["label-shift"] = self.label_shift.p_value
         if rejected is not None and "ood-rate" not in self.skip:
             counts = int(rejected.sum()), len(rejected), expected.n_rejected, expected.n_scored
             p_values["ood-rate"] = fisher_p_value(*counts)
         corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-        is_significant = {check: p <= self.alpha for check, p in corrected.items()}
+        significant = {check for check, p in corrected.items() if p <= self.alpha}
         # Estimates of priors assume that pictures of a class look as before, and can't be trusted otherwise.
-        is_reliable = not (is_significant.get("covariate-shift") or is_significant.get("ood-rate"))
+        is_reliable = significant <= {"label-shift"}
         messages = {
             "covariate-shift": f"the pictures look different (p = {corrected.get('covariate-shift', 1.0):.2g})",
-            "label-shift": describe_label_shift(classes, self.alpha, is_reliable),
-            "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.kind),
+            "label-shift": describe_label_shift(self.classes, self.alpha, is_reliable),
+            "ood-rate": "" if self.ood_rate is None else describe_ood_rate(self.ood_rate, expected.kind),
         }
         return tuple(
-            CheckResult(check, p_values[check], corrected[check], is_significant[check], messages[check])
+            CheckResult(check, p_values[check], corrected[check], check in significant, messages[check])
             if check in p_values
             else CheckResult(check, None, None, False, "skipped" if check in self.skip else NOT_TESTED[check])
             for check in CHECKS

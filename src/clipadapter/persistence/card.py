@@ -9,8 +9,9 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipadapter.encoders import split_blocks
 from clipadapter.heads.registry import HEADS, Fidelity
@@ -20,6 +21,9 @@ from clipadapter.runtime.model_folder import CARD_FILE
 from clipadapter.uncertainty import HeldOutAccuracy
 from clipadapter.utils.blocks import BlockSource
 from clipadapter.utils.files import LOCAL_WEIGHTS, has_local_weights, printable
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 MAX_CARD_BYTES = 16 << 20
 GENERATED_MARK = (
@@ -57,23 +61,25 @@ def read_card(folder: str | Path) -> bytes | None:
 
 def render_card(config: ModelConfig, repo: str = "") -> str:
     """Render the card as Markdown."""
+    return _load_template().render(_card_facts(config, repo))
+
+
+@cache
+def _load_template() -> Template:
+    """The template of the card. Every value is escaped for Markdown, unless the template says that it is safe."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # late: who only reads a model needs no template
     from markupsafe import Markup
-
-    # Every value is escaped for Markdown, unless the template says that it is safe.
-    def escape_value(value: object) -> Markup:
-        return value if isinstance(value, Markup) else Markup(escape(str(value)))  # noqa: S704
 
     environment = Environment(
         loader=PackageLoader("clipadapter.persistence"),
         autoescape=True,
-        finalize=escape_value,
+        finalize=lambda value: value if isinstance(value, Markup) else Markup(escape(str(value))),  # noqa: S704
         undefined=StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters["code"] = lambda text: Markup(code(str(text)))  # noqa: S704
-    return environment.get_template("card.md").render(_card_facts(config, repo))
+    return environment.get_template("card.md")
 
 
 def _card_facts(config: ModelConfig, repo: str) -> dict[str, Any]:

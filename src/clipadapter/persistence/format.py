@@ -23,7 +23,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -54,6 +54,8 @@ from clipadapter.utils.files import open_regular, printable
 FORMAT: Final = 1
 CHECKSUM_KEY = "checksum"
 """Key of the checksum: SHA-256 of all other content of ``config.json``."""
+EVALUATION_KEY = "evaluation"
+"""Key of the scores of the model in its provenance."""
 MAX_CONFIG_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 8 << 30
 MAX_FEATURE_WIDTH = 1 << 20
@@ -129,6 +131,13 @@ class Snapshot:
     raw: bytes  # content of ``config.json``
     read: Callable[[str], bytes]  # bytes of a file of arrays by its name, checked against the config
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the config without its evaluation, which may be recorded later."""
+        content = self.config.model_dump(mode="json", exclude_defaults=True)
+        content.get("provenance", {}).pop(EVALUATION_KEY, None)
+        return _content_checksum(content)
+
 
 def pack_arrays(files: Mapping[str, Mapping[str, NDArray[Any]]]) -> tuple[dict[str, bytes], dict[str, str]]:
     """Convert arrays by file and name to the bytes of each safetensors file, and its hash."""
@@ -181,12 +190,12 @@ def read_snapshot(folder: str | Path, name: str = CONFIG_FILE) -> Snapshot:
 def read_consistently(folder: str | Path, read: Callable[[], T]) -> T:
     """Call a function that reads the folder of a model, again if another process saved a model meanwhile."""
     for _ in range(MAX_READS):
-        before, error = _config_stamp(folder), None
+        before, error = config_stamp(folder), None
         try:
             content = read()
         except (ArtifactError, OSError) as raised:
             error = raised
-        if _config_stamp(folder) != before:
+        if config_stamp(folder) != before:
             continue
         if error is not None:
             raise error
@@ -194,7 +203,7 @@ def read_consistently(folder: str | Path, read: Callable[[], T]) -> T:
     raise ArtifactError(f"{folder} is being changed all the time: try again when the other process has ended")
 
 
-def _config_stamp(folder: str | Path) -> tuple[int, int, int] | None:
+def config_stamp(folder: str | Path) -> tuple[int, int, int] | None:
     """What changes with each save; None if there is no config."""
     try:
         stat = (Path(folder) / CONFIG_FILE).stat()
@@ -283,8 +292,6 @@ def read_arrays(folder: str | Path, config: ModelConfig, name: str) -> Arrays:
     return arrays
 
 
-EVALUATION_KEY = "evaluation"
-"""Key in the provenance of the model."""
 MAX_WORST_CLASSES = 5
 """Classes that are recorded by name, those with the lowest F1 first."""
 

@@ -1,7 +1,7 @@
 """The history of a model: its versions, who made them, and undo.
 
 The folder ``history`` has ``log-HASH.json`` with one `Change` per version, and ``config-HASH.json`` for each earlier
-version that is stored. HASH is the start of a `config_digest`. The log has that of the current model: the replacement
+version that is stored. HASH is the start of a `Snapshot.digest`. The log has that of the current model: the replacement
 of ``config.json`` makes the log beside it valid that the save has written before.
 """
 
@@ -24,13 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.persistence.format import (
-    EVALUATION_KEY,
     ModelConfig,
     Snapshot,
     check_format,
     describe_first_error,
     read_arrays,
-    read_config,
     read_consistently,
     read_file,
     read_snapshot,
@@ -64,7 +62,7 @@ class Change(BaseModel):
     key: str = Field(pattern="^[0-9a-f]{32}$")  # random key; no other change has it, in whatever folder
     classes: int = Field(default=0, ge=0)  # number of classes after the change
     pictures: int = Field(default=0, ge=0)  # number of shots after the change
-    # Digest of the config (see `config_digest`), if it was written
+    # Digest of the config (see `Snapshot.digest`), if it was written
     config: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
 
@@ -94,7 +92,7 @@ class History:
         from clipadapter.heads.registry import head_name
 
         facts = {"head": head_name(type(model.head)) or type(model.head).__name__, "encoder": model.encoder.name}
-        return cls((new_change("fit", facts, by, version=1, content=1, **_count(model)),), None, {1: model})
+        return cls((new_change((), "fit", facts, by, **_count(model)),), None, {1: model})
 
     @classmethod
     def load(cls, folder: str | Path) -> History:
@@ -110,7 +108,7 @@ class History:
         try:
             return cls(read_changes(target, current), target)
         except ArtifactError as error:
-            return cls((_infer_change(current.config, ()),), target, damage=str(error))
+            return cls((_infer_change(current, ()),), target, damage=str(error))
 
     @property
     def version(self) -> int:
@@ -120,9 +118,8 @@ class History:
     def with_change(self, before: Model, model: Model, action: str, facts: Mapping[str, Any], by: str = "") -> History:
         """Return the history with one more version."""
         self.check()
-        number = self.version + 1
-        change = new_change(action, facts, by, version=number, content=number, **_count(model))
-        return self._append(change, {self.changes[-1].content: before, number: model})
+        change = new_change(self.changes, action, facts, by, **_count(model))
+        return self._append(change, {self.changes[-1].content: before, change.version: model})
 
     def undo(self, to: int | None = None, by: str = "") -> tuple[History, Model]:
         """Restore the model before its last change, or that of version `to`, also of one that was undone."""
@@ -141,8 +138,7 @@ class History:
         facts = {"undone": self.changes[-1].content} if to is None else {"to": to}
         restored = self.changes[target - 1]
         counts = {"classes": restored.classes, "pictures": restored.pictures}
-        change = new_change("undo", facts, by, version=self.version + 1, content=target, **counts)
-        return self._append(change, models or {})
+        return self._append(new_change(self.changes, "undo", facts, by, content=target, **counts), models or {})
 
     def not_stored(self, number: int) -> InputError:
         """The error about a version whose snapshot is not stored."""
@@ -174,7 +170,7 @@ class History:
         if self.folder is not None:
             current = ""
             with suppress(ArtifactError):
-                current = config_digest(read_config(self.folder))
+                current = read_snapshot(self.folder).digest
             stored |= {
                 change.version
                 for change in self.changes
@@ -216,7 +212,7 @@ def find_snapshot(folder: str | Path, digest: str) -> Snapshot | None:
     """The current or an earlier version of the model in a folder, by its digest; None if it is not stored."""
     with suppress(ArtifactError):
         current = read_snapshot(folder)
-        if config_digest(current.config) == digest:
+        if current.digest == digest:
             return current
     return read_version(folder, digest)
 
@@ -227,7 +223,7 @@ def read_version(folder: str | Path, digest: str) -> Snapshot | None:
     if not digest or not os.path.lexists(Path(folder) / file):
         return None
     stored = read_snapshot(folder, file)
-    if config_digest(stored.config) != digest:
+    if stored.digest != digest:
         raise ArtifactError(f"{Path(folder) / file} was altered: it is not the config that the history names")
     return stored
 
@@ -235,7 +231,9 @@ def read_version(folder: str | Path, digest: str) -> Snapshot | None:
 def retained_snapshots(changes: Sequence[Change]) -> list[int]:
     """Numbers of the stored snapshots, ascending: the first one and those that the model had last.
 
-    >>> changes = [new_change("fit", {}, "", version=i, content=i) for i in range(1, 31)]
+    >>> changes = ()
+    >>> for i in range(30):
+    ...     changes = (*changes, new_change(changes, "fit", {}))
     >>> retained_snapshots(changes)[:3]
     [1, 11, 12]
     """
@@ -243,23 +241,15 @@ def retained_snapshots(changes: Sequence[Change]) -> list[int]:
     return sorted({changes[0].content, *list(latest_first)[:MAX_SNAPSHOTS]})
 
 
-def config_digest(config: ModelConfig) -> str:
-    """SHA-256 of a config without its evaluation, which may be recorded later."""
-    content = config.model_dump(mode="json", exclude_defaults=True)
-    content.get("provenance", {}).pop(EVALUATION_KEY, None)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 # ---- The log ----
 
 
 def read_changes(folder: Path, current: Snapshot | None) -> Log:
     """All changes of the model in a folder. The last one is inferred if the log does not know the current model."""
-    digest = "" if current is None else config_digest(current.config)
-    log = _read_log(folder, digest)
-    if current is None or (log and log[-1].config == digest):
+    log = _read_log(folder, "" if current is None else current.digest)
+    if current is None or (log and log[-1].config == current.digest):
         return log
-    return (*log, _infer_change(current.config, log))
+    return (*log, _infer_change(current, log))
 
 
 def _read_log(folder: Path, digest: str) -> Log:
@@ -324,34 +314,33 @@ def merge_logs(folder: str | Path, on_disk: Sequence[Change], ours: Sequence[Cha
     return (*on_disk, *added)
 
 
-def new_change(action: str, facts: Mapping[str, Any], by: str, **fields: Any) -> Change:
-    """Make a change with the current time and a new key."""
+def new_change(log: Log, action: str, facts: Mapping[str, Any], by: str = "", **fields: Any) -> Change:
+    """Make the next change of a log. Time, key and snapshot are new unless ``fields`` have others."""
+    version = len(log) + 1
     try:
         json_facts = json.loads(json.dumps(dict(facts), allow_nan=False))
-        return Change(action=action, facts=json_facts, by=by, when=_utc_now(), key=uuid4().hex, **fields)
+        made = {"version": version, "content": version, "when": _utc_now(), "key": uuid4().hex, **fields}
+        return Change(action=action, facts=json_facts, by=by, **made)
     except ValidationError as error:
         raise InputError(f"the history can't hold this: {describe_first_error(error)}") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"the history can't hold these facts: {error}") from error
 
 
-def _infer_change(config: ModelConfig, log: Log) -> Change:
+def new_fit(model: ModelConfig, log: Log, recorded: bool = True, **fields: Any) -> Change:
+    """Make the change "fit" that led to a model; ``recorded`` is False if there is a log that does not know it."""
+    facts = {"head": model.head.name, "encoder": model.encoder.name, **({} if recorded else {"recorded": False})}
+    counts = {"classes": len(model.class_names), "pictures": count_shots(model.provenance)}
+    return new_change(log, **{"action": "fit", "facts": facts, **counts, **fields})
+
+
+def _infer_change(current: Snapshot, log: Log) -> Change:
     """Infer the change behind a model that the log does not know. Repeated calls give the same key."""
-    version = len(log) + 1
-    digest, created = config_digest(config), str(config.provenance.get("created", ""))
-    facts = {"head": config.head.name, "encoder": config.encoder.name}
-    return Change(
-        version=version,
-        action="fit",
-        facts={**facts, "recorded": False} if log else facts,
-        when=created if re.fullmatch(TIME_PATTERN, created) else _utc_now(),
-        content=version,
-        # The key depends on the last change too: files of an earlier version that were copied back are a new change.
-        key=hashlib.sha256(f"{log[-1].key if log else ''} {digest}".encode()).hexdigest()[:32],
-        classes=len(config.class_names),
-        pictures=count_shots(config.provenance),
-        config=digest,
-    )
+    created = str(current.config.provenance.get("created", ""))
+    # The key depends on the last change too: files of an earlier version that were copied back are a new change.
+    key = hashlib.sha256(f"{log[-1].key if log else ''} {current.digest}".encode()).hexdigest()[:32]
+    when = created if re.fullmatch(TIME_PATTERN, created) else _utc_now()
+    return new_fit(current.config, log, recorded=not log, when=when, key=key, config=current.digest)
 
 
 def count_shots(provenance: Mapping[str, Any]) -> int:

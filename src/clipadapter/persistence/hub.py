@@ -24,7 +24,7 @@ from clipadapter.persistence.format import (
     read_snapshot,
 )
 from clipadapter.persistence.model import load_model
-from clipadapter.persistence.save import SaveOptions, write_snapshot
+from clipadapter.persistence.save import write_snapshot
 from clipadapter.runtime.model_folder import ARRAY_NAMES, ARRAYS_FOLDER, CARD_FILE, CONFIG_FILE, array_file
 from clipadapter.utils.files import without_paths
 
@@ -165,8 +165,8 @@ def pull(repo_id: str, folder: str | Path, **options: Any) -> Path:
     check_target_folder(folder)
     source = fetch(repo_id, **options)
     load_model(source)
-    saved = SaveOptions(action="pull", facts={"repo": repo_id}, card=read_card(source))
-    return write_snapshot(folder, read_snapshot(source), saved)
+    change = {"action": "pull", "facts": {"repo": repo_id}}
+    return write_snapshot(folder, read_snapshot(source), change=change, card=read_card(source))
 
 
 def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
@@ -29,6 +30,7 @@ from clipadapter.persistence.format import (
     Snapshot,
     check_target_folder,
     config_bytes,
+    config_stamp,
     make_evaluation,
     read_config,
     read_snapshot,
@@ -37,13 +39,11 @@ from clipadapter.persistence.history import (
     Change,
     History,
     Log,
-    config_digest,
-    count_shots,
     find_snapshot,
     history_file,
     log_bytes,
     merge_logs,
-    new_change,
+    new_fit,
     read_changes,
     read_version,
     retained_snapshots,
@@ -80,9 +80,22 @@ def save_model(folder: str | Path, model: Model, *, keep_support: bool = True, h
     for a model that was just fitted. If the folder has another history, this one is appended to it.
     """
     snapshot = _snapshot_of(model, keep_support)
-    if not keep_support:
-        _warn_of_stored_pictures(model, snapshot.config.head.name)
-    return write_snapshot(folder, snapshot, SaveOptions(history, keep_support=keep_support))
+    if not keep_support and (count := count_stored_pictures(model.head)):
+        warnings.warn(
+            MethodWarning(
+                f"the shots are left out, but the model still has the features of {format_count(count, 'picture')}: "
+                f"the head {snapshot.config.head.name} compares with them. Heads such as "
+                f"{', '.join(HEADS_WITHOUT_PICTURES)} store none"
+            ),
+            stacklevel=2,
+        )
+    return write_snapshot(folder, snapshot, history, keep_support=keep_support)
+
+
+def count_stored_pictures(head: Head) -> int:
+    """How many pictures' features the learned arrays of a head have; a model without its shots still has them."""
+    arrays = [getattr(head, name, None) for name in head.picture_features]
+    return max((len(rows) for rows in arrays if rows is not None), default=0)
 
 
 def restore_version(folder: str | Path, to: int | None = None, by: str = "") -> History:
@@ -93,7 +106,7 @@ def restore_version(folder: str | Path, to: int | None = None, by: str = "") -> 
     if snapshot is None:
         raise history.not_stored(target)
     restored = history.with_undo(to, target, by)
-    write_snapshot(folder, snapshot, SaveOptions(restored))
+    write_snapshot(folder, snapshot, restored)
     return restored
 
 
@@ -113,54 +126,56 @@ def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Pa
     return [Path(folder) / name for name in ([] if card is None else [CARD_FILE]) + [CONFIG_FILE]]
 
 
-@dataclass(frozen=True)
-class SaveOptions:
-    """How a snapshot is written."""
+def write_snapshot(
+    folder: str | Path,
+    snapshot: Snapshot,
+    history: History | None = None,
+    *,
+    change: Mapping[str, Any] = MappingProxyType({}),
+    card: bytes | None = None,
+    keep_support: bool = True,
+) -> Path:
+    """Write a snapshot into a folder, as a new version if there is a model.
 
-    history: History | None = None
-    action: str = "fit"  # action of the new change, if there is no history
-    facts: Mapping[str, Any] | None = None
-    card: bytes | None = None  # model card; if None, it is made
-    keep_support: bool = True  # False removes the features of the shots from earlier versions
-
-
-def write_snapshot(folder: str | Path, snapshot: Snapshot, options: SaveOptions) -> Path:
-    """Write a snapshot into a folder, as a new version if there is a model."""
+    Without a history that version is one change: a fit, or ``change`` with its action and facts. ``card`` replaces the
+    one that is made.
+    """
     with _lock_folder(folder) as target:
-        current, new = None, _NewFiles(target)
+        save = _Save(target, history, keep_support)
         if (target / CONFIG_FILE).exists():
-            with new.tolerant():  # a damaged config does not keep a new model out
-                current = read_snapshot(target)
-        on_disk = read_changes(target, current)
-        changes = _merge_changes(folder, current, on_disk, snapshot, options)
-        try:
-            if changes:
-                if current is not None:  # else a log whose config is never committed would be taken for its log
-                    new.write(history_file("log", config_digest(current.config)), log_bytes(on_disk), stays=False)
-                snapshot = _write_history(new, changes, snapshot, current, options)
-            new.write_arrays(snapshot, check=True)
-            card = make_card(folder, snapshot.config)  # None: a person has edited it
-            _commit(target, snapshot.raw, card if card is None or options.card is None else options.card)
-        except BaseException:
-            if not _is_committed(target, snapshot.raw):  # Ctrl-C may come after the commit
-                new.remove()
-            raise
+            with save.tolerant():  # a damaged config does not keep a new model out
+                save.current = read_snapshot(target)
+        log = read_changes(target, save.current)
+        changes: Log = ()  # a first fit needs no log
+        if history is not None:
+            changes = merge_logs(folder, log, history.changes)
+            if save.current is not None and len(changes) == len(log) and not save.has_model(snapshot.config):
+                changes = (*changes, new_fit(snapshot.config, log, recorded=False))  # it was changed by other means
+        elif log:
+            changes = (*log, new_fit(snapshot.config, log, **change))
+        if changes:
+            if save.current is not None:  # else a log whose config is never committed would be taken for its log
+                save.write(history_file("log", save.current.digest), log_bytes(log), stays=False)
+            snapshot = save.write_history(changes, snapshot)
+        save.write_arrays(snapshot, check=True)
+        made = make_card(folder, snapshot.config)  # None: a person has edited it
+        _commit(target, snapshot.raw, made if made is None or card is None else card)
         # The save is done. What can't be removed now is removed by the next one. What could not be read may be readable
         # again, so everything stays, unless the shots must go.
-        if new.has_read_all or not options.keep_support:
-            for file in set(list_own_files(target)) - new.named:
-                with suppress(OSError):
-                    (target / file).unlink(missing_ok=True)
+        if save.has_read_all or not keep_support:
+            _remove(target, set(list_own_files(target)) - save.named)
     return Path(folder)
 
 
 @dataclass
-class _NewFiles:
-    """The files that the new config and its history name. Those that the folder lacks are written."""
+class _Save:
+    """Writes the files that the new config and its history name, if the folder lacks them."""
 
-    target: Path
+    target: Path  # the locked folder, without links
+    history: History | None
+    keep_support: bool
+    current: Snapshot | None = None  # the model in the folder
     named: set[str] = field(default_factory=set)
-    added: list[Path] = field(default_factory=list)
     has_read_all: bool = True
 
     @contextmanager
@@ -170,6 +185,13 @@ class _NewFiles:
             yield
         except ArtifactError:
             self.has_read_all = False
+
+    def has_model(self, config: ModelConfig) -> bool:
+        """Whether the folder has this model already."""
+        current = self.current
+        if current is not None and not self.keep_support:
+            current = _without_shots(current)
+        return current is not None and _is_same_model(current, config)
 
     def write_arrays(self, snapshot: Snapshot, check: bool = False) -> None:
         """Those of earlier versions are not read again: one that was altered since is noticed by who restores it."""
@@ -183,99 +205,84 @@ class _NewFiles:
         if stays:
             self.named.add(file)
         path = self.target / file
-        is_new = not path.exists()
-        if not is_new and path.stat().st_size == len(data) and path.read_bytes() == data:
+        if path.exists() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return
         path.parent.mkdir(exist_ok=True)
         # In one step: a damaged file, and the log of an equal config, are replaced while others may read them.
-        temporary = self.target / ARRAYS_FOLDER / "new-file"
-        _write_and_sync(temporary, data)
-        temporary.replace(path)
-        if is_new:
-            self.added.append(path)
+        _write_and_sync(self.target / ARRAYS_FOLDER / "new-file", data).replace(path)
 
-    def remove(self) -> None:
-        with suppress(OSError):
-            for path in self.added:
-                path.unlink(missing_ok=True)
-            (self.target / HISTORY_FOLDER).rmdir()  # if it is empty
+    def write_history(self, changes: Log, snapshot: Snapshot) -> Snapshot:
+        """Write the log, and the configs and arrays of earlier versions. The snapshot of the current version."""
+        number = changes[-1].content
+        before = self.find(changes[number - 1])
+        if before is not None and _is_same_model(before, snapshot.config):
+            # A restored version keeps its time and its evaluation.
+            snapshot = replace(snapshot, config=before.config, raw=before.raw)
+        digest = snapshot.digest
+        digests = {changes[-1].version: digest, number: digest}
+        for i in retained_snapshots(changes):
+            stored = None if i == number else self.find(changes[i - 1]) or self.find_in_memory(changes[i - 1])
+            if stored is None:
+                continue
+            with self.tolerant():
+                self.write_arrays(stored)
+                digests[i] = stored.digest
+                self.write(history_file("config", digests[i]), stored.raw)
+        log = [each.model_copy(update={"config": digests.get(each.version, each.config)}) for each in changes]
+        self.write(history_file("log", digest), log_bytes(log))
+        return snapshot
 
-
-def _write_history(
-    new: _NewFiles, changes: Log, snapshot: Snapshot, current: Snapshot | None, options: SaveOptions
-) -> Snapshot:
-    """Write the log, and the configs and arrays of earlier versions. Returns the snapshot of the current version."""
-    current_digest = "" if current is None else config_digest(current.config)
-    source = None if options.history is None else options.history.folder
-
-    def find(change: Change) -> Snapshot | None:
+    def find(self, change: Change) -> Snapshot | None:
+        """The snapshot of a version in this folder, or else in the one that the history was loaded from."""
         stored = None
-        with new.tolerant():
-            stored = current if change.config == current_digest else read_version(new.target, change.config)
-        if stored is None and source is not None and source != new.target:
-            with new.tolerant():
-                stored = find_snapshot(source, change.config)
-        return stored if stored is None or options.keep_support else _without_shots(stored)
+        with self.tolerant():
+            is_current = self.current is not None and change.config == self.current.digest
+            stored = self.current if is_current else read_version(self.target, change.config)
+        if stored is None and self.history is not None and self.history.folder not in (None, self.target):
+            with self.tolerant():
+                stored = find_snapshot(self.history.folder, change.config)
+        return stored if stored is None or self.keep_support else _without_shots(stored)
 
-    number = changes[-1].content
-    before = find(changes[number - 1])
-    if before is not None and is_same_model(before.config, snapshot.config):
-        # A restored version keeps its time and its evaluation.
-        snapshot = replace(snapshot, config=before.config, raw=before.raw)
-    digest = config_digest(snapshot.config)
-    changed = {changes[-1].version: digest, number: digest}
-    for i in retained_snapshots(changes):
-        stored = None if i == number else find(changes[i - 1]) or _find_in_memory(changes[i - 1], options)
-        if stored is None:
-            continue
-        with new.tolerant():
-            new.write_arrays(stored)
-            changed[i] = config_digest(stored.config)
-            new.write(history_file("config", changed[i]), stored.raw)
-    log = [each.model_copy(update={"config": changed.get(each.version, each.config)}) for each in changes]
-    new.write(history_file("log", digest), log_bytes(log))
-    return snapshot
-
-
-def _find_in_memory(change: Change, options: SaveOptions) -> Snapshot | None:
-    history = options.history
-    number = next((each.version for each in history.changes if each.key == change.key), 0) if history else 0
-    model = history.models.get(number) if history else None
-    return None if model is None else _snapshot_of(model, options.keep_support)
+    def find_in_memory(self, change: Change) -> Snapshot | None:
+        """The snapshot of a version that was not saved yet."""
+        versions = () if self.history is None else self.history.changes
+        number = next((each.version for each in versions if each.key == change.key), 0)
+        model = None if self.history is None else self.history.models.get(number)
+        return None if model is None else _snapshot_of(model, self.keep_support)
 
 
 def _commit(target: Path, config: bytes, card: bytes | None) -> None:
     """Replace the config and the card. What the config names was written before."""
     files = {CONFIG_FILE: config, **({} if card is None else {CARD_FILE: card})}
-    temporary = {name: target / ARRAYS_FOLDER / f"new-{name}" for name in files}
-    for name, data in files.items():
-        _write_and_sync(temporary[name], data)
+    new = {name: _write_and_sync(target / ARRAYS_FOLDER / f"new-{name}", data) for name, data in files.items()}
     for folder in (ARRAYS_FOLDER, HISTORY_FOLDER):
         sync_folder(target / folder)
-    temporary[CONFIG_FILE].replace(target / CONFIG_FILE)
+    new[CONFIG_FILE].replace(target / CONFIG_FILE)
     with suppress(OSError):  # the save is done; the next one makes the card again
         sync_folder(target)
         if card is not None:
-            temporary[CARD_FILE].replace(target / CARD_FILE)
+            new[CARD_FILE].replace(target / CARD_FILE)
 
 
-def _is_committed(target: Path, config: bytes) -> bool:
-    path = target / CONFIG_FILE
-    return path.exists() and path.read_bytes() == config
-
-
-def _write_and_sync(path: Path, data: bytes) -> None:
+def _write_and_sync(path: Path, data: bytes) -> Path:
     """Write a new file; what a killed save left there is removed, and a link is not followed."""
     path.unlink(missing_ok=True)
     with path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    return path
+
+
+def _remove(target: Path, files: Iterable[str]) -> None:
+    for file in files:
+        with suppress(OSError):
+            (target / file).unlink(missing_ok=True)
 
 
 @contextmanager
 def _lock_folder(folder: str | Path) -> Iterator[Path]:
-    """Lock the folder of a model, and give its path without links."""
+    """Lock the folder of a model, and give its path without links. A save that fails leaves no new files in it."""
     target = Path(os.path.realpath(folder))
     check_target_folder(folder)
     for name in (CONFIG_FILE, CARD_FILE):
@@ -286,43 +293,21 @@ def _lock_folder(folder: str | Path) -> Iterator[Path]:
     try:
         arrays.mkdir(parents=True, exist_ok=True)
         with FileLock(arrays / LOCK_FILE, timeout=LOCK_TIMEOUT_SECONDS):
+            before, stamp = set(list_own_files(target)), config_stamp(target)
             try:
                 yield target
             except BaseException:
-                # The folder stays, also a new one: another process may wait for its lock.
-                with suppress(OSError):
-                    for name in ("file", CONFIG_FILE, CARD_FILE):
-                        (arrays / f"new-{name}").unlink(missing_ok=True)
+                if config_stamp(target) == stamp:  # Ctrl-C may come after the commit
+                    _remove(target, set(list_own_files(target)) - before)
+                    # ARRAYS_FOLDER stays, also a new one: another process may wait for its lock.
+                    with suppress(OSError):
+                        (target / HISTORY_FOLDER).rmdir()  # if it is empty
                 raise
     except Timeout:
         raise ArtifactError(f"{folder} is being changed by another process: try again when it has ended") from None
     except OSError as error:
         reason = error.strerror or error
         raise ArtifactError(f"can't write {folder}: {reason}; give a folder you may write to") from error
-
-
-def is_same_model(one: ModelConfig, other: ModelConfig) -> bool:
-    """Whether two configs describe the same model, regardless of its time and evaluation."""
-    return one.model_dump(exclude={"provenance"}) == other.model_dump(exclude={"provenance"})
-
-
-def count_stored_pictures(head: Head) -> int:
-    """How many pictures' features the learned arrays of a head have; a model without its shots still has them."""
-    arrays = [getattr(head, name, None) for name in head.picture_features]
-    return max((len(rows) for rows in arrays if rows is not None), default=0)
-
-
-def _warn_of_stored_pictures(model: Model, head: str) -> None:
-    """Warn that a model without its shots has features of pictures all the same, if it compares with them."""
-    count = count_stored_pictures(model.head)
-    if not count:
-        return
-    where = f"the head {head} compares with them. Heads such as {', '.join(HEADS_WITHOUT_PICTURES)} store none"
-    pictures = format_count(count, "picture")
-    warnings.warn(
-        MethodWarning(f"the shots are left out, but the model still has the features of {pictures}: {where}"),
-        stacklevel=3,
-    )
 
 
 def _snapshot_of(model: Model, keep_support: bool) -> Snapshot:
@@ -332,28 +317,13 @@ def _snapshot_of(model: Model, keep_support: bool) -> Snapshot:
     return Snapshot(config, config_bytes(config), blobs.__getitem__)
 
 
+def _is_same_model(snapshot: Snapshot, config: ModelConfig) -> bool:
+    """Whether a config describes the same model, regardless of its time and evaluation."""
+    return snapshot.config.model_dump(exclude={"provenance"}) == config.model_dump(exclude={"provenance"})
+
+
 def _without_shots(snapshot: Snapshot) -> Snapshot:
     """The snapshot without the features and names of the shots and of pictures without labels."""
     files = {name: sha256 for name, sha256 in snapshot.config.files.items() if name not in (SUPPORT, UNLABELLED)}
     config = snapshot.config.model_copy(update={"files": files, "sources": []})
     return replace(snapshot, config=config, raw=config_bytes(config))
-
-
-def _merge_changes(
-    folder: str | Path, current: Snapshot | None, on_disk: Log, snapshot: Snapshot, options: SaveOptions
-) -> Log:
-    """Merge the log in the folder with the history of the model; () if there is no earlier version."""
-    config, number = snapshot.config, len(on_disk) + 1
-    facts = {"head": config.head.name, "encoder": config.encoder.name}
-    counts = {"classes": len(config.class_names), "pictures": count_shots(config.provenance)}
-    if options.history is None:
-        change = new_change(options.action, options.facts or facts, "", version=number, content=number, **counts)
-        return (*on_disk, change) if on_disk else ()
-    merged = merge_logs(folder, on_disk, options.history.changes)
-    if current is not None and len(merged) == len(on_disk):
-        # The history has no new change. If the model differs all the same, it was changed by other means.
-        before = current if options.keep_support else _without_shots(current)
-        if not is_same_model(before.config, config):
-            unrecorded = new_change("fit", {**facts, "recorded": False}, "", version=number, content=number, **counts)
-            return (*merged, unrecorded)
-    return merged

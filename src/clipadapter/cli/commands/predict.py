@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, count, repeat, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -428,7 +428,7 @@ class TableRows:
     """The predictions of a saved model without its encoder for the rows of tables of features."""
 
     def __init__(self, request: PredictRequest) -> None:
-        from clipadapter.classifier.answers import answer_features, predict_columns
+        from clipadapter.classifier.answers import predict_columns
         from clipadapter.classifier.encoder_choice import find_blocks
         from clipadapter.cli.prediction_files import file_facts
         from clipadapter.features import open_feature_table
@@ -436,7 +436,8 @@ class TableRows:
 
         model = load_model(request.model)
         # A head that predicts through the text tower gets it from the encoder.
-        head = request.encoder.load(request.model).head_ if model.head.needs_tower else model.head
+        if model.head.needs_tower:
+            model = replace(model, head=request.encoder.load(request.model).head_)
         self.class_names: Sequence[str] = model.text.labels
         tables = [(table, find_blocks(model, table)) for table in map(open_feature_table, request.tables)]
         self._files = [(table, blocks, file) for table, blocks in tables for file in table.files]
@@ -445,12 +446,7 @@ class TableRows:
         self.n_rows = self._starts[-1]
         own = request.keywords(model.uncertainty, self.class_names)
         top, adapt = own.pop("top"), own.pop("adapt")
-        is_ordered, width = adapt is not None, model.encoder.text_dim
-
-        def answer(features: Any) -> Any:
-            return answer_features(head, model.fold_heads, model.uncertainty, features, width, own, adapt)
-
-        self._answer = lambda features: predict_columns(answer, features, self.class_names, top, ordered=is_ordered)
+        self._answer = lambda features: predict_columns(model, features, top, own, adapt)
 
     def blocks(self, first: int = 0) -> Iterator[AnsweredRows]:
         """The predictions for batches of rows, from the first on that is asked for."""
