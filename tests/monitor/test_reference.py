@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clipadapter.monitor.reference import reference_from_shots
+from clipadapter.monitor.detection import reference_from_shots
 
 EQUAL_PRIORS = (1 / 3, 1 / 3, 1 / 3)
 
