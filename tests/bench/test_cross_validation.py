@@ -10,7 +10,7 @@ from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.suite import ALL, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
-from clipadapter.errors import DataError, InputError
+from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads.prototype import Prototype
 from clipadapter.testing import toy_features
@@ -69,15 +69,6 @@ def test_a_suite_is_cross_validated(pictures, tmp_path):
     assert run.metrics.accuracy == pytest.approx(right.mean())
     page = write_report(study, tmp_path / "out")[0].read_text()
     assert "folds: cross-validation; each picture is predicted by a head fitted to shots of other folds" in page
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [("{ folds = 1 }", "folds must be 2 or more"), ("{ fold = 3 }", "are folds, not fold")],
-)
-def test_options_of_a_suite_are_checked(options, message):
-    with pytest.raises(DataError, match=message):
-        parse_suite("cv", f"{SUITE}\noptions = {options}")
 
 
 def test_a_model_is_cross_validated_on_its_own_shots(colour_folder, tmp_path):

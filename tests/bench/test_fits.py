@@ -101,9 +101,6 @@ def test_without_a_test_part_the_rest_is_tested_on(support, text):
     undrawn = [row for row in range(10) if row not in runs[0].rows]
     np.testing.assert_array_equal(CALLS[-1][3], support.X[undrawn])
     assert (runs[0].n_test, runs[0].data.protocol) == (6, "rest")
-
-
-def test_if_every_row_is_drawn_nothing_is_left_to_test_on(support, text):
     with pytest.raises(InputError, match="the shots are all 10 pictures, so that none is left to test on"):
         few_shot({"spy": SpyHead()}, support, None, text, shots=[5], seeds=[1])
 

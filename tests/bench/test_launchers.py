@@ -122,14 +122,10 @@ def test_each_worker_sees_a_gpu_of_its_own_and_has_no_semaphore_to_leave_behind(
 
 
 @pytest.mark.slow
-def test_an_exception_reaches_the_caller_and_ends_the_workers(forked):
+def test_workers_end_at_once_after_a_study_and_after_an_exception_that_reaches_the_caller(forked):
     with pytest.raises(LookupError, match="no a"):
         run(forked, launcher_jobs.fail, ["a", "a"])
     assert until(lambda: not multiprocessing.active_children(), 60)
-
-
-@pytest.mark.slow
-def test_a_study_does_not_wait_for_its_workers_to_unload(forked):
     start = time.monotonic()
     run(forked, launcher_jobs.slow_to_leave, ["a", "b", "c"])
     assert time.monotonic() - start < 240

@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 from clipadapter.bench import plots
 from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.metrics import evaluate
-from clipadapter.rendering.plots import confusion_figure, save_plot, worst_classes
+from clipadapter.rendering.plots import confusion_figure, save_plot
 
 from ..imports import recorded
 
@@ -45,12 +45,6 @@ def test_five_lines_are_named_and_zero_shot_is_a_star_at_0_shots(make_run):
 def test_a_confusion_matrix_of_any_classes_stays_readable(tmp_path, names):
     with Image.open(save_plot(confusion_figure(result(names), "50 % of $x"), tmp_path / "confusion.png")) as image:
         assert image.format == "PNG" and 500 < image.width < 2500 and 400 < image.height < 2500
-
-
-def test_the_worst_classes_are_those_in_most_mistakes():
-    confusion = np.array([[9, 0, 0, 1], [0, 9, 1, 0], [0, 4, 6, 0], [0, 0, 0, 9]])
-    assert worst_classes(confusion, limit=2) == [1, 2]
-    assert worst_classes(confusion, limit=4) == [0, 1, 2, 3]
 
 
 def test_pyplot_is_not_imported(make_run, tmp_path):

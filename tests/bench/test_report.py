@@ -113,6 +113,8 @@ def test_failed_and_missing_runs_are_named(make_run):
     (grid,) = [b for b in document.sections[0].blocks if isinstance(b, Grid) and b.title == "Accuracy: pets"]
     assert [row[1] for row in grid.rows] == ["50.0 (1 of 2)", "failed", "not run yet"]
     assert "a failed: E: why." in grid.notes and "b failed: E: no." in grid.notes
+    # Costs are those of the most shots that were run.
+    assert "Cost at 1 shot: pets" in grids(joined(suite(), [make_run("a", 1)], [make_run("a", 4)]))
 
 
 def test_only_transductive_heads_are_never_the_best_and_every_mark_is_explained(make_run):

@@ -235,20 +235,6 @@ def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
 # Suites
 
 
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        ('heads = ["knn"]\n[stream]\ntask_known = true', 'are only for protocol = "stream"'),
-        ('heads = ["knn"]\nshots = ["all"]', 'shots = "all" does not suit protocol = "few-shot"'),
-        ('heads = [{ head = "knn", mode = "joint" }]', 'are only for protocol = "stream"'),
-        ('protocol = "stream"\nheads = ["knn"]\n[stream]\norders = []', "'stream', 'orders'"),
-    ],
-)
-def test_settings_that_no_suite_has_are_refused(text, error):
-    with pytest.raises(DataError, match=error):
-        parse_suite("own", f'title = "t"\n{text}')
-
-
 def test_all_heads_of_a_stream_are_those_with_a_place_in_it_and_an_estimate_counts_streams(sets):
     names = {v.head for v in parse_suite("own", 'title = "t"\nprotocol = "stream"\nheads = ["all"]').all_variants()}
     assert {"zero-shot", "auto"} <= names and not {"transclip", "zlap"} & names

@@ -7,6 +7,8 @@ from clipadapter.encoders import check_uri
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.heads.clip_adapter import ClipAdapter
 
+FOLDS = 'title = "t"\nprotocol = "cross-validation"\nheads = ["knn"]\n'
+
 
 @pytest.mark.parametrize("name", list_suites())
 def test_every_shipped_suite_makes_its_heads_and_names_encoders(name):
@@ -112,6 +114,12 @@ def test_a_suite_is_read_by_its_path_or_name(tmp_path):
         ('title = "t"\nheads = ["knn", { gda = {} }]', "'heads', entry 2, 'head' is missing; write it as in heads = "),
         ('title = "t"\nheads = [{ head = "gda", vary = { a = [1], b = [1] } }]', "'heads', entry 1, 'vary' is"),
         ('title = "t"\nheads = ["knn"]\nviews = 0', "'views' is 0"),
+        ('title = "t"\nheads = ["knn"]\n[stream]\ntask_known = true', 'are only for protocol = "stream"'),
+        ('title = "t"\nheads = [{ head = "knn", mode = "joint" }]', 'are only for protocol = "stream"'),
+        ('title = "t"\nheads = ["knn"]\nshots = ["all"]', 'shots = "all" does not suit protocol = "few-shot"'),
+        ('title = "t"\nprotocol = "stream"\nheads = ["knn"]\n[stream]\norders = []', "'stream', 'orders'"),
+        (f"{FOLDS}options = {{ folds = 1 }}", "folds must be 2 or more"),
+        (f"{FOLDS}options = {{ fold = 3 }}", "are folds, not fold"),
         ('title = "t"\nheads = ["knn"]\nviews = 1001', "'views' is 1001"),
         ('title = "t"\nheads = ["knn"]\nviews = "epoch"', "'views' is 'epoch': .*write it as in views = 10, or"),
         (

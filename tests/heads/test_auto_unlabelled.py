@@ -19,9 +19,11 @@ NUISANCE = GENERATOR.standard_normal((6, D)) / np.sqrt(D)
 TEXT = TextFeatures(NAMES, MEANS + 1.2 * GENERATOR.standard_normal((C, D)) / np.sqrt(D), 30.0)
 
 
-@pytest.fixture(autouse=True)
-def _few_folds(monkeypatch):
-    monkeypatch.setattr(head, "MAX_REPEATS", 2)
+@pytest.fixture(autouse=True, scope="module")
+def _few_folds():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head, "MAX_REPEATS", 2)
+        yield
 
 
 def draw(counts, seed):
@@ -39,19 +41,28 @@ FOREIGN = GENERATOR.standard_normal(D) + 0.01 * GENERATOR.standard_normal((50, D
 """Pictures of one other thing."""
 
 
+@pytest.fixture(scope="module")
+def without():
+    return Auto().fit(X, Y, TEXT)
+
+
+@pytest.fixture(scope="module")
+def with_pool():
+    return Auto().fit(X, Y, TEXT, unlabelled=POOL)
+
+
 def accuracy(model):
     return (model.predict(TEST[0]) == TEST[1]).mean()
 
 
-def test_pictures_that_help_get_weight():
-    without, fitted = Auto().fit(X, Y, TEXT), Auto().fit(X, Y, TEXT, unlabelled=POOL)
-    assert fitted.unlabelled_gain_ > 0 and fitted.unlabelled_share_ > 0.1
-    assert accuracy(fitted) > accuracy(without) + 0.05
-    assert f"weight {fitted.unlabelled_share_:.0%} (held-out shots gain" in fitted.describe_unlabelled()
+def test_pictures_that_help_get_weight(without, with_pool):
+    assert with_pool.unlabelled_gain_ > 0 and with_pool.unlabelled_share_ > 0.1
+    assert accuracy(with_pool) > accuracy(without) + 0.05
+    assert f"weight {with_pool.unlabelled_share_:.0%} (held-out shots gain" in with_pool.describe_unlabelled()
 
 
-def test_pictures_that_tell_nothing_get_no_weight_and_change_nothing():
-    without, fitted = Auto().fit(X, Y, TEXT), Auto().fit(X, Y, TEXT, unlabelled=FOREIGN)
+def test_pictures_that_tell_nothing_get_no_weight_and_change_nothing(without):
+    fitted = Auto().fit(X, Y, TEXT, unlabelled=FOREIGN)
     assert fitted.unlabelled_gain_ <= 0 and fitted.unlabelled_share_ == 0
     assert fitted.describe_unlabelled() == "not used: held-out shots do not gain"
     np.testing.assert_array_equal(fitted.logits(TEST[0]), without.logits(TEST[0]))
@@ -156,13 +167,11 @@ def test_a_shot_is_left_out_though_its_features_differ_by_rounding():
     assert kept(1 - 1e-3) == len(POOL) + len(X)
 
 
-def test_a_refit_uses_the_kept_pictures_and_a_fit_without_them_forgets_them():
-    fitted = Auto().fit(X, Y, TEXT, unlabelled=POOL)
-    again = Auto().fit_from(fitted, X, Y, TEXT)
-    np.testing.assert_array_equal(again.logits(TEST[0]), fitted.logits(TEST[0]))
-    fold = fitted.refit_without(X, Y, np.array([0]), TEXT)
-    assert len(fold.kept_pictures) == len(POOL) and "pool_" not in fitted.state()
-    assert fitted.fit(X, Y, TEXT).kept_pictures is None and fitted.describe_unlabelled() == ""
+def test_a_refit_uses_the_kept_pictures_and_a_fit_without_them_forgets_them(with_pool):
+    again = Auto().fit_from(with_pool, X, Y, TEXT)
+    np.testing.assert_array_equal(again.logits(TEST[0]), with_pool.logits(TEST[0]))
+    assert len(with_pool.refit_without(X, Y, np.array([0]), TEXT).kept_pictures) == len(POOL)
+    assert again.fit(X, Y, TEXT).kept_pictures is None and again.describe_unlabelled() == ""
 
 
 def test_why_pictures_are_not_used():
@@ -175,7 +184,7 @@ def test_why_pictures_are_not_used():
     assert several.describe_unlabelled() == "not used: pictures may have several labels"
 
 
-def test_blocks_that_are_not_used_stay_unused_and_a_smaller_copy_keeps_its_pictures():
+def test_blocks_that_are_not_used_stay_unused_and_a_smaller_copy_keeps_its_pictures(without):
     rng = np.random.default_rng(7)
 
     def with_blocks(features):
@@ -194,4 +203,4 @@ def test_blocks_that_are_not_used_stay_unused_and_a_smaller_copy_keeps_its_pictu
     if small.used_blocks() == ("final", "inner"):
         np.testing.assert_allclose(small.logits(test[:, columns]), fitted.logits(test), rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(small.kept_pictures, fitted.kept_pictures[:, columns])
-    assert (fitted.predict(test) == TEST[1]).mean() >= accuracy(Auto().fit(X, Y, TEXT))
+    assert (fitted.predict(test) == TEST[1]).mean() >= accuracy(without)

@@ -6,16 +6,11 @@ import pytest
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.transclip import TransClip
 
-from .formulas import unit
+from .formulas import softmax, unit
 from .golden_figures import doubles, golden
 
 C, D, U, SCALE = 3, 6, 14, 10.0
 NAMES = ["a", "b", "c"]
-
-
-def softmax(v):
-    e = np.exp(v - v.max())
-    return e / e.sum()
 
 
 @pytest.fixture

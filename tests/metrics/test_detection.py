@@ -38,12 +38,6 @@ def test_infinite_scores_are_ordered_as_others():
     assert auroc([0, np.inf], [np.inf]) == 0.75
 
 
-def test_risk_coverage_by_hand():
-    coverage, risk = risk_coverage([0.9, 0.4, 0.6, 0.5], [True, True, False, False])
-    np.testing.assert_allclose(coverage, [0.25, 0.5, 0.75, 1])
-    np.testing.assert_allclose(risk, [0, 1 / 2, 2 / 3, 1 / 2])
-
-
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=7))
 def test_the_area_is_the_mean_over_all_orders_of_ties(rows):

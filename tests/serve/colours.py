@@ -91,6 +91,11 @@ def write_file(path, names=NAMES):
     return path
 
 
+def ask(client, *pictures, path="/v1/predict", **options):
+    """The answer to a request with pictures in JSON."""
+    return client.post(path, json={"images": [base64_of(data) for data in pictures], **options})
+
+
 def refused(response, status, *words):
     """Whether an answer says why there is none, in the one shape."""
     assert response.status_code == status, response.text

@@ -22,6 +22,14 @@ def colours():
     return Colours()
 
 
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    """A client of an app with the usual limits, for tests that only send requests."""
+    file = write_file(tmp_path_factory.mktemp("files") / "colours.onnx")
+    with TestClient(create_app(OpenedModels([str(file)], model=Colours()), refresh_seconds=60)) as started:
+        yield started
+
+
 @pytest.fixture
 def serve(files, colours):
     """A function that gives a client of an app; its model is `colours`; with ``model=None`` it opens the file."""

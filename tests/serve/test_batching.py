@@ -4,12 +4,13 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from clipadapter.serve import Limits, create_app
 
-from .colours import BLUE, GREY, RED, OpenedModels, base64_of, refused
+from .colours import BLUE, GREY, RED, OpenedModels, ask, base64_of, refused
 
 
 def wait_until(true, seconds=10):
@@ -22,14 +23,9 @@ def wait_until(true, seconds=10):
 
 @pytest.fixture
 def post_later():
-    """A function that asks in another thread, and gives the future answer."""
+    """As `ask`, in another thread; gives the future answer."""
     with ThreadPoolExecutor(32) as pool:
-
-        def post(client, *pictures, params=None, **asked):
-            body = {"images": [base64_of(data) for data in pictures], **asked}
-            return pool.submit(client.post, "/v1/predict", json=body, params=params)
-
-        yield post
+        yield partial(pool.submit, ask)
 
 
 def batcher(client):
@@ -71,11 +67,8 @@ def test_requests_of_one_batch_keep_their_own_options(serve, colours, post_later
     colours.go.clear()
     first = post_later(client, RED)
     wait_until(colours.running.is_set)
-    plain, strict, sets = (
-        post_later(client, GREY),
-        post_later(client, GREY, reject=0.1),
-        post_later(client, RED, coverage=0.8),
-    )
+    plain, strict = post_later(client, GREY), post_later(client, GREY, reject=0.1)
+    sets = post_later(client, RED, coverage=0.8)
     wait_until(lambda: len(batcher(client)._queue) == 3)
     colours.go.set()
     assert label_of(first) == "red" and label_of(plain) == "red" and label_of(strict) is None
@@ -88,7 +81,7 @@ def test_a_full_queue_refuses_and_recovers(serve, colours, post_later):
     colours.go.clear()
     waiting = [post_later(client, RED) for _ in range(3)]
     wait_until(lambda: batcher(client).pending == 3)
-    refusal = client.post("/v1/predict", json={"images": [base64_of(RED)] * 2})
+    refusal = ask(client, RED, RED)
     assert refused(refusal, 503, "the server is busy") and int(refusal.headers["retry-after"]) >= 1
     waiting.append(post_later(client, RED))  # one fits
     wait_until(lambda: batcher(client).pending == 4)
@@ -97,7 +90,7 @@ def test_a_full_queue_refuses_and_recovers(serve, colours, post_later):
     colours.go.set()
     assert [label_of(one) for one in waiting] == ["red"] * 4
     wait_until(lambda: batcher(client).pending == 0)
-    assert client.post("/v1/predict", json={"images": [base64_of(RED)] * 4}).status_code == 200
+    assert ask(client, *[RED] * 4).status_code == 200
     assert 'clipadapter_refused_total{reason="queue"} 2.0' in client.get("/metrics").text
 
 
@@ -107,7 +100,7 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once(serve, colours, p
     batcher(client)._pictures_per_second = 0.5  # pictures a second
     waiting = [post_later(client, RED) for _ in range(5)]
     wait_until(lambda: batcher(client).pending == 5)
-    refusal = client.post("/v1/predict", json={"images": [base64_of(RED)]})
+    refusal = ask(client, RED)
     assert refused(refusal, 503, "about 10.0 seconds") and refusal.headers["retry-after"] == "10"
     colours.go.set()
     assert [label_of(one) for one in waiting] == ["red"] * 5
@@ -167,7 +160,7 @@ def test_late_pictures_are_dropped_before_they_run(serve, colours, post_later):
     colours.go.set()
     wait_until(lambda: batcher(client).pending == 0)
     assert [size for size in colours.batches[before:] if size] == [1]
-    assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200
+    assert ask(client, RED).status_code == 200
 
 
 def test_late_pictures_are_not_even_loaded(serve, colours, post_later):
@@ -190,22 +183,21 @@ def test_a_client_may_wait_less_than_the_server(serve, colours, post_later):
     client = serve()
     colours.go.clear()
     began = time.monotonic()
-    assert refused(post_later(client, RED, params={"timeout": "0.1"}).result(20), 504, "0.1 seconds")
+    assert refused(post_later(client, RED, path="/v1/predict?timeout=0.1").result(20), 504, "0.1 seconds")
     assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "x", "nan", "1e9"])
-def test_invalid_timeouts_are_refused(serve, timeout):
-    response = serve().post("/v1/predict", json={"images": [base64_of(RED)]}, params={"timeout": timeout})
-    assert refused(response, 422, "timeout")
+def test_invalid_timeouts_are_refused(client, timeout):
+    assert refused(ask(client, RED, path=f"/v1/predict?timeout={timeout}"), 422, "timeout")
 
 
 def test_a_backend_failure_affects_its_batch_only(serve, colours):
     client, good = serve(raise_server_exceptions=False), type(colours).run
     colours.run = lambda squares: 1 / 0
-    assert refused(client.post("/v1/predict", json={"images": [base64_of(RED)]}), 500, "its log says how")
+    assert refused(ask(client, RED), 500, "its log says how")
     colours.run = lambda squares: good(colours, squares)
-    assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200
+    assert ask(client, RED).status_code == 200
     assert batcher(client).pending == 0
 
 

@@ -8,9 +8,7 @@ import pytest
 
 from clipadapter.serve.logs import JsonFormatter
 
-from .colours import RED, base64_of, refused
-
-REQUEST = {"images": [base64_of(RED)]}
+from .colours import RED, ask, refused
 
 
 def test_requests_without_the_token_are_refused(serve):
@@ -22,23 +20,25 @@ def test_requests_without_the_token_are_refused(serve):
         assert response.headers["www-authenticate"] == "Bearer"
     for given in ("Bearer secret-2", "Bearer ", "secret-1", "Basic secret-1", "Bearer secret-1x", "Bearer ä"):
         headers = {"authorization": given.encode("latin-1")}
-        assert refused(client.post("/v1/predict", json=REQUEST, headers=headers), 401), given
+        assert refused(client.post("/v1/predict", headers=headers), 401), given
     for given in ("Bearer secret-1", "bearer secret-1"):
-        assert client.post("/v1/predict", json=REQUEST, headers={"authorization": given}).status_code == 200
         for path in guarded:
             assert client.get(path, headers={"authorization": given}).status_code == 200
     for path in ("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json", "/"):
         assert client.get(path).status_code == 200, path
 
 
-def test_a_stopping_server_is_live_but_not_ready(serve):
+def test_a_stopping_server_is_live_but_not_ready_and_each_answer_closes_its_connection(serve):
     client = serve()
     assert client.get("/v2/health/live").json() == {"live": True}
-    assert client.get("/v2/health/ready").json() == {"live": True, "ready": True}
+    response = client.get("/v2/health/ready")
+    assert response.json() == {"live": True, "ready": True} and "connection" not in response.headers
     client.app.state.server.is_stopping = True
     response = client.get("/v2/health/ready")
     assert response.status_code == 503 and response.json() == {"live": True, "ready": False}
     assert client.get("/v2/health/live").status_code == 200
+    for path in ("/v1/models", "/v2/health/ready", "/nothing"):
+        assert client.get(path).headers["connection"] == "close"
 
 
 def test_a_body_is_not_read_without_the_token(serve):
@@ -69,24 +69,14 @@ def test_a_page_of_another_name_that_leads_here_is_not_answered(serve, host, pat
     assert client.get(path, headers={"host": host}).status_code == 200
 
 
-def test_while_the_server_stops_each_answer_closes_its_connection(serve):
-    client = serve()
-    assert "connection" not in client.get("/v1/models").headers
-    client.app.state.server.is_stopping = True
-    for path in ("/v1/models", "/v2/health/ready", "/nothing"):
-        assert client.get(path).headers["connection"] == "close"
-
-
-def test_errors_have_one_shape(serve):
-    client = serve()
+def test_errors_have_one_shape(client):
     assert refused(client.get("/nothing"), 404, "/docs")
     response = client.get("/v1/predict")
     assert refused(response, 405) and response.headers["allow"] == "POST"
     assert refused(client.delete("/v1/models/colours"), 405)
 
 
-def test_requests_have_ids(serve):
-    client = serve()
+def test_requests_have_ids(client):
     assert client.get("/v1/models", headers={"x-request-id": "abc-1.Z_"}).headers["x-request-id"] == "abc-1.Z_"
     given = []
     for strange in ("", "a b", "x" * 65, '{"a"}'):
@@ -106,24 +96,15 @@ def test_the_log_has_no_content_of_requests(serve, caplog):
     with caplog.at_level(logging.INFO, "clipadapter.serve"):
         files = [("images", ("my-secret-name.png", RED)), ("images", ("x.png", b"private"))]
         client.post("/v1/predict?timeout=3", files=files, headers={"x-request-id": "r1"})
-        client.post("/v1/models/other-secret/predict", json=REQUEST)
+        ask(client, RED, path="/v1/models/other-secret/predict")
         client.get("/secret-address?secret=1")
         client.get("/v2/health/live")
     first, second, third = lines(caplog)
     milliseconds = first.pop("ms")
     assert 0 <= milliseconds < 60_000
     assert first.pop("bytes") > len(RED) and first.pop("time").endswith("Z")
-    assert first == {
-        "level": "info",
-        "event": "request",
-        "id": "r1",
-        "method": "POST",
-        "route": "/v1/predict",
-        "status": 200,
-        "model": "colours",
-        "pictures": 2,
-        "bad": 1,
-    }
+    facts = {"id": "r1", "method": "POST", "route": "/v1/predict", "status": 200}
+    assert first == {"level": "info", "event": "request", **facts, "model": "colours", "pictures": 2, "bad": 1}
     assert (second["route"], second["status"]) == ("/v1/models/{name}/predict", 404)
     assert (third["route"], third["status"]) == ("unknown", 404)
     assert not re.search("secret|private|x.png", json.dumps([first, second, third]))
@@ -132,7 +113,7 @@ def test_the_log_has_no_content_of_requests(serve, caplog):
 def test_a_server_error_is_logged_and_not_sent_to_the_client(serve, caplog, colours):
     client = serve(raise_server_exceptions=False)
     colours.run = lambda squares: 1 / 0
-    assert refused(client.post("/v1/predict", json=REQUEST), 500)
+    assert refused(ask(client, RED), 500)
     assert any(
         "ZeroDivisionError" in line.get("traceback", "")
         for line in map(json.loads, map(JsonFormatter().format, caplog.records))
@@ -141,7 +122,7 @@ def test_a_server_error_is_logged_and_not_sent_to_the_client(serve, caplog, colo
 
 def test_requests_and_pictures_are_counted(serve):
     client = serve()
-    client.post("/v1/predict", json={"images": [base64_of(RED), "bad"]})
+    ask(client, RED, b"bad")
     client.post("/v1/predict", json={})
     client.get("/anything/at/all")
     text = client.get("/metrics").text
@@ -159,8 +140,8 @@ def test_requests_and_pictures_are_counted(serve):
     assert client.get("/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
-def test_the_first_page_is_for_trying_a_picture_and_needs_no_other_host(serve):
-    response = serve().get("/")
+def test_the_first_page_is_for_trying_a_picture_and_needs_no_other_host(client):
+    response = client.get("/")
     assert response.headers["content-type"].startswith("text/html") and "Drop pictures here" in response.text
     assert "default-src 'none'" in response.headers["content-security-policy"]
     assert re.findall(r"(?:src|href|url)\s*[=:(]\s*[\"']?([^\"'\s)]+)", response.text) == [
@@ -169,8 +150,7 @@ def test_the_first_page_is_for_trying_a_picture_and_needs_no_other_host(serve):
     ]
 
 
-def test_the_documentation_page_needs_no_other_host(serve):
-    client = serve()
+def test_the_documentation_page_needs_no_other_host(client):
     page = client.get("/docs").text
     named = re.findall(r"(?:src|href|url)\s*[=:]\s*[\"']([^\"']+)", page)
     assert len(named) >= 4 and all(one.startswith("/") for one in named)

@@ -12,11 +12,10 @@ from clipadapter.errors import ArtifactError, InputError, MissingExtraError
 from clipadapter.serve import Limits, ServedModels
 from clipadapter.serve.models import read_sources
 
-from .colours import RED, Colours, base64_of, refused, write_file
+from .colours import RED, Colours, ask, refused, write_file
 from .test_batching import wait_until
 
 OTHER = ("cherry", "leaf", "sky")
-REQUEST = {"images": [base64_of(RED)]}
 
 
 def refresh(client, times=2):
@@ -25,7 +24,7 @@ def refresh(client, times=2):
 
 
 def label(client, name="colours"):
-    return client.post(f"/v1/models/{name}/predict", json=REQUEST).json()["predictions"][0]["label"]
+    return ask(client, RED, path=f"/v1/models/{name}/predict").json()["predictions"][0]["label"]
 
 
 def test_a_changed_file_replaces_its_model(serve, files):
@@ -127,7 +126,7 @@ def test_an_altered_export_in_the_cache_is_replaced(tmp_path, record_exports):
 
 
 def test_a_file_that_does_not_run_is_refused(serve, files):
-    client, models = serve(), None
+    client = serve()
     models = client.app.state.server.models
     broken = Colours()
     broken.run = lambda squares: 1 / 0
@@ -157,7 +156,7 @@ def test_all_files_of_a_folder_are_served(serve, files):
     assert [one["name"] for one in client.get("/v1/models").json()["models"]] == ["colours", "other"]
     (files / "colours.onnx").unlink()
     refresh(client)
-    assert refused(client.post("/v1/models/colours/predict", json=REQUEST), 404, "served are: other")
+    assert refused(ask(client, RED, path="/v1/models/colours/predict"), 404, "served are: other")
     assert 'queue_pictures{model="colours"}' not in client.get("/metrics").text
     files.rename(files.with_name("away"))  # a folder that is gone removes no model
     refresh(client)
@@ -171,7 +170,7 @@ def test_the_old_model_finishes_its_requests(serve, files):
     models = client.app.state.server.models
     old.go.clear()
     with ThreadPoolExecutor(1) as pool:
-        begun = pool.submit(client.post, "/v1/predict", json=REQUEST)
+        begun = pool.submit(ask, client, RED)
         wait_until(lambda: models.get().batcher.pending == 1)
         first = models.get()
         models._open = lambda path: new
@@ -276,4 +275,4 @@ def test_a_request_survives_the_replacement_of_its_model(serve, files):
         return new
 
     models.get = open_new
-    assert client.post("/v1/predict", json=REQUEST).status_code == 200
+    assert ask(client, RED).status_code == 200

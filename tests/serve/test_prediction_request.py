@@ -17,38 +17,32 @@ from clipadapter.serve.limits import RequestRefused
 from clipadapter.serve.prediction_request import _decode, load_picture, parse_json, read_pictures
 
 from .bombs import FORM_TYPE, bombs
-from .colours import RED, Colours, OpenedModels, base64_of, refused
+from .colours import RED, ask, base64_of, refused
 
 JSON = [(b"content-type", b"application/json")]
 
 
-def ask(app, chunks, headers=(), wait=0.0, path="/v1/predict"):
+def send(app, chunks, headers=(), path="/v1/predict", ends=True, on_receive=lambda: None, on_send=lambda: None):
     """Send a body by ASGI messages; gives the status, the answer, and how many chunks were read."""
     sent, taken = [], []
 
     async def receive():
+        on_receive()
         if len(taken) < len(chunks):
             taken.append(chunks[len(taken)])
-            return {"type": "http.request", "body": taken[-1], "more_body": len(taken) < len(chunks)}
-        await asyncio.sleep(wait or 60)
+            more = len(taken) < len(chunks) or not ends
+            return {"type": "http.request", "body": taken[-1], "more_body": more}
+        if chunks:
+            await asyncio.sleep(60)
         return {"type": "http.disconnect"}
 
-    async def send(message):
+    async def note(message):
+        on_send()
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [*headers] if b"content-type" in dict(headers) else [*JSON, *headers],
-        "app": app,
-        "http_version": "1.1",
-        "scheme": "http",
-        "server": ("test", 80),
-    }
-    asyncio.run(app(scope, receive, send))
+    headers = [*headers] if b"content-type" in dict(headers) else [*JSON, *headers]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    asyncio.run(app(scope, receive, note))
     body = b"".join(message.get("body", b"") for message in sent)
     return (sent[0]["status"] if sent else None), json.loads(body or b"null"), len(taken)
 
@@ -67,20 +61,19 @@ def test_invalid_limits_are_refused(wrong):
 
 
 def test_a_length_above_the_limit_is_refused_before_a_byte_is_read(serve):
-    client = serve(Limits(max_bytes=1000))
-    status, answer, taken = ask(client.app, [b"x" * 10], [(b"content-length", b"1001")])
+    status, answer, taken = send(serve(Limits(max_bytes=1000)).app, [b"x" * 10], [(b"content-length", b"1001")])
     assert (status, taken) == (413, 0) and "1000 bytes" in answer["error"]
 
 
 @pytest.mark.parametrize("headers", [[], [(b"content-length", b"10")]])
 def test_a_body_without_a_length_or_with_a_wrong_one_is_counted(serve, headers):
-    status, _, taken = ask(serve(Limits(max_bytes=1000)).app, [b"x" * 300] * 50, headers)
+    status, _, taken = send(serve(Limits(max_bytes=1000)).app, [b"x" * 300] * 50, headers)
     assert (status, taken) == (413, 4)
 
 
 @pytest.mark.parametrize("length", [b"x", b"-1", b"9" * 5000, b""])
-def test_invalid_lengths_cause_no_server_error(serve, length):
-    status, _, _ = ask(serve().app, [BODY], [(b"content-length", length)])
+def test_invalid_lengths_cause_no_server_error(client, length):
+    status, _, _ = send(client.app, [BODY], [(b"content-length", length)])
     assert status in (200, 413)
 
 
@@ -91,89 +84,46 @@ def test_bodies_of_all_requests_have_a_limit_together(serve):
     large = BODY + b" " * (2 << 20)
     response = client.post("/v1/predict", content=large, headers={"content-type": "application/json"})
     assert refused(response, 503, "try again") and response.headers["retry-after"] == "1"
-    assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200  # a small one has room
+    assert ask(client, RED).status_code == 200  # a small one has room
     state.buffered_bytes = 2 * state.limits.max_buffered_bytes
-    assert refused(client.post("/v1/predict", json={"images": [base64_of(RED)]}), 503, "try again")
+    assert refused(ask(client, RED), 503, "try again")
     state.buffered_bytes = 0
-    assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200
+    assert ask(client, RED).status_code == 200
     assert state.buffered_bytes == 0  # given back
 
 
 def test_a_body_must_arrive_by_the_deadline(serve):
-    status, answer, _ = ask(_unending(serve(Limits(deadline=0.1)).app), [b"{"])
+    status, answer, _ = send(serve(Limits(deadline=0.1)).app, [b"{"], ends=False)
     assert status == 408 and "0.1 seconds" in answer["error"]
 
 
-def test_a_body_that_is_being_received_takes_no_slot(serve):
-    client = serve()
-    waiting = []
-
-    async def watched(scope, receive, send):
-        async def look():
-            waiting.append(client.app.state.server.models.get().batcher.pending)
-            return await receive()
-
-        await client.app(scope, look, send)
-
-    status, _, _ = ask(watched, [BODY[:20], BODY[20:40], BODY[40:]])
-    assert status == 200 and waiting[:3] == [0, 0, 0]
+def test_a_body_that_is_being_received_takes_no_slot(client):
+    waiting, batcher = [], client.app.state.server.models.get().batcher
+    chunks = [BODY[:20], BODY[20:40], BODY[40:]]
+    assert send(client.app, chunks, on_receive=lambda: waiting.append(batcher.pending))[0] == 200
+    assert waiting[:3] == [0, 0, 0]
 
 
-def test_an_unread_answer_does_not_count_its_body_as_buffered(serve):
-    client = serve()
-    held = []
-
-    async def watched(scope, receive, send):
-        async def slow(message):
-            held.append(client.app.state.server.buffered_bytes)
-            await send(message)
-
-        await client.app(scope, receive, slow)
-
-    assert ask(watched, [BODY])[0] == 200
+def test_an_unread_answer_does_not_count_its_body_as_buffered(client):
+    held, state = [], client.app.state.server
+    assert send(client.app, [BODY], on_send=lambda: held.append(state.buffered_bytes))[0] == 200
     assert set(held) == {0}
 
 
-def _unending(app):
-    """The app, with bodies that never end."""
-
-    async def wrapped(scope, receive, send):
-        async def more():
-            return {**await receive(), "more_body": True}
-
-        await app(scope, more, send)
-
-    return wrapped
-
-
-def test_compressed_bodies_are_refused(serve):
-    status, answer, taken = ask(serve().app, [BODY], [(b"content-encoding", b"gzip")])
+def test_compressed_bodies_are_refused(client):
+    status, answer, taken = send(client.app, [BODY], [(b"content-encoding", b"gzip")])
     assert (status, taken) == (415, 0) and "Content-Encoding" in answer["error"]
 
 
 def test_a_client_that_disconnects_while_it_sends_gets_no_answer(serve):
     client = serve()
-
-    async def leaving(scope, receive, send):
-        async def gone():
-            return {"type": "http.disconnect"}
-
-        await client.app(scope, gone, send)
-
-    assert ask(leaving, [])[0] is None
+    assert send(client.app, [])[0] is None
     assert 'status="499"} 1.0' in client.get("/metrics").text
 
 
 MIB = 1 << 20
 OVERHEAD_BYTES = MIB
 """Bytes that a request may cost whatever its size."""
-
-
-@pytest.fixture
-def model(files):
-    models = OpenedModels([str(files / "colours.onnx")], model=Colours())
-    yield models.get()
-    models.close()
 
 
 def read(content_type, body, piece=16 << 10):
@@ -186,7 +136,7 @@ def read(content_type, body, piece=16 << 10):
     return asyncio.run(read_pictures(Headers({"content-type": content_type}), pieces(), Limits()))
 
 
-def load_body(bomb, model):
+def load_body(bomb, predictor):
     """Read a body as the server does, and make squares of its pictures."""
     try:
         files = read(bomb.content_type, bomb.body).files
@@ -194,7 +144,7 @@ def load_body(bomb, model):
         return
     while files:
         try:
-            load_picture(model.predictor, files.pop(), Limits())
+            load_picture(predictor, files.pop(), Limits())
         except Exception as error:
             assert type(error).__name__ == "ImageError", error
 
@@ -203,12 +153,12 @@ BOMBS = {bomb.name: bomb for bomb in bombs(2 * MIB)}
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_body_costs_at_most_three_times_its_size_besides_itself(model, name):
+def test_a_body_costs_at_most_three_times_its_size_besides_itself(colours, name):
     bomb = BOMBS[name]
-    load_body(bomb, model)  # the first one imports modules, which may have to be compiled
+    load_body(bomb, colours)  # the first one imports modules, which may have to be compiled
     tracemalloc.start()
     try:
-        load_body(bomb, model)
+        load_body(bomb, colours)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -225,9 +175,9 @@ def no_garbage_collection():
 
 
 @pytest.mark.parametrize("name", ["ints", "dicts", "keys", "form-crlf"])
-def test_the_event_loop_does_not_parse_long_bodies(serve, monkeypatch, no_garbage_collection, name):
+def test_the_event_loop_does_not_parse_long_bodies(client, monkeypatch, no_garbage_collection, name):
     """Measured in processor time of the loop's thread, which does not depend on what else the machine does."""
-    client, bomb, times, run = serve(), BOMBS[name], [], asyncio.Handle._run
+    bomb, times, run = BOMBS[name], [], asyncio.Handle._run
 
     def timed(handle):
         began = time.thread_time()
@@ -237,7 +187,7 @@ def test_the_event_loop_does_not_parse_long_bodies(serve, monkeypatch, no_garbag
     monkeypatch.setattr(asyncio.Handle, "_run", timed)
     headers = [(b"content-type", bomb.content_type.encode())]
     chunks = [bomb.body[at : at + (64 << 10)] for at in range(0, len(bomb.body), 64 << 10)]
-    status, _, _ = ask(client.app, chunks, headers, path=bomb.path)
+    status, _, _ = send(client.app, chunks, headers, bomb.path)
     assert status is not None and status < 500
     assert max(times) < 0.1
 
@@ -270,10 +220,10 @@ def test_base64_may_have_the_escapes_of_json_and_the_start_of_a_data_url(prefix)
 
 
 @pytest.mark.parametrize("text", ["AAA", "AA=A", "AA==AAAA", "AAA\\n", "AA\\u00e9A", "=", "AAA "])
-def test_invalid_base64_is_the_fault_of_its_picture(model, text):
+def test_invalid_base64_is_the_fault_of_its_picture(colours, text):
     (file,) = parse_json(f'{{"images": ["{text}"]}}'.encode(), Limits()).files
     with pytest.raises(ImageError, match="paths and addresses are not opened"):
-        load_picture(model.predictor, file, Limits())
+        load_picture(colours, file, Limits())
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])

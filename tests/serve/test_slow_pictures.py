@@ -10,7 +10,7 @@ from PIL import Image
 from clipadapter.data.images import is_slow_file
 from clipadapter.serve import Limits
 
-from .colours import RED, base64_of, refused
+from .colours import RED, ask, refused
 from .test_batching import wait_until
 
 
@@ -29,18 +29,18 @@ def scan_bomb():
     return data[:-2] + 1_100 * data[last:-2] + data[-2:]
 
 
-def ask(client, *pictures):
-    return client.post("/v1/predict", json={"images": [base64_of(data) for data in pictures]}).json()["predictions"]
+def predict(client, *pictures):
+    return ask(client, *pictures).json()["predictions"]
 
 
 def test_a_scan_bomb_affects_its_own_answer_only(serve):
-    bad, good = ask(serve(), scan_bomb(), RED)
+    bad, good = predict(serve(), scan_bomb(), RED)
     assert "too costly to decode" in bad["error"] and "limit 1000" in bad["error"]
     assert good["label"] == "red"
 
 
 def test_a_picture_of_a_slow_format_is_predicted(serve):
-    assert [one["label"] for one in ask(serve(), jpeg2000((255, 0, 0)), RED)] == ["red", "red"]
+    assert [one["label"] for one in predict(serve(), jpeg2000((255, 0, 0)), RED)] == ["red", "red"]
 
 
 @pytest.fixture
@@ -62,16 +62,16 @@ def test_slow_pictures_have_places_of_their_own(serve, held_decoder):
     batcher = client.app.state.server.models.get().batcher
     slow = jpeg2000((0, 0, 255))
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ask, client, *[slow] * 8)
+        waiting = pool.submit(predict, client, *[slow] * 8)
         wait_until(lambda: batcher.slow_pending == 8)
-        assert len(ask(client, *[RED] * 8)) == 8  # the queue has all its places
+        assert len(predict(client, *[RED] * 8)) == 8  # the queue has all its places
         for pictures in ([slow], [slow] * 8, [RED, slow]):
-            refusal = client.post("/v1/predict", json={"images": [base64_of(data) for data in pictures]})
+            refusal = ask(client, *pictures)
             assert refused(refusal, 503, "slow to decode", "JPEG") and int(refusal.headers["retry-after"]) >= 1
         held_decoder.set()
         assert len(waiting.result(30)) == 8
     wait_until(lambda: batcher.pending == 0)
-    assert ask(client, slow)[0]["label"] == "red"
+    assert predict(client, slow)[0]["label"] == "red"
     assert 'clipadapter_refused_total{reason="slow"} 3.0' in client.get("/metrics").text
 
 
@@ -79,7 +79,7 @@ def test_the_rate_of_slow_pictures_refuses_no_others(serve, held_decoder, colour
     client = serve(Limits(max_batch=1))
     batcher = client.app.state.server.models.get().batcher
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ask, client, *[jpeg2000((0, 0, 255))] * 8)
+        waiting = pool.submit(predict, client, *[jpeg2000((0, 0, 255))] * 8)
         wait_until(lambda: batcher.slow_pending == 8)
         rate = batcher._pictures_per_second
         held_decoder.set()
@@ -91,7 +91,7 @@ def test_pictures_that_are_slow_or_unreadable_count_as_having_left_the_queue(ser
     """Else a flood of them makes the queue look slow, and others are refused."""
     client = serve()
     batcher = client.app.state.server.models.get().batcher
-    ask(client, *[b"nothing"] * 3, jpeg2000((255, 0, 0)))
+    predict(client, *[b"nothing"] * 3, jpeg2000((255, 0, 0)))
     assert batcher._departed == 4
 
 
@@ -109,8 +109,8 @@ def test_formats_that_are_switched_off_are_refused(serve):
     client = serve(Limits(formats=("jpeg", "png")))
     slow = jpeg2000((255, 0, 0))
     for pictures in ([slow], [RED, slow]):
-        refusal = client.post("/v1/predict", json={"images": [base64_of(data) for data in pictures]})
+        refusal = ask(client, *pictures)
         assert refused(refusal, 415, "jpeg2000", "accepts jpeg, png")
     refusal = client.post("/v1/predict", files=[("images", ("a.jp2", slow))])
     assert refused(refusal, 415, "jpeg2000", "accepts jpeg, png")
-    assert [one["error"] or one["label"] for one in ask(client, RED, b"nothing")] == ["red", "not an image"]
+    assert [one["error"] or one["label"] for one in predict(client, RED, b"nothing")] == ["red", "not an image"]

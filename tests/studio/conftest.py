@@ -1,10 +1,52 @@
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from clipadapter.studio import Project
 from clipadapter.studio.pictures import Upload
+from clipadapter.studio.session import Session
+
+
+def noisy(colour, seed, size=12):
+    """An upload of a noisy picture of a colour; no two seeds give the same one."""
+    rng = np.random.default_rng(seed)
+    pixels = np.array(Image.new("RGB", (size, size), colour), np.int64) + rng.integers(-60, 60, (size, size, 3))
+    file = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "PNG")
+    return Upload(f"{colour}.png", file.getvalue())
+
+
+def settle(session):
+    session.notify_change()
+    assert session.wait_until_idle(30), session.state
+    return session.state
+
+
+def fill(session, count=2):
+    """The classes red and blue, with so many pictures each."""
+    for name in ("red", "blue"):
+        if name not in session.project.contents.classes:
+            session.project.add_class(name)
+        session.project.add_pictures(name, [noisy(name, i) for i in range(count)])
+    return settle(session)
+
+
+@pytest.fixture
+def open_session(tmp_path):
+    """A function that opens the project with a session, and closes the one before; the last is closed at the end."""
+    opened = []
+
+    def open_one(head="auto", quality="fast", encoder="toy", **params):
+        for session in opened:
+            session.close()
+        opened[:] = [Session(Project(tmp_path / "p"), encoder, head, quality, **{"cache": None, **params})]
+        return opened[0]
+
+    yield open_one
+    for session in opened:
+        session.close()
 
 
 @pytest.fixture(scope="session")

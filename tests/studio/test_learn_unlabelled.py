@@ -6,37 +6,21 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.studio import Project
 from clipadapter.studio import session as session_module
 from clipadapter.studio.actions import Actions, Tab
 from clipadapter.studio.panels import Panels
-from clipadapter.studio.session import Session
 
-from .test_session import noisy, settle
+from .conftest import fill, noisy, settle
 
 
 @pytest.fixture
-def open_session(tmp_path):
-    """A function that opens the project with a session; the sessions are closed at the end."""
-    opened = []
-
-    def open_one(head="auto"):
-        for session in opened:
-            session.close()
-        opened[:] = [Session(Project(tmp_path / "p"), "toy", head, "fast", cache=None)]
-        return opened[0]
-
-    yield open_one
-    for session in opened:
-        session.close()
-
-
-def fill(session):
-    for name in ("red", "blue"):
-        session.project.add_class(name)
-        session.project.add_pictures(name, [noisy(name, i) for i in range(2)])
-    session.project.add_pictures(None, [noisy(name, i) for name in ("red", "blue") for i in range(10, 15)])
-    return settle(session)
+def session(open_session):
+    """Two classes of two pictures, and ten pictures without a label."""
+    opened = open_session()
+    fill(opened)
+    opened.project.add_pictures(None, [noisy(name, i) for name in ("red", "blue") for i in range(10, 15)])
+    settle(opened)
+    return opened
 
 
 def pool_of(session):
@@ -44,9 +28,8 @@ def pool_of(session):
     return 0 if kept is None else len(kept)
 
 
-def test_the_switch_is_off_at_first_and_gives_the_pictures_to_the_fit_when_it_is_on(open_session):
-    session = open_session()
-    assert fill(session).error == "" and not session.learns_unlabelled and pool_of(session) == 0
+def test_the_switch_is_off_at_first_and_gives_the_pictures_to_the_fit_when_it_is_on(session):
+    assert session.state.error == "" and not session.learns_unlabelled and pool_of(session) == 0
     before = session.state.model.classifier.head_.logits(np.eye(session.encoder.info.dim, dtype=np.float32)[:3])
     session.learn_unlabelled(True)
     state = settle(session)
@@ -65,12 +48,10 @@ def test_the_switch_is_off_at_first_and_gives_the_pictures_to_the_fit_when_it_is
     np.testing.assert_array_equal(after, before)
 
 
-def test_of_more_pictures_than_are_used_those_that_come_later_are_used_too(open_session, monkeypatch):
+def test_of_more_pictures_than_are_used_those_that_come_later_are_used_too(session, monkeypatch):
     """The pictures are read in parts: the first fit knows some of them only, the last one is to know them all."""
     for name in ("MAX_UNLABELLED", "FIRST_PICTURES"):
         monkeypatch.setattr(session_module, name, 4)
-    session = open_session()
-    fill(session)
     session.learn_unlabelled(True)
     settle(session)
     fits, fit = [], session_module.fit_project_model
@@ -90,9 +71,7 @@ def test_of_more_pictures_than_are_used_those_that_come_later_are_used_too(open_
     assert len(fits) == 2  # nothing changed, so that it is not fitted again
 
 
-def test_the_switch_is_remembered(open_session, tmp_path):
-    session = open_session()
-    fill(session)
+def test_the_switch_is_remembered(session, open_session, tmp_path):
     session.learn_unlabelled(True)
     assert json.loads((tmp_path / "p" / ".studio" / "settings.json").read_text())["learn_unlabelled"] == "yes"
     assert open_session().learns_unlabelled
@@ -103,9 +82,7 @@ def test_the_switch_is_remembered(open_session, tmp_path):
         other.learn_unlabelled(True)
 
 
-def test_the_page_has_the_switch_and_says_what_came_of_it(open_session, tmp_path):
-    session = open_session()
-    fill(session)
+def test_the_page_has_the_switch_and_says_what_came_of_it(session, open_session, tmp_path):
     actions, tab = Actions(session, lambda: str(tmp_path)), Tab()
 
     def switch():

@@ -12,12 +12,11 @@ from clipadapter.encoders import create_encoder
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import InputError
 from clipadapter.heads.nearest_mean import NearestMean
-from clipadapter.studio import Project
 from clipadapter.studio.actions import Tab
 from clipadapter.studio.panels import Panels, quality_options, relative_cost
-from clipadapter.studio.session import Session, why_no_choice
+from clipadapter.studio.session import why_no_choice
 
-from .test_session import noisy, settle
+from .conftest import fill, noisy, settle
 
 BLOCKS = {
     "fast": ["final"],
@@ -31,22 +30,6 @@ HEAD = "nearest-mean"
 def wide_head(monkeypatch):
     """A quick head that reads all blocks."""
     monkeypatch.setattr(NearestMean, "reads", "all")
-
-
-@pytest.fixture
-def open_session(tmp_path):
-    """A function that opens the project with a session; the sessions are closed at the end."""
-    opened = []
-
-    def open_one(quality=None, head=HEAD, **params):
-        for session in opened:
-            session.close()
-        opened[:] = [Session(Project(tmp_path / "p"), "toy", head, quality, **{"cache": None, **params})]
-        return opened[0]
-
-    yield open_one
-    for session in opened:
-        session.close()
 
 
 @pytest.fixture
@@ -67,19 +50,12 @@ def passes(monkeypatch):
     return counts
 
 
-def fill(session, count=2):
-    for name in ("red", "blue"):
-        session.project.add_class(name)
-        session.project.add_pictures(name, [noisy(name, i) for i in range(count)])
-    return settle(session)
-
-
 def fitted_blocks(session):
     return [block.name for block in session.state.model.classifier.support_.blocks]
 
 
 def test_the_model_is_fitted_to_the_blocks_of_the_quality_and_again_when_another_is_chosen(open_session):
-    session = open_session("fast")
+    session = open_session(HEAD, "fast")
     assert fill(session).quality == "fast" and fitted_blocks(session) == BLOCKS["fast"]
     for quality in ("best", "standard", "fast"):
         session.set_quality(quality)
@@ -92,7 +68,7 @@ def test_the_model_is_fitted_to_the_blocks_of_the_quality_and_again_when_another
 
 
 def test_only_missing_features_are_computed(open_session, passes, tmp_path):
-    session = open_session("standard", cache=tmp_path / "store.sqlite")
+    session = open_session(HEAD, "standard", cache=tmp_path / "store.sqlite")
     fill(session)
     standard, second = (("final", "inner"), 32), (("final", "inner", "rare-patches"), 48)
     assert passes == {standard: 4}
@@ -102,13 +78,13 @@ def test_only_missing_features_are_computed(open_session, passes, tmp_path):
     for quality in ("standard", "best", "fast"):
         session.set_quality(quality)
         assert session.wait_until_idle(30)
-    session = open_session("best", cache=tmp_path / "store.sqlite")  # from the store
+    session = open_session(HEAD, "best", cache=tmp_path / "store.sqlite")  # from the store
     assert settle(session).model.shot_count == 4
     assert passes == {standard: 4, second: 8}
 
 
 def test_the_old_model_answers_and_learns_until_the_features_are_there(open_session, monkeypatch):
-    session = open_session("fast")
+    session = open_session(HEAD, "fast")
     fill(session)
     go_on, has_begun = threading.Event(), threading.Event()
     build = ToyEncoder.layer_network
@@ -144,22 +120,22 @@ def test_the_old_model_answers_and_learns_until_the_features_are_there(open_sess
 
 
 def test_the_quality_is_remembered_and_old_projects_open_with_the_default(open_session, tmp_path):
-    assert open_session().quality == "standard"
-    open_session().set_quality("best")
+    assert open_session(HEAD, None).quality == "standard"
+    open_session(HEAD, None).set_quality("best")
     settings = tmp_path / "p" / ".studio" / "settings.json"
     assert json.loads(settings.read_text()) == {"quality": "best"}
-    assert open_session().quality == "best"
-    assert open_session("fast").quality == "fast"  # as the command line says
-    assert open_session().quality == "fast"
+    assert open_session(HEAD, None).quality == "best"
+    assert open_session(HEAD, "fast").quality == "fast"  # as the command line says
+    assert open_session(HEAD, None).quality == "fast"
     for damaged in ("", "[1]", '{"quality": "good"}', '{"quality": 3}', "[" * 9000, "x" * 100_000):
         settings.write_text(damaged)
-        assert open_session().quality == "standard"
+        assert open_session(HEAD, None).quality == "standard"
     with pytest.raises(InputError, match="quality must be fast, standard, best, but is 'good'"):
-        open_session("good")
+        open_session(HEAD, "good")
 
 
 def test_pictures_are_compared_by_their_final_feature(open_session):
-    session = open_session("best")
+    session = open_session(HEAD, "best")
     session.project.add_pictures(None, [noisy("red", i) for i in range(50, 60)])
     fill(session)
     features, contents = session._features, session.project.contents
@@ -183,7 +159,7 @@ def test_a_saved_model_has_no_features_that_its_answers_dont_depend_on(open_sess
         self.means_, self.sums_ = self.means_[:, :width], self.sums_[:, :width]
 
     monkeypatch.setattr(NearestMean, "_restrict", restrict)
-    session = open_session("best")
+    session = open_session(HEAD, "best")
     fill(session)
     folder = session.save_model(str(tmp_path / "model"))
     saved = FewShotClassifier.load(folder, cache=None)
@@ -197,7 +173,7 @@ def test_a_saved_model_has_no_features_that_its_answers_dont_depend_on(open_sess
 
 
 def test_a_head_that_reads_the_final_feature_has_no_choice(open_session):
-    session = open_session("best", head="knn")
+    session = open_session("knn", "best")
     fill(session)
     assert fitted_blocks(session) == ["final"]
     reason = "The head 'knn' uses the final feature only, so there is nothing to choose."
@@ -228,9 +204,8 @@ def test_the_sentences_say_what_each_quality_costs():
     assert "each of the 2 encoders" in quality_options(toy, [toy])["fast"]
 
 
-def test_several_encoders_are_read_at_each_quality(tmp_path):
-    session = Session(Project(tmp_path / "p"), ["toy", "toy"], HEAD, "fast", cache=None)
+def test_several_encoders_are_read_at_each_quality(open_session):
+    session = open_session(HEAD, encoder=["toy", "toy"])
     fill(session)
     assert fitted_blocks(session) == ["final", "toy/final"]
     assert "encoders toy, toy" in Panels(session).render_changed(Tab())["status"]
-    session.close()

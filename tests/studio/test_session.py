@@ -2,46 +2,30 @@ import io
 import threading
 import time
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from clipadapter.errors import ClipAdapterError, ImageError, InputError, StoreError
 from clipadapter.studio import Project
-from clipadapter.studio.pictures import Upload
 from clipadapter.studio.session import QUEUE_PICTURES, Session
 
-
-def noisy(colour, seed, size=12):
-    """An upload of a noisy picture of a colour; no two seeds give the same one."""
-    rng = np.random.default_rng(seed)
-    pixels = np.array(Image.new("RGB", (size, size), colour), np.int64) + rng.integers(-60, 60, (size, size, 3))
-    file = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "PNG")
-    return Upload(f"{colour}.png", file.getvalue())
+from .conftest import fill, noisy, settle
 
 
 @pytest.fixture
-def session(tmp_path):
+def session(open_session):
     """Of a project with the classes red and blue, and no picture. Tests change what its encoder computes."""
-    opened = Session(Project(tmp_path / "p"), "toy", "tip-adapter", quality="fast", cache=None)
-    for name in ("red", "blue"):
-        opened.project.add_class(name)
-    settle(opened)
-    yield opened
-    opened.close()
+    opened = open_session("tip-adapter")
+    fill(opened, 0)
+    return opened
 
 
-def settle(session):
-    session.notify_change()
-    assert session.wait_until_idle(30), session.state
-    return session.state
+def broken(pixels):
+    raise StoreError("the disk is full")
 
 
 def test_predictions_are_explained_by_labelled_pictures(session):
-    for name in ("red", "blue"):
-        session.project.add_pictures(name, [noisy(name, i) for i in range(5)])
-    state = settle(session)
+    state = fill(session, 5)
     assert state.model.shot_count == 10 and state.model.held_out.accuracy == 1.0
     assert state.revision == session.project.contents.revision
     assert state.curve.points[0].shots_per_class == 0 and not state.curve.is_on_test
@@ -135,18 +119,12 @@ def test_the_curve_is_measured_on_test_pictures_if_there_are_any(tmp_path):
                 (place / f"{i}.png").write_bytes(noisy(name, i + 10 * count).data)
     session = Session(Project(tmp_path), "toy", "tip-adapter", cache=None)
     state = settle(session)
-    assert (
-        state.curve.is_on_test
-        and state.curve.points[-1].shots_per_class == 3
-        and state.curve.points[-1].accuracy == 1.0
-    )
+    last = state.curve.points[-1]
+    assert state.curve.is_on_test and last.shots_per_class == 3 and last.accuracy == 1.0
     session.close()
 
 
 def test_an_error_is_reported_and_the_next_change_is_learned(session):
-    def broken(pixels):
-        raise StoreError("the disk is full")
-
     encode, session.encoder.encode_pixels = session.encoder.encode_pixels, broken
     session.project.add_pictures("red", [noisy("red", 0)])
     assert settle(session).error == "the disk is full"
@@ -156,18 +134,28 @@ def test_an_error_is_reported_and_the_next_change_is_learned(session):
 
 
 def test_a_change_stops_the_current_computation(session):
-    encode = session.encoder.encode_pixels
-    session.encoder.encode_pixels = lambda pixels: (time.sleep(0.05), encode(pixels))[1]
-    session.project.add_pictures(None, [noisy("red", i) for i in range(200)])
+    encode, may_go_on, has_begun = session.encoder.encode_pixels, threading.Semaphore(0), threading.Event()
+
+    def wait_and_encode(pixels):
+        if len(pixels) > 2:  # of the pictures without a label
+            has_begun.set()
+            may_go_on.acquire(timeout=30)
+        return encode(pixels)
+
+    session.encoder.encode_pixels = wait_and_encode
+    session.project.add_pictures(None, [noisy("red", i) for i in range(40)])
     session.notify_change()
-    session.project.add_pictures("red", [noisy("red", 1000)])
-    session.project.add_pictures("blue", [noisy("blue", 1000)])
+    assert has_begun.wait(30)
+    for name in ("red", "blue"):
+        session.project.add_pictures(name, [noisy(name, 1000)])
     session.notify_change()
-    end = time.monotonic() + 5
+    may_go_on.release()
+    end = time.monotonic() + 30
     while (session.state.model is None or not session.state.model.shot_count) and time.monotonic() < end:
         time.sleep(0.01)
-    assert session.state.model.shot_count == 2 and len(session.state.guesses) < 200  # before the pool was through
-    assert session.wait_until_idle(30) and len(session.state.guesses) == 200
+    assert session.state.model.shot_count == 2 and len(session.state.guesses) < 40  # before the pool was through
+    may_go_on.release(9)
+    assert session.wait_until_idle(30) and len(session.state.guesses) == 40
 
 
 @pytest.mark.parametrize("head", ["coop", "transclip", "prolip"])
@@ -185,9 +173,7 @@ def test_closing_ends_the_thread_and_releases_the_project(tmp_path):
 
 def test_a_model_is_saved_only_after_the_last_change_is_learned(session, monkeypatch):
     monkeypatch.setattr("clipadapter.studio.session.FIT_TIMEOUT_SECONDS", 0.2)
-    for name in ("red", "blue"):
-        session.project.add_pictures(name, [noisy(name, 0)])
-    settle(session)
+    fill(session, 1)
     session.save_model()
     encode = session.encoder.encode_pixels
     session.encoder.encode_pixels = lambda pixels: (time.sleep(0.5), encode(pixels))[1]
@@ -195,9 +181,6 @@ def test_a_model_is_saved_only_after_the_last_change_is_learned(session, monkeyp
     session.notify_change()
     with pytest.raises(InputError, match="not learned yet .* takes long: save again"):
         session.save_model()
-
-    def broken(pixels):
-        raise StoreError("the disk is full")
 
     assert session.wait_until_idle(30)
     session.encoder.encode_pixels = broken
@@ -209,9 +192,7 @@ def test_a_model_is_saved_only_after_the_last_change_is_learned(session, monkeyp
 
 def test_a_model_is_saved_beside_the_project_or_where_a_person_says(session, tmp_path):
     root = session.project.root
-    for name in ("red", "blue"):
-        session.project.add_pictures(name, [noisy(name, 0)])
-    session.notify_change()
+    fill(session, 1)
     assert session.save_model() == root.with_name(f"{root.name}-model") == session.default_model_folder
     assert session.state.is_saved(session.project.contents)
     for text, folder in (("mine", root.parent / "mine"), (f" {tmp_path}/a/b ", tmp_path / "a" / "b")):

@@ -265,8 +265,8 @@ def cost_grid(table: Pivot, minor: bool = True) -> Grid:
 
 
 def _costed_parts(table: Pivot) -> Sequence[Part]:
-    """The column with the most shots, or all test parts or encoders."""
-    return table.parts[-1:] if table.axis == "shots" else table.parts
+    """The column with the most shots that has a run, or all test parts or encoders."""
+    return [part for part in table.parts if table.runs(part=part)][-1:] if table.axis == "shots" else table.parts
 
 
 def cost_cell(table: Pivot, row: Row, value: Value = ACCURACY) -> Cell:
