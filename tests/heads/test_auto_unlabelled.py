@@ -146,11 +146,11 @@ def _damage(inputs, rows):
 
 def test_pictures_that_are_shots_are_left_out_and_many_are_drawn(monkeypatch):
     fitted = Auto().fit(X, Y, TEXT, unlabelled=np.concatenate([3 * X, POOL]))
-    assert len(fitted.kept_pictures) == len(POOL)
+    assert len(fitted.kept_pictures_) == len(POOL)
     monkeypatch.setattr(unlabelled, "MAX_PICTURES", 20)
-    few = Auto().fit(X, Y, TEXT, unlabelled=POOL).kept_pictures
+    few = Auto().fit(X, Y, TEXT, unlabelled=POOL).kept_pictures_
     assert few.shape == (20, D)
-    rows = {tuple(row) for row in Auto().fit(X, Y, TEXT, unlabelled=few).kept_pictures}
+    rows = {tuple(row) for row in Auto().fit(X, Y, TEXT, unlabelled=few).kept_pictures_}
     assert rows == {tuple(row) for row in few}  # a refit sees the same values
 
 
@@ -161,7 +161,7 @@ def test_a_shot_is_left_out_though_its_features_differ_by_rounding():
 
     def kept(cosine):
         copies = X + np.tan(np.arccos(cosine)) * noise
-        return len(Auto().fit(X, Y, TEXT, unlabelled=np.concatenate([copies, POOL])).kept_pictures)
+        return len(Auto().fit(X, Y, TEXT, unlabelled=np.concatenate([copies, POOL])).kept_pictures_)
 
     assert kept(1 - 1e-5) == len(POOL)
     assert kept(1 - 1e-3) == len(POOL) + len(X)
@@ -170,8 +170,8 @@ def test_a_shot_is_left_out_though_its_features_differ_by_rounding():
 def test_a_refit_uses_the_kept_pictures_and_a_fit_without_them_forgets_them(with_pool):
     again = Auto().fit_from(with_pool, X, Y, TEXT)
     np.testing.assert_array_equal(again.logits(TEST[0]), with_pool.logits(TEST[0]))
-    assert len(with_pool.refit_without(X, Y, np.array([0]), TEXT).kept_pictures) == len(POOL)
-    assert again.fit(X, Y, TEXT).kept_pictures is None and again.describe_unlabelled() == ""
+    assert len(with_pool.refit_without(X, Y, np.array([0]), TEXT).kept_pictures_) == len(POOL)
+    assert again.fit(X, Y, TEXT).kept_pictures_ is None and again.describe_unlabelled() == ""
 
 
 def test_why_pictures_are_not_used():
@@ -195,12 +195,12 @@ def test_blocks_that_are_not_used_stay_unused_and_a_smaller_copy_keeps_its_pictu
     shots, pool, test = with_blocks(X), with_blocks(POOL), with_blocks(TEST[0])
     fitted = Auto().fit(shots, Y, TEXT, unlabelled=pool, blocks=blocks)
     assert fitted.unlabelled_share_ > 0
-    parts = {name: part.std(axis=1).mean() for name, part in fitted.block_logits(fitted.kept_pictures).items()}
+    parts = {name: part.std(axis=1).mean() for name, part in fitted.block_logits(fitted.kept_pictures_).items()}
     for name, share in fitted.block_shares().items():
         assert share == pytest.approx(parts.get(name, 0) / sum(parts.values()), rel=1e-3)
     small = fitted.restrict_blocks(fitted.used_blocks())
     columns = np.concatenate([np.arange(0, D), np.arange(D, 2 * D)])
     if small.used_blocks() == ("final", "inner"):
         np.testing.assert_allclose(small.logits(test[:, columns]), fitted.logits(test), rtol=1e-4, atol=1e-4)
-        np.testing.assert_array_equal(small.kept_pictures, fitted.kept_pictures[:, columns])
+        np.testing.assert_array_equal(small.kept_pictures_, fitted.kept_pictures_[:, columns])
     assert (fitted.predict(test) == TEST[1]).mean() >= accuracy(without)

@@ -168,7 +168,7 @@ class Auto(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         self.block_centre_ = self.block_weight_ = self.block_share_ = None
-        self.unlabelled_share_ = self.unlabelled_reason_ = self.unlabelled_gain_ = self.kept_pictures = None
+        self.unlabelled_share_ = self.unlabelled_reason_ = self.unlabelled_gain_ = self.kept_pictures_ = None
         if shots.targets is not None:
             self._fit_multilabel(shots, shots.targets)
             self._select_pictures(shots, SEVERAL_LABELS)
@@ -343,7 +343,7 @@ class Auto(Head):
         if shots.unlabelled is None:
             return shots.X[:0]
         pictures = select_pictures(shots.unlabelled, unit(shots.final_views[:, 0]), shots.blocks, self.seed)
-        self.kept_pictures, self.unlabelled_share_ = pictures.numpy() if len(pictures) else None, 0.0
+        self.kept_pictures_, self.unlabelled_share_ = pictures.numpy() if len(pictures) else None, 0.0
         self.unlabelled_reason_ = FEW_PICTURES if reason is None and len(pictures) < MIN_PICTURES else reason
         return pictures.to(shots.X.dtype)
 
