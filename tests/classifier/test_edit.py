@@ -283,15 +283,15 @@ def test_pictures_without_labels_are_used_by_edits_and_after_loading(tmp_path):
     unlabelled = [picture for name in ORDER for picture in squares(name, 12, 40)]
     images, labels = shots(*ORDER)
     first = model("auto").fit(images, labels, unlabelled=[*unlabelled, images[0]])
-    assert len(first.head_.kept_pictures) == 36  # the picture that is a shot is left out
+    assert len(first.head_.kept_pictures_) == 36  # the picture that is a shot is left out
     first.save(tmp_path / "model")
     loaded = FewShotClassifier.load(tmp_path / "model", cache=None)
-    np.testing.assert_array_equal(loaded.head_.kept_pictures, first.head_.kept_pictures)
+    np.testing.assert_array_equal(loaded.head_.kept_pictures_, first.head_.kept_pictures_)
     assert loaded.head_.describe_unlabelled() == first.head_.describe_unlabelled()
     added = squares("red", 2, 77)
-    kept = loaded.head_.kept_pictures
+    kept = loaded.head_.kept_pictures_
     edited = loaded.add_examples(added, ["red", "red"])
-    assert edited.head_.kept_pictures is kept  # one array in memory for all versions
+    assert edited.head_.kept_pictures_ is kept  # one array in memory for all versions
     expected = model("auto").fit([*images, *added], [*labels, "red", "red"], unlabelled=unlabelled)
     np.testing.assert_allclose(edited.logits(QUERIES), expected.logits(QUERIES), rtol=1e-4, atol=1e-4)
     edited.save(tmp_path / "model")
@@ -300,14 +300,14 @@ def test_pictures_without_labels_are_used_by_edits_and_after_loading(tmp_path):
     assert (files.count("unlabelled"), files.count("support")) == (1, 2)
     undone = FewShotClassifier.load(tmp_path / "model", cache=None).undo()
     np.testing.assert_array_equal(undone.logits(QUERIES), first.logits(QUERIES))
-    np.testing.assert_array_equal(undone.head_.kept_pictures, first.head_.kept_pictures)
+    np.testing.assert_array_equal(undone.head_.kept_pictures_, first.head_.kept_pictures_)
     first.save(tmp_path / "bare", support=False)
     bare = FewShotClassifier.load(tmp_path / "bare", cache=None)
     assert "unlabelled" not in read_config(tmp_path / "bare").files
     undone.save(tmp_path / "model", support=False)
     left = {key for path in (tmp_path / "model").rglob("*.safetensors") for key in load_file(path)}
     assert not left & {"X", "unlabelled"}
-    assert bare.head_.kept_pictures is None
+    assert bare.head_.kept_pictures_ is None
     np.testing.assert_array_equal(bare.logits(QUERIES), first.logits(QUERIES))
 
 
@@ -318,7 +318,7 @@ def test_pictures_without_labels_are_used_by_edits_and_after_loading(tmp_path):
 )
 def test_damaged_pictures_without_labels_in_a_saved_model_are_refused(tmp_path, damage):
     first = model("auto").fit(*shots(*ORDER), unlabelled=squares("red", 6, 3))
-    first.head_.kept_pictures = damage(first.head_.kept_pictures)
+    first.head_.kept_pictures_ = damage(first.head_.kept_pictures_)
     first.save(tmp_path / "model")
     with pytest.raises(ArtifactError, match="is damaged"):
         FewShotClassifier.load(tmp_path / "model")
@@ -328,7 +328,7 @@ def test_unreadable_pictures_without_labels_are_left_out_and_listed(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     pool = [*squares("red", 6, 40), *squares("yellow", 6, 40), tmp_path / "broken.jpg"]
     first = model("auto").fit(*shots(*ORDER), unlabelled=pool)
-    assert len(first.head_.kept_pictures) == 12
+    assert len(first.head_.kept_pictures_) == 12
     assert [name for name, _ in first.support_.provenance["skipped"]] == [str(tmp_path / "broken.jpg")]
     with pytest.raises(DataError):
         model("auto").fit(*shots(*ORDER), unlabelled=[tmp_path / "broken.jpg"])

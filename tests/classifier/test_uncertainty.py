@@ -260,10 +260,10 @@ def test_held_out_shots_of_split_sets_are_not_among_the_pictures_without_labels(
     options = UncertaintyOptions(sets="split")
     model = FewShotClassifier("toy", "auto", cache=None, uncertainty=options)
     model.fit(images, labels, unlabelled=[*pool, *images, *added[0]])
-    assert len(model.head_.kept_pictures) == len(pool) + len(added[0])
+    assert len(model.head_.kept_pictures_) == len(pool) + len(added[0])
     model.add_examples(*added)
-    assert len(model.head_.kept_pictures) == len(pool)
-    assert model.fit(images, labels, unlabelled=images).head_.kept_pictures is None
+    assert len(model.head_.kept_pictures_) == len(pool)
+    assert model.fit(images, labels, unlabelled=images).head_.kept_pictures_ is None
     with pytest.raises(InputError, match="learns from labelled pictures only"):
         FewShotClassifier("toy", "knn", cache=None, uncertainty=options).fit(images, labels, unlabelled=images)
 
@@ -271,5 +271,5 @@ def test_held_out_shots_of_split_sets_are_not_among_the_pictures_without_labels(
 def test_heads_of_folds_keep_no_pictures_without_labels():
     model = FewShotClassifier("toy", "auto", cache=None, uncertainty=UncertaintyOptions(sets="cv+"))
     model.fit(*squares(), unlabelled=squares(each=5, seed=3)[0])
-    assert len(model.head_.kept_pictures) == 15
-    assert len(model.fold_heads_) > 1 and all(head.kept_pictures is None for head in model.fold_heads_)
+    assert len(model.head_.kept_pictures_) == 15
+    assert len(model.fold_heads_) > 1 and all(head.kept_pictures_ is None for head in model.fold_heads_)

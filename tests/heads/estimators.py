@@ -30,6 +30,8 @@ def with_own_text(name):
     head = create_head(name)
     cls = type(head)
     few = {**FEW, "batch_size": 64} if cls.needs_tower_to_predict else FEW if cls.needs_text else {"folds": 2}
+    if cls.__name__ in ("ClipAdapter", "ClipAdapterReplay"):
+        few = {**few, "alpha": 0.3}  # a ratio that is chosen takes four trainings for one
     head.set_params(**{key: value for key, value in few.items() if key in head.get_params()})
     if not cls.needs_text:
         return head

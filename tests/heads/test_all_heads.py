@@ -28,6 +28,14 @@ LEARNING = {"check_constructor_only_stores", "check_fit_learns", "check_multilab
 """Rules that depend on how long a head trains: the head as it is created. All others hold after a few steps too."""
 
 
+@pytest.fixture
+def fewer_folds(monkeypatch):
+    """The stacking of auto divides the shots once."""
+    for repeats in ("MAX_REPEATS", "MAX_MULTILABEL_REPEATS"):
+        monkeypatch.setattr(auto_head, repeats, 1)
+
+
+@pytest.mark.usefixtures("fewer_folds")
 @pytest.mark.parametrize("name", NAMES)
 def test_head_passes_the_checks(name):
     """All rules are one test, whose error names the rule: 1,300 short tests take longer to hand out than to run."""
@@ -48,11 +56,10 @@ def test_head_passes_the_checks(name):
 
 # Heads have the protocol of BaseEstimator, but import scikit-learn only when one of its tools is used.
 @pytest.mark.filterwarnings("ignore:.*does not inherit from .sklearn.base.BaseEstimator:UserWarning")
+@pytest.mark.usefixtures("fewer_folds")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_head_is_a_scikit_learn_estimator(name, monkeypatch):
     """All 53 checks of scikit-learn are one test: 1,800 short tests take longer to hand out than to run."""
-    for repeats in ("MAX_REPEATS", "MAX_MULTILABEL_REPEATS"):
-        monkeypatch.setattr(auto_head, repeats, 1)
     monkeypatch.setattr(auto_head, "EXPERTS", {kind: EXPERTS[kind] for kind in ("ridge", "probe")})
     results = check_estimator(
         with_own_text(name), expected_failed_checks=head_info(name).facts.get("xfail"), on_skip=None

@@ -19,12 +19,16 @@ from clipadapter.heads.auto.experts import (
     mix_out_of_fold,
     noise_std,
 )
-from clipadapter.heads.auto.head import Auto, _balance_training_rows, _out_of_fold_logits
+from clipadapter.heads.auto.head import Auto, _balance_training_rows
 from clipadapter.heads.linear_probe import LinearProbe
-from clipadapter.heads.out_of_fold import stratified_folds
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.utils import parallel
 from clipadapter.utils.functional import unit
+
+
+@pytest.fixture(autouse=True)
+def _few_folds(monkeypatch):
+    monkeypatch.setattr(head, "MAX_REPEATS", 1)
 
 
 def world(shots, quality, c=12, d=64, spread=1.0, seed=0, per_class=20):
@@ -44,8 +48,8 @@ def world(shots, quality, c=12, d=64, spread=1.0, seed=0, per_class=20):
     return (*draw(counts), TextFeatures(names, text, 30.0), *draw([per_class] * c))
 
 
-def accuracy(head, X, y, text, Q, truth):
-    return (head.fit(X, y, text=text).predict(Q) == truth).mean()
+def accuracy(model, X, y, text, Q, truth):
+    return (model.fit(X, y, text=text).predict(Q) == truth).mean()
 
 
 @pytest.mark.parametrize(("shots", "quality"), [(1, 0.0), (1, 1.0), (4, 0.4), (16, 0.0)])
@@ -134,39 +138,23 @@ def expert_inputs(shots=3, c=4, d=10, seed=0):
 
 
 @pytest.mark.parametrize("d", [10, 40])
-def test_ridge_solves_its_normal_equations(d):
+def test_experts_are_their_closed_forms(d):
     part = expert_inputs(d=d)
-    weight, z = fit_ridge(part).weight.numpy(), part.z.numpy()
-    target = np.eye(4)[part.labels] - 0.25
+    z, labels, target = part.z.numpy(), part.labels.numpy(), np.eye(4)[part.labels] - 0.25
+    weight = fit_ridge(part).weight.numpy()
     np.testing.assert_allclose((z.T @ z + 0.1 * np.eye(d)) @ weight.T, z.T @ target, atol=1e-10)
-
-
-@pytest.mark.parametrize("d", [10, 40])
-def test_gda_is_its_closed_form(d):
-    part = expert_inputs(d=d)
-    z, labels = part.z.numpy(), part.labels.numpy()
+    gram = np.array([[np.exp(a @ b - 1) for b in z] for a in z])
+    expected = gram @ np.linalg.solve(gram + 0.03 * np.eye(len(z)), target)
+    np.testing.assert_allclose(fit_kernel_ridge(part).logits(part.z, None).numpy(), expected, atol=1e-9)
     means = np.array([z[labels == k].mean(axis=0) for k in range(4)])
+    expected = z @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    np.testing.assert_allclose(fit_prototypes(part).logits(part.z, None).numpy(), expected, atol=1e-12)
     rest = z - means[labels]
     covariance = rest.T @ rest / (len(z) - 1)
     inverse = d * np.linalg.inv((len(z) - 1) * covariance + np.trace(covariance) * np.eye(d))
-    expert = fit_gda(part)
-    np.testing.assert_allclose(expert.weight.numpy(), means @ inverse, atol=1e-9)
-    np.testing.assert_allclose(expert.bias.numpy(), -0.5 * np.diag(means @ inverse @ means.T), atol=1e-9)
-
-
-def test_kernel_ridge_is_its_closed_form():
-    part = expert_inputs()
-    z = part.z.numpy()
-    gram = np.array([[np.exp(a @ b - 1) for b in z] for a in z])
-    expected = gram @ np.linalg.solve(gram + 0.03 * np.eye(len(z)), np.eye(4)[part.labels] - 0.25)
-    np.testing.assert_allclose(fit_kernel_ridge(part).logits(part.z, None).numpy(), expected, atol=1e-9)
-
-
-def test_prototype_is_the_cosine_to_the_mean():
-    part = expert_inputs()
-    means = np.array([part.z[part.labels == k].numpy().mean(axis=0) for k in range(4)])
-    expected = part.z.numpy() @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
-    np.testing.assert_allclose(fit_prototypes(part).logits(part.z, None).numpy(), expected, atol=1e-12)
+    gda = fit_gda(part)
+    np.testing.assert_allclose(gda.weight.numpy(), means @ inverse, atol=1e-9)
+    np.testing.assert_allclose(gda.bias.numpy(), -0.5 * np.diag(means @ inverse @ means.T), atol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "shots"), [("ridge", 1), ("probe", 1), ("gda", 1), ("kernel-ridge", 2), ("probe", 2)])
@@ -253,17 +241,11 @@ def test_out_of_fold_mixtures_do_not_depend_on_the_label_of_the_shot():
         assert not torch.equal(after[~own], before[~own])
 
 
-def test_equal_shots_are_all_trained_on():
-    labels = torch.arange(4).repeat_interleave(3)
-    train = torch.tensor([r for r in range(12) if r % 3])
+def test_of_unequal_shots_some_are_dropped_where_they_are_held_out_and_of_equal_ones_none():
+    labels, train = torch.arange(4).repeat_interleave(3), torch.tensor([r for r in range(12) if r % 3])
     assert _balance_training_rows(labels, train, torch.arange(0, 12, 3), 0).sort().values.tolist() == train.tolist()
-
-
-def test_of_unequal_shots_some_are_dropped_where_they_are_held_out():
-    labels = torch.tensor([0] * 16 + [1] + [2])
-    train, held = torch.arange(4, 18), torch.arange(4)
-    kept = {len(_balance_training_rows(labels, train, held, seed)) for seed in range(20)}
-    assert kept == {14, 3}
+    labels, train, held = torch.tensor([0] * 16 + [1] + [2]), torch.arange(4, 18), torch.arange(4)
+    assert {len(_balance_training_rows(labels, train, held, seed)) for seed in range(20)} == {14, 3}
 
 
 @pytest.mark.parametrize("name", list(EXPERTS))
@@ -278,20 +260,20 @@ def test_experts_of_a_fold_are_those_of_its_own_rows(name):
 
 
 def test_logits_that_are_not_held_at_once_give_the_same_predictions(monkeypatch):
-    X, y, text, Q, _ = world([4] * 11 + [7], 0.5, d=16)
+    X, y, text, Q, _ = world([4] * 5 + [7], 0.5, c=6, d=16)
     expected = Auto().fit(X, y, text=text).logits(Q)
     for module in (experts, head, softmax_regression):
         monkeypatch.setattr(module, "MAX_LOGITS", 100)
     found = Auto().fit(X, y, text=text).logits(Q)
     np.testing.assert_allclose(found, expected, atol=5e-3)
-    monkeypatch.setattr(head, "MAX_CALIBRATION_LOGITS", 12 * 25)  # the text is calibrated on half of the shots
+    monkeypatch.setattr(head, "MAX_CALIBRATION_LOGITS", 6 * 13)  # the text is calibrated on half of the shots
     found = Auto().fit(X, y, text=text).logits(Q)
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.97
 
 
 def test_threads_change_no_bit_of_a_fit(monkeypatch):
     monkeypatch.setattr(parallel, "MIN_PARALLEL_TASK_WORK", 0)
-    X, y, text, Q, _ = world(4, 0.4)
+    X, y, text, Q, _ = world(4, 0.4, c=6)
     before, logits = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
@@ -302,19 +284,3 @@ def test_threads_change_no_bit_of_a_fit(monkeypatch):
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(logits[1], logits[0])
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_out_of_fold_logits_are_in_the_order_of_the_held_out_rows(threads, monkeypatch):
-    monkeypatch.setattr(parallel, "MIN_PARALLEL_TASK_WORK", 0)
-    generator = torch.Generator().manual_seed(0)
-    z, labels = unit(torch.randn(18, 6, generator=generator)), torch.arange(3).repeat(6)
-    part, splits, before = ExpertInputs(z, labels, 3, None, 0.0), stratified_folds(labels, 3), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = _out_of_fold_logits(part, splits, ["prototype", "ridge"])
-    finally:
-        torch.set_num_threads(before)
-    for logits, expert in zip(found, (fit_prototypes, fit_ridge), strict=True):
-        expected = torch.cat([expert(part.take(train)).logits(z[rows], None) for train, rows in splits])
-        torch.testing.assert_close(logits, expected)

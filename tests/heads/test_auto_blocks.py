@@ -61,13 +61,15 @@ def test_final_alone_gives_what_it_gave_without_blocks():
 
 @pytest.mark.parametrize("shots", [2, 8])
 def test_an_informative_block_helps_and_noise_hardly_counts(shots):
-    gains, shares = [], []
+    gains, shares, held_out_gains = [], [], []
     for seed in range(2):
-        model = fitted([shots] * C, seed=seed)
-        gains.append(accuracy(model) - accuracy(fitted([shots] * C, seed=seed, blocks=BLOCKS[:1])))
+        model, alone = (fitted([shots] * C, seed=seed, blocks=blocks) for blocks in (BLOCKS, BLOCKS[:1]))
+        gains.append(accuracy(model) - accuracy(alone))
+        own = [each._own_out_of_fold for each in (model, alone)]
+        held_out_gains.append(np.subtract(*((each.logits.argmax(axis=1) == each.labels).mean() for each in own)))
         shares.append(list(model.block_shares().values()))
     share = np.mean(shares, axis=0)
-    assert np.mean(gains) > 0.15
+    assert np.mean(gains) > 0.15 and np.mean(held_out_gains) > 0.1  # calibration reads the logits of the mixture
     assert share[1] > 0.4 and share[2] < share[1] / 2
     assert np.allclose(np.sum(shares, axis=1), 1)
 
@@ -117,17 +119,9 @@ def test_logits_that_contain_the_log_counts_lose_them():
     right = 2 * torch.nn.functional.one_hot(labels, C) + torch.from_numpy(rng.standard_normal((400, C)))
     rarity = -torch.tensor([2.0, 12.0, 2.0, 12.0]).log().expand(400, -1)
     blocks, rows = (Block("final", D), Block("inner", D)), torch.ones(400)
-    weights, of_counts = choose_weights([right - rarity, right - rarity], blocks, labels, rows, rarity)
+    weights, of_counts = choose_weights([right - rarity, right - rarity], blocks, (0, 1), labels, rows, rarity)
     assert of_counts == pytest.approx(sum(weights), rel=0.1)
-    assert choose_weights([right, right], blocks, labels, rows, rarity)[1] < 0.25
-
-
-def test_the_out_of_fold_logits_for_calibration_are_those_of_the_mixture():
-    def right(blocks):
-        own = fitted([8] * C, blocks=blocks)._own_out_of_fold
-        return (own.logits.argmax(axis=1) == own.labels).mean()
-
-    assert right(BLOCKS) > right(BLOCKS[:1]) + 0.1
+    assert choose_weights([right, right], blocks, (0, 1), labels, rows, rarity)[1] < 0.25
 
 
 def test_out_of_fold_logits_are_those_of_the_blocks_that_the_model_keeps(monkeypatch):
@@ -151,25 +145,18 @@ def test_the_parts_of_the_blocks_add_up_to_the_logits(shots):
     np.testing.assert_array_equal(model.text_logits(moved), model.text_logits(TEST[0]))
 
 
-def test_a_head_of_the_used_blocks_gives_equal_logits():
-    X, y = draw([16] * C)
-    X[:, -D:] = 1  # a constant block can't be used
+@pytest.mark.parametrize(("shots", "used"), [(16, 2), (3, 1)])
+def test_a_head_of_the_used_blocks_gives_equal_logits_and_keeps_no_state_of_others(shots, used):
+    X, y = draw([shots] * C)
+    X[:, used * D :] = 1  # a constant block can't be used
     model = Auto().fit(X, y, text=text(), blocks=BLOCKS)
-    assert model.used_blocks() == ("final", "inner")
-    small = model.restrict_blocks(model.used_blocks())
-    assert small.block_weight_.shape == (C, D) and small.n_features_in_ == 2 * D
-    np.testing.assert_allclose(small.logits(X[:, : 2 * D]), model.logits(X), atol=1e-5)
+    names = tuple(name for name, _ in BLOCKS[:used])
+    assert model.used_blocks() == names
+    small = model.restrict_blocks(names)
+    assert small.n_features_in_ == used * D
+    assert sum(name.startswith("block_") for name in small.state()) == (3 if used > 1 else 0)
+    np.testing.assert_allclose(small.logits(X[:, : used * D]), model.logits(X), atol=1e-5)
     assert small.block_shares() == {name: share for name, share in model.block_shares().items() if share}
-
-
-def test_a_head_that_uses_final_alone_keeps_no_state_of_blocks():
-    X, y = draw([3] * C)
-    X[:, D:] = 1
-    model = Auto().fit(X, y, text=text(), blocks=BLOCKS)
-    assert model.used_blocks() == ("final",)
-    small = model.restrict_blocks(["final"])
-    assert not any(name.startswith("block_") for name in small.state())
-    np.testing.assert_allclose(small.logits(X[:, :D]), model.logits(X), atol=1e-5)
 
 
 @pytest.mark.parametrize("is_multilabel", [False, True])

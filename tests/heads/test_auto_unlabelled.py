@@ -19,9 +19,11 @@ NUISANCE = GENERATOR.standard_normal((6, D)) / np.sqrt(D)
 TEXT = TextFeatures(NAMES, MEANS + 1.2 * GENERATOR.standard_normal((C, D)) / np.sqrt(D), 30.0)
 
 
-@pytest.fixture(autouse=True)
-def _few_folds(monkeypatch):
-    monkeypatch.setattr(head, "MAX_REPEATS", 2)
+@pytest.fixture(autouse=True, scope="module")
+def _few_folds():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head, "MAX_REPEATS", 2)
+        yield
 
 
 def draw(counts, seed):
@@ -39,19 +41,28 @@ FOREIGN = GENERATOR.standard_normal(D) + 0.01 * GENERATOR.standard_normal((50, D
 """Pictures of one other thing."""
 
 
+@pytest.fixture(scope="module")
+def without():
+    return Auto().fit(X, Y, TEXT)
+
+
+@pytest.fixture(scope="module")
+def with_pool():
+    return Auto().fit(X, Y, TEXT, unlabelled=POOL)
+
+
 def accuracy(model):
     return (model.predict(TEST[0]) == TEST[1]).mean()
 
 
-def test_pictures_that_help_get_weight():
-    without, fitted = Auto().fit(X, Y, TEXT), Auto().fit(X, Y, TEXT, unlabelled=POOL)
-    assert fitted.unlabelled_gain_ > 0 and fitted.unlabelled_share_ > 0.1
-    assert accuracy(fitted) > accuracy(without) + 0.05
-    assert f"weight {fitted.unlabelled_share_:.0%} (held-out shots gain" in fitted.describe_unlabelled()
+def test_pictures_that_help_get_weight(without, with_pool):
+    assert with_pool.unlabelled_gain_ > 0 and with_pool.unlabelled_share_ > 0.1
+    assert accuracy(with_pool) > accuracy(without) + 0.05
+    assert f"weight {with_pool.unlabelled_share_:.0%} (held-out shots gain" in with_pool.describe_unlabelled()
 
 
-def test_pictures_that_tell_nothing_get_no_weight_and_change_nothing():
-    without, fitted = Auto().fit(X, Y, TEXT), Auto().fit(X, Y, TEXT, unlabelled=FOREIGN)
+def test_pictures_that_tell_nothing_get_no_weight_and_change_nothing(without):
+    fitted = Auto().fit(X, Y, TEXT, unlabelled=FOREIGN)
     assert fitted.unlabelled_gain_ <= 0 and fitted.unlabelled_share_ == 0
     assert fitted.describe_unlabelled() == "not used: held-out shots do not gain"
     np.testing.assert_array_equal(fitted.logits(TEST[0]), without.logits(TEST[0]))
@@ -135,11 +146,11 @@ def _damage(inputs, rows):
 
 def test_pictures_that_are_shots_are_left_out_and_many_are_drawn(monkeypatch):
     fitted = Auto().fit(X, Y, TEXT, unlabelled=np.concatenate([3 * X, POOL]))
-    assert len(fitted.kept_pictures) == len(POOL)
+    assert len(fitted.kept_pictures_) == len(POOL)
     monkeypatch.setattr(unlabelled, "MAX_PICTURES", 20)
-    few = Auto().fit(X, Y, TEXT, unlabelled=POOL).kept_pictures
+    few = Auto().fit(X, Y, TEXT, unlabelled=POOL).kept_pictures_
     assert few.shape == (20, D)
-    rows = {tuple(row) for row in Auto().fit(X, Y, TEXT, unlabelled=few).kept_pictures}
+    rows = {tuple(row) for row in Auto().fit(X, Y, TEXT, unlabelled=few).kept_pictures_}
     assert rows == {tuple(row) for row in few}  # a refit sees the same values
 
 
@@ -150,19 +161,17 @@ def test_a_shot_is_left_out_though_its_features_differ_by_rounding():
 
     def kept(cosine):
         copies = X + np.tan(np.arccos(cosine)) * noise
-        return len(Auto().fit(X, Y, TEXT, unlabelled=np.concatenate([copies, POOL])).kept_pictures)
+        return len(Auto().fit(X, Y, TEXT, unlabelled=np.concatenate([copies, POOL])).kept_pictures_)
 
     assert kept(1 - 1e-5) == len(POOL)
     assert kept(1 - 1e-3) == len(POOL) + len(X)
 
 
-def test_a_refit_uses_the_kept_pictures_and_a_fit_without_them_forgets_them():
-    fitted = Auto().fit(X, Y, TEXT, unlabelled=POOL)
-    again = Auto().fit_from(fitted, X, Y, TEXT)
-    np.testing.assert_array_equal(again.logits(TEST[0]), fitted.logits(TEST[0]))
-    fold = fitted.refit_without(X, Y, np.array([0]), TEXT)
-    assert len(fold.kept_pictures) == len(POOL) and "pool_" not in fitted.state()
-    assert fitted.fit(X, Y, TEXT).kept_pictures is None and fitted.describe_unlabelled() == ""
+def test_a_refit_uses_the_kept_pictures_and_a_fit_without_them_forgets_them(with_pool):
+    again = Auto().fit_from(with_pool, X, Y, TEXT)
+    np.testing.assert_array_equal(again.logits(TEST[0]), with_pool.logits(TEST[0]))
+    assert len(with_pool.refit_without(X, Y, np.array([0]), TEXT).kept_pictures_) == len(POOL)
+    assert again.fit(X, Y, TEXT).kept_pictures_ is None and again.describe_unlabelled() == ""
 
 
 def test_why_pictures_are_not_used():
@@ -175,7 +184,7 @@ def test_why_pictures_are_not_used():
     assert several.describe_unlabelled() == "not used: pictures may have several labels"
 
 
-def test_blocks_that_are_not_used_stay_unused_and_a_smaller_copy_keeps_its_pictures():
+def test_blocks_that_are_not_used_stay_unused_and_a_smaller_copy_keeps_its_pictures(without):
     rng = np.random.default_rng(7)
 
     def with_blocks(features):
@@ -186,12 +195,12 @@ def test_blocks_that_are_not_used_stay_unused_and_a_smaller_copy_keeps_its_pictu
     shots, pool, test = with_blocks(X), with_blocks(POOL), with_blocks(TEST[0])
     fitted = Auto().fit(shots, Y, TEXT, unlabelled=pool, blocks=blocks)
     assert fitted.unlabelled_share_ > 0
-    parts = {name: part.std(axis=1).mean() for name, part in fitted.block_logits(fitted.kept_pictures).items()}
+    parts = {name: part.std(axis=1).mean() for name, part in fitted.block_logits(fitted.kept_pictures_).items()}
     for name, share in fitted.block_shares().items():
         assert share == pytest.approx(parts.get(name, 0) / sum(parts.values()), rel=1e-3)
     small = fitted.restrict_blocks(fitted.used_blocks())
     columns = np.concatenate([np.arange(0, D), np.arange(D, 2 * D)])
     if small.used_blocks() == ("final", "inner"):
         np.testing.assert_allclose(small.logits(test[:, columns]), fitted.logits(test), rtol=1e-4, atol=1e-4)
-        np.testing.assert_array_equal(small.kept_pictures, fitted.kept_pictures[:, columns])
-    assert (fitted.predict(test) == TEST[1]).mean() >= accuracy(Auto().fit(X, Y, TEXT))
+        np.testing.assert_array_equal(small.kept_pictures_, fitted.kept_pictures_[:, columns])
+    assert (fitted.predict(test) == TEST[1]).mean() >= accuracy(without)

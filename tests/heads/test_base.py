@@ -54,7 +54,7 @@ def test_zero_shot_is_the_scaled_cosine_by_hand():
     np.testing.assert_allclose(head.logits([[0.0, 3.0]]), [[0.0, 8.0]], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["intruder", "logits", "__class__", "predict_"])
+@pytest.mark.parametrize("name", ["intruder", "logits", "__class__", "kept_pictures_", "predict_"])
 def test_state_with_foreign_names_is_refused_or_harmless(name):
     X, y, text = toy_features()
     fitted = create_head("zero-shot").fit(X, y, text=text)

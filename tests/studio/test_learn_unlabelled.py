@@ -24,7 +24,7 @@ def session(open_session):
 
 
 def pool_of(session):
-    kept = session.state.model.classifier.head_.kept_pictures
+    kept = session.state.model.classifier.head_.kept_pictures_
     return 0 if kept is None else len(kept)
 
 

@@ -74,15 +74,11 @@ def test_split_has_the_guaranteed_coverage():
 
 
 def test_the_described_deviation_is_that_of_many_draws():
-    hits = []
-    for seed in range(600):
-        rng = np.random.default_rng(seed)
-        threshold = np.sort(rng.random(49))[44]  # rank 50 x 0.9
-        hits.append(threshold)  # coverage of scores that are uniform
-    p, y = draw(49, 3)
-    text = learn_conformal(p, y, method="split").describe_guarantee(0.9)
+    # Of scores that are uniform the coverage is the threshold, the score of rank 50 x 0.9.
+    coverage = [np.sort(np.random.default_rng(seed).random(49))[44] for seed in range(600)]
+    text = learn_conformal(*draw(49, 3), method="split").describe_guarantee(0.9)
     said = float(text.split("varies by ")[1].split(" points")[0])
-    assert said == pytest.approx(100 * np.std(hits), rel=0.1)
+    assert said == pytest.approx(100 * np.std(coverage), rel=0.1)
 
 
 def cv_plus(p, y, folds, fold_p, coverage, by_class):
@@ -255,12 +251,12 @@ def test_damaged_state_is_refused(facts, arrays):
         Conformal.from_state({**good[0], **facts}, {**good[1], **arrays})
 
 
-def test_state_that_lacks_a_part_says_which():
-    facts, arrays = learn_conformal(np.eye(3) * 0.7 + 0.1, [0, 1, 2]).state()
-    with pytest.raises(ArtifactError, match="no 'scores'"):
-        Conformal.from_state(facts, {name: arrays[name] for name in ("labels", "folds")})
-    with pytest.raises(ArtifactError, match="no 'method'"):
-        Conformal.from_state({k: v for k, v in facts.items() if k != "method"}, arrays)
+@pytest.mark.parametrize(("part", "name"), [(0, "method"), (1, "scores")])
+def test_state_that_lacks_a_part_says_which(part, name):
+    state = learn_conformal(np.eye(3) * 0.7 + 0.1, [0, 1, 2]).state()
+    del state[part][name]
+    with pytest.raises(ArtifactError, match=f"no '{name}'"):
+        Conformal.from_state(*state)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +296,4 @@ def test_pictures_of_other_shapes_are_refused():
         plus.sets([[0.5, 0.5]])
     with pytest.raises(InputError, match="2 fits, but 3"):
         plus.sets([[[0.5, 0.5]]] * 3)
-
-
-def test_no_pictures_give_no_sets():
-    assert learn_conformal([[0.9, 0.1]], [0]).sets(np.zeros((0, 2))).shape == (0, 2)
+    assert model.sets(np.zeros((0, 2))).shape == (0, 2)

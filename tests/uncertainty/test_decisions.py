@@ -12,6 +12,7 @@ from clipadapter.uncertainty import (
     HeldOutAccuracy,
     Uncertainty,
     UncertaintyOptions,
+    decisions,
     learn_conformal,
     learn_rejector,
 )
@@ -154,13 +155,23 @@ def test_invalid_options_list_the_valid_ones(options, words):
         UncertaintyOptions(**options)
 
 
+class FixedCache:
+    """Test-time adaptation whose probabilities are given."""
+
+    def __init__(self, probabilities):
+        self.probabilities = np.array(probabilities)
+
+    def adapt(self, features, logits):
+        return np.log(self.probabilities)
+
+
 def test_adapted_probabilities_decide_the_class_but_not_rejection_and_sets():
     rows = np.array([[1.0, 0.0, 0.0], [-1.0, -0.9, -1.1]])
-    adapted = np.array([[0.1, 0.7, 0.2], [0.0, 0.0, 1.0]])
+    cache = FixedCache([[0.1, 0.7, 0.2], [1e-9, 1e-9, 1.0]])
     model = uncertainty(reject=0.1, coverage=0.8)
-    plain, found = model.answer(rows, rows), model.answer(rows, rows, adapted=adapted)
+    plain, found = model.answer(rows, rows), model.answer(rows, rows, cache=cache)
     assert plain.best[0] == 0 and found.best.tolist() == [1, 2]
-    np.testing.assert_array_equal(found.probabilities, adapted)
+    np.testing.assert_allclose(found.probabilities, cache.probabilities, atol=1e-8)
     np.testing.assert_array_equal(found.ood_scores, plain.ood_scores)
     assert found.rejected.tolist() == plain.rejected.tolist() == [False, True]
     assert plain.sets[0].tolist() == [True, False, False] and found.sets[0, 1]
@@ -168,11 +179,12 @@ def test_adapted_probabilities_decide_the_class_but_not_rejection_and_sets():
     np.testing.assert_array_equal(found.sets[0, [0, 2]] & ~plain.sets[0, [0, 2]], [False, False])
 
 
-def test_votes_decide_the_class_unless_there_are_costs():
-    rows, adapted = np.array([[1.0, 0.0, 0.5]]), np.array([[0.6, 0.1, 0.3]])
-    assert uncertainty().answer(rows, rows, adapted=adapted, voted=[2]).best.tolist() == [2]
+def test_votes_of_views_decide_the_class_unless_there_are_costs(monkeypatch):
+    monkeypatch.setattr(decisions, "vote", lambda views: (np.array([2]), np.array([[0.6, 0.1, 0.3]])))
+    views = np.array([[[1.0, 0.0, 0.5], [0.0, 0.0, 0.5]]])
+    assert uncertainty().answer(views[:, 0], views, view_logits=views).best.tolist() == [2]
     costs = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
-    assert uncertainty(costs=costs).answer(rows, rows, adapted=adapted, voted=[2]).best.tolist() == [0]
+    assert uncertainty(costs=costs).answer(views[:, 0], views, view_logits=views).best.tolist() == [0]
 
 
 @pytest.mark.parametrize("top", [1, 2, 5, 99])

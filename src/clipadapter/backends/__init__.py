@@ -3,34 +3,6 @@
 Importing this package loads neither torch nor numpy: a converted tower and an exported model run without torch.
 """
 
-from clipadapter.backends.base import (
-    PRECISIONS,
-    Backend,
-    InferenceGraph,
-    Int8Calibration,
-    Runner,
-    Tower,
-    backend_info,
-    build_in_cache,
-    cache_root,
-    create_backend,
-    list_backends,
-    read_cache_facts,
-    register_backend,
-)
+import lazy_loader
 
-__all__ = [
-    "PRECISIONS",
-    "Backend",
-    "InferenceGraph",
-    "Int8Calibration",
-    "Runner",
-    "Tower",
-    "backend_info",
-    "build_in_cache",
-    "cache_root",
-    "create_backend",
-    "list_backends",
-    "read_cache_facts",
-    "register_backend",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -335,11 +334,6 @@ SWITCHES = {"CI": "true", "NNCF_CI": "1", "ORT_DISABLE_TELEMETRY": "1"}
 """Environment variables that switch telemetry off. Other switches would write into the user's home folder."""
 
 
-def telemetry_disabled() -> AbstractContextManager[None]:
-    """Switch telemetry off: nothing is sent, and no file is written into the user's home folder."""
-    return _telemetry_off.needed()
-
-
 def _switch_telemetry_off() -> Callable[[], None]:
     before = {name: os.environ.get(name) for name in SWITCHES}
     os.environ.update(SWITCHES)
@@ -352,7 +346,8 @@ def _switch_telemetry_off() -> Callable[[], None]:
     return restore
 
 
-_telemetry_off = SharedChange(_switch_telemetry_off)
+telemetry_disabled = SharedChange(_switch_telemetry_off).needed
+"""In ``with telemetry_disabled():`` nothing is sent, and no file is written into the user's home folder."""
 
 
 def require_without_telemetry(module: str, extra: str, purpose: str) -> ModuleType:

@@ -209,7 +209,7 @@ def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, s
         raise InputError(f"a model that {why} can't be cross-validated on its shots: give test pictures")
     if not len(support):
         raise InputError("the model was saved without its shots (--no-support): give test pictures")
-    bundle = Bundle(support, model.refit_text(), unlabelled=head.kept_pictures)
+    bundle = Bundle(support, model.refit_text(), unlabelled=head.kept_pictures_)
     splits = draw_folds(support.y, folds, seed)
     return ModelEvaluation(
         head=registered_name(head),
@@ -251,7 +251,7 @@ def _learning_curve(
     heads = {name: clone(head) for name, (head, _) in measured.items()}
     shots = [2**i for i in range(max_shots.bit_length()) if 2**i < max_shots]
     text = model.refit_text()
-    bundle = Bundle(support, text, {"test": TestPart(test)}, unlabelled=model.head_.kept_pictures)
+    bundle = Bundle(support, text, {"test": TestPart(test)}, unlabelled=model.head_.kept_pictures_)
     protocol = FewShot()
     fewer = run_fits(protocol, bundle, heads, protocol.draws(bundle, shots, seeds), progress=progress).runs
     whole = Draw(max_shots, seeds[0], range(len(support)))

@@ -49,18 +49,13 @@ def answer_features(model: Model, features: NDArray[Any], decision: Mapping[str,
     plain, final = features[:, 0], features[..., : model.encoder.text_dim]  # the block ``final`` comes first
     options = uncertainty.decisions.with_changes(decision)
     fold_logits = [finite_logits(each, plain) for each in model.fold_heads]
-    logits = finite_logits(head, plain)
+    logits, view_logits = finite_logits(head, plain), None
     cache = uncertainty.open_cache(adapt, logits.shape[1])
-    adapted = voted = None
     if features.shape[1] > 1:
         view_logits = finite_logits(head, features.reshape(-1, features.shape[2])).reshape(*features.shape[:2], -1)
-        if cache is None:
-            voted, adapted = uncertainty.vote(view_logits)
-        else:
-            adapted = uncertainty.adapt(cache, final, view_logits)
-    elif cache is not None:
-        adapted = uncertainty.adapt(cache, final[:, 0], logits)
-    return uncertainty.answer(logits, final[:, 0], options, fold_logits, adapted=adapted, voted=voted)
+    else:
+        final = final[:, 0]
+    return uncertainty.answer(logits, final, options, fold_logits, cache=cache, view_logits=view_logits)
 
 
 def predict_batches(

@@ -296,9 +296,9 @@ def apply_edit(model: Model, edit: Edit) -> Model:
     if not len(support):
         raise InputError("no shot would be left, but a model needs at least one")
     result = _refit(model, edit, support)
-    before, after = model.head.kept_pictures, result.head.kept_pictures
+    before, after = model.head.kept_pictures_, result.head.kept_pictures_
     if before is not None and after is not None and np.array_equal(before, after):
-        result.head.kept_pictures = before  # the history has both models in memory
+        result.head.kept_pictures_ = before  # the history has both models in memory
     return replace(
         edited, head=result.head, support=support, uncertainty=result.uncertainty, fold_heads=result.fold_heads
     )
@@ -339,7 +339,7 @@ def _refit(model: Model, edit: Edit, support: FeatureSet) -> FitResult:
         clone(model.head),
     )
     if options.sets == "split":  # the head is fitted to half of the shots, and which half depends on all of them
-        return fit.fit(unfitted, model.head.kept_pictures)
+        return fit.fit(unfitted, model.head.kept_pictures_)
     return fit.learn(unfitted.fit_from(model.head, support.X, support.labels, text=edit.text, blocks=support.blocks))
 
 

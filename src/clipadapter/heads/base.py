@@ -56,7 +56,7 @@ Preset = Mapping[str, Any]
 MULTILABEL = "multilabel_"  # attribute that only heads have which were fitted to multi-label targets
 MAX_FLOATS_PER_BLOCK = 2**24  # numbers that a head may hold at a time while it predicts: 64 MB in float32
 PRIOR_SHOTS_PER_CLASS = (1, 2, 4, 8, 16)  # shots per class at which `Head.temperature_prior` was measured
-NOT_IN_STATE = ("blocks_", "classes_", "feature_names_in_", "n_features_in_")
+NOT_IN_STATE = ("blocks_", "classes_", "feature_names_in_", "kept_pictures_", "n_features_in_")
 """Learned attributes that are not part of `Head.state`."""
 
 
@@ -107,7 +107,9 @@ class Head(Estimator, ABC):
     blocks_: Blocks  # the blocks of X in `fit`
     feature_names_in_: Array  # (d,) names of the columns of X if `fit` got a data frame; not saved
 
-    _kept_pictures: Array | None = None
+    kept_pictures_: Array | None = None
+    """(u, d) features of pictures without labels, as for `fit`, that fits after an edit use again. They are no part of
+    `state`: a saved model has them beside the shots."""
     _previous: Head | None = None
     """The earlier head, while `fit_from` runs."""
     _full_fit: Head | None = None
@@ -169,19 +171,6 @@ class Head(Estimator, ABC):
                 as many epochs as the head makes at most.
         """
         return None
-
-    @property
-    def kept_pictures(self) -> Array | None:
-        """(u, d) features of pictures without labels, as for `fit`, that fits after an edit use again.
-
-        They are no part of `state`: a saved model has them beside the shots. A property, since scikit-learn lets `fit`
-        add no public attribute.
-        """
-        return self._kept_pictures
-
-    @kept_pictures.setter
-    def kept_pictures(self, features: Array | None) -> None:
-        self._kept_pictures = features
 
     # Construct
 
@@ -399,7 +388,7 @@ class Head(Estimator, ABC):
             raise InputError(f"{type(self).__name__} starts from a fitted one, not from {type(previous).__name__}")
         self._previous = previous if self.supports_warm_start else None
         try:
-            return self.fit(X, y, text=text, unlabelled=previous.kept_pictures, blocks=blocks)
+            return self.fit(X, y, text=text, unlabelled=previous.kept_pictures_, blocks=blocks)
         finally:
             self.__dict__.pop("_previous", None)
 
@@ -443,7 +432,7 @@ class Head(Estimator, ABC):
             head.set_params(progress=False)  # one of many fits, whose caller shows a bar
         head._full_fit = self if reuse_chosen else None
         try:
-            return head.fit(np.asarray(X)[train], np.asarray(y)[train], text, self.kept_pictures, blocks)
+            return head.fit(np.asarray(X)[train], np.asarray(y)[train], text, self.kept_pictures_, blocks)
         finally:
             head.__dict__.pop("_full_fit", None)
 
@@ -500,7 +489,7 @@ class Head(Estimator, ABC):
             raise InputError(f"{type(self).__name__} needs the block {missing[0]!r}")
         other = copy.copy(self)
         other.blocks_, columns = select_blocks(self.blocks_, names)
-        other.kept_pictures = None if self.kept_pictures is None else self.kept_pictures[:, columns]
+        other.kept_pictures_ = None if self.kept_pictures_ is None else self.kept_pictures_[:, columns]
         other.n_features_in_ = total_width(other.blocks_)
         other._restrict(self.read_blocks, other.read_blocks)
         return other
@@ -680,7 +669,8 @@ class Head(Estimator, ABC):
         """Set saved arrays as attributes without checking them; arrays without axes become numbers, others tensors."""
         for name, value in state.items():
             # A learned attribute may be None by default; any other one of the class is no array.
-            if not name.endswith("_") or name.startswith("_") or getattr(type(self), name, None) is not None:
+            is_learned = name.endswith("_") and not name.startswith("_") and name not in NOT_IN_STATE
+            if not is_learned or getattr(type(self), name, None) is not None:
                 raise ArtifactError(f"the saved head has an array called {brief(name)}, which no head learns")
             array = np.array(value)
             setattr(self, name, array.item() if array.ndim == 0 else torch.from_numpy(array))

@@ -327,7 +327,7 @@ def _from_folds(
         if is_fitted:
             scales.append(_logit_scale(fold_head, views[train, 0]))
         if keep_heads:
-            fold_head.kept_pictures = None  # it is not fitted again: only the head of all shots needs them
+            fold_head.kept_pictures_ = None  # it is not fitted again: only the head of all shots needs them
             heads.append(fold_head)
     ratio = _logit_scale_ratio(_logit_scale(head, views[:, 0]), scales) if is_fitted else 1.0
     rows, joined = np.concatenate(predicted), np.concatenate(logits)

@@ -142,7 +142,7 @@ def as_matrix(X: ArrayLike) -> Array:
     is_plain = type(X) in PLAIN_ARRAYS and rows.ndim == 2 and rows.size > 0 and rows.dtype in (np.float32, np.float64)
     if is_plain and np.isfinite(rows).all():
         array = np.asarray(rows)
-    else:  # of what a fit usually gets nothing comes here: the import of scikit-learn takes long
+    else:  # of the usual arrays none comes here, since the import of scikit-learn takes long
         from sklearn.utils.validation import check_array
 
         try:

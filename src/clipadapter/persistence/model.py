@@ -40,7 +40,7 @@ from clipadapter.utils.formatting import format_list
 TEXT_KEY = "class_text"
 """Name of the text features in the file of the head."""
 UNLABELLED_KEY = "unlabelled"
-"""Name of the pictures without labels in their file; see `Head.kept_pictures`. They have a file of their own, so that
+"""Name of the pictures without labels in their file; see `Head.kept_pictures_`. They have a file of their own, so that
 the versions of a model share it while the shots change."""
 COPIED_PROVENANCE = ("fit", "crop", "quality")
 """Provenance that is saved unchanged: settings of the fit, crop scale of the views, quality and why it was chosen."""
@@ -81,8 +81,8 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         y = np.array([position[label] for label in support.y], dtype=np.int64)
         X = support.plain if support.X.ndim == 3 and support.X.shape[1] == 1 else support.X
         files[SUPPORT] = {"X": X, **({"y": y} if support.targets is None else {"targets": support.targets})}
-        if model.head.kept_pictures is not None:
-            files[UNLABELLED] = {UNLABELLED_KEY: _halve_exactly(model.head.kept_pictures)}
+        if model.head.kept_pictures_ is not None:
+            files[UNLABELLED] = {UNLABELLED_KEY: _halve_exactly(model.head.kept_pictures_)}
     uncertainty_facts, files[UNCERTAINTY] = model.uncertainty.state()
     files[FOLD_HEADS] = {
         f"{i}.{key}": value for i, head in enumerate(model.fold_heads) for key, value in head.state().items()
@@ -136,7 +136,7 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
             shots = read(SUPPORT)
             X, y, targets = shots["X"], tuple(names[i] for i in shots.get("y", ())), shots.get("targets")
         if UNLABELLED in config.files:
-            head.kept_pictures = _check_pictures(read(UNLABELLED)[UNLABELLED_KEY], encoder.dim)
+            head.kept_pictures_ = _check_pictures(read(UNLABELLED)[UNLABELLED_KEY], encoder.dim)
         support = FeatureSet(X, y, names, {**config.provenance, "sources": config.sources}, targets, blocks)
         learned = read(UNCERTAINTY) if UNCERTAINTY in config.files else {}
         uncertainty = (

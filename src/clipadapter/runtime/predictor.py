@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.adaptation import Adapt
+from clipadapter.adaptation import Adapt, TdaCache
 from clipadapter.backends.base import backend_info
 from clipadapter.backends.formats import (
     BLOCKS_OUTPUT,
@@ -182,12 +182,12 @@ class Predictor:
             [spec.to_square(images[min_side]) for spec, min_side in zip(self.inputs, min_sides, strict=True)]
         )
 
-    def answer(self, outputs: Outputs, *, adapted: NDArray[Any] | None = None, **decisions: Any) -> Answers:
+    def answer(self, outputs: Outputs, *, cache: TdaCache | None = None, **decisions: Any) -> Answers:
         """Probabilities, decisions and sets of classes.
 
         Args:
             outputs: of `run`.
-            adapted: (n, c) probabilities by test-time adaptation.
+            cache: of test-time adaptation, which remembers the pictures.
             decisions: ``reject``, ``coverage`` or ``costs``; without one, as the model was fitted.
 
         Raises:
@@ -195,7 +195,7 @@ class Predictor:
         """
         options = self.uncertainty.decisions.with_changes(decisions)
         columns = outputs.ood_score_parts
-        return self.uncertainty.answer(outputs.logits, outputs.features, options, columns=columns, adapted=adapted)
+        return self.uncertainty.answer(outputs.logits, outputs.features, options, columns=columns, cache=cache)
 
     def classify(self, images: Pictures, top: int = 5, *, adapt: Adapt = None, **decisions: Any) -> list[Prediction]:
         """One prediction per picture, in their order; see `FewShotClassifier.classify`. There are no ``views``."""
@@ -254,8 +254,7 @@ class Predictor:
             raise InputError(f"batch_size must be 1 or more, but is {batch_size}")
         cache = self.uncertainty.open_cache(adapt, len(self.class_names))
         for pictures, outputs in self.iter_outputs(images, batch_size):
-            adapted = None if cache is None else self.uncertainty.adapt(cache, outputs.features, outputs.logits)
-            answers, row = self.answer(outputs, adapted=adapted, **decisions), 0
+            answers, row = self.answer(outputs, cache=cache, **decisions), 0
             for picture in pictures:
                 if picture.error is None:
                     yield answers.prediction(row, picture.name, self.class_names, top)

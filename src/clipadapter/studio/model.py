@@ -240,7 +240,7 @@ def learning_curve(
         return correct
 
     def fit(drawn: Array) -> Head:
-        shot_labels, pool = [labels[i] for i in drawn], fitted.kept_pictures
+        shot_labels, pool = [labels[i] for i in drawn], fitted.kept_pictures_
         head = clone(fitted)
         return head.fit(features[drawn], shot_labels, text=model.text, unlabelled=pool, blocks=model.blocks or None)
 

@@ -214,39 +214,51 @@ class Uncertainty:
         decisions: DecisionOptions | None = None,
         folds: Sequence[ArrayLike] | None = None,
         columns: ArrayLike | None = None,
-        adapted: ArrayLike | None = None,
-        voted: ArrayLike | None = None,
+        cache: TdaCache | None = None,
+        view_logits: ArrayLike | None = None,
     ) -> Answers:
         """Turn logits into probabilities and decisions.
 
+        Earlier pictures and views decide the class. Rejection and sets, whose thresholds were learned without them, go
+        by the calibrated probabilities of the plain pictures. A set has the decided class in addition.
+
         Args:
-            logits: (m, c) of the head.
-            features: (m, d) of the encoder; used for the out-of-distribution scores only.
+            logits: (m, c) of the head for the plain pictures.
+            features: (m, d) of the encoder; or (m, v, d) of v views of each picture, the plain one first.
             decisions: instead of the default ones.
             folds: logits (m, c) of each fold's head, if prediction sets are made by CV+.
             columns: (m, p) scores of the rejector's parts, if an exported graph computed them.
-            adapted: (m, c) probabilities of test-time adaptation. They decide the class; rejection and sets, whose
-                thresholds were learned without adaptation, go by the calibrated probabilities. A set has the decided
-                class in addition.
-            voted: (m,) positions of classes that were decided by votes in place of the probabilities; costs override
-                them.
+            cache: of `open_cache`: earlier pictures change the probabilities, and these pictures are remembered.
+            view_logits: (m, v, c) of the head for the views. Without a cache the views vote for a class, unless costs
+                decide.
 
         Raises:
             InputError: if a decision needs a part that could not be learned, or a rate is out of range.
         """
         options = self.decisions if decisions is None else decisions
-        logit_rows = np.asarray(logits)
+        logit_rows, rows = np.asarray(logits), np.asarray(features)
         if self.multilabel is not None:
+            if cache is not None or view_logits is not None:
+                raise InputError(NO_ADAPTATION)
             return _answer_multilabel(self.multilabel, logit_rows, options)
-        calibrated = self.calibrator.probabilities(logit_rows)
-        probabilities = calibrated if adapted is None else np.asarray(adapted)
+        calibrated = probabilities = self.calibrator.probabilities(logit_rows)
+        voted, plain_rows = None, rows
+        if view_logits is not None:
+            views, plain_rows = np.asarray(view_logits), rows[:, 0]
+            of_views = self.calibrator.log_probabilities(views.reshape(-1, views.shape[-1])).reshape(views.shape)
+            if cache is None:
+                voted, probabilities = vote(of_views)
+            else:
+                probabilities = softmax(cache.adapt_views(rows, of_views))
+        elif cache is not None:
+            probabilities = softmax(cache.adapt(rows, self.calibrator.log_probabilities(logit_rows)))
         if options.costs is not None and len(options.costs) != probabilities.shape[1]:
             raise InputError(f"costs have {len(options.costs)} classes, but the model has {probabilities.shape[1]}")
         if options.costs is not None:
             best = decide(probabilities, options.costs)
         else:
-            best = probabilities.argmax(axis=1) if voted is None else np.asarray(voted)
-        ood_scores, rejected, reasons = self._reject(features, logit_rows, calibrated, options.reject, columns)
+            best = probabilities.argmax(axis=1) if voted is None else voted
+        ood_scores, rejected, reasons = self._reject(plain_rows, logit_rows, calibrated, options.reject, columns)
         sets = self._sets(calibrated, best, options.coverage, folds)
         return Answers(probabilities, best, ood_scores, rejected, reasons, sets)
 
@@ -260,35 +272,6 @@ class Uncertainty:
         if adapt is not None and self.multilabel is not None:
             raise InputError(NO_ADAPTATION)
         return create_cache(adapt, n_classes)
-
-    def adapt(self, cache: TdaCache, features: ArrayLike, logits: ArrayLike) -> Array:
-        """Probabilities (m, c) for `answer` from a cache, which remembers the pictures.
-
-        Args:
-            cache: of `open_cache`.
-            features: (m, d) of the encoder, in the order of the stream; or (m, v, d) of v views of each picture.
-            logits: (m, c) or (m, v, c) of the head.
-        """
-        f, z = np.asarray(features), np.asarray(logits)
-        if z.ndim == 2:
-            return softmax(cache.adapt(f, self.calibrator.log_probabilities(z)))
-        return softmax(cache.adapt_views(f, self._view_log_probabilities(z)))
-
-    def vote(self, logits: ArrayLike) -> tuple[Array, Array]:
-        """Classes (m,) by the votes of v views of each picture, and probabilities (m, c), for `answer`.
-
-        Args:
-            logits: (m, v, c) of the head.
-
-        Raises:
-            InputError: if the model is multi-label.
-        """
-        if self.multilabel is not None:
-            raise InputError(NO_ADAPTATION)
-        return vote(self._view_log_probabilities(np.asarray(logits)))
-
-    def _view_log_probabilities(self, z: Array) -> Array:
-        return self.calibrator.log_probabilities(z.reshape(-1, z.shape[-1])).reshape(z.shape)
 
     def with_defaults(self, options: UncertaintyOptions) -> Uncertainty:
         """A copy with the default decisions of other options."""

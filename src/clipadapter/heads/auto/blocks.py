@@ -35,7 +35,7 @@ from clipadapter.heads.auto.experts import (
     fit_stacking,
     leave_one_out_ridge_noise,
     noise_std,
-    predict_held_out,
+    out_of_fold_logits,
 )
 from clipadapter.heads.support import SupportSet
 from clipadapter.utils.blocks import FINAL, Block, Blocks, BlockSource, column_slices
@@ -125,27 +125,26 @@ def fit_blocks(shots: SupportSet, final_logits: Tensor, final: Mixture) -> Fitte
         parts = [final_logits, *(part.z @ each.T / std for part, each, std in zip(inputs, maps, noise, strict=True))]
         shares = used_shares(weights, parts)
     else:
-        logits = parallel_map([partial(_out_of_fold_ridge, part, held_out) for part in inputs], work=cost)
-        noise = [max(noise_std(part, held_out.labels), MIN_NOISE_STD) for part in logits]
+        rows, splits, truth, row_weights = held_out.rows, held_out.splits, held_out.labels, held_out.row_weights
+
+        def predict_ridge(part: ExpertInputs) -> Tensor:
+            return centre_logits(out_of_fold_logits(part.take(rows), splits, [fit_ridge])[0])
+
+        logits = parallel_map([partial(predict_ridge, part) for part in inputs], work=cost)
+        noise = [max(noise_std(part, truth), MIN_NOISE_STD) for part in logits]
         parts = [held_out.logits, *(part / std for part, std in zip(logits, noise, strict=True))]
         offset = []  # (r, c) negative log counts of the classes in the training rows, if shots are unequal
         if counts.min() < counts.max():
-            part = inputs[0].take(held_out.rows)
-            of_folds = [log_rarity(part.take(train).counts).expand(len(rows), -1) for train, rows in held_out.splits]
+            part = inputs[0].take(rows)
+            of_folds = [log_rarity(part.take(train).counts).expand(len(left_out), -1) for train, left_out in splits]
             offset = [torch.cat(of_folds)]
-        truth, row_weights = held_out.labels, held_out.row_weights
 
         def choose(of: Tensor | slice, used: Sequence[int]) -> list[float]:
             """Weights of the parts, and of the log counts if shots are unequal, by some of the held-out rows."""
-            chosen, of_counts = choose_weights(
-                [parts[i][of] for i in used],
-                [shots.blocks[i] for i in used],
-                truth[of],
-                row_weights[of],
-                offset[0][of] if offset else None,
-            )
-            weights = dict(zip(used, chosen, strict=True))
-            return [weights.get(i, 0.0) for i in range(len(parts))] + [of_counts] * len(offset)
+            counted = [part[of] for part in offset]
+            some = [part[of] for part in parts]
+            chosen, of_counts = choose_weights(some, shots.blocks, used, truth[of], row_weights[of], *counted)
+            return chosen + [of_counts] * len(offset)
 
         with limit_threads(0):  # small products between lines of Python
             used: list[int] = []
@@ -167,18 +166,24 @@ def fit_blocks(shots: SupportSet, final_logits: Tensor, final: Mixture) -> Fitte
 
 
 def choose_weights(
-    parts: list[Tensor], blocks: Sequence[Block], labels: Tensor, row_weights: Tensor, offset: Tensor | None = None
+    parts: list[Tensor],
+    blocks: Sequence[Block],
+    used: Sequence[int],
+    labels: Tensor,
+    row_weights: Tensor,
+    offset: Tensor | None = None,
 ) -> tuple[list[float], float]:
     """Weight of the logits of each block, ``final`` first; 0 for the blocks of a pass that is not worth its time.
 
-    Passes are left out one after the other, the least useful first. The parts (r, c) are the out-of-fold logits of each
-    block, of ``final`` as they are, of others in units of their noise. With unequal shots ``offset`` (r, c) has the
-    negative log counts of the classes in the training rows; its weight is the second value.
+    Passes are left out one after the other, the least useful first; only blocks at the ``used`` positions are tried.
+    The parts (r, c) are the out-of-fold logits of each block, of ``final`` as they are, of others in units of their
+    noise. With unequal shots ``offset`` (r, c) has the negative log counts of the classes in the training rows; its
+    weight is the second value.
     """
     own = BlockSource.parse(FINAL).pass_key
     passes: dict[Hashable, list[int]] = {}
-    for i, block in enumerate(blocks[1:], start=1):
-        passes.setdefault(BlockSource.parse(block.name).pass_key, []).append(i)
+    for i in used[1:]:
+        passes.setdefault(BlockSource.parse(blocks[i].name).pass_key, []).append(i)
     counted = [] if offset is None else [offset]
 
     def fit(keys: list[Hashable]) -> tuple[dict[int, float], float, float]:
@@ -245,16 +250,6 @@ def spread_shares(spreads: list[float]) -> Tensor:
         return torch.tensor([1.0] + [0.0] * (len(spreads) - 1))
     used = torch.tensor([spreads[0], *(each if each >= MIN_SHARE * total else 0.0 for each in spreads[1:])])
     return used / used.sum()
-
-
-def _out_of_fold_ridge(inputs: ExpertInputs, held_out: HeldOut) -> Tensor:
-    """(r, c) centred logits of ridge regression for the held-out rows of all folds in their order."""
-    part = inputs.take(held_out.rows)
-
-    def predict(train: Tensor, rows: Tensor) -> list[Tensor]:
-        return [fit_ridge(part.take(train)).logits(part.z[rows], None)]
-
-    return centre_logits(predict_held_out(held_out.splits, predict)[0])
 
 
 def log_rarity(counts: Tensor) -> Tensor:

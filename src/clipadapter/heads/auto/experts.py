@@ -148,9 +148,9 @@ def fit_stacking(
         mixed = torch.tensordot(torch.as_tensor(weights), stack, dims=1)
         value, residual = loss(mixed + torch.as_tensor(common_bias + bias) if is_multilabel else mixed)
         penalty = deviations @ deviations
-        gradient = torch.tensordot(stack, residual, dims=2).cpu().numpy() * weights * log_std + deviations
+        gradient = torch.tensordot(stack, residual, dims=2).numpy() * weights * log_std + deviations
         if is_multilabel:
-            bias_deviations, bias_gradient = bias / BIAS_PRIOR_STD, residual.sum(dim=0).cpu().numpy()
+            bias_deviations, bias_gradient = bias / BIAS_PRIOR_STD, residual.sum(dim=0).numpy()
             penalty = penalty + bias_deviations @ bias_deviations
             own = bias_gradient + bias_deviations / BIAS_PRIOR_STD
             gradient = np.concatenate([gradient, [bias_gradient.sum()], own])
@@ -290,6 +290,22 @@ class ExpertInputs:
         if self.has_many_logits:
             return rows.new_zeros(self.n_classes, rows.shape[1]).index_add_(0, self.labels, rows)
         return self.onehot.T @ rows
+
+
+def out_of_fold_logits(
+    inputs: ExpertInputs,
+    splits: Sequence[Split],
+    fits: Sequence[Callable[[ExpertInputs], Expert]],
+    work: int | None = None,
+) -> list[Tensor]:
+    """(r, c) logits of each expert for the held-out rows of all folds in their order; see `predict_held_out`."""
+
+    def predict(train: Tensor, rows: Tensor) -> list[Tensor]:
+        part, zero_shot = inputs.take(train), None if inputs.zero_shot is None else inputs.zero_shot[rows]
+        products = inputs.gram_block(rows, train)
+        return [fit(part).logits(inputs.z[rows], zero_shot, products) for fit in fits]
+
+    return predict_held_out(splits, predict, work)
 
 
 @dataclass(frozen=True)

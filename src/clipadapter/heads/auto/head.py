@@ -48,7 +48,6 @@ from clipadapter.heads.auto.experts import (
     MAX_KERNEL_SHOTS,
     ExpertInputs,
     HeldOut,
-    Split,
     ZeroShotLogits,
     centre_logits,
     fit_inverse_temperature,
@@ -59,6 +58,7 @@ from clipadapter.heads.auto.experts import (
     mix_logits,
     mix_out_of_fold,
     noise_std,
+    out_of_fold_logits,
     predict_held_out,
     ridge_map,
 )
@@ -94,7 +94,7 @@ UNUSED_REASONS = (
 )
 """Why pictures without labels are not used. Saved models have the position in this list."""
 NO_GAIN, MISSING_SHOT, MANY_SHOTS, FEW_PICTURES, SEVERAL_LABELS, FEW_CLASSES = range(len(UNUSED_REASONS))
-SLOPES = torch.logspace(-2, 1, 31, device="cpu")
+SLOPES = torch.logspace(-2, 1, 31)
 """Candidate slopes of multi-label zero-shot logits of unit spread; their prior is log-normal, of median and sigma 1."""
 MULTILABEL_TEXT_WEIGHT, MULTILABEL_RIDGE_WEIGHT = 0.5, 0.5
 """Prior medians of the weights: of the text, as a share of its slope; of ridge regression, in units of its noise. The
@@ -168,7 +168,7 @@ class Auto(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         self.block_centre_ = self.block_weight_ = self.block_share_ = None
-        self.unlabelled_share_ = self.unlabelled_reason_ = self.unlabelled_gain_ = self.kept_pictures = None
+        self.unlabelled_share_ = self.unlabelled_reason_ = self.unlabelled_gain_ = self.kept_pictures_ = None
         if shots.targets is not None:
             self._fit_multilabel(shots, shots.targets)
             self._select_pictures(shots, SEVERAL_LABELS)
@@ -296,7 +296,8 @@ class Auto(Head):
             for i, (train, held_out) in enumerate(make_folds(part.labels, self.folds, self.seed, repeats))
         ]
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(inputs.z) <= MAX_KERNEL_SHOTS]
-        logits = [centre_logits(each) for each in _out_of_fold_logits(part, splits, names)]
+        fits, work = [EXPERTS[name].fit for name in names], part.cost // PARALLEL_COST_RATIO
+        logits = [centre_logits(each) for each in out_of_fold_logits(part, splits, fits, work)]
         held_out = torch.cat([rows for _, rows in splits])
         labels, counts = part.labels[held_out], torch.bincount(part.labels[held_out])
         # Every class that is held out has the same sum, and a row counts once however often it is held out.
@@ -342,7 +343,7 @@ class Auto(Head):
         if shots.unlabelled is None:
             return shots.X[:0]
         pictures = select_pictures(shots.unlabelled, unit(shots.final_views[:, 0]), shots.blocks, self.seed)
-        self.kept_pictures, self.unlabelled_share_ = pictures.cpu().numpy() if len(pictures) else None, 0.0
+        self.kept_pictures_, self.unlabelled_share_ = pictures.numpy() if len(pictures) else None, 0.0
         self.unlabelled_reason_ = FEW_PICTURES if reason is None and len(pictures) < MIN_PICTURES else reason
         return pictures.to(shots.X.dtype)
 
@@ -385,14 +386,14 @@ class Auto(Head):
         one_of_two = max(0.0, 3 - 4 * shots * len(classes) / len(x))
         ratio = 1 + TWO_SHOT_LOGIT_GROWTH * one_of_two
         rows = torch.cat([rows for _, rows in held_out.splits])
-        logits = held_out.cross_fitted.cpu().numpy() * ratio
+        logits = held_out.cross_fitted.numpy() * ratio
         if len(classes) < n_classes and self.text_ is not None:
             # A class without shots has its zero-shot logit, as in `_logits`.
-            of_all = (ratio * (self.text_weight_ / self.spread_ * centre_logits(x[rows] @ self.text_.T))).cpu().numpy()
-            of_all[:, classes.cpu().numpy()] = logits
+            of_all = (ratio * (self.text_weight_ / self.spread_ * centre_logits(x[rows] @ self.text_.T))).numpy()
+            of_all[:, classes.numpy()] = logits
             logits = of_all
-        labels = classes[held_out.labels].cpu().numpy()
-        return OutOfFold(logits, labels, rows.cpu().numpy(), "own", shots, logit_scale_ratio=ratio)
+        labels = classes[held_out.labels].numpy()
+        return OutOfFold(logits, labels, rows.numpy(), "own", shots, logit_scale_ratio=ratio)
 
     def _fit_experts(self, mixture: Mixture, classes: Tensor, n_classes: int) -> None:
         """Fit the experts that have a weight to all shots, and add them up to one map."""
@@ -490,17 +491,6 @@ class Auto(Head):
         self.block_share_ = self.block_share_[[block.name in names for block in before]].clone()
 
 
-def _out_of_fold_logits(inputs: ExpertInputs, splits: list[Split], names: list[str]) -> list[Tensor]:
-    """(m, c) logits of each expert for the held-out rows of all splits in their order, fitted to the training rows."""
-
-    def predict(train: Tensor, held_out: Tensor) -> list[Tensor]:
-        part, zero_shot = inputs.take(train), None if inputs.zero_shot is None else inputs.zero_shot[held_out]
-        products = inputs.gram_block(held_out, train)
-        return [EXPERTS[name].fit(part).logits(inputs.z[held_out], zero_shot, products) for name in names]
-
-    return predict_held_out(splits, predict, inputs.cost // PARALLEL_COST_RATIO)
-
-
 def _balance_training_rows(labels: Tensor, train: Tensor, held_out: Tensor, seed: int) -> Tensor:
     """Training rows of a fold in which each held-out class keeps as many shots as a randomly drawn class has.
 
@@ -544,4 +534,4 @@ def _fit_slope(zero_shot: Tensor, targets: Tensor) -> float:
             losses = binary_losses(logits + fit_bias(logits, targets), targets)
             log_posterior.append(-float(losses.sum()) - np.log(slope) ** 2 / 2)
     posterior = torch.tensor(log_posterior, dtype=torch.float64).softmax(dim=0)
-    return float((posterior @ SLOPES.to(zero_shot.device).double().log()).exp())
+    return float((posterior @ SLOPES.double().log()).exp())

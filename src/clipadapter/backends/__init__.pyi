@@ -1,0 +1,11 @@
+from .base import PRECISIONS as PRECISIONS
+from .base import Backend as Backend
+from .base import InferenceGraph as InferenceGraph
+from .base import Int8Calibration as Int8Calibration
+from .base import Runner as Runner
+from .base import Tower as Tower
+from .base import backend_info as backend_info
+from .base import cache_root as cache_root
+from .base import create_backend as create_backend
+from .base import list_backends as list_backends
+from .base import register_backend as register_backend
