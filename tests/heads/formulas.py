@@ -24,6 +24,16 @@ def dot(a, b):
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
+def neighbour_graph(rows, k):
+    """(n, n) cosines of unit rows to their k nearest others, not below zero; 0 elsewhere."""
+    graph = np.zeros((len(rows), len(rows)))
+    for i in range(len(rows)):
+        others = sorted((j for j in range(len(rows)) if j != i), key=lambda j: -(rows[i] @ rows[j]))
+        for j in others[:k]:
+            graph[i, j] = max(rows[i] @ rows[j], 0)
+    return graph
+
+
 def cosine_rate(lr, step, steps):
     """The rate of a step, counted from 0, that falls from lr to zero along a cosine."""
     return lr * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -10,7 +10,7 @@ from clipadapter.heads.ss_text import SsText
 from clipadapter.heads.ss_text_u import held_out_calibration
 from clipadapter.heads.stata import StatA
 
-from .formulas import softmax, unit
+from .formulas import neighbour_graph, softmax, unit
 from .golden_figures import doubles, golden
 
 C, D, U, SCALE = 4, 6, 14, 10.0
@@ -38,12 +38,7 @@ def plain(
     """Assignments (u, c), means and variances (c, d): one picture, one class and one coordinate at a time."""
     shots = [(unit(x), label) for x, label in zip(case["X"], LABELS, strict=True)] if weight else []
     rows = [*unit(case["unlabelled"]), *(x for x, _ in shots)]
-    n = len(rows)
-    W = np.zeros((n, n))
-    for i in range(n):
-        others = sorted((j for j in range(n) if j != i), key=lambda j: -(rows[i] @ rows[j]))
-        for j in others[:neighbours]:
-            W[i, j] = max(rows[i] @ rows[j], 0)
+    n, W = len(rows), neighbour_graph(rows, neighbours)
     z = [*softmax(prior), *(np.eye(C)[label] for _, label in shots)]
     w = [1.0] * U + [weight] * len(shots)
     v0 = sum(z[i][k] * (rows[i] - anchors[k]) ** 2 for i in range(U) for k in range(C)) / U

@@ -6,7 +6,7 @@ import pytest
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.transclip import TransClip
 
-from .formulas import softmax, unit
+from .formulas import neighbour_graph, softmax, unit
 from .golden_figures import doubles, golden
 
 C, D, U, SCALE = 3, 6, 14, 10.0
@@ -32,11 +32,7 @@ def plain(case, prior, weight, neighbours=3, confident=8, updates=10, inner=5):
     q, t = unit(case["unlabelled"]), case["text"]
     s, labels = (unit(case["X"]), case["labels"]) if weight else (np.empty((0, D)), [])
     rows, n = np.concatenate([q, s]), U + len(labels)
-    affinity = np.zeros((n, n))
-    for i in range(n):
-        others = sorted((j for j in range(n) if j != i), key=lambda j: -(rows[i] @ rows[j]))
-        for j in others[:neighbours]:
-            affinity[i, j] = max(rows[i] @ rows[j], 0)
+    affinity = neighbour_graph(rows, neighbours)
     zero_shot = np.array([softmax(SCALE * t @ x) for x in q])
     given = [np.eye(C)[label] for label in labels]
     z = [*zero_shot, *given]

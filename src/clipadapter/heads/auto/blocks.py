@@ -125,17 +125,19 @@ def fit_blocks(shots: SupportSet, final_logits: Tensor, final: Mixture) -> Fitte
         parts = [final_logits, *(part.z @ each.T / std for part, each, std in zip(inputs, maps, noise, strict=True))]
         shares = used_shares(weights, parts)
     else:
-        kept_inputs = [part.take(held_out.rows) for part in inputs]
-        fits = [partial(out_of_fold_logits, part, held_out.splits, [fit_ridge]) for part in kept_inputs]
-        logits = [centre_logits(of_ridge) for (of_ridge,) in parallel_map(fits, work=cost)]
-        noise = [max(noise_std(part, held_out.labels), MIN_NOISE_STD) for part in logits]
+        rows, splits, truth, row_weights = held_out.rows, held_out.splits, held_out.labels, held_out.row_weights
+
+        def predict_ridge(part: ExpertInputs) -> Tensor:
+            return centre_logits(out_of_fold_logits(part.take(rows), splits, [fit_ridge])[0])
+
+        logits = parallel_map([partial(predict_ridge, part) for part in inputs], work=cost)
+        noise = [max(noise_std(part, truth), MIN_NOISE_STD) for part in logits]
         parts = [held_out.logits, *(part / std for part, std in zip(logits, noise, strict=True))]
         offset = []  # (r, c) negative log counts of the classes in the training rows, if shots are unequal
         if counts.min() < counts.max():
-            part = kept_inputs[0]
-            of_folds = [log_rarity(part.take(train).counts).expand(len(rows), -1) for train, rows in held_out.splits]
+            part = inputs[0].take(rows)
+            of_folds = [log_rarity(part.take(train).counts).expand(len(left_out), -1) for train, left_out in splits]
             offset = [torch.cat(of_folds)]
-        truth, row_weights = held_out.labels, held_out.row_weights
 
         def choose(of: Tensor | slice, used: Sequence[int]) -> list[float]:
             """Weights of the parts, and of the log counts if shots are unequal, by some of the held-out rows."""
