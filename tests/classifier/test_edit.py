@@ -115,15 +115,6 @@ def test_each_edit_is_a_version_and_can_be_undone():
         fitted().undo()
 
 
-def test_a_loaded_model_continues_its_history(tmp_path):
-    fitted().add_class("yellow", squares("yellow", 3, 5)).save(tmp_path / "model")
-    again = FewShotClassifier.load(tmp_path / "model", cache=None)
-    assert [change.action for change in again.history_.changes] == ["fit", "add-class"]
-    again.correct([shots(*ORDER)[0][0]], ["yellow"]).save(tmp_path / "model")
-    last = FewShotClassifier.load(tmp_path / "model", cache=None).undo(to=1)
-    np.testing.assert_array_equal(last.logits(QUERIES), fitted().logits(QUERIES))
-
-
 def test_saving_twice_or_to_another_folder_adds_no_version(tmp_path):
     found = fitted()
     for name in ("model", "model", "other"):
@@ -135,6 +126,9 @@ def test_saving_twice_or_to_another_folder_adds_no_version(tmp_path):
     for name in ("other", "third"):
         history = FewShotClassifier.load(tmp_path / name, cache=None).history_
         assert [change.action for change in history.changes] == ["fit", "rename-class"]
+    again.correct([shots(*ORDER)[0][0]], ["green"]).save(tmp_path / "third")
+    last = FewShotClassifier.load(tmp_path / "third", cache=None).undo(to=1)
+    np.testing.assert_array_equal(last.logits(QUERIES), fitted().logits(QUERIES))
 
 
 def test_a_shot_is_recognised_by_its_feature_and_left_out_or_relabelled():
@@ -252,13 +246,11 @@ def test_an_edit_uses_the_templates_views_and_uncertainty_options_of_the_fit(tmp
 
 
 def test_descriptions_stay_with_a_renamed_class():
-    sentences = {"red": ["the colour of blood"]}
-    found = model(descriptions=sentences).fit(*shots(*ORDER)).rename_class("red", "crimson")
-    assert found.prompts_["crimson"] == ["the colour of blood"]
-    found.rename_class("blue", "navy")
-    assert found.prompts_["navy"] == ["a photo of a navy."]
+    found = model(descriptions={"red": ["the colour of blood"]}).fit(*shots(*ORDER))
+    found.rename_class("red", "crimson").rename_class("blue", "navy")
     found.add_class("yellow", squares("yellow", 2, 5), descriptions=["like the sun"])
-    assert found.prompts_["yellow"] == ["like the sun"]
+    texts = {"crimson": ["the colour of blood"], "navy": ["a photo of a navy."], "yellow": ["like the sun"]}
+    assert {name: found.prompts_[name] for name in texts} == texts
 
 
 def test_a_multilabel_model_can_be_edited():

@@ -32,18 +32,18 @@ def model(**params):
     return FewShotClassifier(**{"encoder": "toy", "cache": None, "head": "linear-probe", **params})
 
 
-def test_all_labels_of_multilabel_pictures_are_predicted():
-    fitted = model(task="multilabel").fit(*pictures())
-    queries, truth = pictures(seed=1)
-    found = fitted.predict(queries)
-    assert sum(set(said) == set(names) for said, names in zip(found, truth, strict=True)) > 0.8 * len(truth)
-    assert fitted.predict_proba(queries).sum(axis=1).max() > 1.2
+@pytest.fixture(scope="module")
+def fitted():
+    return model(task="multilabel").fit(*pictures())
 
 
-def test_a_picture_of_no_class_has_no_label_and_a_reason():
-    fitted = model().fit(*pictures())
+def test_all_labels_of_a_picture_are_predicted_and_one_of_no_class_has_no_label_and_a_reason(fitted):
     queries, truth = pictures(seed=1)
     said = fitted.classify(queries)
+    right = [set(one.labels) == set(names) for one, names in zip(said, truth, strict=True)]
+    assert sum(right) > 0.8 * len(truth)
+    assert fitted.predict(queries) == [one.labels for one in said]
+    assert fitted.predict_proba(queries).sum(axis=1).max() > 1.2
     nothing = [one for one, names in zip(said, truth, strict=True) if not names and not one.labels]
     assert len(nothing) >= 4
     assert nothing[0].label is None
@@ -77,16 +77,18 @@ def test_labels_of_another_task_are_refused(task, labels, words):
 
 
 @pytest.mark.parametrize("asked", [{"reject": 0.1}, {"coverage": 0.9}, {"costs": 1 - np.eye(3)}])
-def test_single_label_options_are_refused(asked):
+def test_single_label_options_are_refused(asked, fitted):
     with pytest.raises(InputError, match=f"class by class: leave {next(iter(asked))} out"):
         model(uncertainty=UncertaintyOptions(**asked)).fit(*pictures(each=2))
     with pytest.raises(InputError, match="each class separately"):
-        model().fit(*pictures(each=2)).classify(pictures(each=1)[0], **asked)
+        fitted.classify(pictures(each=1)[0], **asked)
 
 
-def test_a_single_label_head_is_refused_and_the_error_names_multilabel_heads():
+def test_heads_and_options_for_single_labels_are_refused():
     with pytest.raises(InputError, match="auto"):
         model(head="knn").fit(*pictures(each=2))
+    with pytest.raises(InputError, match="leave outliers, calibration out"):
+        model(uncertainty=UncertaintyOptions(calibration="vector")).fit(*pictures(each=2), outliers=pictures(each=1)[0])
 
 
 def test_thresholds_are_learned_from_out_of_fold_logits():
@@ -104,8 +106,3 @@ def test_one_shot_per_class_gives_the_default_thresholds(Y):
     X, _, text = toy_multilabel()
     rule = learn_multilabel_thresholds(create_head("zero-shot"), X[: len(Y)], Y, text)
     assert rule.thresholds.tolist() == [DEFAULT_THRESHOLD] * 3
-
-
-def test_options_without_effect_are_refused_too():
-    with pytest.raises(InputError, match="leave outliers, calibration out"):
-        model(uncertainty=UncertaintyOptions(calibration="vector")).fit(*pictures(each=2), outliers=pictures(each=1)[0])

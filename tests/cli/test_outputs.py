@@ -119,7 +119,7 @@ def answers(text, monkeypatch):
         try:
             os.chdir(folder)
             draw(Path(folder))
-            for line in re.findall(r"^[$!#] .*$", text, re.MULTILINE):
+            for line in re.findall(rf"^(?:[$!] .*|{NOTHING_IS_READ})$", text, re.MULTILINE):
                 parts.append(line)
                 if line == NOTHING_IS_READ:
                     monkeypatch.setattr("clipadapter.features.extraction.read_image_shrunk", None)

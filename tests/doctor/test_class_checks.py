@@ -31,9 +31,6 @@ def test_small_empty_and_unequal_classes_are_found(make_pictures):
     assert findings["no-shots"].message == "'cat' has no picture in train"
     assert (findings["few-shots"].message, findings["few-shots"].score) == ("'bee' has 3 pictures in train", 0.25)
     assert findings["imbalance"].message == "'bee' has 3 pictures, 'ant' has 15"
-
-
-def test_equal_classes_of_four_have_no_finding(make_pictures):
     assert list(check_class_sizes(make_pictures(["ant"] * 4 + ["bee"] * 19), NAMES[:2], ("all",))) == []
 
 
@@ -72,30 +69,23 @@ def test_a_name_is_unknown_if_shots_predict_what_text_does_not(make_pictures):
     )
 
 
-def test_four_pictures_are_too_few_to_call_a_name_unknown(make_pictures):
-    # Four heads in a row happen by chance once in 16, five once in 32.
-    for n, count in ((4, 0), (5, 1)):
-        labels = [0] * n + [1] * 5
-        evidence = make_evidence(labels, labels, [2] * n + [1] * 5)
-        findings = find_unknown_names(make_pictures([NAMES[i] for i in labels]), evidence)
-        assert len(list(findings)) == count
-
-
-def test_a_name_is_not_unknown_if_shots_do_not_predict_the_class_either(make_pictures):
-    labels = [0] * 8
-    findings = find_unknown_names(make_pictures(["ant"] * 8), make_evidence(labels, [1] * 8, [2] * 8))
-    assert list(findings) == []
-
-
-@pytest.mark.parametrize(("recognised", "count"), [(6, 1), (7, 0)])
-def test_a_name_is_not_unknown_if_text_predicts_more_than_half(make_pictures, recognised, count):
-    labels = [0] * 12
-    evidence = make_evidence(labels, labels, [0] * recognised + [2] * (12 - recognised))
-    assert len(list(find_unknown_names(make_pictures(["ant"] * 12), evidence))) == count
-
-
-def test_without_class_text_no_name_is_checked(make_pictures):
-    assert list(find_unknown_names(make_pictures(["ant"] * 8), make_evidence([0] * 8, [0] * 8))) == []
+@pytest.mark.parametrize(
+    ("held_out", "zero_shot", "count"),
+    [
+        # Four heads in a row happen by chance once in 16, five once in 32.
+        ([0] * 4, [2] * 4, 0),
+        ([0] * 5, [2] * 5, 1),
+        ([1] * 8, [2] * 8, 0),  # shots do not predict the class either
+        ([0] * 12, [0] * 6 + [2] * 6, 1),
+        ([0] * 12, [0] * 7 + [2] * 5, 0),  # text predicts more than half
+        ([0] * 8, None, 0),  # there is no class text
+    ],
+)
+def test_a_name_is_unknown_by_a_sign_test_and_if_text_predicts_half_at_most(held_out, zero_shot, count, make_pictures):
+    n = len(held_out)
+    evidence = make_evidence([0] * n + [1] * 5, held_out + [1] * 5, zero_shot and zero_shot + [1] * 5)
+    pictures = make_pictures(["ant"] * n + ["bee"] * 5)
+    assert len(list(find_unknown_names(pictures, evidence))) == count
 
 
 def test_equal_texts_and_spellings_are_found():

@@ -65,7 +65,7 @@ def test_json_has_all_findings(diagnosis):
     assert data["findings"][0]["severity"] == "warning"
 
 
-def test_the_page_loads_no_file_and_contains_its_thumbnails(diagnosis, tmp_path):
+def test_the_page_loads_no_file_contains_its_thumbnails_escapes_names_and_has_targets_for_links(diagnosis, tmp_path):
     text = diagnosis.to_html(tmp_path / "new" / "doctor.html").read_text(encoding="utf-8")
     page = Page(text)
     sources = [image["src"] for image in page.all("img")]
@@ -73,24 +73,15 @@ def test_the_page_loads_no_file_and_contains_its_thumbnails(diagnosis, tmp_path)
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert not re.findall(r"https?://|@import|url\(", text)
     assert not page.all("script") and not page.all("link")
-    size = Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1]))).size
-    assert size == (192, 128)
-    assert "unreadable" in text  # the missing file
-
-
-def test_the_page_escapes_names(diagnosis, tmp_path):
-    page = Page(diagnosis.to_html(tmp_path / "doctor.html").read_text(encoding="utf-8"))
-    assert not page.all("b") and not page.all("i")
-    assert page.all("img")[0]["alt"] == "<i>4.png"
-
-
-def test_links_of_the_page_have_targets_and_pictures_have_names(diagnosis, tmp_path):
-    page = Page(diagnosis.to_html(tmp_path / "doctor.html").read_text(encoding="utf-8"))
+    assert not page.all("b") and not page.all("i") and page.all("img")[0]["alt"] == "<i>4.png"  # names are escaped
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {link["href"][1:] for link in page.all("a")} <= set(ids)
     assert all(image["alt"] for image in page.all("img"))
     assert page.all("html")[0]["lang"] == "en"
+    size = Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1]))).size
+    assert size == (192, 128)
+    assert "unreadable" in text  # the missing file
 
 
 def test_the_number_of_thumbnails_is_limited(diagnosis):

@@ -70,14 +70,12 @@ def test_the_parts_of_blocks_add_up_to_the_margin(model):
     assert explanation.blocks[0].margin == pytest.approx(logits[k] - logits[other], abs=1e-4)
     assert explanation.blocks[0].label == NAMES[logits.argmax()]
     assert any(sentence.startswith("By block of features: final ") for sentence in explanation.sentences())
-
-
-def test_they_are_in_json_and_in_notebooks(model):
-    explanation = explain(model, square("green", 9))
     record = json.loads(json.dumps(explanation.to_dict()))["blocks"]
     assert record[1] == {"name": "inner", "margin": explanation.blocks[1].margin, "says": explanation.blocks[1].label}
     page = explanation._repr_html_()
     assert "for (+) or against (-)" in page and "final@48" in page and "nearest shot" in page
+    similarity = cosines(feature[:, :WIDTH], model.support_.X[:, :WIDTH]).max()  # shots are compared by final
+    assert explanation.nearest[0].similarity == pytest.approx(similarity, abs=1e-4)
 
 
 def test_the_heat_map_is_that_of_final(model):
@@ -90,13 +88,6 @@ def test_the_heat_map_is_that_of_final(model):
     expected = (contrast - contrast.min()) / np.ptp(contrast)
     np.testing.assert_allclose(explanation.heat_map, expected.reshape(2, 2), atol=1e-3)
     assert "the heat map shows what the block final contributes" in explanation.notes
-
-
-def test_shots_are_compared_by_final(model):
-    explanation = explain(model, square("red", 9))
-    feature = model.encoder_.plain.encode_images([square("red", 9)]).numpy()
-    shots = model.support_.X[:, :WIDTH]
-    assert explanation.nearest[0].similarity == pytest.approx(cosines(feature, shots).max(), abs=1e-4)
 
 
 def test_a_head_whose_logits_are_no_sum_has_neither(model):

@@ -37,19 +37,17 @@ def cosine(a, b):
     return float(a @ b) / (math.sqrt(float(a @ a)) * math.sqrt(float(b @ b)))
 
 
-def test_the_prediction_is_that_of_classify(model):
+def test_the_margin_is_between_the_best_two_classes_of_what_classify_predicts(model):
     image = square("red", 9)
-    explanation = explain(model, image, top=2)
+    explanation, logits = explain(model, image, top=2), model.logits([image])[0]
     (expected,) = model.classify([image], 2)
     assert explanation.prediction == expected
     assert explanation.label == expected.label == "red"
-
-
-def test_margin_is_between_the_best_and_the_next(model):
-    explanation, logits = explain(model, square("red", 9)), model.logits([square("red", 9)])[0]
     best, second = np.sort(logits)[::-1][:2]
     assert explanation.margin == pytest.approx(best - second, rel=1e-4)
     assert explanation.against == NAMES[int(np.argsort(logits)[-2])]
+    assert (explanation.heat_map, explanation.heat_range) == (None, None)
+    assert any("toy has no features of parts" in note for note in explanation.notes)
 
 
 def test_the_parts_add_up_and_that_of_text_is_zero_shot(model):
@@ -130,12 +128,6 @@ def test_wrong_arguments_are_errors(tmp_path, model):
         explain(FewShotClassifier("toy", cache=None), square("red"))
 
 
-def test_an_encoder_without_patch_features_has_no_heat_map(model):
-    explanation = explain(model, square("red", 9))
-    assert (explanation.heat_map, explanation.heat_range) == (None, None)
-    assert any("toy has no features of parts" in note for note in explanation.notes)
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, write_model):
     """A transformer with random weights and four patches."""
@@ -164,6 +156,10 @@ def test_the_heat_map_has_the_heads_contrast_for_each_patch(tiny):
     expected = (values - values.min()) / (values.max() - values.min())
     np.testing.assert_allclose(explanation.heat_map, expected, atol=1e-4)
     assert (explanation.heat_map.min(), explanation.heat_map.max()) == (0.0, pytest.approx(1.0))
+    model.head_.needs_tower_to_predict = True  # it would run the text tower once for each part
+    explanation = explain(model, image)
+    assert explanation.heat_map is None
+    assert any("once for each part" in note for note in explanation.notes)
 
 
 def test_the_margin_of_a_multilabel_model_is_the_logit_of_the_class(model):
@@ -174,14 +170,6 @@ def test_the_margin_of_a_multilabel_model_is_the_logit_of_the_class(model):
     assert (explanation.label, explanation.against, explanation.text_margin) == ("blue", None, None)
     assert explanation.margin == pytest.approx(float(multilabel.logits([square("red", 9)])[0, 0]), rel=1e-4)
     assert explanation.sentences()[1].startswith("The logit of 'blue' is -")
-
-
-def test_a_head_that_runs_the_text_tower_to_predict_has_no_heat_map(tiny):
-    slow = fitted(encoder=tiny, head="prototype")
-    slow.head_.needs_tower_to_predict = True
-    explanation = explain(slow, square("red", 9))
-    assert explanation.heat_map is None
-    assert any("once for each part" in note for note in explanation.notes)
 
 
 def test_the_predicted_class_is_explained(monkeypatch, model):

@@ -220,18 +220,10 @@ def test_the_folds_of_the_ratio_calibrate_too(monkeypatch):
     assert ClipAdapter(alpha=0.2, steps=20).fit(X, y, text=text)._own_out_of_fold is None
 
 
-def test_a_dear_training_makes_fewer_epochs_and_judges_on_some_shots(monkeypatch):
+def test_where_logits_are_many_the_ratio_is_judged_on_some_shots(monkeypatch):
     X, y, text = toy_features((40, 40, 40), d=32, noise=2.0)
     expected = ClipAdapter(steps=20, batch_size=12).fit(X, y, text=text)
-    epochs, judged = [], []
-    monkeypatch.setattr(
-        trained_head,
-        "train",
-        lambda *of, train=trained_head.train, **options: (
-            epochs.append(of[4].count_epochs(of[2])),
-            train(*of, **options),
-        )[1],
-    )
+    judged = []
     monkeypatch.setattr(
         clip_adapter,
         "held_out_loss_table",
@@ -240,14 +232,10 @@ def test_a_dear_training_makes_fewer_epochs_and_judges_on_some_shots(monkeypatch
             table(logits, loss),
         )[1],
     )
-    row_cost = 32 * 3 + 2 * 32 * 8
-    monkeypatch.setattr(ClipAdapter, "max_cost", 120 * row_cost * 7)
     monkeypatch.setattr(clip_adapter, "MAX_HELD_OUT_LOGITS", 3 * 15)
     found = ClipAdapter(steps=20, batch_size=12).fit(X, y, text=text)
-    assert epochs[0] == 7
     assert judged == [15, 15, 15]
     assert found.alpha_ == pytest.approx(expected.alpha_, abs=0.15)
-    assert (found.predict(X) == y).mean() > (expected.predict(X) == y).mean() - 0.1
 
 
 @pytest.mark.parametrize(("branch", "adapters"), [("visual", 1), ("text", 1), ("both", 2)])

@@ -11,10 +11,11 @@ from scipy.stats import fisher_exact
 from clipadapter import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.monitor import CHECKS, detect_drift, detection, holm
-from clipadapter.monitor.detection import fisher_p_value
+from clipadapter.monitor.detection import fisher_p_value, reference_from_shots
 from clipadapter.monitor.report import describe_label_shift
 from clipadapter.uncertainty import UncertaintyOptions
 
+EQUAL_PRIORS = (1 / 3, 1 / 3, 1 / 3)
 PRIORS, CHANGED_PRIORS = (0.6, 0.3, 0.1), (0.1, 0.3, 0.6)
 
 
@@ -284,3 +285,30 @@ def test_corrected_p_values_keep_their_order():
     assert holm([]) == []
     assert holm([0.001, 0.02, 0.9]) == pytest.approx([0.003, 0.04, 0.9])
     assert holm([0.5, 0.6]) == pytest.approx([1.0, 1.0])
+
+
+def test_shots_and_new_pictures_are_predicted_by_fits_of_one_kind(world):
+    shot_confidences, new_confidences = [], []
+    for _ in range(20):
+        model = world.model(k=4, spread=4.0)
+        reference = reference_from_shots(model, None, None)
+        pictures = world.draw(EQUAL_PRIORS, 200, spread=4.0)[0]
+        shot_confidences.append(reference.probabilities.max(axis=1).mean())
+        new_confidences.append(reference.held_out.predict(pictures).max(axis=1).mean())
+    assert abs(np.mean(shot_confidences) - np.mean(new_confidences)) < 0.03
+
+
+def test_new_pictures_are_predicted_by_each_fold_in_turn(world):
+    predict = reference_from_shots(world.model(k=5), None, None).held_out.predict
+    pictures = world.draw(EQUAL_PRIORS, 12)[0]
+    by_first_fold = np.concatenate([predict(pictures[i : i + 1]) for i in range(12)])
+    together = predict(pictures)
+    assert np.allclose(together[::5], by_first_fold[::5]) and not np.allclose(together, by_first_fold)
+
+
+def test_shots_above_the_threshold_are_counted(world):
+    model = world.model(k=8)
+    reference = reference_from_shots(model, 0.2, None)
+    scores = model.uncertainty_.rejector.weighted_sum(model.uncertainty_.rejector.held_out_scores)
+    assert reference.n_rejected == (scores > np.sort(scores)[19]).sum() == 4  # the 20th of 24: ceil(25 * 0.8)
+    assert (reference.n_scored, reference_from_shots(model, None, None).n_scored) == (24, 0)

@@ -6,7 +6,7 @@ import pytest
 
 from clipadapter import FewShotClassifier
 
-from .colours import squares
+from ..classifier.squares import squares
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -17,7 +17,7 @@ from clipadapter.metrics import metrics_shown
 from clipadapter.persistence import load_model, read_config, record_evaluation
 from clipadapter.persistence.card import code, escape, hub_repositories, render_card
 
-from .colours import COLOURS, squares
+from ..classifier.squares import COLOURS, squares
 
 NASTY = [
     "a|b",

@@ -20,9 +20,9 @@ from clipadapter.runtime.model_folder import list_own_files
 from clipadapter.uncertainty import UncertaintyOptions
 from clipadapter.utils.files import without_paths
 
+from ..classifier.squares import squares
 from ..configs import array_path
 from ..conftest import CLIP, TINY
-from .colours import squares
 from .hub_stand_in import Hub
 
 # The client's own way to send large files without xet.

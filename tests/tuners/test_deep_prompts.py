@@ -150,14 +150,8 @@ def test_new_classes_are_answered_by_the_prompted_text_tower(model, tuner):
     logits = fitted.head_.for_classes(text).logits(features)
     known = list(fitted.head_.classes_).index("red")
     np.testing.assert_allclose(logits[:, 1], fitted.head_.logits(features)[:, known], rtol=1e-4)
-    embeddings = inserted(
-        open_tunable_copy(model("zero-shot").encoder_),
-        fitted.head_.text_prompts_,
-        fitted.head_.image_prompts_,
-    ).encode_text(["a photo of a owl."])
-    unit = torch.nn.functional.normalize
-    expected = fitted.encoder_.info.logit_scale * unit(torch.from_numpy(features), dim=1) @ unit(embeddings, dim=1).T
-    np.testing.assert_allclose(logits[:, 0], expected[:, 0], rtol=1e-4, atol=1e-4)
+    cosines = features @ text.embeddings.T / np.linalg.norm(features, axis=1, keepdims=True)
+    np.testing.assert_allclose(logits, fitted.encoder_.info.logit_scale * cosines, rtol=1e-4, atol=1e-4)
 
 
 def test_few_shots_are_trained_for_as_many_steps_as_the_recipe_has():

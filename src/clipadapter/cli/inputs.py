@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from clipadapter.errors import ArtifactError, DataError, ImageError, InputError, require
+from clipadapter.errors import ArtifactError, DataError, InputError, require
 from clipadapter.utils.files import (
     MANIFEST_SUFFIXES,
     SHARDS_FILE,
-    explain_missing,
     is_number_list,
     printable,
 )
@@ -22,11 +21,20 @@ if TYPE_CHECKING:
     from clipadapter.data import Dataset, Sample
 
 
-def open_dataset(source: Path, split: str | None, default: str | None = None) -> Dataset:
-    """Open labelled pictures: one split of a data set, or all of it. See `clipadapter.data.load.load_labelled`."""
+def open_dataset(
+    source: Path, split: str | None, default: str | None = None, class_names: Path | None = None
+) -> Dataset:
+    """Open labelled pictures, with the class names of a JSON file. See `clipadapter.data.load.load_labelled`."""
     from clipadapter.data.load import load_labelled
 
-    return load_labelled(source, split, default)
+    return rename_classes(load_labelled(source, split, default), class_names)
+
+
+def rename_classes(dataset: Dataset, class_names: Path | None) -> Dataset:
+    """Return the data set with the class names of a JSON file, or unchanged if there is none."""
+    from clipadapter.data import read_class_names
+
+    return dataset.rename(read_class_names(class_names)) if class_names else dataset
 
 
 def read_samples(source: Path, split: str | None) -> Sequence[Sample]:
@@ -112,13 +120,6 @@ def _is_ready(descriptor: int) -> bool:
         return False
 
 
-def check_model(folder: Path) -> None:
-    """Refuse, before torch is imported, a folder without a model."""
-    from clipadapter.persistence import read_config
-
-    read_config(folder)
-
-
 def is_model_file(path: Path) -> bool:
     """Whether a model is an exported file, not a folder. What is neither is refused before torch is imported."""
     from clipadapter.backends.formats import is_exported
@@ -139,12 +140,6 @@ def is_missing(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return False
-
-
-def check_picture(path: Path) -> None:
-    """Refuse, before torch is imported, a picture that does not exist."""
-    if is_missing(path):
-        raise ImageError(str(path), f"no such file{explain_missing(path)}")
 
 
 def path_beside(folder: Path, ending: str) -> Path:
@@ -168,23 +163,17 @@ def check_output_file(path: Path | None, *inputs: Path, suffixes: Sequence[str] 
         raise InputError(f"{path} is not a regular file: give another name")
     if any(path.resolve() == other.resolve() for other in inputs):
         raise InputError(f"{path} is an input: give another name for the output")
-    check_output_parent(path)
-
-
-def check_output_parent(path: Path) -> None:
-    """Refuse, before the work, a file in a folder that can't be written."""
-    if blocked := find_unwritable_parent(path.parent):
-        raise InputError(f"can't write {path}: {blocked} is not a folder that you may write to; give another name")
+    _check_parent(path, path.parent, "another name")
 
 
 def check_output_folder(folder: Path) -> Path:
     """Return the folder. Refuse, before the work, one that can't be written."""
-    if blocked := find_unwritable_parent(folder):
-        raise InputError(f"can't write {folder}: {blocked} is not a folder that you may write to; give another --out")
+    _check_parent(folder, folder, "another --out")
     return folder
 
 
-def find_unwritable_parent(folder: Path) -> Path | None:
-    """Return the folder, or its closest existing parent, if nothing can be written there; else None."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return None if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK) else existing
+def _check_parent(path: Path, folder: Path, advice: str) -> None:
+    """Refuse a path if nothing can be written into its folder, or into the closest parent that exists."""
+    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise InputError(f"can't write {path}: {existing} is not a folder that you may write to; give {advice}")

@@ -25,7 +25,6 @@ from clipadapter.utils.registry import unknown
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.data import Dataset
     from clipadapter.encoders import Encoder
     from clipadapter.features import PerEpochViews, ViewSpec
     from clipadapter.heads import Head
@@ -384,13 +383,6 @@ class PromptOptions:
         except InputError as error:
             raise type(error)(f"{self.descriptions}: {error}") from error
         return {"templates": self.templates, "descriptions": descriptions}
-
-
-def rename_classes(dataset: Dataset, class_names: Path | None) -> Dataset:
-    """Return the data set with the class names of a JSON file, or unchanged if there is none."""
-    from clipadapter.data import read_class_names
-
-    return dataset.rename(read_class_names(class_names)) if class_names else dataset
 
 
 @dataclass(frozen=True)

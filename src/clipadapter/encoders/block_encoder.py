@@ -217,7 +217,7 @@ class LayerEncoder(EncoderWrapper, TorchEncoder):
             dim=sum(known[layer] for layer in self.layer_names),
             image_size=self.size,
             blocks=tuple(Block(source.name, known[source.layer]) for source in sources),
-            fingerprint=self._fingerprint(),
+            fingerprint=_digest("layers", LAYER_VERSION, info.fingerprint, self.layer_names, self.size, is_mirrored),
         )
         self.pixels = replace(towers[0].pixels, size=self.size)
         self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, self.pixels, self._build_network)
@@ -250,10 +250,6 @@ class LayerEncoder(EncoderWrapper, TorchEncoder):
         network = self.plain.layer_network(self.layer_names, self.size)
         return MirroredMean(network) if self.is_mirrored else network
 
-    def _fingerprint(self) -> str:
-        fingerprint = self.plain.info.fingerprint
-        return _digest("layers", LAYER_VERSION, fingerprint, self.layer_names, self.size, self.is_mirrored)
-
 
 class MirroredMean(nn.Module):
     """The mean of a network's outputs for a picture and for its mirror image."""
@@ -282,6 +278,7 @@ class BlockEncoder(EncoderWrapper):
         digest = "".join(info.int8_calibration_digest for info in infos)
         widths = [block.width for info in infos for block in info.blocks]
         licences = list(dict.fromkeys(base.info.licence for base in self.bases))
+        fingerprint = _digest("blocks 1", *(encoder_without_blocks(each).info.fingerprint for each in passes))
         self.info = EncoderInfo(
             name=f"{self.plain.info.name}[{','.join(names)}]",
             dim=sum(widths),
@@ -289,7 +286,7 @@ class BlockEncoder(EncoderWrapper):
             logit_scale=first.logit_scale,
             logit_bias=first.logit_bias,
             licence=", ".join(licences),
-            fingerprint=precision_fingerprint(self._fingerprint(), first.backend, first.precision, digest),
+            fingerprint=precision_fingerprint(fingerprint, first.backend, first.precision, digest),
             note="; ".join(dict.fromkeys(info.note for info in infos if info.note)),
             blocks=tuple(Block(name, width) for name, width in zip(names, widths, strict=True)),
             backend=first.backend,
@@ -335,11 +332,6 @@ class BlockEncoder(EncoderWrapper):
 
     def _pixel_counts(self) -> list[int]:
         return [math.prod(each.pixel_shape) for each in self._passes]
-
-    def _fingerprint(self) -> str:
-        """In full precision."""
-        plain = [each.plain if isinstance(each, BackendEncoder) else each for each in self._passes]
-        return _digest("blocks 1", *(each.info.fingerprint for each in plain))
 
 
 def create_encoder(uri: str, device: str = "cpu") -> Encoder:

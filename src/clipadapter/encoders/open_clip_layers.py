@@ -96,10 +96,11 @@ class VisualEncoder(TorchEncoder):
             visual = tower if size == self.info.image_size else self._resized(size)
             if last_step is not None and tuple(layers) != (FINAL,):
                 # The last step gives the final feature if it is wanted, then its own input.
-                identity = Projection(torch.eye(len(last_step.weight)))
-                if last_step.bias is not None:
-                    identity = Projection(identity.weight, torch.zeros(len(identity.weight)))
-                visual = replace_projection(visual, append_identity(last_step) if FINAL in layers else identity)
+                n_inputs, own = len(last_step.weight), [last_step] if FINAL in layers else []
+                weight = torch.cat([*(each.weight for each in own), torch.eye(n_inputs)], dim=1)
+                biases = [each.bias for each in own if each.bias is not None]
+                bias = None if last_step.bias is None else torch.cat([*biases, torch.zeros(n_inputs)])
+                visual = replace_projection(visual, Projection(weight, bias))
         if self._inner is None or not self._inner.widths.keys() & set(layers):
             network: nn.Module = visual
             return network
@@ -447,13 +448,6 @@ def replace_projection(visual: Any, projection: Projection) -> nn.Module:
         new = _frozen(projection.weight, last)
     setattr(owner, name, new)
     return tower
-
-
-def append_identity(projection: Projection) -> Projection:
-    """(p, d) to (p, d + p): the output is followed by the input."""
-    weight, bias = projection.weight, projection.bias
-    wide = torch.cat([weight, torch.eye(len(weight))], dim=1)
-    return Projection(wide, None if bias is None else torch.cat([bias, torch.zeros(len(weight))]))
 
 
 def kind_of(visual: Any) -> str:

@@ -101,7 +101,20 @@ def choose_backend(
         return with_backend(encoder, backend.replace("auto", "torch"), precision.replace("auto", "fp32"))
     if "auto" not in (backend, precision) and precision != "int8":
         return with_backend(encoder, backend, precision)
-    return _choose(encoder, sources, backend, precision, text, store, progress)
+    candidates = _candidates(encoder.device, backend, precision)
+    measured = _find_measurements(encoder, sources, candidates, text, store, progress)
+    if not measured:
+        return _open_first(encoder, candidates)
+    choice = choose_measured([m for m in measured if (m.backend, m.precision) in candidates], precision != "auto")
+    if choice is None or (choice.backend, choice.precision) == ("torch", "fp32"):
+        chosen = _open_first(encoder, candidates)
+    else:
+        calibration = Int8Calibration(None, choice.calibration) if choice.calibration else None
+        chosen = with_backend(encoder, choice.backend, choice.precision, calibration)
+        facts = f"{choice.backend} {choice.precision}, {choice.rate:.0f} pictures/s, {choice.parity.summary()}"
+        _add_note(chosen, facts)
+    lacks_openvino = encoder.device == "cpu" and backend_info("openvino").cls.missing_package()
+    return _add_note(chosen, OPENVINO_HINT) if lacks_openvino else chosen
 
 
 def _run_like(first: Encoder, encoder: Encoder, sources: Sequence[ImageSource], is_precision_fixed: bool) -> Encoder:
@@ -184,64 +197,37 @@ def is_trial_worthwhile(n_images: int, rate: float) -> bool:
     return n_images >= CONVERSION_SECONDS * rate + SAMPLE_PASSES * SAMPLE_SIZE
 
 
-def _choose(
-    plain: Encoder,
-    sources: Sequence[ImageSource],
-    backend: str,
-    precision: str,
-    text: Callable[[], TextFeatures] | None,
-    store: FeatureStore | None,
-    progress: bool,
-) -> Encoder:
-    """As `choose_backend`, for an encoder of one pass with a tower that can be converted."""
-    candidates = _candidates(plain.device, backend, precision)
-    positions = {source_key(source, i): i for i, source in enumerate(sources)}
-    keys = sorted(positions)[:SAMPLE_SIZE]
-    path = _record_path(plain)
-    measured = read_record(path, keys)
-    # int8 may be missing where it was not worthwhile.
-    required = {each for each in candidates if each[1] != "int8" or precision == "int8"}
-    if required - {(each.backend, each.precision) for each in measured}:
-        sample = [sources[positions[key]] for key in keys]
-        measured = _measure_all(plain, sample, len(sources), candidates, text, store, progress)
-        if not measured:
-            return _open_first(plain, candidates)
-        write_record(path, keys, measured)
-    choice = choose_measured([m for m in measured if (m.backend, m.precision) in candidates], precision != "auto")
-    if choice is None or (choice.backend, choice.precision) == ("torch", "fp32"):
-        chosen = _open_first(plain, candidates)
-    else:
-        calibration = Int8Calibration(None, choice.calibration) if choice.calibration else None
-        chosen = with_backend(plain, choice.backend, choice.precision, calibration)
-        facts = f"{choice.backend} {choice.precision}, {choice.rate:.0f} pictures/s, {choice.parity.summary()}"
-        _add_note(chosen, facts)
-    lacks_openvino = plain.device == "cpu" and backend_info("openvino").cls.missing_package()
-    return _add_note(chosen, OPENVINO_HINT) if lacks_openvino else chosen
-
-
 def _open_first(plain: Encoder, candidates: Sequence[tuple[str, str]]) -> Encoder:
     """The most exact candidate, which needs no trial."""
     return plain if candidates[0] == ("torch", "fp32") else with_backend(plain, *candidates[0])
 
 
-def _measure_all(
+def _find_measurements(
     plain: Encoder,
-    sample: Sequence[ImageSource],
-    n_images: int,
+    sources: Sequence[ImageSource],
     candidates: Sequence[tuple[str, str]],
     text: Callable[[], TextFeatures] | None,
     store: FeatureStore | None,
     progress: bool,
 ) -> list[Measured]:
-    """Measurements of the plain encoder and of the worthwhile candidates; none if no trial is worthwhile."""
-    tower, needs_int8 = plain.tower(), candidates[0][1] == "int8"
+    """Saved or new measurements of the plain encoder and of worthwhile candidates; none if no trial is worthwhile."""
+    tower, needs_int8, n_images = plain.tower(), candidates[0][1] == "int8", len(sources)
     assert tower is not None
+    positions = {source_key(source, i): i for i, source in enumerate(sources)}
+    keys = sorted(positions)[:SAMPLE_SIZE]
+    path = _record_path(plain)
+    measured = read_record(path, keys)
+    # int8 may be missing where it was not worthwhile.
+    required = {each for each in candidates if each[1] != "int8" or needs_int8}
+    if not required - {(each.backend, each.precision) for each in measured}:
+        return measured
+    sample = [sources[positions[key]] for key in keys]
     if not needs_int8 and _are_features_stored(plain, sample[:FIRST_SAMPLE_SIZE], store):
         return []
     squares = read_squares(sample[:FIRST_SAMPLE_SIZE], tower.pixels)
+    if needs_int8 and not len(squares):
+        raise InputError("int8 needs pictures to calibrate with, but none of those given can be read")
     if not len(squares):
-        if needs_int8:
-            raise InputError("int8 needs pictures to calibrate with, but none of those given can be read")
         return []
     if not needs_int8 and not is_trial_worthwhile(n_images, measure(with_backend(plain), squares).rate):
         return []
@@ -259,6 +245,7 @@ def _measure_all(
                 candidate = with_backend(plain, backend, precision, calibration)
                 measured.append(measure(candidate, squares, reference, text_embeddings))
             bar.update()
+    write_record(path, keys, measured)
     return measured
 
 

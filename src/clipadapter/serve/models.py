@@ -45,6 +45,7 @@ REFRESH_SECONDS = 1.0
 """Time between two checks of the files."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 VERSION_CHARS = 12
+"""Of the SHA-256 of a model's files."""
 FileStamp = tuple[tuple[str, int, int, int], ...]
 
 
@@ -186,8 +187,11 @@ class ServedModels:
         """Load a model and run it once; the old one if the file is the same."""
         path = source.exported_file()
         exported = ModelSource(source.name, path)
-        stamp = exported.stamp()
-        version = file_version(exported.files)
+        stamp, digest = exported.stamp(), hashlib.sha256()
+        for part in exported.files:
+            with open_model(part) as file:
+                add_bytes(digest, file)
+        version = digest.hexdigest()[:VERSION_CHARS]
         if old is not None and old.version == version:
             return old
         if is_changed:
@@ -263,7 +267,15 @@ class ModelSource:
 
     def exported_file(self) -> Path:
         """The exported file. A saved model is exported once, into the cache folder."""
-        return self.path if is_exported(self.path) else _export_saved_model(self.path)
+        if is_exported(self.path):
+            return self.path
+        try:
+            target = cached_export(self.path, DEFAULT_FORMAT)
+        except OSError as error:
+            raise ArtifactError(f"{self.path} no longer holds a saved model: {error.strerror}") from error
+        if not is_intact(target):
+            _export_saved_model(self.path, target)
+        return target
 
 
 def read_sources(specs: Sequence[str]) -> list[ModelSource]:
@@ -283,15 +295,6 @@ def read_sources(specs: Sequence[str]) -> list[ModelSource]:
                 )
             sources[source.name] = source
     return list(sources.values())
-
-
-def file_version(files: Sequence[Path]) -> str:
-    """The version of a model: the start of the SHA-256 of its files."""
-    digest = hashlib.sha256()
-    for path in files:
-        with open_model(path) as file:
-            add_bytes(digest, file)
-    return digest.hexdigest()[:VERSION_CHARS]
 
 
 def find_sources(spec: str) -> list[ModelSource]:
@@ -322,23 +325,14 @@ def find_sources(spec: str) -> list[ModelSource]:
     return [ModelSource(file.stem, file, is_from_folder=True) for file in files]
 
 
-def _export_saved_model(folder: Path) -> Path:
-    """The exported file of a saved model, from the cache folder or made now."""
-    try:
-        target = cached_export(folder, DEFAULT_FORMAT)
-    except OSError as error:
-        raise ArtifactError(f"{folder} no longer holds a saved model: {error.strerror}") from error
-    if is_intact(target):
-        return target
+def _export_saved_model(folder: Path, target: Path) -> None:
     try:
         from clipadapter.classifier import FewShotClassifier
         from clipadapter.export import export_model
 
         export_model(FewShotClassifier.load(folder), target)
     except (MissingExtraError, ModuleNotFoundError) as error:
-        reason: Exception | None = error
-        if isinstance(error, ModuleNotFoundError):
-            reason = needs_training(error, "exporting a saved model")
+        reason = error if isinstance(error, MissingExtraError) else needs_training(error, "exporting a saved model")
         if reason is None:
             raise
         file = f"{folder.name}{get_format(DEFAULT_FORMAT).suffix}"
@@ -347,4 +341,3 @@ def _export_saved_model(folder: Path) -> Path:
             f"({reason}). Where it was fitted: clipadapter export {quote_path(folder)} --out {quote_path(file)}; then "
             "serve that file"
         ) from error
-    return target

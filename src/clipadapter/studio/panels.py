@@ -54,7 +54,10 @@ class Panels:
     def render_changed(self, tab: Tab) -> dict[str, str]:
         """Return the HTML of the panels that differ from what the tab shows."""
         state, contents = self.session.state, self.session.project.contents
-        self._close_removed(tab, contents)
+        # Classes and pictures that do not exist any more are closed.
+        tab.open_picture = "" if contents.label(tab.open_picture) is None else tab.open_picture
+        tab.open_class = tab.open_class if tab.open_class in contents.classes else ""
+        tab.renamed_class = tab.renamed_class if tab.renamed_class in contents.classes else ""
         values, changed = self._values(tab, state, contents), {}
         for name in PANELS:
             html = _template_environment().get_template(f"{name}.html").render(values)
@@ -70,13 +73,6 @@ class Panels:
         paths = {"project": session.project.root, "model": session.default_model_folder, "export": session.export_file}
         values = {name: printable(path) for name, path in paths.items()}
         return _template_environment().get_template("help.html").render(values)
-
-    def _close_removed(self, tab: Tab, contents: Contents) -> None:
-        """Close classes and pictures of a tab that do not exist any more."""
-        if tab.open_picture and contents.label(tab.open_picture) is None:
-            tab.open_picture = ""
-        tab.open_class = tab.open_class if tab.open_class in contents.classes else ""
-        tab.renamed_class = tab.renamed_class if tab.renamed_class in contents.classes else ""
 
     def _values(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
         """What the templates of all panels read."""
@@ -248,8 +244,7 @@ class CurvePlot:
     # (x, y, label of the axis, description) of the measured points, at equal distances
     points: tuple[tuple[float, float, str, str], ...]
     forecast: tuple[float, float, str, str] | None = None  # the same of the forecast; None if there is none
-    forecast_ends: tuple[float, float] = (0.0, 0.0)  # y of the upper and the lower end of its interval
-    last_ends: tuple[float, float] = (0.0, 0.0)  # the same of the last measured point
+    band: str = ""  # corners of the polygon from the interval of the last point to that of the forecast
 
 
 PLOT_WIDTH, PLOT_HEIGHT = 400, 150
@@ -272,8 +267,9 @@ def plot_curve(curve: LearningCurve) -> CurvePlot:
     x, y, tick, text = place(count - 1, forecast.value, curve.forecast_shots)
     text = f"{text}, 95 % interval {100 * forecast.low:.0f} to {100 * forecast.high:.0f} % (forecast)"
     low, high = curve.points[-1].interval
-    ends = (_plot_y(forecast.high), _plot_y(forecast.low))
-    return CurvePlot(points, (x, y, tick, text), ends, (_plot_y(high), _plot_y(low)))
+    corners = ((points[-1][0], high), (x, forecast.high), (x, forecast.low), (points[-1][0], low))
+    band = " ".join(f"{left},{_plot_y(accuracy)}" for left, accuracy in corners)
+    return CurvePlot(points, (x, y, tick, text), band)
 
 
 def _plot_y(accuracy: float) -> float:

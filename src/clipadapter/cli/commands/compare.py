@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
-from clipadapter.cli.inputs import check_output_folder, open_dataset
+from clipadapter.cli.inputs import check_output_folder, open_dataset, rename_classes
 from clipadapter.cli.options import COUNTS, FOLDER, HEADS
 from clipadapter.cli.output import Output, note_kept
 from clipadapter.errors import InputError
@@ -64,11 +64,9 @@ def command(
     check_output_folder(folder)
     if heads is not None:
         _head_options(heads, settings)  # a wrong one is refused before anything slow is imported
-    train, test = _open_splits(shots_from, test_from)
+    train, test = _open_splits(shots_from, test_from, prompts.class_names)
     if test is None and click.get_current_context().get_parameter_source("seeds") is ParameterSource.DEFAULT:
         seeds = 1  # the folds of one seed are about as many fits as three draws
-    train = options.rename_classes(train, prompts.class_names)
-    test = None if test is None else options.rename_classes(test, prompts.class_names)
     selected = _create_heads(heads, settings)
     prompt_parameters = prompts.classifier_parameters(train.class_names)
     from clipadapter.bench import compare, table
@@ -87,17 +85,17 @@ def command(
     out.result(comparison_record(result, files), text)
 
 
-def _open_splits(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dataset | None]:
+def _open_splits(shots_from: Path, test_from: Path | None, names: Path | None) -> tuple[Dataset, Dataset | None]:
     from clipadapter.data import load_dataset
 
     if test_from is None:
-        dataset = load_dataset(shots_from)
+        dataset = rename_classes(load_dataset(shots_from), names)
         if not {"train", "test"} <= set(dataset.splits):
             return dataset, None
         from clipadapter.bench.sources import split_train_test
 
         return split_train_test(dataset)
-    return open_dataset(shots_from, None, default="train"), open_dataset(test_from, None, default="test")
+    return open_dataset(shots_from, None, "train", names), open_dataset(test_from, None, "test", names)
 
 
 def _create_heads(names: Sequence[str] | None, settings: Sequence[str]) -> dict[str, Head]:

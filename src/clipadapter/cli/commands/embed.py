@@ -10,7 +10,7 @@ import click
 
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
-from clipadapter.cli.inputs import check_output_parent, read_samples
+from clipadapter.cli.inputs import check_output_file, read_samples
 from clipadapter.cli.options import COUNT, FILE, FOLDER
 from clipadapter.cli.output import Output, note_kept, plain_facts
 from clipadapter.errors import DataError, InputError, require
@@ -108,8 +108,8 @@ def _check_table(path: Path) -> None:
     require("pyarrow.parquet", "parquet", "The Parquet export")
     if not path.absolute().parent.is_dir():
         raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
-    check_output_parent(path)
-    if path.exists() and not (path.is_file() and (path.stat().st_size == 0 or _is_embedded(path))):
+    check_output_file(path)
+    if path.exists() and path.stat().st_size and not _is_embedded(path):
         raise InputError(f"{path} exists and is no table that embed wrote: give another name, or remove it")
 
 

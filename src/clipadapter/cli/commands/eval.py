@@ -12,7 +12,6 @@ from clipadapter.backends.formats import is_exported
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import (
-    check_model,
     check_output_file,
     check_output_folder,
     list_pictures,
@@ -88,9 +87,7 @@ def command(
         validation = cross_validate_model(encoder.load(model, progress=out.progress), folds)
         out.result(validation.to_dict(), _validation_text(validation), validation.write(target, title, plot_formats))
         return
-    if not is_file:
-        check_model(model)
-    dataset = options.rename_classes(open_dataset(data, split, default="test"), class_names)
+    dataset = open_dataset(data, split, "test", class_names)
     if is_file:
         _measure_file(model, dataset, original, target, encoder, out)
         return
@@ -111,8 +108,6 @@ def _measure_file(
     path: Path, dataset: Dataset, original: Path | None, target: Path, encoder: options.ModelEncoderOptions, out: Output
 ) -> None:
     """Measure an exported file, and compare it with its model if that is given."""
-    if original is not None:
-        check_model(original)
     predictor = encoder.open_exported(path)
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.export.evaluation import describe_parity, evaluate_file
@@ -214,7 +209,7 @@ def report(
     from clipadapter.report import make_report
 
     check_output_file(path, data)
-    dataset = options.rename_classes(open_dataset(data, split, default="test"), class_names)
+    dataset = open_dataset(data, split, "test", class_names)
     target = path if path is not None else path_beside(model, "-report.html")
     check_output_folder(target.parent)
     result = make_report(

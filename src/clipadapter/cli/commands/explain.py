@@ -9,10 +9,11 @@ import click
 
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
-from clipadapter.cli.inputs import check_model, check_output_file, check_picture
+from clipadapter.cli.inputs import check_output_file, is_missing
 from clipadapter.cli.options import FILE, FOLDER, PLOT_SUFFIXES
 from clipadapter.cli.output import Output, table
-from clipadapter.utils.files import printable
+from clipadapter.errors import ImageError
+from clipadapter.utils.files import explain_missing, printable
 
 if TYPE_CHECKING:
     from clipadapter.explain import Explanation
@@ -41,8 +42,8 @@ def command(
     from its rest, such as at a small defect. --out draws a map of that.
     """
     check_output_file(path, photo, suffixes=PLOT_SUFFIXES)
-    check_model(model)
-    check_picture(photo)
+    if is_missing(photo):
+        raise ImageError(str(photo), f"no such file{explain_missing(photo)}")
     from clipadapter.explain import explain  # imports torch, so only after the checks
 
     explanation = explain(encoder.load(model), photo, class_name=class_name, neighbours=neighbours)

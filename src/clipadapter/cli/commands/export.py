@@ -9,7 +9,7 @@ import click
 from clipadapter.backends.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_format, get_format, list_formats
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
-from clipadapter.cli.inputs import check_output_folder, check_output_parent, path_beside
+from clipadapter.cli.inputs import check_output_file, check_output_folder, path_beside
 from clipadapter.cli.options import FILE, FOLDER
 from clipadapter.cli.output import Fact, Output, plain_facts
 from clipadapter.errors import InputError
@@ -59,7 +59,7 @@ def command(
 
     config = read_config(model)  # refuses a wrong folder before torch is imported
     target = _target(model, path, format_name)
-    check_output_parent(target)
+    check_output_file(target)
     get_format(format_name).check_convertible(precision)
     classifier = encoder.load(model, cache=None)
     out.note(f"converting {classifier.encoder_.info.name} with the head {config.head.name}, then comparing")

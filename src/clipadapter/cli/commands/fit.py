@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from clipadapter.cli import options
 from clipadapter.cli.commands.eval import describe_evaluation, warn_about
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
-from clipadapter.cli.inputs import find_unwritable_parent, list_pictures
+from clipadapter.cli.inputs import check_output_folder, list_pictures, rename_classes
 from clipadapter.cli.options import COUNT, FOLDER, FOLDER_OR_URI, FRACTION
 from clipadapter.cli.output import Fact, Output, note_kept
 from clipadapter.errors import ArtifactError, DataError, InputError
@@ -99,7 +99,7 @@ def command(
         pictures = _list_shards(shards, split)
         used = {"views": views.views != 1, "unlabelled": unlabelled is not None, "outliers": bool(uncertainty.outliers)}
         encoder_options = _check_shards(shards, encoder_options, head, [name for name in used if used[name]])
-    dataset, held_back = options.rename_classes(pictures, prompts.class_names), None
+    dataset, held_back = rename_classes(pictures, prompts.class_names), None
     if test_fraction is not None:
         if shards is not None or has_test:
             has = (
@@ -253,8 +253,7 @@ def _check_folder(folder: Path) -> int | None:
         check_target_folder(folder)
     except OSError as error:
         raise ArtifactError(f"can't write {folder}: {error.strerror}") from error
-    if blocked := find_unwritable_parent(folder):
-        raise ArtifactError(f"can't write {folder}: {blocked} is not a folder that you may write to")
+    check_output_folder(folder)
     if not (folder / "config.json").is_file():
         return None
     history = History.load(folder)

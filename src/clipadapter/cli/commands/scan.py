@@ -90,7 +90,7 @@ def doctor(
     require_installed("imagehash", "doctor", "the search for near duplicates")
     require_installed("cleanlab", "doctor", "the search for wrong labels")
     check_output_file(page, data)
-    dataset = options.rename_classes(open_dataset(data, split), prompts.class_names)
+    dataset = open_dataset(data, split, class_names=prompts.class_names)
     from clipadapter.classifier import FewShotClassifier  # imports torch, so only after the checks
     from clipadapter.doctor import diagnose
 

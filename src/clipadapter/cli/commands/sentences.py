@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option
-from clipadapter.cli.inputs import check_output_file
+from clipadapter.cli.inputs import check_output_file, rename_classes
 from clipadapter.cli.options import FILE, FOLDER
 from clipadapter.cli.output import Fact, Output, echo, plain_facts, table
 from clipadapter.errors import DataError, InputError
@@ -101,7 +101,7 @@ def _read_names(source: Path | None, class_names: Path | None) -> tuple[list[str
             f"{source} holds no class names that can be read: give a text file that ends with {NAMES_SUFFIX} and has "
             "one name per line, a folder or table of labelled pictures, or the folder of a saved model"
         )
-    dataset = options.rename_classes(load_dataset(source, one_class=True), class_names)
+    dataset = rename_classes(load_dataset(source, one_class=True), class_names)
     if not dataset.class_names:
         raise DataError(f"the pictures of {source} have no classes: expected one folder per class, or --class NAME")
     return list(dataset.class_names), True
