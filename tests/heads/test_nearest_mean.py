@@ -8,17 +8,6 @@ from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 from clipadapter.utils.functional import ABSENT_LOGIT
 
-# Two shots of a at right angles: their mean points at 45 degrees. The shot of b is longer, which must not matter.
-X = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
-
-
-def test_logits_are_cosines_to_the_means():
-    text = TextFeatures(["a", "b"], np.eye(3)[:2], logit_scale=10.0)
-    expected = np.array([[np.sqrt(0.5), 0.0], [0.6 * np.sqrt(0.5), 0.8]])
-    for given, scale in ((text, 10), (None, 100)):
-        logits = NearestMean().fit(X, ["a", "a", "b"], text=given).logits([[2.0, 0.0, 0.0], [0.0, 3.0, 4.0]])
-        np.testing.assert_allclose(logits, scale * expected, rtol=1e-6)
-
 
 def test_where_every_class_has_shots_it_is_prototype_without_text():
     features, y, text = toy_features((4, 1, 2))

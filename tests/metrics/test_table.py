@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
 from clipadapter.errors import InputError
 from clipadapter.metrics import METRICS, check_metrics, evaluate, metrics_shown
@@ -27,6 +27,7 @@ def test_metrics_are_those_of_scikit_learn(evaluation):
     assert result.metrics["accuracy"] == accuracy_score(labels, predicted)
     assert result.metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert result.metrics["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    np.testing.assert_array_equal(result.confusion, confusion_matrix(labels, predicted, labels=NAMES))
 
 
 @pytest.mark.parametrize(

@@ -150,15 +150,6 @@ def test_more_coverage_only_adds_classes(seed, by_class, how):
         before = after
 
 
-def test_order_of_shots_does_not_matter():
-    p, y = draw(50, 4)
-    q, _ = draw(20, 4, seed=1)
-    order = np.random.default_rng(0).permutation(50)
-    for by_class in (False, True):
-        one, other = (learn_conformal(a, b, by_class=by_class) for a, b in ((p, y), (p[order], y[order])))
-        np.testing.assert_array_equal(one.sets(q), other.sets(q))
-
-
 @pytest.mark.parametrize(("coverage", "needed"), [(0.5, 1), (0.8, 4), (0.85, 6), (0.9, 9), (0.95, 19), (0.99, 99)])
 @pytest.mark.parametrize("how", ["split", "cross", "cv+"])
 def test_too_few_is_arithmetic(coverage, needed, how):

@@ -42,26 +42,18 @@ def test_the_best_class_is_the_most_probable_one():
     assert [name for name, _ in said.top] == ["cat", "cow"]
 
 
-def test_rejected_pictures_have_a_reason_and_the_nearest_class():
+def test_a_picture_unlike_every_class_is_marked_and_keeps_its_answer_unless_it_is_rejected():
     rows = np.array([[1.0, 0.0, 0.0], [-1.0, -0.9, -1.1]])
-    found = uncertainty(reject=0.1).answer(rows, rows)
-    assert found.rejected.tolist() == [False, True]
-    said = found.prediction(1, "x.jpg", NAMES)
-    assert said.label is None
-    assert said.nearest == "dog"
-    assert "than" in said.reason
-
-
-def test_a_picture_unlike_every_class_is_marked_and_keeps_its_answer():
-    rows = np.array([[1.0, 0.0, 0.0], [-1.0, -0.9, -1.1]])
-    found = uncertainty().answer(rows, rows)
+    found, rejecting = uncertainty().answer(rows, rows), uncertainty(reject=0.05).answer(rows, rows)
     like, unlike = (found.prediction(i, "x.jpg", NAMES) for i in range(2))
     assert (like.label, like.unlike_every_class, like.reason) == ("cat", False, None)
     assert (unlike.label, unlike.unlike_every_class) == ("dog", True)
-    assert unlike.reason == uncertainty(reject=0.05).answer(rows, rows).reasons[1]
     assert unlike.ood_score > found.ood_scores[0] == like.ood_score
     assert unlike.record()["unlike_every_class"] is True
     assert list(found.columns(NAMES).predictions(["x.jpg", "x.jpg"])) == [like, unlike]
+    assert rejecting.rejected.tolist() == [False, True]
+    said = rejecting.prediction(1, "x.jpg", NAMES)
+    assert (said.label, said.nearest) == (None, "dog") and "than" in said.reason == unlike.reason
 
 
 def test_a_model_that_learned_no_scores_marks_nothing():

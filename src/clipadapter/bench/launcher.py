@@ -172,26 +172,13 @@ def _init_worker(threads: int, worker_end: Connection, free_gpus: SimpleQueue[st
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    set_threads(threads)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))  # which are read when torch is imported
+    import torch
+
+    torch.set_num_threads(threads)
     gc.freeze()  # what is imported by now is never garbage, and need not be searched
     # tqdm's own lock is a semaphore between processes, which would be left behind when Ctrl-C ends the worker.
     tqdm.set_lock(threading.RLock())
     if free_gpus is not None:
-        set_gpu(free_gpus.get())
-
-
-def set_gpu(number: str) -> None:
-    """Let this process see one GPU, which it then calls "cuda"; before anything is computed on a GPU.
-
-    ``torch.cuda.set_device`` would do so for one thread only.
-    """
-    os.environ["CUDA_VISIBLE_DEVICES"] = number
-
-
-def set_threads(number: int) -> None:
-    """Set the number of threads of this process; if possible before torch is imported."""
-    for name in THREAD_VARIABLES:
-        os.environ[name] = str(number)
-    import torch
-
-    torch.set_num_threads(number)
+        # The process sees one GPU, which it calls "cuda"; `torch.cuda.set_device` would do so for one thread only.
+        os.environ["CUDA_VISIBLE_DEVICES"] = free_gpus.get()

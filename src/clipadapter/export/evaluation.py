@@ -65,7 +65,7 @@ def evaluate_file(
     if model is not None and model.class_names_ != names:
         raise InputError("the file has other classes than the model: give the model that it was exported from")
     check_label_kind(uncertainty, dataset.multilabel)
-    label_sets = dataset.label_sets if dataset.multilabel else tuple((label,) for label in dataset.labels)
+    label_sets = dataset.label_sets
     check_labels([label for labels in label_sets for label in labels], names)
     start = time.perf_counter()
     pictures, outputs = predictor.outputs_of(dataset.paths)

@@ -298,7 +298,7 @@ def check_blocks(width: int, blocks: Sequence[tuple[str, int]] | None) -> Blocks
 def blocks_to_read(reads: Reads, blocks: Blocks) -> Blocks:
     """Those of the blocks that a head reads.
 
-    >>> blocks = as_blocks([("final", 2), ("inner", 3), ("lite/final", 2)])
+    >>> blocks = as_blocks([("final", 2), ("inner", 3), ("lite/final", 2), ("toy/final", 2)])
     >>> [block.name for block in blocks_to_read("second-encoder", blocks)]
     ['final', 'lite/final']
     """
