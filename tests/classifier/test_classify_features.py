@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from clipadapter import FewShotClassifier
+from clipadapter import FeatureSet, FewShotClassifier
 from clipadapter.classifier import answers
+from clipadapter.testing import toy_features
 from clipadapter.uncertainty import UncertaintyOptions
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
@@ -87,3 +88,11 @@ def test_features_of_multilabel_models_too(several):
 
 def test_no_features_give_no_predictions(model):
     assert len(model.classify_features(np.zeros((0, model.encoder_.info.dim), np.float32))) == 0
+
+
+def test_a_model_with_text_of_others_has_no_prompts_and_is_saved(tmp_path):
+    X, y, text = toy_features(d=32)
+    model = FewShotClassifier("toy", "zero-shot", cache=None).fit_features(FeatureSet(X, y, text.labels), text)
+    assert model.prompts_ == {}
+    model.save(tmp_path / "model")
+    assert FewShotClassifier.load(tmp_path / "model").prompts_ == {}

@@ -26,3 +26,13 @@ def test_sets_that_are_left_out_are_a_warning(noisy_squares, tmp_path, run):
     assert run("fit", data, "--out", model, *options).exit_code == 0
     result = run("export", model, "--out", tmp_path / "m.onnx")
     assert "warning: the file gives no sets of classes" in result.stderr
+
+
+def test_a_head_that_cannot_be_exported_is_refused_with_a_reason(noisy_squares, tmp_path, run):
+    model = tmp_path / "model"
+    options = ["--encoder", "toy", "--head", "cocoop", "--set", "epochs=1", "--calibration", "none"]
+    done = run("fit", noisy_squares / "train", "--out", model, *options)
+    assert done.exit_code == 0, done.stderr
+    result = run("export", model, "--out", tmp_path / "m.onnx")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "CoCoOp is no fixed function of features" in result.stderr
