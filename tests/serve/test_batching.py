@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from clipadapter.serve import Limits, create_app
+from clipadapter.serve.prediction_request import load_picture
 
 from .colours import BLUE, GREY, RED, OpenedModels, ask, base64_of, refused
 
@@ -60,6 +61,22 @@ def test_on_an_idle_server_nothing_waits(serve, post_later):
     began = time.monotonic()
     assert label_of(post_later(client, RED)) == "red"
     assert time.monotonic() - began < 5
+
+
+def test_a_picture_that_is_decoded_for_long_holds_no_batch_back(serve, post_later, monkeypatch):
+    go = threading.Event()
+
+    def load(predictor, file, limits):
+        assert file != base64_of(BLUE) or go.wait(20)
+        return load_picture(predictor, file, limits)
+
+    monkeypatch.setattr("clipadapter.serve.app.load_picture", load)
+    client = serve()
+    slow = post_later(client, BLUE)
+    wait_until(lambda: batcher(client)._loading == 1)
+    assert label_of(post_later(client, RED)) == "red"
+    go.set()
+    assert label_of(slow) == "blue"
 
 
 def test_requests_of_one_batch_keep_their_own_options(serve, colours, post_later):
