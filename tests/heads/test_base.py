@@ -149,13 +149,14 @@ def test_a_head_that_reads_no_text_has_a_part_of_zeros_and_one_whose_logits_are_
 
 @pytest.mark.parametrize("name", SAME_FOR_OTHER_SHOTS)
 def test_text_logits_do_not_depend_on_the_shots(name):
-    X, y, text = toy_features()
+    X, y, text = toy_features(noise=3.0)
     Z = toy_features(seed=5, noise=1.0)[0]
-    first, second = (create_head(name).fit(shots, y, text=text) for shots in (X, Z))
+    params = {"lr": 0.1, "alpha": 0.1} if name == "ape-t" else {}
+    first, second = (create_head(name, **params).fit(shots, y, text=text) for shots in (X, Z))
     assert name == "zero-shot" or np.abs(first.logits(X) - second.logits(X)).max() > 1e-3
     np.testing.assert_allclose(first.text_logits(X), second.text_logits(X), atol=1e-4)
     if name == "ape-t":  # its shots bend the class text: that part is theirs
-        assert float(np.abs(first.weight_.numpy() - text.embeddings).max()) > 1e-3
+        assert float(np.abs(first.weight_.numpy() - text.embeddings).max()) > 0.01
         zero_shot = create_head("zero-shot").fit(X, y, text=text).logits(X)
         np.testing.assert_allclose(first.text_logits(X), zero_shot, atol=1e-3)
 
