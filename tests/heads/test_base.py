@@ -198,7 +198,7 @@ def test_prompts_are_unit_rows_in_the_dtype_of_the_embeddings_and_cannot_be_chan
     assert {rows.dtype for rows in text().prompts} == {np.dtype(np.float32)}
     for dtype in (np.float32, np.float64):
         rows = np.eye(2, dtype=dtype)
-        one = TextFeatures(["a", "b"], rows.copy(), prompts=[rows, [[1.0, 2.0]]])
+        one = TextFeatures(["a", "b"], rows.copy(), prompts=[rows, [[1.0, 0.0]]])
         rows[:] = 7.0
         np.testing.assert_array_equal(one.prompts[0], np.eye(2))
         assert {rows.dtype for rows in one.prompts} == {np.dtype(dtype)}
