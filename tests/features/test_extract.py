@@ -60,7 +60,7 @@ def test_the_second_time_nothing_is_computed_and_the_result_is_equal(toy, pictur
 def test_only_missing_views_are_computed(toy, picture_folder, store, encoded):
     paths = picture_folder(5)
     plain = extract(toy, paths, store=store)
-    more = extract(toy, paths, store=store, views=ViewSpec(count=4))
+    more = extract(toy, paths, store=store, views=ViewSpec(count=4), batch_size=4)
     assert (more.computed, more.cached) == (15, 5)
     assert more.features.shape == (5, 4, toy.info.dim)
     np.testing.assert_array_equal(more.features[:, 0], plain.features[:, 0])
