@@ -160,7 +160,7 @@ def test_auto_takes_no_more_than_a_dozen_shots_to_leave_text_that_is_wrong(branc
     assert (ClipAdapter(branch=branch).fit(X, y, text=wrong).predict(X) == y).all()
 
 
-def test_auto_fits_no_more_folds_than_hold_out_enough_shots(monkeypatch):
+def test_auto_fits_no_more_folds_than_hold_out_enough_shots_and_they_calibrate_too(monkeypatch):
     X, y, text = toy_features((9, 9, 9), d=32, noise=2.0)
     sizes = []
 
@@ -169,27 +169,18 @@ def test_auto_fits_no_more_folds_than_hold_out_enough_shots(monkeypatch):
             sizes.append(len(part.rows))
             return super()._train(shots, part)
 
-    all_folds = Counting(steps=40).fit(X, y, text=text).alpha_
-    assert sizes == [27, 18, 18, 18]
+    head = Counting(steps=40).fit(X, y, text=text)
+    found = out_of_fold(head, X, y, text, strategies=("own", "folds"))
+    assert (found.strategy, sizes) == ("own", [27, 18, 18, 18])
+    assert sorted(found.rows) == list(range(27))
+    assert (found.logits.argmax(axis=1) == found.labels).mean() > 0.8
+    assert ClipAdapter(alpha=0.2, steps=20).fit(X, y, text=text)._own_out_of_fold is None
     for enough, folds in ((19, 3), (18, 2), (1, 1)):
         sizes.clear()
         monkeypatch.setattr(clip_adapter, "SUFFICIENT_SHOTS", enough)
         fewer = Counting(steps=40).fit(X, y, text=text).alpha_
         assert sizes == [27, *[18] * folds], enough
-        assert fewer == pytest.approx(all_folds, abs=0.1)
-
-
-def test_the_folds_of_the_ratio_calibrate_too(monkeypatch):
-    X, y, text = toy_features((9, 9, 9), d=32, noise=2.0)
-    n_trainings = []
-    genuine = trained_head.train
-    monkeypatch.setattr(trained_head, "train", lambda *of, **more: n_trainings.append(1) or genuine(*of, **more))
-    head = ClipAdapter(steps=20).fit(X, y, text=text)
-    found = out_of_fold(head, X, y, text, strategies=("own", "folds"))
-    assert (found.strategy, sum(n_trainings)) == ("own", 4)
-    assert sorted(found.rows) == list(range(27))
-    assert (found.logits.argmax(axis=1) == found.labels).mean() > 0.8
-    assert ClipAdapter(alpha=0.2, steps=20).fit(X, y, text=text)._own_out_of_fold is None
+        assert fewer == pytest.approx(head.alpha_, abs=0.1)
 
 
 def test_where_logits_are_many_the_ratio_is_judged_on_some_shots(monkeypatch):
