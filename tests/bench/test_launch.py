@@ -250,7 +250,7 @@ def test_the_estimate_counts_fits_and_pictures(source, pictures, text, data, enc
     assert all(size.ready for size in cost.sizes)
 
 
-def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers(tmp_path):
+def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers_and_what_cannot_run_is_refused(tmp_path, pictures):
     cost = estimate(load_suite("paper"), ["dtd"], ["lite"], root=tmp_path)
     (size,) = cost.sizes
     assert (size.classes, size.train, size.test, size.ready) == (47, 2820, 1692, False)
@@ -258,9 +258,6 @@ def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers(tmp_path):
     assert cost.fits == 8 * 5 * 3
     folds = estimate(parse_suite("own", FOLDS), ["dtd"], encoders=["lite"], root=tmp_path)
     assert (folds.fits, folds.fits_are_upper_bound) == (8 * 5, True)
-
-
-def test_the_estimate_refuses_what_cannot_run(pictures, tmp_path):
     with pytest.raises((DataError, UnknownNameError), match="no folder or file"):
         estimate(load_suite("paper"), ["dtx/"], ["lite"], root=tmp_path)
     for path in sorted((pictures / "train" / "red").iterdir())[1:]:

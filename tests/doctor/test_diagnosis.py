@@ -50,10 +50,8 @@ def test_unreadable_files_are_findings_and_nothing_on_disk_changes(scenes):
     (scenes / "train" / "red" / "z.jpg").write_bytes(b"hello")
     shutil.copy(scenes / "train" / "red" / "0.png", scenes / "test" / "red" / "copy.png")
     before, diagnosis = state(), diagnose_folder(scenes)
-    assert [finding.message for finding in diagnosis.of_kind("unreadable")] == [
-        "train/blue/a.png: file is empty",
-        "train/red/z.jpg: not an image",
-    ]
+    messages = [finding.message for finding in diagnosis.of_kind("unreadable")]
+    assert messages == ["train/blue/a.png: file is empty", "train/red/z.jpg: not an image"]
     assert diagnosis.n_checked_labels == 25
     diagnosis.to_html(scenes.parent / "doctor.html")
     assert state() == before

@@ -108,6 +108,15 @@ def test_intervals_contain_the_true_prior_for_weak_and_strong_models(accuracy, t
     assert n_covered >= 0.88 * 75
 
 
+def test_intervals_are_wider_with_fewer_shots():
+    widths = []
+    for n in (4, 40, 400):
+        confusions = n * np.array([[0.75, 0.25], [0.25, 0.75]])
+        low, high = np.quantile(draw_priors(np.array([60, 40]), confusions), [0.025, 0.975], axis=0)
+        widths.append(high[0] - low[0])
+    assert widths[0] > 1.5 * widths[1] > 1.5 * widths[2]
+
+
 def test_classes_that_are_never_predicted_or_have_no_shots_are_possible():
     confusions = np.array([[6.0, 0, 0], [0, 6, 0], [0, 0, 0]])
     draws = draw_priors(np.array([50, 0, 0]), confusions)
