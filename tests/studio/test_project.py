@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -13,8 +14,14 @@ from hypothesis import strategies as st
 from clipadapter.data import load_dataset, read_class_names, scan
 from clipadapter.errors import InputError
 from clipadapter.studio import Project
+from clipadapter.studio.actions import Actions, Tab
 from clipadapter.studio.pictures import Upload, stored_file_name
 from clipadapter.studio.project import normalize_class_name, safe_folder_name
+from clipadapter.studio.session import Session
+
+
+def no_space(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def keys(project, name):
@@ -326,6 +333,22 @@ def test_an_empty_long_or_used_class_name_is_an_error(text, words):
 
 
 # ---- Faults; tests/robustness/studio_faults.py has those of every operation on files ----
+
+
+def test_a_step_whose_class_names_can_not_be_written_is_undone(tmp_path, monkeypatch):
+    session = Session(Project(tmp_path / "p"), "toy", cache=None)
+    actions, tab = Actions(session, lambda: str(tmp_path)), Tab()
+    try:
+        for classes, step in ((["a/b"], {"action": "add-class", "text": "c/d"}), (["a/b", "c/d"], {"action": "undo"})):
+            session.project.add_class(classes[-1])
+            with monkeypatch.context() as patch:
+                patch.setattr("clipadapter.utils.files.tempfile.NamedTemporaryFile", no_space)
+                actions.perform(tab, step)
+            assert tab.note.is_error and "class_names.json: No space left" in tab.note.text
+            names = json.loads((tmp_path / "p" / ".studio" / "class_names.json").read_text())
+            assert list(session.project.contents.classes) == list(names.values()) == classes
+    finally:
+        session.close()
 
 
 def test_temporary_files_of_a_killed_write_are_removed_at_the_next_opening(tmp_path, upload):
