@@ -25,11 +25,12 @@ def failing(error):
 
 
 def test_it_is_clip_where_the_hub_answers_else_lite_and_without_both_names_both_remedies(monkeypatch, opened):
+    tiny = opened("tiny")
     monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: None)
     monkeypatch.setattr(auto, "hub_answers", lambda repo, name: True)
-    monkeypatch.setattr(auto.OpenClipEncoder, "open", lambda rest, device: opened("tiny"))
+    monkeypatch.setattr(auto.OpenClipEncoder, "open", lambda rest, device: tiny)
     clip = create_encoder("auto").info
-    assert clip.name == opened("tiny").info.name and clip.note.endswith("the hub answers")
+    assert clip.name == tiny.info.name and clip.note.endswith("the hub answers")
     monkeypatch.setattr(auto.OpenClipEncoder, "open", failing(EncoderUnavailableError("disk full")))
     failed = create_encoder("auto").info
     assert failed.name == "lite" and "disk full" in failed.note

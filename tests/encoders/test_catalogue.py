@@ -179,11 +179,10 @@ def test_names_that_may_exist_pass_and_a_list_imports_neither_torch_nor_open_cli
     with recorded("torch", "open_clip", "timm", "transformers") as tried:
         assert len(list_listings()) > 150
     assert tried == []
-    for uri in (
-        "toy auto lite lite[final,toy/final] open_clip:ViT-B-32-quickgelu/openai hf-hub:a/b@v1.0 timm:test_vit "
-        "hf:google/siglip2-base-patch16-224@main timm:timm/vit_small_patch14_dinov2.lvd142m@224 "
-        "lite[final,timm:vit_small_patch14_dinov2.lvd142m@224/final]"
-    ).split():
+    short = ("toy", "auto", "lite", "lite[final,toy/final]", "hf-hub:a/b@v1.0", "timm:test_vit")
+    long = ("open_clip:ViT-B-32-quickgelu/openai", "hf:google/siglip2-base-patch16-224@main")
+    dino = "vit_small_patch14_dinov2.lvd142m@224"
+    for uri in (*short, *long, f"timm:timm/{dino}", f"lite[final,timm:{dino}/final]"):
         check_uri(uri)
 
 
