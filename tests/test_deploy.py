@@ -69,10 +69,8 @@ def test_the_image_is_not_root_and_has_no_secret():
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", found["USER"])
     assert {"XDG_CACHE_HOME=/tmp", "ORT_DISABLE_TELEMETRY=1"} <= set(found["ENV"].split())
     assert not re.search(r"token|password|secret", DOCKERFILE, re.IGNORECASE)
-    assert [rest for name, rest in instructions() if name == "FROM"] == [
-        "python:3.12-slim AS build",
-        "python:3.12-slim",
-    ]
+    stages = [rest for name, rest in instructions() if name == "FROM"]
+    assert stages == ["python:3.12-slim AS build", "python:3.12-slim"]
 
 
 def test_the_image_starts_a_server_and_asks_for_its_health():
@@ -98,15 +96,6 @@ def test_the_extra_of_the_image_brings_no_torch():
     assert not names & LARGE
 
 
-@pytest.fixture
-def unit(tmp_path):
-    """The unit of the page as a file, with a program that is there."""
-    (text,) = blocks("ini")
-    path = tmp_path / "clipadapter.service"
-    path.write_text(text.replace("/opt/clipadapter/bin/clipadapter", shutil.which("true")))
-    return path
-
-
 def test_the_unit_is_hardened_and_its_command_is_understood():
     (text,) = blocks("ini")
     found = configparser.ConfigParser(strict=False, interpolation=None)
@@ -121,7 +110,9 @@ def test_the_unit_is_hardened_and_its_command_is_understood():
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_systemd_finds_nothing_in_the_unit_and_calls_it_safe(unit):
+def test_systemd_finds_nothing_in_the_unit_and_calls_it_safe(tmp_path):
+    (text,), unit = blocks("ini"), tmp_path / "clipadapter.service"
+    unit.write_text(text.replace("/opt/clipadapter/bin/clipadapter", shutil.which("true")))  # a program that is there
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     security = ["systemd-analyze", "security", "--offline=yes", "--no-pager", unit]

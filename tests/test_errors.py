@@ -5,6 +5,7 @@ import re
 import shlex
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,48 +15,26 @@ from clipadapter.errors import NEXT_EXTRAS, MissingExtraError, require
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
-@pytest.fixture
-def installed(monkeypatch):
-    """A function that says what pip recorded about the installation; None for a package from an index."""
-
-    class Distribution:
-        def __init__(self, record):
-            self.record = record
-
-        def read_text(self, name):
-            return self.record if name == "direct_url.json" else None
-
-    def install(record):
-        monkeypatch.setattr(errors, "distribution", lambda name: Distribution(record and json.dumps(record)))
-
-    return install
-
-
-def test_a_package_from_an_index_is_named(installed):
-    installed(None)
-    assert errors.install_command("lite") == "pip install 'clipadapter[lite]'"
-
-
-def test_a_checkout_is_named_by_its_folder(installed, tmp_path):
+def test_a_package_is_named_and_a_checkout_that_is_there_by_its_folder(tmp_path, monkeypatch):
     folder = tmp_path / "my checkout"
     folder.mkdir()
-    installed({"url": folder.as_uri(), "dir_info": {"editable": True}})
-    assert shlex.split(errors.install_command("lite")) == ["pip", "install", "-e", f"{folder}[lite]"]
-    installed({"url": folder.as_uri(), "dir_info": {}})
-    assert shlex.split(errors.install_command("lite")) == ["pip", "install", f"{folder}[lite]"]
+    here, gone = folder.as_uri(), (tmp_path / "gone").as_uri()
 
+    def recorded(record):
+        return lambda name: SimpleNamespace(read_text={"direct_url.json": record and json.dumps(record)}.get)
 
-def test_a_checkout_that_was_removed_is_not_named(installed, tmp_path):
-    installed({"url": (tmp_path / "gone").as_uri(), "dir_info": {}})
-    assert errors.install_command("lite") == "pip install 'clipadapter[lite]'"
-
-
-def test_without_an_installation_the_package_is_named(monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(errors, "distribution", missing)
-    assert errors.install_command("lite") == "pip install 'clipadapter[lite]'"
+    for found, words in (
+        (missing, ["clipadapter[lite]"]),
+        (recorded(None), ["clipadapter[lite]"]),  # from an index
+        (recorded({"url": gone, "dir_info": {}}), ["clipadapter[lite]"]),
+        (recorded({"url": here, "dir_info": {}}), [f"{folder}[lite]"]),
+        (recorded({"url": here, "dir_info": {"editable": True}}), ["-e", f"{folder}[lite]"]),
+    ):
+        monkeypatch.setattr(errors, "distribution", found)
+        assert errors.install_command("lite") == shlex.join(["pip", "install", *words])
 
 
 @pytest.mark.parametrize("extra", NEXT_EXTRAS)

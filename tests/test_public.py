@@ -13,33 +13,13 @@ import clipadapter
 from clipadapter.errors import install_command
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = [
-    "",
-    ".persistence",
-    ".adaptation",
-    ".bench",
-    ".data",
-    ".doctor",
-    ".encoders",
-    ".explain",
-    ".export",
-    ".features",
-    ".heads",
-    ".metrics",
-    ".monitor",
-    ".pretraining",
-    ".report",
-    ".runtime",
-    ".serve",
-    ".studio",
-    ".testing",
-    ".uncertainty",
-]
+PACKAGES = """adaptation bench data doctor encoders explain export features heads metrics monitor persistence
+pretraining report runtime serve studio testing uncertainty"""
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", ["", *PACKAGES.split()])
 def test_every_name_in_all_exists(package):
-    module = importlib.import_module(f"clipadapter{package}")
+    module = importlib.import_module(f"clipadapter.{package}".rstrip("."))
     for name in module.__all__:
         assert getattr(module, name) is not None
 

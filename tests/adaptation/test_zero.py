@@ -9,10 +9,6 @@ from clipadapter.adaptation import count_votes, vote
 from clipadapter.errors import InputError
 
 
-def log_probabilities(*rows):
-    return np.log(np.array([rows]))
-
-
 def votes_by_loops(views, n_kept):
     """Sort by entropy, count the first ones; the next ones break a tie."""
     views = sorted(views, key=lambda p: -sum(q * np.log(q) for q in p))
@@ -33,13 +29,10 @@ def test_votes_are_those_of_plain_loops(share, n_kept):
     assert sum(np.sort(row)[-1] == np.sort(row)[-2] for row in np.array(expected)) == 0
 
 
-def test_a_tie_is_broken_by_the_next_confident_view():
-    two = log_probabilities([0.97, 0.03], [0.04, 0.96], [0.2, 0.8], [0.6, 0.4])
-    np.testing.assert_array_equal(count_votes(two, 0.5), [[1, 2]])
-
-
-def test_without_a_next_view_the_most_confident_one_decides():
-    np.testing.assert_array_equal(count_votes(log_probabilities([0.2, 0.8], [0.9, 0.1]), 1.0), [[2, 1]])
+def test_a_tie_is_broken_by_the_next_confident_view_and_without_one_by_the_most_confident():
+    four, two = [[0.97, 0.03], [0.04, 0.96], [0.2, 0.8], [0.6, 0.4]], [[0.2, 0.8], [0.9, 0.1]]
+    np.testing.assert_array_equal(count_votes(np.log([four]), 0.5), [[1, 2]])
+    np.testing.assert_array_equal(count_votes(np.log([two]), 1.0), [[2, 1]])
 
 
 def test_votes_decide_the_class_and_all_views_its_probability():
@@ -50,12 +43,9 @@ def test_votes_decide_the_class_and_all_views_its_probability():
     assert (classes != probabilities.argmax(axis=1)).any()
 
 
-def test_no_picture_gives_no_row():
+def test_no_picture_gives_no_row_and_a_share_out_of_range_is_refused():
     classes, probabilities = vote(np.zeros((0, 3, 2)))
     assert classes.shape == (0,) and probabilities.shape == count_votes(np.zeros((0, 3, 2))).shape == (0, 2)
-
-
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
-def test_a_share_out_of_range_is_refused(share):
-    with pytest.raises(InputError, match="share"):
-        count_votes(np.zeros((1, 3, 2)), share)
+    for share in (0.0, -0.1, 1.1):
+        with pytest.raises(InputError, match="share"):
+            count_votes(np.zeros((1, 3, 2)), share)

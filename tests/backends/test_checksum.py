@@ -26,24 +26,10 @@ def sealed_onnx(write):
 
 
 @pytest.fixture
-def sealed_pair(write, tmp_path):
-    ov = pytest.importorskip("openvino")
-    made = ov.Core().read_model(write(ABOUT.to_json(), name="plain.onnx"))
-    made.set_rt_info(ABOUT.to_json(), ["clipadapter"])
-    path = tmp_path / "model.xml"
-    ov.save_model(made, path, compress_to_fp16=False)
+def sealed_pair(write):
+    path = write(ABOUT.to_json(), "model.xml")
     append_checksum(path)
     return path
-
-
-@pytest.fixture
-def no_backend(monkeypatch):
-    """Opening a file with a backend is a failure of the test."""
-
-    def refuse(path, backend, threads):
-        raise AssertionError(f"a backend opened {path}")
-
-    monkeypatch.setattr("clipadapter.runtime.predictor.open_graph", refuse)
 
 
 def test_the_last_64_bytes_of_an_onnx_file_are_the_sha256_of_all_before_and_metadata_for_others(sealed_onnx):
@@ -63,7 +49,8 @@ def test_a_pair_has_one_checksum_over_weights_and_graph(sealed_pair):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".bin"])
-def test_any_changed_byte_is_noticed_before_a_backend_opens_the_file(suffix, request, no_backend):
+def test_any_changed_byte_is_noticed_before_a_backend_opens_the_file(suffix, request, monkeypatch):
+    monkeypatch.setattr("clipadapter.runtime.predictor.open_graph", None)  # to call it is a TypeError
     path = request.getfixturevalue("sealed_onnx" if suffix == ".onnx" else "sealed_pair")
     file = path.with_suffix(suffix)
     data = bytearray(file.read_bytes())

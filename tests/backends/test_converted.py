@@ -93,13 +93,9 @@ def test_a_tower_is_converted_once_and_again_if_its_files_are_damaged(
 
 def test_places_differ_by_what_shapes_the_features():
     cls = backend_info("openvino").cls
-    places = [
-        cls.cache_folder("a", "fp32"),
-        cls.cache_folder("b", "fp32"),
-        cls.cache_folder("a", "int8", "1"),
-        cls.cache_folder("a", "int8", "2"),
-    ]
-    assert len(set(places)) == 4
+    shapes = (("a", "fp32"), ("b", "fp32"), ("a", "int8", "1"), ("a", "int8", "2"))
+    places = {cls.cache_folder(*shape) for shape in shapes}
+    assert len(places) == 4
     assert cls.cache_folder("a", "bf16") == cls.cache_folder("a", "fp32")
     assert backend_info("onnxruntime").cls.cache_folder("a", "fp32") not in places
 

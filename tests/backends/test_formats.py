@@ -46,17 +46,6 @@ def test_no_two_formats_share_a_suffix():
     assert len(set(suffixes)) == len(suffixes) and not is_exported(Path("model.bin"))
 
 
-def test_weights_beside_the_target_of_a_link_are_found(tmp_path):
-    (tmp_path / "real").mkdir()
-    for suffix in (".xml", ".bin"):
-        (tmp_path / "real" / f"model{suffix}").touch()
-    link = tmp_path / "link.xml"
-    link.symlink_to(tmp_path / "real" / "model.xml")
-    assert get_format("openvino").existing_files(link) == (tmp_path / "real" / "model.bin", link)
-    (tmp_path / "real" / "model.bin").unlink()
-    assert get_format("openvino").existing_files(link) == (link,)
-
-
 @pytest.mark.parametrize(
     ("installed", "chosen"),
     [({"openvino"}, "openvino"), ({"onnxruntime", "openvino"}, "onnxruntime"), (set(), "onnxruntime")],

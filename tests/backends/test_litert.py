@@ -30,16 +30,12 @@ def file(tmp_path):
     return path
 
 
-def test_the_graph_comes_first_and_other_programs_read_the_archive(file):
+def test_the_graph_comes_first_and_other_programs_read_the_archive_and_its_comment_which_is_the_checksum(file):
     assert file.read_bytes().startswith(GRAPH)
     with zipfile.ZipFile(file) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == ["clipadapter.json", "class_names.json"]
         assert archive.read("class_names.json").decode() == '["ä", "b"]'
-
-
-def test_the_checksum_is_the_comment_of_the_archive(file):
-    with zipfile.ZipFile(file) as archive:
         assert archive.comment.decode() == check_file(file) == file.read_bytes()[-64:].decode()
 
 

@@ -56,9 +56,7 @@ def test_a_backend_on_a_backend_is_one_backend_and_texts_are_the_encoder_s_own(p
 
 
 def test_wrong_names(plain):
-    with pytest.raises(
-        UnknownNameError, match="no backend is called 'onnx'. Known: litert, onnxruntime, openvino, torch"
-    ):
+    with pytest.raises(UnknownNameError, match="'onnx'. Known: litert, onnxruntime, openvino, torch"):
         with_backend(plain, "onnx")
     with pytest.raises(InputError, match="precision must be one of fp32, bf16, int8, but is 'fp16'"):
         with_backend(plain, "openvino", "fp16")

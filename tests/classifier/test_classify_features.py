@@ -39,16 +39,11 @@ def several():
 
 def near(found, expected):
     for one, other in zip(found, expected, strict=True):
-        assert (one.source, one.label, one.nearest, one.labels, one.error) == (
-            other.source,
-            other.label,
-            other.nearest,
-            other.labels,
-            other.error,
-        )
+        for name in ("source", "label", "nearest", "labels", "error"):
+            assert getattr(one, name) == getattr(other, name)
         assert one.probability == pytest.approx(other.probability, rel=1e-5)
         assert [name for name, _ in one.top] == [name for name, _ in other.top]
-        assert [score for _, score in one.top] == pytest.approx([score for _, score in other.top], rel=1e-5, abs=1e-9)
+        assert dict(one.top) == pytest.approx(dict(other.top), rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize(

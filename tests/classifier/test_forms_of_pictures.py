@@ -32,31 +32,26 @@ def model(folder):
     return FewShotClassifier("toy", "linear-probe", cache=None).fit(folder)
 
 
-def blue_picture(folder, form):
-    path = folder / "test" / "blue" / "2.png"
-    pixels = np.full((12, 12, 3), np.array(COLOURS["blue"]) + 2, np.uint8)
-    return {
-        "str": str(path),
-        "Path": path,
-        "folder": path.parent,
-        "PIL": Image.fromarray(pixels),
-        "array": pixels,
-        "array of one": pixels[None],
-        "list": [path],
-        "generator": (each for each in [path]),
-    }[form]
+BLUE = np.full((12, 12, 3), np.array(COLOURS["blue"]) + 2, np.uint8)
+FORMS = {
+    "str": str,
+    "Path": lambda path: path,
+    "folder": lambda path: path.parent,
+    "PIL": lambda path: Image.fromarray(BLUE),
+    "array": lambda path: BLUE,
+    "array of one": lambda path: BLUE[None],
+    "list": lambda path: [path],
+    "generator": lambda path: iter([path]),
+}
 
 
-FORMS = ["str", "Path", "folder", "PIL", "array", "array of one", "list", "generator"]
-
-
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_one_picture_gives_one_row_in_every_form_and_method(model, folder, form):
-    assert model.predict(blue_picture(folder, form)) == ["blue"]
-    assert [answer.label for answer in model.classify(blue_picture(folder, form))] == ["blue"]
-    expected = model.predict_proba([folder / "test" / "blue" / "2.png"])
-    np.testing.assert_allclose(model.predict_proba(blue_picture(folder, form)), expected, rtol=1e-5)
-    assert model.logits(blue_picture(folder, form)).shape == (1, 3)
+    path = folder / "test" / "blue" / "2.png"
+    assert model.predict(form(path)) == ["blue"]
+    assert [answer.label for answer in model.classify(form(path))] == ["blue"]
+    np.testing.assert_allclose(model.predict_proba(form(path)), model.predict_proba([path]), rtol=1e-5)
+    assert model.logits(form(path)).shape == (1, 3)
 
 
 def test_a_folder_gives_its_pictures_in_sorted_order_and_a_table_in_its_own(model, folder, tmp_path):

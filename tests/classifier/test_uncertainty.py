@@ -65,9 +65,8 @@ def test_outliers_improve_rejection():
     images, labels = squares()
     model = FewShotClassifier(encoder="toy", cache=None, uncertainty=UncertaintyOptions(reject=0.06))
     model.fit(images, labels, outliers=GREYS)
-    assert [part.name for part in model.uncertainty_.rejector.parts] != [
-        part.name for part in plain.uncertainty_.rejector.parts
-    ]
+    names, plain_names = ([part.name for part in one.uncertainty_.rejector.parts] for one in (model, plain))
+    assert names != plain_names
     assert model.predict(GREYS) == [None] * 4
 
 
@@ -202,10 +201,9 @@ def test_the_card_explains_the_probabilities(tmp_path):
 @pytest.mark.parametrize("outliers", [np.full((2, 32), np.nan), np.ones((2, 5))])
 def test_outliers_of_a_wrong_shape_or_value_are_refused(outliers):
     X, y, text = toy_features(d=32)
+    support = FeatureSet(X, tuple(y), text.labels)
     with pytest.raises(InputError, match="background"):
-        FewShotClassifier("toy", cache=None).fit_features(
-            FeatureSet(X, tuple(y), text.labels), text, None, None, outliers
-        )
+        FewShotClassifier("toy", cache=None).fit_features(support, text, None, None, outliers)
 
 
 def test_the_default_decision_of_a_loaded_model_can_be_changed(tmp_path):
@@ -240,17 +238,15 @@ def test_a_class_without_a_shot_is_answered_by_its_text_in_what_auto_held_out():
     assert np.abs(found.logits[:, 0] - full[:, 0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("asked", ["coverage", "reject"])
-def test_decisions_that_need_more_than_one_shot_per_class_are_refused_by_fit(asked):
-    model = FewShotClassifier(
-        encoder="toy", cache=None, head="transclip", uncertainty=UncertaintyOptions(**{asked: 0.5})
-    )
+def test_decisions_that_need_more_than_one_shot_per_class_are_refused_by_fit():
     images, labels = squares(each=1)
-    if asked == "coverage":
-        with pytest.raises(InputError, match="two shots of each class"):
-            model.fit(images, labels, unlabelled=images)
-    else:
-        assert model.fit(images, labels, unlabelled=images).uncertainty_.rejector is not None  # by text and distances
+    sets, rejecting = (
+        FewShotClassifier("toy", "transclip", cache=None, uncertainty=UncertaintyOptions(**{asked: 0.5}))
+        for asked in ("coverage", "reject")
+    )
+    with pytest.raises(InputError, match="two shots of each class"):
+        sets.fit(images, labels, unlabelled=images)
+    assert rejecting.fit(images, labels, unlabelled=images).uncertainty_.rejector is not None  # by text and distances
 
 
 def test_held_out_shots_of_split_sets_are_not_among_the_pictures_without_labels():

@@ -73,33 +73,21 @@ def test_modules_of_the_package_are_the_commands():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_writes_json_can_be_quiet_and_has_a_summary(name):
+def test_every_command_writes_json_can_be_quiet_has_a_summary_and_an_example_that_can_be_run(name, run):
     command = app.get_command(click.Context(app), name)
-    options = {option for param in command.params for option in param.opts}
-    assert {"--json", "--quiet"} <= options
+    assert {"--json", "--quiet"} <= {option for param in command.params for option in param.opts}
     assert command.get_short_help_str(limit=200)
+    (example,) = re.findall(r"^ *Example: (.*)$", run(name, "--help").stdout, re.MULTILINE)
+    program, named, *args = shlex.split(example)
+    assert (program, named) == ("clipadapter", name)
+    command.make_context(name, args)  # parses, and runs nothing
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_example_in_a_help_can_be_run(name, run):
-    lines = [line.strip() for line in run(name, "--help").stdout.splitlines()]
-    examples = [line.removeprefix("Example: ") for line in lines if line.startswith("Example: ")]
-    assert len(examples) == 1
-    program, command, *args = shlex.split(examples[0])
-    assert (program, command) == ("clipadapter", name)
-    app.get_command(click.Context(app), name).make_context(name, args)  # parses, and runs nothing
-
-
-def test_help_without_arguments_is_wrong_usage(run):
-    result = run()
-    assert result.exit_code == 2
-    assert "Usage:" in result.output
-
-
-@pytest.mark.parametrize("group", ["data", "bench"])
-def test_a_group_without_a_command_shows_its_help(group, run):
-    shown = run(group).output
-    assert "Commands:" in shown and "Error" not in shown
+def test_a_program_or_a_group_without_a_command_shows_its_help(run):
+    assert run().exit_code == 2 and "Usage:" in run().output
+    for group in ("data", "bench"):
+        shown = run(group).output
+        assert "Commands:" in shown and "Error" not in shown
 
 
 def test_version_option(run):
@@ -146,12 +134,10 @@ def test_warnings_about_files_come_once_per_kind_at_the_end(tmp_path, run, write
     (data / "red" / "gone.png").symlink_to("nowhere.png")
     result = run("fit", data, "--out", tmp_path / "model", "--encoder", "toy", "--head", "zero-shot")
     assert result.exit_code == 0
-    assert [line.split(":")[:2] for line in result.stderr.splitlines() if line.startswith("warning")] == [
-        [
-            "warning",
-            " links to files that do not exist, perhaps because their content was not fetched, are left out",
-        ],
-        ["warning", " pictures with several pages or frames, of which the first is read"],
+    warned = [line.split(": ")[1] for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert warned == [
+        "links to files that do not exist, perhaps because their content was not fetched, are left out",
+        "pictures with several pages or frames, of which the first is read",
     ]
     assert f": 2 ({data / 'blue' / 'a.gif'}, {data / 'red' / 'a.gif'})" in result.stderr
     assert "frames" not in run("predict", tmp_path / "model", data / "red" / "a.gif", "-q").stderr

@@ -55,10 +55,8 @@ def test_several_encoders_may_be_named_and_a_fitted_model_has_its_own_by_default
     group = options_of(EncoderOptions, without=["quality"])
     lines = ((), ("--encoder", "lite", "--encoder", "toy"))
     assert [call(group, *line).uris for line in lines] == [("auto",), ("lite", "toy")]
-    assert [call(options_of(ModelEncoderOptions), *line).uris for line in ((), ("--encoder", "lite"))] == [
-        (),
-        ("lite",),
-    ]
+    group, lines = options_of(ModelEncoderOptions), ((), ("--encoder", "lite"))
+    assert [call(group, *line).uris for line in lines] == [(), ("lite",)]
 
 
 def test_settings_override_a_recipe_or_a_preset():

@@ -9,6 +9,7 @@ WRONG = (
     "ft",
     "fit nowhere --out m",
     "fit shots --out m --encoder lit",
+    "fit shots --out m --encoder open_clip:ViT-B-32/opnai",
     "fit shots --out m --head clip-adaptor",
     "fit shots --out m --set alhpa=1",
     "fit shots --out m --head gda --grid alhpa=1,2",
@@ -30,6 +31,7 @@ WRONG = (
     "remove-class nowhere red",
     "studio shots --head clip-adaptor",
     "bench run few-shto --data shots",
+    "bench run backbones --encoder open_clip:ViT-B-32/opnai",
     "bench status few-shto",
     "bench report few-shto",
 )

@@ -5,6 +5,7 @@ import pytest
 
 from clipadapter import errors
 from clipadapter.data import load_dataset
+from clipadapter.data.load import read_listing
 from clipadapter.errors import DataError, MissingExtraError, install_command
 
 
@@ -84,41 +85,28 @@ def test_other_data_under_the_same_name_get_other_files(package, folder, tmp_pat
     assert not set(before.paths) & set(after.paths)
 
 
-def test_unlabelled_rows_have_no_label(package, folder, tmp_path):
-    table(package, folder, labels=(1, -1, None, 0)).save_to_disk(tmp_path / "saved")
-    dataset = load_dataset(f"hf:{tmp_path / 'saved'}")
-    assert [sample.label for sample in dataset.samples] == ["ant", None, None, "zebra"]
-
-
-def test_other_parts_are_left_out(package, folder, tmp_path):
-    from clipadapter.data.load import read_listing
-
-    package.DatasetDict(train=table(package, folder), extra=table(package, folder)).save_to_disk(tmp_path / "saved")
+def test_unlabelled_rows_have_no_label_and_other_parts_are_left_out(package, folder, tmp_path):
+    tables = {"train": table(package, folder, labels=(1, -1, None, 0)), "extra": table(package, folder)}
+    package.DatasetDict(tables).save_to_disk(tmp_path / "saved")
     listing = read_listing(f"hf:{tmp_path / 'saved'}")
     assert listing.dataset.splits == ("train",)
-    assert [(str(path), reason) for path, reason in listing.left_out] == [
-        ("extra", "not one of the splits train, val and test")
-    ]
+    assert [sample.label for sample in listing.dataset.samples] == ["ant", None, None, "zebra"]
+    left_out = [(str(path), reason) for path, reason in listing.left_out]
+    assert left_out == [("extra", "not one of the splits train, val and test")]
 
 
-def test_wrong_columns_are_named(package, folder, tmp_path):
+def test_wrong_columns_and_a_set_that_cannot_be_had_are_named(package, folder, tmp_path):
+    words = "the Hugging Face data set 'nobody/nothing@odd' can't be loaded: .*nobody/nothing"
+    with pytest.raises(DataError, match=words):
+        load_dataset("hf:nobody/nothing@odd")
     table(package, folder).remove_columns("label").save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match=r"has the columns image \(Image\); it needs one column .* or one called label"):
         load_dataset(f"hf:{tmp_path / 'saved'}")
-    two = table(package, folder)
-    two = (
-        two.add_column("fine", two["label"]).cast_column("fine", two.features["label"]).rename_column("label", "coarse")
-    )
-    two.save_to_disk(tmp_path / "two")
+    one = table(package, folder)
+    two = one.add_column("fine", one["label"]).cast_column("fine", one.features["label"])
+    two.rename_column("label", "coarse").save_to_disk(tmp_path / "two")
     with pytest.raises(DataError, match=r"coarse \(ClassLabel\), fine \(ClassLabel\); .* or one called label"):
         load_dataset(f"hf:{tmp_path / 'two'}")
-
-
-def test_a_set_that_cannot_be_had_says_why(package, tmp_path):
-    with pytest.raises(
-        DataError, match="the Hugging Face data set 'nobody/nothing@odd' can't be loaded: .*nobody/nothing"
-    ):
-        load_dataset("hf:nobody/nothing@odd")
 
 
 def test_a_missing_extra_is_named(monkeypatch):

@@ -37,6 +37,11 @@ def write(root, put, names):
     return root
 
 
+def both(*tops):
+    """A picture of each of two classes in each of some folders."""
+    return [f"{top}/{name}/1.jpg" for top in tops for name in ("cat", "dog")]
+
+
 @pytest.mark.filterwarnings("ignore:classes with the name of a part of the data")
 @pytest.mark.parametrize("case", LEGITIMATE)
 def test_nested_folders_belong_to_their_class(tmp_path, put, case):
@@ -50,54 +55,46 @@ def test_nested_folders_belong_to_their_class(tmp_path, put, case):
 @pytest.mark.parametrize("case", MISTAKES)
 def test_folders_of_class_folders_are_no_classes(tmp_path, put, case):
     tops, meant = MISTAKES[case]
-    write(tmp_path, put, [f"{top}/{name}/1.jpg" for top in tops for name in ("cat", "dog")])
-    put(tmp_path / "new/1.jpg")
+    write(tmp_path, put, [*both(*tops), "new/1.jpg"])
     with pytest.raises(LayoutError, match=rf"hold.? only folders \(cat, dog\): give the folder .*/{meant}'") as caught:
         load_dataset(tmp_path)
     assert caught.value.folders[0] == tmp_path / meant
     assert len(load_dataset(tmp_path / meant).samples) == 2
 
 
-def test_the_folder_that_is_meant_has_the_name_of_the_wanted_split(tmp_path, put):
-    write(tmp_path, put, [f"{top}/{name}/1.jpg" for top in ("shots", "test") for name in ("cat", "dog")])
+def test_the_folder_that_is_meant_has_the_name_of_the_wanted_split_and_is_named_as_it_was_given(
+    tmp_path, put, monkeypatch
+):
+    write(tmp_path, put, both("shots", "test"))
     for default, meant in ((None, "shots"), ("train", "shots"), ("test", "test")):
         with pytest.raises(LayoutError) as caught:
             load_labelled(tmp_path, default=default)
         assert caught.value.folders[0].name == meant
-
-
-def test_the_only_folder_is_named_if_it_has_the_classes(tmp_path, put):
-    write(tmp_path, put, ["animals/cat/1.jpg", "animals/dog/1.jpg"])
-    with pytest.raises(LayoutError, match="give the folder that has the classes, '.*animals'"):
-        load_dataset(tmp_path)
-    assert load_dataset(tmp_path, one_class=True).class_names == ("animals",)
-
-
-def test_a_chain_of_folders_counts_as_its_last(tmp_path, put):
-    write(tmp_path, put, [f"{part}/{part}/{name}/1.jpg" for part in ("Training", "Testing") for name in ("cat", "dog")])
-    with pytest.raises(LayoutError) as caught:
-        load_dataset(tmp_path)
-    assert caught.value.folders[0] == tmp_path / "Training" / "Training"
-    write(tmp_path / "animals", put, ["pets/photos/cat/1.jpg", "pets/photos/dog/1.jpg"])
-    with pytest.raises(LayoutError) as caught:
-        load_dataset(tmp_path / "animals")
-    assert caught.value.folders == (tmp_path / "animals" / "pets" / "photos",)
-
-
-def test_a_relative_folder_is_named_as_it_was_given(tmp_path, put, monkeypatch):
-    write(tmp_path, put, [f"{top}/{name}/1.jpg" for top in ("shots", "test") for name in ("cat", "dog")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = scan(tmp_path)  # does not fail
+    assert any(text.endswith(f"Did you mean '{tmp_path / 'shots'}'?") for text in report.warnings)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LayoutError, match="^'shots' and 'test' are taken for classes, but hold only folders"):
         load_dataset(".")
 
 
-def test_a_folder_with_the_same_classes_as_those_beside_it_is_no_class(tmp_path, put):
-    write(tmp_path, put, ["cat/1.jpg", "dog/1.jpg", "held out/cat/2.jpg", "held out/dog/2.jpg"])
-    with pytest.raises(
-        LayoutError, match=r"'.*held out' .* names of the classes beside it \(cat, dog\)\. Move it"
-    ) as caught:
-        load_dataset(tmp_path)
-    assert caught.value.folders == ()
+@pytest.mark.parametrize(
+    ("names", "meant", "words"),
+    [
+        (both("animals"), ["animals"], "give the folder that has the classes, '.*animals'"),
+        (both("pets/photos"), ["pets/photos"], "give the folder"),  # a chain of folders counts as its last
+        (both("Training/Training", "Testing/Testing"), ["Training/Training", "Testing/Testing"], "give the folder"),
+        (both(".", "held out"), [], r"'.*held out' .* names of the classes beside it \(cat, dog\)\. Move it"),
+    ],
+    ids=["only", "chain", "chains", "beside"],
+)
+def test_the_folder_that_has_the_classes_is_named(tmp_path, put, names, meant, words):
+    with pytest.raises(LayoutError, match=words) as caught:
+        load_dataset(write(tmp_path, put, names))
+    assert caught.value.folders == tuple(tmp_path / name for name in meant)
+    if meant == ["animals"]:
+        assert load_dataset(tmp_path, one_class=True).class_names == ("animals",)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +103,7 @@ def test_a_folder_with_the_same_classes_as_those_beside_it_is_no_class(tmp_path,
 )
 def test_a_split_below_classes_is_refused_with_the_line_that_moves_it(tmp_path, put, given, inner, beside):
     above = inner.rpartition("/")[0]
-    write(tmp_path, put, [f"{place}/{name}/1.jpg" for place in (above, inner) for name in ("cat", "dog")])
+    write(tmp_path, put, both(above, inner))
     with pytest.raises(LayoutError, match="is taken for a class") as caught:
         load_dataset(tmp_path / given)
     assert str(caught.value).endswith(f"Move it, and repeat the command: mv {tmp_path / inner} {tmp_path / beside}")
@@ -117,37 +114,25 @@ def test_a_split_below_classes_is_refused_with_the_line_that_moves_it(tmp_path, 
 
 
 def test_splits_inside_a_split_are_refused_with_the_folder_that_has_them(tmp_path, put):
-    write(tmp_path, put, [f"train/{split}/{name}/1.jpg" for split in ("train", "test") for name in ("cat", "dog")])
+    write(tmp_path, put, both("train/train", "train/test"))
     with pytest.raises(LayoutError, match=r"is a split, but holds the splits test, train: give the folder .*train'"):
         load_dataset(tmp_path)
     assert load_dataset(tmp_path / "train").class_names == ("cat", "dog")
 
 
-def test_classes_whose_names_differ_in_spelling_only_are_a_warning(tmp_path, put):
-    write(tmp_path, put, [f"{name}/1.jpg" for name in ("Red cup", "glass", "red_cups", "dish")])
-    with pytest.warns(DataWarning, match="differ in case, spaces or plural only") as caught:
-        load_dataset(tmp_path)
-    assert caught[0].message.names == ("Red cup and red_cups",)
-
-
-@pytest.mark.parametrize("top", ["", "train/"])
-def test_a_class_with_the_name_of_a_split_is_a_warning(tmp_path, put, top):
-    write(tmp_path, put, [f"{top}{name}/1.jpg" for name in ("cat", "dog", "Test")])
-    with pytest.warns(DataWarning, match="with the name of a part of the data") as caught:
-        assert load_dataset(tmp_path).class_names == ("Test", "cat", "dog")
-    assert caught[0].message.names == ("Test",)
-
-
-def test_similar_folders_of_any_name_are_classes_with_a_warning(tmp_path, put):
-    write(tmp_path, put, [f"{top}/{name}/1.jpg" for top in ("photo", "sketch") for name in ("cat", "dog")])
-    with pytest.warns(DataWarning, match="hold only folders of the same names") as caught:
-        assert load_dataset(tmp_path).class_names == ("photo", "sketch")
-    assert caught[0].message.names == (str(tmp_path / "photo"), str(tmp_path / "sketch"))
-
-
-def test_a_scan_reports_the_layout_and_does_not_fail(tmp_path, put):
-    write(tmp_path, put, [f"{top}/{name}/1.jpg" for top in ("shots", "test") for name in ("cat", "dog")])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        report = scan(tmp_path)
-    assert any(text.endswith(f"Did you mean '{tmp_path / 'shots'}'?") for text in report.warnings)
+@pytest.mark.parametrize(
+    ("names", "words", "told"),
+    [
+        (["Red cup", "dish", "glass", "red_cups"], "differ in case, spaces or plural only", ["Red cup and red_cups"]),
+        (["Test", "cat", "dog"], "with the name of a part of the data", ["Test"]),
+        (["train/Test", "train/cat", "train/dog"], "with the name of a part of the data", ["Test"]),
+        (["photo/a", "photo/b", "sketch/a", "sketch/b"], "hold only folders of the same names", ["photo", "sketch"]),
+    ],
+    ids=["spelling", "split", "split in a split", "same folders"],
+)
+def test_names_that_may_be_a_mistake_are_classes_with_a_warning(tmp_path, put, names, words, told):
+    write(tmp_path, put, [f"{name}/1.jpg" for name in names])
+    with pytest.warns(DataWarning, match=words) as caught:
+        found = load_dataset(tmp_path).class_names
+    assert found == tuple(sorted({name.removeprefix("train/").split("/")[0] for name in names}))
+    assert [name.removeprefix(f"{tmp_path}/") for name in caught[0].message.names] == told

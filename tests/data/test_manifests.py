@@ -56,19 +56,17 @@ def test_without_split_all_is_one_part_and_absolute_paths_stay(folder, tmp_path)
     assert dataset.labels == ["1", "0"]
 
 
-def test_numbers_as_labels_become_text(folder):
-    (folder / "a.jsonl").write_text('{"path": "b/1.jpg", "label": 1}\n{"path": "b/3.jpg", "label": 0}\n')
-    assert load_dataset(folder / "a.jsonl").labels == ["1", "0"]
-
-
-def test_paths_alone_have_no_labels(folder):
-    (folder / "a.csv").write_text("path\nb/1.jpg\nb/3.jpg\n")
-    assert [sample.label for sample in load_dataset(folder / "a.csv").samples] == [None, None]
-
-
-def test_one_missing_picture_is_left_to_the_reader(folder):
-    (folder / "a.csv").write_text("path,label\nb/1.jpg,dog\nb/none.jpg,cat\n")
-    assert len(load_dataset(folder / "a.csv").samples) == 2
+@pytest.mark.parametrize(
+    ("name", "text", "labels"),
+    [
+        ("a.jsonl", '{"path": "b/1.jpg", "label": 1}\n{"path": "b/3.jpg", "label": 0}\n', ["1", "0"]),
+        ("a.csv", "path\nb/1.jpg\nb/3.jpg\n", [None, None]),
+        ("a.csv", "path,label\nb/1.jpg,dog\nb/none.jpg,cat\n", ["dog", "cat"]),  # one missing: left to the reader
+    ],
+)
+def test_labels_may_be_numbers_or_missing_and_so_may_a_picture(folder, name, text, labels):
+    (folder / name).write_text(text)
+    assert [sample.label for sample in load_dataset(folder / name).samples] == labels
 
 
 @pytest.mark.parametrize(
@@ -96,17 +94,9 @@ def test_one_missing_picture_is_left_to_the_reader(folder):
             '{"path": "b/1.jpg", "label": "x", "split": "test"}\n{"path": "b/3.jpg", "label": "y"}\n',
             "some rows have a split and some do not",
         ),
-        (
-            "a.parquet",
-            "no parquet",
-            r"a\.parquet can't be read as a Parquet table: it is not in the format Parquet; copy",
-        ),
+        ("a.parquet", "no parquet", r"a\.parquet can't be read as a Parquet table: it is not in the format Parquet"),
         ("a.parquet", "", "a Parquet table: it is empty"),
-        (
-            "a.parquet",
-            b"PAR1\x15\x04",
-            "a Parquet table: it is not complete, its end is missing; copy or write it again",
-        ),
+        ("a.parquet", b"PAR1\x15\x04", "a Parquet table: it is not complete, its end is missing; copy or write"),
         ("a.parquet", b"PAR1" + bytes(40) + b"\x08\0\0\0PAR1", "a Parquet table: its data are damaged"),
         ("a.json", "{}", "neither a folder nor a table"),
     ],
@@ -120,9 +110,8 @@ def test_errors_say_where_and_what(folder, name, text, message):
 def equal_texts(text, count):
     """A column that takes a few bytes in a file, however long it is."""
     pa = pytest.importorskip("pyarrow")
-    return pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()).take(pa.array([0] * count)), [text]).cast(
-        pa.string()
-    )
+    places = pa.array([0], pa.int32()).take(pa.array([0] * count))
+    return pa.DictionaryArray.from_arrays(places, [text]).cast(pa.string())
 
 
 def a_row_with_many_labels():
@@ -137,10 +126,7 @@ def a_row_with_many_labels():
         (a_row_with_many_labels, "has 1,001 labels or more, but at most 1,000 are read"),
         (lambda: {"path": equal_texts("x" * 8193, 900)}, "8,193 characters in a name or more, but at most 8,192"),
         (lambda: {"path": equal_texts("x" * 8000, 900)}, "characters or more, but at most 1,048,576 are read"),
-        (
-            lambda: {"path": ["b/1.jpg"], **{f"c{i}": [0] for i in range(1000)}},
-            "has 1,001 columns or more, but at most",
-        ),
+        (lambda: {"path": ["b/1.jpg"], **{f"c{i}": [0] for i in range(1000)}}, "has 1,001 columns or more, but"),
     ],
     ids=["rows", "labels", "name", "all names", "columns"],
 )

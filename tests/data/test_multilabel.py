@@ -51,34 +51,25 @@ def test_one_label_a_picture_is_as_it_was(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("name", "text", "words"),
     [
-        ("path,label,labels\n0.jpg,cat,cat\n", "line 2: there are both columns 'label' and 'labels'"),
-        ("path,labels\n0.jpg,cat||dog\n", "line 2: the name among the labels is empty"),
-        ("path,labels\n0.jpg,cat|\n", "the name among the labels is empty"),
-        ("path,labels\n0.jpg,cat\n1.jpg,\n", "only one class, 'cat'"),
+        ("a.csv", "path,label,labels\n0.jpg,cat,cat\n", "line 2: there are both columns 'label' and 'labels'"),
+        ("a.csv", "path,labels\n0.jpg,cat||dog\n", "line 2: the name among the labels is empty"),
+        ("a.csv", "path,labels\n0.jpg,cat|\n", "the name among the labels is empty"),
+        ("a.csv", "path,labels\n0.jpg,cat\n1.jpg,\n", "only one class, 'cat'"),
+        ("a.jsonl", '{"path": "0.jpg", "labels": "cat|dog"}\n{"path": "1.jpg"}\n', "some rows have"),
     ],
 )
-def test_wrong_label_sets_are_named(folder, text, words):
-    (folder / "a.csv").write_text(text, "utf-8")
+def test_wrong_label_sets_are_named(folder, name, text, words):
+    (folder / name).write_text(text, "utf-8")
     with pytest.raises(DataError, match=words):
-        load_dataset(folder / "a.csv")
+        load_dataset(folder / name)
 
 
-def test_rows_with_and_without_label_sets_do_not_go_together(folder):
-    (folder / "a.jsonl").write_text('{"path": "0.jpg", "labels": "cat|dog"}\n{"path": "1.jpg"}\n', "utf-8")
-    with pytest.raises(DataError, match="some rows have"):
-        load_dataset(folder / "a.jsonl")
-
-
-def test_labels_of_pictures_with_several_are_refused(folder):
-    (folder / "a.csv").write_text("path,labels\n0.jpg,cat|dog\n", "utf-8")
+def test_classes_of_label_sets_are_renamed_and_are_not_one_label_each(folder):
+    (folder / "a.csv").write_text("path,labels\n0.jpg,cat|dog\n1.jpg,\n2.jpg,dog\n", "utf-8")
     with pytest.raises(DataError, match="needs one label per picture"):
         _ = load_dataset(folder / "a.csv").labels
-
-
-def test_classes_of_label_sets_are_renamed(folder):
-    (folder / "a.csv").write_text("path,labels\n0.jpg,cat|dog\n1.jpg,\n2.jpg,dog\n", "utf-8")
     renamed = load_dataset(folder / "a.csv").rename({"dog": "wolf"})
     assert renamed.class_names == ("cat", "wolf")
     assert renamed.label_sets == [("cat", "wolf"), (), ("wolf",)]
@@ -109,13 +100,10 @@ def test_every_class_has_its_shots_or_all_of_them(shots, seed):
     assert len(rows) - len(labelled) == round(len(labelled) * empty / (60 - empty))
 
 
-def test_shots_that_can_not_be_drawn_are_named():
+def test_shots_of_several_classes_are_drawn_once_and_those_that_can_not_be_drawn_are_named():
     with pytest.raises(InputError, match="at least 1, got 0"):
         draw_multilabel_shots(SETS, 0)
     with pytest.raises(InputError, match="no picture has a label"):
         draw_multilabel_shots([(), ()], 1)
-
-
-def test_shots_of_several_classes_are_drawn_once():
     assert len(draw_multilabel_shots([("cat", "dog")] * 9, 2)) == 2
     assert len(draw_multilabel_shots([("cat", "dog")] * 2 + [("dog",)] * 9, 3)) == 3

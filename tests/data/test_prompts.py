@@ -34,12 +34,9 @@ def test_names_become_words(name, clean):
     assert clean_name(name) == clean
 
 
-def test_every_template_has_one_place_for_the_name():
+def test_templates_by_name_or_text_have_one_place_for_the_name():
     assert all(template.count("{}") == 1 for texts in TEMPLATES.values() for template in texts)
     assert list_templates() == sorted(TEMPLATES) and len(get_templates("imagenet7")) == 7
-
-
-def test_templates_by_name_or_text():
     assert get_templates("default") == ("a photo of a {}.",)
     assert get_templates("oxford_pets") == ("a photo of a {}, a type of pet.",)
     assert get_templates("a {}!") == ("a {}!",)
@@ -54,13 +51,16 @@ def test_templates_by_name_or_text():
         get_templates([])
 
 
-def test_prompts_keep_class_order_and_keys():
+def test_prompts_keep_class_order_and_keys_and_names_must_be_unique_and_not_empty():
     prompts = class_prompts(["water_lilly", "AnnualCrop"], ["a {}.", "the {}."])
     assert list(prompts.items()) == [
         ("water_lilly", ["a water lilly.", "the water lilly."]),
         ("AnnualCrop", ["a Annual Crop.", "the Annual Crop."]),
     ]
     assert class_prompts(["{}", "%s"], "x {}") == {"{}": ["x {}"], "%s": ["x %s"]}
+    for names in (["a", "a"], ["a", " "]):
+        with pytest.raises(InputError, match="unique and not empty"):
+            class_prompts(names)
 
 
 def test_descriptions_stand_instead_of_templates():
@@ -76,12 +76,6 @@ def test_descriptions_stand_instead_of_templates():
     for many in ({"a cup": ["x"] * 1001}, {"a cup": ["x"] * 600, "a_cup": ["x"] * 401}):
         with pytest.raises(InputError, match="'a_cup' has 1,001 descriptions, but at most 1,000 are encoded"):
             class_prompts(["a_cup"], descriptions=many)
-
-
-def test_class_names_must_be_unique_and_not_empty():
-    for names in (["a", "a"], ["a", " "]):
-        with pytest.raises(InputError, match="unique and not empty"):
-            class_prompts(names)
 
 
 def test_json_files_are_read(tmp_path):

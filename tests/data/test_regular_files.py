@@ -1,7 +1,6 @@
 """Pipes and devices are refused at once: reading them could wait for ever, or never end."""
 
 import os
-from pathlib import Path
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -32,22 +31,14 @@ def endless(request, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
-def test_a_manifest_must_be_a_regular_file(endless, suffix):
-    with pytest.raises(DataError, match="can't be opened: not a regular file"):
-        load_dataset(endless(f"m.{suffix}"))
-
-
-@pytest.mark.parametrize("read", [read_class_names, read_json])
-def test_lists_must_be_regular_files(endless, read):
-    with pytest.raises(DataError, match="not a regular file"):
-        read(Path(endless("names.json")))
-
-
-@pytest.mark.parametrize("read", [image_bytes, read_image])
-def test_a_picture_must_be_a_regular_file(endless, read):
-    with pytest.raises(ImageError, match="not a file"):
-        read(endless("a.jpg"))
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [(load_dataset, f"m.{suffix}") for suffix in ("csv", "tsv", "jsonl", "parquet")]
+    + [(read_class_names, "names.json"), (read_json, "names.json"), (image_bytes, "a.jpg"), (read_image, "a.jpg")],
+)
+def test_what_is_read_must_be_a_regular_file(endless, read, name):
+    with pytest.raises(ImageError if name == "a.jpg" else DataError, match="not a (regular )?file"):
+        read(endless(name))
 
 
 def test_scan_reports_files_that_are_not_regular(endless, tmp_path):

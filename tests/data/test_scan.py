@@ -35,15 +35,11 @@ def test_scan_counts_names_and_warns(tmp_path, put):
     assert json.loads(json.dumps(report.to_dict()))["classes"] == report.classes
 
 
-def test_equal_files_of_one_class_and_part_are_no_finding(tmp_path, put):
-    for name in ("cat/1.png", "cat/2.png"):
-        put(tmp_path / name, value=1)
-    put(tmp_path / "dog/1.png", value=2)
-    report = scan(tmp_path)
+def test_equal_files_of_one_class_and_part_are_no_finding_and_sets_that_load_refuses_are_reported(tmp_path, put):
+    for name, value in (("cat/1.png", 1), ("cat/2.png", 1), ("dog/1.png", 2)):
+        put(tmp_path / "equal" / name, value=value)
+    report = scan(tmp_path / "equal")
     assert report.duplicates == () and report.warnings == ()
-
-
-def test_data_sets_that_load_refuses_are_reported(tmp_path, put):
     for name, start in (
         ("empty", "There are no pictures."),
         ("flat", "No picture has a label"),

@@ -23,14 +23,11 @@ def test_a_domain_has_ten_to_twenty_different_templates_with_one_place_for_the_n
     assert domain.title
 
 
-def test_every_class_gets_every_sentence_of_the_domains_once():
+def test_every_class_gets_every_sentence_of_the_domains_once_and_a_before_a_vowel_is_an():
     made = make_sentences(["cup", "water_lilly"], ["objects", "plants", "objects"])
     templates = dict.fromkeys((*get_domain("objects").sentences, *get_domain("plants").sentences))
     assert made["water_lilly"] == [template.format("water lilly") for template in templates]
     assert list(made) == ["cup", "water_lilly"]
-
-
-def test_a_before_a_vowel_is_an():
     assert make_sentences(["apple"], ["objects"])["apple"][0] == "a photo of an apple."
     assert make_sentences(["Otter"], ["animals"])["Otter"][0] == "a photo of an Otter, an animal."
 
@@ -43,11 +40,6 @@ def test_sentences_are_read_as_descriptions(tmp_path):
     assert class_prompts(["pizza", "café"], descriptions=made)["café"] == made["café"]
 
 
-def test_an_unknown_domain_suggests():
-    with pytest.raises(UnknownNameError, match="no domain is called 'texture'. Did you mean 'textures'"):
-        make_sentences(["cup"], ["texture"])
-
-
 @pytest.mark.parametrize(
     ("names", "domains", "message"),
     [
@@ -56,8 +48,9 @@ def test_an_unknown_domain_suggests():
         (["cup", "cup"], ["food"], "unique"),
         ([" "], ["food"], "not empty"),
         (["two\nlines"], ["food"], "line break"),
+        (["cup"], ["texture"], "no domain is called 'texture'. Did you mean 'textures'"),
     ],
 )
 def test_wrong_names_are_refused(names, domains, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UnknownNameError if domains == ["texture"] else InputError, match=message):
         make_sentences(names, domains)

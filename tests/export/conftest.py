@@ -55,16 +55,3 @@ def fitted(draw):
         return kept[key]
 
     return fit
-
-
-@pytest.fixture(scope="session")
-def encoder_for():
-    """A function that gives the toy, or what else a head needs."""
-
-    def get(head: str, folders: dict) -> object:
-        cls = head_info(head).cls
-        if cls.reads == "second-encoder":
-            return "toy[final,toy/final]"
-        return f"open_clip:local-dir:{folders['tiny']}" if cls.tunes_encoder else "toy"
-
-    return get

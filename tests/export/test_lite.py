@@ -78,11 +78,7 @@ def test_the_line_for_a_shell_calls_the_file_sound(place):
 
 def test_they_are_fifteen():
     assert len([line for line in LINES["onnx"].splitlines() if line]) <= 15
-    assert all(
-        "clipadapter" not in line.replace('["clipadapter"]', "")
-        for text in LINES.values()
-        for line in text.splitlines()
-    )
+    assert all("clipadapter" not in text.replace('["clipadapter"]', "") for text in LINES.values())
 
 
 @pytest.mark.slow
@@ -90,11 +86,8 @@ def test_int8_passes_the_gate(opened, draw, tmp_path, monkeypatch):
     """On pictures that did not set the ranges, as ONNX, whose int8 is the poorer of the two."""
     model = FewShotClassifier(opened("lite"), "prototype", cache=None, backend="torch", precision="fp32")
     model.fit(*draw(4, size=60))
-    for name, value in (
-        ("MAX_COMPARED_PICTURES", {"int8": 12}),
-        ("MAX_CALIBRATION_PICTURES", 12),
-        ("MIN_CALIBRATION_PICTURES", 12),
-    ):
+    limits = {"MAX_COMPARED_PICTURES": {"int8": 12}, "MAX_CALIBRATION_PICTURES": 12, "MIN_CALIBRATION_PICTURES": 12}
+    for name, value in limits.items():
         monkeypatch.setattr(f"clipadapter.export.exporter.{name}", value)
     done = export_model(model, tmp_path / "model.onnx", precision="int8", pictures=draw(8, seed=5, size=60)[0])
     assert (done.parity["n"], done.parity["agreement"]) == (12, 1.0)

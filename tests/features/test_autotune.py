@@ -105,25 +105,21 @@ def test_the_fastest_candidate_that_is_near_enough_is_chosen(others, expected):
     measured = [Measured("torch", "fp32", 10, EXACT), *(Measured(*each) for each in others)]
     result = choose_measured(measured, is_precision_fixed=False)
     assert (result.backend, result.precision) == expected
-
-
-def test_a_fixed_precision_is_taken_even_if_it_is_not_near():
-    result = choose_measured(
-        [Measured("torch", "bf16", 10, FAR), Measured("openvino", "bf16", 20, FAR)], is_precision_fixed=True
-    )
-    assert result.backend == "openvino"
+    fixed = [Measured("torch", "bf16", 10, FAR), Measured("openvino", "bf16", 20, FAR)]
+    assert choose_measured(fixed, is_precision_fixed=True).backend == "openvino"
 
 
 def test_cosines_and_answers_are_those_of_a_plain_loop():
     rng = np.random.default_rng(1)
     one, text = rng.standard_normal((7, 5)).astype(np.float32), rng.standard_normal((3, 5))
     two = one + 0.5 * rng.standard_normal((7, 5)).astype(np.float32)
-    cosines = [float(a @ b / (a @ a) ** 0.5 / (b @ b) ** 0.5) for a, b in zip(one, two, strict=True)]
-    same = [
-        max(range(3), key=lambda k, a=a: float(a @ text[k] / (text[k] @ text[k]) ** 0.5))
-        == max(range(3), key=lambda k, b=b: float(b @ text[k] / (text[k] @ text[k]) ** 0.5))
-        for a, b in zip(one, two, strict=True)
-    ]
+
+    def cosine(a, b):
+        return float(a @ b / (a @ a) ** 0.5 / (b @ b) ** 0.5)
+
+    cosines = [cosine(a, b) for a, b in zip(one, two, strict=True)]
+    answers = [[max(range(3), key=lambda k, row=row: cosine(row, text[k])) for row in rows] for rows in (one, two)]
+    same = [a == b for a, b in zip(*answers, strict=True)]
     result = measure_parity(one, two, text)
     assert result.min_cosine == pytest.approx(min(cosines), abs=1e-6)
     assert result.mean_cosine == pytest.approx(sum(cosines) / 7, abs=1e-6)
@@ -145,45 +141,30 @@ def test_a_fixed_backend_and_precision_need_no_measurement(tiny, pictures, monke
     assert (result.backend, result.precision) == ("openvino", "bf16")
 
 
-def test_an_encoder_that_can_not_be_converted_says_so(pictures):
+def test_what_can_not_run_is_refused_with_the_reason(tiny, pictures, tmp_path):
     toy = create_encoder("toy")
     assert choose_backend(toy, pictures) is toy
-    with pytest.raises(InputError, match="toy can't be converted"):
-        choose_backend(toy, pictures, backend="openvino")
+    (tmp_path / "no.png").write_text("no picture")
+    for encoder, sources, wish, error, words in (
+        (toy, pictures, {"backend": "openvino"}, InputError, "toy can't be converted"),
+        (tiny, pictures, {"backend": "openvin"}, UnknownNameError, "Did you mean 'openvino'"),
+        (tiny, pictures, {"precision": "fp16"}, InputError, "auto, fp32, bf16, int8"),
+        (tiny, pictures, {"backend": "torch", "precision": "int8"}, InputError, "Torch .* runs fp32, bf16, not int8"),
+        (tiny, [tmp_path / "no.png"], {"backend": "openvino", "precision": "int8"}, InputError, "int8 needs pictures"),
+    ):
+        with pytest.raises(error, match=words):
+            choose_backend(encoder, sources, **wish)
 
 
-@pytest.mark.parametrize(
-    ("wish", "error", "words"),
-    [
-        ({"backend": "openvin"}, UnknownNameError, "Did you mean 'openvino'"),
-        ({"precision": "fp16"}, InputError, "auto, fp32, bf16, int8"),
-        ({"backend": "torch", "precision": "int8"}, InputError, "Torch backend runs fp32, bf16, not int8"),
-    ],
-)
-def test_wrong_backends_and_precisions_are_refused(tiny, pictures, wish, error, words):
-    with pytest.raises(error, match=words):
-        choose_backend(tiny, pictures, **wish)
-
-
-def test_a_backend_that_is_not_installed_names_its_extra(tiny, pictures, monkeypatch):
+def test_a_backend_that_is_not_installed_names_its_extra(tiny, pictures, own_cache, monkeypatch):
     monkeypatch.setattr(OpenVinoBackend, "missing_package", classmethod(lambda cls: "openvino"))
     with pytest.raises(MissingExtraError, match=re.escape(install_command("openvino"))):
         choose_backend(tiny, pictures, backend="openvino")
     assert choose_backend(tiny, pictures) is tiny
-
-
-def test_without_openvino_the_note_recommends_it(pictures, own_cache, monkeypatch):
-    monkeypatch.setattr(OpenVinoBackend, "missing_package", classmethod(lambda cls: "openvino"))
     monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda *_: True)
-    result = choose_backend(TinyEncoder(), pictures, backend="torch")
+    result = choose_backend(tiny, pictures, backend="torch")
     assert result.info.backend == "torch"
     assert install_command("openvino") in result.info.note
-
-
-def test_int8_needs_pictures_that_can_be_read(tiny, tmp_path):
-    (tmp_path / "no.png").write_text("no picture")
-    with pytest.raises(InputError, match="int8 needs pictures"):
-        choose_backend(tiny, [tmp_path / "no.png"], backend="openvino", precision="int8")
 
 
 def test_a_saved_model_remembers_its_precision(opened, pictures, tmp_path):
@@ -258,6 +239,8 @@ def test_each_pass_is_calibrated_by_its_own_squares(pictures):
     images = [Image.open(path) for path in pictures]
     np.testing.assert_array_equal(loaded.encode_images(images), chosen.encode_images(images))
     assert loaded.block_fingerprints() == chosen.block_fingerprints()
+    with pytest.raises(EncoderUnavailableError, match="was calibrated for int8"):  # elsewhere
+        restore_backend(encoder_of("final", "final@48"), "int8", "onnxruntime", Int8Calibration(None, 32 * "0"))
 
 
 def test_a_model_of_two_int8_passes_opens_again(pictures, tmp_path):
@@ -268,12 +251,6 @@ def test_a_model_of_two_int8_passes_opens_again(pictures, tmp_path):
     loaded = FewShotClassifier.load(tmp_path / "model", encoder=encoder_of("final", "other/final"), cache=None)
     assert [each.info.precision for each in loaded.encoder_.passes()] == ["int8", "int8"]
     np.testing.assert_array_equal(loaded.predict_proba(pictures), model.predict_proba(pictures))
-
-
-def test_int8_that_was_calibrated_elsewhere_is_no_tower(pictures):
-    encoder = encoder_of("final", "final@48")
-    with pytest.raises(EncoderUnavailableError, match="was calibrated for int8"):
-        restore_backend(encoder, "int8", "onnxruntime", Int8Calibration(None, 32 * "0"))
 
 
 @pytest.mark.parametrize("is_near", [True, False])
@@ -295,11 +272,8 @@ def test_the_worst_block_decides_whether_a_precision_is_near_enough(pictures, mo
     reference = autotune.measure(with_backend(encoder), squares)
     features = reference.features.copy()
     features[:, :32] = features[:, :32][:, ::-1]
-    monkeypatch.setattr(
-        type(with_backend(encoder)),
-        "encode_pixels",
-        lambda self, pixels: autotune.torch.from_numpy(features[: len(pixels)]),
-    )
+    wrong_features = autotune.torch.from_numpy(features)
+    monkeypatch.setattr(type(with_backend(encoder)), "encode_pixels", lambda _, pixels: wrong_features[: len(pixels)])
     wrong = autotune.measure(with_backend(encoder), squares, reference)
     a, b = reference.features[:, :32].astype(float), features[:, :32].astype(float)
     cosines = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)

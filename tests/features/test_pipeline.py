@@ -63,27 +63,21 @@ def test_reduced_precision_shrinks_large_jpegs_and_nothing_else(reduced, large, 
     assert cosine > 0.999
 
 
-def test_the_plain_view_does_not_depend_on_other_views(reduced, large):
-    paths, _ = large
-    alone = extract(reduced, paths).features[:, 0]
-    np.testing.assert_allclose(extract(reduced, paths, views=ViewSpec(count=3)).features[:, 0], alone, atol=1e-6)
-
-
-def test_crops_come_from_every_pixel(reduced, toy, large, sizes, monkeypatch):
+def test_crops_come_from_every_pixel_and_the_plain_view_does_not_depend_on_them(
+    reduced, toy, large, sizes, tmp_path, monkeypatch
+):
     paths, side = large
     views = ViewSpec(count=3)
-    crops = extract(reduced, paths, views=views, workers=1).features[:, 1:]
+    features = extract(reduced, paths, views=views, workers=1).features
     whole = [(3 * side, 2 * side), (3 * side, 2 * side - 2)]
     assert sizes == [whole[0], (3 * side // 2, side), whole[1]]  # decoded anew only where it is shrunk
-    monkeypatch.setattr(toy, "info", replace(toy.info, precision="fp32", fingerprint="full"))
-    np.testing.assert_array_equal(extract(toy, paths, views=views).features[:, 1:], crops)
-
-
-def test_large_pictures_of_other_kinds_are_decoded_once(reduced, large, tmp_path, sizes):
-    paths, side = large
+    np.testing.assert_allclose(features[:, 0], extract(reduced, paths).features[:, 0], atol=1e-6)
+    sizes.clear()
     Image.open(paths[0]).save(tmp_path / "a.png")
-    extract(reduced, [tmp_path / "a.png"], views=ViewSpec(count=3))
-    assert sizes == [(3 * side, 2 * side)]
+    extract(reduced, [tmp_path / "a.png"], views=views)
+    assert sizes == whole[:1]  # of other kinds once
+    monkeypatch.setattr(toy, "info", replace(toy.info, precision="fp32", fingerprint="full"))
+    np.testing.assert_array_equal(extract(toy, paths, views=views).features[:, 1:], features[:, 1:])
 
 
 def test_memory_is_that_of_a_window_of_pictures(toy, tmp_path, monkeypatch):

@@ -129,12 +129,18 @@ def test_shards_have_the_features_of_extract_whatever_the_source(pictures, tmp_p
     assert open_feature_table(tmp_path / "of-tars").splits == ("train",)
 
 
-def test_an_unreadable_picture_is_a_row_that_says_why(pictures, tmp_path):
+def test_an_unreadable_picture_is_a_row_that_says_why_and_a_damaged_shard_is_named(pictures, tmp_path, no_waits):
     (pictures / "cat" / "03.png").write_bytes(b"no picture")
     (pictures / "dog" / "12.png").write_bytes(b"")
     assert make(pictures, tmp_path / "out", size=100) == (20, 2)
     assert errors_in(tmp_path / "out") == ["file is empty", "not an image"]
     assert len(read_features(tmp_path / "out")) == 18
+    (shard,) = (tmp_path / "out").glob("*.parquet")  # that another worker left
+    content = shard.read_bytes()
+    for damaged in (content[:-8] + b"x" * 8, bytes(len(content) - 8) + content[-8:]):
+        shard.write_bytes(damaged)
+        with pytest.raises(DataError, match=f"{shard.name}' can't be read: .* delete it"):
+            make(pictures, tmp_path / "out", size=100)
 
 
 LONG_NAME = tarfile.TarInfo("b")
@@ -218,25 +224,12 @@ def test_existing_shards_are_counted_and_not_written_again_and_a_new_picture_is(
     assert len(written() - second) == 1
 
 
-def test_a_damaged_shard_that_another_worker_left_is_named(pictures, tmp_path, no_waits):
-    make(pictures, tmp_path / "out", size=100)
-    (shard,) = (tmp_path / "out").glob("*.parquet")
-    content = shard.read_bytes()
-    for damaged in (content[:-8] + b"x" * 8, bytes(len(content) - 8) + content[-8:]):
-        shard.write_bytes(damaged)
-        with pytest.raises(DataError, match=f"{shard.name}' can't be read: .* delete it"):
-            make(pictures, tmp_path / "out", size=100)
-
-
-def test_shards_fill_a_store(pictures, tmp_path, toy):
-    make(pictures, tmp_path / "out")
+def test_shards_fill_a_store_and_blocks_are_named_in_the_plan_and_kept_apart_in_the_store(pictures, tmp_path, toy):
+    make(pictures, tmp_path / "one")
     with FeatureStore(":memory:") as store:
-        assert import_shards(tmp_path / "out", store) == 20
+        assert import_shards(tmp_path / "one", store) == 20
         again = extract(toy, files_of(pictures), store=store)
     assert (again.computed, again.cached) == (0, 20)
-
-
-def test_blocks_are_named_in_the_plan_and_kept_apart_in_the_store(pictures, tmp_path):
     uri = "toy[final,inner,final@48]"
     encoder = create_encoder(uri)
     make(pictures, tmp_path / "out", encoder=uri)
@@ -441,7 +434,7 @@ def divided(tmp_path):
     return tmp_path
 
 
-def test_a_fit_to_shards_is_the_fit_to_their_pictures(divided):
+def test_a_fit_to_shards_is_the_fit_to_their_pictures_and_refuses_what_needs_pictures(divided):
     for name in ("data", "shards"):
         options = ("--encoder", "toy", "--head", "tip-adapter", "--shots", "4", "--out", divided / f"of-{name}")
         result = CliRunner().invoke(app, ["fit", str(divided / name), *map(str, options)])
@@ -452,9 +445,6 @@ def test_a_fit_to_shards_is_the_fit_to_their_pictures(divided):
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     sources = [[str(source) for source in model.support_.provenance["sources"]] for model in models]
     assert sorted(sources[0]) == sorted(sources[1])
-
-
-def test_a_fit_to_shards_refuses_what_needs_pictures(divided):
     for options, words in [
         (("--views", "3"), "--views needs pictures"),
         (("--unlabelled", str(divided)), "--unlabelled needs pictures"),
@@ -468,9 +458,8 @@ def test_a_fit_to_shards_refuses_what_needs_pictures(divided):
 
 
 def test_a_suite_on_shards_has_the_records_of_a_suite_on_their_pictures(divided):
-    suite = load_suite("few-shot").model_copy(
-        update={"shots": [4], "seeds": [1, 2], "heads": [Variant(head="tip-adapter")]}
-    )
+    few = {"shots": [4], "seeds": [1, 2], "heads": [Variant(head="tip-adapter")]}
+    suite = load_suite("few-shot").model_copy(update=few)
     spec = f"features:{divided / 'shards'}"
     bundle, rows = create_protocol("few-shot").load(suite, open_source(spec))
     assert len(bundle.support) == len({row for draw in rows.values() for row in draw}) < 27
@@ -560,12 +549,8 @@ def test_ray_writes_the_same_shards_and_survives_a_killed_node(pictures, tmp_pat
         with ray.init(cluster.address, log_to_driver=False, configure_logging=False):
             with pytest.raises(InputError, match="the cluster has 2 cores and 0 GPUs"):
                 extract_with_ray(pictures, "toy", tmp_path / "gpu", gpus=1)
-            report = extract_with_ray(
-                *(pictures, "toy", tmp_path / "out"),
-                filesystem=KillingFiles(cluster.head_node.node_id),
-                batch_size=4,
-                shard_size=6,
-            )
+            options = {"filesystem": KillingFiles(cluster.head_node.node_id), "batch_size": 4, "shard_size": 6}
+            report = extract_with_ray(pictures, "toy", tmp_path / "out", **options)
             assert (tmp_path / "killed").exists() and other.dead_processes()
             assert (report.shards, report.reused, report.pictures, report.unreadable) == (4, 1, 14, 0)
     finally:

@@ -31,13 +31,13 @@ def same(found, expected):
         np.testing.assert_array_equal(found[key], vector.astype(np.float32))
 
 
-def test_stored_vectors_are_there_after_opening_again(path):
+def test_stored_vectors_are_there_after_opening_again_in_any_order_and_several_times(path):
     items = vectors(1200)
     with FeatureStore(path) as store:
         assert store.put_many(items) == 1200
     with FeatureStore(path) as store:
         assert len(store) == 1200
-        same(store.get_many([*items, b"missing"], dim=4), items)
+        same(store.get_many([*(key for key in reversed(items) for _ in range(2)), b"missing"], dim=4), items)
 
 
 def test_an_existing_entry_is_kept(path):
@@ -75,14 +75,6 @@ def test_a_damaged_entry_counts_as_missing_and_is_replaced(path, damage):
         same(store.get_many(list(items), dim=4), items)
 
 
-def test_more_keys_than_one_statement_takes_in_any_order_and_several_times():
-    items = vectors(1001)
-    keys = [key for key in reversed(items) for _ in range(2)]
-    with FeatureStore(":memory:") as store:
-        store.put_many(items)
-        same(store.get_many(keys, dim=4), items)
-
-
 def test_two_widths_may_be_in_one_store():
     mixed = dict(sorted((vectors(90) | {b"wide " + key: row for key, row in vectors(50, dim=8).items()}).items()))
     with FeatureStore(":memory:") as store:
@@ -104,52 +96,42 @@ def test_keys_and_checksums_are_those_of_existing_stores(path):
     assert row == (key, b"float32", crc32(b"float32" + key + value), value)
 
 
-@pytest.mark.parametrize("content", [b"a note", b"no database\n" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
-def test_a_file_that_is_no_database_is_refused_and_not_changed(path, content):
-    path.parent.mkdir()
-    path.write_bytes(content)
-    with pytest.raises(StoreError, match=r"features\.sqlite can't be read .* give another path, or move the file away"):
-        FeatureStore(path)
-    assert path.read_bytes() == content
-
-
-def test_a_database_of_another_program_is_refused_and_not_changed(path):
-    path.parent.mkdir()
+def changed(path, statement):
+    """The bytes of a database after one statement."""
     with sqlite3.connect(path) as db:
-        db.execute("CREATE TABLE feature (mine TEXT)")
+        db.execute(statement)
     db.close()
-    content = path.read_bytes()
-    with pytest.raises(StoreError, match="another program: give another path"):
-        FeatureStore(path)
-    assert path.read_bytes() == content
+    return path.read_bytes()
+
+
+NO_DATABASE = r"features\.sqlite can't be read .* give another path, or move the file away"
 
 
 @pytest.mark.parametrize(
-    ("sound", "damaged"),
+    ("content", "words"),
     [
-        (b"CREATE TABLE feature (key", b"CREATE TABLE feature (\xffey"),  # the message of SQLite has the name
-        (b", value BLOB)", b"/* ue BLOB*/)"),
-        (b"value BLOB)", b"valu\xff BLOB)"),
+        (lambda _: b"a note", NO_DATABASE),
+        (lambda _: b"no database\n" * 1000, NO_DATABASE),
+        (lambda _: b"SQLite format 3\0" + b"\xff" * 5000, NO_DATABASE),
+        (
+            lambda path: path.unlink() or changed(path, "CREATE TABLE feature (mine TEXT)"),
+            "another program: give another path",
+        ),
+        (lambda path: changed(path, "PRAGMA user_version = 99"), "has format 99, this version reads 1"),
+        # The message of SQLite has the name.
+        (lambda path: path.read_bytes().replace(b"feature (key", b"feature (\xffey"), "be read as a feature store"),
+        (lambda path: path.read_bytes().replace(b", value BLOB)", b"/* ue BLOB*/)"), "be read as a feature store"),
+        (lambda path: path.read_bytes().replace(b"value BLOB)", b"valu\xff BLOB)"), "be read as a feature store"),
     ],
 )
-def test_a_store_whose_table_was_damaged_is_refused_and_not_changed(path, sound, damaged):
+def test_a_file_that_is_no_store_is_refused_and_not_changed(path, content, words):
     with FeatureStore(path) as store:
         store.put_many({b"key": np.ones(4, np.float32)})
-    data = path.read_bytes()
-    assert sound in data
-    path.write_bytes(data.replace(sound, damaged))
-    with pytest.raises(StoreError, match="can't be read as a feature store"):
+    before = content(path)
+    path.write_bytes(before)
+    with pytest.raises(StoreError, match=words):
         FeatureStore(path)
-    assert path.read_bytes() == data.replace(sound, damaged)
-
-
-def test_another_format_number_is_refused_and_not_changed(path):
-    FeatureStore(path).close()
-    with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version = 99")
-    db.close()
-    with pytest.raises(StoreError, match=r"has format 99, this version reads 1: give another path"):
-        FeatureStore(path)
+    assert path.read_bytes() == before
 
 
 def test_an_index_that_leads_to_another_entry_gives_nothing(path):
@@ -191,23 +173,17 @@ def test_a_full_disk_stores_nothing_of_the_batch(path):
         assert len(store) == 1
 
 
-def test_a_writer_waits_for_another(path):
-    with FeatureStore(path) as store, FeatureStore(path) as other:
+def test_a_writer_waits_for_another_but_not_too_long(path):
+    with FeatureStore(path) as store, FeatureStore(path) as other, FeatureStore(path, timeout=0.01) as hasty:
         other._db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked"):
+            hasty.put_many(vectors(1))
         thread = threading.Thread(target=store.put_many, args=(vectors(3),))
         thread.start()
         other._db.execute("COMMIT")
         thread.join()
         assert len(other) == 3
-
-
-def test_a_writer_that_waits_too_long_gives_the_reason(path):
-    with FeatureStore(path) as other, FeatureStore(path, timeout=0.01) as store:
-        other._db.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreError, match="locked"):
-            store.put_many(vectors(1))
-        other._db.execute("ROLLBACK")
-        assert store.put_many(vectors(1)) == 1
+        assert hasty.put_many({b"more": np.ones(4, np.float32)}) == 1
 
 
 def test_several_processes_may_create_one_store_at_the_same_time(path):

@@ -50,24 +50,18 @@ def test_the_table_holds_path_label_split_and_feature(toy, samples, tmp_path):
     np.testing.assert_array_equal(np.array(table["feature"].to_pylist(), np.float32), expected)
     assert table.schema.metadata[b"clipadapter.encoder"].decode() == toy.info.name
     assert table.schema.metadata[b"clipadapter.fingerprint"].decode() == toy.info.fingerprint
-
-
-def test_pictures_that_can_not_be_read_are_left_out(toy, samples, tmp_path):
-    samples[1].path.write_bytes(b"")
+    samples[1].path.write_bytes(b"")  # one that can't be read is left out
     rows = list(extract_rows(toy, samples, None))
     assert [row.path for row in rows] == [str(samples[i].path) for i in (0, 2, 3)]
 
 
-def test_rows_are_streamed_in_groups(toy, tmp_path):
+def test_rows_are_streamed_in_groups_and_none_give_an_empty_table(toy, tmp_path):
+    assert write_parquet(tmp_path / "f.parquet", [], toy.info) == 0
+    assert parquet.read_table(tmp_path / "f.parquet").num_rows == 0
     assert write_parquet(tmp_path / "f.parquet", rows_of(toy, 2500), toy.info) == 2500
     file = parquet.ParquetFile(tmp_path / "f.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [1024, 1024, 452]
     assert [row[0] for row in file.read()["feature"].to_pylist()] == list(range(2500))
-
-
-def test_no_rows_give_an_empty_table(toy, tmp_path):
-    assert write_parquet(tmp_path / "f.parquet", [], toy.info) == 0
-    assert parquet.read_table(tmp_path / "f.parquet").num_rows == 0
 
 
 def test_an_interrupted_export_leaves_the_older_file(toy, tmp_path):
@@ -92,25 +86,21 @@ def test_a_file_that_can_not_be_written_is_an_error(toy, tmp_path, name):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_a_link_in_place_of_the_unfinished_file_is_not_followed(toy, tmp_path):
+def test_what_can_not_be_written_is_refused_and_no_link_is_followed(toy, tmp_path, monkeypatch):
     (tmp_path / "thesis").write_text("mine")
-    (tmp_path / f".f.parquet.{os.getpid()}.partial").symlink_to(tmp_path / "thesis")
+    path, partial = tmp_path / "f.parquet", tmp_path / f".f.parquet.{os.getpid()}.partial"
+    partial.symlink_to(tmp_path / "thesis")
     with pytest.raises(DataError, match="is a link"):
-        write_parquet(tmp_path / "f.parquet", rows_of(toy, 1), toy.info)
+        write_parquet(path, rows_of(toy, 1), toy.info)
     assert (tmp_path / "thesis").read_text() == "mine"
-
-
-def test_another_width_is_refused(toy, tmp_path):
+    partial.unlink()
     rows = [FeatureRow("a.jpg", None, "all", np.zeros(3, np.float32))]
     with pytest.raises(InputError, match=f"width 3 but the encoder's is {toy.info.dim}"):
-        write_parquet(tmp_path / "f.parquet", rows, toy.info)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_missing_extra_is_named(toy, tmp_path, monkeypatch):
+        write_parquet(path, rows, toy.info)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=re.escape(install_command("parquet"))):
-        write_parquet(tmp_path / "f.parquet", [], toy.info)
+        write_parquet(path, [], toy.info)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis"]
 
 
 def test_each_block_is_a_column_and_is_read_again(samples, tmp_path):

@@ -19,25 +19,16 @@ def by_loops(rows):
     return [value / length for value in mean]
 
 
-def test_a_class_is_the_ensemble_of_its_prompts(toy):
-    text = encode_classes(toy, PROMPTS)
-    assert text.labels == ("dog", "cat", "wolf")
-    for vector, prompts in zip(text.embeddings, PROMPTS.values(), strict=True):
-        rows = [toy.encode_text([prompt])[0].tolist() for prompt in prompts]
-        np.testing.assert_allclose(vector, by_loops(rows), rtol=1e-4, atol=1e-6)
-
-
-def test_scale_and_bias_are_the_encoders(toy, monkeypatch):
+def test_a_class_is_the_ensemble_of_its_prompts_and_scale_and_bias_are_the_encoders(toy, monkeypatch):
     monkeypatch.setattr(toy, "info", replace(toy.info, logit_scale=7.5, logit_bias=-10.0))
     text = encode_classes(toy, PROMPTS)
+    assert text.labels == ("dog", "cat", "wolf")
     assert (text.logit_scale, text.logit_bias) == (7.5, -10.0)
-
-
-def test_every_different_prompt_is_encoded_once_in_one_call(toy, monkeypatch):
-    calls, encode_text = [], toy.encode_text
-    monkeypatch.setattr(toy, "encode_text", lambda texts: calls.append(list(texts)) or encode_text(texts))
-    encode_classes(toy, PROMPTS)
-    assert calls == [["a photo of a dog.", "a dog", "art of the dog.", "a cat", "a wolf"]]
+    for vector, rows, prompts in zip(text.embeddings, text.prompts, PROMPTS.values(), strict=True):
+        encoded = [toy.encode_text([prompt])[0].tolist() for prompt in prompts]
+        np.testing.assert_allclose(vector, by_loops(encoded), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(rows, [by_loops([row]) for row in encoded], rtol=1e-4, atol=1e-6)
+    assert encode_classes(toy, {"cat": ["a cat"], "dog": ["a dog"]}).prompts is None  # not stored twice
 
 
 @pytest.mark.parametrize(
@@ -64,33 +55,16 @@ def test_stored_prompts_are_not_encoded_again(toy, monkeypatch):
     np.testing.assert_array_equal(first.embeddings, expected)
     np.testing.assert_array_equal(again.embeddings, expected)
     np.testing.assert_array_equal(more.embeddings[:3], expected)
+    # Every different prompt once, and in one call.
     assert requested == [["a photo of a dog.", "a dog", "art of the dog.", "a cat", "a wolf"], ["a fox"]]
 
 
-def test_an_encoder_of_further_blocks_has_the_texts_of_the_encoder_itself(toy, monkeypatch):
+def test_an_encoder_of_further_blocks_has_the_texts_of_the_encoder_itself_and_another_has_others(toy, monkeypatch):
     wide = open_blocks(toy, ["final", "inner", "final@48"])
     with FeatureStore(":memory:") as store:
         expected = encode_classes(toy, PROMPTS, store)
         monkeypatch.setattr(toy, "encode_text", None)
         np.testing.assert_array_equal(encode_classes(wide, PROMPTS, store).embeddings, expected.embeddings)
-
-
-def test_another_encoder_has_other_texts(toy, monkeypatch):
-    with FeatureStore(":memory:") as store:
-        encode_classes(toy, PROMPTS, store)
         monkeypatch.setattr(toy, "info", replace(toy.info, fingerprint="0" * 32))
-        monkeypatch.setattr(toy, "encode_text", None)
         with pytest.raises(TypeError):
             encode_classes(toy, PROMPTS, store)
-
-
-def test_single_prompts_are_unit_rows_of_each_class(toy):
-    text = encode_classes(toy, PROMPTS)
-    assert [rows.shape[0] for rows in text.prompts] == [3, 1, 2]
-    for rows, prompts in zip(text.prompts, PROMPTS.values(), strict=True):
-        for row, prompt in zip(rows, prompts, strict=True):
-            np.testing.assert_allclose(row, by_loops([toy.encode_text([prompt])[0].tolist()]), rtol=1e-4, atol=1e-6)
-
-
-def test_one_prompt_a_class_is_not_stored_twice(toy):
-    assert encode_classes(toy, {"cat": ["a cat"], "dog": ["a dog"]}).prompts is None

@@ -13,8 +13,9 @@ from clipadapter.heads.auto import head as auto_head
 from clipadapter.heads.auto.experts import EXPERTS
 from clipadapter.heads.base import HEADS
 from clipadapter.heads.knn import Knn
-from clipadapter.testing import HEAD_CHECKS
+from clipadapter.testing import HEAD_CHECKS, toy_features
 from clipadapter.testing.heads import check_picture_features_are_declared
+from clipadapter.utils import parallel
 from clipadapter.utils.towers import WordTower
 
 from ..failed_checks import names_of_failed_checks
@@ -68,18 +69,17 @@ def test_a_head_is_a_scikit_learn_estimator(name, monkeypatch):
     assert [result["check_name"] for result in results if result["expected_to_fail"] and not result["exception"]] == []
 
 
-def test_every_head_is_imported_from_the_package():
+def test_every_head_is_imported_from_the_package_and_says_what_the_values_of_its_presets_are():
+    with_presets = set()
     for name in list_heads():
         cls = head_info(name).cls
         if cls.__module__.startswith("clipadapter.heads."):
             assert getattr(heads, cls.__name__) is cls
             assert cls.__name__ in heads.__all__
-
-
-def test_every_head_with_presets_says_what_their_values_are():
-    with_presets = [name for name in list_heads() if head_info(name).cls.presets]
-    assert {"tip-adapter", "tip-adapter-f", "taskres"} <= set(with_presets)
-    assert [name for name in with_presets if head_info(name).cls.preset_note == Head.preset_note] == []
+        if cls.presets:
+            with_presets.add(name)
+            assert cls.preset_note != Head.preset_note, name
+    assert {"tip-adapter", "tip-adapter-f", "taskres"} <= with_presets
 
 
 def test_a_registered_head_of_another_package_is_checked_too():
@@ -135,3 +135,18 @@ def test_stored_shots_that_are_not_declared_fail_a_check():
     check_picture_features_are_declared(Knn())
     with pytest.raises(AssertionError, match="keys_ has features of shots as 12 rows: name it in picture_features"):
         check_picture_features_are_declared(Undeclared())
+
+
+@pytest.mark.usefixtures("fewer_folds")
+@pytest.mark.parametrize(("name", "params"), [("auto", {}), ("clip-adapter", {"steps": 3})])
+def test_threads_change_no_bit_of_a_fit(name, params, monkeypatch):
+    monkeypatch.setattr(parallel, "MIN_PARALLEL_TASK_WORK", 0)
+    X, y, text = toy_features((6, 6, 6), noise=2.0)
+    before, logits = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            logits.append(create_head(name, **params).fit(X, y, text=text).logits(X))
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(*logits)

@@ -12,27 +12,22 @@ from clipadapter.heads.tip_adapter import TipAdapter
 from .small_shots import released_shots
 
 D, CLASSES, SCALE = 8, 3, 30.0
-COUNTS = (4, 1, 2)
 
 
-def draw(counts=COUNTS, seed=3):
-    """Two views of each shot, labels, class text, queries; float64."""
-    rng = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(len(counts)), counts)
-    means = rng.standard_normal((len(counts), D)) + 0.5
+def draw():
+    """Two views of each shot, their labels, class text, queries; float64."""
+    rng = np.random.default_rng(3)
+    labels = np.repeat(np.arange(CLASSES), (4, 1, 2))
+    means = rng.standard_normal((CLASSES, D)) + 0.5
     X = 9 * (means[labels][:, None] + 0.7 * rng.standard_normal((len(labels), 2, D)))
-    text = TextFeatures([f"class {i}" for i in range(len(counts))], means + rng.standard_normal(means.shape), SCALE)
-    return X, labels, text, 9 * rng.standard_normal((6, D))
-
-
-def names(labels, text):
-    return np.array(text.labels)[labels]
+    text = TextFeatures([f"class {i}" for i in range(CLASSES)], means + rng.standard_normal(means.shape), SCALE)
+    return X, np.array(text.labels)[labels], text, 9 * rng.standard_normal((6, D))
 
 
 def test_all_channels_and_gamma_zero_is_tip_adapter():
-    X, labels, text, Q = draw()
-    expected = TipAdapter(alpha=2.0, beta=3.0).fit(X, names(labels, text), text=text).logits(Q)
-    found = Ape(alpha=2.0, beta=3.0, gamma=0, channels=1.0).fit(X, names(labels, text), text=text).logits(Q)
+    X, y, text, Q = draw()
+    heads = TipAdapter(alpha=2.0, beta=3.0), Ape(alpha=2.0, beta=3.0, gamma=0, channels=1.0)
+    expected, found = (head.fit(X, y, text=text).logits(Q) for head in heads)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
@@ -46,14 +41,11 @@ def test_a_surprising_shot_counts_more():
 
 @pytest.mark.parametrize(("fraction", "kept"), [(0.5, 4), (0.01, 1), (1.0, 8)])
 def test_channels_is_a_fraction(fraction, kept):
-    X, labels, text, _ = draw()
-    assert len(Ape(channels=fraction).fit(X, names(labels, text), text=text).channels_.unique()) == kept
+    X, y, text, _ = draw()
+    assert len(Ape(channels=fraction).fit(X, y, text=text).channels_.unique()) == kept
 
 
-WEIGHTS = pytest.mark.parametrize(("preset", "weights"), [("imagenet", "w0.7_0.3"), ("dtd", "w0.5_0.5")])
-
-
-@WEIGHTS
+@pytest.mark.parametrize(("preset", "weights"), [("imagenet", "w0.7_0.3"), ("dtd", "w0.5_0.5")])
 @pytest.mark.parametrize(("alpha", "beta", "gamma"), [(2, 1, 0.1), (3, 5.5, 0.3)])
 def test_released_code_gives_these_channels_shares_and_logits(preset, weights, alpha, beta, gamma):
     figures, X, y, text, Q = released_shots("ape")

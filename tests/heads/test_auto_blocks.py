@@ -43,10 +43,9 @@ def accuracy(model):
     return float((model.predict(X[:, : model.n_features_in_]) == y).mean())
 
 
-def fitted(counts, *, seed=0, blocks=BLOCKS, y=None):
-    X, labels = draw(counts, seed)
-    X = X[:, : sum(width for _, width in blocks)]
-    return Auto().fit(X, labels if y is None else y(labels), text=text(), blocks=blocks)
+def fitted(counts, *, seed=0, blocks=BLOCKS):
+    X, y = draw(counts, seed)
+    return Auto().fit(X[:, : sum(width for _, width in blocks)], y, text=text(), blocks=blocks)
 
 
 def test_final_alone_gives_what_it_gave_without_blocks():

@@ -74,19 +74,15 @@ C, D = 8, 40
 HEADS = ("transclip", "zlap")
 
 
-def case(counts, seed, shots=4):
-    """Shots of all classes, and a pool with these numbers of pictures of them."""
+def fit(head, counts, seed):
+    """The head, fitted to shots of all classes, and to a pool with these numbers of pictures of them."""
     rng = np.random.default_rng(seed)
     means = 1.5 * rng.standard_normal(D) + rng.standard_normal((C, D))
     draw = lambda labels: means[labels] + 1.5 * rng.standard_normal((len(labels), D))  # noqa: E731
-    labels = np.repeat(np.arange(C), shots)
+    labels = np.repeat(np.arange(C), 4)
     text = TextFeatures([f"{k}" for k in range(C)], means + rng.standard_normal(means.shape), 20.0)
-    return draw(labels), labels.astype(str), text, draw(np.repeat(np.arange(C), counts))
-
-
-def fitted(head, counts, seed, **params):
-    X, y, text, pool = case(counts, seed)
-    return create_head(head, **params).fit(X, y, text=text, unlabelled=pool)
+    shots, pool = draw(labels), draw(np.repeat(np.arange(C), counts))
+    create_head(head).fit(shots, labels.astype(str), text=text, unlabelled=pool)
 
 
 FEW = [40] + [0] * (C - 1)
@@ -102,7 +98,7 @@ def test_a_pool_that_suits_the_head_brings_no_warning(head, counts):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for seed in range(2):
-            fitted(head, counts, seed)
+            fit(head, counts, seed)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -110,11 +106,8 @@ def test_a_pool_that_suits_the_head_brings_no_warning(head, counts):
 def test_a_pool_of_few_classes_is_named_with_the_number_of_classes_and_other_heads(head, present):
     for seed in range(2):
         with pytest.warns(MethodWarning) as caught:
-            fitted(head, [40] * present + [0] * (C - present), seed)
+            fit(head, [40] * present + [0] * (C - present), seed)
         (text,) = (str(warning.message) for warning in caught)
-        start, end = (
-            f"{head} expects pictures of all classes without labels, but these have an estimated ",
-            " of 8 classes",
-        )
+        start = f"{head} expects pictures of all classes without labels, but these have an estimated "
         assert text.startswith(start) and "ss-text-u, stata or auto" in text
-        assert float(text.removeprefix(start).split(end)[0]) == pytest.approx(present, abs=1.2)
+        assert float(text.removeprefix(start).split(" of 8 classes")[0]) == pytest.approx(present, abs=1.2)

@@ -13,22 +13,6 @@ from .golden_figures import doubles, golden
 from .small_shots import fit_unequal_shots, unequal_shots
 
 
-@pytest.fixture
-def case():
-    return unequal_shots(seed=8, noise=0.5)
-
-
-def fit(case, **params):
-    return fit_unequal_shots(CrossModal(**params), case)
-
-
-def test_wise_mixes_the_trained_weights_with_the_text(case):
-    trained = fit(case).weight_.numpy()
-    for wise in (0.2, 1.0):
-        expected = (1 - wise) * trained + wise * case[2]
-        np.testing.assert_allclose(fit(case, wise=wise).weight_.numpy(), expected, rtol=1e-9)
-
-
 def test_text_samples_hold_a_class_without_shots():
     # The text of the class without shots lies between the others', so that their pictures push it away.
     text = TextFeatures(["cat", "dog", "owl"], [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0]], 20.0)
@@ -41,7 +25,7 @@ def test_text_samples_hold_a_class_without_shots():
     assert both == ["cat", "dog", "owl"]
 
 
-def test_many_classes_are_drawn_a_batch_at_a_time(case, monkeypatch):
+def test_many_classes_are_drawn_a_batch_at_a_time(monkeypatch):
     sizes = []
     for module in (cross_modal, losses):
         monkeypatch.setattr(
@@ -49,15 +33,15 @@ def test_many_classes_are_drawn_a_batch_at_a_time(case, monkeypatch):
             "label_loss",
             lambda logits, labels, *more: (sizes.append(len(labels)), label_loss(logits, labels, *more))[1],
         )
-    fit(case, batch_size=3, epochs=2)
+    fit_unequal_shots(CrossModal(batch_size=3, epochs=2), unequal_shots(seed=8, noise=0.5))
     assert sizes == [3] * 8  # two steps an epoch, pictures and text in each
 
 
-def released(prompts, monkeypatch):
-    """Figures of the released code, its queries, and the literal head on its inputs.
+@pytest.mark.parametrize("prompts", ["among the shots", "as text"])
+def test_released_code_gives_the_same_rates_weights_and_logits(prompts, monkeypatch):
+    """Its prompts, two a class, are given among the shots, or stand for the class text as samples.
 
-    Its prompts, two a class, are given among the shots, or stand for the class text as samples; one mean over all rows
-    takes either as they are.
+    One mean over all rows takes either as they are.
     """
     figures, parameters = golden("cross_modal_linear")
     X, P, Q = doubles(figures, "support_features", "text_per_template", "query_features")
@@ -70,37 +54,19 @@ def released(prompts, monkeypatch):
         share = len(rows) / (len(X) + len(rows))
         monkeypatch.setattr(CrossModal, "_text_rows", lambda *_: (torch.from_numpy(rows), torch.from_numpy(row_labels)))
     head = CrossModal.official(text_share=share, batch_size=30, epochs=parameters["steps"])
-    return figures, Q, lambda **changes: clone(head).set_params(**changes).fit(X, y, text=text)
-
-
-# The released code ran in float32, in which its own rounding is 2e-7 in the weights and 6e-5 in the logits.
-
-
-def check_released(head, Q, figures, weights, logits):
-    np.testing.assert_allclose(head.weight_, figures[weights], atol=1e-6)
-    np.testing.assert_allclose(head.logits(Q), figures[logits], atol=2e-4)
-
-
-@pytest.mark.parametrize("prompts", ["among the shots", "as text"])
-def test_released_code_gives_the_same_weights_and_logits(prompts, monkeypatch):
-    figures, Q, fitted = released(prompts, monkeypatch)
-    check_released(fitted(epochs=0), Q, figures, "head_init", "logits_init")
-    check_released(fitted(schedule="constant", warmup_steps=0), Q, figures, "weights20", "logits20")
-
-
-def test_released_schedule_gives_the_same_rates_weights_and_logits(monkeypatch):
-    figures, Q, fitted = released("among the shots", monkeypatch)
-    head = fitted(warmup_steps=5)
-    config = head._train_config(torch.arange(1))
-    np.testing.assert_allclose(
-        [config.learning_rate(step, 1, 20) for step in range(20)], figures["lr_schedule"], rtol=1e-6
-    )
-    check_released(head, Q, figures, "weights20_sched", "logits20_sched")
-
-
-def test_released_mix_with_zero_shot_gives_the_same_weights_and_logits(monkeypatch):
-    figures, Q, fitted = released("among the shots", monkeypatch)
-    half = fitted(schedule="constant", warmup_steps=0, wise=0.5)
-    check_released(half, Q, figures, "weights20_wiseft", "logits20_wiseft")
-    fifth = fitted(schedule="constant", warmup_steps=0, wise=0.2)
-    np.testing.assert_allclose(fifth.logits(Q), figures["logits20_wiseft_0.2"], atol=2e-4)
+    config = clone(head).set_params(warmup_steps=5)._train_config(torch.arange(1))
+    rates = [config.learning_rate(step, 1, 20) for step in range(20)]
+    np.testing.assert_allclose(rates, figures["lr_schedule"], rtol=1e-6)
+    constant = {"schedule": "constant", "warmup_steps": 0}
+    for changes, weights, logits in (
+        ({"epochs": 0}, "head_init", "logits_init"),
+        (constant, "weights20", "logits20"),
+        ({"warmup_steps": 5}, "weights20_sched", "logits20_sched"),
+        ({**constant, "wise": 0.5}, "weights20_wiseft", "logits20_wiseft"),
+        ({**constant, "wise": 0.2}, None, "logits20_wiseft_0.2"),
+    ):
+        fitted = clone(head).set_params(**changes).fit(X, y, text=text)
+        # The released code ran in float32, in which its own rounding is 2e-7 in the weights and 6e-5 in the logits.
+        np.testing.assert_allclose(fitted.logits(Q), figures[logits], atol=2e-4)
+        if weights:
+            np.testing.assert_allclose(fitted.weight_, figures[weights], atol=1e-6)

@@ -15,31 +15,17 @@ from clipadapter.heads.registry import FIDELITY_KINDS
 TESTS = Path(__file__).parents[1]
 
 
-def test_every_head_of_this_package_states_its_fidelity():
-    ours = [name for name in list_heads() if head_info(name).cls.__module__.startswith("clipadapter.")]
-    assert len(ours) > 30
-    for name in ours:
-        found = fidelity_of(name)
-        assert found.kind in FIDELITY_KINDS and found.kind != "not stated", name
-        assert found.statement.endswith("."), name
-
-
 @pytest.mark.parametrize("name", list_heads())
-def test_a_head_says_that_it_was_checked_where_a_test_compares_it_with_released_code_and_only_there(name):
-    folder, module = head_info(name).cls.__module__.split(".")[1:3]
+def test_a_head_states_its_fidelity_once_and_that_it_was_checked_only_where_a_test_has_released_code(name):
+    cls, found = head_info(name).cls, fidelity_of(name)
+    assert found.kind in FIDELITY_KINDS and found.kind != "not stated"
+    assert found.statement.endswith(".")
+    assert (cls.__doc__ or "").count(f"\n\nFidelity: {found}\n") == 1
+    folder, module = cls.__module__.split(".")[1:3]
     test = TESTS / folder / f"test_{module}.py"
     compared = test.is_file() and re.search(r"golden\(|released_shots\(", test.read_text(encoding="utf-8"))
-    found = fidelity_of(name)
-    if compared:
-        assert found.kind in ("verified", "partial")
-        assert re.search(r"\bcode\b", found.statement)
-    else:
-        assert found.kind != "verified"
-
-
-@pytest.mark.parametrize("name", list_heads())
-def test_the_class_docstring_states_the_fidelity_once(name):
-    assert (head_info(name).cls.__doc__ or "").count(f"\n\nFidelity: {fidelity_of(name)}\n") == 1
+    assert found.kind in ("verified", "partial") if compared else found.kind != "verified"
+    assert not compared or re.search(r"\bcode\b", found.statement)
 
 
 @pytest.fixture

@@ -26,21 +26,15 @@ def clusters(classes, shots, d, spread=1.5, seed=0):
 
 @pytest.mark.parametrize("C", [0.1, 3.0, 100.0])
 @pytest.mark.parametrize("input_norm", [True, False])
-@pytest.mark.parametrize("d", [5, 64])
-def test_equals_scikit_learn_on_the_same_features(C, input_norm, d):
-    X, y = clusters(4, 6, d)
+@pytest.mark.parametrize(("classes", "d"), [(4, 5), (4, 64), (2, 16)])
+def test_equals_scikit_learn_on_the_same_features(C, input_norm, classes, d):
+    X, y = clusters(classes, 6, d)
     rows = X / (np.linalg.norm(X, axis=1, keepdims=True) if input_norm else 1)
     expected = LogisticRegression(C=C, max_iter=50_000, tol=1e-9).fit(rows, y)
     fitted = LinearProbe(C=C, input_norm=input_norm, tol=1e-7).fit(X, y)
-    np.testing.assert_allclose(fitted.weight_, expected.coef_, atol=1e-3)
+    if classes > 2:  # else scikit-learn has one row of weights
+        np.testing.assert_allclose(fitted.weight_, expected.coef_, atol=1e-3)
     np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(rows), atol=1e-3)
-
-
-def test_two_classes_have_the_probabilities_of_scikit_learn():
-    X, y, _ = toy_features((6, 6, 0), noise=2.0)
-    expected = LogisticRegression(C=1.0, tol=1e-8).fit(X.astype(float), y)
-    fitted = LinearProbe(C=1.0, input_norm=False, tol=1e-6).fit(X.astype(float), y)
-    np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(X.astype(float)), atol=1e-4)
 
 
 def test_a_penalised_intercept_is_the_weight_of_a_column_of_ones():
@@ -86,11 +80,8 @@ def test_a_preconditioner_and_blocks_of_rows_lead_to_the_optimum_of_scikit_learn
         model.solve(10.0, 1e-8, 1000)
         weight, bias = (part.numpy() for part in model.coefficients(5))
         if offset is None:
-            np.testing.assert_allclose(
-                weight @ X.T + bias[:, None] - (expected.coef_ @ X.T),
-                np.broadcast_to(expected.intercept_[:, None], (5, 60)),
-                atol=1e-4,
-            )
+            logits = expected.coef_ @ X.T + expected.intercept_[:, None]
+            np.testing.assert_allclose(weight @ X.T + bias[:, None], logits, atol=1e-4)
         else:
             monkeypatch.setattr(softmax_regression, "MAX_EXACT_PASS_COST", 10**9)
             whole = softmax_regression.SoftmaxRegression(
@@ -133,13 +124,10 @@ def test_c_that_is_chosen_has_the_lowest_held_out_loss_of_scikit_learn():
     assert losses[LinearProbe().fit(X, y).C_] == min(losses.values())
 
 
-def test_a_subsample_is_all_rows_if_their_pass_is_cheap():
-    labels = torch.arange(30) % 10
-    assert subsample(labels, 64, seed=0).tolist() == list(range(30))
-
-
-@pytest.mark.parametrize(("classes", "shots", "d"), [(1000, 16, 1024), (10, 20_000, 1024), (2000, 2, 4096)])
-def test_a_subsample_keeps_the_cost_of_a_pass_below_the_bound(classes, shots, d):
+@pytest.mark.parametrize(
+    ("classes", "shots", "d"), [(10, 3, 64), (1000, 16, 1024), (10, 20_000, 1024), (2000, 2, 4096)]
+)
+def test_a_subsample_keeps_the_cost_of_a_pass_below_the_bound_and_all_rows_of_a_cheap_one(classes, shots, d):
     labels = torch.arange(classes * shots) % classes
     kept = subsample(labels, d, seed=0)
     counts = torch.bincount(labels[kept])
@@ -147,6 +135,7 @@ def test_a_subsample_keeps_the_cost_of_a_pass_below_the_bound(classes, shots, d)
     assert len(kept) * len(counts) * d <= softmax_regression.MAX_PASS_COST
     assert len(counts) >= 10
     assert counts.min() >= min(shots, 3)
+    assert shots != 3 or kept.tolist() == list(range(30))
 
 
 def test_c_chosen_on_some_of_the_classes_is_that_of_all(monkeypatch):
@@ -199,25 +188,16 @@ def test_released_search_finds_the_same_c_and_its_probe_the_same_classes(run):
     np.testing.assert_array_equal(found, figures[f"test_pred_{run}"])
 
 
-def test_no_more_iterations_than_allowed():
-    goal = torch.tensor([1.0, 10.0, 100.0])
-
-    def evaluate(x):
-        return float((goal * x.square()).sum() - x.sum()), 2 * goal * x - 1
-
-    start = torch.zeros(1, 3)
-    assert descend(evaluate, start, evaluate(start), 0.001, 1e-9, 2)[1] == 2
-
-
-def test_units_change_no_iteration():
+def test_units_change_no_iteration_and_there_are_no_more_than_allowed():
     scale = torch.logspace(0, 2, 50, dtype=torch.float64)
     start = torch.zeros(1, 50, dtype=torch.float64)
 
-    def iterations(unit):
+    def iterations(unit, allowed=500):
         def evaluate(x):
             x = x / unit
             return float((scale * x.square()).sum() - x.sum()), (2 * scale * x - 1) / unit
 
-        return descend(evaluate, start, evaluate(start), 1e-3 * unit**2, 1e-6 / unit, 500)[1]
+        return descend(evaluate, start, evaluate(start), 1e-3 * unit**2, 1e-6 / unit, allowed)[1]
 
     assert iterations(1.0) == iterations(2.0**-10) == iterations(2.0**10) < 100
+    assert iterations(1.0, 2) == 2

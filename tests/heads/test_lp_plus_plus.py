@@ -63,6 +63,9 @@ def test_epochs_of_the_default_are_steps_with_cleared_gradients(d, epochs):
     np.testing.assert_allclose(fitted.bias_.numpy()[SEEN], bias, rtol=1e-7, atol=1e-9)
     expected = logits_by_hand(case, weight, bias, alpha)
     np.testing.assert_allclose(fitted.logits(case[0])[:, SEEN], expected, rtol=1e-9, atol=1e-9)
+    # The class without shots has its text and the average of the others.
+    np.testing.assert_allclose(fitted.weight_[2], weight.mean(axis=0) + alpha.mean() * case[2][2], rtol=1e-8)
+    assert fitted.bias_[2] == pytest.approx(bias.mean(), abs=1e-9)
 
 
 def test_literal_biases_start_as_those_of_a_linear_layer(case):
@@ -70,15 +73,6 @@ def test_literal_biases_start_as_those_of_a_linear_layer(case):
     assert np.abs(drawn).max() <= 1 / np.sqrt(D)
     assert drawn.std() == pytest.approx(1 / np.sqrt(3 * D), rel=0.15)
     assert not fit(case, epochs=0).bias_.any()
-
-
-def test_a_class_without_shots_has_its_text_and_the_average_of_the_others(case):
-    fitted = fit(case, logit_adjustment=0.0)
-    text = case[2]
-    weight, bias, alpha = replay(case, 300)
-    expected = weight.mean(axis=0) + alpha.mean() * text[2]
-    np.testing.assert_allclose(fitted.weight_.numpy()[2], expected, rtol=1e-8)
-    assert fitted.bias_[2] == pytest.approx(bias.mean(), abs=1e-9)
 
 
 def test_large_problems_run_fewer_epochs(monkeypatch):
@@ -102,9 +96,7 @@ def test_biases_stay_small_where_features_have_no_common_direction():
     assert literal > 2 * clean
 
 
-@pytest.fixture
-def released(monkeypatch):
-    """Figures of the released code, and the literal head on its inputs after some epochs, from its biases."""
+def test_released_code_gives_the_same_start_steps_and_logits_before_and_after_its_text_weights_move(monkeypatch):
     figures, parameters = golden("lpp")
     X, T, bias = doubles(figures, "support_raw", "text_raw", "init_bias")
     assert parameters["momentum"] == 0.9
@@ -112,22 +104,13 @@ def released(monkeypatch):
     monkeypatch.setattr(LpPlusPlus, "_initial_bias", lambda *_: torch.from_numpy(bias.copy()))
     text = TextFeatures([str(k) for k in range(len(T))], T)
     y = figures["support_labels"].astype(str)
-    return figures, lambda epochs: LpPlusPlus.official(epochs=epochs).fit(X, y, text=text)
-
-
-def test_released_code_begins_at_the_same_weights_with_the_same_steps(released):
-    figures, fitted = released
-    head = fitted(0)
+    start, *trained = (LpPlusPlus.official(epochs=epochs).fit(X, y, text=text) for epochs in (0, 9, 10, 20))
+    for head, epochs in zip(trained, (9, 10, 20), strict=True):
+        found, expected = head.logits(*doubles(figures, "query_raw")), figures[f"f64_logits_epoch{epochs}"]
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
     X, T = unit(figures["support_raw"]), unit(figures["text_raw"])
-    start = head.weight_.numpy() - head.alpha_.numpy()[:, None] * T
-    np.testing.assert_allclose(start, figures["init_weight"], atol=1e-5)
-    np.testing.assert_allclose(head.alpha_, figures["init_alpha"].repeat(5), rtol=1e-7)
+    weight = start.weight_.numpy() - start.alpha_.numpy()[:, None] * T
+    np.testing.assert_allclose(weight, figures["init_weight"], atol=1e-5)
+    np.testing.assert_allclose(start.alpha_, figures["init_alpha"].repeat(5), rtol=1e-7)
     assert step_of_weights(torch.from_numpy(X)) == pytest.approx(figures["lr_w"].item(), rel=1e-6)
     assert step_of_alpha(torch.from_numpy(X @ T.T)) == pytest.approx(figures["lr_alpha"].item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("epochs", [9, 10, 20])
-def test_released_code_gives_the_same_logits_before_and_after_its_text_weights_move(released, epochs):
-    figures, fitted = released
-    expected = figures[f"f64_logits_epoch{epochs}"]
-    np.testing.assert_allclose(fitted(epochs).logits(*doubles(figures, "query_raw")), expected, rtol=1e-9, atol=1e-11)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit as sigmoid
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 
@@ -18,6 +19,8 @@ from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing.heads import toy_multilabel
 
+from .formulas import unit
+
 ABLE = {"zero-shot", "linear-probe", "clip-adapter", "clip-adapter-trained-ratio", "tip-adapter", "auto"}
 
 
@@ -27,52 +30,31 @@ def drawn(n=40, c=4, d=6, seed=0):
     return X, (X[:, :c] + rng.standard_normal((n, c)) > 0.5).astype(int)
 
 
-def unit(X):
-    return X / np.linalg.norm(X, axis=1, keepdims=True)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
 def test_these_heads_support_multilabel_targets():
     assert {name for name in list_heads() if head_info(name).cls.multilabel} == ABLE
 
 
-@pytest.mark.parametrize(
-    ("Y", "words"),
-    [
+def test_labels_may_be_any_kind_of_zeros_and_ones_and_wrong_ones_are_named():
+    X, Y, text = toy_multilabel()
+    fits = [LinearProbe(C=1.0).fit(X, kind) for kind in (Y, Y.tolist(), torch.from_numpy(Y), Y.astype(float))]
+    for head in fits[1:]:
+        np.testing.assert_array_equal(head.logits(X), fits[0].logits(X))
+    assert fits[0].classes_.tolist() == [0, 1, 2]
+    assert LinearProbe(C=1.0).fit(X, Y, text=text).classes_.tolist() == list(text.labels)
+    with pytest.warns(UserWarning, match="column-vector"):
+        head = LinearProbe(C=1.0).fit(X, np.repeat(["a", "b"], 12)[:, None])
+    assert head.task_ == "single-label"
+    for wrong, words in (
         (np.full((24, 3), 2), "something else in it"),
         (np.full((24, 3), "cat"), "something else in it"),
         (np.full((24, 3), np.nan), "something else in it"),
         (np.zeros((24, 2)), "2 columns but the class text has 3"),
         (np.zeros((23, 3)), "24 rows but y has 23 rows"),
-    ],
-)
-def test_wrong_labels_are_named(Y, words):
-    X, _, text = toy_multilabel()
-    with pytest.raises(InputError, match=words):
-        ZeroShot().fit(X, Y, text=text)
-
-
-@pytest.mark.parametrize("kind", [np.asarray, np.ndarray.tolist, torch.from_numpy, lambda Y: Y.astype(float)])
-def test_labels_may_be_any_kind_of_zeros_and_ones(kind):
-    X, Y, _ = toy_multilabel()
-    expected = LinearProbe(C=1.0).fit(X, Y).logits(X)
-    np.testing.assert_array_equal(LinearProbe(C=1.0).fit(X, kind(Y)).logits(X), expected)
-
-
-def test_classes_are_those_of_the_text_or_numbers():
-    X, Y, text = toy_multilabel()
-    assert LinearProbe(C=1.0).fit(X, Y, text=text).classes_.tolist() == list(text.labels)
-    assert LinearProbe(C=1.0).fit(X, Y).classes_.tolist() == [0, 1, 2]
-
-
-def test_a_column_of_names_is_single_label():
-    X, _, _ = toy_multilabel()
-    with pytest.warns(UserWarning, match="column-vector"):
-        head = LinearProbe(C=1.0).fit(X, np.repeat(["a", "b"], 12)[:, None])
-    assert head.task_ == "single-label"
+    ):
+        with pytest.raises(InputError, match=words):
+            ZeroShot().fit(X, wrong, text=text)
+    with pytest.raises(InputError, match="the solver is 'torch', but is 'sklearn'"):
+        LinearProbe(C=1.0, solver="sklearn").fit(X, Y)
 
 
 def test_bias_is_that_of_logistic_regression_on_a_constant():
@@ -93,26 +75,17 @@ def test_bias_of_rare_classes_is_near_that_of_all():
     torch.testing.assert_close(tight.mean(), torch.tensor(np.log(49.5 / 101.5)).float(), atol=0.1, rtol=0)
 
 
-def test_zero_shot_uses_the_bias_that_siglip_was_trained_with():
-    X, Y, text = toy_multilabel()
-    siglip = TextFeatures(text.labels, text.embeddings, 110.0, logit_bias=-12.5)
-    expected = sigmoid(110.0 * unit(X.astype(float)) @ text.embeddings.T - 12.5)
-    np.testing.assert_allclose(ZeroShot().fit(X, Y, text=siglip).predict_proba(X), expected, atol=1e-4)
-
-
-def test_zero_shot_without_a_bias_gives_classes_their_share():
+def test_zero_shot_uses_the_bias_that_siglip_was_trained_with_or_gives_classes_their_share():
     X, Y, text = toy_multilabel(n=200)
+    rows = unit(X.astype(float))
+    siglip = TextFeatures(text.labels, text.embeddings, 110.0, logit_bias=-12.5)
+    expected = sigmoid(110.0 * rows @ text.embeddings.T - 12.5)
+    np.testing.assert_allclose(ZeroShot().fit(X, Y, text=siglip).predict_proba(X), expected, atol=1e-4)
     Y[:, 0] &= np.arange(200) % 2
-    found = ZeroShot().fit(X, Y, text=text).predict_proba(X)
-    np.testing.assert_allclose(found.mean(axis=0), Y.mean(axis=0), atol=0.02)
-
-
-def test_other_classes_get_the_mean_bias():
-    X, Y, text = toy_multilabel()
     head = ZeroShot().fit(X, Y, text=text)
-    other = head.for_classes(TextFeatures(["wolf", "fox"], np.eye(2, X.shape[1]), logit_scale=1.0))
-    expected = unit(X.astype(float))[:, :2] + float(head.bias_.mean())
-    np.testing.assert_allclose(other.logits(X), expected, atol=1e-5)
+    np.testing.assert_allclose(head.predict_proba(X).mean(axis=0), Y.mean(axis=0), atol=0.02)
+    other = head.for_classes(TextFeatures(["wolf", "fox"], np.eye(2, X.shape[1]), logit_scale=1.0))  # the mean bias
+    np.testing.assert_allclose(other.logits(X), rows[:, :2] + float(head.bias_.mean()), atol=1e-5)
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (40, 64), (400, 6)])
@@ -122,13 +95,8 @@ def test_linear_probe_is_one_logistic_regression_per_class(n, d, C):
     expected = OneVsRestClassifier(LogisticRegression(C=C, tol=1e-10, solver="newton-cholesky")).fit(unit(X), Y)
     found = LinearProbe(C=C, tol=1e-8).fit(X, Y)
     np.testing.assert_allclose(found.predict_proba(X), expected.predict_proba(unit(X)), atol=1e-5)
-
-
-def test_a_class_that_no_picture_has_gets_its_smoothed_share_as_probability():
-    X, Y = drawn(19, 3)
-    Y[:, 1] = 0
-    found = LinearProbe(C=1.0).fit(X, Y).predict_proba(X)
-    np.testing.assert_allclose(found[:, 1], 0.5 / 20)
+    Y[:, 1] = 0  # a class that no picture has gets its smoothed share
+    np.testing.assert_allclose(LinearProbe(C=C).fit(X, Y).predict_proba(X)[:, 1], 0.5 / (n + 1))
 
 
 def test_c_has_the_lowest_held_out_loss_of_scikit_learn():
@@ -142,27 +110,14 @@ def test_c_has_the_lowest_held_out_loss_of_scikit_learn():
     assert min(losses, key=losses.get) == LinearProbe().fit(X, Y).C_
 
 
-def test_solver_of_scikit_learn_is_single_label_only():
-    X, Y = drawn()
-    with pytest.raises(InputError, match="the solver is 'torch', but is 'sklearn'"):
-        LinearProbe(C=1.0, solver="sklearn").fit(X, Y)
-
-
 def test_a_shot_in_the_cache_votes_for_each_class_it_has():
     X, Y, text = toy_multilabel()
     head = TipAdapter(alpha=2.0, beta=3.0).fit(X, Y, text=text)
     keys = unit(X.astype(float))
-
-    def scores(queries, without_own=False):
-        found = np.zeros((len(queries), 3))
-        for i, query in enumerate(queries):
-            for j, key in enumerate(keys):
-                if not (without_own and i == j):
-                    found[i] += 2.0 * np.exp(-3.0 * (1 - query @ key)) * Y[j]
-        return found + 20.0 * queries @ text.embeddings.T
-
-    bias = fit_bias(torch.from_numpy(scores(keys, without_own=True)), torch.from_numpy(Y)).numpy()
-    np.testing.assert_allclose(head.logits(X), scores(keys) + bias, rtol=1e-4, atol=1e-3)
+    zero_shot, affinities = 20.0 * keys @ text.embeddings.T, 2.0 * np.exp(-3.0 * (1 - keys @ keys.T))
+    without_own = affinities * (1 - np.eye(len(X)))
+    bias = fit_bias(torch.from_numpy(without_own @ Y + zero_shot), torch.from_numpy(Y)).numpy()
+    np.testing.assert_allclose(head.logits(X), affinities @ Y + zero_shot + bias, rtol=1e-4, atol=1e-3)
 
 
 def test_cache_off_is_zero_shot():
@@ -232,14 +187,10 @@ def test_folds_hold_out_all_pictures_of_frequent_classes_once():
         assert not set(train.tolist()) & set(held.tolist())
         # Every class has its share in every fold, but for what the other classes of its pictures leave open.
         assert ((targets[held].sum(dim=0) - targets.sum(dim=0) / 4).abs() <= 2).all()
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_a_class_with_a_shot_always_keeps_one_in_training(seed):
-    rng = np.random.default_rng(seed)
-    targets = torch.from_numpy((rng.random((12, 6)) < 0.2).astype(int))
-    for train, _ in iterative_stratification(targets, 4, seed):
-        assert (targets[train].sum(dim=0) >= targets.sum(dim=0).clamp_max(1)).all()
+    for seed in range(6):  # a class with a shot always keeps one in training
+        targets = torch.from_numpy((np.random.default_rng(seed).random((12, 6)) < 0.2).astype(int))
+        for train, _ in iterative_stratification(targets, 4, seed):
+            assert (targets[train].sum(dim=0) >= targets.sum(dim=0).clamp_max(1)).all()
 
 
 def test_select_takes_the_head_with_the_lowest_binary_loss():

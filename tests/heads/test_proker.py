@@ -8,7 +8,8 @@ from clipadapter.heads import TextFeatures, proker
 from clipadapter.heads.proker import Proker
 
 from .formulas import unit
-from .golden_figures import doubles, golden
+from .golden_figures import golden
+from .small_shots import released_shots
 
 
 def drawn(counts=(4, 4, 4, 4, 4), d=32, views=10, seed=3):
@@ -36,13 +37,10 @@ def test_default_scales_text_by_the_encoder_and_the_regression_by_its_height():
     ("counts", "beta", "lam"),
     [((1, 1), 3.0, 0.05), ((4, 4), 1.5, 0.05), ((16, 16), 1.7, 0.1), ((30, 30), 1.7, 0.1), ((1, 0), 3.0, 0.05)],
 )
-def test_published_values_by_shots(counts, beta, lam):
+def test_published_values_by_shots_are_interpolated_over_log2_of_their_mean(counts, beta, lam):
     X, y, text, Q = drawn(counts, views=1)
     by_itself, given_ = (Proker.official(**kw).fit(X, y, text=text) for kw in ({}, {"beta": beta, "lam": lam}))
     np.testing.assert_allclose(by_itself.logits(Q), given_.logits(Q), rtol=1e-12)
-
-
-def test_values_between_the_published_ones_are_interpolated_over_log2_of_the_mean_shots():
     X, y, text, _ = drawn((1, 5), views=1)  # 3 shots a class lie log2(3) - 1 of the way from 2 (2.6) to 4 (1.5)
     assert Proker().fit(X, y, text=text).beta_ == pytest.approx(2.6 - 1.1 * (np.log2(3) - 1))
 
@@ -54,34 +52,22 @@ def test_averaged_views_are_one_row_a_shot():
     np.testing.assert_allclose(averaged, Proker(views="plain").fit(mean, y, text=text).logits(Q), rtol=1e-6)
 
 
-def test_many_rows_are_solved_in_single_precision_and_not_left_out(monkeypatch):
+def test_many_rows_are_solved_in_single_precision_and_more_than_can_be_factorised_are_refused(monkeypatch):
     X, y, text, Q = drawn((4, 3, 2), views=3)
     exact = Proker().fit(X, y, text=text).logits(Q)
     monkeypatch.setattr(proker, "MAX_FLOAT64_ROWS", 10)
     np.testing.assert_allclose(Proker().fit(X.astype(np.float32), y, text=text).logits(Q), exact, rtol=1e-3)
-
-
-def test_more_rows_than_can_be_factorised_are_refused(monkeypatch):
-    X, y, text, _ = drawn((4, 3, 2), views=3)
     monkeypatch.setattr(proker, "MAX_ROWS", 26)
     with pytest.raises(InputError, match="9 shots with their views are 27 rows"):
         Proker().fit(X, y, text=text)
     Proker(views="average").fit(X, y, text=text)
 
 
-def released(method):
-    """Figures of the released code, its parameters, and its shots, labels, text and queries."""
-    figures, parameters = golden(method)
-    views, T, Q = doubles(figures, "support_views_raw", "text_raw", "query_raw")
-    text = TextFeatures([str(k) for k in range(len(T))], T)
-    return figures, parameters, (views.swapaxes(0, 1), figures["support_labels"].astype(str), text, Q)
-
-
 @pytest.mark.parametrize("shots", ["1", "4", "16"])
 @pytest.mark.parametrize("method", ["proker", "bireg"])
 def test_released_code_gives_the_same_logits(method, shots):
-    figures, parameters, (X, y, text, Q) = released(method)
-    table = parameters["table"][shots]
+    figures, X, y, text, Q = released_shots(method)
+    table = golden(method)[1]["table"][shots]
     head = Proker.official(beta=table["beta"], lam=table["lmbda"], text_ridge=table.get("gamma"))
     found = head.fit(X, y, text=text).logits(Q)
     np.testing.assert_allclose(found, figures[f"f64_logits_table{shots}"], rtol=1e-9, atol=1e-12)
@@ -90,6 +76,6 @@ def test_released_code_gives_the_same_logits(method, shots):
 @pytest.mark.parametrize(("views", "name"), [(10, "table4"), (1, "table4_view0")])
 @pytest.mark.parametrize(("method", "gamma"), [("proker", None), ("bireg", 0.1)])
 def test_released_code_takes_the_same_values_at_four_shots(method, gamma, views, name):
-    figures, _, (X, y, text, Q) = released(method)
+    figures, X, y, text, Q = released_shots(method)
     found = Proker.official(text_ridge=gamma).fit(X[:, :views], y, text=text).logits(Q)
     np.testing.assert_allclose(found, figures[f"f64_logits_{name}"], rtol=1e-9, atol=1e-12)

@@ -10,27 +10,11 @@ from clipadapter.heads.rla import Rla
 from .golden_figures import doubles, golden
 from .small_shots import fit_unequal_shots, unequal_shots
 
-D = 6
 
-
-@pytest.fixture
-def case():
-    """Three views of six pictures; the third class has none."""
-    X, target, text = unequal_shots(seed=6, noise=0.3, d=D)
-    return np.stack([X, X + 0.3, X * [1, 1, 1, 1, 1, 0.5]], axis=1), target, text
-
-
-def fit(head, case, views=3):
-    X, target, text = case
-    return fit_unequal_shots(head, (X[:, :views], target, text))
-
-
-@pytest.mark.parametrize(("penalty", "expected"), [("1/n", 1 / 2), ("auto", 0.4**2 / 2), (0.7, 0.7)])
-def test_the_penalty_is_one_over_shots_a_class(case, penalty, expected):
-    assert fit(Rla(penalty=penalty, steps=1), case).penalty_ == pytest.approx(expected)
-
-
-def test_steps_are_bounded_whatever_the_number_of_shots():
+def test_the_penalty_is_one_over_shots_a_class_and_steps_are_bounded_whatever_their_number():
+    case = unequal_shots(seed=6, noise=0.3)
+    for penalty, expected in (("1/n", 1 / 2), ("auto", 0.4**2 / 2), (0.7, 0.7)):
+        assert fit_unequal_shots(Rla(penalty=penalty, steps=1), case).penalty_ == pytest.approx(expected)
     labels = torch.arange(3).repeat(40)
     # 22 passes of 7 steps are the first over 150.
     assert [Rla(batch_size=size).planned_epochs(labels) for size in (None, 256, 16)] == [150, 150, 22]

@@ -13,41 +13,27 @@ from .golden_figures import doubles, golden
 from .small_shots import fit_unequal_shots, unequal_shots
 
 
-@pytest.fixture
-def case():
-    return unequal_shots(seed=3, noise=0.3)
-
-
-def test_half_the_text_length_is_twice_alpha(case):
-    short, strong = (
-        fit_unequal_shots(TaskRes(alpha=a, text_norm=length), case).logits(case[0])
-        for a, length in ((0.5, 5.0), (1.0, 10.0))
+def test_text_norm_is_a_tenth_of_the_scale_and_half_of_it_is_twice_alpha():
+    case = unequal_shots(seed=3, noise=0.3)
+    auto, four, short = (
+        fit_unequal_shots(TaskRes(alpha=alpha, text_norm=norm), case).logits(case[0])
+        for alpha, norm in ((1.0, "auto"), (1.0, 4.0), (0.5, 2.0))
     )
-    np.testing.assert_allclose(short, strong, rtol=1e-9)
-
-
-def test_text_norm_auto_is_a_tenth_of_the_scale(case):
-    auto, four = (fit_unequal_shots(TaskRes(text_norm=norm), case).logits(case[0]) for norm in ("auto", 4.0))
     np.testing.assert_allclose(auto, four, rtol=1e-12)
+    np.testing.assert_allclose(short, four, rtol=1e-9)
+    for norm, words in (
+        ("long", "text_norm must be 'auto', a positive number"),
+        (0.0, "text_norm must be 'auto', a positive number"),
+        ([1.0, 2.0], "text_norm has 2 numbers, but there are 3 classes"),
+    ):
+        X, y, text = toy_features()
+        with pytest.raises(InputError, match=words):
+            TaskRes(text_norm=norm).fit(X, y, text=text)
 
 
 def test_official_epochs_follow_the_shots_of_the_largest_class_as_in_the_authors_scripts():
     labels = [torch.tensor([0] * shots + [1, 2]) for shots in (1, 2, 4, 8, 16)]
     assert [TaskRes.official().planned_epochs(each) for each in labels] == [100, 100, 100, 200, 200]
-
-
-@pytest.mark.parametrize(
-    ("norm", "words"),
-    [
-        ("long", "text_norm must be 'auto', a positive number"),
-        ([1.0, 2.0], "text_norm has 2 numbers, but there are 3 classes"),
-        (0.0, "text_norm must be 'auto', a positive number"),
-    ],
-)
-def test_bad_text_norm_is_named(norm, words):
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match=words):
-        TaskRes(text_norm=norm).fit(X, y, text=text)
 
 
 def released(**changes):
@@ -63,15 +49,12 @@ def released(**changes):
     return figures, Q, head.fit(X, figures["support_labels"].astype(str), text=text)
 
 
-def test_released_code_begins_at_zero_shot():
-    figures, Q, head = released(epochs=0)
-    np.testing.assert_allclose(head.logits(Q), figures["f64_logits_x0"], rtol=1e-10, atol=1e-10)
-
-
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 @pytest.mark.parametrize(("decay", "run"), [({}, "wd5e-4"), ({"weight_decay": 0.0}, "wd0")])
-def test_released_code_gives_the_same_residual_loss_and_logits_after_ten_steps(alpha, decay, run):
-    figures, Q, head = released(alpha=alpha, epochs=10, **decay)
+def test_released_code_begins_at_zero_shot_and_gives_the_same_residual_loss_and_logits(alpha, decay, run):
+    figures, Q, head = released(alpha=alpha, epochs=0)
+    np.testing.assert_allclose(head.logits(Q), figures["f64_logits_x0"], rtol=1e-10, atol=1e-10)
+    _, _, head = released(alpha=alpha, epochs=10, **decay)
     np.testing.assert_allclose(head.logits(Q), figures[f"f64_logits_step10_alpha{alpha}_{run}"], rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(head.residual_, figures[f"residual_step10_alpha{alpha}_{run}"], atol=5e-7)  # float32
     assert head.loss_ == pytest.approx(figures[f"losses_alpha{alpha}_{run}"][-1], abs=5e-6)

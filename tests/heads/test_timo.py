@@ -4,12 +4,10 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.gda import Gda
-from clipadapter.heads.timo import GAMMAS, TextShots, Timo, guide_text, guided_gaussians
-from clipadapter.utils.functional import unit as unit_rows
+from clipadapter.heads.timo import GAMMAS, Timo
 
 from .formulas import dot, unit, unit_list
 from .golden_figures import golden
@@ -28,29 +26,12 @@ def oracle(dtype):
     return views.transpose(1, 0, 2), TENSORS["support_labels"].astype(str), text, queries
 
 
-def oracle_shots():
-    views, labels, text, _ = oracle(np.float64)
-    X = torch.from_numpy(np.ascontiguousarray(views))
-    prompts = [torch.from_numpy(rows.copy()) for rows in text.prompts]
-    keys = unit_rows(X.mean(dim=1))
-    return TextShots(unit_rows(X), keys, torch.from_numpy(labels.astype(int)), prompts, X.shape[2])
-
-
 @pytest.mark.parametrize(("gamma", "name"), [(50.0, "logits"), (1.0, "logits_gamma1")])
 def test_official_gives_the_logits_of_the_authors_code(gamma, name):
-    views, labels, text, queries = oracle(np.float64)
-    fitted = Timo.official(alpha=float(TENSORS["alpha"][0]), gamma=gamma).fit(views, labels, text=text)
-    np.testing.assert_allclose(fitted.logits(queries), TENSORS[f"f64_{name}"], rtol=1e-9, atol=1e-8)
-    views, labels, text, queries = oracle(np.float32)
-    fitted = Timo.official(alpha=float(TENSORS["alpha"][0]), gamma=gamma).fit(views, labels, text=text)
-    np.testing.assert_allclose(fitted.logits(queries), TENSORS[name], rtol=0, atol=2.1e-4)
-
-
-@pytest.mark.parametrize(("beta", "name"), [(None, "W"), (14, "S_W_beta_last")])
-def test_gaussians_are_the_authors(beta, name):
-    shots = oracle_shots()
-    weight, _ = guided_gaussians(shots, guide_text(shots, 50.0)[1], beta)
-    np.testing.assert_allclose(weight.T, TENSORS[name], rtol=0, atol=6.5e-4)
+    for dtype, figure, rtol, atol in ((np.float64, f"f64_{name}", 1e-9, 1e-8), (np.float32, name, 0, 2.1e-4)):
+        views, labels, text, queries = oracle(dtype)
+        fitted = Timo.official(alpha=float(TENSORS["alpha"][0]), gamma=gamma).fit(views, labels, text=text)
+        np.testing.assert_allclose(fitted.logits(queries), TENSORS[figure], rtol, atol)
 
 
 def drawn(counts=(3, 1, 2), prompts=(4, 1, 2), d=20, views=2, seed=0):
@@ -102,42 +83,29 @@ def test_logits_are_the_papers_formula(d, beta):
     X, y, text, Q = drawn(d=d)
     fitted = Timo(alpha=40.0, beta=beta, gamma=20.0).fit(X, y, text=text)
     np.testing.assert_allclose(fitted.logits(Q), paper_logits(X, y, text, Q, 40.0, beta, 20.0), rtol=1e-9, atol=1e-9)
-
-
-def test_the_default_is_alpha_of_ten_logit_scales_divided_by_ten():
-    X, y, text, Q = drawn()
-    expected = paper_logits(X, y, text, Q, 300.0, 2, 5.0) / 10
+    expected = paper_logits(X, y, text, Q, 300.0, 2, 5.0) / 10  # the default: alpha of ten logit scales, divided by ten
     np.testing.assert_allclose(Timo().fit(X, y, text=text).logits(Q), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_without_prompt_rows_and_with_one_prompt_it_is_gda():
+def test_without_prompt_rows_it_is_gda_and_equal_rows_leave_the_text():
     X, y, text, Q = drawn()
     plain = text.with_prompts(None)
     expected = Gda.official(alpha=1.0).fit(X, y, text=plain).logits(Q)
     np.testing.assert_allclose(Timo(alpha=30.0, beta=0).fit(X, y, text=plain).logits(Q), expected, rtol=1e-9, atol=1e-9)
-
-
-def test_equal_rows_have_no_variance_and_leave_the_text():
     text = TextFeatures(["a", "b"], np.eye(2), logit_scale=30.0)
     logits = Timo(beta=0).fit(np.eye(2), ["a", "b"], text=text).logits([[0.6, 0.8]])
     np.testing.assert_allclose(logits[0, 0] - logits[0, 1], 30.0 * (0.6 - 0.8), rtol=1e-9)
 
 
-def bad_first_prompts(seed=0):
-    """Text whose first prompt of each class is that of the next class, and whose second is good."""
-    X, y, _, Q = drawn((6, 6, 6), (1, 1, 1), views=1, seed=seed)
+def test_search_chooses_a_sharp_gamma_if_half_of_the_prompts_are_wrong():
+    """The first prompt of each class is that of the next class."""
+    X, y, _, _ = drawn((6, 6, 6), (1, 1, 1), views=1)
     means = np.stack([X[y == str(k), 0].mean(axis=0) for k in range(3)])
     prompts = [np.stack([means[(k + 1) % 3], means[k]]) for k in range(3)]
-    return X, y, TextFeatures(["0", "1", "2"], np.stack([p.mean(axis=0) for p in prompts]), prompts=prompts), Q
-
-
-def test_search_chooses_a_sharp_gamma_if_half_of_the_prompts_are_wrong():
-    X, y, text, _ = bad_first_prompts()
+    text = TextFeatures(["0", "1", "2"], np.stack([p.mean(axis=0) for p in prompts]), prompts=prompts)
     head = Timo(search=True).fit(X, y, text=text)
     assert head.gamma_ in GAMMAS
-    np.testing.assert_allclose(
-        unit(head.text_.numpy()), unit(np.stack([prompts[1] for prompts in text.prompts])), atol=0.05
-    )
+    np.testing.assert_allclose(unit(head.text_.numpy()), unit(np.stack([each[1] for each in text.prompts])), atol=0.05)
 
 
 def test_alpha_is_chosen_from_eight_shots_a_class_on():

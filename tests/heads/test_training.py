@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipadapter.heads import create_head, list_heads, trained_head
-from clipadapter.heads.training import MOMENTUM, Optimizer, TrainConfig, gather_views, keep_freed_memory, train
+from clipadapter.heads.training import Optimizer, TrainConfig, gather_views, keep_freed_memory, train
 from clipadapter.testing import toy_features
 
 
@@ -71,20 +71,12 @@ def test_without_whole_epochs_training_ends_after_the_steps_and_the_rate_falls_o
     made = config(schedule="cosine", lr=1.0, **changes)
     rates = [made.learning_rate(step, 3, 3) for step in range(steps)]
     assert rates == pytest.approx([0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)])
+    assert config(schedule="cosine", lr=1.0).learning_rate(50, 5, 20) == pytest.approx(0.5)  # half of whole epochs
 
 
-def test_views_are_drawn_from_all():
-    views = {view for _, batch in record(4, n_views=3, epochs=20)[0] for view in batch}
-    assert views == {0, 1, 2}
-
-
-def test_gradient_descent_by_hand():
-    _, weight = record(4, epochs=2)
+def test_gradient_descent_by_hand_and_cosine_by_epoch_with_warm_up_the_recipe_of_coop():
     # From 0 the gradients 2 (w - 1) are -2 and -1.6: w is 0.2, and then 0.2 + 0.1 (1.6 + 0.9 x 2) with momentum.
-    assert weight.item() == pytest.approx(0.54)
-
-
-def test_cosine_by_epoch_with_warm_up_is_the_recipe_of_coop():
+    assert record(4, epochs=2)[1].item() == pytest.approx(0.54)
     made = config(schedule="cosine-epoch", warmup_epochs=1, lr=2e-3)
     rates = [made.learning_rate(epoch * 5, 5, 200) for epoch in range(200)]
     assert rates[0] == 1e-5
@@ -93,30 +85,17 @@ def test_cosine_by_epoch_with_warm_up_is_the_recipe_of_coop():
     assert rates[2] == pytest.approx(2e-3 * 0.5 * (1 + math.cos(math.pi / 200)))
 
 
-def test_cosine_by_step_falls_from_lr_to_zero():
-    rates = [config(schedule="cosine", lr=1.0).learning_rate(step, 1, 100) for step in range(100)]
-    assert rates[0] == 1.0
-    assert rates[50] == pytest.approx(0.5)
-    assert rates[99] < 1e-3
-    assert rates == sorted(rates, reverse=True)
-
-
-def test_gathered_rows_and_views_are_those_of_plain_indexing():
+def test_views_are_drawn_from_all_or_with_more_views_than_epochs_one_for_each_epoch_and_never_the_plain_one():
+    drawn = {view for _, batch in record(4, n_views=3, epochs=20)[0] for view in batch}
+    assert drawn == {0, 1, 2}
+    by_epoch, single = (record(8, n_views=count, epochs=3)[0] for count in (4, 1))
+    assert [set(views) for _, views in by_epoch] == [{1}, {1}, {2}, {2}, {3}, {3}]
+    assert [rows for rows, _ in by_epoch] == [rows for rows, _ in single]
+    assert {view for _, views in record(8, n_views=9, epochs=3)[0] for view in views} == {1, 2, 3}
     views = torch.arange(60.0).view(5, 3, 4)
     rows, view = torch.tensor([4, 0, 4, 2]), torch.tensor([0, 2, 1, 1])
     assert torch.equal(gather_views(views, rows, view), views[rows, view])
     assert torch.equal(gather_views(views[:, :1], rows, torch.zeros_like(rows)), views[rows, 0])
-
-
-def test_with_more_views_than_epochs_each_epoch_takes_a_view_of_its_own_and_none_is_the_plain_one():
-    seen, _ = record(8, n_views=4, epochs=3)
-    assert [set(views) for _, views in seen] == [{1}, {1}, {2}, {2}, {3}, {3}]
-    assert {view for _, views in record(8, n_views=9, epochs=3)[0] for view in views} == {1, 2, 3}
-
-
-def test_views_by_epoch_leave_the_order_of_the_rows_as_it_is_with_one_view():
-    by_epoch, single = (record(8, n_views=count, epochs=3)[0] for count in (4, 1))
-    assert [rows for rows, _ in by_epoch] == [rows for rows, _ in single]
 
 
 PASSES = [name for name in list_heads() if create_head(name).planned_epochs(torch.arange(3)) is not None]
@@ -147,46 +126,30 @@ def quadratic(seed=0):
     return parameters, lambda: parameters[0].pow(4).sum() + (parameters[0].sum() * parameters[1]).square().sum()
 
 
-RATES = [0.05, 0.02, 0.03, 0.01]
-
-
-def run(optimizer, loss):
-    for rate in RATES:
-        loss().backward()
+@pytest.mark.parametrize(("decay", "eps"), [(0.0, 1e-8), (0.3, 1e-4)])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_steps_are_torchs_and_without_any_gradient_nothing_moves(name, decay, eps):
+    (ours, our_loss), (theirs, their_loss), (start, _) = quadratic(), quadratic(), quadratic()
+    optimizer = Optimizer(name, ours, weight_decay=decay, eps=eps)
+    optimizer.step(0.1)
+    assert all(torch.equal(one, first) for one, first in zip(ours, start, strict=True))
+    optimizer = Optimizer(name, ours, weight_decay=decay, eps=eps)
+    kind, options = {
+        "adam": (torch.optim.Adam, {"eps": eps}),
+        "adamw": (torch.optim.AdamW, {"eps": eps}),
+        "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+    }[name]
+    expected = kind(theirs, weight_decay=decay, foreach=False, **options)
+    for rate in (0.05, 0.02, 0.03, 0.01):
+        our_loss().backward()
         optimizer.step(rate)
-
-
-def run_torch(optimizer, loss):
-    for rate in RATES:
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-
-def check_same(ours, theirs):
-    start = quadratic()[0]
+        expected.param_groups[0]["lr"] = rate
+        expected.zero_grad()
+        their_loss().backward()
+        expected.step()
     for one, other, first in zip(ours, theirs, start, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
         assert torch.equal(one, first) == (len(one) == 2)  # the one that the loss does not know
-
-
-@pytest.mark.parametrize("decoupled", [False, True])
-@pytest.mark.parametrize(("decay", "eps"), [(0.0, 1e-8), (0.3, 1e-4)])
-def test_adam_makes_torchs_steps(decoupled, decay, eps):
-    (ours, our_loss), (theirs, their_loss) = quadratic(), quadratic()
-    name, kind = ("adamw", torch.optim.AdamW) if decoupled else ("adam", torch.optim.Adam)
-    run(Optimizer(name, ours, weight_decay=decay, eps=eps), our_loss)
-    run_torch(kind(theirs, weight_decay=decay, eps=eps, foreach=False), their_loss)
-    check_same(ours, theirs)
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.3])
-def test_sgd_makes_torchs_steps(decay):
-    (ours, our_loss), (theirs, their_loss) = quadratic(), quadratic()
-    run(Optimizer("sgd", ours, weight_decay=decay), our_loss)
-    run_torch(torch.optim.SGD(theirs, weight_decay=decay, momentum=MOMENTUM, foreach=False), their_loss)
-    check_same(ours, theirs)
 
 
 FIT_ALL = """
@@ -213,13 +176,6 @@ def test_no_fit_imports_scikit_learn_or_torchs_compiler():
     done = subprocess.run([sys.executable, "-c", FIT_ALL], capture_output=True, text=True, check=True)
     *imports, n = done.stdout.splitlines()
     assert (imports, int(n) > 20) == ([], True)
-
-
-@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
-def test_without_any_gradient_nothing_moves(kind):
-    parameters, _ = quadratic()
-    Optimizer(kind, parameters).step(0.1)
-    assert all(torch.equal(one, other) for one, other in zip(parameters, quadratic()[0], strict=True))
 
 
 FIT = """

@@ -2,6 +2,7 @@
 
 import os
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,16 +20,8 @@ from clipadapter.persistence.card import code, escape, hub_repositories, render_
 
 from ..classifier.squares import COLOURS, squares
 
-NASTY = [
-    "a|b",
-    "<script>alert(1)</script>",
-    "[x](javascript:y)",
-    "# head",
-    "a: b\n---\n- c",
-    "`rm`",
-    "'\"\\",
-    "\x07\u202ebell",
-]
+NASTY = ["a|b", "<script>alert(1)</script>", "[x](javascript:y)", "# head", "a: b\n---\n- c", "`rm`"]
+NASTY += ["'\"\\", "\x07\u202ebell"]
 
 
 @pytest.fixture
@@ -86,7 +79,7 @@ def card_columns(task):
     return " | ".join(metric.heading for metric in metrics_shown("card", task).values())
 
 
-def test_a_card_without_an_evaluation_has_the_accuracy_on_held_out_shots(folder, fitted):
+def test_a_card_without_an_evaluation_has_the_accuracy_on_held_out_shots_if_there_are_any(folder, fitted, tmp_path):
     text, accuracy = read(folder), fitted.uncertainty_.accuracy
     assert ModelCard(text).data.to_dict() == {
         "library_name": "clipadapter",
@@ -96,11 +89,7 @@ def test_a_card_without_an_evaluation_has_the_accuracy_on_held_out_shots(folder,
     assert f"About {100 * accuracy.accuracy:.0f} % of {accuracy.shots} held-out pictures right" in text
     assert "No evaluation is recorded." in text and "<details>" not in text and "`lite`" not in text
     assert "How often it is right on pictures other than its shots was not measured." in text
-
-
-def test_a_card_of_one_shot_per_class_says_that_nothing_is_known(tmp_path):
-    pictures, labels = squares(each=1)
-    one = FewShotClassifier(encoder="toy", cache=None).fit(pictures, labels)
+    one = FewShotClassifier(encoder="toy", cache=None).fit(*squares(each=1))
     assert "Not known. No evaluation is recorded." in read(one.save(tmp_path / "one"))
 
 
@@ -174,19 +163,13 @@ def test_other_figures_are_refused_and_nothing_is_written(change, words, folder,
     assert tree(folder) == before
 
 
-def test_a_write_that_fails_records_nothing(folder, metrics, monkeypatch):
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
+def test_a_write_that_fails_records_nothing_and_a_card_that_a_person_has_written_stays(folder, metrics):
+    (folder / "README.md").write_text("# Mine")
     before = tree(folder)
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ArtifactError, match="No space left"):
+    full = OSError(28, "No space left on device")
+    with mock.patch.object(os, "fsync", side_effect=full), pytest.raises(ArtifactError, match="No space left"):
         record_evaluation(folder, metrics)
     assert tree(folder) == before
-
-
-def test_a_card_that_a_person_has_written_stays(folder, metrics):
-    (folder / "README.md").write_text("# Mine")
     assert record_evaluation(folder, metrics) == [folder / "config.json"]
     assert read(folder) == "# Mine"
 
@@ -256,12 +239,6 @@ def test_the_card_says_what_the_encoder_needs(name, words, config):
     assert words in render(config, {"name": name})
 
 
-def test_a_config_from_elsewhere_may_hold_anything(config):
-    odd = {"shots": ["x"], "versions": 3, "created": {"a": "|"}, "evaluation": [1], "python": None}
-    assert "No evaluation is recorded" in render(config, provenance=odd)
-    assert "<summary>All 31 classes</summary>" in render(config, class_names=[f"class {i}" for i in range(31)])
-
-
 def test_the_lines_of_the_card_run(folder, tmp_path, monkeypatch, capsys):
     lines = re.search(r"```python\n(.*?)```", read(folder), re.DOTALL)[1]
     assert len([line for line in lines.splitlines() if line]) <= 5
@@ -271,7 +248,10 @@ def test_the_lines_of_the_card_run(folder, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("red 0.")
 
 
-def test_texts_of_others_stay_on_their_line():
+def test_a_config_from_elsewhere_may_hold_anything_and_its_texts_stay_on_their_line(config):
+    odd = {"shots": ["x"], "versions": 3, "created": {"a": "|"}, "evaluation": [1], "python": None}
+    assert "No evaluation is recorded" in render(config, provenance=odd)
+    assert "<summary>All 31 classes</summary>" in render(config, class_names=[f"class {i}" for i in range(31)])
     assert escape("a\nb  c") == r"a\\nb  c"
     assert code("a`b|c\n") == r"`a'b/c\n`"
 

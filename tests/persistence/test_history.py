@@ -8,6 +8,7 @@ import tempfile
 import threading
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,14 +100,19 @@ def folder(tmp_path):
     return change(place, 2, "correct", by="bob", picture="a.jpg")
 
 
-def test_a_model_that_was_never_changed_has_its_fit_and_no_log(tmp_path):
+def test_a_model_that_was_never_changed_has_its_fit_and_no_log_and_its_undo_restores_the_same_bytes(tmp_path, undo):
     place = save_model(tmp_path / "model", make(0))
+    before = tree(place)
     assert not (place / "history").exists()
     (only,) = History.load(place).changes
     assert (only.version, only.action, only.content, only.classes, only.pictures) == (1, "fit", 1, 3, 12)
     assert only.facts == {"head": "prototype", "encoder": "toy"}
     assert only.when == read_config(place).provenance["created"]
     assert History.load(place).changes == History.load(place).changes
+    change(place, 1)
+    assert which(load_model(place)) == 1
+    undo(place)
+    assert {name: data for name, data in tree(place).items() if name in before} == before
 
 
 def test_the_log_has_author_action_and_time(folder):
@@ -115,15 +121,6 @@ def test_the_log_has_author_action_and_time(folder):
     assert (third.action, third.facts, third.by) == ("correct", {"picture": "a.jpg"}, "bob")
     assert first.when <= second.when <= third.when and third.when.endswith("Z")
     assert History.load(folder).version == 3
-
-
-def test_undo_restores_the_same_bytes(tmp_path, undo):
-    place = save_model(tmp_path / "model", make(0))
-    before = tree(place)
-    change(place, 1)
-    assert which(load_model(place)) == 1
-    undo(place)
-    assert {name: data for name, data in tree(place).items() if name in before} == before
 
 
 def test_repeated_undo_goes_back_to_the_first_version_and_then_fails(folder, undo):
@@ -162,23 +159,18 @@ def test_only_a_model_that_differs_is_a_version(folder):
     assert load_model(folder).uncertainty.decisions.reject is None
 
 
-def test_in_memory_a_history_needs_no_folder():
-    models = [make(i) for i in range(4)]
+def test_in_memory_a_history_needs_no_folder_and_the_first_and_the_last_twenty_snapshots_stay():
+    models = [make(i) for i in range(30)]
     history = History.new(models[0])
-    for before, after in zip(models, models[1:], strict=False):
+    for number, (before, after) in enumerate(pairwise(models), 2):
         history = history.with_change(before, after, "correct", {})
+        if number == 4:
+            short = history
     for wanted in (2, 1, 0):
-        history, model = history.undo()
+        short, model = short.undo()
         assert model is models[wanted]
     with pytest.raises(InputError, match="nothing to undo"):
-        history.undo()
-
-
-def test_the_first_and_the_last_twenty_snapshots_stay_in_memory():
-    model = make(0)
-    history = History.new(model)
-    for _ in range(29):
-        history = history.with_change(model, model, "correct", {})
+        short.undo()
     assert sorted(history.models) == [1, *range(11, 31)] == history.stored_versions()
     undone, _ = history.undo(to=1)  # version 31: now the last twenty are 12 to 31
     assert sorted(undone.models) == [1, *range(12, 31)]
@@ -335,7 +327,7 @@ def test_a_change_that_was_killed_before_its_commit_is_in_no_log(tmp_path, monke
     assert (log(killed), which(load_model(killed))) == ([(1, "fit", 1)], 0)
 
 
-def test_what_a_save_could_not_read_stays(folder, tmp_path):
+def test_what_a_save_could_not_read_stays_and_a_config_of_another_version_is_not_taken_for_one(folder, tmp_path):
     first = read_version(folder, History.load(folder).changes[0].config)
     arrays = folder / array_file("head", first.config.files["head"])
     arrays.rename(tmp_path / "away")
@@ -343,13 +335,11 @@ def test_what_a_save_could_not_read_stays(folder, tmp_path):
     (tmp_path / "away").rename(arrays)
     undo_by_files(folder, 1)
     assert which(load_model(folder)) == 0
-
-
-def test_a_config_of_another_version_is_not_taken_for_one(folder, undo):
-    first, second = (folder / history_file("config", each.config) for each in History.load(folder).changes[:2])
-    first.write_bytes(second.read_bytes())
-    with pytest.raises(ArtifactError, match="was altered"):
-        undo(folder, 1)
+    second, third = (folder / history_file("config", each.config) for each in History.load(folder).changes[1:3])
+    second.write_bytes(third.read_bytes())
+    for undo in (undo_by_files, undo_by_model):
+        with pytest.raises(ArtifactError, match="was altered"):
+            undo(folder, 2)
 
 
 def test_ctrl_c_after_the_commit_leaves_the_new_model(folder, monkeypatch):
@@ -387,34 +377,29 @@ def test_the_first_versions_own_files_copied_back_are_a_change_too(tmp_path):
     assert log(place) == [(1, "fit", 1), (2, "correct", 2), (3, "fit", 3), (4, "correct", 4)]
 
 
-def bad_logs():
-    """What is wrong with it, and how it is made of a good one."""
-
-    def edit(change):
-        def made(text):
-            raw = json.loads(text)
-            change(raw)
-            return json.dumps(raw)
-
-        return made
-
-    yield "can't be read", lambda text: text[:-20]
-    yield "can't be read", lambda _: "[" * 100_000
-    yield "is damaged", lambda _: "[]"
-    yield "format 99.*update", edit(lambda raw: raw.update(format=99))
-    yield "changes", edit(lambda raw: raw.update(changes=[]))
-    yield "surprise", edit(lambda raw: raw["changes"][0].update(surprise=1))
-    yield "don't follow", edit(lambda raw: raw["changes"].pop(1))
-    yield "don't follow", edit(lambda raw: raw["changes"][2].update(key=raw["changes"][1]["key"]))
-    yield "don't follow", edit(lambda raw: raw["changes"][0].update(content=3))
-    yield "content", edit(lambda raw: raw["changes"][2].update(content=-1))
-    yield "config", edit(lambda raw: raw["changes"][2].update(config="../../x"))
-
-
-@pytest.mark.parametrize(("words", "spoil"), list(bad_logs()))
-def test_a_damaged_log_is_named_and_nothing_is_written_over_it(words, spoil, folder):
+@pytest.mark.parametrize(
+    ("words", "spoil"),
+    [
+        ("can't be read", lambda raw: json.dumps(raw)[:-20]),
+        ("can't be read", lambda _: "[" * 100_000),
+        ("is damaged", lambda _: "[]"),
+        ("is larger than", lambda _: " " * 5001),
+        ("format 99.*update", lambda raw: raw.update(format=99)),
+        ("changes", lambda raw: raw.update(changes=[])),
+        ("surprise", lambda raw: raw["changes"][0].update(surprise=1)),
+        ("don't follow", lambda raw: raw.update(changes=raw["changes"][::2])),
+        ("don't follow", lambda raw: raw["changes"][2].update(key=raw["changes"][1]["key"])),
+        ("don't follow", lambda raw: raw["changes"][0].update(content=3)),
+        ("content", lambda raw: raw["changes"][2].update(content=-1)),
+        ("config", lambda raw: raw["changes"][2].update(config="../../x")),
+    ],
+)
+def test_a_damaged_log_is_named_and_nothing_is_written_over_it(words, spoil, folder, monkeypatch):
     (path,) = (folder / "history").glob("log-*.json")
-    path.write_text(spoil(path.read_text()))
+    raw = json.loads(path.read_text())
+    path.write_text(spoil(raw) or json.dumps(raw))
+    if words == "is larger than":
+        monkeypatch.setattr(history_module, "MAX_LOG_BYTES", 5000)
     before = tree(folder)
     assert which(load_model(folder)) == 2  # who wants answers only is not bothered
     history = History.load(folder)
@@ -425,12 +410,6 @@ def test_a_damaged_log_is_named_and_nothing_is_written_over_it(words, spoil, fol
     with pytest.raises(ArtifactError, match=words):
         save_model(folder, make(3))
     assert tree(folder) == before
-
-
-def test_a_log_that_is_too_large_is_not_read(folder, monkeypatch):
-    monkeypatch.setattr("clipadapter.persistence.history.MAX_LOG_BYTES", 10)
-    with pytest.raises(ArtifactError, match="is larger than"):
-        History.load(folder).check()
 
 
 def test_no_name_in_a_history_leads_out_of_it(folder, tmp_path):
@@ -483,22 +462,15 @@ def test_a_damaged_config_does_not_keep_a_new_fit_out(folder):
     assert History.load(folder).stored_versions() == [1, 2, 4]
 
 
-def test_names_need_not_be_characters_and_tuples_become_lists(folder):
-    name = os.fsdecode(b"caf\xe9.jpg")
-    change(folder, 5, pair=(1, 2), picture=name)
-    assert History.load(folder).changes[-1].facts == {"pair": [1, 2], "picture": name}
-
-
-@pytest.mark.parametrize("facts", [{"a": object()}, {"a": float("nan")}, {"a": np.float32(1)}])
-def test_facts_that_json_cannot_hold_are_refused(facts):
-    with pytest.raises(InputError, match="can't hold"):
-        History.new(make(0)).with_change(make(0), make(1), "correct", facts)
-
-
-def test_a_folder_that_is_a_link_stays_one(folder, tmp_path):
+def test_a_folder_that_is_a_link_stays_one_and_facts_are_what_json_can_hold(folder, tmp_path):
     (tmp_path / "current").symlink_to(folder)
-    change(tmp_path / "current", 5)
+    name = os.fsdecode(b"caf\xe9.jpg")  # names need not be characters
+    change(tmp_path / "current", 5, pair=(1, 2), picture=name)
     assert (tmp_path / "current").is_symlink() and which(load_model(folder)) == 5
+    assert History.load(folder).changes[-1].facts == {"pair": [1, 2], "picture": name}
+    for other in (object(), float("nan"), np.float32(1)):
+        with pytest.raises(InputError, match="can't hold"):
+            History.new(make(0)).with_change(make(0), make(1), "correct", {"a": other})
 
 
 # -- Every order of things, against a plain list
@@ -596,16 +568,6 @@ MODELS = [make(i) for i in range(6)]
 
 def test_random_sequences_of_saves_and_undos_match_a_plain_list(monkeypatch):
     monkeypatch.setattr(history_module, "MAX_SNAPSHOTS", 3)
-    checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    run_state_machine_as_test(
-        Versions,
-        settings=settings(
-            max_examples=8,
-            stateful_step_count=10,
-            deadline=None,
-            derandomize=True,
-            phases=[Phase.generate],
-            database=None,
-            suppress_health_check=checks,
-        ),
-    )
+    how = {"phases": [Phase.generate], "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much]}
+    fixed = settings(max_examples=8, stateful_step_count=10, deadline=None, derandomize=True, database=None, **how)
+    run_state_machine_as_test(Versions, settings=fixed)

@@ -42,13 +42,11 @@ def hub(tmp_path, monkeypatch):
     close()
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(constants, "ENDPOINT", found.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    template = found.url + "/{repo_id}/resolve/{revision}/{filename}"
+    paths = {"HF_HUB_CACHE": str(tmp_path / "hub-cache"), "HF_TOKEN_PATH": str(tmp_path / "no-token")}
+    options = {"HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, **paths}
+    for name, value in options.items():
+        monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("HF_TOKEN", "secret")
     utils.disable_progress_bars()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -69,9 +67,8 @@ def test_a_model_that_was_uploaded_and_downloaded_is_the_same(fitted, hub, tmp_p
     assert hub.private == {"ann/colours": True}
     queries, _ = squares(seed=1)
     for place in ("ann/colours", folder):  # a folder is loaded as a repository is
-        again = FewShotClassifier.from_pretrained(
-            place, cache=None, batch_size=7, uncertainty=UncertaintyOptions(reject=0.2)
-        )
+        options = {"batch_size": 7, "uncertainty": UncertaintyOptions(reject=0.2)}
+        again = FewShotClassifier.from_pretrained(place, cache=None, **options)
         np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
         assert again.class_names_ == ("blue", "green", "red")
         assert (again.batch_size, again.uncertainty_.decisions.reject) == (7, 0.2)
@@ -88,9 +85,8 @@ def test_a_model_that_was_uploaded_and_downloaded_is_the_same(fitted, hub, tmp_p
 def test_the_history_is_not_uploaded(fitted, hub, tmp_path):
     folder = fitted.save(tmp_path / "model")
     before = load_model(folder)
-    history = History.load(folder).with_change(
-        before, before, "correct", {"picture": "carol.jpg"}, by="ann of accounting"
-    )
+    facts = {"picture": "carol.jpg"}
+    history = History.load(folder).with_change(before, before, "correct", facts, by="ann of accounting")
     save_model(folder, before, history=history)
     assert b"ann of accounting" in next((folder / "history").glob("log-*")).read_bytes()
     done = push(folder, "ann/colours")
@@ -128,26 +124,7 @@ def test_no_path_of_this_machine_goes_to_the_hub(write_model, hub, tmp_path):
     assert again.predict(images) == model.predict(images)
 
 
-def test_an_altered_file_on_the_hub_is_refused(fitted, hub):
-    fitted.push_to_hub("ann/colours")
-    name = next(name for name in hub.files("ann/colours") if name.startswith("arrays/head-"))
-    hub.put("ann/colours", name, hub.files("ann/colours")[name][:-1] + b"x")
-    with pytest.raises(ArtifactError, match=r"arrays/head-\w+.safetensors was altered"):
-        FewShotClassifier.from_pretrained("ann/colours")
-
-
-def test_files_that_are_not_ours_are_not_fetched(fitted, hub):
-    fitted.push_to_hub("ann/colours")
-    ours = set(hub.files("ann/colours")) - {".gitattributes"}
-    hub.put("ann/colours", "model_head.pkl", pickle.dumps({}))
-    hub.put("ann/colours", "sub/config.json", b"{}")
-    hub.put("ann/colours", "arrays/mine.safetensors", b"{}")
-    hub.put("ann/colours", "history/log.json", b"{}")
-    FewShotClassifier.from_pretrained("ann/colours", cache=None)
-    assert hub.fetched() == ours
-
-
-def test_a_revision_is_the_model_of_then(fitted, hub):
+def test_a_revision_is_the_model_of_then_and_an_altered_file_is_refused(fitted, hub):
     first = fitted.push_to_hub("ann/colours").rpartition("/")[2]
     other = FewShotClassifier("toy", "zero-shot", cache=None).fit(*squares())
     other.push_to_hub("ann/colours")
@@ -159,12 +136,15 @@ def test_a_revision_is_the_model_of_then(fitted, hub):
     assert kind() == "ZeroShot"
     with pytest.raises(ArtifactError, match="no such branch, tag or commit"):
         kind(revision="nonsense")
+    name = next(name for name in hub.files("ann/colours") if name.startswith("arrays/head-"))
+    hub.put("ann/colours", name, hub.files("ann/colours")[name][:-1] + b"x")
+    with pytest.raises(ArtifactError, match=r"arrays/head-\w+.safetensors was altered"):
+        kind()
 
 
 def test_files_that_the_new_model_lacks_are_deleted_and_other_files_stay(hub, tmp_path):
-    by_folds = FewShotClassifier(
-        "toy", "linear-probe", cache=None, uncertainty=UncertaintyOptions(sets="cv+", coverage=0.8)
-    )
+    sets = UncertaintyOptions(sets="cv+", coverage=0.8)
+    by_folds = FewShotClassifier("toy", "linear-probe", cache=None, uncertainty=sets)
     by_folds.fit(*squares()).push_to_hub("ann/colours")
     assert any(name.startswith("arrays/folds-") for name in hub.files("ann/colours"))
     hub.put("ann/colours", "notes.txt", b"mine")
@@ -208,13 +188,10 @@ def test_a_hub_that_is_down_gives_an_error(fitted, hub, monkeypatch):
         FewShotClassifier.from_pretrained("ann/colours")
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "what is this?"])
-def test_an_invalid_repository_name_is_refused(name, hub):
-    with pytest.raises(InputError, match="neither a folder nor a name on the hub"):
-        FewShotClassifier.from_pretrained(name)
-
-
-def test_a_repository_without_a_model_is_refused(hub):
+def test_an_invalid_name_and_a_repository_without_a_model_are_refused(hub):
+    for name in ("no/such/folder", "what is this?"):
+        with pytest.raises(InputError, match="neither a folder nor a name on the hub"):
+            FewShotClassifier.from_pretrained(name)
     hub.repos["ann/other"], hub.private["ann/other"] = [{"model.safetensors": b"x"}], False
     with pytest.raises(ArtifactError, match="ann/other holds no model of clipadapter"):
         FewShotClassifier.from_pretrained("ann/other")
@@ -222,13 +199,11 @@ def test_a_repository_without_a_model_is_refused(hub):
 
 
 def test_exported_files_lie_beside_the_model(fitted, hub, tmp_path):
-    for name in ("model.onnx", "model.xml", "model.bin"):
+    names = ("model.onnx", "model.xml", "model.bin")
+    for name in names:
         (tmp_path / name).write_bytes(name.encode())
     fitted.push_to_hub("ann/colours", exported=[tmp_path / "model.onnx", tmp_path / "model.xml"])
-    files = hub.files("ann/colours")
-    assert {name: files[name] for name in ("model.onnx", "model.xml", "model.bin")} == {
-        name: name.encode() for name in ("model.onnx", "model.xml", "model.bin")
-    }
+    assert [hub.files("ann/colours")[name] for name in names] == [name.encode() for name in names]
 
 
 @pytest.mark.parametrize(
@@ -240,17 +215,13 @@ def test_exported_files_lie_beside_the_model(fitted, hub, tmp_path):
         (["model.onnx", "other/model.onnx"], "the same name"),
     ],
 )
-def test_what_is_no_exported_file_is_refused_before_anything_is_sent(names, words, fitted, hub, tmp_path):
+def test_what_is_no_export_and_a_damaged_model_are_refused_before_anything_is_sent(names, words, fitted, hub, tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         if name != "gone.onnx":
             (tmp_path / name).touch()
     with pytest.raises(InputError, match=words):
         fitted.push_to_hub("ann/colours", exported=[tmp_path / name for name in names])
-    assert hub.asked == []
-
-
-def test_a_damaged_model_is_not_sent(fitted, hub, tmp_path):
     folder = fitted.save(tmp_path / "model")
     array_path(folder, "head").write_bytes(b"")
     with pytest.raises(ArtifactError, match="was altered"):
@@ -258,10 +229,13 @@ def test_a_damaged_model_is_not_sent(fitted, hub, tmp_path):
     assert hub.asked == []
 
 
-def test_a_pulled_folder_is_a_model_like_others(fitted, hub, tmp_path):
+def test_a_pulled_folder_is_a_model_like_others_and_files_that_are_not_ours_are_not_fetched(fitted, hub, tmp_path):
     fitted.push_to_hub("ann/colours")
-    hub.put("ann/colours", "model_head.pkl", b"")
+    ours = set(hub.files("ann/colours")) - {".gitattributes"}
+    for name in ("model_head.pkl", "sub/config.json", "arrays/mine.safetensors", "history/log.json"):
+        hub.put("ann/colours", name, pickle.dumps({}))
     folder = pull("ann/colours", tmp_path / "model")
+    assert hub.fetched() == ours
     assert {path.name for path in folder.iterdir()} == {"config.json", "README.md", "arrays"}
     assert len(list_own_files(folder)) == len(read_config(folder).files)
     assert not any(path.is_symlink() for path in folder.iterdir())
@@ -280,7 +254,7 @@ def test_a_name_without_an_organisation_is_the_persons_own_and_so_is_a_card_that
     assert hub.files("ann/colours")["README.md"] == b"# Mine\n"
 
 
-def test_push_and_pull_from_the_command_line(fitted, hub, tmp_path):
+def test_push_and_pull_from_the_command_line_and_their_errors_are_one_line(fitted, hub, tmp_path):
     folder = fitted.save(tmp_path / "model")
     done = run("push", folder, "ann/colours", "--private", "--json")
     assert done.exit_code == 0, done.stderr
@@ -294,12 +268,9 @@ def test_push_and_pull_from_the_command_line(fitted, hub, tmp_path):
     assert load_model(tmp_path / "again").text.labels == ("blue", "green", "red")
     first = told["url"].rpartition("/")[2]
     assert run("pull", "ann/colours", "--out", tmp_path / "again", "--revision", first).exit_code == 0
-
-
-def test_errors_of_the_commands_are_one_line(fitted, hub, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
-    fitted.push_to_hub("ann/colours")
+    hub.asked.clear()
     for args, words in (
         (("push", tmp_path / "nothing", "ann/colours"), "there is no folder"),
         (("pull", "ann/nothing", "--out", tmp_path / "m"), "no repository of that name"),

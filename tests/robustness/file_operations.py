@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import sys
+import traceback
 from contextlib import contextmanager
 
 CHANGING = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "os.link", "os.symlink"}
@@ -16,6 +17,21 @@ TAKES_SPACE = {"open", "os.mkdir", "os.link", "os.symlink", "fsync"}
 """What fails on a full disk; names of files are exchanged and removed there as before."""
 TORN_BYTES = 8
 """Fewer than any line has that is written."""
+
+
+def status_of_child(act):
+    """The exit status that an act in a child gives; 1 if it raises, less than 0 if a signal ended it."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = act()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 class Operations:

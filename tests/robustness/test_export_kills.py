@@ -19,7 +19,7 @@ from clipadapter.backends.formats import check_file, companion_files, get_format
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.export import export_model, exporter
 
-from .file_operations import Operations
+from .file_operations import Operations, status_of_child
 
 KILLS = 3 * int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
 
@@ -65,20 +65,17 @@ def run_until(kill_before, act, folder):
     Returns:
         How many operations there were; None if it was killed.
     """
+
+    def run():
+        operations = Operations(folder)
+        with operations.killed(kill_before):
+            act()
+        (folder.parent / "count").write_text(str(operations.count))
+        return 0
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads: none of theirs is needed in the child
-        child = os.fork()
-    if child == 0:
-        status, operations = 1, Operations(folder)
-        try:
-            with operations.killed(kill_before):
-                act()
-            (folder.parent / "count").write_text(str(operations.count))
-            status = 0
-        except BaseException as error:
-            os.write(2, repr(error).encode())
-        os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = status_of_child(run)
     assert status in (0, -signal.SIGKILL)
     return int((folder.parent / "count").read_text()) if status == 0 else None
 

@@ -1,15 +1,11 @@
 """Whatever a file holds, it is read or refused with an error of the library; without atheris, and in a second."""
 
-import importlib.util
 import os
 import random
-from pathlib import Path
 
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("fuzz_loaders", Path(__file__).with_name("fuzz_loaders.py"))
-LOADERS = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(LOADERS)
+from .fuzz_loaders import FOUND, SOUND, try_one
 
 MUTATIONS = 60 * int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
 TOKENS = [
@@ -35,15 +31,15 @@ def changed_value(data, rng):
     return data[: start + 1] + rng.choice(TOKENS) + data[end:]
 
 
-@pytest.mark.parametrize("number", range(len(LOADERS.SOUND)))
+@pytest.mark.parametrize("number", range(len(SOUND)))
 def test_every_reader_gives_an_answer_or_an_error_of_the_library(tmp_path, number):
     rng = random.Random(number)
-    inputs = [*LOADERS.SOUND[number][2], *LOADERS.FOUND.get(number, ())]
+    inputs = [*SOUND[number][2], *FOUND.get(number, ())]
     for data in inputs:
-        LOADERS.try_one(tmp_path, LOADERS.SOUND[number], data)
+        try_one(tmp_path, SOUND[number], data)
     for i in range(MUTATIONS):
         data = (mutated, changed_value)[i % 2](rng.choice(inputs), rng)
         try:
-            LOADERS.try_one(tmp_path, LOADERS.SOUND[number], data)
+            try_one(tmp_path, SOUND[number], data)
         except Exception as error:
             raise AssertionError(data[:500]) from error

@@ -52,11 +52,16 @@ def graph(about, *, input="uint8", logits=3, leave_out=()):
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a model made by hand, and give its path."""
+    """Write a model made by hand, as a pair for OpenVINO too where its name ends in .xml, and give its path."""
 
     def written(about, name="model.onnx", **options):
         path = tmp_path / name
-        onnx.save(graph(about, **options), path)
+        onnx.save(graph(about, **options), path.with_suffix(".onnx"))
+        if path.suffix == ".xml":
+            ov = pytest.importorskip("openvino")
+            pair = ov.Core().read_model(path.with_suffix(".onnx"))
+            pair.set_rt_info(about, ["clipadapter"])
+            ov.save_model(pair, path, compress_to_fp16=False)
         return path
 
     return written

@@ -52,33 +52,24 @@ def test_no_squares_give_outputs_of_the_same_widths(predictor):
         assert getattr(none, name).shape == (0, *getattr(some, name).shape[1:]), name
 
 
-@pytest.mark.parametrize("form", ["str", "Path", "folder", "array", "array of one", "PIL", "iterator"])
-def test_one_picture_gives_one_row_in_every_form(form, predictor, tmp_path):
+def test_one_picture_gives_one_row_in_every_form(predictor, tmp_path):
     path = tmp_path / "red.png"
     Image.fromarray(RED).save(path)
-    forms = {"str": str(path), "Path": path, "folder": tmp_path, "array": RED, "array of one": RED[None]}
-    one = {**forms, "PIL": Image.fromarray(RED), "iterator": iter([path])}[form]
     expected = predictor.predict([RED])
-    if form == "iterator":
-        assert predictor.predict(one) == expected
-        return
-    assert predictor.predict(one) == expected and len(predictor.classify(one)) == 1
-    np.testing.assert_allclose(predictor.predict_proba(one), predictor.predict_proba([RED]), rtol=1e-5)
+    for one in (str(path), path, tmp_path, RED, RED[None], Image.fromarray(RED)):
+        assert predictor.predict(one) == expected and len(predictor.classify(one)) == 1
+        np.testing.assert_allclose(predictor.predict_proba(one), predictor.predict_proba([RED]), rtol=1e-5)
+    assert predictor.predict(iter([path])) == expected
 
 
-@pytest.mark.parametrize(
-    ("ask", "words"),
-    [
-        (lambda model: list(model.iter_predictions([RED], batch_size=0)), "batch_size must be 1 or more"),
-        (lambda model: model.classify([RED], coverage=0.9), "can't make prediction sets"),
-        (lambda model: model.run(np.zeros((4, 4, 3), np.uint8)), r"takes squares \(n, 4, 4, 3\) of uint8"),
-        (lambda model: model.run(np.zeros((1, 3, 4, 4), np.uint8)), r"takes squares \(n, 4, 4, 3\) of uint8"),
-        (lambda model: model.run(np.zeros((1, 4, 4, 3), np.float32)), r"takes squares \(n, 4, 4, 3\) of uint8"),
-    ],
-)
-def test_wrong_arguments_are_refused(ask, words, predictor):
-    with pytest.raises(InputError, match=words):
-        ask(predictor)
+def test_wrong_arguments_are_refused(predictor):
+    with pytest.raises(InputError, match="batch_size must be 1 or more"):
+        list(predictor.iter_predictions([RED], batch_size=0))
+    with pytest.raises(InputError, match="can't make prediction sets"):
+        predictor.classify([RED], coverage=0.9)
+    for shape, kind in (((4, 4, 3), np.uint8), ((1, 3, 4, 4), np.uint8), ((1, 4, 4, 3), np.float32)):
+        with pytest.raises(InputError, match=r"takes squares \(n, 4, 4, 3\) of uint8"):
+            predictor.run(np.zeros(shape, kind))
 
 
 def test_animations_are_named_in_one_warning_after_the_answers(predictor, tmp_path):
@@ -147,11 +138,7 @@ def test_float_input_is_normalised_as_the_spec_says(write):
 
 
 def test_an_openvino_pair_that_is_written_over_does_not_change_a_model_that_is_open(write, tmp_path):
-    ov = pytest.importorskip("openvino")
-    made = ov.Core().read_model(write(about().to_json()))
-    made.set_rt_info(about().to_json(), ["clipadapter"])
-    ov.save_model(made, tmp_path / "model.xml", compress_to_fp16=False)
-    model = Predictor(tmp_path / "model.xml")
+    model = Predictor(write(about().to_json(), "model.xml"))
     size = (tmp_path / "model.bin").stat().st_size
     with (tmp_path / "model.bin").open("r+b") as weights:
         weights.write(bytes(size))
@@ -161,16 +148,8 @@ def test_an_openvino_pair_that_is_written_over_does_not_change_a_model_that_is_o
 def test_neither_torch_nor_scikit_learn_is_imported(write, tmp_path):
     Image.fromarray(RED).save(tmp_path / "red.png")
     code = BLOCKED + "from clipadapter.cli.app import main\nmain()"
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "predict",
-        str(write(about().to_json())),
-        str(tmp_path / "red.png"),
-        "--json",
-    ]
-    out = subprocess.run(command, capture_output=True, text=True)
+    words = ["predict", write(about().to_json()), tmp_path / "red.png", "--json"]
+    out = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert json.loads(out.stdout)["label"] == "red"
 

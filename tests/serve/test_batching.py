@@ -1,6 +1,5 @@
 """Pictures of many requests run together, in time or not at all."""
 
-import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from clipadapter.serve import Limits, create_app
 from clipadapter.serve.prediction_request import load_picture
 
 from .colours import BLUE, GREY, RED, OpenedModels, ask, base64_of, refused
+from .test_prediction_request import BODY, send
 
 
 def wait_until(true, seconds=10):
@@ -220,35 +220,15 @@ def test_a_backend_failure_affects_its_batch_only(serve, colours):
 
 def test_pictures_of_a_disconnected_client_do_not_run(colours, files):
     models = OpenedModels([str(files / "colours.onnx")], model=colours)
-    app, before = create_app(models), len(colours.batches)
-    gone = threading.Event()
-
-    async def leave():
-        body, asked, sent = b'{"images": ["%s"]}' % base64_of(RED).encode(), [], []
-
-        async def receive():
-            asked.append(1)
-            if len(asked) == 1:
-                return {"type": "http.request", "body": body, "more_body": False}
-            await asyncio.to_thread(gone.wait, 20)
-            return {"type": "http.disconnect"}
-
-        async def send(message):
-            sent.append(message)
-
-        headers = [(b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "headers": headers}
-        await app(scope, receive, send)
-        return sent
-
+    app, before, gone = create_app(models), len(colours.batches), threading.Event()
     colours.go.clear()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(asyncio.run, leave())
+        first = pool.submit(send, app, [BODY], gone=gone)
         wait_until(colours.running.is_set)
-        second = pool.submit(asyncio.run, leave())
+        second = pool.submit(send, app, [BODY], gone=gone)
         wait_until(lambda: models.get().batcher.pending == 2)
         gone.set()
-        assert second.result(20) == first.result(20) == []
+        assert [one.result(20)[0] for one in (first, second)] == [None, None]
         colours.go.set()
         wait_until(lambda: models.get().batcher.pending == 0)
     assert [size for size in colours.batches[before:] if size] == [1]  # the first ran already

@@ -30,8 +30,7 @@ def test_the_commands_of_the_page_are_answered(files, tmp_path):
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         answers.append(json.loads(done.stdout))
     assert server.end() == 0
-    server.process.stderr.close()
-    server.process.stdout.close()
+    server.close()
     first, second, models, third = answers
     assert [one["label"] for one in first["predictions"] + third["predictions"]] == ["red", "red"]
     assert [one["label"] for one in second["predictions"]] == ["red", None]

@@ -47,26 +47,17 @@ def test_a_body_is_not_read_without_the_token(serve):
     assert client.app.state.server.buffered_bytes == 0
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:8000", "[::1]:80", "10.0.0.7", "pets.org:1", "a.localhost"],
-)
-def test_a_host_that_names_this_machine_is_answered(serve, host):
-    client = serve()
-    client.app.state.server.allowed_hosts = frozenset({"pets.org"})
-    assert client.get("/v1/models", headers={"host": host}).status_code == 200
-
-
-@pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "xpets.org"]
-)
 @pytest.mark.parametrize("path", ["/v1/models", "/v2/health/live", "/docs"])
-def test_a_page_of_another_name_that_leads_here_is_not_answered(serve, host, path):
+def test_hosts_that_name_this_machine_are_answered_and_other_names_that_lead_here_are_not(serve, path):
     client = serve()
     client.app.state.server.allowed_hosts = frozenset({"pets.org"})
-    assert refused(client.get(path, headers={"host": host}), 421, "--allow-host")
+    own = ("localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:8000", "[::1]:80", "10.0.0.7", "a.localhost")
+    for host in (*own, "pets.org:1"):
+        assert client.get(path, headers={"host": host}).status_code == 200, host
+    for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "xpets.org"):
+        assert refused(client.get(path, headers={"host": host}), 421, "--allow-host"), host
     client.app.state.server.allowed_hosts = None
-    assert client.get(path, headers={"host": host}).status_code == 200
+    assert client.get(path, headers={"host": "evil.example"}).status_code == 200
 
 
 def test_errors_have_one_shape(client):
@@ -86,9 +77,8 @@ def test_requests_have_ids(client):
 
 
 def lines(caplog):
-    return [
-        json.loads(JsonFormatter().format(record)) for record in caplog.records if record.name == "clipadapter.serve"
-    ]
+    own = (record for record in caplog.records if record.name.startswith("clipadapter.serve"))
+    return [json.loads(JsonFormatter().format(record)) for record in own]
 
 
 def test_the_log_has_no_content_of_requests(serve, caplog):
@@ -114,10 +104,7 @@ def test_a_server_error_is_logged_and_not_sent_to_the_client(serve, caplog, colo
     client = serve(raise_server_exceptions=False)
     colours.run = lambda squares: 1 / 0
     assert refused(ask(client, RED), 500)
-    assert any(
-        "ZeroDivisionError" in line.get("traceback", "")
-        for line in map(json.loads, map(JsonFormatter().format, caplog.records))
-    )
+    assert any("ZeroDivisionError" in line.get("traceback", "") for line in lines(caplog))
 
 
 def test_requests_and_pictures_are_counted(serve):
@@ -144,10 +131,8 @@ def test_the_first_page_is_for_trying_a_picture_and_needs_no_other_host(client):
     response = client.get("/")
     assert response.headers["content-type"].startswith("text/html") and "Drop pictures here" in response.text
     assert "default-src 'none'" in response.headers["content-security-policy"]
-    assert re.findall(r"(?:src|href|url)\s*[=:(]\s*[\"']?([^\"'\s)]+)", response.text) == [
-        "docs",
-        "URL.createObjectURL(file",
-    ]
+    named = re.findall(r"(?:src|href|url)\s*[=:(]\s*[\"']?([^\"'\s)]+)", response.text)
+    assert named == ["docs", "URL.createObjectURL(file"]
 
 
 def test_the_documentation_page_needs_no_other_host(client):

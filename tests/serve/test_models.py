@@ -1,17 +1,23 @@
 """Models by name, replaced while they are served."""
 
+import json
 import os
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from clipadapter import FewShotClassifier
 from clipadapter.backends.formats import append_checksum
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError
 from clipadapter.serve import Limits, ServedModels
 from clipadapter.serve.models import read_sources
+from clipadapter.uncertainty import UncertaintyOptions
 
+from ..export.test_cached import pictures
 from .colours import RED, Colours, ask, refused, write_file
 from .test_batching import wait_until
 
@@ -27,18 +33,9 @@ def label(client, name="colours"):
     return ask(client, RED, path=f"/v1/models/{name}/predict").json()["predictions"][0]["label"]
 
 
-def test_a_changed_file_replaces_its_model(serve, files):
+def test_a_changed_file_replaces_its_model_when_it_is_no_longer_being_written(serve, files):
     client = serve(model=None)
     before = client.get("/v1/models/colours").json()
-    write_file(files / "colours.onnx", OTHER)
-    refresh(client)
-    after = client.get("/v1/models/colours").json()
-    assert label(client) == "cherry" and after["classes"] == list(OTHER) and after["version"] != before["version"]
-    assert 'clipadapter_model_loads_total{model="colours",outcome="loaded"} 2.0' in client.get("/metrics").text
-
-
-def test_a_file_that_is_still_being_written_is_not_loaded(serve, files):
-    client = serve(model=None)
     write_file(files / "colours.onnx", OTHER)
     refresh(client, 1)
     assert label(client) == "red"
@@ -46,7 +43,9 @@ def test_a_file_that_is_still_being_written_is_not_loaded(serve, files):
     refresh(client, 1)
     assert label(client) == "red"
     refresh(client, 1)
-    assert label(client) == "cherry"
+    after = client.get("/v1/models/colours").json()
+    assert label(client) == "cherry" and after["classes"] == list(OTHER) and after["version"] != before["version"]
+    assert 'clipadapter_model_loads_total{model="colours",outcome="loaded"} 2.0' in client.get("/metrics").text
 
 
 def test_with_a_damaged_file_the_old_model_is_served_and_the_error_reported(serve, files, caplog):
@@ -88,41 +87,6 @@ def test_a_device_is_not_read(serve, files):
     assert label(client) == "red" and "not a regular file" in client.get("/v1/models/colours").json()["error"]
     with pytest.raises(ArtifactError, match="neither a regular file nor a folder"):
         ServedModels([str(files / "colours.onnx")])
-
-
-@pytest.fixture
-def record_exports(tmp_path, monkeypatch):
-    """A function that lets exports of saved models be written by another one; gives the list of their paths."""
-    import clipadapter.classifier
-    import clipadapter.export
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(clipadapter.classifier.FewShotClassifier, "load", staticmethod(lambda folder: folder))
-
-    def record(write):
-        paths = []
-
-        def export_model(model, path):
-            paths.append(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(path)
-
-        monkeypatch.setattr(clipadapter.export, "export_model", export_model)
-        return paths
-
-    return record
-
-
-def test_an_altered_export_in_the_cache_is_replaced(tmp_path, record_exports):
-    exported_paths = record_exports(lambda path: append_checksum(write_file(path)))
-    for altered in (False, True, False):
-        if altered:
-            data = bytearray(exported_paths[0].read_bytes())
-            data[200] ^= 1
-            exported_paths[0].write_bytes(data)
-        models = ServedModels([str(saved(tmp_path))])
-        models.close()
-    assert len(exported_paths) == 2
 
 
 def test_a_file_that_does_not_run_is_refused(serve, files):
@@ -222,24 +186,52 @@ def saved(tmp_path, text='{"a": 1}'):
     return folder
 
 
-def test_a_saved_model_is_exported_once(tmp_path, record_exports):
-    exported_paths = record_exports(lambda path: append_checksum(write_file(path)))
-    for _ in range(2):
+def test_a_saved_model_is_exported_again_only_when_it_or_its_export_was_altered(tmp_path, monkeypatch):
+    import clipadapter.classifier
+    import clipadapter.export
+
+    paths = []
+
+    def export_model(model, path):
+        paths.append(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        append_checksum(write_file(path))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(clipadapter.classifier.FewShotClassifier, "load", staticmethod(lambda folder: folder))
+    monkeypatch.setattr(clipadapter.export, "export_model", export_model)
+    for count in (1, 1, 2, 2):
+        if count > len(paths) > 0:
+            data = bytearray(paths[0].read_bytes())
+            data[200] ^= 1
+            paths[0].write_bytes(data)
         models = ServedModels([str(saved(tmp_path))])
         assert models.names == ["pets"] and models.get("pets").predictor.class_names == ("red", "green", "blue")
         models.close()
-    assert len(exported_paths) == 1 and exported_paths[0].is_relative_to(tmp_path / "cache")
+        assert len(paths) == count and paths[-1].is_relative_to(tmp_path / "cache")
     models = ServedModels([str(saved(tmp_path))])
     saved(tmp_path, '{"a": 2}')  # fitted again
     models.refresh()
     models.refresh()
-    assert len(set(exported_paths)) == 2
+    assert len(set(paths)) == 2
     models.close()
 
 
-def test_without_torch_a_saved_model_says_where_to_export(tmp_path, monkeypatch):
-    import sys
+def test_the_export_of_a_saved_model_answers_as_the_classifier(serve, tmp_path):
+    paths, labels = pictures(tmp_path)
+    model = FewShotClassifier("toy", uncertainty=UncertaintyOptions(reject=0.1)).fit(paths, labels)
+    client, wanted = serve(models=ServedModels([str(model.save(tmp_path / "saved"))])), model.classify(paths, top=3)
+    sent = [("images", (path.name, path.read_bytes())) for path in paths]
+    found = client.post("/v1/models/saved/predict", files=sent, data={"top": 3}).json()["predictions"]
+    assert [(one["label"], one["reason"]) for one in found] == [(one.label, one.reason) for one in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one["probability"], other.probability, rtol=1e-4)
+    described = client.get("/v1/models/saved").json()
+    assert described["classes"] == list(model.class_names_) and described["can"]["reject"]
+    assert described["encoder"] == "toy[final,inner]" and str(tmp_path) not in json.dumps(described)
 
+
+def test_without_torch_a_saved_model_says_where_to_export(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "clipadapter.export", None)
     monkeypatch.setitem(sys.modules, "clipadapter.classifier", None)
     with pytest.raises(ModuleNotFoundError):  # a missing module of this package is a bug, not a missing extra

@@ -13,10 +13,7 @@ pytestmark = MARKS
 def server(tmp_path_factory):
     running = Running(write_file(tmp_path_factory.mktemp("served") / "colours.onnx"), CLIPADAPTER_TOKEN="secret-1")
     yield running
-    running.process.kill()
-    running.process.wait()
-    running.process.stderr.close()
-    running.process.stdout.close()
+    running.close()
 
 
 def test_a_picture_is_answered_after_the_token_is_given(server, tmp_path):

@@ -87,6 +87,12 @@ class Running:
             self.process.send_signal(sig)
         return self.process.wait(120)
 
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+        self.process.stdout.close()
+
 
 @pytest.fixture
 def running():
@@ -99,10 +105,7 @@ def running():
 
     yield start
     for one in started:
-        one.process.kill()
-        one.process.wait()
-        one.process.stderr.close()
-        one.process.stdout.close()
+        one.close()
 
 
 def test_an_exported_file_is_served_and_replaced_without_torch(running, files):

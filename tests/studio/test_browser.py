@@ -41,6 +41,7 @@ from clipadapter.cli.app import main
 main()
 """
 COLOURS = ("red", "green", "blue")
+TAB, ENTER, ARROW_DOWN = "\ue004", "\ue007", "\ue015"  # as WebDriver names these keys
 
 
 def squares(folder, colour, count, first=0):
@@ -175,8 +176,6 @@ def server(tmp_path_factory):
 
 
 def test_from_an_empty_page_to_a_model(person, server, tmp_path):
-    from selenium.webdriver import Keys
-
     person.resize(1280)
     person.open(server.url)
     person.see(".cs-next", "Name your first class")
@@ -185,9 +184,9 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
     # Classes, by keyboard.
     person.see("textarea, input[type=text]").click()
     for name in COLOURS:
-        person.press(name, Keys.ENTER)
+        person.press(name, ENTER)
         person.see(".cs-card h3", name)
-    person.press("red", Keys.ENTER)
+    person.press("red", ENTER)
     person.see(".cs-note", "There is a class 'red' already")
     wanted = "const e = document.activeElement; return e.value.slice(e.selectionStart, e.selectionEnd)"
     person.until(lambda: person.driver.execute_script(wanted) == "red")  # the next name is written over it
@@ -279,8 +278,6 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
 
 
 def test_two_pages_show_the_same(person, server):
-    from selenium.webdriver import Keys
-
     first = person.driver.current_window_handle
     person.driver.switch_to.new_window("tab")
     person.open(server.url)
@@ -293,7 +290,7 @@ def test_two_pages_show_the_same(person, server):
     person.see('[data-action="learn-unlabelled"]').click()
     person.see(".cs-option:has(:focus):has([type=checkbox][checked])")  # the attribute: the panel was drawn again
     person.see(".cs-option:has(:checked)", "standard")
-    person.see('.cs-option input[value="standard"]').send_keys(Keys.ARROW_DOWN)
+    person.see('.cs-option input[value="standard"]').send_keys(ARROW_DOWN)
     person.see(".cs-option:has(:focus):has([checked])", "best")
     person.driver.close()
     person.driver.switch_to.window(first)
@@ -325,13 +322,11 @@ def test_what_the_page_reports_is_on_the_disk_and_undo_goes_on(person, server, t
 
 
 def test_it_is_used_by_keyboard_and_nothing_hangs_over(person, server):
-    from selenium.webdriver import Keys
-
     person.open(server.url)
     person.see(".cs-current")
     names = []
     for _ in range(70):
-        person.press(Keys.TAB)
+        person.press(TAB)
         names.append(
             person.driver.execute_script(
                 "const e = document.activeElement, label = e.labels && e.labels[0], image = e.querySelector('img');"
@@ -354,7 +349,7 @@ def test_it_is_used_by_keyboard_and_nothing_hangs_over(person, server):
     person.see(".cs-help details[open]", f"{server.project}-model.onnx")
 
 
-def test_nothing_left_the_machine(person, server):
+def test_nothing_left_the_machine_and_ctrl_c_ends_the_server(person, server):
     asked = set()
     for entry in person.driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
@@ -368,8 +363,5 @@ def test_nothing_left_the_machine(person, server):
     # What is under way when a page is left or loaded again fails; Gradio's client closes its stream with an AbortError.
     broken_off = ("net::ERR_", "Failed to fetch", "network error", "Connection errored out", "AbortError: signal is")
     assert [text for text in severe if not any(words in text for words in broken_off)] == []
-
-
-def test_it_is_ended_by_ctrl_c(server):
     server.end(signal.SIGINT)
     assert server.process.returncode == 0 and server.files("red")

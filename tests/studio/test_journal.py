@@ -17,6 +17,13 @@ def opened(root):
     return Journal(root, root / ".studio" / "journal.jsonl")
 
 
+def write(root, **changes):
+    """A journal of one step, as another person may have written it."""
+    line = {"step": 1, "what": "", "moves": [], "folders": [], "before": {}, "after": {}, **changes}
+    (root / ".studio").mkdir(exist_ok=True)
+    (root / ".studio" / "journal.jsonl").write_text(json.dumps(line) + "\n")
+
+
 def lines(root):
     return [json.loads(line) for line in (root / ".studio" / "journal.jsonl").read_text().splitlines()]
 
@@ -40,8 +47,7 @@ def test_no_path_of_a_step_is_outside_the_folder(root, path, tmp_path_factory):
     (root / "link").symlink_to(tmp_path_factory.mktemp("elsewhere"))
     with pytest.raises(ValueError, match="is outside the folder"):
         opened(root).perform("moving", [("a", path)])
-    line = {"step": 1, "what": "", "moves": [["a", path]], "folders": [], "before": {}, "after": {}}
-    (root / ".studio" / "journal.jsonl").write_text(json.dumps(line) + "\n")
+    write(root, moves=[["a", path]])
     with pytest.raises(InputError, match="is outside the folder"):
         opened(root)
     assert (root / "a").is_file()
@@ -50,9 +56,7 @@ def test_no_path_of_a_step_is_outside_the_folder(root, path, tmp_path_factory):
 def test_no_step_leaves_the_folder_through_a_link_that_it_moved_itself(root, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (root / "link").symlink_to(elsewhere)
-    line = {"step": 1, "what": "", "moves": [["link", "x"], ["a", "x/a"]], "folders": [], "before": {}, "after": {}}
-    (root / ".studio").mkdir()
-    (root / ".studio" / "journal.jsonl").write_text(json.dumps(line) + "\n")
+    write(root, moves=[["link", "x"], ["a", "x/a"]])
     with pytest.raises(InputError, match="'x/a' is outside the folder"):
         opened(root)
     assert (root / "a").is_file() and not any(elsewhere.iterdir())
@@ -90,13 +94,6 @@ def test_undo_overwrites_no_file_of_another_program(root):
     assert (root / "a").read_text() == "new" and (root / "x" / "a").read_text() == "a"
 
 
-def test_a_line_that_is_not_a_step_is_an_error(root):
-    opened(root)
-    (root / ".studio" / "journal.jsonl").write_text('{"hello": 1}\n')
-    with pytest.raises(InputError, match="line 1 is not a step"):
-        opened(root)
-
-
 def test_a_step_is_on_disk_before_its_first_move(root):
     journal = opened(root)
     logged = []
@@ -118,11 +115,12 @@ def test_an_interrupted_step_that_can_not_be_finished_is_an_error(root):
 
 
 def test_a_damaged_journal_is_an_error(root):
-    place = root / ".studio" / "journal.jsonl"
-    place.parent.mkdir()
-    line = {"step": 1, "what": "", "moves": [], "folders": [], "before": {}, "after": {"a": ["no text"]}}
-    place.write_text(json.dumps(line) + "\n")
+    write(root, after={"a": ["no text"]})
     with pytest.raises(InputError, match="a class name is not a text"):
+        opened(root)
+    place = root / ".studio" / "journal.jsonl"
+    place.write_text('{"hello": 1}\n')
+    with pytest.raises(InputError, match="line 1 is not a step"):
         opened(root)
     place.unlink()
     place.mkdir()

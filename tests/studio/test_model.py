@@ -83,18 +83,9 @@ def test_classes_in_an_order_that_is_not_sorted_keep_their_columns(scene):
         assert model.class_names == ("c", "a", "b")
         p, wanted = model.probabilities(X), expected.probabilities(X)[:, order]
         np.testing.assert_array_equal(p.argmax(axis=1), wanted.argmax(axis=1))
-    assert (
-        model.zero_shot_accuracy == expected.zero_shot_accuracy
-        and model.held_out.accuracy == expected.held_out.accuracy
-    )
+    assert model.zero_shot_accuracy == expected.zero_shot_accuracy
+    assert model.held_out.accuracy == expected.held_out.accuracy
     assert min(point.accuracy for point in learning_curve(model, X, labels).points) > 0.9
-
-
-def test_one_shot_per_class_can_not_be_held_out(scene):
-    model = fit(scene, [0, 6, 12])
-    assert model.held_out is None and model.classifier is not None
-    curve = learning_curve(model, scene[0][[0, 6, 12]], ["a", "b", "c"])
-    assert [point.shots_per_class for point in curve.points] == [0] and curve.forecast is None
 
 
 def test_the_curve_is_measured_on_pictures_that_each_fit_did_not_see(scene):
@@ -118,9 +109,8 @@ def test_test_pictures_measure_the_curve_and_change_no_fit(scene):
     test = (X[::2], ["b"] * 9)  # as if all were b
     points = learning_curve(fit(scene), X, labels, test).points
     head = create_head("tip-adapter").fit(X, labels, text=text)
-    assert (
-        points[-1].accuracy == pytest.approx(np.mean(head.predict(X[::2]) == "b")) and points[-1].shots_per_class == 6
-    )
+    assert points[-1].accuracy == pytest.approx(np.mean(head.predict(X[::2]) == "b"))
+    assert points[-1].shots_per_class == 6
 
 
 def test_a_class_without_pictures_is_left_out_of_the_accuracy(scene):
@@ -137,12 +127,15 @@ def test_a_class_without_pictures_is_left_out_of_the_accuracy(scene):
     assert not any("empty" in doubt for doubt in models[1].doubts.values())
 
 
-def test_the_forecast_needs_four_pictures_per_class(scene):
+def test_held_out_pictures_need_two_of_a_class_and_the_forecast_four(scene):
     X, labels, _ = scene
-    for count, has_forecast in ((3, False), (4, True)):
+    for count in (1, 3, 4):
         rows = [6 * k + i for k in range(3) for i in range(count)]
-        curve = learning_curve(fit(scene, rows), X[rows], [labels[i] for i in rows])
-        assert (curve.forecast is not None) == has_forecast and curve.forecast_shots == count + 10
+        model = fit(scene, rows)
+        curve = learning_curve(model, X[rows], [labels[i] for i in rows])
+        assert model.classifier is not None and (model.held_out is not None) == (count > 1)
+        assert (curve.points[-1].shots_per_class == 0) == (count == 1)
+        assert (curve.forecast is not None) == (count == 4) and (count == 1 or curve.forecast_shots == count + 10)
         assert not curve.shows_gain  # all is right already: more pictures bring no gain
 
 

@@ -17,6 +17,8 @@ from clipadapter.errors import InputError
 from clipadapter.studio import build_page
 from clipadapter.studio.project import prepare_uploads
 
+from .conftest import fill
+
 DOCS = (Path(__file__).parents[2] / "docs" / "studio.md").read_text(encoding="utf-8")
 
 
@@ -48,23 +50,10 @@ def page(tmp_path, local, monkeypatch):
     gc.collect()  # now, while their warnings are passed over
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """A page that is served, for tests that only send requests: the page and its address."""
-    made = build_page(tmp_path_factory.mktemp("served") / "p", encoder="toy", cache=None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", socket.socket.__bases__[0].connect)  # to ask whether it is there
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        _, url, _ = made.launch(prevent_thread_lock=True)
-        yield made, url
-    made.close(verbose=False)
-    made.session.close()
-    asyncio.set_event_loop(None)
-
-
-def get(url, **headers):
+def get(url, body=None, **headers):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, body, named)) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -90,13 +79,9 @@ def test_only_the_page_and_exported_files_are_served(page, png, tmp_path, local)
     assert all(address[0] in ("127.0.0.1", "::1") for address in local)
 
 
-def test_an_exported_file_is_served_and_no_other_file_of_its_name_is_replaced_or_served(page, png, tmp_path, local):
+def test_an_exported_file_is_served_and_no_other_file_of_its_name_is_replaced_or_served(page, tmp_path, local):
     request, file, other = SimpleNamespace(session_hash="a"), tmp_path / "p-model.onnx", tmp_path / "thesis"
-    for name in ("red", "blue"):
-        page.session.project.add_class(name)
-        (page.session.project.root / name / "1.png").write_bytes(png(name))
-    page.session.project.refresh()
-    page.session.notify_change()
+    fill(page.session, 1)
     other.write_bytes(b"mine")
     _, url, _ = page.launch(prevent_thread_lock=True)
 
@@ -162,8 +147,8 @@ def test_a_picture_to_try_is_passed_on_as_it_was_uploaded(page, tmp_path):
     assert tried.preprocess(None) is None
 
 
-def test_no_other_host_is_answered_or_asked_and_no_function_is_a_public_endpoint(served, local):
-    page, url = served
+def test_no_other_host_is_answered_or_asked_and_no_function_is_a_public_endpoint(page, local):
+    _, url, _ = page.launch(prevent_thread_lock=True)
     assert get(url, Host="attacker.example")[0] == 400
     assert get(url, Host="localhost")[0] == 200
     for path in ("file=https://example.com/a.png", "file=HTTP:/example.com/a.png", "proxy=https://a.hf.space/x"):
@@ -195,12 +180,9 @@ def test_the_result_of_a_save_is_reported(page, upload):
     assert text.endswith(" photo.jpg`.") and is_visible and note.text == f"Saved: {session.default_model_folder}"
 
 
-def test_only_a_person_at_this_machine_chooses_the_folder_of_the_model(page, upload, tmp_path):
-    request, project, chosen = SimpleNamespace(session_hash="a"), page.session.project, tmp_path / "chosen"
-    for name, colour in (("cat", "red"), ("dog", "blue")):
-        project.add_class(name)
-        project.add_pictures(name, [upload(colour)])
-    page.session.notify_change()
+def test_only_a_person_at_this_machine_chooses_the_folder_of_the_model(page, tmp_path):
+    request, chosen = SimpleNamespace(session_hash="a"), tmp_path / "chosen"
+    fill(page.session, 1)
     page.launch(server_name="0.0.0.0", prevent_thread_lock=True)
     assert page._load_page(request)[0].interactive is False
     page._save(str(chosen), request)
@@ -226,20 +208,12 @@ def test_the_space_of_the_docs_can_be_built(tmp_path, monkeypatch):
     names["page"].session.close()
 
 
-def test_uploads_from_pages_of_other_hosts_are_refused(served, local):
-    _, url = served
+def test_uploads_from_pages_of_other_hosts_are_refused(page, local):
+    _, url, _ = page.launch(prevent_thread_lock=True)
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\ndata\r\n--x--\r\n'
 
     def post(**headers):
-        sent = {"Content-Type": "multipart/form-data; boundary=x"}
-        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(f"{url}gradio_api/upload", body, sent)
-        try:
-            with urllib.request.urlopen(request) as answer:
-                return answer.status
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code
+        return get(f"{url}gradio_api/upload", body, Content_Type="multipart/form-data; boundary=x", **headers)[0]
 
     assert post(Sec_Fetch_Site="cross-site") == post(Sec_Fetch_Site="same-site") == 403
     # Browsers leave Sec-Fetch-Site out where the page was not sent over HTTPS nor from this machine.
@@ -269,7 +243,7 @@ def _luminance(colour):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize("head", ["autoo", "transclip"])
+@pytest.mark.parametrize("head", ["autoo", "coop", "transclip", "prolip"])
 def test_a_wrong_head_leaves_no_folder_behind(tmp_path, head):
     with pytest.raises(InputError, match=head):
         build_page(tmp_path / "p", encoder="toy", head=head, cache=None)

@@ -28,9 +28,8 @@ def by_hand(features, uncertainty, count, labelled):
 def test_it_equals_the_greedy_rule_in_plain_loops(u, k, count, seed):
     rng = np.random.default_rng(seed)
     features, labelled, uncertainty = rng.standard_normal((u, 3)), rng.standard_normal((k, 3)), rng.random(u)
-    assert select_for_labelling(features, uncertainty, count, labelled) == by_hand(
-        features, uncertainty, count, labelled
-    )
+    given_all = (features, uncertainty, count, labelled)
+    assert select_for_labelling(*given_all) == by_hand(*given_all)
 
 
 def test_each_row_is_selected_once_even_if_all_are_equal():

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize, minimize_scalar
-from sklearn.linear_model import LogisticRegression
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.metrics import log_loss
@@ -17,16 +16,13 @@ def answers(n, c=5, temperature=3.0, seed=0):
     return honest * temperature, np.array([rng.choice(c, p=row) for row in p])
 
 
-def test_with_many_shots_the_temperature_is_the_one_of_least_log_loss():
+def test_with_many_shots_the_temperature_is_the_one_of_least_log_loss_and_a_part_of_them_is_enough(monkeypatch):
     z, y = answers(5000)
     best = minimize_scalar(lambda t: log_loss(softmax(z, t), y), bounds=(0.1, 20), method="bounded").x
     assert learn_calibrator(z, y).temperature == pytest.approx(best, rel=0.01)
     assert best == pytest.approx(3.0, rel=0.1)
-
-
-def test_without_much_to_see_the_temperature_is_near_the_usual_one():
-    z, y = answers(1)
-    assert learn_calibrator(z, y, prior_temperature=7.0).temperature == pytest.approx(7.0, rel=0.5)
+    monkeypatch.setattr("clipadapter.uncertainty.calibration.MAX_LOGITS", 5000)
+    assert learn_calibrator(z, y).temperature == pytest.approx(best, rel=0.15)
 
 
 def test_the_posterior_is_that_of_plain_loops():
@@ -43,12 +39,6 @@ def test_the_posterior_is_that_of_plain_loops():
 
     best = minimize_scalar(minus_log_posterior, bounds=(-3, 4), method="bounded").x
     assert np.log(learn_calibrator(z, y).temperature) == pytest.approx(best, abs=2e-3)
-
-
-def test_right_answers_alone_give_no_certainty():
-    z = np.eye(4)[np.arange(12) % 4] * 5.0
-    p = learn_calibrator(z, np.arange(12) % 4).probabilities(z)
-    assert 0.85 < p.max(axis=1).mean() < 0.995
 
 
 def test_few_held_out_shots_leave_a_share_of_equal_probabilities():
@@ -71,18 +61,6 @@ def test_repeated_rows_count_as_one_shot():
     z, y = answers(10)
     once, twice = learn_calibrator(z, y), learn_calibrator(np.tile(z, (2, 1)), np.tile(y, 2), n=10)
     assert twice.temperature == pytest.approx(once.temperature, rel=2e-3)
-
-
-def test_vector_scaling_with_many_shots_is_a_regression_on_each_logit():
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=(20000, 2)) * 2
-    y = (rng.random(20000) < 1 / (1 + np.exp(-(1.3 * z[:, 1] - 0.7 * z[:, 0] + 0.4)))).astype(int)
-    found = learn_calibrator(z, y, method="vector")
-    slopes = LogisticRegression(C=1e6).fit(z, y)
-    t = found.temperature
-    assert found.weight[1] / t == pytest.approx(slopes.coef_[0, 1], rel=0.03)
-    assert found.weight[0] / t == pytest.approx(-slopes.coef_[0, 0], rel=0.03)
-    assert found.bias[1] - found.bias[0] == pytest.approx(slopes.intercept_[0], abs=0.03)
 
 
 def unequal_rows(counts, seed=0):
@@ -127,13 +105,6 @@ def test_with_equal_numbers_of_rows_logit_adjustment_changes_nothing():
     np.testing.assert_array_equal(adjusted.probabilities(z), plain.probabilities(z))
 
 
-def test_of_very_many_rows_a_part_is_enough(monkeypatch):
-    z, y = answers(5000)
-    whole = learn_calibrator(z, y).temperature
-    monkeypatch.setattr("clipadapter.uncertainty.calibration.MAX_LOGITS", 5000)
-    assert learn_calibrator(z, y).temperature == pytest.approx(whole, rel=0.15)
-
-
 @pytest.mark.parametrize("method", ["temperature", "vector"])
 def test_a_loaded_state_gives_equal_predictions(method):
     z, y = answers(50)
@@ -142,23 +113,11 @@ def test_a_loaded_state_gives_equal_predictions(method):
     np.testing.assert_array_equal(again.probabilities(z), found.probabilities(z))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"temperature": -1.0},
-        {"temperature": float("inf")},
-        {"temperature": "warm"},
-        {"temperature": 10**400},
-        {"temperature": float("nan")},
-        {"n": -1},
-    ],
-)
-def test_a_damaged_calibration_is_refused(change):
-    with pytest.raises(ArtifactError, match="calibration"):
-        Calibrator.from_state({"temperature": 1.0, "n": 3, **change}, {}, 5)
-
-
-def test_a_calibration_of_other_classes_is_refused():
+def test_a_damaged_calibration_and_one_of_other_classes_are_refused():
+    wrong = [{"temperature": value} for value in (-1.0, float("inf"), "warm", 10**400, float("nan"))]
+    for change in [*wrong, {"n": -1}]:
+        with pytest.raises(ArtifactError, match="calibration"):
+            Calibrator.from_state({"temperature": 1.0, "n": 3, **change}, {}, 5)
     facts, arrays = learn_calibrator(*answers(50), method="vector").state()
     with pytest.raises(ArtifactError, match="calibration is damaged: its 'weight' has the shape"):
         Calibrator.from_state(facts, arrays, 4)

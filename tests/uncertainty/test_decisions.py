@@ -34,14 +34,6 @@ def uncertainty(**asked):
     return Uncertainty(calibrator, rejector, learn_conformal(p, y), DecisionOptions(**asked), "folds")
 
 
-def test_the_best_class_is_the_most_probable_one():
-    found = uncertainty().answer([[1.0, 0.0, 0.5]], [[1.0, 0.0, 0.0]])
-    assert found.probabilities[0] == pytest.approx(np.exp([2, 0, 1]) / np.exp([2, 0, 1]).sum())
-    said = found.prediction(0, "x.jpg", NAMES, top=2)
-    assert (said.label, said.nearest, said.reason, said.labels) == ("cat", "cat", None, None)
-    assert [name for name, _ in said.top] == ["cat", "cow"]
-
-
 def test_a_picture_unlike_every_class_is_marked_and_keeps_its_answer_unless_it_is_rejected():
     rows = np.array([[1.0, 0.0, 0.0], [-1.0, -0.9, -1.1]])
     found, rejecting = uncertainty().answer(rows, rows), uncertainty(reject=0.05).answer(rows, rows)
@@ -54,40 +46,21 @@ def test_a_picture_unlike_every_class_is_marked_and_keeps_its_answer_unless_it_i
     assert rejecting.rejected.tolist() == [False, True]
     said = rejecting.prediction(1, "x.jpg", NAMES)
     assert (said.label, said.nearest) == (None, "dog") and "than" in said.reason == unlike.reason
-
-
-def test_a_model_that_learned_no_scores_marks_nothing():
-    said = Uncertainty().answer([[-1.0, -0.9, -1.1]], [[-1.0, -0.9, -1.1]]).prediction(0, "x.jpg", NAMES)
+    said = Uncertainty().answer(rows, rows).prediction(1, "x.jpg", NAMES)  # has learned no scores
     assert (said.label, said.unlike_every_class, said.ood_score, said.reason) == ("dog", False, None, None)
 
 
-def test_unequal_costs_decide_and_stand_first():
-    costs = np.array([[0, 1, 1], [1, 0, 1], [50, 50, 0]])
-    found = uncertainty(costs=costs).answer([[1.0, 0.0, 0.5]], [[1.0, 0.0, 0.5]])
+def test_the_best_class_is_the_most_probable_one_unless_unequal_costs_decide():
+    logits, rows = [[1.0, 0.0, 0.5]], [[1.0, 0.0, 0.0]]
+    found = uncertainty(coverage=0.9).answer(logits, rows)
+    assert found.probabilities[0] == pytest.approx(np.exp([2, 0, 1]) / np.exp([2, 0, 1]).sum())
+    said = found.prediction(0, "x.jpg", NAMES, top=2)
+    assert (said.label, said.nearest, said.reason, said.labels[0]) == ("cat", "cat", None, "cat")
+    assert [name for name, _ in said.top] == ["cat", "cow"]
+    found = uncertainty(costs=np.array([[0, 1, 1], [1, 0, 1], [50, 50, 0]])).answer(logits, rows)
     said = found.prediction(0, "x.jpg", NAMES, top=2)
     assert [name for name, _ in said.top] == ["cow", "cat"]
-    assert said.label == "cow"
-    assert said.probability == pytest.approx(found.probabilities[0, 2])
-
-
-def test_a_set_names_its_classes_best_first():
-    found = uncertainty(coverage=0.9).answer([[0.5, 0.0, 0.51]], [[0.5, 0.0, 0.51]])
-    assert found.prediction(0, "x.jpg", NAMES).labels[0] == "cow"
-
-
-@pytest.mark.parametrize("top", [1, 3, 5, 40])
-def test_names_are_in_the_order_of_a_stable_sort_with_the_decided_class_first(top):
-    rng = np.random.default_rng(0)
-    p = rng.integers(1, 5, size=(6, 9)) / 20  # many are equal
-    best, sets = rng.integers(9, size=6), rng.random((6, 9)) < 0.6
-    names = [f"class {k}" for k in range(9)]
-    for found in (None, sets):
-        answers = Answers(p, best, None, np.zeros(6, bool), (None,) * 6, found)
-        for i in range(6):
-            order = [best[i], *(k for k in sorted(range(9), key=lambda k: -p[i, k]) if k != best[i])]
-            said = answers.prediction(i, "x.jpg", names, top)
-            assert [name for name, _ in said.top] == [names[k] for k in order][:top]
-            assert said.labels == (None if found is None else tuple(names[k] for k in order if sets[i, k]))
+    assert (said.label, said.labels, said.probability) == ("cow", None, pytest.approx(found.probabilities[0, 2]))
 
 
 def test_given_decisions_override_the_default():
@@ -95,22 +68,15 @@ def test_given_decisions_override_the_default():
     strange = np.array([[-1.0, -1.0, -1.0]])
     assert one.answer(strange, strange).rejected.all()
     none = one.answer(strange, strange, one.decisions.with_changes({"reject": None, "coverage": None}))
-    assert not none.rejected.any()
-    assert none.sets is None
-
-
-def test_an_unknown_option_is_refused_with_the_closest_name():
+    assert not none.rejected.any() and none.sets is None
     with pytest.raises(UnknownNameError, match="Did you mean 'reject'"):
-        DecisionOptions().with_changes({"rejekt": 0.1})
+        one.decisions.with_changes({"rejekt": 0.1})
 
 
-@pytest.mark.parametrize("asked", [{"reject": 0.1}, {"coverage": 0.9}])
-def test_decisions_without_a_learned_part_are_refused(asked):
-    with pytest.raises(InputError, match="two shots of each class"):
-        Uncertainty().answer([[1.0, 0.0]], [[1.0, 0.0]], DecisionOptions(**asked))
-
-
-def test_sets_by_folds_need_the_answers_of_the_folds():
+def test_decisions_without_a_learned_part_or_the_answers_of_the_folds_are_refused():
+    for asked in ({"reject": 0.1}, {"coverage": 0.9}):
+        with pytest.raises(InputError, match="two shots of each class"):
+            Uncertainty().answer([[1.0, 0.0]], [[1.0, 0.0]], DecisionOptions(**asked))
     p = Calibrator().probabilities(np.eye(3))
     by_folds = Uncertainty(conformal=learn_conformal(p, np.arange(3), method="cv+", folds=np.array([0, 1, 1])))
     with pytest.raises(InputError, match="all folds"):
@@ -118,24 +84,22 @@ def test_sets_by_folds_need_the_answers_of_the_folds():
     assert by_folds.answer(np.eye(3), np.eye(3), DecisionOptions(coverage=0.5), [np.eye(3)] * 2).sets.shape == (3, 3)
 
 
-def test_a_loaded_state_gives_equal_predictions():
+def test_a_loaded_state_gives_equal_predictions_and_a_damaged_one_is_refused():
     one = uncertainty(reject=0.1, coverage=0.8, costs=1 - np.eye(3))
-    again = Uncertainty.from_state(*one.state(), classes=3)
+    state, arrays = one.state()
+    again = Uncertainty.from_state(state, arrays, classes=3)
     rows = np.random.default_rng(1).normal(size=(9, 3))
     before, after = one.answer(rows, rows), again.answer(rows, rows)
     assert before.reasons == after.reasons
     for name in ("probabilities", "best", "ood_scores", "rejected", "sets"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
-
-
-@pytest.mark.parametrize(
-    ("facts", "words"),
-    [({"reject": 2.0}, "its 'reject' is 2.0"), ({"coverage": "all"}, "its 'coverage' is 'all'"), ({}, "3 classes")],
-)
-def test_damaged_parts_are_refused(facts, words):
-    state, arrays = uncertainty(reject=0.1, coverage=0.8, costs=1 - np.eye(3)).state()
-    with pytest.raises(ArtifactError, match=words):
-        Uncertainty.from_state({**state, **facts}, arrays, classes=3 if facts else 4)
+    for facts, classes, words in (
+        ({"reject": 2.0}, 3, "its 'reject' is 2.0"),
+        ({"coverage": "all"}, 3, "its 'coverage' is 'all'"),
+        ({}, 4, "3 classes"),
+    ):
+        with pytest.raises(ArtifactError, match=words):
+            Uncertainty.from_state({**state, **facts}, arrays, classes)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +145,8 @@ def test_votes_of_views_decide_the_class_unless_there_are_costs(monkeypatch):
 
 @pytest.mark.parametrize("top", [1, 2, 5, 99])
 @pytest.mark.parametrize("kind", ["plain", "sets", "multilabel"])
-def test_columns_have_the_predictions_of_all_pictures(kind, top):
+def test_columns_have_the_predictions_of_all_pictures_with_names_in_the_order_of_a_stable_sort(kind, top):
+    """The decided class stands first."""
     rng, m, c = np.random.default_rng(0), 200, 12
     names = [f"class {k}" for k in range(c)]
     p = rng.integers(0, 6, (m, c)) / 6  # many are equal
@@ -194,18 +159,22 @@ def test_columns_have_the_predictions_of_all_pictures(kind, top):
         best = rng.integers(0, c, m)  # by costs or votes it need not be the most probable one
         sets[np.arange(m), best] = True
     reasons = tuple("far" if no else None for no in rejected)
-    answers = Answers(p, best, None, rejected, reasons, None if kind == "plain" else sets, kind == "multilabel")
-    sources = [str(i) for i in range(m)]
-    expected = [answers.prediction(i, sources[i], names, top) for i in range(m)]
-    columns = answers.columns(names, top)
-    assert list(columns.predictions(sources)) == expected
-    parts = []
-    for rows in (slice(0, 70), slice(70, 70), slice(70, m)):
+
+    def part(rows):
         own_sets = None if kind == "plain" else sets[rows]
-        part = Answers(p[rows], best[rows], None, rejected[rows], reasons[rows], own_sets, kind == "multilabel")
-        parts.append(part.columns(names, top))
-    joined = PredictionColumns.concatenate(parts)
-    assert list(joined.predictions(sources)) == expected
+        return Answers(p[rows], best[rows], None, rejected[rows], reasons[rows], own_sets, kind == "multilabel")
+
+    answers, sources = part(slice(m)), [str(i) for i in range(m)]
+    expected = [answers.prediction(i, sources[i], names, top) for i in range(m)]
+    if kind != "multilabel":
+        for i, said in enumerate(expected):
+            order = [best[i], *(k for k in sorted(range(c), key=lambda k, i=i: -p[i, k]) if k != best[i])]
+            assert [name for name, _ in said.top] == [names[k] for k in order][:top]
+            in_set = () if rejected[i] else tuple(names[k] for k in order if sets[i, k])
+            assert said.labels == (None if kind == "plain" else in_set)
+    assert list(answers.columns(names, top).predictions(sources)) == expected
+    parts = [part(rows).columns(names, top) for rows in (slice(0, 70), slice(70, 70), slice(70, m))]
+    assert list(PredictionColumns.concatenate(parts).predictions(sources)) == expected
 
 
 def test_the_accuracy_on_held_out_shots_counts_each_shot_once_and_has_wilsons_interval():

@@ -2,14 +2,11 @@ import json
 
 import numpy as np
 import pytest
+from scipy.special import expit as sigmoid
 from sklearn.linear_model import LogisticRegression
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.uncertainty.multilabel import MultiLabel, _best_threshold, learn_multilabel
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
 
 
 def answers(n, slope=2.0, bias=-3.0, c=4, seed=0):
@@ -51,7 +48,9 @@ def f1_score(targets, predicted):
     return 2 * (targets * predicted).sum() / (targets.sum() + predicted.sum())
 
 
-def test_thresholds_of_many_shots_make_expected_f1_largest():
+def test_thresholds_make_expected_f1_largest():
+    # F1 of one, two and three predicted pictures of 0.8, 0.5, 0.1 is 2 * 0.8 / 2.4, 2 * 1.3 / 3.4 and 2 * 1.4 / 4.4.
+    assert _best_threshold(np.array([0.5, 0.1, 0.8])) == pytest.approx(1.3 / 3.4)
     logits, targets = answers(2000, slope=1.0, bias=-2.0)
     rule = learn_multilabel(logits, targets)
     p = rule.probabilities(logits)
@@ -59,11 +58,6 @@ def test_thresholds_of_many_shots_make_expected_f1_largest():
         f1 = [f1_score(targets[:, k], p[:, k] >= t) for t in np.arange(0.05, 0.95, 0.03)]
         assert f1_score(targets[:, k], p[:, k] >= rule.thresholds[k]) > max(f1) - 0.015
         assert rule.thresholds[k] == pytest.approx(max(f1) / 2, abs=0.03)  # Lipton et al.
-
-
-def test_three_answers_by_hand():
-    # F1 of one, two and three predicted pictures of 0.8, 0.5, 0.1 is 2 * 0.8 / 2.4, 2 * 1.3 / 3.4 and 2 * 1.4 / 4.4.
-    assert _best_threshold(np.array([0.5, 0.1, 0.8])) == pytest.approx(1.3 / 3.4)
 
 
 def test_the_fewer_shots_a_class_has_the_nearer_is_its_threshold_to_the_others():
@@ -82,45 +76,33 @@ def test_rare_and_common_classes_have_thresholds(targets):
     assert learn_multilabel(np.zeros((1, 2)), np.zeros((1, 2))).n == 1
 
 
-def test_state_comes_back():
+def test_state_comes_back_and_a_damaged_one_is_refused():
     logits, targets = answers(50)
     rule = learn_multilabel(logits, targets)
     facts, arrays = rule.state()
     again = MultiLabel.from_state(json.loads(json.dumps(facts)), arrays, 4)
     np.testing.assert_array_equal(again.decide(logits), rule.decide(logits))
     assert again.n == 50
-
-
-@pytest.mark.parametrize(
-    ("change", "classes", "words"),
-    [
-        ({}, 3, "which does not fit \\(3,\\)"),
-        ({"slope": np.array([1.0, -1.0])}, 2, "a value of its .* is out of range"),
-        ({"thresholds": np.array([0.5, 1.5])}, 2, "a value of its .* is out of range"),
-        ({"bias": np.array([0.0, np.nan])}, 2, "a value of its .* is out of range"),
-        ({"bias": np.array(["a", "b"])}, 2, "out of range"),
-    ],
-)
-def test_damaged_state_is_refused(change, classes, words):
-    facts, arrays = MultiLabel(np.ones(2), np.zeros(2), np.full(2, 0.5), 3).state()
-    with pytest.raises(ArtifactError, match=words):
-        MultiLabel.from_state(facts, {**arrays, **change}, classes)
+    wrong = {"slope": [1.0, 1.0, 1.0, -1.0], "thresholds": [0.5, 0.5, 0.5, 1.5], "bias": [0.0, 0.0, 0.0, np.nan]}
+    for name, values in [*wrong.items(), ("bias", list("abcd"))]:
+        with pytest.raises(ArtifactError, match="a value of its .* is out of range"):
+            MultiLabel.from_state(facts, {**arrays, name: np.array(values)}, 4)
+    with pytest.raises(ArtifactError, match=r"which does not fit \(3,\)"):
+        MultiLabel.from_state(facts, arrays, 3)
     with pytest.raises(ArtifactError, match="damaged"):
-        MultiLabel.from_state({}, arrays, 2)
+        MultiLabel.from_state({}, arrays, 4)
 
 
-@pytest.mark.parametrize(
-    ("logits", "targets", "words"),
-    [
-        (np.zeros((3, 2)), np.zeros((2, 2)), "don't match"),
-        (np.zeros((0, 2)), np.zeros((0, 2)), "don't match"),
-        (np.full((3, 2), np.nan), np.zeros((3, 2)), "finite"),
-        (np.zeros((3, 2)), np.full((3, 2), 2), "zeros and ones"),
-    ],
-)
-def test_wrong_input_is_named(logits, targets, words):
-    with pytest.raises(InputError, match=words):
-        learn_multilabel(logits, targets)
+def test_wrong_input_is_named():
+    zeros = np.zeros((3, 2))
+    for logits, targets, words in (
+        (zeros, zeros[:2], "don't match"),
+        (zeros[:0], zeros[:0], "don't match"),
+        (zeros * np.nan, zeros, "finite"),
+        (zeros, zeros + 2, "zeros and ones"),
+    ):
+        with pytest.raises(InputError, match=words):
+            learn_multilabel(logits, targets)
 
 
 def test_without_held_out_shots_the_default_rule_applies():

@@ -90,30 +90,20 @@ def test_a_sure_answer_does_not_hide_a_picture_that_is_far_from_every_shot():
 # The threshold
 
 
-def test_the_smallest_rates_have_a_threshold():
-    rejector = learn_rejector(np.eye(3).repeat(4, axis=0) + 0.01 * np.arange(12)[:, None], np.arange(3).repeat(4), 3)
-    values = [rejector.threshold(rate).value for rate in (1e-2, 1e-9, 1e-17, 1e-300)]
-    assert np.isfinite(values).all() and values == sorted(values)
-
-
-@pytest.mark.parametrize(("rate", "position"), [(0.5, 10), (0.05, 19), (0.1, 18), (0.3, 14)])
-def test_the_threshold_is_the_conformal_quantile(rate, position):
+def test_the_threshold_is_the_conformal_quantile():
     """Of r = 19: the ceil(20 (1 - rate))-th lowest."""
-    rejector, *_ = learned("text", counts=(4, 4, 4, 4, 3))
-    threshold = rejector.threshold(rate)
+    rejector = learned("text", counts=(4, 4, 4, 4, 3))[0]
     part = rejector.parts[0]
-    expected = np.sort((rejector.held_out_scores[:, 0] - part.centre) / part.deviation)[position - 1]
-    assert threshold.value == pytest.approx(expected)
-    assert (threshold.is_attainable, threshold.shots, threshold.min_rate) == (True, 19, 0.05)
-
-
-def test_too_few_shots_for_a_rate_are_reported():
-    rejector, *_ = learned("text", counts=(4, 4, 4, 4, 2))
-    threshold = rejector.threshold(0.05)
-    assert not threshold.is_attainable
-    assert threshold.min_rate == 1 / 19
-    assert rejector.threshold(1 / 19).is_attainable
-    assert rejector.threshold(1 / 19).value <= threshold.value < rejector.threshold(0.001).value
+    ordered = np.sort((rejector.held_out_scores[:, 0] - part.centre) / part.deviation)
+    for rate, position in ((0.5, 10), (0.05, 19), (0.1, 18), (0.3, 14)):
+        threshold = rejector.threshold(rate)
+        assert threshold.value == pytest.approx(ordered[position - 1])
+        assert (threshold.is_attainable, threshold.shots, threshold.min_rate) == (True, 19, 0.05)
+    rejector = learned("text", counts=(4, 4, 4, 4, 2))[0]  # has too few shots
+    threshold, lowest = rejector.threshold(0.05), rejector.threshold(1 / 19)
+    assert (threshold.is_attainable, lowest.is_attainable, threshold.min_rate) == (False, True, 1 / 19)
+    values = [lowest.value, threshold.value, *(rejector.threshold(rate).value for rate in (1e-3, 1e-9, 1e-17, 1e-300))]
+    assert np.isfinite(values).all() and values == sorted(values) and values[1] < values[2]
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.01])
@@ -121,10 +111,7 @@ def test_normal_tail_bound_the_held_out_shots_lies_students_bound_on_one_more(ra
     scores = np.sort(np.random.default_rng(0).normal(size=8))
     bound = scores.mean() + student.ppf(1 - rate, 7) * scores.std(ddof=1) * np.sqrt(1 + 1 / 8)
     assert _normal_tail_bound(scores, rate) == pytest.approx(max(bound, scores[-1]), rel=0.02)
-
-
-def test_two_held_out_shots_reject_nothing():
-    assert _normal_tail_bound(np.array([0.0, 1.0]), 0.05) == np.inf
+    assert _normal_tail_bound(np.array([0.0, 1.0]), rate) == np.inf  # of two nothing is rejected
     assert _normal_tail_bound(np.array([-9.0, 0.0, 0.1]), 0.4) >= 0.1
 
 
@@ -171,24 +158,16 @@ def test_shots_that_can_be_held_out_set_the_threshold(scores, counts, shots):
 # What is summed
 
 
-def test_the_sum_separates_outliers_and_weights_useful_scores():
-    areas = {}
-    for scores in ((), ("text",), ("mahalanobis",), ("max-logit",)):
-        found = [learned(*scores, seed=seed, negative_labels=None, names=(), outliers=None) for seed in range(12)]
-        areas[scores] = np.mean([auroc(scored(r, k, t), scored(r, u, t)) for r, k, u, t in found])
-    of_sum = areas.pop(())
-    assert of_sum > 0.75
-    assert of_sum > np.mean(list(areas.values()))
-
-
-def test_negative_labels_and_outliers_like_the_unknown_pictures_help():
-    def area(**more):
-        found = [learned(seed=seed, **more) for seed in range(12)]
+def test_the_sum_is_better_than_its_scores_and_so_are_negative_labels_and_outliers_like_the_unknown_pictures():
+    def area(*scores, **more):
+        found = [learned(*scores, seed=seed, **more) for seed in range(12)]
         return np.mean([auroc(scored(r, k, t), scored(r, u, t)) for r, k, u, t in found])
 
-    plain = area(negative_labels=None, names=(), outliers=None)
-    assert area(outliers=None) > plain + 0.01
-    assert area(negative_labels=None, names=()) > plain + 0.01
+    no_names, no_outliers = {"negative_labels": None, "names": ()}, {"outliers": None}
+    of_sum = area(**no_names, **no_outliers)
+    single = [area(score, **no_names, **no_outliers) for score in ("text", "mahalanobis", "max-logit")]
+    assert of_sum > max(0.75, np.mean(single))
+    assert min(area(**no_names), area(**no_outliers)) > of_sum + 0.01
 
 
 def test_an_uninformative_score_has_no_weight():
@@ -211,11 +190,13 @@ def test_the_weight_is_the_distance_of_simulated_outliers_in_deviations():
     assert weight == pytest.approx(expected)
 
 
-def test_shots_that_are_not_all_compared_at_once_give_the_same_rejector(monkeypatch):
+def test_shots_in_another_order_or_not_all_compared_at_once_give_the_same_rejector(monkeypatch):
     X, y, known, _, text, _ = world()
     order = np.random.default_rng(1).permutation(len(y))
     given = {"logits": logits_of(X[order], text), "rows": order, "text": text, "outliers": known[:9] + 5}
     expected = learn_rejector(X, y, 5, **given)
+    turned = learn_rejector(X[order], y[order], 5, **{**given, "rows": None})
+    np.testing.assert_allclose(scored(turned, known, text), scored(expected, known, text), rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(ood, "MAX_COMPARISONS", 0)
     monkeypatch.setattr(class_gaussians, "MAX_DISTANCES", 3 * 5)
     found = learn_rejector(X, y, 5, **given)
@@ -239,14 +220,6 @@ def test_a_covariance_of_some_shots_has_contrasts_whichever_class_is_small(small
     assert found.floor == again.floor
 
 
-def test_the_order_of_shots_does_not_matter():
-    X, y, known, _, text, _ = world()
-    order = np.random.default_rng(0).permutation(len(y))
-    first = learn_rejector(X, y, 5, text=text, logits=logits_of(X, text))
-    second = learn_rejector(X[order], y[order], 5, text=text, logits=logits_of(X, text)[order])
-    np.testing.assert_allclose(scored(first, known, text), scored(second, known, text), rtol=1e-5, atol=1e-5)
-
-
 def test_only_some_shots_may_be_held_out():
     X, y, known, _, text, _ = world()
     rows = np.flatnonzero(y != 2)
@@ -261,22 +234,11 @@ def test_classes_without_shots_are_scored_by_logits_and_text(counts):
     rejector, known, _, text = learned(counts=counts)
     assert not {part.name for part in rejector.parts} & {"mahalanobis", "outliers"}
     assert np.isfinite(scored(rejector, known, text)).all()
-
-
-def test_one_class_is_enough():
-    rng = np.random.default_rng(0)
-    X = np.eye(D)[0] + 0.1 * rng.standard_normal((6, D))
-    for shots in (X, X[:1]):
+    X = np.eye(D)[0] + 0.1 * np.random.default_rng(0).standard_normal((6, D))
+    for shots in (X, X[:1]):  # one class is enough
         rejector = learn_rejector(shots, np.zeros(len(shots), int), 1, text=np.eye(D)[:1])
         near, far = rejector.scores(np.eye(D)[:2], np.zeros((2, 1)))
         assert near < far
-
-
-def test_of_many_outliers_some_are_drawn():
-    many = np.random.default_rng(0).standard_normal((600, D))
-    first, second = (learned(outliers=many)[0].memory.outliers for _ in range(2))
-    assert first.shape == (512, D)
-    np.testing.assert_array_equal(first, second)
 
 
 # Reasons
@@ -297,13 +259,8 @@ def test_reasons_name_the_largest_part():
         assert reasons(rejector, picture, np.zeros((1, 2))) == [reason]
     middle = X[[int(np.argsort(rejector.held_out_scores[:, 0])[3])]]
     assert reasons(rejector, middle, np.zeros((1, 2))) == ["less like any class name than 50 % of the shots are"]
-
-
-def test_the_reason_is_the_part_that_adds_most():
-    rejector, _, unknown, text = learned()
-    answers = logits_of(unknown, text)
-    answers[0] = -1e3
-    assert reasons(rejector, unknown[:1], answers[:1]) == ["less like any class than all of the shots are"]
+    rejector, _, unknown, text = learned()  # by all scores: the part that adds most
+    assert reasons(rejector, unknown[:1], np.full((1, 5), -1e3)) == ["less like any class than all of the shots are"]
 
 
 # Saved and loaded
@@ -356,29 +313,23 @@ def test_a_spoilt_rejector_is_refused(change):
 # Errors
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
+def test_missing_or_invalid_inputs_are_named():
+    for change, words in (
         ({"text": np.ones((5, 3))}, r"class text must have shape \(5, 12\), but have \(5, 3\)"),
         ({"names": ["a"]}, r"negative labels must have shape \(1, 12\)"),
         ({"outliers": np.full((2, D), np.nan)}, r"outlier \(background\) features are not all finite"),
         ({"rows": np.arange(3)}, r"held-out predictions \(20, 5\) of rows \(3,\)"),
-    ],
-)
-def test_missing_or_invalid_inputs_are_named(change, words):
-    with pytest.raises(InputError, match=words):
-        learned(**change)
-
-
-def test_nothing_to_learn_from_is_refused():
+    ):
+        with pytest.raises(InputError, match=words):
+            learned(**change)
     with pytest.raises(InputError, match="at least one shot"):
         learn_rejector(np.zeros((0, D)), np.zeros(0, int), 2)
     with pytest.raises(InputError, match="two shots of some class"):
         learn_rejector(np.ones((1, D)), [0], 1)
-
-
-def test_pictures_of_another_width_and_rates_out_of_range_are_refused():
-    rejector, known, _, text = learned()
+    many = np.random.default_rng(0).standard_normal((600, D))  # of these outliers some are drawn, always the same
+    (rejector, known, _, text), (again, *_) = (learned(outliers=many) for _ in range(2))
+    assert rejector.memory.outliers.shape == (512, D)
+    np.testing.assert_array_equal(rejector.memory.outliers, again.memory.outliers)
     with pytest.raises(InputError, match="of width 12"):
         rejector.scores(known[:, :5], logits_of(known, text))
     for rate in (0, 1, -0.1):
@@ -390,23 +341,14 @@ def test_pictures_of_another_width_and_rates_out_of_range_are_refused():
 # Distractors
 
 
-def test_a_name_that_shares_a_word_with_a_class_is_no_distractor():
+def test_a_name_that_shares_a_word_with_a_class_or_is_nearer_to_it_than_names_to_each_other_is_no_distractor():
     names = ["tabby cat", "Sports_Car", "coffee cups", "teapot"]
-    kept = select_negative_labels(["cats", "car side", "cup"], np.eye(9)[:3], names, np.eye(9)[3:7])
-    assert [names[i] for i in kept] == ["teapot"]
-
-
-def test_a_name_nearer_to_a_class_than_names_and_classes_are_to_each_other_is_no_distractor():
-    angle = lambda degrees: [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]  # noqa: E731
-    classes = np.array([angle(0), angle(40)])
-    text = np.array([angle(t) for t in (-20, 90, 135, 180, 225, 275)])  # half are within 45 degrees of another
-    assert list(select_negative_labels(["a1", "a2"], classes, list("uvwxyz"), text)) == [1, 2, 3, 4, 5]
-    # Were the classes alike, a name as near as they are to each other would be a thing of its own.
-    classes = np.array([angle(0), angle(19)])
-    assert list(select_negative_labels(["a1", "a2"], classes, list("uvwxyz"), text)) == [0, 1, 2, 3, 4, 5]
-
-
-def test_no_names_and_names_without_rows():
+    assert list(select_negative_labels(["cats", "car side", "cup"], np.eye(9)[:3], names, np.eye(9)[3:7])) == [3]
     assert len(select_negative_labels(["a"], np.eye(2)[:1], [], np.zeros((0, 2)))) == 0
     with pytest.raises(InputError, match="a row for each name"):
         select_negative_labels(["a"], np.eye(2)[:1], ["b"], np.zeros((2, 2)))
+    angles = lambda *degrees: np.stack([f(np.radians(degrees)) for f in (np.cos, np.sin)], axis=1)  # noqa: E731
+    text = angles(-20, 90, 135, 180, 225, 275)  # half are within 45 degrees of another
+    assert list(select_negative_labels(["a1", "a2"], angles(0, 40), list("uvwxyz"), text)) == [1, 2, 3, 4, 5]
+    # Were the classes alike, a name as near as they are to each other would be a thing of its own.
+    assert list(select_negative_labels(["a1", "a2"], angles(0, 19), list("uvwxyz"), text)) == [0, 1, 2, 3, 4, 5]

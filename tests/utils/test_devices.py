@@ -57,20 +57,6 @@ def test_auto_is_the_cpu_without_a_gpu(monkeypatch):
     assert check_device("auto") == "cpu"
 
 
-def test_tf32_is_off_while_anyone_computes_and_as_it_was_after():
-    settings = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
-    before = [each.fp32_precision for each in settings]
-    first, second = full_float32("cuda"), full_float32("cuda:1")
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert [each.fp32_precision for each in settings] == ["ieee"] * 3
-    second.__exit__(None, None, None)
-    assert [each.fp32_precision for each in settings] == before
-    with full_float32("cpu"):
-        assert [each.fp32_precision for each in settings] == before
-
-
 def new_settings():
     """Owners of torch's new settings of products, each with the attribute ``fp32_precision``."""
     cudnn = torch.backends.cudnn
@@ -106,9 +92,15 @@ def test_older_and_new_settings_of_tf32_can_be_read_while_it_is_off(precision):
 
 
 @pytest.mark.usefixtures("precision_restored")
-def test_tf32_is_off_for_a_program_that_uses_the_new_settings_only():
+def test_tf32_is_off_while_anyone_computes_for_a_program_that_uses_the_new_settings_only():
     for each, value in zip(new_settings(), before := ["tf32", "bf16", "ieee", "tf32"], strict=True):
         each.fp32_precision = value
-    with full_float32("cuda"):
-        assert read_new_settings() == ["ieee"] * 4
+    first, second = full_float32("cuda"), full_float32("cuda:1")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert read_new_settings() == ["ieee"] * 4
+    second.__exit__(None, None, None)
     assert read_new_settings() == before
+    with full_float32("cpu"):
+        assert read_new_settings() == before

@@ -35,27 +35,23 @@ def test_a_file_is_written_with_its_folder_and_nothing_else(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
 
 
-def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
-    (tmp_path / "a").write_text("old")
-
+@pytest.mark.parametrize(
+    ("end", "error", "words"),
+    [
+        (OSError(28, "No space left on device"), InputError, "No space left"),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+    ],
+)
+def test_a_write_that_fails_or_is_interrupted_leaves_the_old_file_alone(end, error, words, tmp_path, monkeypatch):
     def fail(handle):
-        raise OSError(28, "No space left on device")
+        raise end
 
+    (tmp_path / "a").write_text("old")
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(error, match=words):
         write_atomically(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_an_interrupted_write_leaves_no_temporary_file(tmp_path, monkeypatch):
-    def interrupt(handle):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("os.fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(tmp_path / "a", b"new")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_can_be_made_again_is_not_synced(tmp_path, monkeypatch):

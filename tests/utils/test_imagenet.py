@@ -28,12 +28,10 @@ def test_each_source_names_the_thousand_classes(source, first, last, distinct):
     assert (len(names), names[0], names[999], len(set(names))) == (1000, first, last, distinct)
 
 
-def test_names_of_clip_are_unique_and_in_the_order_of_the_synsets():
+def test_names_of_clip_are_in_the_order_of_the_synsets():
     names = dict(zip(imagenet_synsets(), imagenet_names("clip"), strict=True))
-    assert len(names) == len(set(names.values())) == 1000
     assert list(names) == sorted(names)
-    assert list(names.items())[0] == ("n01440764", "tench")
-    assert list(names.items())[999] == ("n15075141", "toilet paper")
+    assert (names["n01440764"], names["n15075141"]) == ("tench", "toilet paper")
     assert (names["n03773504"], names["n04008634"]) == ("missile", "projectile")
     assert (names["n04355933"], names["n04356056"]) == ("sunglass", "sunglasses")
 

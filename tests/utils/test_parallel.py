@@ -12,6 +12,7 @@ from torch import nn
 
 from clipadapter.errors import InputError
 from clipadapter.utils.parallel import (
+    MAX_PARALLEL_BATCHES,
     MAX_TRANSFORMER_CONVOLUTIONS,
     PICTURES_PER_THREAD,
     count_cores,
@@ -36,10 +37,11 @@ class Watched(nn.Module):
 
 
 @pytest.fixture
-def threads():
+def set_threads():
+    """Set the number of torch's threads for one test; there are two at first."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield 2
+    yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
@@ -48,23 +50,27 @@ def pixels():
     return torch.rand(11, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_convolutional_tower_takes_a_few_for_each_thread(threads, pixels):
-    tower = Watched(MAX_TRANSFORMER_CONVOLUTIONS + 1).eval()
+@pytest.mark.parametrize(
+    ("convolutions", "at_once", "pieces"),
+    [
+        (MAX_TRANSFORMER_CONVOLUTIONS + 1, MAX_PARALLEL_BATCHES, [1] + [PICTURES_PER_THREAD] * 5),
+        (MAX_TRANSFORMER_CONVOLUTIONS + 1, 1, [3, 4, 4]),  # larger ones where threads share one
+        (MAX_TRANSFORMER_CONVOLUTIONS, MAX_PARALLEL_BATCHES, [11]),
+    ],
+)
+def test_a_convolutional_tower_takes_a_few_for_each_thread_and_another_takes_all(
+    convolutions, at_once, pieces, monkeypatch, set_threads, pixels
+):
+    monkeypatch.setattr("clipadapter.utils.parallel.MAX_PARALLEL_BATCHES", at_once)
+    tower = Watched(convolutions).eval()
     with torch.inference_mode():
         found = run_in_batches(tower, tower, pixels)
-        assert sorted(tower.seen) == [1] + [PICTURES_PER_THREAD] * 5
+        assert sorted(tower.seen) == pieces
         torch.testing.assert_close(found, tower(pixels))
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
 
 
-def test_pieces_are_larger_where_threads_share_one(monkeypatch, threads, pixels):
-    monkeypatch.setattr("clipadapter.utils.parallel.MAX_PARALLEL_BATCHES", 1)
-    tower = Watched(MAX_TRANSFORMER_CONVOLUTIONS + 1).eval()
-    run_in_batches(tower, tower, pixels)
-    assert tower.seen == [4, 4, 3]
-
-
-def test_no_thread_keeps_a_gradient(threads, pixels):
+def test_no_thread_keeps_a_gradient(set_threads, pixels):
     tower, kept = Watched(MAX_TRANSFORMER_CONVOLUTIONS + 1), []
 
     def run(piece):
@@ -77,19 +83,12 @@ def test_no_thread_keeps_a_gradient(threads, pixels):
     assert kept == [False] * 6
 
 
-def test_results_come_in_the_order_of_the_tasks(threads):
+def test_results_come_in_the_order_of_the_tasks(set_threads):
     def slow_first(i):
         time.sleep(0.05 * (i == 0))
         return i, torch.get_num_threads()
 
     assert parallel_map([partial(slow_first, i) for i in range(5)], 2) == [(i, 1) for i in range(5)]
-
-
-def test_another_tower_takes_all(threads, pixels):
-    tower = Watched(MAX_TRANSFORMER_CONVOLUTIONS).eval()
-    with torch.inference_mode():
-        run_in_batches(tower, tower, pixels)
-    assert tower.seen == [11]
 
 
 def test_patches_and_no_layers_are_not_convolutional():
@@ -114,14 +113,6 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch):
     monkeypatch.delattr("os.sched_getaffinity")
     monkeypatch.setattr("os.cpu_count", lambda: 7)
     assert count_cores() == 7
-
-
-@pytest.fixture
-def set_threads():
-    """Set the number of torch's threads for one test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("number", "workers"), [(1, 1), (2, 2), (4, 3), (7, 3)])
@@ -154,8 +145,6 @@ def test_small_tasks_run_one_after_the_other_on_one_thread(set_threads):
 
 
 def test_a_task_that_fails_says_why(set_threads):
-    set_threads(2)
-
     def fail():
         raise InputError("training diverged")
 

@@ -16,33 +16,24 @@ from clipadapter.utils.progress import (
 )
 
 
-@pytest.fixture
-def kernel(monkeypatch):
-    """This process looks like the kernel of a notebook without ipywidgets."""
-    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", ModuleType("ipykernel.zmqshell"))
-
-
-def fit(**params):
+def fit(head="linear-probe", **params):
     pictures = [np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255])]
-    return FewShotClassifier("toy", "linear-probe", cache=None, **params).fit(pictures, ["red", "blue"])
+    return FewShotClassifier("toy", head, cache=None, **params).fit(pictures, ["red", "blue"])
 
 
-def test_bars_are_off_in_a_script(capfd):
-    assert not in_notebook() and not shows_progress(None)
-    fit()
-    assert capfd.readouterr().err == ""
-
-
-def test_bars_are_on_in_a_notebook(kernel, capfd):
-    assert shows_progress(None)
-    fit()
-    assert "features: 100%" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("progress", [True, False])
-def test_the_parameter_decides_everywhere(progress, kernel, capfd):
+@pytest.mark.parametrize(
+    ("is_notebook", "progress", "shown"),
+    [(False, None, False), (True, None, True), (True, True, True), (True, False, False), (False, True, True)],
+)
+def test_bars_are_off_in_a_script_and_on_in_a_notebook_unless_the_parameter_decides(
+    is_notebook, progress, shown, monkeypatch, capfd
+):
+    if is_notebook:  # without ipywidgets
+        monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", ModuleType("ipykernel.zmqshell"))
+    assert in_notebook() == shows_progress(None) == is_notebook
     fit(progress=progress)
-    assert ("features" in capfd.readouterr().err) == progress
+    printed = capfd.readouterr().err
+    assert "features: 100%" in printed if shown else printed == ""
 
 
 def test_a_bar_counts_its_iterable(capfd):
@@ -53,10 +44,7 @@ def test_a_bar_counts_its_iterable(capfd):
 
 
 def test_a_loaded_model_has_the_bars_of_where_it_is_used(tmp_path):
-    pictures = [np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255])]
-    params = {"steps": 2}
-    fitted = FewShotClassifier("toy", "clip-adapter", head_params=params, cache=None, progress=True)
-    fitted.fit(pictures, ["red", "blue"])
+    fitted = fit("clip-adapter", head_params={"steps": 2}, progress=True)
     assert fitted.head_.progress
     folder = fitted.save(tmp_path / "model")
     assert not FewShotClassifier.load(folder, cache=None).head_.progress

@@ -24,11 +24,14 @@ def test_json_before_or_after_the_subcommand(root, run):
     assert found["imagenet"]["missing"] == [str(root / "imagenet/images/train"), str(root / "imagenet/images/val")]
 
 
-def test_the_root_comes_from_the_environment(root, run, monkeypatch):
+def test_the_root_comes_from_the_environment_and_a_name_works_like_a_folder(root, tmp_path, run, monkeypatch):
     monkeypatch.setenv("CLIPADAPTER_DATA", str(root))
     assert run("data", "list").stderr == f"root: {root}\n"
     result = run("scan", "dtd")
     assert result.stdout.splitlines()[-1].split() == ["total", "18", "9", "9"]
+    result = run("fit", "dtd", "--out", tmp_path / "model", "--encoder", "toy", "--head", "zero-shot")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads((tmp_path / "model/config.json").read_text())["class_names"] == ["kind_0", "kind_1", "kind_2"]
 
 
 def test_info_lists_the_problems_of_an_incomplete_data_set(root, run):
@@ -59,10 +62,3 @@ def test_a_complete_data_set_is_ready(root, run, monkeypatch):
     result = run("data", "prepare", "dtd", "--root", root)
     assert (result.exit_code, result.stdout) == (0, "dtd: ready\n")
     assert json.loads(run("data", "info", "dtd", "--root", root, "--json").stdout)["ready"]
-
-
-def test_a_data_set_name_works_like_a_folder(root, tmp_path, run, monkeypatch):
-    monkeypatch.setenv("CLIPADAPTER_DATA", str(root))
-    result = run("fit", "dtd", "--out", tmp_path / "model", "--encoder", "toy", "--head", "zero-shot")
-    assert result.exit_code == 0, result.stderr
-    assert json.loads((tmp_path / "model/config.json").read_text())["class_names"] == ["kind_0", "kind_1", "kind_2"]

@@ -13,34 +13,21 @@ from clipadapter.errors import install_command
 from ...pages import shorten_training
 
 
-@pytest.fixture(scope="module")
-def demo(noisy_squares, tmp_path_factory, run):
-    """A finished demo on the noisy squares: its output, and its folder."""
-    folder = tmp_path_factory.mktemp("demo") / "my demo"
+def test_the_demo_writes_a_table_pictures_and_a_model_and_its_last_command_works(
+    noisy_squares, tmp_path, run, monkeypatch
+):
+    shorten_training(monkeypatch)
+    folder = tmp_path / "my demo"
     args = ("demo", "--data", noisy_squares, "--encoder", "toy", "--shots", "1,2", "--seeds", 2)
-    with pytest.MonkeyPatch.context() as patch:
-        shorten_training(patch)
-        result = run(*args, "--out", folder)
-        assert result.exit_code == 0, result.stderr
-        yield result, folder
-
-
-def test_the_demo_writes_a_table_pictures_and_a_model(demo, noisy_squares):
-    result, folder = demo
-    lines = result.stdout.splitlines()
-    assert lines[0] == "accuracy on 6 test pictures"
-    assert [line.split()[0] for line in lines[1:3]] == ["class", "2"]
+    result = run(*args, "--out", folder)
+    assert result.exit_code == 0, result.stderr
     written = {path.name for path in folder.glob("[!.]*")}
     assert written == {"runs.jsonl", "table.md", "accuracy.png", "answers.png", "model"}
     assert all(f"{folder / name}: " in result.stdout for name in written)
     model = FewShotClassifier.load(folder / "model")
     assert model.predict([noisy_squares / "test" / "red" / "0.png"]) == ["red"]
-
-
-def test_the_command_that_the_demo_ends_with_works(demo, tmp_path, run):
-    result, _ = demo
-    args = shlex.split(result.stdout.splitlines()[-2])[1:]
-    explained = run(*args[:-1], tmp_path / "why.png")
+    _, *words, _ = shlex.split(result.stdout.splitlines()[-2])
+    explained = run(*words, tmp_path / "why.png")
     assert explained.exit_code == 0, explained.stderr
     assert (tmp_path / "why.png").is_file()
 

@@ -3,23 +3,13 @@ import shutil
 
 import pytest
 
-
-@pytest.fixture
-def test_copy(tmp_path, noisy_squares):
-    """The test part alone, to be changed."""
-    return shutil.copytree(noisy_squares / "test", tmp_path / "new")
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.export import export_model
 
 
-@pytest.fixture
-def exported(probe, tmp_path):
-    """An exported file of the model."""
-    from clipadapter.classifier import FewShotClassifier
-    from clipadapter.export import export_model
-
-    return export_model(FewShotClassifier.load(probe), tmp_path / "probe.onnx").path
-
-
-def test_an_exported_file_is_measured_as_its_model(exported, probe, noisy_squares, test_copy, tmp_path, run):
+def test_an_exported_file_is_measured_as_its_model(probe, noisy_squares, tmp_path, run):
+    exported = export_model(FewShotClassifier.load(probe), tmp_path / "probe.onnx").path
+    test_copy = shutil.copytree(noisy_squares / "test", tmp_path / "new")
     (test_copy / "red" / "broken.png").write_text("no picture")
     model = json.loads(run("eval", probe, noisy_squares, "--no-curve", "--json", "--out", tmp_path / "one").stdout)
     result = run("eval", exported, test_copy, "--parity", probe, "--json", "--out", tmp_path / "two")

@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import shlex
 import shutil
@@ -40,11 +39,8 @@ def test_by_default_the_head_is_auto_and_the_model_goes_to_the_folder_model(squa
 
 
 def test_shots_are_drawn_by_seed(squares, tmp_path, fit):
-    assert json.loads(fit(squares, "--shots", 2, "--seed", 3, "--json").stdout)["shots"] == {
-        "blue": 2,
-        "green": 2,
-        "red": 2,
-    }
+    shots = json.loads(fit(squares, "--shots", 2, "--seed", 3, "--json").stdout)["shots"]
+    assert shots == {"blue": 2, "green": 2, "red": 2}
     support = FewShotClassifier.load(tmp_path / "model").support_
     labels = ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
     paths = sorted(squares.glob("*/*.png"))
@@ -57,15 +53,10 @@ def test_names_templates_and_descriptions_reach_the_model(squares, tmp_path, fit
     names, sentences = tmp_path / "names.json", tmp_path / "sentences.json"
     names.write_text('{"red": "crimson red"}')
     sentences.write_text('{"blue": ["the blue sky"]}')
-    result = fit(
-        squares,
-        *("--class-names", names, "--descriptions", sentences),
-        *("--templates", "dtd", "--templates", "a {} square."),
-    )
+    texts = ("--class-names", names, "--descriptions", sentences, "--templates", "dtd", "--templates", "a {} square.")
+    result = fit(squares, *texts)
     assert result.exit_code == 0, result.stderr
-    assert ["descriptions", "1", "sentence", "for", "1", "of", "3", "classes"] in map(
-        str.split, result.stdout.splitlines()
-    )
+    assert re.search(r"^descriptions +1 sentence for 1 of 3 classes$", result.stdout, re.MULTILINE)
     assert FewShotClassifier.load(tmp_path / "model").prompts_ == {
         "blue": ["the blue sky"],
         "green": ["green texture.", "a green square."],
@@ -137,21 +128,6 @@ def test_ctrl_c_leaves_nothing_half_written(where, squares, tmp_path, monkeypatc
     assert result.stderr.splitlines()[-1] == f"interrupted: {kept}"
     assert "Traceback" not in result.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != LOCK_FILE]
-
-
-def test_a_failed_save_leaves_the_old_model(squares, tmp_path, monkeypatch, fit):
-    fit(squares)
-    before = (tmp_path / "model" / "config.json").read_bytes()
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("clipadapter.persistence.save.os.fsync", full)
-    result = fit(squares, head="linear-probe")
-    assert result.exit_code == 1
-    assert "No space left on device" in result.stderr
-    assert (tmp_path / "model" / "config.json").read_bytes() == before
-    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_the_device_that_auto_takes_is_noted(squares, fit, monkeypatch):

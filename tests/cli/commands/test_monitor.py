@@ -37,12 +37,8 @@ def place(tmp_path_factory, run):
 
 @pytest.mark.parametrize("reference", [None, "usual"])
 def test_no_drift_is_exit_code_0_and_false_alarms_are_more_frequent_than_alpha_beside_shots(place, run, reference):
-    command = [
-        "monitor",
-        place / "model",
-        place / "same",
-        *([] if reference is None else ["--reference", place / "usual"]),
-    ]
+    given = [] if reference is None else ["--reference", place / "usual"]
+    command = ["monitor", place / "model", place / "same", *given]
     result = run(*command)
     assert (result.exit_code, result.stderr) == (0, ""), result.stdout
     lines, kind = result.stdout.splitlines(), "24 shots of the model" if reference is None else "30 usual pictures"

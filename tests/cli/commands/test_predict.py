@@ -26,25 +26,20 @@ def test_a_picture_unlike_every_class_is_marked_beside_its_answer(probe, noisy_s
     assert rejected.split()[0] == "-" and "nearest" in rejected
 
 
-def test_a_folder_is_read_recursively(squares, model, run):
-    found = records(run("predict", model, squares, "--json"))
-    assert [one["source"] for one in found] == [str(path) for path in sorted(squares.glob("*/*.png"))]
-    assert [one["label"] for one in found] == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
-
-
 def test_standard_input_gives_paths(squares, model, run):
     lines = f"{squares / 'red' / '0.png'}\r\n\n{squares / 'blue' / '0.png'}"
     found = records(run("predict", model, "-", "--json", input=lines))
     assert [one["label"] for one in found] == ["red", "blue"]
 
 
-def test_batches_give_the_same_predictions_in_order(squares, model, run):
-    whole = run("predict", model, squares, "--json", "--no-cache")
-    parts = run("predict", model, squares, "--json", "--no-cache", "--batch-size", 1)
-    answers = [[(one["source"], one["label"]) for one in records(result)] for result in (whole, parts)]
-    assert answers[0] == answers[1]
+def test_a_folder_is_read_recursively_and_batches_give_the_same_predictions_in_order(squares, model, run):
+    command = ("predict", model, squares, "--json", "--no-cache")
+    whole, parts = records(run(*command)), records(run(*command, "--batch-size", 1))
+    for found in (whole, parts):
+        assert [one["source"] for one in found] == [str(path) for path in sorted(squares.glob("*/*.png"))]
+        assert [one["label"] for one in found] == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
     # Products of matrices of other sizes may round differently.
-    probabilities = [[one["probability"] for one in records(result)] for result in (whole, parts)]
+    probabilities = [[one["probability"] for one in found] for found in (whole, parts)]
     assert probabilities[0] == pytest.approx(probabilities[1], rel=1e-6)
 
 
@@ -126,10 +121,6 @@ def test_pictures_are_copied_into_the_folders_of_their_classes(squares, model, t
     assert copies == {path.relative_to(squares): path.read_bytes() for path in squares.rglob("*.png")}
     assert len(list(photos.rglob("*.png"))) == 13
     assert f"copied 0 pictures into {target}; 12 pictures were there already" in result.stderr
-    assert [line.split() for line in result.stderr.split("\n\n")[1].splitlines()[:2]] == [
-        ["class", "pictures"],
-        ["blue", "4"],
-    ]
 
 
 def test_a_copy_overwrites_nothing_and_follows_no_link(squares, model, tmp_path, run):

@@ -24,11 +24,6 @@ def quiet():
         one.setLevel(level)
 
 
-def test_a_missing_model_is_named(run, tmp_path):
-    result = run("serve", tmp_path / "gone.onnx")
-    assert result.exit_code == 1 and "gone.onnx: give an exported file" in result.stderr
-
-
 @pytest.mark.parametrize("text", ["", "  \n", "two words", "tön"])
 def test_a_token_is_one_plain_word(run, tmp_path, text):
     (tmp_path / "token").write_text(text, encoding="utf-8")
