@@ -57,10 +57,8 @@ def test_a_bundle_comes_back_as_it_was(full, tmp_path):
     for name in full.names:
         np.testing.assert_array_equal(again.tests[name].features.X, full.tests[name].features.X)
         assert again.tests[name].features.y == full.tests[name].features.y
-        assert (again.data(name, [0]), again.text_digest(name)) == (
-            full.data(name, [0]),
-            full.text_digest(name),
-        )
+        assert again.data(name, [0]) == full.data(name, [0])
+        assert again.text_digest(name) == full.text_digest(name)
     runs = [FewShot().plan(bundle, "x", ZeroShot(), Draw(1, 1, [0, 4, 8])) for bundle in (full, again)]
     assert [run.key for run in runs[0]] == [run.key for run in runs[1]]
     before = (folder / BUNDLE_FILE).stat().st_mtime_ns
@@ -85,10 +83,7 @@ def damage(folder, arrays=None, header=None, **changes):
         (lambda f: damage(f, surprise=1), "surprise"),
         (lambda f: (f / BUNDLE_FILE).write_bytes(b"x" * 50), "no complete set of features"),
         (lambda f: save_file({"support": np.ones((2, 2))}, f / BUNDLE_FILE), "valid dictionary"),
-        (
-            lambda f: damage(f, tests={"no": {"class_names": ["a"], "blocks": [["final", 8]]}}),
-            "no array 'test.no.labels'",
-        ),
+        (lambda f: damage(f, tests={"no": {"class_names": ["a"], "blocks": [["final", 8]]}}), "no array 'test.no.la"),
         (lambda f: damage(f, {"support.labels": np.array([0, 9])}), "must be 0 to 2"),
     ],
 )
@@ -125,16 +120,13 @@ def test_new_classes_are_known_by_their_text_except_to_a_head_bound_to_its_class
     assert "knows only the classes" in bound[2].error
 
 
-def test_labels_and_widths_that_do_not_match_are_refused():
+def test_labels_and_widths_that_do_not_match_are_refused_and_class_text_is_not_rounded_twice():
     with pytest.raises(InputError, match="no class text: cow"):
         Bundle(features(), text(("cat", "dog")))
     with pytest.raises(InputError, match="width 8 but class text has width 5"):
         Bundle(features(), text(d=5))
     with pytest.raises(InputError, match="must have its own class text"):
         TestPart(features(), "new")
-
-
-def test_class_text_is_not_rounded_twice():
     rows = np.random.default_rng(0).standard_normal((50, 64))
     once = TextFeatures([str(i) for i in range(50)], rows)
     np.testing.assert_array_equal(TextFeatures(once.labels, once.embeddings).embeddings, once.embeddings)
@@ -146,7 +138,7 @@ def with_prompts(names=NAMES):
     return plain.with_prompts([rng.standard_normal((i + 1, plain.embeddings.shape[1])) for i in range(len(names))])
 
 
-def test_single_prompts_come_back_and_are_absent_where_they_were(tmp_path):
+def test_single_prompts_come_back_are_absent_where_they_were_and_are_damage_if_they_do_not_fit(tmp_path):
     new = with_prompts(("emu", "owl"))
     bundle = Bundle(features(), with_prompts(), {"birds": TestPart(features(names=("emu", "owl")), "new", new)})
     again = load_bundle(save_bundle(bundle, tmp_path / "b"))
@@ -155,6 +147,9 @@ def test_single_prompts_come_back_and_are_absent_where_they_were(tmp_path):
             np.testing.assert_array_equal(rows, others)
     assert again.text_digest("birds") == bundle.text_digest("birds")
     assert load_bundle(save_bundle(Bundle(features(), text()), tmp_path / "plain")).text.prompts is None
+    damage(tmp_path / "b", text={"labels": NAMES, "logit_scale": 30.0, "prompts": [1, 2, 9]})
+    with pytest.raises(DataError, match="'support.prompts' has 6 rows, not the 12"):
+        load_bundle(tmp_path / "b")
 
 
 def test_keys_depend_on_single_prompts_only_for_heads_that_read_them():
@@ -163,10 +158,3 @@ def test_keys_depend_on_single_prompts_only_for_heads_that_read_them():
     assert plain.text_digest("rest") != stored.text_digest("rest")
     keys = [FewShot().plan(one, "x", ZeroShot(), Draw(1, 1, [0, 4, 8]))[0].key for one in (plain, stored)]
     assert keys[0] == keys[1]
-
-
-def test_prompts_that_do_not_fit_their_classes_are_damage(tmp_path):
-    folder = save_bundle(Bundle(features(), with_prompts()), tmp_path / "b")
-    damage(folder, text={"labels": NAMES, "logit_scale": 30.0, "prompts": [1, 2, 9]})
-    with pytest.raises(DataError, match="'support.prompts' has 6 rows, not the 12"):
-        load_bundle(folder)

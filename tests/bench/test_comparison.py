@@ -19,13 +19,18 @@ def model():
     return FewShotClassifier("toy", cache=None, templates=["a {} square.", "default"])
 
 
-def test_folders_of_colours_are_distinguished(colour_folder, model, tmp_path):
+def test_folders_of_colours_are_distinguished_and_files_made_from_the_records(colour_folder, model, tmp_path):
     train, test = load_dataset(colour_folder("train", 9)), load_dataset(colour_folder("test", 2, seed=1))
     comparison = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
     assert [run.metrics.accuracy for run in comparison.runs] == [1.0] * 8
     assert (comparison.n_new, comparison.warnings, comparison.skipped) == (8, [], [])
     assert comparison.runs[0].encoder.name == "toy" and comparison.runs[0].data.support == "train"
     assert comparison.runs[0].templates == ["a {} square.", "a photo of a {}."]
+    page, plot = comparison.write(tmp_path / "out", "Colours")
+    assert page.read_text().startswith("# Colours\n\n| head | 1 shot | 2 shots |")
+    assert "| zero-shot | **100.0 ± 0.0** | **100.0 ± 0.0** |" in page.read_text()
+    with Image.open(plot) as image:
+        assert image.format == "PNG"
     again = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
     assert again.n_new == 0 and again.runs == comparison.runs
     # Only drawn pictures are encoded.
@@ -33,15 +38,6 @@ def test_folders_of_colours_are_distinguished(colour_folder, model, tmp_path):
     run = next(run for run in comparison.runs if run.shots == 2)
     assert comparison.shots(run).provenance["sources"] == [str(train.samples[row].path) for row in run.rows]
     assert list(comparison.shots(run).y) == [train.labels[row] for row in run.rows]
-
-
-def test_files_are_made_from_the_records(colour_folder, model, tmp_path):
-    train, test = load_dataset(colour_folder("train", 2)), load_dataset(colour_folder("test", 2, seed=1))
-    page, plot = compare(model, train, test, HEADS, [1], [1]).write(tmp_path / "out", "Colours")
-    assert page.read_text().startswith("# Colours\n\n| head | 1 shot |")
-    assert "| zero-shot | **100.0** |" in page.read_text()
-    with Image.open(plot) as image:
-        assert image.format == "PNG"
 
 
 def test_warnings_name_small_classes_and_shared_pictures(colour_folder, model):
@@ -55,12 +51,9 @@ def test_warnings_name_small_classes_and_shared_pictures(colour_folder, model):
     assert [Path(name).name for name, _ in comparison.skipped] == ["02.png", "02.png"]
 
 
-def test_a_test_class_without_shots_is_refused_before_any_fit(colour_folder, model):
+def test_a_test_class_without_shots_is_refused_before_any_fit_and_an_undivided_data_set_too(colour_folder, model):
     train, test = load_dataset(colour_folder("train", 2)), load_dataset(colour_folder("test", 1))
     with pytest.raises(InputError, match="no class of the model: mauve; known: blue, green, red"):
         compare(model, train, test.rename({"red": "mauve"}), HEADS, [1], [1])
-
-
-def test_an_undivided_data_set_is_refused(colour_folder):
     with pytest.raises(DataError, match="'train' is not divided into train and test; it has: all"):
-        split_train_test(load_dataset(colour_folder("train", 1)))
+        split_train_test(train)

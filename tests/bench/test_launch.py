@@ -60,7 +60,7 @@ def test_every_run_is_a_record_that_is_not_made_twice_and_a_plan_remembers_other
         load_plan(tmp_path / "out", "few")
 
 
-def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
+def test_a_run_that_failed_is_a_record_and_is_tried_again_and_features_have_one_text(source, tmp_path):
     heads = '[{ head = "clip-adapter", params = { branch = "none" } }, { head = "knn" }]'
     text = f'title = "t"\nheads = {heads}\nshots = [1]'
     result = go(source, tmp_path / "out", text)
@@ -70,9 +70,6 @@ def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
     assert "branch must be one of" in failed[0].error
     again = go(source, tmp_path / "out", text)
     assert (again.n_made, again.n_existing) == (3, 3)
-
-
-def test_features_have_one_text(source, tmp_path):
     with pytest.raises(InputError, match="needs pictures and an encoder"):
         go(source, tmp_path / "out", SUITE + '\nprotocol = "base-to-new"')
 
@@ -83,9 +80,8 @@ def toy():
 
 
 def test_pictures_to_records(pictures, toy, tmp_path):
-    result = run_suite(
-        parse_suite("own", SUITE), [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", Launcher(workers=1)
-    )
+    suite, source = parse_suite("own", SUITE), open_source(str(pictures))
+    result = run_suite(suite, [source], {"toy": toy}, tmp_path / "out", Launcher(workers=1))
     runs = read_runs(tmp_path / "out" / "runs.jsonl")
     assert {(run.n_test, run.n_classes, run.data.protocol) for run in runs} == {(9, 3, "given")}
     assert runs[0].templates == ["a photo of a {}."]
@@ -96,7 +92,7 @@ def test_only_pictures_that_are_drawn_are_encoded_and_unreadable_ones_are_left_o
     suite, source = parse_suite("own", ONE_SHOT), open_source(str(pictures))
     bundle, drawn = build_bundle(suite, [source], toy, Prompts(label=""))
     expected = {seed: draw_shots(source.train.labels, 1, seed) for seed in (1, 2)}
-    assert drawn == {(1, seed): rows for seed, rows in expected.items()}
+    assert drawn == {(1, seed): expected[seed] for seed in (1, 2)}
     assert list(bundle.rows) == sorted({*expected[1], *expected[2]})
     all_features = toy.extract_features(source.train.paths, source.train.labels, source.train.class_names)
     np.testing.assert_allclose(bundle.shots(expected[2]).X, all_features.X[expected[2]], atol=1e-6)
@@ -159,11 +155,8 @@ def test_with_views_for_each_epoch_a_head_gets_as_many_as_it_has_epochs(pictures
     outcome = run(suite)
     assert (outcome.n_made, outcome.n_failed) == (6, 0)
     counts = {key: views.shape[1] for key, views in views_by_fit.items()}
-    assert counts == {
-        (name, epochs, shots): 1 + (epochs or 0)
-        for name, epochs in (("Prototype", None), ("ClipAdapter", 5), ("ClipAdapter", 3))
-        for shots in (3, 6)
-    }
+    fits = (("Prototype", None), ("ClipAdapter", 5), ("ClipAdapter", 3))
+    assert counts == {(*fit, shots): 1 + (fit[1] or 0) for fit in fits for shots in (3, 6)}
     np.testing.assert_array_equal(views_by_fit["ClipAdapter", 3, 3], views_by_fit["ClipAdapter", 5, 3][:, :4])
     # As many views are another study.
     assert run(suite.model_copy(update={"views": 6})).n_made == 6
@@ -182,15 +175,20 @@ def test_features_have_views_for_each_epoch_only_if_they_were_made_so(pictures, 
     assert "have 6 views of each picture, but ClipAdapter makes 7 epochs" in errors[0]
 
 
-def test_base_to_new_keeps_the_halves_apart(pictures, toy):
+def test_halves_of_base_to_new_are_kept_apart_and_need_a_divided_set(pictures, toy, colour_folder):
     suite = load_suite("base-to-new")
     bundle, _ = build_bundle(suite, [open_source(str(pictures))], toy, Prompts(label=""))
     # Three classes: two are base, the larger half.
-    assert bundle.text.labels == ("blue", "green")
-    assert set(bundle.support.y) == {"blue", "green"}
-    assert set(bundle.tests["base"].features.y) == {"blue", "green"}
+    assert (bundle.text.labels, bundle.tests["new"].text.labels) == (("blue", "green"), ("red",))
+    for labels in (bundle.support.y, bundle.tests["base"].features.y):
+        assert set(labels) == {"blue", "green"}
     assert set(bundle.tests["new"].features.y) == {"red"}
-    assert bundle.tests["new"].text.labels == ("red",)
+    source = open_source(str(colour_folder("all", 2)))
+    with pytest.raises(InputError, match="not divided into train and test"):
+        build_bundle(suite, [source], toy, Prompts(label=""))
+    bundle, drawn = build_bundle(parse_suite("own", SUITE), [source], toy, Prompts(label=""))
+    assert bundle.names == ("rest",)
+    assert drawn is None
 
 
 def test_transfer_measures_on_the_other_data_sets(pictures, toy, colour_folder, tmp_path):
@@ -207,16 +205,6 @@ def test_transfer_measures_on_the_other_data_sets(pictures, toy, colour_folder, 
         run_suite(load_suite("shift"), sources, {"toy": toy}, tmp_path / "out", Launcher())
     crossed, _ = build_bundle(load_suite("cross-dataset"), sources, toy, Prompts(label=""))
     assert crossed.tests[str(tmp_path / "other")].text.labels == ("blue", "green", "mauve")
-
-
-def test_an_undivided_set_cannot_be_halved(colour_folder, toy, tmp_path):
-    colour_folder("all", 2)
-    source = open_source(str(tmp_path / "all"))
-    with pytest.raises(InputError, match="not divided into train and test"):
-        build_bundle(load_suite("base-to-new"), [source], toy, Prompts(label=""))
-    bundle, drawn = build_bundle(parse_suite("own", SUITE), [source], toy, Prompts(label=""))
-    assert bundle.names == ("rest",)
-    assert drawn is None
 
 
 def test_prompt_styles_give_other_text(pictures, toy):
@@ -262,7 +250,7 @@ def test_the_estimate_counts_fits_and_pictures(source, pictures, text, data, enc
     assert all(size.ready for size in cost.sizes)
 
 
-def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers(tmp_path):
+def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers_and_what_cannot_run_is_refused(tmp_path, pictures):
     cost = estimate(load_suite("paper"), ["dtd"], ["lite"], root=tmp_path)
     (size,) = cost.sizes
     assert (size.classes, size.train, size.test, size.ready) == (47, 2820, 1692, False)
@@ -270,9 +258,6 @@ def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers(tmp_path):
     assert cost.fits == 8 * 5 * 3
     folds = estimate(parse_suite("own", FOLDS), ["dtd"], encoders=["lite"], root=tmp_path)
     assert (folds.fits, folds.fits_are_upper_bound) == (8 * 5, True)
-
-
-def test_the_estimate_refuses_what_cannot_run(pictures, tmp_path):
     with pytest.raises((DataError, UnknownNameError), match="no folder or file"):
         estimate(load_suite("paper"), ["dtx/"], ["lite"], root=tmp_path)
     for path in sorted((pictures / "train" / "red").iterdir())[1:]:
@@ -322,9 +307,8 @@ def test_the_error_on_a_full_disk_says_how_many_runs_are_stored(source, tmp_path
 
     with monkeypatch.context() as patch:
         patch.setattr("clipadapter.bench.fits.append_runs", append)
-        with pytest.raises(
-            InputError, match=r"No space left .*\. 3 runs were made and are stored: free some space and repeat"
-        ):
+        words = r"No space left .*\. 3 runs were made and are stored: free some space and repeat"
+        with pytest.raises(InputError, match=words):
             go(source, tmp_path / "out")
     again = go(source, tmp_path / "out")
     assert (again.n_made, again.n_existing) == (5, 3)

@@ -22,12 +22,8 @@ def result(names, n=300):
 
 def test_five_lines_are_named_and_zero_shot_is_a_star_at_0_shots(make_run):
     names = ["clip-adapter", "auto", "linear-probe", "zero-shot", *(f"method {i}" for i in range(20))]
-    runs = [
-        make_run(name, n, seed, accuracy=0.5 + i / 100)
-        for i, name in enumerate(names)
-        for n in (1, 4)
-        for seed in (1, 2)
-    ]
+    draws = [(n, seed) for n in (1, 4) for seed in (1, 2)]
+    runs = [make_run(name, *draw, accuracy=0.5 + i / 100) for i, name in enumerate(names) for draw in draws]
     (axes,) = learning_curve_figure(runs).axes
     named = {text.get_text().split("  ")[0] for text in axes.texts}
     # The named methods, and the best of the others.

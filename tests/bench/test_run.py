@@ -47,16 +47,13 @@ def test_files_and_lines_that_cannot_be_read_or_written_are_named(make_run, tmp_
         append_runs(path / "runs.jsonl", [make_run()])
 
 
-def test_the_key_depends_on_what_shapes_the_result_alone(make_run):
+def test_the_key_depends_on_what_shapes_the_result_alone_and_the_digest_on_where_a_part_ends(make_run):
     others = [{"seed": 2}, {"rows": [0, 3]}, {"shots": 2}, {"method_version": "2"}, {"text": "x"}]
     others += [{"versions": {"torch": "2"}}, {}]
     assert len({make_run(**change).key for change in others}) == len(others)
     released = [make_run(versions={"torch": "1", "clipadapter": number}, code=number) for number in ("0.1.0", "0.2.0")]
     same = [make_run(created="later", accuracy=0.9, learned={"alpha_": 1.0}), *released]
     assert {run.key for run in same} == {make_run().key}
-
-
-def test_the_digest_tells_apart_where_a_part_ends():
     assert digest(b"ab", b"c") != digest(b"a", b"bc")
     assert digest(["ab", "c"]) != digest(["a", "bc"])
 

@@ -25,15 +25,12 @@ def head(text):
     return ZeroShot().fit([[1.0, 0.0]], ["cat"], text=text)
 
 
-def test_the_temperature_divides_the_logits(head):
+def test_the_temperature_divides_the_logits_and_views_beyond_the_plain_one_are_not_looked_at(head):
     test = FeatureSet([[1.0, 0.0]], ("cat",), ("cat", "dog"))
     loss = score(head, test, Calibrator(temperature=5.0)).evaluation.metrics["log_loss"]
     assert loss == pytest.approx(math.log(1 + math.exp(-2.0)))
-
-
-def test_views_beyond_the_plain_one_are_not_looked_at(head):
-    test = FeatureSet([[[1.0, 0.0], [0.0, 1.0]]], ("cat",), ("cat", "dog"))
-    assert score(head, test).evaluation.metrics["accuracy"] == 1.0
+    views = FeatureSet([[[1.0, 0.0], [0.0, 1.0]]], ("cat",), ("cat", "dog"))
+    assert score(head, views).evaluation.metrics["accuracy"] == 1.0
 
 
 def test_what_cannot_be_scored_is_refused(head, text, test_part):

@@ -113,11 +113,8 @@ def test_metrics_are_computed_from_the_matrix_and_zero_shot(tasks, text):
     assert plain.continual.metrics.mean("forward_transfer") == plain.continual.metrics.mean("forgetting") == 0
     # The record's own figures are means over the tasks at the end.
     last = run.continual.steps[-1].metrics
-    assert (
-        run.metrics.accuracy
-        == pytest.approx(run.continual.metrics.mean("last"))
-        == pytest.approx(np.mean([m.accuracy for m in last]))
-    )
+    assert run.metrics.accuracy == pytest.approx(run.continual.metrics.mean("last"))
+    assert run.metrics.accuracy == pytest.approx(np.mean([m.accuracy for m in last]))
     assert run.metrics["log_loss"] == pytest.approx(np.mean([m["log_loss"] for m in last]))
     assert run.seconds.fit == pytest.approx(sum(step.seconds for step in run.continual.steps))
     assert run.continual.metrics.mean("forgetting") > 0.1
@@ -155,9 +152,8 @@ def test_shots_are_drawn_by_the_seed(tasks, text):
 def test_a_class_may_come_again(tasks, text):
     tasks[2] = StreamTask("again", pictures(("ant", "fox"), 4, 7), pictures(("ant", "fox"), 6, 8))
     (run,) = learn_task_stream({"it": Means()}, tasks, text)
-    everything = Means().fit(
-        np.concatenate([task.support.X for task in tasks]), [y for task in tasks for y in task.support.y], text=text
-    )
+    X, y = np.concatenate([task.support.X for task in tasks]), sum((task.support.y for task in tasks), ())
+    everything = Means().fit(X, y, text=text)
     right = [float((everything.predict(task.test.X) == np.array(task.test.y)).mean()) for task in tasks]
     np.testing.assert_allclose(run.continual.accuracy[-1], right)
 
@@ -172,15 +168,10 @@ def test_records_are_made_once_and_depend_on_all_settings(tasks, text, tmp_path)
     first = keys()
     assert keys() == first
     assert len(file.read_text().splitlines()) == 1
-    others = [
-        keys(task_known=True),
-        keys(shots=2),
-        keys(shots=2, seeds=[2]),
-        keys(tasks[::-1]),
-        keys(tasks[:2]),
-        keys(heads={"knn": Knn(k=1)}),
-        keys([*tasks[:2], StreamTask("task 2", tasks[2].support, pictures(("elk", "fox"), 20, 99))]),
-    ]
+    other_test = StreamTask("task 2", tasks[2].support, pictures(("elk", "fox"), 20, 99))
+    options = ({"task_known": True}, {"shots": 2}, {"shots": 2, "seeds": [2]}, {"heads": {"knn": Knn(k=1)}})
+    others = [keys(**more) for more in options]
+    others += [keys(given) for given in (tasks[::-1], tasks[:2], [*tasks[:2], other_test])]
     assert len({first, *others}) == 8
     assert keys(heads={"renamed": Knn()}) == first
     assert len(file.read_text().splitlines()) == 8
@@ -215,11 +206,7 @@ def seen(task, views=1, **provenance):
         (["transclip"], lambda tasks: tasks, "transclip is fitted to all test pictures together"),
         (["knn"], lambda tasks: tasks[:1] * 2, "different names, but are task 0, task 0"),
         (["knn"], lambda tasks: [tasks[0], seen(tasks[1], fingerprint="g")], "features of one encoder"),
-        (
-            ["knn"],
-            lambda tasks: [seen(tasks[0], 2), seen(tasks[1], 2, crop="coop")],
-            "views of one crop scale, but have tip and coop",
-        ),
+        (["knn"], lambda tasks: [seen(tasks[0], 2), seen(tasks[1], 2, crop="coop")], "one crop scale, but have tip"),
     ],
 )
 def test_what_makes_no_stream_is_refused(heads, change, error, tasks, text):
@@ -246,9 +233,8 @@ def test_a_head_learns_as_it_can():
 
 
 def test_the_table_marks_the_best_of_the_incremental_heads(tasks, text):
-    runs = learn_task_stream(
-        {"zero-shot": ZeroShot(), "means": Means(), "last": Last(), "knn": Knn()}, tasks, text, seeds=[1, 2]
-    )
+    heads = {"zero-shot": ZeroShot(), "means": Means(), "last": Last(), "knn": Knn()}
+    runs = learn_task_stream(heads, tasks, text, seeds=[1, 2])
     title, *lines = table(runs).splitlines()
     assert title == "5 shots"
     assert lines[0].split() == ["head", "learns", "Transfer", "Average", "Last", "forgetting", "forward", "transfer"]

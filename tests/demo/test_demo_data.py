@@ -30,11 +30,6 @@ def write_pictures(folder, counts):
             Image.new("RGB", (9, 8), (i, 0, 0)).save(folder / name / f"{i}.JPEG")
 
 
-def write_imagenette(folder):
-    for split, count in (("train", 3), ("val", 2)):
-        write_pictures(folder / split, dict.fromkeys(SYNSETS, count))
-
-
 def open_quietly(source):
     notes = []
     return open_demo_data(source, notes.append), notes
@@ -70,12 +65,15 @@ def test_equal_classes_are_measured_by_accuracy(tmp_path):
     ]
 
 
-def test_a_class_without_test_pictures_makes_classes_unequal(tmp_path):
+def test_a_class_without_test_pictures_makes_classes_unequal_and_all_without_are_refused(tmp_path):
     write_pictures(tmp_path / "pets" / "train", {"cat": 2, "dog": 2, "newt": 2})
     write_pictures(tmp_path / "pets" / "test", {"cat": 3, "dog": 3})
     data, _ = open_quietly(tmp_path / "pets")
     assert data.metric == "balanced_accuracy"
     assert "Chance is 33.3 %. One of the largest classes, 'cat', has 50.0 % of the test" in data.describe((1,), 1)
+    write_pictures(tmp_path / "few", {"cat": 1, "dog": 1})
+    with pytest.raises(DataError, match="'few' has no test pictures: each class needs at least two pictures"):
+        open_quietly(tmp_path / "few")
 
 
 def test_many_test_pictures_are_thinned_class_by_class(tmp_path, monkeypatch):
@@ -89,14 +87,9 @@ def test_many_test_pictures_are_thinned_class_by_class(tmp_path, monkeypatch):
     assert set(data.test.paths) < set(open_quietly(tmp_path / "pets" / "test")[0].train.root.rglob("*.JPEG"))
 
 
-def test_pictures_without_test_pictures_are_refused(tmp_path):
-    write_pictures(tmp_path / "pets", {"cat": 1, "dog": 1})
-    with pytest.raises(DataError, match="'pets' has no test pictures: each class needs at least two pictures"):
-        open_quietly(tmp_path / "pets")
-
-
 def test_imagenette_is_downloaded_unpacked_and_read(root, tmp_path, monkeypatch):
-    write_imagenette(tmp_path / "tree" / "imagenette2-160")
+    for split, count in (("train", 3), ("val", 2)):
+        write_pictures(tmp_path / "tree" / "imagenette2-160" / split, dict.fromkeys(SYNSETS, count))
     fetched = []
 
     def download(url, download_root, md5=None):
@@ -127,10 +120,9 @@ def test_a_failed_download_says_what_was_tried_and_that_the_demo_works_offline(r
     monkeypatch.setattr("torchvision.datasets.imagenette.download_and_extract_archive", download)
     with pytest.raises(DataError, match="download of 'imagenette' failed .*Name or service not known") as failure:
         open_quietly(Path("imagenette"))
-    assert "Tried: imagenette2-160.tgz of https://github.com/fastai/imagenette (94 MB), unpacked. " in str(
-        failure.value
-    )
-    assert "'clipadapter demo' without --data needs no network" in str(failure.value)
+    words = str(failure.value)
+    assert "Tried: imagenette2-160.tgz of https://github.com/fastai/imagenette (94 MB), unpacked. " in words
+    assert "'clipadapter demo' without --data needs no network" in words
 
 
 def test_class_folders_are_read_without_the_split_file_of_the_papers(root):
@@ -141,16 +133,12 @@ def test_class_folders_are_read_without_the_split_file_of_the_papers(root):
     assert "split_zhou_EuroSAT.json, is missing" in note and "can't be compared with the papers'" in note
 
 
-def test_a_set_that_needs_files_by_hand_is_refused_before_a_download(root):
-    with pytest.raises(
-        DataError, match=r"'oxford_pets' needs a file that can't be downloaded.*split_zhou_OxfordPets"
-    ) as e:
+def test_sets_that_need_files_by_hand_and_typos_are_refused_but_a_folder_wins_over_a_name(root, tmp_path):
+    words = "'oxford_pets' needs a file that can't be downloaded.*split_zhou_OxfordPets"
+    with pytest.raises(DataError, match=words) as failure:
         open_quietly(Path("oxford_pets"))
-    assert "These need none: dtd, eurosat, fgvc_aircraft, food101, imagenette. 'clipadapter demo'" in str(e.value)
+    assert "These need none: dtd, eurosat, fgvc_aircraft, food101, imagenette. 'clipadapter demo'" in str(failure.value)
     assert not root.exists()
-
-
-def test_a_folder_wins_over_a_name_and_a_typo_is_answered(root, tmp_path):
     write_pictures(tmp_path / "imagenette", {"cat": 2, "dog": 2})
     assert open_quietly(Path("imagenette"))[0].train.class_names == ("cat", "dog")
     shutil.rmtree(tmp_path / "imagenette")

@@ -2,13 +2,15 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from clipadapter.doctor import Diagnosis, Finding, Picture, illustrate_findings, read_findings_css, render_findings
 from clipadapter.doctor.findings import rank_findings
+
+from ..markup import Markup
 
 
 @pytest.fixture
@@ -23,42 +25,18 @@ def diagnosis(tmp_path, draw):
     return Diagnosis("pets", tmp_path, "toy", 9, 2, ("train", "test"), 8, rank_findings(findings))
 
 
-class Page(HTMLParser):
-    """Every tag with its attributes."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
 def test_the_worst_findings_come_first():
     kinds = ["blurry", "few-shots", "leak", "wrong-label", "conflict"]
     ranked = rank_findings([Finding(kind, 0.5, "") for kind in kinds] + [Finding("leak", 0.9, "")])
-    assert [(finding.kind, finding.score) for finding in ranked] == [
-        ("conflict", 0.5),
-        ("leak", 0.9),
-        ("leak", 0.5),
-        ("wrong-label", 0.5),
-        ("few-shots", 0.5),
-        ("blurry", 0.5),
-    ]
+    assert [finding.kind for finding in ranked] == ["conflict", "leak", "leak", "wrong-label", "few-shots", "blurry"]
+    assert [finding.score for finding in ranked] == [0.5, 0.9, 0.5, 0.5, 0.5, 0.5]
 
 
-def test_the_text_has_the_first_findings_of_each_kind_and_advice(diagnosis):
+def test_the_text_has_the_first_findings_of_each_kind_and_advice_and_json_has_all(diagnosis):
     lines = diagnosis.to_text(max_per_kind=2).splitlines()
     assert lines[0] == "9 pictures in 2 classes (train, test), encoder toy"
     assert lines[1:6] == ["", "warning: labels that are likely wrong: 5", "  finding 4", "  finding 3", "  and 3 more"]
     assert lines[6].startswith("  -> Check each")
-
-
-def test_json_has_all_findings(diagnosis):
     data = json.loads(json.dumps(diagnosis.to_dict()))
     assert data["counts"] == {"wrong-label": 5, "few-shots": 1}
     assert data["findings"][0]["pictures"] == [{"path": "<i>4.png", "label": "ant", "split": "train"}]
@@ -67,13 +45,13 @@ def test_json_has_all_findings(diagnosis):
 
 def test_the_page_loads_no_file_contains_its_thumbnails_escapes_names_and_has_targets_for_links(diagnosis, tmp_path):
     text = diagnosis.to_html(tmp_path / "new" / "doctor.html").read_text(encoding="utf-8")
-    page = Page(text)
+    page = Markup(text)
     sources = [image["src"] for image in page.all("img")]
     assert len(sources) == 4
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert not re.findall(r"https?://|@import|url\(", text)
-    assert not page.all("script") and not page.all("link")
-    assert not page.all("b") and not page.all("i") and page.all("img")[0]["alt"] == "<i>4.png"  # names are escaped
+    assert not page.all("script", "link")
+    assert not page.all("b", "i") and page.all("img")[0]["alt"] == "<i>4.png"  # names are escaped
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {link["href"][1:] for link in page.all("a")} <= set(ids)
@@ -86,14 +64,11 @@ def test_the_page_loads_no_file_contains_its_thumbnails_escapes_names_and_has_ta
 
 def test_the_number_of_thumbnails_is_limited(diagnosis):
     groups = illustrate_findings(diagnosis, per_kind=2, side=40)
-    assert [(group.name, group.count, len(group.shown)) for group in groups] == [
-        ("wrong-label", 5, 2),
-        ("few-shots", 1, 1),
-    ]
-    many = Finding(
-        "duplicate", 1.0, "many", tuple(Picture(diagnosis.root / "1.png", str(i), "a", "all") for i in range(30))
-    )
-    groups = illustrate_findings(Diagnosis("pets", diagnosis.root, "toy", 9, 2, ("all",), 8, (many,)))
+    counts = [(group.name, group.count, len(group.shown)) for group in groups]
+    assert counts == [("wrong-label", 5, 2), ("few-shots", 1, 1)]
+    pictures = tuple(Picture(diagnosis.root / "1.png", str(i), "a", "all") for i in range(30))
+    many = replace(diagnosis, findings=(Finding("duplicate", 1.0, "many", pictures),))
+    groups = illustrate_findings(many)
     assert len(groups[0].shown[0].thumbnails) == 8
     assert "and 22 more pictures" in render_findings(groups)
 

@@ -5,15 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.encoders import open_blocks
 from clipadapter.explain import explain
 
 from ..tiny_encoder import WIDTH, NearestMeanOfAll, TinyEncoder
+from .test_explanation import NAMES, square
 
-NAMES = ("blue", "green", "red")
 BLOCKS = ["final", "inner", "final@48"]
 
 
@@ -37,12 +36,6 @@ class WithPatches(TinyEncoder):
         pixels = self.preprocess(image)
         quarters = [pixels[:, y : y + 16, x : x + 16] for y in (0, 16) for x in (0, 16)]
         return self.network(torch.stack(quarters)).detach().reshape(2, 2, WIDTH)
-
-
-def square(colour, seed=0):
-    noise = np.random.default_rng(seed).integers(-60, 61, (40, 48, 3))
-    pixels = np.array(Image.new("RGB", (48, 40), colour)).astype(int) + noise
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def fitted(head, encoder=WithPatches, names=BLOCKS):
@@ -90,13 +83,10 @@ def test_the_heat_map_is_that_of_final(model):
     assert "the heat map shows what the block final contributes" in explanation.notes
 
 
-def test_a_head_whose_logits_are_no_sum_has_neither(model):
+def test_a_head_whose_logits_are_no_sum_has_neither_and_of_one_block_nothing_is_said():
     explanation = explain(fitted(NearestMeanOfAll()), square("red", 9))
     assert explanation.blocks == () and explanation.heat_map is None
     assert sum("not a sum over blocks" in note for note in explanation.notes) == 2
-
-
-def test_of_one_block_nothing_is_said():
     explanation = explain(fitted("knn", names=["final"]), square("red", 9))
     assert explanation.blocks == () and explanation.to_dict()["blocks"] == []
     assert not any("block" in text for text in (*explanation.sentences(), *explanation.notes))

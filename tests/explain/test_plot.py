@@ -39,21 +39,10 @@ def explanation():
     )
 
 
-def opened(path):
-    with Image.open(path) as image:
-        image.load()
-        return image
-
-
-def test_the_plot_is_a_png_file_in_a_new_folder(explanation, tmp_path):
-    path = explanation.plot(tmp_path / "new" / "why.png")
-    assert opened(path).format == "PNG"
-    assert [file.name for file in path.parent.iterdir()] == ["why.png"]
-
-
 @pytest.mark.parametrize(
     "changes",
     [
+        {},
         {"heat_map": None, "heat_range": None, "square": None, "notes": ("no heat map",), "nearest": ()},
         {
             **NO_PARTS,
@@ -71,10 +60,14 @@ def test_the_plot_is_a_png_file_in_a_new_folder(explanation, tmp_path):
             **{"heat_map": np.zeros((7, 7)), "heat_range": (1.0, 1.0)},
         },
     ],
-    ids=["no map, no shots", "no parts, many shots", "several labels, none of these", "odd name, flat map"],
+    ids=["all", "no map, no shots", "no parts, many shots", "several labels, none of these", "odd name, flat map"],
 )
-def test_any_explanation_can_be_plotted(changes, explanation, tmp_path):
-    assert opened(replace(explanation, **changes).plot(tmp_path / "why.png")).format == "PNG"
+def test_any_explanation_can_be_plotted_as_the_only_file_of_a_new_folder(changes, explanation, tmp_path):
+    path = replace(explanation, **changes).plot(tmp_path / "new" / "why.png")
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG"
+    assert [file.name for file in path.parent.iterdir()] == ["why.png"]
 
 
 def test_a_shot_without_a_file_is_grey(tmp_path):

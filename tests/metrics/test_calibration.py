@@ -6,13 +6,7 @@ from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from clipadapter.errors import InputError
-from clipadapter.metrics import (
-    METRICS,
-    Predictions,
-    expected_calibration_error,
-    log_loss,
-    reliability,
-)
+from clipadapter.metrics import METRICS, Predictions, expected_calibration_error, log_loss, reliability
 
 
 @pytest.fixture
@@ -34,27 +28,21 @@ def test_calibration_error_of_equal_width_is_the_sum_over_bins_in_plain_loops(an
     assert expected_calibration_error(p, y, bins=10, mass="equal-width") == pytest.approx(total)
 
 
-def test_bins_of_equal_mass_hold_as_many_answers(answers):
+def test_bins_of_equal_mass_hold_as_many_answers_but_those_of_one_probability_stay_in_one(answers):
     p, y = answers
     found = reliability(p.max(axis=1), p.argmax(axis=1) == y, bins=8, mass="equal-mass")
     assert found.count.tolist() == [25] * 8
     assert (np.diff(found.confidence) > 0).all()
-
-
-def test_answers_of_one_probability_stay_in_one_bin():
     found = reliability([0.5] * 6 + [0.9], [True] * 3 + [False] * 4, bins=3, mass="equal-mass")
     assert found.count.tolist() == [6, 1]
     assert found.accuracy.tolist() == [0.5, 0.0]
 
 
-def test_brier_and_log_loss_are_those_of_scikit_learn(answers):
+def test_brier_and_log_loss_are_those_of_scikit_learn_and_log_loss_of_a_probability_of_zero_is_finite(answers):
     p, y = answers
     brier = METRICS["brier"].function(Predictions(y, np.log(p)))
     assert brier == pytest.approx(brier_score_loss(y, p, labels=range(4)))
     assert log_loss(p, y) == pytest.approx(sklearn_log_loss(y, p, labels=range(4)))
-
-
-def test_log_loss_of_a_probability_of_zero_is_finite():
     assert np.isfinite(log_loss([[1.0, 0.0]], [1]))
 
 

@@ -28,12 +28,9 @@ def test_fpr_is_the_least_over_thresholds_that_let_enough_known_pass(known, unkn
     assert fpr_at(known, unknown, tpr) == pytest.approx(expected)
 
 
-def test_a_share_that_is_no_binary_number_lets_no_further_one_pass():
+def test_a_share_that_is_no_binary_number_lets_no_further_one_pass_and_infinite_scores_are_ordered_as_others():
     assert fpr_at(range(20), [18.5, 19.5], 0.95) == 0
     assert fpr_at(range(100), [6.5, 8.0], 0.07) == 0  # 0.07 * 100 is 7.000000000000001
-
-
-def test_infinite_scores_are_ordered_as_others():
     assert auroc([0, 1], [np.inf, np.inf]) == 1
     assert auroc([0, np.inf], [np.inf]) == 0.75
 

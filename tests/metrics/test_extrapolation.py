@@ -31,15 +31,11 @@ def test_the_interval_contains_the_truth_as_often_as_it_says():
     assert np.mean(inside) >= 0.9
 
 
-def test_the_interval_has_a_length_if_all_is_right():
+def test_the_interval_has_a_length_if_all_is_right_and_a_shorter_one_by_more_pictures():
     forecast = forecast_accuracy([1, 2, 4], np.ones((3, 8)), [0, 1] * 4, target_shots=14)
     assert forecast.low < 0.95 < forecast.value < forecast.high <= 1
-
-
-def test_more_pictures_make_a_shorter_interval():
-    few, many = (
-        forecast_accuracy(*outcomes(lambda n: 0.9 - 0.3 / n, pictures), target_shots=18) for pictures in (16, 400)
-    )
+    measured = (outcomes(lambda n: 0.9 - 0.3 / n, pictures) for pictures in (16, 400))
+    few, many = (forecast_accuracy(*fits, target_shots=18) for fits in measured)
     assert many.high - many.low < (few.high - few.low) / 2
 
 

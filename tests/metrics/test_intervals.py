@@ -58,9 +58,8 @@ def test_differences_are_paired(answers):
     worse = p.copy()
     right = np.flatnonzero(p.argmax(axis=1) == labels)[:20]
     worse[right] = np.roll(p[right], 1, axis=1)  # twenty more mistakes, none less
-    found = bootstrap_metrics(
-        {"a": predictions(p, labels), "same": predictions(p, labels), "worse": predictions(worse, labels)}
-    )
+    models = {"a": p, "same": p, "worse": worse}
+    found = bootstrap_metrics({name: predictions(one, labels) for name, one in models.items()})
     assert set(vars(found["same"].accuracy_lead).values()) == {0}
     ahead = found["worse"].accuracy_lead
     assert ahead.value == pytest.approx(0.1)

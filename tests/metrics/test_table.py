@@ -49,9 +49,6 @@ def test_metrics_that_a_file_cannot_have_are_refused(values, error):
 
 def test_numbers_are_shown_in_the_unit_of_the_metric():
     assert [METRICS[name].heading for name in ("accuracy", "log_loss")] == ["accuracy %", "log-loss"]
-    assert [METRICS[name].title_with_unit for name in ("accuracy", "log_loss", "brier")] == [
-        "accuracy in %",
-        "log-loss in nats",
-        "Brier score",
-    ]
+    titles = [METRICS[name].title_with_unit for name in ("accuracy", "log_loss", "brier")]
+    assert titles == ["accuracy in %", "log-loss in nats", "Brier score"]
     assert (METRICS["accuracy"].format(0.12345), METRICS["log_loss"].format(0.3)) == ("12.3", "0.300")

@@ -40,21 +40,19 @@ def test_false_alarms_are_as_rare_as_alpha(world):
     assert sum(report.has_drift for report in reports) <= 8  # 3 and 3 sd; shots and their folds are the same in all
 
 
-def test_changed_priors_are_found_and_not_taken_for_changed_features(world):
+def test_changed_priors_are_found_unless_they_were_given_or_skipped_and_not_taken_for_changed_features(world):
     model = world.model()
-    report = detect_drift(model, world.stream(model, CHANGED_PRIORS, 120))
+    stream = world.stream(model, CHANGED_PRIORS, 120)
+    report = detect_drift(model, stream)
     assert significant_checks(report) == {"label-shift"}
     assert "'owl' is 1." in report.summary() and "usually 33 %" in report.summary()
     owl = report.classes[2]
     assert owl.low <= 0.6 <= owl.high and owl.reference == pytest.approx(1 / 3)
-
-
-def test_priors_of_the_reference_can_be_given(world):
-    model = world.model()
-    stream = world.stream(model, CHANGED_PRIORS, 120)
-    report = detect_drift(model, stream, reference_priors={"cat": 0.1, "dog": 0.3, "owl": 0.6})
-    assert significant_checks(report) == set()
+    as_given = detect_drift(model, stream, reference_priors={"cat": 0.1, "dog": 0.3, "owl": 0.6})
+    assert significant_checks(as_given) == set()
     assert significant_checks(detect_drift(model, stream, reference_priors={"cat": 0.6})) == {"label-shift"}
+    skipped = detect_drift(model, stream, skip=("label-shift",))
+    assert skipped.checks[1].message == "skipped" and not skipped.has_drift
 
 
 def test_pictures_can_be_the_reference(world):
@@ -134,20 +132,15 @@ def test_unreadable_and_repeated_pictures_are_counted_and_left_out(world):
     assert report.windows[0].start_time == 1.0
 
 
-def test_too_few_pictures_are_an_error(world):
+def test_too_few_pictures_are_refused_before_one_is_read(world, monkeypatch):
     model = world.model()
-    twenty, small = world.stream(model, m=20), world.model(k=2)
+    nineteen, twenty, small = world.stream(model, m=19), world.stream(model, m=20), world.model(k=2)
     with pytest.raises(DataError, match="the stream has 1 different pictures"):
         detect_drift(model, twenty[:1] * 30)
     with pytest.raises(DataError, match="the model has kept shots of 6 different"):
         detect_drift(small, world.stream(small))
     with pytest.raises(DataError, match="none of the 20 pictures can be read"):
         detect_drift(model, [twenty[0].with_name("bad")] * 20)
-
-
-def test_too_few_pictures_are_refused_before_one_is_read(world, monkeypatch):
-    model = world.model()
-    nineteen, twenty = world.stream(model, m=19), world.stream(model, m=20)
     monkeypatch.setattr(detection, "observe", None)
     monkeypatch.setattr(detection, "reference_from_pictures", None)
     for stream, reference, words in (
@@ -168,19 +161,17 @@ def test_models_whose_shots_cannot_be_held_out_need_a_reference(world):
     model.support_ = model.support_.take([])
     with pytest.raises(InputError, match="saved without its shots"):
         detect_drift(model, world.stream(model))
-    for flag, word in (
-        ("transductive", "transductive"),
-        ("tunes_encoder", "trained again"),
-        ("needs_tower", "trained"),
-    ):
+    for flag, word in (("transductive",) * 2, ("tunes_encoder", "trained again"), ("needs_tower", "trained")):
         model = world.model()
         setattr(model.head_, flag, True)
         with pytest.raises(InputError, match=word):
             detect_drift(model, world.stream(model))
 
 
-def test_a_model_without_a_rejector_is_checked_without_its_rate(world):
-    model = world.model()
+def test_the_reject_rate_is_that_of_the_model_unless_another_is_given_and_is_not_checked_without_a_rejector(world):
+    model = world.model(uncertainty=UncertaintyOptions(reject=0.2))
+    assert detect_drift(model, world.stream(model)).ood_rate.target == 0.2
+    assert detect_drift(model, world.stream(model), reject=0.1).ood_rate.target == 0.1
     model.uncertainty_ = replace(model.uncertainty_, rejector=None)
     report = detect_drift(model, world.stream(model))
     assert report.checks[2].p_value is None and "two shots per class" in report.checks[2].message
@@ -195,18 +186,6 @@ def test_priors_are_not_tested_with_two_shots_per_class(world, monkeypatch):
     report = detect_drift(model, world.stream(model))
     assert report.checks[1].p_value is None
     assert report.checks[1].message.startswith("it takes 3 shots per class")
-
-
-def test_a_skipped_check_is_not_run(world):
-    model = world.model()
-    report = detect_drift(model, world.stream(model, CHANGED_PRIORS, 120), skip=("label-shift",))
-    assert report.checks[1].message == "skipped" and not report.has_drift
-
-
-def test_the_reject_rate_is_that_of_the_model_unless_another_is_given(world):
-    model = world.model(uncertainty=UncertaintyOptions(reject=0.2))
-    assert detect_drift(model, world.stream(model)).ood_rate.target == 0.2
-    assert detect_drift(model, world.stream(model), reject=0.1).ood_rate.target == 0.1
 
 
 @pytest.mark.parametrize(
@@ -307,7 +286,7 @@ def test_new_pictures_are_predicted_by_each_fold_in_turn(world):
 
 
 def test_shots_above_the_threshold_are_counted(world):
-    model = world.model(k=8)
+    model = world.model()
     reference = reference_from_shots(model, 0.2, None)
     scores = model.uncertainty_.rejector.weighted_sum(model.uncertainty_.rejector.held_out_scores)
     assert reference.n_rejected == (scores > np.sort(scores)[19]).sum() == 4  # the 20th of 24: ceil(25 * 0.8)

@@ -27,8 +27,10 @@ def figure():
     return figure
 
 
-def test_a_figure_is_written_in_the_format_of_its_suffix(figure, tmp_path):
+def test_a_figure_is_written_in_the_format_of_its_suffix_and_settings_of_matplotlib_do_not_change(figure, tmp_path):
+    before = dict(matplotlib.rcParams)
     files = save_plots(figure, tmp_path / "new" / "v1.2 plot", ["png", "pdf", "svg"])
+    assert dict(matplotlib.rcParams) == before
     assert [path.name for path in files] == ["v1.2 plot.png", "v1.2 plot.pdf", "v1.2 plot.svg"]
     with Image.open(files[0]) as image:
         assert (image.format, image.size) == ("PNG", (600, 450))
@@ -39,28 +41,16 @@ def test_a_figure_is_written_in_the_format_of_its_suffix(figure, tmp_path):
     assert re.search(r"@font-face \{ font-family: 'DejaVu Sans'; src: url\(data:font/woff;base64,d09GR", svg)
 
 
-def test_another_suffix_is_refused(figure, tmp_path):
+def test_other_formats_and_a_path_that_cannot_be_written_are_errors(figure, tmp_path):
     with pytest.raises(InputError, match=r"plot.jpg does not end with .png, .pdf, .svg"):
         save_plot(figure, tmp_path / "plot.jpg")
-
-
-@pytest.mark.parametrize("text", ["", " , ", "png,jpg"])
-def test_an_unknown_format_is_refused(text):
-    with pytest.raises(InputError, match="plots are written as png, pdf, svg"):
-        parse_plot_formats(text)
-
-
-def test_a_path_that_cannot_be_written_is_an_error(tmp_path):
+    for text in ("", " , ", "png,jpg"):
+        with pytest.raises(InputError, match="plots are written as png, pdf, svg"):
+            parse_plot_formats(text)
     (tmp_path / "plot.png").mkdir()
     with pytest.raises(InputError, match="can't write"):
-        save_plot(create_figure(1, 1), tmp_path / "plot.png")
+        save_plot(figure, tmp_path / "plot.png")
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
-
-
-def test_settings_of_matplotlib_do_not_change(tmp_path):
-    before = dict(matplotlib.rcParams)
-    save_plots(create_figure(1, 1), tmp_path / "plot", ["png", "svg"])
-    assert dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.parametrize("values", [[1.0] * 6, [0.0, 0.1, 5.0, 9.9, 10.0], [10.0, 10.0, 10.0]])
@@ -74,10 +64,8 @@ def test_all_labels_are_on_the_page():
     figure = create_figure(8, 4.8)
     axes = figure.add_subplot()
     x = np.arange(3.0)
-    curves = [
-        Curve(f"a method with a long name {i}  50.{i}", x, np.full(3, 50 + i / 10), None, "#0072B2") for i in range(6)
-    ]
-    draw_curves(axes, curves)
+    names = [f"a method with a long name {i}  50.{i}" for i in range(6)]
+    draw_curves(axes, [Curve(name, x, np.full(3, 50 + i / 10), None, "#0072B2") for i, name in enumerate(names)])
     render_plot(figure, "png")  # the layout is made when it is drawn
     page = figure.bbox
     boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)

@@ -24,11 +24,8 @@ def paint(path: Path, colour: str, seed: int) -> Path:
 def shots(tmp_path_factory):
     """Paths and labels of four shots of each class."""
     root = tmp_path_factory.mktemp("shots")
-    return [
-        (paint(root / f"{colour}-{i}.png", colour, 10 * k + i), NAMES[k])
-        for k, colour in enumerate(COLOURS)
-        for i in range(4)
-    ]
+    order = [(k, i) for k in range(3) for i in range(4)]
+    return [(paint(root / f"{COLOURS[k]}-{i}.png", COLOURS[k], 10 * k + i), NAMES[k]) for k, i in order]
 
 
 @pytest.fixture(scope="session")

@@ -55,16 +55,18 @@ def shown(page, selector):
     return {image.get_attribute("alt").split("/")[1] for image in page.find_elements("css selector", f"{selector} img")}
 
 
-def test_everything_is_drawn(page):
+def test_everything_is_drawn_zero_shot_as_a_star_and_lines_named_at_their_end(page):
     assert page.execute_script("return location.protocol") == "file:"
     assert len(page.find_elements("css selector", "figure.chart svg")) == 3
     assert len(page.find_elements("css selector", "#map-plot .point")) == 27
     assert len(page.find_elements("css selector", "#class-table tbody tr")) == 3
-    images = page.find_elements(
-        "css selector", "img:not([loading])"
-    )  # those of the doctor are loaded when they are scrolled to
+    # Those of the doctor are loaded when they are scrolled to.
+    images = page.find_elements("css selector", "img:not([loading])")
     assert images and all(image.get_property("naturalWidth") for image in images)
     assert not page.find_elements("css selector", "#class-table b, h1 u")
+    names = {text.text.split("  ")[0] for text in page.find_elements("css selector", "#curve svg .name")}
+    assert len(page.find_elements("css selector", "#curve svg .star")) == 1
+    assert len(names) == 2 and not page.find_elements("css selector", "#curve .key")
 
 
 def test_a_click_on_a_cell_shows_its_pictures(page):
@@ -86,12 +88,6 @@ def test_the_matrix_fills_its_part_of_the_page_at_every_width(page):
             time.sleep(0.05)  # it is drawn again if the width changes
         drawn, available = page.execute_script(size)
         assert available - 20 <= drawn <= available + 1
-
-
-def test_zero_shot_is_a_star_and_lines_are_named_at_their_end(page):
-    names = {text.text.split("  ")[0] for text in page.find_elements("css selector", "#curve svg .name")}
-    assert len(page.find_elements("css selector", "#curve svg .star")) == 1
-    assert len(names) == 2 and not page.find_elements("css selector", "#curve .key")
 
 
 def test_the_matrix_and_the_dialog_can_be_used_by_keyboard(page):
@@ -128,9 +124,8 @@ def test_a_class_opens_its_pictures_and_has_a_back_button(page):
 
 def test_classes_are_sorted_and_filtered(page):
     def names():
-        return [
-            one.text for one in page.find_elements("css selector", "#class-table [data-gallery]") if one.is_displayed()
-        ]
+        found = page.find_elements("css selector", "#class-table [data-gallery]")
+        return [one.text for one in found if one.is_displayed()]
 
     find(page, "#class-table th:first-child .sort").click()
     first = names()
@@ -161,9 +156,8 @@ def test_dark_and_light_follow_the_system_and_the_button(page):
         return page.execute_script("return getComputedStyle(document.body).backgroundColor")
 
     def prefer(scheme):
-        page.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        )
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     prefer("dark")
     dark = background()
@@ -188,10 +182,8 @@ def test_the_page_does_not_scroll_sideways(page, width):
         time.sleep(0.05)  # charts are drawn again if the width changes
     assert page.execute_script(over) == 0
     assert page.execute_script("return document.documentElement.clientWidth") in range(width - 20, width + 1)
-    cut = (
-        "return [...document.querySelectorAll('.wide:has(table)')].filter((e) => e.scrollWidth > e.clientWidth).length"
-    )
-    assert page.execute_script(cut) == 0
+    cut = "[...document.querySelectorAll('.wide:has(table)')].filter((e) => e.scrollWidth > e.clientWidth).length"
+    assert page.execute_script(f"return {cut}") == 0
 
 
 def test_labels_of_an_axis_do_not_touch(browser, report, tmp_path):

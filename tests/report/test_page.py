@@ -1,8 +1,6 @@
-import json
 import re
 from copy import copy
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -12,32 +10,10 @@ from clipadapter.data import Dataset, Sample
 from clipadapter.errors import InputError
 from clipadapter.rendering.method_colours import method_style
 from clipadapter.report import make_report
+from clipadapter.report import report as report_module
 from clipadapter.uncertainty import UncertaintyOptions
 
-
-class Page(HTMLParser):
-    """Tags with their attributes, the text, and the data."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.texts, self.inside = [], [], ""
-        self.feed(html)
-        script = next(text for tag, text in self.texts if tag == "json")
-        self.data = json.loads(script)
-        self.text = " ".join(
-            " ".join(text for tag, text in self.texts if tag not in ("json", "script", "style")).split()
-        )
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.tags.append((tag, attributes))
-        self.inside = "json" if attributes.get("type") == "application/json" else tag
-
-    def handle_endtag(self, tag):
-        self.inside = ""
-
-    def handle_data(self, text):
-        self.texts.append((self.inside, text))
+from ..markup import Markup
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +23,7 @@ def html(report):
 
 @pytest.fixture(scope="session")
 def parsed(html):
-    return Page(html)
+    return Markup(html)
 
 
 def test_the_page_loads_no_file(html, parsed):
@@ -59,38 +35,29 @@ def test_the_page_loads_no_file(html, parsed):
 
 
 def test_names_are_text_and_never_markup(parsed, test_part):
-    tags = [tag for tag, _ in parsed.tags]
-    assert tags.count("script") == 2 and "u" not in tags
+    assert len(parsed.all("script")) == 2 and not parsed.all("u")
     assert parsed.data["classes"] == [name.replace("\u2028", "\\u2028") for name in test_part.class_names]
     assert "<u>colours</u>" in parsed.text and '</script><b>blau"' in parsed.text
     assert "<i>ü\"'0.png" in parsed.data["test"]["name"][0]
 
 
-def test_columns_have_an_entry_per_picture(parsed):
+def test_columns_have_an_entry_per_picture_and_thumbnails_are_stored_once(parsed):
     columns = parsed.data["test"]
     assert {name: len(column) for name, column in columns.items()} == dict.fromkeys(columns, 15)
     assert parsed.data["map"]["rows"] == list(range(27))
     assert all(len(view["xy"]) == 54 for view in parsed.data["map"]["views"])
-
-
-def test_thumbnails_are_stored_once(parsed):
     data = parsed.data
     used = data["test"]["thumb"] + data["shots"]["thumb"]
     assert sorted(used) == list(range(27)) and len(data["thumbs"]) == 27
     assert "shown by name only" not in parsed.text
 
 
-def test_metrics_are_compared_with_the_baselines(parsed, report):
+def test_metrics_are_compared_with_the_baselines_and_confusions_curve_and_risk_are_in_the_data(parsed, report):
     assert "<u>colours</u>: 86.7 % of 15 pictures classified correctly" in parsed.text
     assert list(report.metrics_by_model) == ["this model", "zero-shot", "linear-probe"]
     assert "0.0 points" in parsed.text  # the model is a linear probe
-
-
-def test_confusions_curve_and_risk_are_in_the_data(parsed, report):
-    answers = [
-        (a, b) for a, b in zip(parsed.data["test"]["label"], parsed.data["test"]["answer"], strict=True) if a != b
-    ]
-    assert answers == [(0, 2), (0, 2)]
+    answers = zip(parsed.data["test"]["label"], parsed.data["test"]["answer"], strict=True)
+    assert [(a, b) for a, b in answers if a != b] == [(0, 2), (0, 2)]
     curve = parsed.data["curve"]
     assert curve["shots"] == [1, 2, 4] and curve["series"][0]["name"] == "linear-probe, as this model"
     assert [one["name"] for one in parsed.data["risk"]] == ["this model", "zero-shot", "linear-probe"]
@@ -115,7 +82,7 @@ def test_the_doctor_checks_shots_and_test_pictures_together(model, test_part, sh
     assert model.prompts_ is prompts  # the doctor gets a copy of the model
     leaks = [{picture.path for picture in leak.pictures} for leak in new_report.doctor.diagnosis.of_kind("leak")]
     assert {path} in leaks and new_report.evaluation.among_shots == 1
-    html_page = Page(new_report.to_html())
+    html_page = Markup(new_report.to_html())
     assert "One picture in two splits" in html_page.text
     # The leak is the headline, in place of the accuracy.
     assert "1 of 16 test pictures is a shot of the model" in html_page.text
@@ -124,24 +91,19 @@ def test_the_doctor_checks_shots_and_test_pictures_together(model, test_part, sh
 
 
 def test_thumbnails_of_a_large_set_are_those_of_mistakes_first(report, monkeypatch):
-    monkeypatch.setattr(
-        "clipadapter.report.report.encode_thumbnails", lambda paths, *args: ["AAAA"] * 5 + [""] * (len(paths) - 5)
-    )
-    html_page = Page(report.to_html())
+    monkeypatch.setattr(report_module, "encode_thumbnails", lambda paths, *_: ["AAAA"] * 5 + [""] * (len(paths) - 5))
+    html_page = Markup(report.to_html())
     shown = [i for i, at in enumerate(html_page.data["test"]["thumb"]) if at >= 0]
     assert set(report.pictures.mistakes) <= set(shown)
     assert "of 15 test pictures and" in html_page.text and "are shown by name only" in html_page.text
 
 
-def test_shots_without_files_are_shown_by_name(model, test_part, tmp_path):
+def test_shots_without_files_are_shown_by_name_and_do_not_count_as_few(model, test_part, tmp_path, shots):
     moved = with_sources(model, [str(tmp_path / f"gone-{i}.png") for i in range(12)])
     new_report = make_report(moved, test_part, curve=False)
-    html_page = Page(new_report.to_html())
+    html_page = Markup(new_report.to_html())
     assert new_report.doctor.n_missing_shots == 12 and "few-shots" not in new_report.doctor.counts
     assert html_page.data["shots"]["thumb"] == [-1] * 12 and "gone-3.png" in html_page.data["shots"]["name"][3]
-
-
-def test_missing_files_of_shots_do_not_count_as_few_shots(model, shots, test_part, tmp_path):
     sources = [str(path) for path, _ in shots[:2]] + [str(tmp_path / f"gone-{i}.png") for i in range(10)]
     results = make_report(with_sources(model, sources), test_part, curve=False).doctor
     assert results.n_missing_shots == 10 and results.diagnosis.splits == ("train", "test")
@@ -161,38 +123,33 @@ def test_a_head_that_tunes_the_encoder_has_no_baselines(model, test_part):
     tuned.head_.tunes_encoder = True
     new_report = make_report(tuned, test_part, doctor=False)
     assert list(new_report.metrics_by_model) == ["this model"]
-    assert "The head tunes the encoder" in Page(new_report.to_html()).text
+    assert "The head tunes the encoder" in Markup(new_report.to_html()).text
 
 
 def test_costs_of_mistakes_are_measured(shots, test_part):
     costs = np.array([[0, 1, 5], [1, 0, 1], [1, 1, 0]])
     paths, labels = zip(*shots, strict=True)
-    fitted = FewShotClassifier(
-        "toy", "linear-probe", cache=None, uncertainty=UncertaintyOptions(costs=costs, sets="cv+")
-    )
+    options = UncertaintyOptions(costs=costs, sets="cv+")
+    fitted = FewShotClassifier("toy", "linear-probe", cache=None, uncertainty=options)
     new_report = make_report(fitted.fit(paths, labels, test_part.class_names), test_part, curve=False, doctor=False)
     best, truth = new_report.uncertainty.answers.best, new_report.pictures.labels
-    assert new_report.uncertainty.measured["cost"] == pytest.approx(
-        sum(costs[a, b] for a, b in zip(truth, best, strict=True)) / 15
-    )
-    assert new_report.uncertainty.measured["cost_of_likeliest"] == pytest.approx(10 / 15)  # two mistakes of 5
-    assert "if the likeliest class is predicted" in Page(new_report.to_html()).text
+    measured, total = new_report.uncertainty.measured, sum(costs[a, b] for a, b in zip(truth, best, strict=True))
+    assert measured["cost"] == pytest.approx(total / 15)
+    assert measured["cost_of_likeliest"] == pytest.approx(10 / 15)  # two mistakes of 5
+    assert "if the likeliest class is predicted" in Markup(new_report.to_html()).text
 
 
-def test_a_model_without_shots_has_a_page(fit, shots, test_part, tmp_path):
+def test_models_with_one_shot_per_class_or_none_have_a_page(fit, shots, test_part, tmp_path):
     fitted = fit(shots, "zero-shot")
     fitted.save(tmp_path / "model", support=False)
     loaded = type(fitted).load(tmp_path / "model", cache=None)
     new_report = make_report(loaded, test_part)
-    html_page = Page(new_report.to_html())
+    html_page = Markup(new_report.to_html())
     assert list(new_report.metrics_by_model) == ["this model", "zero-shot"]
     assert "saved without its shots" in html_page.text and html_page.data["curve"] is None
     assert html_page.data["test"]["near"] == [[]] * 15
-
-
-def test_a_model_with_one_shot_per_class_has_a_page(fit, shots, test_part):
     new_report = make_report(fit(shots[::4], "tip-adapter"), test_part)
-    assert Page(new_report.to_html()).data["curve"] is None
+    assert Markup(new_report.to_html()).data["curve"] is None
 
 
 def test_multilabel_sets_are_refused(model, test_part):
@@ -215,5 +172,5 @@ def test_the_page_is_written_completely_or_not_at_all(report, tmp_path):
 
 def test_equal_calibration_errors_are_named_once(report):
     as_calibrated = replace(report, logits=np.log(report.evaluation.model.probabilities + 1e-30))
-    text = Page(as_calibrated.to_html()).text
+    text = Markup(as_calibrated.to_html()).text
     assert "%, with and without calibration." in text and "Calibration error, this model" not in text

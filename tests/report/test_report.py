@@ -14,30 +14,23 @@ def test_nearest_shots_are_those_of_scikit_learn(report, model):
     assert (report.pictures.nearest == rows).mean() > 0.9  # except for ties
 
 
-def test_mistakes_with_the_highest_confidence_come_first(report):
+def test_mistakes_with_the_highest_confidence_come_first_and_names_do_not_contain_the_folder(report, tmp_path_factory):
     pictures = report.pictures
     assert {pictures.test[i].name.split("/")[1] for i in pictures.mistakes} == {"<i>ü\"'0.png", "<i>ü\"'1.png"}
     confidences = [pictures.probabilities[i].max() for i in pictures.mistakes]
     assert confidences == sorted(confidences, reverse=True)
-
-
-def test_names_do_not_contain_the_folder(report, tmp_path_factory):
     assert str(tmp_path_factory.getbasetemp()) not in report.to_html()
 
 
-def test_sets_and_rejections_are_counted(report):
+def test_sets_rejections_and_outliers_are_measured(report):
     data, answers, labels = report.uncertainty.to_dict(), report.uncertainty.answers, report.pictures.labels
     inside = [bool(answers.sets[i, labels[i]]) for i in range(15)]
     assert data["sets"]["measured"] == pytest.approx(sum(inside) / 15)
     assert data["sets"]["mean_size"] == pytest.approx(sum(int(k) for k in answers.sets.sum(axis=1)) / 15)
     assert data["reject"] == {"requested": 0.05, "measured": pytest.approx(np.mean(answers.rejected))}
-
-
-def test_outliers_are_measured_by_auroc(report):
-    uncertainty = report.uncertainty
-    scores = [*rejection_scores(uncertainty.answers), *rejection_scores(uncertainty.outliers)]
+    scores = [*rejection_scores(answers), *rejection_scores(report.uncertainty.outliers)]
     truth = [0] * 15 + [1] * 3
-    assert uncertainty.to_dict()["outliers"]["auroc"] == pytest.approx(roc_auc_score(truth, scores))
+    assert data["outliers"]["auroc"] == pytest.approx(roc_auc_score(truth, scores))
 
 
 def test_rates_can_be_given(model, report):
