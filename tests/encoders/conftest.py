@@ -2,24 +2,18 @@
 
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from ..tuners import coloured_squares
+
 
 @pytest.fixture
 def picture():
     """A function that makes a picture with smooth and sharp parts, the same for the same size."""
-
-    def make(width: int, height: int) -> Image.Image:
-        y, x = np.mgrid[:height, :width]
-        waves = [np.sin(x / 7 + k) * np.cos(y / 11 - k) * 100 + 128 for k in range(3)]
-        waves[1][(x // 13 + y // 17) % 5 == 0] = 255
-        return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
-
-    return make
+    return coloured_squares.picture
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -12,53 +13,35 @@ from clipadapter.encoders.open_clip import weights_files
 from clipadapter.errors import EncoderUnavailableError, MissingExtraError, install_command
 
 
-@pytest.fixture
-def no_weights(monkeypatch):
-    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: None)
-
-
 def test_its_files_are_those_of_open_clip():
     assert weights_files(open_clip.get_pretrained_cfg(*auto.MODEL.split("/"))) == (auto.SOURCE.repo, auto.SOURCE.names)
 
 
-def test_without_weights_and_hub_it_is_lite(no_weights, monkeypatch):
-    monkeypatch.setattr(auto, "hub_answers", lambda repo, name: False)
-    info = create_encoder("auto").info
-    assert info.name == "lite"
-    assert "auto took lite: the weights of CLIP are not on this machine" in info.note
-    assert auto.LITE_NOTE in info.note
+def failing(error):
+    def open_encoder(rest, device):
+        raise error
+
+    return open_encoder
 
 
-def test_where_the_hub_answers_it_is_clip(no_weights, monkeypatch, opened):
-    monkeypatch.setattr(auto, "hub_answers", lambda repo, name: True)
+def test_it_is_clip_where_the_hub_answers_else_lite_and_without_both_names_both_remedies(monkeypatch, opened):
     tiny = opened("tiny")
-    monkeypatch.setattr(auto.OpenClipEncoder, "open", lambda rest, device: tiny)
-    info = create_encoder("auto").info
-    assert info.name == tiny.info.name
-    assert info.note.endswith("the hub answers")
-
-
-def test_where_the_download_fails_it_is_lite(no_weights, monkeypatch):
-    def fail(rest, device):
-        raise EncoderUnavailableError("disk full")
-
+    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: None)
     monkeypatch.setattr(auto, "hub_answers", lambda repo, name: True)
-    monkeypatch.setattr(auto.OpenClipEncoder, "open", fail)
-    info = create_encoder("auto").info
-    assert info.name == "lite"
-    assert "disk full" in info.note
-
-
-def test_without_both_it_names_both_remedies(no_weights, monkeypatch):
-    def missing(rest, device):
-        raise MissingExtraError("no lite here")
-
+    monkeypatch.setattr(auto.OpenClipEncoder, "open", lambda rest, device: tiny)
+    clip = create_encoder("auto").info
+    assert clip.name == tiny.info.name and clip.note.endswith("the hub answers")
+    monkeypatch.setattr(auto.OpenClipEncoder, "open", failing(EncoderUnavailableError("disk full")))
+    failed = create_encoder("auto").info
+    assert failed.name == "lite" and "disk full" in failed.note
     monkeypatch.setattr(auto, "hub_answers", lambda repo, name: False)
-    monkeypatch.setattr(auto.LiteEncoder, "open", missing)
+    lite = create_encoder("auto").info
+    assert lite.name == "lite" and auto.LITE_NOTE in lite.note
+    assert "auto took lite: the weights of CLIP are not on this machine" in lite.note
+    monkeypatch.setattr(auto.LiteEncoder, "open", failing(MissingExtraError("no lite here")))
     with pytest.raises(EncoderUnavailableError) as error:
         create_encoder("auto")
-    assert install_command("lite") in str(error.value)
-    assert "open_clip:local-dir:PATH" in str(error.value)
+    assert install_command("lite") in str(error.value) and "open_clip:local-dir:PATH" in str(error.value)
 
 
 @pytest.mark.parametrize("offline", [False, True])
@@ -78,8 +61,6 @@ def test_a_network_that_hangs_is_not_waited_for(monkeypatch):
 
 @pytest.mark.parametrize(("commit", "expected"), [("abc", True), (None, False)])
 def test_an_answer_must_be_the_hubs(commit, expected, monkeypatch):
-    class Metadata:
-        commit_hash = commit
-
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: Metadata())
+    answer = SimpleNamespace(commit_hash=commit)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: answer)
     assert hub.hub_answers("owner/repo", "file") is expected

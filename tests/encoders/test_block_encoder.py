@@ -20,14 +20,10 @@ def pair(opened):
     return open_blocks(opened("toy"), ["lite/final"], [opened("lite")])
 
 
-def test_each_half_is_the_feature_of_its_encoder(pair, opened, picture):
-    images = [picture(300, 200), picture(20, 50)]
+def test_each_half_is_the_feature_of_its_encoder_and_text_and_scale_are_those_of_the_first(pair, opened, picture):
+    images, toy = [picture(300, 200), picture(20, 50)], opened("toy")
     alone = torch.cat([opened(name).encode_images(images) for name in ("toy", "lite")], dim=1)
     assert torch.equal(pair.encode_images(images), alone)
-
-
-def test_text_scale_and_bias_are_those_of_the_first(pair, opened):
-    toy = opened("toy")
     assert torch.equal(pair.encode_text(["a red thing"]), toy.encode_text(["a red thing"]))
     assert (pair.info.text_dim, pair.info.dim) == (32, 32 + 1280)
     assert (pair.info.logit_scale, pair.info.logit_bias) == (toy.info.logit_scale, toy.info.logit_bias)
@@ -40,17 +36,14 @@ def test_fingerprint_knows_both_and_their_order(opened):
     assert len(prints) == 4
 
 
-def test_a_pass_loses_layers_but_keeps_its_backend_and_precision(opened, picture):
-    whole = with_backend(create_encoder("lite[final,inner-mean,inner-mean@384]"), "torch", "bf16")
+def test_a_pass_loses_layers_but_in_int8_and_keeps_its_backend_and_precision(opened, picture):
+    plain = create_encoder("lite[final,inner-mean,inner-mean@384]")
+    whole = with_backend(plain, "torch", "bf16")
     cut = select_encoder_blocks(whole, ["final", "inner-mean@384"])
     assert [each.info.image_size for each in cut.passes()] == [224, 384]
     assert cut.info.precision == "bf16" and cut.passes()[1] is whole.passes()[1]
     assert cut.block_fingerprints() == tuple(whole.block_fingerprints()[i] for i in (0, 2))
     assert select_encoder_blocks(whole, ["final"]).info == with_backend(opened("lite"), "torch", "bf16").info
-
-
-def test_a_pass_in_int8_keeps_all_its_layers(opened):
-    plain = create_encoder("lite[final,inner-mean,inner-mean@384]")
     calibrated = BackendEncoder(plain.passes()[0], plain.towers()[0], None, "openvino", "int8", "0" * 16)
     whole = plain.run_on([calibrated, plain.passes()[1]])
     assert select_encoder_blocks(whole, ["final"]) is calibrated
@@ -161,11 +154,6 @@ def test_the_projection_makes_the_feature_of_what_comes_before_it(end, bias, tim
     torch.testing.assert_close(plain.projection()(before), features, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("end", [{"timm_pool": "map", "timm_proj": "none"}, {"timm_pool": "avg", "timm_proj": "mlp"}])
-def test_a_network_of_timm_with_another_end_has_none(end, timm):
-    assert timm(**end).projection() is None
-
-
 def test_the_encoder_itself_is_unchanged(opened, picture):
     plain = opened("tiny")
     before = plain.encode_images([picture(60, 60)])
@@ -177,12 +165,11 @@ def test_the_encoder_itself_is_unchanged(opened, picture):
     assert not plain.projection().weight.requires_grad
 
 
-def test_an_encoder_with_an_identity_projection_is_returned_unchanged(opened):
+def test_an_identity_projection_changes_no_encoder_and_one_without_names_those_that_have_one(opened, timm):
+    for end in ({"timm_pool": "map", "timm_proj": "none"}, {"timm_pool": "avg", "timm_proj": "mlp"}):
+        assert timm(**end).projection() is None
     backend = with_backend(opened("lite"))
     assert with_unprojected(opened("lite")) is opened("lite") and with_unprojected(backend) is backend
-
-
-def test_an_encoder_without_projection_names_those_that_have_one(opened):
     with pytest.raises(InputError, match=r"no linear projection.* lite, open_clip.* do, but for SigLIP"):
         with_unprojected(opened("SigLIP"))
 

@@ -175,29 +175,15 @@ def test_a_wrong_name_is_refused_without_importing_torch(uri, kind, message, mon
     assert tried == []
 
 
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "toy",
-        "auto",
-        "lite",
-        "lite[final,toy/final]",
-        "open_clip:ViT-B-32-quickgelu/openai",
-        "hf-hub:a/b@v1.0",
-        "timm:test_vit",
-        "hf:google/siglip2-base-patch16-224@main",
-        "timm:timm/vit_small_patch14_dinov2.lvd142m@224",
-        "lite[final,timm:vit_small_patch14_dinov2.lvd142m@224/final]",
-    ],
-)
-def test_names_that_may_exist_pass(uri):
-    check_uri(uri)
-
-
-def test_a_list_imports_neither_torch_nor_open_clip():
+def test_names_that_may_exist_pass_and_a_list_imports_neither_torch_nor_open_clip():
     with recorded("torch", "open_clip", "timm", "transformers") as tried:
         assert len(list_listings()) > 150
     assert tried == []
+    short = ("toy", "auto", "lite", "lite[final,toy/final]", "hf-hub:a/b@v1.0", "timm:test_vit")
+    long = ("open_clip:ViT-B-32-quickgelu/openai", "hf:google/siglip2-base-patch16-224@main")
+    dino = "vit_small_patch14_dinov2.lvd142m@224"
+    for uri in (*short, *long, f"timm:timm/{dino}", f"lite[final,timm:{dino}/final]"):
+        check_uri(uri)
 
 
 of_this_timm = pytest.mark.skipif(
@@ -218,31 +204,20 @@ def test_models_of_timm_are_those_of_timm(monkeypatch):
 
 def test_widths_of_models_of_timm_are_those_that_are_published():
     """From the tables of DINOv2, DINOv3 and ConvNeXt, and the model cards of timm."""
+    published = {
+        "timm:vit_small_patch14_dinov2.lvd142m": (384, 518, "Apache-2.0"),
+        "timm:vit_base_patch16_dinov3.lvd1689m": (768, 256, "dinov3-license"),
+        "timm:convnext_tiny.in12k": (768, 224, "Apache-2.0"),
+        "timm:resnet50.a1_in1k": (2048, 224, "Apache-2.0"),
+    }
     listed = {one.name: one for one in catalogue.list_timm()}
-    names = [
-        "vit_small_patch14_dinov2.lvd142m",
-        "vit_base_patch16_dinov3.lvd1689m",
-        "convnext_tiny.in12k",
-        "resnet50.a1_in1k",
-    ]
-    assert [listed[f"timm:{name}"].dim for name in names] == [384, 768, 768, 2048]
-    assert [listed[f"timm:{name}"].image_size for name in names] == [518, 256, 224, 224]
-    assert [listed[f"timm:{name}"].licence for name in names] == [
-        "Apache-2.0",
-        "dinov3-license",
-        "Apache-2.0",
-        "Apache-2.0",
-    ]
+    assert {name: (listed[name].dim, listed[name].image_size, listed[name].licence) for name in published} == published
     assert round(listed["timm:vit_small_patch14_dinov2.lvd142m"].parameters / 1e6) == 22
 
 
-def test_another_release_of_timm_is_asked_itself(monkeypatch):
+def test_another_release_of_timm_or_open_clip_is_asked_itself(monkeypatch):
     monkeypatch.setattr(catalogue, "version", lambda name: "99.0")
     check_uri("timm:a_new_network.in1k")
-
-
-def test_another_release_of_open_clip_is_asked_itself(monkeypatch):
-    monkeypatch.setattr(catalogue, "version", lambda name: "99.0")
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "ViT-S-32", {"new": {"hf_hub": "laion/new/"}})
     check_uri("open_clip:ViT-S-32/new")
     listed = {one.name: one for one in list_listings()}["open_clip:ViT-S-32/new"]

@@ -16,19 +16,12 @@ def normalised(encoder, image):
     return encoder.preprocess(image)[None]
 
 
-def test_lites_map_has_the_feature_as_its_mean(opened, picture):
-    encoder, image = opened("lite"), picture(300, 200)
-    patches = encoder.patch_features(image)
-    assert patches.shape == (7, 7, 1280)
-    torch.testing.assert_close(patches.mean(dim=(0, 1)), encoder.encode_images([image])[0], atol=1e-4, rtol=1e-4)
-
-
-def test_simclrs_map_has_the_feature_as_its_mean(tmp_path, picture):
+def test_the_maps_of_lite_and_simclr_have_the_feature_as_their_mean(opened, tmp_path, picture):
     write_tensors(tmp_path / "encoder.safetensors", SimClrModel(0, "cpu", None, 0.1).tower.state_dict(), {"size": 64})
-    encoder, image = create_encoder(f"simclr:{tmp_path}"), picture(96, 80)
-    patches = encoder.patch_features(image)
-    assert patches.shape == (2, 2, 512)
-    torch.testing.assert_close(patches.mean(dim=(0, 1)), encoder.encode_images([image])[0], atol=1e-4, rtol=1e-4)
+    for encoder, shape in ((opened("lite"), (7, 7, 1280)), (create_encoder(f"simclr:{tmp_path}"), (2, 2, 512))):
+        patches, feature = encoder.patch_features(picture(300, 200)), encoder.encode_images([picture(300, 200)])[0]
+        assert patches.shape == shape
+        torch.testing.assert_close(patches.mean(dim=(0, 1)), feature, atol=1e-4, rtol=1e-4)
 
 
 def test_rn50_patches_make_the_feature_where_attention_is_even(opened, picture):
@@ -68,12 +61,13 @@ def test_vit_patches_are_clearclips_in_plain_loops(opened, picture):
     torch.testing.assert_close(result.flatten(0, 1), expected[1:], atol=1e-4, rtol=1e-4)
 
 
-def test_asking_for_patches_changes_no_tower(opened, picture):
+def test_asking_for_patches_changes_no_tower_and_with_a_backend_the_encoder_itself_computes_them(opened, picture):
     for name in ("ViT-B-32", "tiny", "lite"):
         encoder, image = opened(name), picture(224, 224)
         before = encoder.encode_images([image])
-        encoder.patch_features(image)
+        patches = encoder.patch_features(image)
         torch.testing.assert_close(encoder.encode_images([image]), before, atol=0, rtol=0)
+        torch.testing.assert_close(with_backend(encoder).patch_features(image), patches)
 
 
 def test_a_patch_of_siglip_is_pooled_alone(opened, picture):
@@ -108,12 +102,6 @@ def test_towers_that_are_not_known_have_no_patches(opened, picture):
     assert open_blocks(opened("tiny"), ["unprojected"]).patch_features(image) is None
     visual = TimmModel("test_vit", 16, image_size=160, pool="token", proj="linear").eval()
     assert encode_patches(visual, torch.zeros(1, 3, 160, 160)) is None
-
-
-def test_with_a_backend_the_encoder_itself_computes_patches(opened, picture):
-    plain, image = opened("lite"), picture(300, 200)
-    result = with_backend(plain).patch_features(image)
-    torch.testing.assert_close(result, plain.patch_features(image))
 
 
 def test_rows_and_columns_of_the_map_are_those_of_the_picture(opened):

@@ -82,7 +82,8 @@ def test_larger_networks_have_their_own_size_and_the_same_texts(name, file, size
     torch.testing.assert_close(both[:, :1280], expected, atol=1e-4, rtol=1e-4)
     assert both.shape[1] == sum(encoder.layers().values())
     rows = network.classifier.weight - network.classifier.weight.mean(dim=0)
-    assert torch.cosine_similarity(encoder.encode_text(["tench"]), rows).argmax() == 0  # the first class of ImageNet
+    for text in ("tench", "a photo of a tench."):  # the first class of ImageNet
+        assert torch.cosine_similarity(encoder.encode_text([text]), rows).argmax() == 0
     assert encoder.info.fingerprint != opened("lite").info.fingerprint
 
 
@@ -170,16 +171,6 @@ def test_bridge_is_the_softmax_mean_of_centred_classifier_rows(monkeypatch):
 
     bridge = Bridge(torch.tensor(names), torch.tensor(centre), torch.tensor(weight))
     np.testing.assert_allclose(bridge(torch.tensor(vector)[None])[0], expected, rtol=1e-9)
-
-
-def test_an_imagenet_name_leads_to_its_own_class(opened, network):
-    rows = network.classifier.weight - network.classifier.weight.mean(dim=0)
-    chosen = list(range(0, 1000, 25))
-    names = [imagenet_names("wordnet")[i].split(",")[0] for i in chosen]
-    for template in ("{}", "a photo of a {}."):
-        texts = opened("lite").encode_text([template.format(name) for name in names])
-        cosine = torch.cosine_similarity(texts[:, None], rows[chosen][None], dim=-1)
-        assert (cosine.argmax(dim=1) == torch.arange(len(chosen))).float().mean() > 0.9
 
 
 def test_pictures_need_no_text_tower(monkeypatch, picture):

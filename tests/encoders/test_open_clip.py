@@ -15,7 +15,6 @@ from clipadapter.errors import EncoderUnavailableError, InputError
 
 from .test_open_clip_sources import Harm
 
-FAMILIES = ["RN50", "ViT-B-32", "SigLIP"]
 TEXTS = ["a photo of a cat.", "A Photo of the BMW-X5!", "  two  spaces ", "word " * 100]
 
 
@@ -35,8 +34,8 @@ def change(folders, tmp_path):
     return copy
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_features_are_open_clips_own(name, folders, opened, picture):
+@pytest.mark.parametrize(("name", "bias"), [("RN50", None), ("ViT-B-32", None), ("SigLIP", -7.25)])
+def test_features_scale_and_bias_are_open_clips_own(name, bias, folders, opened, picture):
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folders[name]}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folders[name]}")
     images = [picture(300, 200), picture(224, 224), picture(90, 400)]
@@ -49,13 +48,8 @@ def test_features_are_open_clips_own(name, folders, opened, picture):
     torch.testing.assert_close(result, pixels, rtol=0, atol=0)
     torch.testing.assert_close(encoder.encode_images(images), wanted_images, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(encoder.encode_text(TEXTS), wanted_texts, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("name", "dim", "bias"), [("RN50", 64, None), ("ViT-B-32", 64, None), ("SigLIP", 64, -7.25)])
-def test_scale_and_bias_are_the_models(name, dim, bias, opened):
-    info = opened(name).info
-    assert (info.dim, info.image_size, info.logit_bias) == (dim, 224, bias)
-    assert info.logit_scale == pytest.approx(37.5)
+    assert (encoder.info.dim, encoder.info.image_size, encoder.info.logit_bias) == (64, 224, bias)
+    assert encoder.info.logit_scale == pytest.approx(37.5)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
@@ -81,41 +75,27 @@ def test_a_strip_is_cropped_before_it_is_scaled(mode, interpolation, change, pic
     assert max(max(size) for size in resized_to) <= 32
 
 
-def test_opening_draws_nothing_from_the_global_generator(folders):
-    before = torch.get_rng_state()
-    create_encoder(f"open_clip:local-dir:{folders['tiny']}")
-    assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"preprocess_cfg": {"mean": [0.5, 0.5, 0.4]}},
-        {"preprocess_cfg": {"resize_mode": "squash"}},
-        {"model_cfg": {"quick_gelu": True}},
-    ],
-)
-def test_fingerprint_knows_architecture_and_preprocessing(changes, change, opened):
-    assert create_encoder(change()).info.fingerprint == opened("tiny").info.fingerprint
-    assert create_encoder(change(**changes)).info.fingerprint != opened("tiny").info.fingerprint
-
-
-def test_fingerprint_knows_the_weights(change, opened, write_model, folders, tmp_path):
-    config = json.loads((folders["tiny"] / "open_clip_config.json").read_text())
-    other = write_model(tmp_path / "other", config["model_cfg"], config["preprocess_cfg"], seed=1)
-    assert create_encoder(f"open_clip:local-dir:{other}").info.fingerprint != opened("tiny").info.fingerprint
-
-
-def test_fingerprint_knows_the_tokenizer(folders, opened, monkeypatch):
-    """A library of tokenizers that gives other tokens makes another encoder of the same files."""
-    monkeypatch.setattr(open_clip, "get_tokenizer", lambda model: OtherTokenizer())
-    other = create_encoder(f"open_clip:local-dir:{folders['tiny']}")
-    assert other.info.fingerprint != opened("tiny").info.fingerprint
-
-
 class OtherTokenizer(open_clip.SimpleTokenizer):
     def __call__(self, texts, context_length=None):
         return super().__call__([text.upper() + "!" for text in texts], context_length)
+
+
+def test_fingerprint_knows_architecture_preprocessing_weights_and_tokenizer(
+    change, opened, write_model, folders, tmp_path, monkeypatch
+):
+    """And opening draws nothing from the global generator."""
+    before, tiny = torch.get_rng_state(), opened("tiny").info.fingerprint
+    assert create_encoder(change()).info.fingerprint == tiny
+    assert torch.equal(before, torch.get_rng_state())
+    pixels = ({"mean": [0.5, 0.5, 0.4]}, {"resize_mode": "squash"})
+    for changes in (*({"preprocess_cfg": facts} for facts in pixels), {"model_cfg": {"quick_gelu": True}}):
+        assert create_encoder(change(**changes)).info.fingerprint != tiny
+    config = json.loads((folders["tiny"] / "open_clip_config.json").read_text())
+    other = write_model(tmp_path / "other", config["model_cfg"], config["preprocess_cfg"], seed=1)
+    assert create_encoder(f"open_clip:local-dir:{other}").info.fingerprint != tiny
+    # A library of tokenizers that gives other tokens makes another encoder of the same files.
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda model: OtherTokenizer())
+    assert create_encoder(f"open_clip:local-dir:{folders['tiny']}").info.fingerprint != tiny
 
 
 def test_pretrained_weights_are_read_from_the_hubs_cache(folders, narrow_clip, opened, hub_cache, monkeypatch):
@@ -133,14 +113,6 @@ def test_pretrained_weights_are_read_from_the_hubs_cache(folders, narrow_clip, o
     auto = create_encoder("auto").info
     assert auto.name == "open_clip:ViT-B-32/laion2b_s34b_b79k"
     assert "its weights are on this machine" in auto.note
-
-
-def test_a_tag_brings_its_own_preprocessing(monkeypatch):
-    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: "weights.safetensors")
-    source = find_pretrained("ViT-B-16-SigLIP2-256", "webli")
-    assert source.licence == "Apache-2.0"
-    assert source.preprocess["resize_mode"] == "squash"
-    assert source.preprocess["mean"] == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -182,21 +154,20 @@ def test_a_check_passes_what_can_be_opened_and_loads_nothing(folders, monkeypatc
     monkeypatch.setattr(hub, "hub_answers", lambda repo, name: True)
     monkeypatch.setattr(open_clip, "create_model_from_pretrained", None)
     monkeypatch.setattr(hub, "download_file", None)
-    for uri in (
-        "open_clip:ViT-B-32/openai",
-        "hf-hub:imageomics/bioclip",
-        f"open_clip:local-dir:{folders['tiny']}",
-        "toy",
-    ):
+    tiny = f"open_clip:local-dir:{folders['tiny']}"
+    for uri in ("open_clip:ViT-B-32/openai", "hf-hub:imageomics/bioclip", tiny, "toy"):
         check_encoder(uri)
 
 
-def test_every_model_has_the_activation_of_its_weights(monkeypatch):
+def test_every_model_has_the_activation_and_preprocessing_of_its_weights(monkeypatch):
     monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: "weights.safetensors")
     for model, tag in open_clip.list_pretrained():
         # open_clip states the activation of roberta-ViT-B-32 with the architecture, not with the weights.
         expected = open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", model == "roberta-ViT-B-32")
         assert find_pretrained(model, tag).config.get("quick_gelu", False) == expected, (model, tag)
+    siglip = find_pretrained("ViT-B-16-SigLIP2-256", "webli")
+    assert (siglip.licence, siglip.preprocess["resize_mode"]) == ("Apache-2.0", "squash")
+    assert siglip.preprocess["mean"] == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +219,9 @@ def test_a_vocabulary_without_its_tokenizer_is_refused(folders, tmp_path):
         create_encoder(f"open_clip:local-dir:{folder}")
 
 
-def test_pictures_that_are_not_square_are_refused(change):
+def test_pictures_that_are_not_square_or_are_padded_are_refused(change):
+    with pytest.raises(InputError, match="pads pictures to a square, which is not supported"):
+        create_encoder(change(preprocess_cfg={"resize_mode": "longest"}))
     vision = {"image_size": [32, 64], "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
     with pytest.raises(InputError, match="32 x 64"):
         create_encoder(change(model_cfg={"vision_cfg": vision}))

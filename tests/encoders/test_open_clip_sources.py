@@ -197,24 +197,20 @@ def test_biomedclip_opens_from_the_hubs_cache_with_a_text_tower_of_transformers(
 # Files
 
 
-@pytest.mark.parametrize("name", ["own.safetensors", "own.pt"])
-def test_a_file_opens_for_a_named_architecture(name, weights, architecture, opened):
-    path = weights(name)
+def as_in_training(state):
+    """A checkpoint of open_clip's training."""
+    return {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}
+
+
+@pytest.mark.parametrize(("name", "change"), [("own.safetensors", dict), ("own.pt", dict), ("e_3.pt", as_in_training)])
+def test_a_file_opens_for_a_named_architecture(name, change, weights, architecture, opened):
+    path = weights(name, change)
     encoder = create_encoder(f"open_clip:{architecture}:{path}")
     info = encoder.info
     assert info.name == f"open_clip:{architecture}:{path}"
     assert (info.dim, info.licence) == (32, "unknown")
     torch.testing.assert_close(encoder.encode_text(["a cat"]), opened("tiny").encode_text(["a cat"]))
     assert "without QuickGELU" in info.note and "open_clip:ViT-B-32/openai:FILE" in info.note
-
-
-def test_a_checkpoint_of_open_clips_training_is_read(weights, architecture, opened):
-    path = weights(
-        "epoch_3.pt",
-        lambda state: {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}},
-    )
-    features = create_encoder(f"open_clip:{architecture}:{path}").encode_text(["a cat"])
-    torch.testing.assert_close(features, opened("tiny").encode_text(["a cat"]))
 
 
 def test_a_file_of_named_weights_has_their_activation_and_preprocessing(weights, monkeypatch):
@@ -228,30 +224,25 @@ def test_a_file_of_named_weights_has_their_activation_and_preprocessing(weights,
     assert own.name == f"open_clip:ViT-B-32/openai:{path}" and own.note == ""
 
 
-def test_the_preprocessing_of_a_file_is_that_of_all_weights_of_the_architecture(tmp_path):
-    path = tmp_path / "own.safetensors"
+def test_the_preprocessing_of_a_file_is_that_of_all_weights_of_the_architecture_or_asked_for(tmp_path):
+    path = tmp_path / "own.pt"
     path.touch()
     facts = sources.find_file("ViT-B-16-SigLIP2", str(path)).preprocess
     # open_clip 3.3, pretrained.py, _slpcfg
-    expected = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "resize_mode": "squash"}
-    assert facts == expected
-
-
-def test_an_architecture_with_several_ways_of_preprocessing_asks_which(tmp_path):
-    path = tmp_path / "own.pt"
-    path.touch()
+    assert facts == {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "resize_mode": "squash"}
     with pytest.raises(InputError, match=r"open_clip:ViT-L-14/openai:.*open_clip:ViT-L-14/laion2b_s32b_b82k:"):
         create_encoder(f"open_clip:ViT-L-14:{path}")
     assert sources.find_file("ViT-L-14/laion2b_s32b_b82k", str(path)).preprocess["mean"] == (0.5, 0.5, 0.5)
 
 
+def without_last_norm(state):
+    return {name: value for name, value in state.items() if not name.startswith("ln_final")}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda state: {name: value for name, value in state.items() if not name.startswith("ln_final")},
-            r"another architecture, with arrays 2 missing \(ln_final.weight\)",
-        ),
+        (without_last_norm, r"another architecture, with arrays 2 missing \(ln_final.weight\)"),
         (
             lambda state: state | {"visual.conv1.weight": torch.zeros(8, 3, 4, 4), "extra": torch.zeros(1)},
             r"1 of another shape \(visual.conv1.weight: 8, 3, 4, 4 in the file, 32, 3, 16, 16 in .*1 unknown \(extra\)",
@@ -278,24 +269,15 @@ class Harm:
         return type(self.path).touch, (self.path,)
 
 
+OBJECTS = "Python objects beside tensors, which could run code"
+
+
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        (
-            "own.pt",
-            lambda path: path.write_bytes(pickle.dumps({"weights": Harm(path.with_suffix(".harm"))})),
-            "Python objects beside tensors, which could run code",
-        ),
-        (
-            "own.pt",
-            lambda path: torch.save(torch.nn.Linear(2, 2), path),
-            "Python objects beside tensors, which could run code",
-        ),
-        (
-            "own.pt",
-            lambda path: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path),
-            "TorchScript archive.*say open_clip:ViT-B-32/openai",
-        ),
+        ("own.pt", lambda path: path.write_bytes(pickle.dumps({"weights": Harm(path.with_suffix(".harm"))})), OBJECTS),
+        ("own.pt", lambda path: torch.save(torch.nn.Linear(2, 2), path), OBJECTS),
+        ("own.pt", lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(path), "TorchScript.*ViT-B-32/openai"),
         ("own.pt", lambda path: torch.save([1, 2], path), "no weights by name, but a list"),
         ("own.pt", lambda path: path.write_text("hello"), "can't be read as weights"),
         ("own.pt", lambda path: path.touch(), "can't be read as weights: it is damaged or empty"),

@@ -79,7 +79,10 @@ def test_towers_that_need_all_tokens_are_run_by_the_model(kind, text):
     assert recorded == [(3, CONTEXT), (2, CONTEXT)]
 
 
-def test_coca_is_run_by_the_model():
+def test_coca_siglip_and_towers_with_a_class_token_are_run_by_the_model(opened):
+    assert find_causal_tower(make({"embed_cls": True}, open_clip.CustomTextCLIP)) is None
+    assert find_causal_tower(opened("SigLIP")._model) is None
+    assert find_causal_tower(opened("tiny")._model) is not None
     text = {"embed_cls": True, "output_tokens": True, "context_length": 76}
     model = make(text, open_clip.CoCa, multimodal_cfg={"width": 32, "heads": 2, "layers": 1, "context_length": 76})
     tokens = open_clip.tokenize(TEXTS[:3], context_length=76)
@@ -87,15 +90,6 @@ def test_coca_is_run_by_the_model():
     with torch.inference_mode():
         expected = model.encode_text(tokens, normalize=False)
         torch.testing.assert_close(UnpaddedTextTower(model, "cpu")(tokens, 256), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_tower_with_a_class_token_is_run_by_the_model():
-    assert find_causal_tower(make({"embed_cls": True}, open_clip.CustomTextCLIP)) is None
-
-
-def test_siglip_is_run_by_the_model(opened):
-    assert find_causal_tower(opened("SigLIP")._model) is None
-    assert find_causal_tower(opened("tiny")._model) is not None
 
 
 def test_a_derived_model_runs_its_own_tower():
@@ -142,20 +136,14 @@ def test_batches_have_texts_of_similar_length_and_few_tokens():
     assert all(len(batch) <= 40 and len(batch) * max(lengths[i] for i in batch) <= MAX_BATCH_TOKENS for batch in result)
 
 
-def test_a_text_longer_than_a_batch_is_alone():
+def test_a_text_longer_than_a_batch_is_alone_and_a_batch_of_no_texts_is_refused():
     assert list(length_batches([MAX_BATCH_TOKENS + 1, 5, MAX_BATCH_TOKENS + 1], 9)) == [[1], [0], [2]]
+    for size in (0, -1):
+        with pytest.raises(InputError, match=f"batch_size must be 1 or more, but is {size}"):
+            list(length_batches([1, 2], size))
 
 
-@pytest.mark.parametrize("size", [0, -1])
-def test_a_batch_of_no_texts_is_refused(size):
-    with pytest.raises(InputError, match=f"batch_size must be 1 or more, but is {size}"):
-        list(length_batches([1, 2], size))
-
-
-PLAIN = {name: text for name, text in CAUSAL.items() if name != "other blocks"} | {
-    "scaled layers": {"ls_init_value": 0.5},
-    "one layer": {"layers": 1},
-}
+WITH_PREFIX = CAUSAL | {"scaled layers": {"ls_init_value": 0.5}, "one layer": {"layers": 1}}
 
 
 def open_tower(text, kind=open_clip.CLIP, **more):
@@ -186,24 +174,17 @@ def assert_same(tower, p, length, lengths):
 
 
 @pytest.mark.parametrize(("kind", "quick_gelu"), [(open_clip.CLIP, False), (open_clip.CustomTextCLIP, True)])
-@pytest.mark.parametrize("text", PLAIN.values(), ids=PLAIN)
+@pytest.mark.parametrize("text", WITH_PREFIX.values(), ids=WITH_PREFIX)
 def test_features_and_gradients_with_a_prefix_are_those_of_full_texts(text, quick_gelu, kind):
-    tower = open_tower(text, kind, quick_gelu=quick_gelu)
-    assert len(tower.encode_prefix(gather_views(5, 32)).keys_values) == text.get("layers", 2)
+    """Blocks other than open_clip's usual ones are run by the model, without keys and values."""
+    tower, n_layers = open_tower(text, kind, quick_gelu=quick_gelu), 0 if "qk_norm" in text else text.get("layers", 2)
+    assert len(tower.encode_prefix(gather_views(5, 32)).keys_values) == n_layers
     assert_same(tower, 5, 6, [3, 6, 1, 3])
 
 
 @pytest.mark.parametrize(("p", "length"), [(0, 4), (1, 1), (76, 1), (1, 76)])
 def test_prefix_and_text_may_have_any_length(p, length):
     assert_same(open_tower({}), p, length, [length, 1])
-
-
-def test_padding_after_a_row_has_no_effect():
-    tower = open_tower({})
-    beginning, rest, lengths = tower.encode_prefix(gather_views(5, 32)), gather_views(2, 6, 32), torch.tensor([2, 4])
-    expected = tower.encode_after_prefix(beginning, rest, lengths)
-    rest[0, 2:], rest[1, 4:] = torch.nan, torch.inf
-    torch.testing.assert_close(tower.encode_after_prefix(beginning, rest, lengths), expected, rtol=0, atol=0)
 
 
 def test_half_precision_is_as_near_as_without_a_prefix():
@@ -251,10 +232,4 @@ def test_a_changed_tower_is_used_in_its_present_state(change, known):
     assert len(beginning.keys_values) == known
     changed = tower.encode_after_prefix(beginning, gather_views(2, 6, 32), torch.tensor([6, 6]))
     assert (changed - plain).norm() > 0.1 * plain.norm()
-    assert_same(tower, 5, 6, [3, 6, 1, 3])
-
-
-def test_other_blocks_are_run_by_the_model():
-    tower = open_tower(CAUSAL["other blocks"])
-    assert tower.encode_prefix(gather_views(5, 32)).keys_values == ()
     assert_same(tower, 5, 6, [3, 6, 1, 3])

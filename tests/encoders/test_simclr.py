@@ -26,20 +26,16 @@ def encoder(folder):
     return create_encoder(f"simclr:{folder}")
 
 
-def test_it_keeps_every_rule_of_encoders(encoder):
+def test_it_keeps_every_rule_of_encoders_and_class_text_beside_it_is_absent(encoder):
     check_encoder(encoder)
-
-
-def test_class_text_beside_it_is_absent(encoder):
     assert FewShotClassifier(encoder, cache=None).encode_classes(["cat", "dog"]).absent == ("cat", "dog")
 
 
-def test_a_relative_folder_gets_an_absolute_name(folder, monkeypatch):
+def test_a_relative_folder_gets_an_absolute_name_and_other_weights_another_fingerprint(
+    folder, encoder, tmp_path, monkeypatch
+):
     monkeypatch.chdir(folder.parent)
     assert create_encoder(f"simclr:{folder.name}").info.name == f"simclr:{folder}"
-
-
-def test_other_weights_have_another_fingerprint(folder, encoder, tmp_path):
     write_tensors(tmp_path / "encoder.safetensors", SimClrModel(1, "cpu", None, 0.1).tower.state_dict(), {"size": 32})
     assert create_encoder(f"simclr:{tmp_path}").info.fingerprint != encoder.info.fingerprint
 

@@ -56,24 +56,24 @@ def folders(tmp_path_factory):
     return {name: (root / name, write_folder(root / name, name)) for name in NARROW}
 
 
-@pytest.fixture(scope="module")
-def encoder(folders):
-    return create_encoder(f"timm:local-dir:{folders['vit_small_patch14_reg4_dinov2'][0]}")
+@pytest.fixture
+def opened(folders):
+    """A function that opens the encoder of an architecture; it returns the encoder and the network."""
+    return lambda name: (create_encoder(f"timm:local-dir:{folders[name][0]}"), folders[name][1])
 
 
-def test_it_keeps_every_rule_of_encoders(encoder):
-    check_encoder(encoder)
+def test_it_keeps_every_rule_of_encoders(opened):
+    check_encoder(opened("vit_small_patch14_reg4_dinov2")[0])
 
 
 @pytest.mark.parametrize("name", NARROW)
-def test_features_are_those_of_timm(name, folders, picture):
-    folder, network = folders[name]
+def test_features_are_those_of_timm(name, opened, picture):
+    encoder, network = opened(name)
     transform = create_transform(**resolve_data_config(pretrained_cfg=network.pretrained_cfg))
     images = [picture(90, 60), picture(50, 130)]
     with torch.no_grad():
         pixels = torch.stack([transform(image) for image in images])
         expected = network.forward_head(network.forward_features(pixels), pre_logits=True)
-    encoder = create_encoder(f"timm:local-dir:{folder}")
     assert encoder.info.dim == expected.shape[1]
     torch.testing.assert_close(encoder.encode_images(images), expected, atol=1e-5, rtol=1e-5)
     assert encoder.tower().module(pixels).shape == expected.shape
@@ -107,24 +107,26 @@ def expected_features(path, image):
         return network.forward_head(network.forward_features(transform(image)[None]), pre_logits=True)
 
 
-@pytest.mark.parametrize("name", ["own.safetensors", "own.pth"])
-def test_a_file_opens_for_a_named_model(name, weights, picture):
-    path = weights(name)
+def without_classifier(state):
+    return {name: value for name, value in state.items() if not name.startswith("head.")}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("own.safetensors", dict),
+        ("own.pth", dict),
+        ("checkpoint.pth", lambda state: {"epoch": 3, "model": state}),
+        ("bare.safetensors", without_classifier),
+    ],
+)
+def test_a_file_opens_for_a_named_model(name, change, weights, picture):
+    path = weights(name, change)
     encoder = create_encoder(f"timm:test_vit:{path}")
     assert encoder.info.name == f"timm:test_vit.r160_in1k:{path}"
     assert (encoder.info.dim, encoder.info.image_size, encoder.info.licence) == (64, 160, "unknown")
     expected = expected_features(weights("own.safetensors"), picture(300, 200))
     torch.testing.assert_close(encoder.encode_images([picture(300, 200)]), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_checkpoint_and_a_file_without_classifier_give_the_same_features(weights, picture):
-    image = picture(300, 200)
-    expected = expected_features(weights("own.safetensors"), image)
-    nested = weights("checkpoint.pth", lambda state: {"epoch": 3, "model": state})
-    bare = weights("bare.safetensors", lambda state: {k: v for k, v in state.items() if not k.startswith("head.")})
-    for path in (nested, bare):
-        features = create_encoder(f"timm:test_vit:{path}").encode_images([image])
-        torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_named_weights_open_from_the_hubs_cache_without_a_request(weights, hub_cache, picture, monkeypatch):
@@ -150,22 +152,17 @@ def test_weights_of_another_network_are_refused(weights):
 
 
 def test_preprocessing_and_outputs_that_are_not_supported_are_refused(tmp_path):
-    for i, (change, message) in enumerate(
-        [
-            ({"crop_mode": "border"}, "crop_mode border"),
-            ({"crop_pct": 1.15}, "crop_pct 1.15"),
-            ({"input_size": (3, 48, 64)}, "only square"),
-        ]
+    write_folder(tmp_path, "vit_tiny_patch16_224")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for facts, arguments, message in (
+        ({"crop_mode": "border"}, {}, "crop_mode border"),
+        ({"crop_pct": 1.15}, {}, "crop_pct 1.15"),
+        ({"input_size": (3, 48, 64)}, {"img_size": (48, 64)}, "only square"),
     ):
-        folder = tmp_path / str(i)
-        write_folder(folder, "vit_tiny_patch16_224")
-        config = json.loads((folder / "config.json").read_text())
-        config["pretrained_cfg"] |= change
-        if "input_size" in change:
-            config["model_args"]["img_size"] = (48, 64)
-        (folder / "config.json").write_text(json.dumps(config))
+        changed = {"pretrained_cfg": config["pretrained_cfg"] | facts, "model_args": config["model_args"] | arguments}
+        (tmp_path / "config.json").write_text(json.dumps(config | changed))
         with pytest.raises(InputError, match=message):
-            create_encoder(f"timm:local-dir:{folder}")
+            create_encoder(f"timm:local-dir:{tmp_path}")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
@@ -182,9 +179,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "name", ["vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"]
 )
-def test_inner_layers_are_the_tokens_after_thirds_of_the_layers(name, folders, picture):
-    folder, network = folders[name]
-    encoder = create_encoder(f"timm:local-dir:{folder}")
+def test_inner_layers_are_the_tokens_after_thirds_of_the_layers(name, opened, picture):
+    encoder, network = opened(name)
     pixels = torch.stack([encoder.preprocess(picture(90, 60))])
     _, tokens = outputs_of(network, network.blocks, pixels)
     # Of three layers: the first, the second, and the last.
@@ -199,9 +195,8 @@ def test_inner_layers_are_the_tokens_after_thirds_of_the_layers(name, folders, p
         torch.testing.assert_close(encoder.layer_network([layer], 1 * pixels.shape[-1])(pixels), features)
 
 
-def test_inner_layers_of_a_convolutional_network_are_statistics_of_its_stages(folders, picture):
-    folder, network = folders["convnext_atto"]
-    encoder = create_encoder(f"timm:local-dir:{folder}")
+def test_inner_layers_of_a_convolutional_network_are_statistics_of_its_stages(opened, picture):
+    encoder, network = opened("convnext_atto")
     pixels = torch.stack([encoder.preprocess(picture(90, 60))])
     _, maps = outputs_of(network, network.stages, pixels)
     expected = [statistics(each) for each in maps]
@@ -215,14 +210,13 @@ def test_inner_layers_of_a_convolutional_network_are_statistics_of_its_stages(fo
 
 
 @pytest.mark.parametrize("name", NARROW)
-def test_a_second_size_is_that_of_timm(name, folders, picture):
-    folder, _ = folders[name]
-    encoder = create_encoder(f"timm:local-dir:{folder}")
+def test_a_second_size_is_that_of_timm(name, folders, opened, picture):
+    encoder, _ = opened(name)
     size = encoder.second_size()
     # 12/7 of the side, in whole patches of 14 or 16 pixels, or multiples of 32.
     sides = {"vit_tiny_patch16_224": 80, "vit_small_patch16_dinov3": 80, "convnext_atto": 96}
     assert size == sides.get(name, 70)
-    resized = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=5)
+    resized = timm.create_model(f"local-dir:{folders[name][0]}", pretrained=True, num_classes=5)
     if hasattr(resized, "set_input_size"):
         resized.set_input_size(img_size=size)
     pixels = torch.nn.functional.interpolate(encoder.preprocess(picture(90, 60))[None], size=(size, size))
@@ -231,9 +225,6 @@ def test_a_second_size_is_that_of_timm(name, folders, picture):
     torch.testing.assert_close(encoder.layer_network(["final"], size)(pixels), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_heat_maps_need_a_pooled_feature(folders, picture):
-    token, pooled = (
-        f"timm:local-dir:{folders[name][0]}" for name in ("vit_small_patch14_reg4_dinov2", "convnext_atto")
-    )
-    assert create_encoder(token).patch_features(picture(90, 60)) is None
-    assert create_encoder(pooled).patch_features(picture(90, 60)).shape == (2, 2, 32)
+def test_heat_maps_need_a_pooled_feature(opened, picture):
+    assert opened("vit_small_patch14_reg4_dinov2")[0].patch_features(picture(90, 60)) is None
+    assert opened("convnext_atto")[0].patch_features(picture(90, 60)).shape == (2, 2, 32)

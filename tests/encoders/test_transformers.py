@@ -154,7 +154,7 @@ def test_every_pair_of_sides_is_the_crop_that_it_was():
             assert (spec.size, spec.scaled_size, spec.resize) == (size, scaled, "shortest")
 
 
-def test_texts_of_clip_are_those_of_the_library(written, opened):
+def test_texts_and_projection_of_clip_are_those_of_the_library(written, opened, picture):
     _, network, tokenizer = written("clip")
     texts = ["a photo of a CAT.", "dog", "a cat " * 20]
     inputs = tokenizer(texts, padding=True, truncation=True, max_length=12, return_tensors="pt")
@@ -163,6 +163,11 @@ def test_texts_of_clip_are_those_of_the_library(written, opened):
     torch.testing.assert_close(opened("clip").encode_text(texts), expected, atol=1e-5, rtol=1e-5)
     assert opened("clip").info.logit_scale == pytest.approx(network.logit_scale.exp().item())
     assert opened("clip").info.logit_bias is None
+    encoder = opened("clip")
+    assert unprojected_blocks(encoder) == ("final", "unprojected")
+    features = open_blocks(encoder, ["unprojected"]).encode_images([picture(90, 60)])
+    torch.testing.assert_close(features[:, 24:] @ encoder.projection().weight, features[:, :24], atol=1e-4, rtol=1e-4)
+    assert opened("siglip").projection() is None and opened("dinov2").projection() is None
 
 
 @pytest.mark.parametrize("name", ["siglip", "siglip2"])
@@ -213,11 +218,7 @@ def change(folder, target, name, **facts):
     ("name", "facts", "message"),
     [
         ("config.json", {"model_type": "siglip2"}, "NaFlex"),
-        (
-            "config.json",
-            {"model_type": "bert", "auto_map": {"AutoModel": "harm.Harm"}},
-            "type 'bert'; those.*CLIP, SigLIP",
-        ),
+        ("config.json", {"model_type": "bert", "auto_map": {"AutoModel": "harm.Harm"}}, "'bert'; those.*CLIP, SigLIP"),
         ("config.json", {"model_type": None}, "type None"),
         ("preprocessor_config.json", {"size": {"longest_edge": 32}}, "size {'longest_edge': 32}"),
         ("preprocessor_config.json", {"crop_size": {"height": 32, "width": 16}}, "crop_size"),
@@ -231,13 +232,10 @@ def test_what_is_not_supported_is_refused(name, facts, message, written, tmp_pat
         create_encoder(f"hf:{change(written('dinov2')[0], tmp_path / 'copy', name, **facts)}")
 
 
-def test_pictures_of_another_size_than_the_weights_are_refused(written, tmp_path):
-    copy = change(written("clip")[0], tmp_path / "copy", "preprocessor_config.json", crop_size=48, size=48)
+def test_missing_files_and_pictures_of_another_size_than_the_weights_are_named(written, tmp_path):
+    copy = change(written("clip")[0], tmp_path / "size", "preprocessor_config.json", crop_size=48, size=48)
     with pytest.raises(EncoderUnavailableError, match="does not take the pictures of 48 pixels"):
         create_encoder(f"hf:{copy}")
-
-
-def test_missing_files_are_named(written, tmp_path):
     for name, message in (
         ("config.json", r"needs a readable config\.json"),
         ("preprocessor_config.json", r"needs a readable preprocessor_config\.json"),
@@ -324,14 +322,6 @@ def test_a_second_size_interpolates_as_the_library_does(name, written, opened, p
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
     with pytest.raises(InputError, match="multiples of 8 pixels, but not 60"):
         encoder.layer_network(["final"], 60)
-
-
-def test_the_projection_of_clip_can_be_taken_apart(opened, picture):
-    encoder = opened("clip")
-    assert unprojected_blocks(encoder) == ("final", "unprojected")
-    features = open_blocks(encoder, ["unprojected"]).encode_images([picture(90, 60)])
-    torch.testing.assert_close(features[:, 24:] @ encoder.projection().weight, features[:, :24], atol=1e-4, rtol=1e-4)
-    assert opened("siglip").projection() is None and opened("dinov2").projection() is None
 
 
 @pytest.mark.parametrize("name", ["clip", "dinov2"])

@@ -73,20 +73,17 @@ def test_nt_xent_in_plain_loops():
     assert nt_xent(torch.tensor(first), torch.tensor(second)).item() == pytest.approx(total / 10, rel=1e-12)
 
 
-def test_the_result_says_what_was_done(whole, pictures):
+def test_the_result_says_what_was_done_and_the_encoder_opens_and_has_learned_something(whole, pictures):
     folder, done = whole
     assert (done.pictures, done.epochs, done.resumed) == (9, 2, 0)
     assert done.skipped == [(str(pictures[-2]), "not an image")]
     assert 0 < done.loss < 2 * math.log(9)
     assert done.encoder == f"simclr:{folder}"
     assert [path.name for path in folder.iterdir()] == ["encoder.safetensors"]
-
-
-def test_the_encoder_opens_and_has_learned_something(whole):
-    trained = load_file(whole[0] / "encoder.safetensors")
+    trained = load_file(folder / "encoder.safetensors")
     start = SimClrModel(0, "cpu", None, 0.1).tower.state_dict()
     assert not torch.equal(trained["conv1.weight"], start["conv1.weight"])
-    assert create_encoder(whole[1].encoder).info.image_size == 16
+    assert create_encoder(done.encoder).info.image_size == 16
 
 
 def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(whole, pictures, tmp_path, monkeypatch):
@@ -97,11 +94,9 @@ def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(whole, pic
         (tmp_path / "encoder" / name).write_bytes(b"half-written")
     monkeypatch.undo()
     done = train_simclr(pictures[::-1], tmp_path / "encoder", **TINY)
-    assert done.resumed == 1
-    assert done.loss == whole[1].loss
-    assert (tmp_path / "encoder" / "encoder.safetensors").read_bytes() == (
-        whole[0] / "encoder.safetensors"
-    ).read_bytes()
+    assert (done.resumed, done.loss) == (1, whole[1].loss)
+    first, second = (folder / "encoder.safetensors" for folder in (whole[0], tmp_path / "encoder"))
+    assert first.read_bytes() == second.read_bytes()
     assert {path.name for path in (tmp_path / "encoder").iterdir()} == {"encoder.safetensors", ".mine.safetensors"}
 
 
@@ -113,40 +108,35 @@ def test_links_in_the_folder_of_an_encoder_are_not_followed(name, pictures, tmp_
         train_simclr(pictures, tmp_path / "encoder", **TINY)
 
 
-def test_a_finished_encoder_is_not_trained_again(whole, pictures, monkeypatch):
+def global_state():
+    numbers = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    return random.getstate(), *numbers, torch.get_num_threads()
+
+
+def test_pictures_that_do_not_fit_into_memory_give_the_same_loss_and_global_state_is_untouched(
+    whole, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(simclr, "MAX_CACHED_BYTES", 5000)
+    before = global_state()
+    assert train_simclr(pictures, tmp_path / "encoder", **TINY).loss == whole[1].loss
+    assert global_state() == before
+
+
+def test_a_finished_encoder_is_not_trained_again_and_other_settings_are_refused(whole, pictures, monkeypatch):
     monkeypatch.setattr(simclr, "SimClrModel", None)
     again = train_simclr(pictures, whole[0], **TINY)
     assert (again.resumed, again.loss) == (2, whole[1].loss)
-
-
-def test_pictures_that_do_not_fit_into_memory_give_the_same_loss(whole, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(simclr, "MAX_CACHED_BYTES", 5000)
-    assert train_simclr(pictures, tmp_path / "encoder", **TINY).loss == whole[1].loss
-
-
-def test_global_randomness_and_threads_are_untouched(pictures, tmp_path):
-    before = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist(), torch.get_num_threads()
-    train_simclr(pictures, tmp_path / "encoder", **{**TINY, "epochs": 1})
-    after = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist(), torch.get_num_threads()
-    assert torch.equal(before[1], after[1])
-    assert before[::2] == after[::2]
-    assert before[3] == after[3]
-
-
-def test_other_settings_are_refused(whole, pictures):
     with pytest.raises(ArtifactError, match="was made with other epochs, seed"):
         train_simclr(pictures, whole[0], **{**TINY, "epochs": 4, "seed": 2})
     with pytest.raises(ArtifactError, match="was made with other pictures"):
         train_simclr(pictures[:-3], whole[0], **TINY)
 
 
-def test_a_damaged_checkpoint_says_what_to_do(pictures, tmp_path):
+def test_a_damaged_checkpoint_and_a_folder_of_other_files_are_refused(pictures, tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match="delete it to start again"):
         train_simclr(pictures, tmp_path, **TINY)
-
-
-def test_a_folder_of_other_files_is_refused(pictures, tmp_path):
+    (tmp_path / "checkpoint.safetensors").unlink()
     (tmp_path / "thesis.txt").write_text("important")
     with pytest.raises(ArtifactError, match="holds other files"):
         train_simclr(pictures, tmp_path, **TINY)
@@ -154,15 +144,12 @@ def test_a_folder_of_other_files_is_refused(pictures, tmp_path):
         train_simclr(pictures, tmp_path / "thesis.txt", **TINY)
 
 
-def test_too_few_pictures_are_refused(pictures, tmp_path):
+def test_too_few_pictures_are_refused_and_bad_parameters_are_named(pictures, tmp_path):
     with pytest.raises(DataError, match="two different pictures or more, but 1"):
         train_simclr([path for path in pictures if path.name in ("0.png", "copy.png")], tmp_path, **TINY)
-
-
-@pytest.mark.parametrize("params", [{"epochs": 0}, {"batch_size": 1}, {"size": 7}])
-def test_bad_parameters_are_named(params, pictures, tmp_path):
-    with pytest.raises(InputError, match=f"{next(iter(params))} must be"):
-        train_simclr(pictures, tmp_path / "encoder", **{**TINY, **params})
+    for name, value in {"epochs": 0, "batch_size": 1, "size": 7}.items():
+        with pytest.raises(InputError, match=f"{name} must be"):
+            train_simclr(pictures, tmp_path / "encoder", **{**TINY, name: value})
 
 
 def test_training_starts_from_the_weights_given(tmp_path):
@@ -199,25 +186,18 @@ def test_views_depend_on_picture_epoch_and_view_only():
     assert not torch.equal(views[0], views[2])
     assert not torch.equal(views[0], views[3])
     assert views[0].shape == (3, 16, 16)
+    thin = torch.full((3, 1, 90), 255, dtype=torch.uint8)
+    assert all(augment(thin, 16, seeded_random(i)).isfinite().all() for i in range(20))
 
 
-def test_views_of_thin_pictures():
-    image = torch.full((3, 1, 90), 255, dtype=torch.uint8)
-    assert all(augment(image, 16, seeded_random(i)).isfinite().all() for i in range(20))
-
-
-def test_the_network_is_torchvisions():
+def test_the_network_is_torchvisions_and_its_initial_weights_have_their_spread():
     from torchvision.models import resnet18
 
-    theirs = {name: value.shape for name, value in resnet18().state_dict().items() if not name.startswith("fc.")}
-    assert {name: value.shape for name, value in empty_tower().state_dict().items()} == theirs
-
-
-def test_initial_weights_have_the_spread_of_torchvisions():
-    from torchvision.models import resnet18
-
+    theirs = {name: value for name, value in resnet18().state_dict().items() if not name.startswith("fc.")}
     ours = SimClrModel(0, "cpu", None, 0.1).tower.state_dict()
-    for name, theirs in resnet18().state_dict().items():
-        if not name.startswith("fc.") and theirs.is_floating_point():
-            spread = theirs.std(correction=0).item()
+    for tower in (ours, empty_tower().state_dict()):
+        assert {name: value.shape for name, value in tower.items()} == {name: theirs[name].shape for name in theirs}
+    for name, value in theirs.items():
+        if value.is_floating_point():
+            spread = value.std(correction=0).item()
             assert ours[name].std(correction=0).item() == pytest.approx(spread, rel=0.05), name

@@ -60,11 +60,14 @@ def update_of(tensors, letters, alpha):
     return LoraUpdate(a, b, letters, alpha)
 
 
-CASES = [("out_qkv", "qkv", 1), ("out_qkv_causal", "qkv", 1), ("out_qv_alpha4", "qv", 4), ("out_qkvo", "qkvo", 1)]
-
-
 @pytest.mark.parametrize("merged", [False, True], ids=["beside", "merged"])
-@pytest.mark.parametrize(("name", "letters", "alpha"), CASES)
+@pytest.mark.parametrize(
+    ("name", "letters", "alpha"),
+    [
+        *((f"out_qkv{way}", "qkv", 1) for way in ("", "_causal", "_eval_dropout")),
+        *(("out_qv_alpha4", "qv", 4), ("out_qkvo", "qkvo", 1)),
+    ],
+)
 def test_a_layer_answers_as_the_authors(name, letters, alpha, merged, case):
     block, tensors = case
     update, layers = update_of(tensors, letters, alpha), attention_layers(block)
@@ -75,12 +78,6 @@ def test_a_layer_answers_as_the_authors(name, letters, alpha, merged, case):
     mask = torch.full((7, 7), -torch.inf).triu(1) if "causal" in name else None
     tolerance = 1e-4 if name == "out_qv_alpha4" else 1e-5  # values up to 40
     torch.testing.assert_close(block(tensors["x"], mask), tensors[name], rtol=0, atol=tolerance)
-
-
-def test_merged_after_training_with_dropout_is_the_layer_in_evaluation_mode(case):
-    block, tensors = case
-    update_of(tensors, "qkv", 1).merge(attention_layers(block))
-    torch.testing.assert_close(block(tensors["x"]), tensors["out_qkv_eval_dropout"], rtol=0, atol=1e-5)
 
 
 def test_gradients_are_the_authors(case):
@@ -154,35 +151,26 @@ def test_an_backend_that_is_named_runs_the_tuned_tower_and_is_saved(model, tmp_p
     np.testing.assert_allclose(plain.predict_proba(queries), again.predict_proba(queries), atol=0.05)
 
 
-def test_a_second_fit_begins_with_the_plain_encoder(model, tiny):
+def test_a_second_fit_begins_with_the_plain_encoder_and_one_that_fails_leaves_no_head(model, tiny):
     fitted = model(ClipLora(lr=0.03, steps=6))
     queries = squares(seed=1)[0]
     first = fitted.fit(*squares()).predict_proba(queries)
     np.testing.assert_array_equal(fitted.fit(*squares()).predict_proba(queries), first)
+    with pytest.raises(InputError, match="rank"):
+        fitted.head.set_params(rank=0)
+        fitted.fit(*squares())
+    with pytest.raises(InputError, match="not fitted"):
+        fitted.predict(queries)
     fitted.head = "zero-shot"
     assert fitted.fit(*squares()).encoder_.info.fingerprint == tiny.info.fingerprint
 
 
-def test_a_fit_that_fails_leaves_no_head_of_another_encoder(model):
-    images, labels = squares()
-    fitted = model(ClipLora(steps=2)).fit(images, labels)
-    with pytest.raises(InputError, match="rank"):
-        fitted.head.set_params(rank=0)
-        fitted.fit(images, labels)
-    with pytest.raises(InputError, match="not fitted"):
-        fitted.predict(images)
-
-
-def test_views_are_used(model):
-    one, three = (model(ClipLora(steps=6), views=n).fit(*squares()) for n in (1, 3))
+def test_views_are_used_and_squares_on_disk_give_the_same(model, monkeypatch):
+    one, three = (model(ClipLora(steps=4), views=n).fit(*squares()) for n in (1, 3))
     assert not np.array_equal(one.head_.image_b_, three.head_.image_b_)
     assert three.support_.X.ndim == 2  # the answer needs the plain pictures only
-
-
-def test_squares_on_disk_give_the_same(model, monkeypatch):
-    first = model(ClipLora(steps=4)).fit(*squares()).head_.state()
     monkeypatch.setattr(encoder_module, "MAX_PIXEL_BYTES_IN_MEMORY", 1)
-    again = model(ClipLora(steps=4)).fit(*squares()).head_.state()
+    first, again = one.head_.state(), model(ClipLora(steps=4), views=1).fit(*squares()).head_.state()
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
@@ -223,13 +211,11 @@ def test_half_of_the_layers(opened):
 def test_it_is_compared_on_the_same_draws(model, tmp_path):
     def dataset(name, each, seed):
         images, labels = squares(each, seed)
-        samples = []
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            path = tmp_path / name / f"{i}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(image).save(path)
-            samples.append(Sample(path, label, name))
-        return Dataset(name, tmp_path / name, tuple(samples), tuple(COLOURS))
+        (tmp_path / name).mkdir()
+        samples = tuple(Sample(tmp_path / name / f"{i}.png", label, name) for i, label in enumerate(labels))
+        for image, sample in zip(images, samples, strict=True):
+            Image.fromarray(image).save(sample.path)
+        return Dataset(name, tmp_path / name, samples, tuple(COLOURS))
 
     train, test = dataset("train", 4, 0), dataset("test", 3, 1)
     train.samples[0].path.write_bytes(b"no picture")
@@ -248,7 +234,9 @@ def test_it_is_compared_on_the_same_draws(model, tmp_path):
 # --- what is wrong is told
 
 
-def test_what_does_not_go_with_tuning_is_told(model):
+def test_what_does_not_go_with_tuning_is_told(model, tiny):
+    with pytest.raises(InputError, match=r"squares \(n, v, 32, 32, 3\) of uint8"):
+        ClipLora().tune(tiny, np.zeros((2, 1, 16, 16, 3), np.uint8), ["a", "b"], {"a": ["a"], "b": ["b"]})
     images, labels = squares()
     with pytest.raises(InputError, match="grid"):
         model("clip-lora", grid={"rank": [1, 2]}).fit(images, labels)
@@ -256,8 +244,3 @@ def test_what_does_not_go_with_tuning_is_told(model):
         model().fit(images, labels, unlabelled=images)
     with pytest.raises(InputError, match="a label each that is a class.*green"):
         model().fit(images, labels, class_names=["blue", "red"])
-
-
-def test_squares_of_another_size_are_told(tiny):
-    with pytest.raises(InputError, match=r"squares \(n, v, 32, 32, 3\) of uint8"):
-        ClipLora().tune(tiny, np.zeros((2, 1, 16, 16, 3), np.uint8), ["a", "b"], {"a": ["a"], "b": ["b"]})

@@ -69,17 +69,14 @@ def test_the_text_tower_with_prompts_passes_the_checks(check, opened):
     check(inserted(opened("ViT-B-32"), noise(2, 2, 64), noise(3, 2, 128)))
 
 
-def test_a_long_text_keeps_its_end_token(opened):
+def test_a_long_text_keeps_its_end_token_and_prompts_are_inserted_once(opened):
     changed = inserted(opened("tiny"), noise(1, 4, 32), noise(1, 4, 32))
     long, longer = changed.encode_text(["word " * 75, "word " * 200])
     assert torch.equal(long, longer)
     tokens = changed._tokenizer(["word " * 200, "cat"])
     assert tokens.shape == (2, 77)
     assert tokens[0, -1] == tokens.max()
-
-
-def test_prompts_are_inserted_once(opened):
-    assert inserted(opened("tiny"), noise(1, 4, 32), noise(1, 4, 32)).prompt_places() is None
+    assert changed.prompt_places() is None
 
 
 def test_patches_of_a_picture_are_without_prompts(opened):
@@ -155,12 +152,10 @@ def test_new_classes_are_answered_by_the_prompted_text_tower(model, tuner):
 
 
 def test_few_shots_are_trained_for_as_many_steps_as_the_recipe_has():
-    assert Maple()._train_config(1).count_epochs(10) == 500
-    assert Maple()._train_config(16).count_epochs(1600) == 5
-    assert PromptSrc()._train_config(1).count_epochs(10) == 625
-    assert PromptSrc()._train_config(16).count_epochs(1600) == 50
-    assert Maple.official()._train_config(1).count_epochs(10) == 5
-    assert PromptSrc.official()._train_config(1).count_epochs(10) == 50
+    for tuner, one_shot, official in ((Maple, 500, 5), (PromptSrc, 625, 50)):
+        assert tuner()._train_config(1).count_epochs(10) == one_shot
+        assert tuner()._train_config(16).count_epochs(1600) == official
+        assert tuner.official()._train_config(1).count_epochs(10) == official
 
 
 # --- what is refused

@@ -84,14 +84,11 @@ def test_new_classes_are_answered_through_the_trained_projection(case):
     assert list(head.classes_) == NAMES
 
 
-def test_new_classes_whose_text_is_as_wide_as_the_rows_are_refused(case):
+def test_text_as_wide_as_the_rows_and_rows_wider_than_the_text_without_blocks_are_refused(case):
+    X, target, text = case[:3]
     head = fit(ProLip(steps=1), case)
     with pytest.raises(InputError, match="class text has width 15, but the head's features have 6"):
         head.for_classes(TextFeatures(["elk", "fox"], np.eye(2, D + P)))
-
-
-def test_rows_wider_than_the_text_are_refused_if_nothing_says_what_the_other_columns_are(case):
-    X, target, text = case[:3]
     with pytest.raises(InputError, match=r"width 15 but class text has width 6.*blocks=\[\('final', 6\)"):
         ZeroShot().fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
 

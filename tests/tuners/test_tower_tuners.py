@@ -178,20 +178,6 @@ def test_a_tower_without_such_parts_is_left_out_or_refused_alone(name, opened, p
         create_head(part_method, towers="image")._tower_parts(copy)
 
 
-@pytest.mark.slow
-def test_lite_is_tuned_by_its_texts(opened, tmp_path):
-    images, labels = squares(each=2)
-    head = create_head("clip-lora", steps=6, lr=0.03)
-    fitted = FewShotClassifier(opened("lite"), head, cache=None).fit(images, labels)
-    assert "text tower (6 of its layers)" in fitted.encoder_.info.note
-    again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
-    np.testing.assert_allclose(again.predict_proba(images), fitted.predict_proba(images), atol=1e-6)
-    zero_shot = FewShotClassifier(opened("lite"), "zero-shot", cache=None).fit(images, labels)
-    right = [list(fitted.class_names_).index(label) for label in labels]
-    gain = [m.predict_proba(images)[np.arange(len(right)), right].mean() for m in (fitted, zero_shot)]
-    assert gain[0] > gain[1] + 0.05
-
-
 def test_features_alone_are_refused_with_the_way_out(method):
     X, y, text = toy_features()
     with pytest.raises(

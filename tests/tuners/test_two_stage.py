@@ -67,53 +67,45 @@ def golden_encoder(tensors, scale):
     return encoder
 
 
-class Stage1:
-    """The first stage on the authors' inputs: the losses and gradients of its steps, the tuner and its encoder."""
+@pytest.fixture
+def stage1(figures, use_orders, monkeypatch):
+    """The first stage on the authors' inputs: its tuner, losses, first gradients, and raw features by what it tuned."""
+    tensors, parameters = figures
+    facts, pixels = parameters["stage1"], tensors["s1_images"].float()
+    losses, gradients = [], {}
+    # Squares of bytes can't hold the authors' pictures: each has its number as its bytes.
+    n = len(pixels)
+    numbers = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None, None], (n, 1, 8, 8, 3))
+    monkeypatch.setattr(ImageFeatures, "_run", lambda self, some: self._tower.module(pixels[some[:, 0, 0, 0].tolist()]))
+    cross_entropy, attach = tower_tuner.cross_entropy, TwoStage._attach
 
-    def __init__(self, figures, use_orders, patch):
-        tensors, parameters = figures
-        facts = parameters["stage1"]
-        self.losses, self.gradients = [], {}
-        pixels = tensors["s1_images"].float()
-        # Squares of bytes can't hold the authors' pictures: each has its number as its bytes.
-        n = len(pixels)
-        numbers = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None, None], (n, 1, 8, 8, 3))
-        patch.setattr(ImageFeatures, "_run", lambda self, some: self._tower.module(pixels[some[:, 0, 0, 0].tolist()]))
-        cross_entropy = tower_tuner.cross_entropy
+    def recorded(*args):
+        losses.append(cross_entropy(*args))
+        return losses[-1]
 
-        def recorded(*args):
-            self.losses.append(cross_entropy(*args))
-            return self.losses[-1]
+    def attach_and_record(tuner, *args):
+        trainable = attach(tuner, *args)
+        for name, values in trainable.arrays.items():
 
-        patch.setattr(tower_tuner, "cross_entropy", recorded)
-        attach = TwoStage._attach
+            def keep_first(gradient, name=name):  # a hook that returns something changes the gradient
+                gradients.setdefault(name, gradient.clone())
 
-        def attach_and_record(tuner, *args):
-            trainable = attach(tuner, *args)
-            for name, values in trainable.arrays.items():
+            values.register_hook(keep_first)
+        return trainable
 
-                def keep_first(gradient, name=name):  # a hook that returns something changes the gradient
-                    self.gradients.setdefault(name, gradient.clone())
-
-                values.register_hook(keep_first)
-            return trainable
-
-        patch.setattr(TwoStage, "_attach", attach_and_record)
-        use_orders(tensors["s1_orders"])
-        self.encoder = golden_encoder(tensors, float(facts["logit_scale"]))
-        # 10 steps, since the first stage has 60 % of them.
-        settings = {"lr": facts["lr"], "weight_decay": facts["wd"], "batch_size": facts["bs"], "steps": 10}
-        assert int(0.6 * settings["steps"]) == facts["total"]
-        labels = [str(label) for label in tensors["s1_labels"].tolist()]
-        prompts = {str(label): [str(label)] for label in range(facts["K"])}
-        self.tuner = TwoStage(checkpoint=None, **settings).tune(self.encoder, numbers, labels, prompts)
-        self.pixels, self.prompts = pixels, prompts
-
-    def features(self):
-        """Raw features of the pictures and the texts, by the tuned encoder."""
-        tuned = self.tuner.tuned(self.encoder)
-        with torch.no_grad():
-            return tuned._model.encode_image(self.pixels), tuned.encode_text([*self.prompts])
+    monkeypatch.setattr(tower_tuner, "cross_entropy", recorded)
+    monkeypatch.setattr(TwoStage, "_attach", attach_and_record)
+    use_orders(tensors["s1_orders"])
+    encoder = golden_encoder(tensors, float(facts["logit_scale"]))
+    # 10 steps, since the first stage has 60 % of them.
+    settings = {"lr": facts["lr"], "weight_decay": facts["wd"], "batch_size": facts["bs"], "steps": 10}
+    assert int(0.6 * settings["steps"]) == facts["total"]
+    labels, prompts = [str(label) for label in tensors["s1_labels"].tolist()], [str(k) for k in range(facts["K"])]
+    tuner = TwoStage(checkpoint=None, **settings).tune(encoder, numbers, labels, {name: [name] for name in prompts})
+    tuned = tuner.tuned(encoder)
+    with torch.no_grad():
+        features = tuned._model.encode_image(pixels), tuned.encode_text(prompts)
+    return tuner, losses, gradients, features
 
 
 def norms_in_order(tensors, prefix, tower):
@@ -127,15 +119,14 @@ def norms_in_order(tensors, prefix, tower):
     return torch.cat([tensors[name] for name in names])
 
 
-def test_the_first_stage_gives_the_losses_gradients_norms_and_features_of_the_authors(figures, use_orders, monkeypatch):
-    tensors, _ = figures
-    stage = Stage1(figures, use_orders, monkeypatch)
-    torch.testing.assert_close(torch.stack(stage.losses).detach(), tensors["s1_losses"], rtol=0, atol=1e-5)
+def test_the_first_stage_gives_the_losses_gradients_norms_and_features_of_the_authors(figures, stage1):
+    (tensors, _), (tuner, losses, gradients, features) = figures, stage1
+    torch.testing.assert_close(torch.stack(losses).detach(), tensors["s1_losses"], rtol=0, atol=1e-5)
     for tower in ("image", "text"):
         gradient, after = (norms_in_order(tensors, f"s1_{part}", tower) for part in ("grad", "after"))
-        torch.testing.assert_close(stage.gradients[f"{tower}_norms_"], gradient, rtol=0, atol=1e-5)
-        torch.testing.assert_close(getattr(stage.tuner, f"{tower}_norms_"), after, rtol=0, atol=1e-5)
-    for found, wanted in zip(stage.features(), ("image", "text"), strict=True):
+        torch.testing.assert_close(gradients[f"{tower}_norms_"], gradient, rtol=0, atol=1e-5)
+        torch.testing.assert_close(getattr(tuner, f"{tower}_norms_"), after, rtol=0, atol=1e-5)
+    for found, wanted in zip(features, ("image", "text"), strict=True):
         torch.testing.assert_close(found, tensors[f"s1_{wanted}_features_after"], rtol=0, atol=2e-4)
 
 
