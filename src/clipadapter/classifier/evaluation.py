@@ -20,13 +20,7 @@ from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head
 from clipadapter.heads.registry import head_name
-from clipadapter.metrics import (
-    Evaluation,
-    MultiLabelEvaluation,
-    evaluate,
-    evaluate_multilabel,
-    metrics_shown,
-)
+from clipadapter.metrics import Evaluation, MultiLabelEvaluation, evaluate, evaluate_multilabel, metrics_shown
 from clipadapter.metrics.table import Task
 from clipadapter.persistence.format import EVALUATION_KEY
 from clipadapter.uncertainty import Answers, Calibrator, DecisionOptions, Uncertainty

@@ -145,13 +145,7 @@ class ShotFit:
         is_required = is_cv or self.options.calibration in ("temperature", "vector")
         if not head.tunes_encoder and (is_required or _is_cheap_to_refit(head)):
             held_out = out_of_fold(
-                head,
-                support.X,
-                support.y,
-                self.text,
-                strategies=("own", "folds"),
-                keep_heads=is_cv,
-                seed=self.seed,
+                head, support.X, support.y, self.text, strategies=("own", "folds"), keep_heads=is_cv, seed=self.seed
             )
         return self._learn_single_label(head, held_out)
 
@@ -294,11 +288,7 @@ def _is_cheap_to_refit(head: Head) -> bool:
 
 
 def learn_multilabel_thresholds(
-    head: Head,
-    X: ArrayLike,
-    Y: ArrayLike,
-    text: TextFeatures | None,
-    blocks: Sequence[tuple[str, int]] | None = None,
+    head: Head, X: ArrayLike, Y: ArrayLike, text: TextFeatures | None, blocks: Sequence[tuple[str, int]] | None = None
 ) -> MultiLabel:
     """Calibrated probabilities and the threshold per class with the highest F1, learned from out-of-fold logits.
 

@@ -87,10 +87,7 @@ def push(
     with _as_library_errors(repo_id, "write to"):
         repo = str(api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
         card = make_card(folder, config, repo)
-        files |= {
-            CONFIG_FILE: config_bytes(config),
-            CARD_FILE: Path(folder) / CARD_FILE if card is None else card,
-        }
+        files |= {CONFIG_FILE: config_bytes(config), CARD_FILE: Path(folder) / CARD_FILE if card is None else card}
         old_files = set(api.list_repo_files(repo, revision=branch))
         stale = sorted(
             file for file in old_files - set(files) if any(fnmatchcase(file, each) for each in MODEL_PATTERNS)

@@ -498,10 +498,7 @@ def page_data(report: Report) -> dict[str, Any]:
             "none": [reason if reason is not None else 0 for reason in answers.reasons],
             "set": None if sets is None else [np.flatnonzero(row)[:MAX_SET_CLASSES].tolist() for row in sets],
         },
-        "shots": {
-            "name": [shot.name for shot in pictures.shots],
-            "label": [shot.label for shot in pictures.shots],
-        },
+        "shots": {"name": [shot.name for shot in pictures.shots], "label": [shot.label for shot in pictures.shots]},
         "thumbs": [],
         "curve": _learning_curve(evaluation),
         "reliability": _reliability_curves(report),
