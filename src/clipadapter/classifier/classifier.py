@@ -241,22 +241,17 @@ class FewShotClassifier:
             raise InputError(f"a classifier needs two classes or more, but got {format_list(names) or 'none'}")
         prompts = class_prompts(names, self.templates, self.descriptions)  # wrong ones are refused before the work
         head = self._build_head()
-        encoder_choice.check_text_tower(head, self.encoder_)
+        encoder_choice.check_head(head, self.encoder_, self.grid, unlabelled)
         if head.tunes_encoder or self._tuned_encoder is not None:
             self.__dict__.pop("head_", None)  # a head of before belongs to another encoder, should this fit fail
         self._tuned_encoder = None
         self.prepare_encoder(head)
         if head.tunes_encoder:
-            encoder_choice.check_tuner_inputs(self.grid, unlabelled)
-            spec, base = self.planned_views(labels, names), self.encoder_
-            self._encoder, tuned = encoder_choice.tune_encoder(head, base, images, labels, prompts, spec, self.strict)
-            self._tuned_encoder = encoder_choice.apply_backend(tuned, images, self.backend, self.precision)
+            self._encoder, self._tuned_encoder = encoder_choice.tune_encoder(self, head, images, labels, prompts)
 
         def fit_to_pictures() -> None:
-            support, pool = (
-                self.extract_features(images, labels, names, views=encoder_choice.views_after_tuning(head)),
-                None,
-            )
+            views = encoder_choice.views_after_tuning(head)
+            support, pool = self.extract_features(images, labels, names, views=views), None
             if unlabelled is not None:
                 extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict)
                 pool, support = extraction.features[:, 0], inputs.note_skipped(support, extraction)
@@ -270,10 +265,9 @@ class FewShotClassifier:
     def prepare_encoder(self, *heads: Head) -> None:
         """Make the encoder give the blocks of features that the heads read at this quality. `fit` does this itself."""
         encoder = self.encoder_
-        named = self._named_blocks = (
-            encoder_choice.block_names(encoder) if self._named_blocks is None else self._named_blocks
-        )
-        names = encoder_choice.blocks_to_read(encoder, self._other_encoders, heads, self.quality, named)
+        if self._named_blocks is None:
+            self._named_blocks = encoder_choice.block_names(encoder)
+        names = encoder_choice.blocks_to_read(encoder, self._other_encoders, heads, self.quality, self._named_blocks)
         self._encoder = open_blocks(encoder, names, self._other_encoders)
 
     def fit_features(
@@ -415,7 +409,7 @@ class FewShotClassifier:
             return cost
         self._choose_backend(images, inputs.collect_class_names(labels) if class_names is None else class_names)
         rate = inputs.measure_encoding_rate(lambda pictures, views: self._extract(pictures, views, False), images, spec)
-        return replace(self._view_cost(len(images), spec), rate=rate)
+        return replace(cost, rate=rate)
 
     def encode_classes(self, class_names: Sequence[str]) -> TextFeatures:
         """Encode prompts from the templates and descriptions of the constructor; stores the prompts as ``prompts_``."""
