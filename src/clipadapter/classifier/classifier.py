@@ -498,14 +498,13 @@ class FewShotClassifier:
         self._view_cost(1, spec).check(FEWER_PREDICTION_VIEWS)
         cache = self.uncertainty_.open_cache(adapt, len(self.class_names_))
         pictures = images if isinstance(images, Iterator) else list_pictures(images)
-        answer = partial(answers.answer_features, self._to_model(), decision=decision, adapt=cache)
         with inputs.open_store(self.cache) as store:
             if isinstance(pictures, list) and self._tuned_encoder is None and self.backend == "auto":
                 self._encoder = encoder_choice.backend_for_many(
                     self.encoder_, pictures, store, shows_progress(self.progress)
                 )
             batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
-            yield from answers.predict_batches(batches, answer, self.class_names_, top)
+            yield from answers.predict_batches(self._to_model(), batches, top, decision, cache)
 
     def _iter_with_bar(self, images: Pictures, top: int, **options: Any) -> Generator[Prediction, None, None]:
         pictures, shown = list_pictures(images), shows_progress(self.progress)

@@ -266,12 +266,8 @@ def _restore_blocks(saved: EncoderInfo, opened: Sequence[Encoder]) -> Encoder:
             f"{len(opened)} encoders are named, but the model was fitted with {1 + len(uris)}: {saved.name}"
         )
     if saved.blocks != first.info.blocks:  # another way to name the encoder of the class text was given
-        try:
-            names = [block.name for block in saved.blocks]
-            first = open_blocks(plain_encoder(first), names, moved=dict(zip(uris, others, strict=False)))
-        except InputError:
-            _check_fingerprint(saved, first.info)  # another encoder, which has no such layers
-            raise
+        names = [block.name for block in saved.blocks]
+        first = open_blocks(plain_encoder(first), names, moved=dict(zip(uris, others, strict=False)))
     _check_fingerprint(saved, first.info)
     return first
 

@@ -68,6 +68,12 @@ class Score:
         """(m,) positions of the true classes."""
         return self.evaluation.predictions.labels
 
+    @property
+    def mistakes(self) -> list[int]:
+        """Rows of the wrong predictions, the most confident first."""
+        wrong = np.flatnonzero(~self.evaluation.predictions.correct)
+        return wrong[np.argsort(-self.probabilities[wrong].max(axis=1), kind="stable")].tolist()
+
 
 def score(
     head: Head, test: FeatureSet, calibrator: Calibrator | None = None, among: Sequence[str] | None = None
@@ -89,15 +95,6 @@ def score(
         check_labels(test.y, classes)
     logs = (calibrator or Calibrator()).log_probabilities(logits)
     return Score(evaluate(test.y, logs, classes), logits, seconds)
-
-
-def score_multilabel(head: Head, uncertainty: Uncertainty, test: FeatureSet) -> MultiLabelEvaluation:
-    """Measure a head that was fitted to pictures with several labels."""
-    if not len(test) or test.targets is None:
-        raise InputError("there are no test pictures with several labels")
-    answers = uncertainty.answer(head.logits(test.plain), test.final)
-    assert answers.sets is not None
-    return evaluate_multilabel(test.targets, answers.probabilities, answers.sets, test.class_names)
 
 
 def measure_answers(options: DecisionOptions, answers: Answers, result: Score) -> dict[str, float]:
@@ -219,19 +216,13 @@ class EvaluationResult:
 
         Empty with several labels per picture.
         """
-        if not isinstance(self.evaluation, Evaluation):
+        if self.score is None:
             return ()
-        predictions, names = self.evaluation.predictions, self.class_names
-        rows = np.flatnonzero(~predictions.correct)
-        confidence = predictions.probabilities[rows, predictions.predicted[rows]]
+        sources, names = self.sources or [""] * self.n_test, self.class_names
+        labels, predicted = self.score.labels, self.score.evaluation.predictions.predicted
         return tuple(
-            (
-                self.sources[row] if self.sources else "",
-                names[predictions.labels[row]],
-                names[predictions.predicted[row]],
-                float(predictions.probabilities[row, predictions.predicted[row]]),
-            )
-            for row in rows[np.argsort(-confidence, kind="stable")]
+            (sources[row], names[labels[row]], names[predicted[row]], float(self.score.probabilities[row].max()))
+            for row in self.score.mistakes
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -333,15 +324,21 @@ def evaluate_features(classifier: FewShotClassifier, test: FeatureSet) -> Evalua
     head, uncertainty = classifier.head_, classifier.uncertainty_
     check_label_kind(uncertainty, test.targets is not None)
     skipped = test.provenance.get("skipped", ())  # of the shots of a loaded model it is their number
-    result = None if uncertainty.multilabel is not None else score(head, test, uncertainty.calibrator)
-    decisions, options = dict[str, float](), uncertainty.decisions
-    if result is not None and any(each is not None for each in (options.reject, options.coverage, options.costs)):
-        folds = [each.logits(test.plain) for each in classifier.fold_heads_]
-        decisions = measure_answers(options, uncertainty.answer(result.logits, test.final, None, folds), result)
+    result, decisions, options = None, dict[str, float](), uncertainty.decisions
+    if test.targets is not None:
+        answers = uncertainty.answer(head.logits(test.plain), test.final)
+        assert answers.sets is not None
+        evaluation: Any = evaluate_multilabel(test.targets, answers.probabilities, answers.sets, test.class_names)
+    else:
+        result = score(head, test, uncertainty.calibrator)
+        evaluation = result.evaluation
+        if any(each is not None for each in (options.reject, options.coverage, options.costs)):
+            folds = [each.logits(test.plain) for each in classifier.fold_heads_]
+            decisions = measure_answers(options, uncertainty.answer(result.logits, test.final, None, folds), result)
     return EvaluationResult(
         data=str(test.provenance.get("data", "")),
         class_names=test.class_names,
-        evaluation=score_multilabel(head, uncertainty, test) if result is None else result.evaluation,
+        evaluation=evaluation,
         n_test=len(test),
         skipped=() if isinstance(skipped, int) else tuple(skipped),
         among_shots=sum(bool(rows) for rows in find_duplicates(classifier.support_.final, test.final)),

@@ -182,9 +182,21 @@ def read_snapshot(folder: str | Path, name: str = CONFIG_FILE) -> Snapshot:
     """Read and check a config in a folder; its arrays are read when they are needed."""
     if why := why_no_model(folder):
         raise ArtifactError(why)
-    raw = read_file(folder, name, MAX_CONFIG_BYTES, "it is no model's config")
-    config = parse_config(Path(folder) / name, raw)
-    return Snapshot(config, raw, partial(read_array_bytes, folder, config))
+    path, data = Path(folder) / name, read_file(folder, name, MAX_CONFIG_BYTES, "it is no model's config")
+    try:
+        raw = json.loads(data)
+        check_format(path, raw, FORMAT)
+        if isinstance(raw, dict) and raw.pop(CHECKSUM_KEY, None) != _content_checksum(raw):
+            raise ArtifactError(
+                f"{path} was altered since the model was saved: its checksum differs. Copy it again, or fit again; "
+                "'clipadapter rename-class' changes the name of a class"
+            )
+        config = ModelConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is not a model's config: {describe_first_error(error)}") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise ArtifactError(f"{path} can't be read: {error}") from error
+    return Snapshot(config, data, partial(read_array_bytes, folder, config))
 
 
 def read_consistently(folder: str | Path, read: Callable[[], T]) -> T:
@@ -218,29 +230,6 @@ def check_format(path: Path, raw: object, expected: int) -> None:
     if type(number) is int and number != expected:
         raise ArtifactError(
             f"{path} has format {number}, this version reads {expected}: update clipadapter, or fit again"
-        )
-
-
-def parse_config(path: Path, data: bytes) -> ModelConfig:
-    """Parse and check the content of a config file."""
-    try:
-        raw = json.loads(data)
-        check_format(path, raw, FORMAT)
-        if isinstance(raw, dict):
-            _verify_checksum(path, raw)
-        return ModelConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ArtifactError(f"{path} is not a model's config: {describe_first_error(error)}") from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise ArtifactError(f"{path} can't be read: {error}") from error
-
-
-def _verify_checksum(path: Path, raw: dict[str, Any]) -> None:
-    """Remove the checksum from a config and compare it with the other content."""
-    if raw.pop(CHECKSUM_KEY, None) != _content_checksum(raw):
-        raise ArtifactError(
-            f"{path} was altered since the model was saved: its checksum differs. Copy it again, or fit again; "
-            "'clipadapter rename-class' changes the name of a class"
         )
 
 

@@ -34,7 +34,6 @@ MODEL_PATTERNS = (
     *(f"{ARRAYS_FOLDER}/{name}-{16 * '[0-9a-f]'}.safetensors" for name in ARRAY_NAMES),
 )
 """Which files of a repository are those of a model. The history stays on its machine."""
-DEFAULT_COMMIT_MESSAGE = "A model of clipadapter"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def push(
     token: str | bool | None = None,
     branch: str | None = None,
     create_pr: bool = False,
-    commit_message: str = DEFAULT_COMMIT_MESSAGE,
+    commit_message: str = "A model of clipadapter",
 ) -> PushResult:
     """Upload a saved model in one commit. The repository is created if it does not exist.
 

@@ -125,15 +125,11 @@ def why_no_unlabelled(head: str) -> str:
 
 def why_no_choice(head: str, encoder: Encoder) -> str:
     """Return why the quality makes no difference; empty if it does."""
-    reads = head_info(head).cls.reads
-    if reads == "second-encoder":
-        return f"The head '{head}' uses the final features of two encoders, so there is nothing to choose."
-    if reads != "all":
-        return f"The head '{head}' uses the final feature only, so there is nothing to choose."
-    named = block_names(encoder)
-    if len(named) > 1:
-        return f"The encoder was given with the features to use ({', '.join(named)}), so there is nothing to choose."
-    return ""
+    if head_info(head).cls.reads == "all" and len(block_names(encoder)) == 1:
+        return ""
+    return (
+        f"The head '{head}' uses the same features of {encoder.info.name} at each position: there is nothing to choose."
+    )
 
 
 class Session:
