@@ -20,6 +20,7 @@ from clipadapter.classifier import answers, edit, encoder_choice, fitting, input
 from clipadapter.classifier.edit import ConflictRule
 from clipadapter.classifier.encoder_choice import DEFAULT_QUALITY, NamedEncoders
 from clipadapter.classifier.evaluation import (
+    MAX_LISTED_CLASSES,
     EvaluationResult,
     check_label_kind,
     check_labels,
@@ -31,7 +32,7 @@ from clipadapter.classifier.second_look import choose_quality
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
 from clipadapter.data.pictures import Pictures, list_pictures
-from clipadapter.encoders import Encoder, create_encoder, open_blocks, open_text_tower, select_encoder_blocks
+from clipadapter.encoders import Encoder, open_blocks, open_text_tower, select_encoder_blocks
 from clipadapter.errors import ImageError, InputError
 from clipadapter.features import (
     FEWER_PREDICTION_VIEWS,
@@ -53,9 +54,6 @@ from clipadapter.utils.formatting import check_names, format_list, html_block, h
 from clipadapter.utils.prediction import Prediction, PredictionColumns, labels_of
 from clipadapter.utils.progress import progress_bar, shows_progress
 from clipadapter.utils.towers import TextTower
-
-MAX_SHOWN_CLASSES = 20
-"""Classes that a notebook shows."""
 
 
 class FewShotClassifier:
@@ -181,9 +179,7 @@ class FewShotClassifier:
         if self._tuned_encoder is not None:
             return self._tuned_encoder
         if not hasattr(self, "_encoder"):
-            named = encoder_choice.as_encoder_list(self.encoder)
-            opened = [create_encoder(each, self.device) if isinstance(each, str) else each for each in named]
-            self._encoder, *self._other_encoders = encoder_choice.put_text_first(opened)
+            self._encoder, *self._other_encoders = encoder_choice.open_encoders(self.encoder, self.device)
             self._named_blocks = encoder_choice.block_names(self._encoder)
         return self._encoder
 
@@ -200,8 +196,8 @@ class FewShotClassifier:
         parts = [html_table(["", ""], facts)]
         if hasattr(self, "head_"):
             counts = list(self.support_.shot_counts.items())
-            more = f"and {len(counts) - MAX_SHOWN_CLASSES} more" if len(counts) > MAX_SHOWN_CLASSES else ""
-            parts += [html_table(["class", "shots"], counts[:MAX_SHOWN_CLASSES]), more]
+            more = f"and {len(counts) - MAX_LISTED_CLASSES} more" if len(counts) > MAX_LISTED_CLASSES else ""
+            parts += [html_table(["class", "shots"], counts[:MAX_LISTED_CLASSES]), more]
         return html_block("FewShotClassifier", *parts)
 
     # ---- Fit ----

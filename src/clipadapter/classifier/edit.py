@@ -149,7 +149,6 @@ def _position(model: Model, name: str) -> int:
 
 
 def _check_name(name: object) -> None:
-    """Check that a name can be the name of a class."""
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"a class needs a name that is a text, and not blank; got {brief(name)}")
     try:

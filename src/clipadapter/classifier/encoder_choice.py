@@ -125,8 +125,10 @@ def as_encoder_list(encoder: NamedEncoders) -> list[str | Encoder]:
     return [encoder] if isinstance(encoder, str | Encoder) else list(encoder)
 
 
-def put_text_first(encoders: Sequence[Encoder]) -> list[Encoder]:
-    """The first encoder that has a text tower, then the others in their order; unchanged if none has one."""
+def open_encoders(encoder: NamedEncoders, device: str) -> list[Encoder]:
+    """The encoders that one argument names, of which the first that has a text tower, if any, comes first."""
+    named = as_encoder_list(encoder)
+    encoders = [create_encoder(each, device) if isinstance(each, str) else each for each in named]
     first = next((i for i, encoder in enumerate(encoders) if encoder.has_text), 0)
     return [encoders[first], *encoders[:first], *encoders[first + 1 :]]
 
@@ -193,9 +195,8 @@ def open_saved_encoders(
     saved, is_tuned = model.encoder, isinstance(model.head, TowerTuner)
     if isinstance(encoder, Encoder) and not is_tuned and encoder.info.fingerprint == saved.fingerprint:
         return encoder, None
-    named = [saved.name] if encoder is None else as_encoder_list(encoder)
     try:
-        opened = put_text_first([create_encoder(each, device) if isinstance(each, str) else each for each in named])
+        opened = open_encoders(saved.name if encoder is None else encoder, device)
         base = plain_encoder(opened[0]) if is_tuned else _restore_blocks(saved, opened)
     except EncoderUnavailableError as error:
         raise EncoderUnavailableError(

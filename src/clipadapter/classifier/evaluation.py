@@ -26,7 +26,6 @@ from clipadapter.persistence.format import EVALUATION_KEY
 from clipadapter.uncertainty import Answers, Calibrator, DecisionOptions, Uncertainty
 from clipadapter.utils.files import without_paths
 from clipadapter.utils.formatting import (
-    Markup,
     describe_classes,
     describe_shots,
     format_count,
@@ -42,8 +41,7 @@ if TYPE_CHECKING:
 
 MAX_LISTED_CLASSES = 20
 """How many classes are listed for a person, the worst first; `EvaluationResult.to_dict` has all of them."""
-MAX_MATRIX_CLASSES = 20
-"""Most classes of a confusion matrix in a notebook."""
+CONFUSION_HEADER = ["class", "predicted as", "times"]
 MAX_SHOWN_ERRORS = 6
 """Wrong predictions that a notebook shows with thumbnails."""
 THUMBNAIL_SIDE = 72
@@ -165,7 +163,8 @@ class EvaluationResult:
     Args:
         data: name of the data; empty for a list of pictures.
         class_names: classes of the model, in the order of the confusion matrix.
-        evaluation: metrics, metrics by class, and the predictions that they are computed from.
+        evaluation: metrics, metrics by class (``classes``: name, count, precision, recall, f1; with several labels
+            average_precision too), and the predictions that they are computed from.
         n_test: pictures that were evaluated.
         skipped: (name, reason) of pictures that can't be read.
         among_shots: evaluated pictures that are shots of the model. They make the metrics better than they would be on
@@ -199,11 +198,6 @@ class EvaluationResult:
     def task(self) -> Task:
         """Whether pictures have one label or several."""
         return "single-label" if isinstance(self.evaluation, Evaluation) else "multilabel"
-
-    @property
-    def classes(self) -> tuple[Any, ...]:
-        """Metrics of each class: name, count, precision, recall, f1; with several labels, average_precision too."""
-        return self.evaluation.classes
 
     @property
     def confusion(self) -> NDArray[np.int64] | None:
@@ -253,17 +247,18 @@ class EvaluationResult:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """For notebooks: the tables, the confusion matrix and the most confident errors. No other file is loaded."""
+        """For notebooks: the tables and the most confident errors. No other file is loaded."""
         shown = metrics_shown("terminal", self.task)
         values = [metric.format(self.evaluation.metrics[key]) for key, metric in shown.items()]
         header, rows, omitted = _class_rows(self.evaluation)
+        confusions = self.evaluation.confusions() if isinstance(self.evaluation, Evaluation) else []
         return html_block(
             self.headline,
             *(f"<br>{escape(text)}" for text in (*self._warnings(), *describe_decisions(self.decisions))),
             html_table([metric.heading for metric in shown.values()], [values]),
             html_table(header, rows),
             escape(omitted),
-            self._matrix_html(),
+            html_table(CONFUSION_HEADER, confusions) if confusions else "",
             self._errors_html(),
         )
 
@@ -286,24 +281,6 @@ class EvaluationResult:
                 "than they would be on new pictures"
             )
         return warnings
-
-    def _matrix_html(self) -> str:
-        """The confusion matrix, each cell as dark as its share of the row."""
-        if self.confusion is None or len(self.class_names) > MAX_MATRIX_CLASSES:
-            return ""
-        totals = np.maximum(self.confusion.sum(axis=1, keepdims=True), 1)
-        shares = self.confusion / totals
-        rows = []
-        for i, name in enumerate(self.class_names):
-            cells = [
-                Markup(
-                    f'<div style="text-align:right;padding:2px 6px;background:rgba('
-                    f'{"0,114,178" if i == j else "213,94,0"},{0.6 * shares[i, j]:.2f})">{self.confusion[i, j]}</div>'
-                )
-                for j in range(len(self.class_names))
-            ]
-            rows.append([name, *cells])
-        return html_table(["true class / predicted", *self.class_names], rows)
 
     def _errors_html(self) -> str:
         """The most confident errors, with thumbnails of those that are files."""
@@ -381,7 +358,7 @@ def format_classes(evaluation: Evaluation | MultiLabelEvaluation) -> str:
 def format_confusions(evaluation: Evaluation | MultiLabelEvaluation) -> list[str]:
     """A table of the most frequent errors; nothing if there is no error, or pictures have several labels."""
     confusions = evaluation.confusions() if isinstance(evaluation, Evaluation) else []
-    return [table(["class", "predicted as", "times"], confusions)] if confusions else []
+    return [table(CONFUSION_HEADER, confusions)] if confusions else []
 
 
 def describe_decisions(measured: Mapping[str, float]) -> list[str]:

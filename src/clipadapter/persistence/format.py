@@ -58,12 +58,6 @@ EVALUATION_KEY = "evaluation"
 """Key of the scores of the model in its provenance."""
 MAX_CONFIG_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 8 << 30
-MAX_FEATURE_WIDTH = 1 << 20
-"""Largest feature dimension. A config is untrusted input, and memory is allocated by this number."""
-MAX_IMAGE_SIZE = 1 << 16
-"""Largest side in pixels."""
-MAX_NAME_LENGTH = 8192
-"""Characters. The name of an encoder may contain paths."""
 MAX_READS = 100
 """Reads of a folder that a save interrupts, before it is an error."""
 Arrays = dict[str, NDArray[Any]]
@@ -79,12 +73,12 @@ class _FrozenModel(BaseModel):
 class SavedEncoder(_FrozenModel):
     """The encoder that the head was fitted on; see `encoders.EncoderInfo` for the facts of every encoder."""
 
-    name: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00]*$")  # URI
+    name: str = Field(min_length=1, max_length=8192, pattern=r"^[^\x00]*$")  # URI; paths in it are long
     # of weights, preprocessing, code version, backend and precision. An encoder with another one is refused when the
     # model is loaded
     fingerprint: str
-    dim: int = Field(gt=0, le=MAX_FEATURE_WIDTH)  # width of the features of pictures
-    image_size: int = Field(gt=0, le=MAX_IMAGE_SIZE)  # side in pixels of the encoder's input
+    dim: int = Field(gt=0, le=1 << 20)  # width of the features of pictures, by which memory is allocated
+    image_size: int = Field(gt=0, le=1 << 16)  # side in pixels of the encoder's input
     logit_scale: float = Field(gt=0, allow_inf_nan=False)  # factor of the cosines
     # added to the logits by sigmoid-loss models (SigLIP), else None
     logit_bias: float | None = Field(default=None, allow_inf_nan=False)

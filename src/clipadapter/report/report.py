@@ -23,7 +23,6 @@ from clipadapter.data import Dataset, Sample
 from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.doctor import (
     Diagnosis,
-    FindingGroup,
     diagnose,
     illustrate_findings,
     read_findings_css,
@@ -320,28 +319,21 @@ class Projection:
 def project_features(test: Array, shots: Array, seed: int = 0) -> Projection:
     """PCA and t-SNE of (m, d) test features and (n, d) shots, which are rows m to m + n - 1.
 
-    Of more than 2,000 rows a sample of both in proportion is drawn.
+    Of more than 2,000 rows some are drawn, at equal distances.
 
     >>> rng = np.random.default_rng(0)
     >>> projection = project_features(rng.normal(size=(20, 8)), rng.normal(size=(5, 8)))
     >>> list(projection.views), projection.views["PCA"].shape
     (['t-SNE', 'PCA'], (25, 2))
     """
-    rows = _sample_rows(len(test), len(shots), seed)
-    X = np.concatenate([np.asarray(test), np.asarray(shots)])[rows]
+    X = np.concatenate([np.asarray(test), np.asarray(shots)])
+    rows = np.linspace(0, len(X) - 1, min(len(X), MAX_POINTS)).astype(int)
+    X = X[rows]
     methods: list[Method] = ["tsne", "pca"] if len(X) >= MIN_TSNE_POINTS else ["pca"]
     try:
         return Projection(rows, {METHOD_TITLES[method]: _scale_to_unit(project(X, method, seed)) for method in methods})
     except InputError:  # too few points, or all the same: there is nothing to draw
         return Projection(rows, {})
-
-
-def _sample_rows(m: int, n: int, seed: int) -> Array:
-    if m + n <= MAX_POINTS:
-        return np.arange(m + n)
-    rng, n_test = np.random.default_rng(seed), round(MAX_POINTS * m / (m + n))
-    parts = rng.choice(m, n_test, replace=False), m + rng.choice(n, MAX_POINTS - n_test, replace=False)
-    return np.sort(np.concatenate(parts))
 
 
 def _scale_to_unit(points: Array) -> Array:
@@ -357,12 +349,8 @@ PictureKey = tuple[str, int]
 """("test" or "shots", row)"""
 PACKAGE = "clipadapter.report"
 UNCALIBRATED = "without calibration"
-MAX_PAGE_LETTERS = 4_900_000
-"""Size of a page of some thousand pictures: it opens at once, and is small enough for a mail."""
-MIN_THUMBNAIL_LETTERS = 1_500_000
-"""Size of all thumbnails together, if names and data of very many pictures exceed the size of the page."""
-LETTERS_PER_THUMBNAIL = 8
-"""Letters that a thumbnail takes besides its own."""
+MAX_THUMBNAIL_LETTERS = 4_000_000
+"""Size of all thumbnails together: a page of some thousand pictures opens at once, and is small enough for a mail."""
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 176, 68
 """Side in pixels: twice that of the page, for screens with two pixels per point."""
 FINDING_SIDE = 160
@@ -383,41 +371,30 @@ def _render(report: Report) -> str:
         interval=_format_interval,
         number="{:,}".format,
     )
-    template, values = environment.get_template("report.html"), _template_values(report)
-    pictures = _pictures_by_importance(report)
-    # Rendered twice: the first page has no thumbnails, and its size says how large they may be.
-    without_thumbnails = _insert_thumbnails(values["data"], pictures, [""] * len(pictures))
-    page_letters = len(template.render(**values, left_out=without_thumbnails))
-    budget = max(MIN_THUMBNAIL_LETTERS, MAX_PAGE_LETTERS - page_letters - LETTERS_PER_THUMBNAIL * len(pictures))
+    data, pictures, diagnosis = page_data(report), _pictures_by_importance(report), report.doctor.diagnosis
     paths = [path for _, path in pictures]
-    thumbnails = encode_thumbnails(paths, THUMBNAIL_SIDE, THUMBNAIL_QUALITY, budget)
-    return template.render(**values, left_out=_insert_thumbnails(values["data"], pictures, thumbnails))
-
-
-def _template_values(report: Report) -> dict[str, Any]:
-    """All values of the template without thumbnails."""
-    diagnosis = report.doctor.diagnosis
-    groups: tuple[FindingGroup, ...] = ()
-    if diagnosis is not None:
-        groups = illustrate_findings(diagnosis, per_kind=MAX_FINDINGS_PER_KIND, side=FINDING_SIDE)
-    return {
-        "report": report,
-        "evaluation": report.evaluation,
-        "metrics": metrics_shown("report", "single-label"),
-        "model_metrics": report.metrics_by_model[THIS_MODEL].metrics,
-        "uncertainty": report.uncertainty.to_dict(),
-        "data": page_data(report),
-        "worst": report.evaluation.model.mistakes[:MAX_WORST_MISTAKES],
-        "predicted": report.evaluation.model.evaluation.predictions.predicted,
-        "most_confused": _most_confused_classes(report),
-        "groups": groups,
-        "findings": render_findings(groups, level=3),
-        "findings_css": read_findings_css(),
-        "colours": {name: _colour(name, report) for name in report.metrics_by_model},
-        "css": read_asset(PACKAGE, "report.css"),
-        "js": read_asset(PACKAGE, "report.js"),
-        "version": __version__,
-    }
+    thumbnails = encode_thumbnails(paths, THUMBNAIL_SIDE, THUMBNAIL_QUALITY, MAX_THUMBNAIL_LETTERS)
+    options = {"per_kind": MAX_FINDINGS_PER_KIND, "side": FINDING_SIDE}
+    groups = () if diagnosis is None else illustrate_findings(diagnosis, **options)
+    return environment.get_template("report.html").render(
+        report=report,
+        evaluation=report.evaluation,
+        metrics=metrics_shown("report", "single-label"),
+        model_metrics=report.metrics_by_model[THIS_MODEL].metrics,
+        uncertainty=report.uncertainty.to_dict(),
+        data=data,
+        worst=report.evaluation.model.mistakes[:MAX_WORST_MISTAKES],
+        predicted=report.evaluation.model.evaluation.predictions.predicted,
+        most_confused=_most_confused_classes(report),
+        groups=groups,
+        findings=render_findings(groups, level=3),
+        findings_css=read_findings_css(),
+        colours={name: _colour(name, report) for name in report.metrics_by_model},
+        css=read_asset(PACKAGE, "report.css"),
+        js=read_asset(PACKAGE, "report.js"),
+        version=__version__,
+        left_out=_insert_thumbnails(data, pictures, thumbnails),
+    )
 
 
 def _pictures_by_importance(report: Report) -> list[tuple[PictureKey, Path]]:

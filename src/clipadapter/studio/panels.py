@@ -109,7 +109,6 @@ class Panels:
         }
 
     def _cards(self, tab: Tab, state: SessionState, contents: Contents) -> list[dict[str, Any]]:
-        """The box of each class."""
         doubts = state.model.doubts if state.model is not None else {}
         max_pictures = max(1, min(CLASS_PICTURES, PAGE_PICTURES // max(len(contents.classes), 1)))
         cards = []
