@@ -21,14 +21,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import Score, measure_answers
 from clipadapter.data import Dataset, Sample
 from clipadapter.data.thumbnails import encode_thumbnails
-from clipadapter.doctor import (
-    Diagnosis,
-    FindingGroup,
-    diagnose,
-    illustrate_findings,
-    read_findings_css,
-    render_findings,
-)
+from clipadapter.doctor import KINDS, Diagnosis, diagnose, render_findings
 from clipadapter.errors import ClipAdapterError, InputError
 from clipadapter.explain.explanation import name_shot, nearest_rows
 from clipadapter.features import FeatureSet
@@ -424,9 +417,6 @@ def _render(report: Report) -> str:
 def _template_values(report: Report) -> dict[str, Any]:
     """All values of the template without thumbnails."""
     diagnosis = report.doctor.diagnosis
-    groups: tuple[FindingGroup, ...] = ()
-    if diagnosis is not None:
-        groups = illustrate_findings(diagnosis, per_kind=MAX_FINDINGS_PER_KIND, side=FINDING_SIDE)
     return {
         "report": report,
         "evaluation": report.evaluation,
@@ -436,9 +426,11 @@ def _template_values(report: Report) -> dict[str, Any]:
         "data": page_data(report),
         "worst": report.pictures.mistakes[:MAX_WORST_MISTAKES],
         "most_confused": _most_confused_classes(report),
-        "groups": groups,
-        "findings": render_findings(groups, level=3),
-        "findings_css": read_findings_css(),
+        "kinds": KINDS,
+        "findings": ""
+        if diagnosis is None
+        else render_findings(diagnosis, per_kind=MAX_FINDINGS_PER_KIND, side=FINDING_SIDE, level=3),
+        "findings_css": read_asset("clipadapter.doctor", "findings.css"),
         "colours": {name: _colour(name, report) for name in report.metrics_by_model},
         "css": read_asset(PACKAGE, "report.css"),
         "js": read_asset(PACKAGE, "report.js"),
