@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipadapter.backends.formats import append_checksum, get_format
 from clipadapter.errors import ArtifactError, DataWarning, ImageError, InputError, MissingExtraError, install_command
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Uncertainty, learn_rejector
@@ -20,6 +21,7 @@ from .conftest import NAMES, SIDE, graph
 
 onnx = pytest.importorskip("onnx")
 
+ENDING = get_format("onnx").checksum_ending[0]
 PIXELS = PixelSpec(SIDE, (0.0,) * 3, (1.0,) * 3)
 
 
@@ -157,6 +159,7 @@ def test_neither_torch_nor_scikit_learn_is_imported(write, tmp_path):
 def test_what_is_no_graph_is_refused(tmp_path):
     for name, backend in (("model.onnx", "ONNX Runtime"), ("model.xml", "OpenVINO")):
         (tmp_path / name).write_bytes(b"nothing")
+        append_checksum(tmp_path / name)
         with pytest.raises(ArtifactError, match=f"can't be opened by {backend}"):
             Predictor(tmp_path / name)
 
@@ -228,6 +231,7 @@ def test_a_graph_that_does_not_give_the_answers_of_each_picture_is_refused(backe
     model = graph(about(pixels=PixelSpec(side, (0.0,) * 3, (1.0,) * 3), uncertainty=Uncertainty()).to_json())
     change(model.graph)
     onnx.save(model, tmp_path / "model.onnx")
+    append_checksum(tmp_path / "model.onnx")
     with pytest.raises(ArtifactError, match=words):
         Predictor(tmp_path / "model.onnx", backend=backend).predict([RED, GREEN])
 
@@ -236,7 +240,8 @@ def test_a_graph_that_does_not_give_the_answers_of_each_picture_is_refused(backe
 def test_a_file_that_is_no_text_where_it_describes_itself_is_refused(backend, write):
     pytest.importorskip(backend)
     path = write("MARK")
-    path.write_bytes(path.read_bytes().replace(b"MARK", b"\xff\xff\xff\xff"))
+    path.write_bytes(path.read_bytes()[: -len(ENDING) - 64].replace(b"MARK", b"\xff\xff\xff\xff"))
+    append_checksum(path)
     with pytest.raises(ArtifactError, match="can't be opened"):
         Predictor(path, backend=backend)
 
