@@ -149,7 +149,7 @@ def scripts(tmp_path, monkeypatch):
     from clipadapter.uncertainty import Uncertainty
     from clipadapter.utils.pixels import PixelSpec
 
-    about = ExportMetadata(NAMES, PixelSpec(SIDE, (0.5,) * 3, (0.5,) * 3), Uncertainty())
+    about = ExportMetadata(NAMES, (PixelSpec(SIDE, (0.5,) * 3, (0.5,) * 3),), Uncertainty())
     onnx.save(graph(about.to_json()), tmp_path / "model.onnx")
     append_checksum(tmp_path / "model.onnx")
     for name, text in SCRIPTS.items():

@@ -13,7 +13,7 @@ from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.utils.pixels import PixelSpec
 
-ABOUT = ExportMetadata(("red", "green", "blue"), PixelSpec(4, (0.0,) * 3, (1.0,) * 3), Uncertainty())
+ABOUT = ExportMetadata(("red", "green", "blue"), (PixelSpec(4, (0.0,) * 3, (1.0,) * 3),), Uncertainty())
 RED = np.full((8, 8, 3), [255, 0, 0], np.uint8)
 
 

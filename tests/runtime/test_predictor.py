@@ -32,7 +32,7 @@ def rejector():
 
 
 def about(**changes):
-    facts = {"class_names": NAMES, "pixels": PIXELS, "uncertainty": Uncertainty(rejector=rejector())}
+    facts = {"class_names": NAMES, "inputs": (PIXELS,), "uncertainty": Uncertainty(rejector=rejector())}
     return ExportMetadata(**{**facts, **changes})
 
 
@@ -135,7 +135,7 @@ def test_pictures_before_a_pause_are_answered_before_the_next_is_asked_for(predi
 def test_float_input_is_normalised_as_the_spec_says(write):
     # Mean 0.5 and deviation 0.5 put 255 to 1 and 0 to -1.
     spec = PixelSpec(4, (0.5,) * 3, (0.5,) * 3)
-    model = Predictor(write(about(input="float", pixels=spec, uncertainty=Uncertainty()).to_json(), input="float"))
+    model = Predictor(write(about(input="float", inputs=(spec,), uncertainty=Uncertainty()).to_json(), input="float"))
     np.testing.assert_allclose(model.run(model.preprocess(RED)[None]).features, [[1.0, -1.0, -1.0]], atol=1e-6)
 
 
@@ -228,7 +228,7 @@ def with_weights_that_are_not_finite(graph):
 )
 def test_a_graph_that_does_not_give_the_answers_of_each_picture_is_refused(backend, change, side, words, tmp_path):
     pytest.importorskip(backend)
-    model = graph(about(pixels=PixelSpec(side, (0.0,) * 3, (1.0,) * 3), uncertainty=Uncertainty()).to_json())
+    model = graph(about(inputs=(PixelSpec(side, (0.0,) * 3, (1.0,) * 3),), uncertainty=Uncertainty()).to_json())
     change(model.graph)
     onnx.save(model, tmp_path / "model.onnx")
     append_checksum(tmp_path / "model.onnx")

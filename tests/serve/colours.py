@@ -37,7 +37,7 @@ class Colours(Predictor):
     """Features are the mean of each channel, logits ten times these; a run waits for `go`."""
 
     def __init__(self, uncertainty=None):
-        self.metadata, self.backend = ExportMetadata(NAMES, PIXELS, uncertainty or learned()), "none"
+        self.metadata, self.backend = ExportMetadata(NAMES, (PIXELS,), uncertainty or learned()), "none"
         self.class_names, self.inputs = NAMES, (PIXELS,)
         self.uncertainty, self.precision = self.metadata.uncertainty, "fp32"
         self.go, self.running, self.batches = threading.Event(), threading.Event(), []
@@ -87,7 +87,7 @@ def write_file(path, names=NAMES):
     import onnx
 
     facts = {"encoder": {"name": "hand", "licence": "CC0-1.0"}, "head": {"name": "axes"}}
-    onnx.save(graph(ExportMetadata(names, PIXELS, learned(), **facts).to_json()), path)
+    onnx.save(graph(ExportMetadata(names, (PIXELS,), learned(), **facts).to_json()), path)
     append_checksum(path)
     return path
 

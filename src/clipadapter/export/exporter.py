@@ -229,14 +229,13 @@ def describe_model(
     provenance = {key: saved[key] for key in ("shots", "skipped", "views", "python", "created")}
     return ExportMetadata(
         model.class_names_,
-        inputs[0],
+        tuple(inputs),
         model.uncertainty_.without_arrays(),
         input_kind,
         precision,
         encoder,
         {"name": name, "params": model.head_.get_params(deep=False)},
         {**provenance, "versions": versions},
-        further_inputs=tuple(inputs[1:]),
         blocks=info.blocks if len(info.blocks) > 1 else (),
     )
 

@@ -35,7 +35,7 @@ class ExportMetadata:
 
     Args:
         class_names: in the order of the logits.
-        pixels: how a picture becomes the square that the graph takes.
+        inputs: how a picture becomes the square of each input of the graph.
         uncertainty: as `Uncertainty.without_arrays` returns it; the graph has the other arrays.
         input: "uint8" for squares (n, s, s, 3), values 0 .. 255; "float" for normalised pixels (n, 3, s, s).
         precision: of the image tower, "fp32" or "int8".
@@ -43,16 +43,15 @@ class ExportMetadata:
         head: its name and parameters.
         provenance: shots, versions, time.
         parity: figures of the comparison with the model.
-        further_inputs: how a picture becomes the squares of the second and further inputs.
         blocks: name and width of each block of the features, ``final`` first; empty if it is the only one.
 
     >>> pixels = PixelSpec(8, (0.5,) * 3, (0.5,) * 3)
-    >>> ExportMetadata.from_json(ExportMetadata(("cat", "dog"), pixels, Uncertainty()).to_json()).class_names
+    >>> ExportMetadata.from_json(ExportMetadata(("cat", "dog"), (pixels,), Uncertainty()).to_json()).class_names
     ('cat', 'dog')
     """
 
     class_names: tuple[str, ...]
-    pixels: PixelSpec
+    inputs: tuple[PixelSpec, ...]
     uncertainty: Uncertainty
     input: str = "uint8"
     precision: str = "fp32"
@@ -60,13 +59,7 @@ class ExportMetadata:
     head: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
-    further_inputs: tuple[PixelSpec, ...] = ()
     blocks: Blocks = ()
-
-    @property
-    def inputs(self) -> tuple[PixelSpec, ...]:
-        """How a picture becomes the square of each input of the graph."""
-        return (self.pixels, *self.further_inputs)
 
     def to_json(self) -> str:
         """Serialise; `from_json` is the inverse.
@@ -127,11 +120,10 @@ class ExportMetadata:
                 raise ValueError(f"its inputs are {[spec.size for spec in inputs]}")
             metadata = cls(
                 names,
-                inputs[0],
+                inputs,
                 Uncertainty.from_state(raw["uncertainty"], arrays, len(names), arrays_removed=True),
                 raw["input"],
                 raw["precision"],
-                further_inputs=inputs[1:],
                 blocks=as_blocks(raw["blocks"]) if raw.get("blocks") else (),
                 **{key: dict(raw[key]) for key in ("encoder", "head", "provenance", "parity")},
             )
