@@ -135,9 +135,7 @@ def rename_class(model: Model, name: str, new: str, encode: EncodePrompts) -> Ed
         encoded = encode({new: own})
     names = list(model.text.labels)
     names[renamed] = new
-    prompts: dict[str, Sequence[str]] = {}
-    for key, texts in model.prompts.items():
-        prompts[new if key == name else key] = own if key == name else texts
+    prompts = {new if key == name else key: own if key == name else texts for key, texts in model.prompts.items()}
     old_positions = tuple(range(len(names)))
     return Edit(_edit_text(model.text, names, old_positions, encoded), old_positions, prompts)
 

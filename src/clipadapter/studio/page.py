@@ -35,6 +35,7 @@ MAX_TABS = 500
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 FETCH_PATH_PATTERN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
 """Paths for which Gradio would fetch from another host."""
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 Update = Any
 """New value of a Gradio component, or `gr.skip` for none."""
 
@@ -272,23 +273,19 @@ class ForeignRequestFilter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle the request, or respond with 403."""
-        reason = _find_refusal_reason(scope) if scope["type"] == "http" else ""
+        reason = ""
+        if scope["type"] == "http" and FETCH_PATH_PATTERN.search(scope["path"]):
+            reason = "files of other hosts are not fetched"
+        # Without this, any page that a person visits could fill the disk with uploads.
+        elif scope["type"] == "http" and scope["method"] not in SAFE_METHODS and _is_foreign(Headers(scope=scope)):
+            reason = "pages of other hosts may not send anything"
         if reason:
             await PlainTextResponse(reason, 403)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
-def _find_refusal_reason(scope: Scope) -> str:
-    if FETCH_PATH_PATTERN.search(scope["path"]):
-        return "files of other hosts are not fetched"
-    # Without this, any page that a person visits could fill the disk with uploads.
-    if scope["method"] not in ("GET", "HEAD", "OPTIONS") and _is_from_foreign_page(Headers(scope=scope)):
-        return "pages of other hosts may not send anything"
-    return ""
-
-
-def _is_from_foreign_page(headers: Headers) -> bool:
+def _is_foreign(headers: Headers) -> bool:
     """Whether a page of another host sent a request. Clients that are no browsers send none of these headers.
 
     Browsers send ``Sec-Fetch-Site`` over HTTPS and to this machine only. Elsewhere, the host in ``Origin`` must be the

@@ -52,8 +52,7 @@ def list_picture_files(paths: Iterable[Path], root: Path | None = None) -> tuple
             status = path.stat()
         except OSError:
             continue  # removed since the folder was read
-        key = path.as_posix() if root is None else path.relative_to(root).as_posix()
-        key = key if root is not None else "/" + key.lstrip("/")
+        key = "/" + path.as_posix().lstrip("/") if root is None else path.relative_to(root).as_posix()
         files.append(
             PictureFile(encodable(key), path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
         )
