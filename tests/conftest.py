@@ -109,8 +109,9 @@ def save_work(monkeypatch):
 @pytest.fixture(scope="module", autouse=True)
 def folds_are_drawn_once(request):
     """What is repeated up to five times with few shots, most of the work of a fit, is for the tests of heads."""
+    repeated = {"heads", "bench", "test_counted_work.py", "test_quality.py"}
     with pytest.MonkeyPatch.context() as patch:
-        if not {"heads", "bench", "test_counted_work.py", "test_quality.py"} & {request.path.name, request.path.parent.name}:
+        if not repeated & {request.path.name, request.path.parent.name}:
             auto, out_of_fold = (
                 importlib.import_module(f"clipadapter.heads.{name}") for name in ("auto.head", "out_of_fold")
             )
