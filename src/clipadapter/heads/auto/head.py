@@ -35,7 +35,6 @@ from clipadapter.heads.auto.blocks import (
     MIN_NOISE_STD,
     ONE_SHOT_RIDGE_RATIO,
     Mixture,
-    centre_blocks,
     fit_blocks,
     mean_of_classes,
     spread_shares,
@@ -62,13 +61,14 @@ from clipadapter.heads.auto.experts import (
     predict_held_out,
     ridge_map,
 )
-from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, fit_unlabelled, select_pictures
+from clipadapter.heads.auto.unlabelled import MAX_PICTURES, MAX_ROWS, MAX_SHOTS, MIN_PICTURES, fit_unlabelled
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.losses import binary_losses, fit_bias
 from clipadapter.heads.out_of_fold import OutOfFold, make_folds, most_classes_repeat, some_rows
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import MAX_LOGITS, subsample
+from clipadapter.heads.support import rows_without_shots
 from clipadapter.utils.blocks import FINAL, Blocks, column_slices, select_blocks
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
 from clipadapter.utils.parallel import limit_threads, parallel_map
@@ -153,9 +153,8 @@ class Auto(Head):
     """(e,) mean of the class means of the further blocks, side by side; None if there is only ``final``."""
     block_weight_: Tensor | None = field(init=False, default=None)
     """(c, e) of centred unit features of the further blocks; zero for a block that is not used."""
-    block_share_: Tensor | None = field(
-        init=False, default=None
-    )  # each block's share of the spread of the logits, ``final`` first
+    block_share_: Tensor | None = field(init=False, default=None)
+    """Each block's share of the spread of the logits, ``final`` first."""
     unlabelled_share_: float | None = field(init=False, default=None)
     """The share of the spread of the logits that comes from these pictures; 0 if they are not used."""
     unlabelled_reason_: int | None = field(init=False, default=None)
@@ -336,13 +335,22 @@ class Auto(Head):
             self.dual_ *= factor
 
     def _select_pictures(self, shots: SupportSet, reason: int | None) -> Tensor:
-        """Unit features of the pictures without labels that are used, which edits of the model use again.
+        """Unit features (u', d) of the pictures without labels that are no shots, and at most `MAX_PICTURES`.
 
-        With a reason, this fit does not use them.
+        Edits of the model use them again. With a reason, this fit does not use them. Their values are those of 16-bit
+        numbers: a saved model keeps them in half the space, and an edit of it sees the same pictures as the fit.
         """
         if shots.unlabelled is None:
             return shots.X[:0]
-        pictures = select_pictures(shots.unlabelled, unit(shots.final_views[:, 0]), shots.blocks, self.seed)
+        columns = list(column_slices(shots.blocks).values())
+        units = torch.cat([unit(shots.unlabelled[:, part]) for part in columns], dim=1)
+        kept = rows_without_shots(units[:, columns[0]], unit(shots.final_views[:, 0]))
+        kept = kept[units[kept].any(dim=1)]  # zeros have no direction
+        limit = max(0, min(MAX_PICTURES, MAX_ROWS - len(shots.views)))
+        if len(kept) > limit:
+            order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(self.seed))
+            kept = kept[order[:limit].sort().values]
+        pictures = units[kept].half().float()
         self.kept_pictures_, self.unlabelled_share_ = pictures.numpy() if len(pictures) else None, 0.0
         self.unlabelled_reason_ = FEW_PICTURES if reason is None and len(pictures) < MIN_PICTURES else reason
         return pictures.to(shots.X.dtype)
@@ -453,7 +461,9 @@ class Auto(Head):
         """Centred unit features of each further block; none if no further block is used."""
         if self.block_centre_ is None:
             return []
-        return centre_blocks(X[:, len(self.centre_) :], self.read_blocks[1:], self.block_centre_.to(X.dtype))
+        further, centre = X[:, len(self.centre_) :], self.block_centre_.to(X.dtype)
+        every_columns = column_slices(self.read_blocks[1:]).values()
+        return [unit_centred(unit(further[:, columns]) - centre[columns]) for columns in every_columns]
 
     def _further_weight(self, dtype: torch.dtype) -> Tensor:
         assert self.block_weight_ is not None
