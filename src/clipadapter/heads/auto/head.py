@@ -61,14 +61,13 @@ from clipadapter.heads.auto.experts import (
     predict_held_out,
     ridge_map,
 )
-from clipadapter.heads.auto.unlabelled import MAX_PICTURES, MAX_ROWS, MAX_SHOTS, MIN_PICTURES, fit_unlabelled
+from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, fit_unlabelled, select_pictures
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.losses import binary_losses, fit_bias
 from clipadapter.heads.out_of_fold import OutOfFold, make_folds, most_classes_repeat, some_rows
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import MAX_LOGITS, subsample
-from clipadapter.heads.support import rows_without_shots
 from clipadapter.utils.blocks import FINAL, Blocks, column_slices, select_blocks
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
 from clipadapter.utils.parallel import limit_threads, parallel_map
@@ -335,22 +334,13 @@ class Auto(Head):
             self.dual_ *= factor
 
     def _select_pictures(self, shots: SupportSet, reason: int | None) -> Tensor:
-        """Unit features (u', d) of the pictures without labels that are no shots, and at most `MAX_PICTURES`.
+        """Unit features of the pictures without labels that are used, which edits of the model use again.
 
-        Edits of the model use them again. With a reason, this fit does not use them. Their values are those of 16-bit
-        numbers: a saved model keeps them in half the space, and an edit of it sees the same pictures as the fit.
+        With a reason, this fit does not use them.
         """
         if shots.unlabelled is None:
             return shots.X[:0]
-        columns = list(column_slices(shots.blocks).values())
-        units = torch.cat([unit(shots.unlabelled[:, part]) for part in columns], dim=1)
-        kept = rows_without_shots(units[:, columns[0]], unit(shots.final_views[:, 0]))
-        kept = kept[units[kept].any(dim=1)]  # zeros have no direction
-        limit = max(0, min(MAX_PICTURES, MAX_ROWS - len(shots.views)))
-        if len(kept) > limit:
-            order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(self.seed))
-            kept = kept[order[:limit].sort().values]
-        pictures = units[kept].half().float()
+        pictures = select_pictures(shots.unlabelled, unit(shots.final_views[:, 0]), shots.blocks, self.seed)
         self.kept_pictures_, self.unlabelled_share_ = pictures.numpy() if len(pictures) else None, 0.0
         self.unlabelled_reason_ = FEW_PICTURES if reason is None and len(pictures) < MIN_PICTURES else reason
         return pictures.to(shots.X.dtype)

@@ -26,6 +26,9 @@ from torch import Tensor
 
 from clipadapter.heads.auto.blocks import Mixture, log_rarity
 from clipadapter.heads.auto.experts import HeldOut, Stacking, centre_logits, fit_stacking, noise_std, predict_held_out
+from clipadapter.heads.support import rows_without_shots
+from clipadapter.utils.blocks import Blocks, column_slices
+from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import limit_threads
 
 RIDGE = 0.3  # ridge of the regression on shots and pictures
@@ -152,6 +155,24 @@ def count_classes(logits: Tensor) -> float:
     counts = torch.bincount(logits.argmax(dim=1)).double()
     shares = counts[counts > 0] / counts.sum()
     return round(float((-shares * shares.log()).sum().exp()), 6)
+
+
+def select_pictures(pictures: Tensor, shots: Tensor, blocks: Blocks, seed: int) -> Tensor:
+    """Unit features (u', d) of the pictures that are used: those that are no shots, and at most `MAX_PICTURES`.
+
+    Their values are those of 16-bit numbers, so that a saved model keeps them in half the space, and an edit of it
+    sees the same pictures as the fit. The pictures have raw features of all blocks, the shots unit features of
+    ``final``.
+    """
+    columns = list(column_slices(blocks).values())
+    units = torch.cat([unit(pictures[:, part]) for part in columns], dim=1)
+    kept = rows_without_shots(units[:, columns[0]], shots)
+    kept = kept[units[kept].any(dim=1)]  # zeros have no direction
+    limit = max(0, min(MAX_PICTURES, MAX_ROWS - len(shots)))
+    if len(kept) > limit:
+        order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
+        kept = kept[order[:limit].sort().values]
+    return units[kept].half().float()
 
 
 def _stack(held_out: HeldOut, regression: Tensor, of: Tensor | slice = slice(None)) -> Stacking:
