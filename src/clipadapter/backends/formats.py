@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from clipadapter.backends.base import BACKENDS, require_without_telemetry
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, brief
-from clipadapter.utils.files import open_regular
+from clipadapter.utils.files import Stamp, open_regular, stamp_files
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -214,7 +214,6 @@ def open_graph(path: Path, backend: str, threads: int | None = None) -> Inferenc
 ALGORITHM = "sha256"
 N_DIGITS = 64
 BLOCK_BYTES = 1 << 20
-Stamp = tuple[tuple[int, int, int, int], ...]
 
 
 def check_file(path: Path) -> str | None:
@@ -260,13 +259,12 @@ def append_checksum(path: Path) -> str:
     return total.hexdigest()
 
 
-def stamp_files(path: Path) -> Stamp:
-    """A value that changes when one of the files of a model is replaced or overwritten."""
+def stamp_model(path: Path) -> tuple[Stamp, ...]:
+    """See `stamp_files`, of the files of a model."""
     try:
-        stats = [file.stat() for file in require_format(path).existing_files(path)]
+        return stamp_files(require_format(path).existing_files(path))
     except OSError as error:
         raise ArtifactError(f"{path} can't be read: {error.strerror or error}") from error
-    return tuple((each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in stats)
 
 
 def open_model(path: Path) -> BinaryIO:

@@ -25,7 +25,7 @@ from clipadapter.backends.formats import (
     list_openers,
     open_graph,
     require_format,
-    stamp_files,
+    stamp_model,
 )
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image_shrunk, source_name
@@ -111,11 +111,11 @@ class Predictor:
         self.backend = _choose_backend(self.path, backend)
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, but is {threads}")
-        stamp = stamp_files(self.path)
+        stamp = stamp_model(self.path)
         self.sha256 = check_file(self.path)
         self._graph = open_graph(self.path, self.backend, threads)
         self.metadata = ExportMetadata.from_json(self._graph.metadata)
-        if stamp_files(self.path) != stamp:
+        if stamp_model(self.path) != stamp:
             raise ArtifactError(f"{self.path} changed while it was opened: open it again when it is complete")
         if self.sha256 is None and self.metadata.checksum:
             raise ArtifactError(f"{self.path} was altered: the SHA-256 at its end is missing. Copy or export it again")

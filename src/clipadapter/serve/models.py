@@ -38,7 +38,7 @@ from clipadapter.runtime.model_folder import CONFIG_FILE
 from clipadapter.serve.batching import Batcher
 from clipadapter.serve.limits import Limits, RequestRefused
 from clipadapter.serve.logs import Metrics, log_event
-from clipadapter.utils.files import explain_missing, quote_path
+from clipadapter.utils.files import Stamp, explain_missing, quote_path, stamp_files
 from clipadapter.utils.parallel import count_cores
 
 REFRESH_SECONDS = 1.0
@@ -46,7 +46,6 @@ REFRESH_SECONDS = 1.0
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 VERSION_CHARS = 12
 """Of the SHA-256 of a model's files."""
-FileStamp = tuple[tuple[str, int, int, int], ...]
 
 
 class ServedModels:
@@ -75,8 +74,8 @@ class ServedModels:
         self._backend, self._threads = backend, threads
         self._models: dict[str, ServedModel] = {}
         # By name: stamps of the files that were loaded, or could not be, and those that the last check saw.
-        self._stamps: dict[str, FileStamp | None] = {}
-        self._last_stamps: dict[str, FileStamp | None] = {}
+        self._stamps: dict[str, tuple[Stamp, ...] | None] = {}
+        self._last_stamps: dict[str, tuple[Stamp, ...] | None] = {}
         for source in read_sources(self._specs):
             self._stamps[source.name] = self._last_stamps[source.name] = source.stamp()
             self._add(self._load(source))
@@ -257,13 +256,12 @@ class ModelSource:
             return (self.path, *companion_files(self.path))
         return (self.path / CONFIG_FILE,)  # it has the hashes of the others
 
-    def stamp(self) -> FileStamp | None:
+    def stamp(self) -> tuple[Stamp, ...] | None:
         """Changes when the files do; None if one is gone."""
         try:
-            stats = [(path.name, path.stat()) for path in self.files]
+            return stamp_files(self.files)
         except OSError:
             return None
-        return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)
 
     def exported_file(self) -> Path:
         """The exported file. A saved model is exported once, into the cache folder."""

@@ -319,6 +319,16 @@ def read_ends(path: str | Path) -> tuple[bytes, bytes]:
         return first, file.read(4)
 
 
+Stamp = tuple[int, int, int, int]
+"""Device, inode, size and time of the last change of a file. A move does not change it."""
+
+
+def stamp_files(paths: Iterable[str | Path]) -> tuple[Stamp, ...]:
+    """What changes when one of some files is replaced or overwritten. OSError: one of them is gone."""
+    stats = [Path(path).stat() for path in paths]
+    return tuple((each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in stats)
+
+
 def write_atomically(path: str | Path, data: str | bytes, sync: bool = True) -> Path:
     """Write a file and its folder, and return the path. If the write fails, an older file stays. Links are followed.
 
