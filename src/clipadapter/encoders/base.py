@@ -106,11 +106,6 @@ class Encoder(ABC):
         """Shape of the result of `preprocess`: (3, s, s), unless the encoder packs the input of several towers."""
         return (3, self.info.image_size, self.info.image_size)
 
-    @property
-    def pixel_dtype(self) -> torch.dtype:
-        """Type of the result of `preprocess`: float32, or uint8 if a backend normalises the pixels."""
-        return torch.float32
-
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
         """Open an encoder. By default nothing may follow the scheme, and the constructor takes the device.
@@ -212,7 +207,7 @@ class Encoder(ABC):
             side (n, sum of widths), float32. Every backend can convert it.
 
         Raises:
-            InputError: if the tower can't be run at this size, or has no such layers.
+            InputError: if the tower can't be run at this size.
         """
         raise InputError(f"the image tower of {self.info.name} gives its final feature only, at its own size")
 

@@ -73,11 +73,6 @@ class BackendEncoder(EncoderWrapper):
         """(s, s, 3)."""
         return (self.pixels.size, self.pixels.size, 3)
 
-    @property
-    def pixel_dtype(self) -> torch.dtype:
-        """uint8."""
-        return torch.uint8
-
     def preprocess(self, image: Image.Image) -> Tensor:
         """The square that the tower sees, as (s, s, 3) uint8: the backend normalizes it."""
         return torch.from_numpy(np.array(self.pixels.to_square(image)))
@@ -320,10 +315,10 @@ class BlockEncoder(EncoderWrapper):
         """(n, l) to (n, d)."""
         if pixels.ndim != 2 or tuple(pixels.shape[1:]) != self.pixel_shape:
             raise InputError(f"this encoder takes pixels (n, {self.pixel_shape[0]}), but got {tuple(pixels.shape)}")
-        parts = zip(self._passes, pixels.split(self._pixel_counts(), dim=1), strict=True)
-        features = [
-            each.encode_pixels(part.unflatten(1, each.pixel_shape).to(each.pixel_dtype)) for each, part in parts
-        ]
+        features = []
+        for each, part in zip(self._passes, pixels.split(self._pixel_counts(), dim=1), strict=True):
+            dtype = torch.uint8 if isinstance(each, BackendEncoder) else torch.float32
+            features.append(each.encode_pixels(part.unflatten(1, each.pixel_shape).to(dtype)))
         return torch.cat(features, dim=1)
 
     def run_on(self, passes: Sequence[Encoder]) -> BlockEncoder:

@@ -89,8 +89,9 @@ class OpenClipTextTower(TextTower):
     def encode_prefix(self, embeddings: Tensor) -> Prefix:
         """(p, w), run through the layers if they are causal and of the kind that `plain_blocks` knows."""
         blocks = self._blocks()
-        if blocks is None or not all(_covers_prompts(block, len(embeddings)) for block in blocks):
-            return super().encode_prefix(embeddings)
+        prompted = [block for block in blocks or () if isinstance(block, PromptedBlock)]
+        if blocks is None or any(len(block.source()) >= len(embeddings) for block in prompted):
+            return super().encode_prefix(embeddings)  # not all prompts stand among the first tokens
         return Prefix(embeddings, run_prefix(blocks, self._add_positions(embeddings, 0)))
 
     def encode_after_prefix(self, prefix: Prefix, embeddings: Tensor, lengths: Tensor) -> Tensor:
@@ -262,11 +263,6 @@ def _has_plain_attention(block: Any) -> bool:
         and not attention.add_zero_attn
         and not attention.dropout
     )
-
-
-def _covers_prompts(block: Any, length: int) -> bool:
-    """Whether all prompts of a block stand among the first tokens of a text."""
-    return not isinstance(block, PromptedBlock) or 1 + len(block.source()) <= length
 
 
 def run_prefix(blocks: Sequence[Any], hidden: Tensor) -> list[KeysValues]:

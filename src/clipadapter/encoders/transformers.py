@@ -113,9 +113,6 @@ class TransformersEncoder(TorchEncoder):
         patch = getattr(self._network.vision.config, "patch_size", None)
         if size != self.info.image_size and (not patch or size % int(patch)):
             raise InputError(f"the image tower of {self.info.name} takes multiples of {patch} pixels, but not {size}")
-        missing = [layer for layer in layers if layer not in self.layers()]
-        if missing:
-            raise InputError(f"the image tower of {self.info.name} has no layer {missing[0]!r}")
         return ImageNetwork(self._model, self.has_text, layers, size != self.info.image_size).eval()
 
     def projection(self) -> Projection | None:
@@ -281,11 +278,6 @@ def _or(value: Any, default: Any) -> Any:
 def _read_source(uri: str, folder: Path, licence: str, note: str = "") -> TransformersSource:
     config = read_config(uri, folder / CONFIG_FILE)
     kind = config.get("model_type")
-    if kind == "siglip2":
-        raise EncoderUnavailableError(
-            f"{uri} is a NaFlex model of SigLIP 2, whose pictures keep their shape: that is not supported. Take one "
-            "of a fixed resolution, such as hf:google/siglip2-base-patch16-256"
-        )
     if not isinstance(kind, str) or kind not in FAMILIES:
         titles = ", ".join(dict.fromkeys(family.title for family in FAMILIES.values()))
         other = find_repository_name(uri.removeprefix("hf:").partition("@")[0])

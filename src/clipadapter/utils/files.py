@@ -300,12 +300,9 @@ def describe_parquet_error(error: Exception, path: str | Path | None = None) -> 
         return f"it lacks {error.args[0]}"
     if not isinstance(error, OSError) and not type(error).__module__.startswith("pyarrow"):
         return str(error)
-    try:
-        first, last = read_ends(path) if path is not None else (b"", b"")
-    except (OSError, ValueError):
-        path = None
     if path is None:
         return "it is no complete Parquet file"
+    first, last = read_ends(path)
     if first != PARQUET_MARK:
         return "it is not in the format Parquet" if first else "it is empty"
     return "its data are damaged" if last == PARQUET_MARK else "it is not complete, its end is missing"

@@ -168,9 +168,5 @@ class Markup(str):
 def _is_number_column(rows: Sequence[Sequence[object]], i: int) -> bool:
     """Whether a column has numbers only, which may be formatted, and empty cells."""
     cells = [row[i] for row in rows if row[i] != ""]
-    return bool(cells) and all(isinstance(cell, int | float) or _is_formatted_number(cell, i) for cell in cells)
-
-
-def _is_formatted_number(cell: object, column: int) -> bool:
-    # The first column has names, which may look like numbers, unless they have decimal places.
-    return (DECIMAL if column == 0 else NUMBER).fullmatch(str(cell)) is not None
+    number = NUMBER if i else DECIMAL  # the first column has names, which may look like whole numbers
+    return bool(cells) and all(isinstance(cell, int | float) or number.fullmatch(str(cell)) for cell in cells)

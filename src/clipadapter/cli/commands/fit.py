@@ -91,9 +91,9 @@ def command(
     note_kept(f"{before}; {encoder_options.kept}")
     shards, has_test = _open_shards(data), False
     if shards is None:
-        from clipadapter.data.load import load_with_splits
+        from clipadapter.data.load import load_labelled
 
-        pictures, splits = load_with_splits(Path(data), split, "train")
+        pictures, splits = load_labelled(Path(data), split, "train")
         has_test = split is None and "test" in splits
     else:
         pictures = _list_shards(shards, split)
