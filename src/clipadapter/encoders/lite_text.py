@@ -100,15 +100,12 @@ class MiniLm(TextTower):
         return other
 
     def network(self) -> nn.Module:
-        """The transformer."""
         return self._bert.encoder
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text with its special tokens."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids (...,) to embeddings (..., 384)."""
         embeddings: Tensor = self._bert.embeddings.word_embeddings(ids.to(self.device))
         return embeddings
 

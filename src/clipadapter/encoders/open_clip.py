@@ -92,17 +92,14 @@ class OpenClipEncoder(VisualEncoder):
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Open what `find_source` finds."""
         return cls(find_source(cls.variant_start + variant), device)
 
     @classmethod
     def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
         if source := hub_source(cls.variant_start + variant):
             source.check()
 
     def network(self) -> nn.Module:
-        """The model's ``visual``."""
         visual: nn.Module = self._model.visual
         return visual
 
@@ -116,7 +113,6 @@ class OpenClipEncoder(VisualEncoder):
         return open_text_tower(self._model, self._tokenizer, self.info.fingerprint, self.device)
 
     def tunable_copy(self) -> OpenClipEncoder:
-        """A second encoder on the same weights."""
         other = copy.copy(self)
         for name in ("_text_tower", "_last_step", "_inner", "_second_size"):  # rebuilt from the modules of the copy
             other.__dict__.pop(name, None)

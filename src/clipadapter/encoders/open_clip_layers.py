@@ -84,7 +84,6 @@ class VisualEncoder(TorchEncoder):
         return size
 
     def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
-        """See `Encoder.layer_network`."""
         widths, tower, last_step = self.layers(), self.network(), self._last_step
         if getattr(tower, "output_tokens", False):
             raise InputError("the image tower is one of CoCa: it gives its final feature only, at its own size")
@@ -106,7 +105,6 @@ class VisualEncoder(TorchEncoder):
         return _LayerNetwork(visual, self._inner, final_width, layers, width).eval()
 
     def patches(self, pixels: Tensor) -> Tensor | None:
-        """See `encode_patches`."""
         return encode_patches(self.network(), pixels)
 
     def _step(self) -> int | None:

@@ -58,7 +58,6 @@ class OpenClipTextTower(TextTower):
         return [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
 
     def network(self) -> nn.Module:
-        """The transformer."""
         transformer: nn.Module = self._layers.transformer
         return transformer
 
@@ -68,12 +67,10 @@ class OpenClipTextTower(TextTower):
         return norm
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(...,) to (..., w)."""
         embeddings: Tensor = self._layers.token_embedding(ids.to(self.device))
         return embeddings
 
     def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """(k, l, w) to raw features (k, d)."""
         lengths = lengths.to(self.device)
         if self._causal is not None:
             return self._causal.encode(embeddings[:, : int(lengths.max())], lengths - 1)
@@ -95,7 +92,6 @@ class OpenClipTextTower(TextTower):
         return Prefix(embeddings, run_prefix(blocks, self._add_positions(embeddings, 0)))
 
     def encode_after_prefix(self, prefix: Prefix, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """(k, l, w) after a prefix to raw features (k, d)."""
         blocks = self._blocks()
         if blocks is None or not prefix.keys_values:
             return super().encode_after_prefix(prefix, embeddings, lengths)

@@ -67,12 +67,10 @@ class TimmEncoder(VisualEncoder):
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Open what `find_source` finds."""
         return cls(find_source(variant), device)
 
     @classmethod
     def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
         model, _, path = parse_timm(variant)
         if model and not path:
             _weights_on_hub(_look_up(model)).check()

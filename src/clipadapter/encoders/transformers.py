@@ -84,7 +84,6 @@ class TransformersEncoder(TorchEncoder):
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Open what `find_source` finds."""
         return cls(find_source(variant), device)
 
     @classmethod
@@ -96,7 +95,6 @@ class TransformersEncoder(TorchEncoder):
             _hub_source(variant, [CONFIG_FILE]).check()
 
     def network(self) -> nn.Module:
-        """The image tower with its projection."""
         return self._network
 
     def layers(self) -> Mapping[str, int]:
