@@ -73,13 +73,13 @@ def describe_unreadable(count: int) -> str:
     return "the picture can't be read" if count == 1 else f"none of the {count:,} pictures can be read"
 
 
-def describe_classes(names: Sequence[str], limit: int = 3) -> str:
+def describe_classes(names: Sequence[str]) -> str:
     """The number of classes and the first names.
 
     >>> describe_classes(["cat", "cow", "dog", "hen"])
     '4 classes (cat, cow, dog and 1 more)'
     """
-    return f"{len(names):,} class{'' if len(names) == 1 else 'es'} ({format_list(names, limit)})"
+    return f"{len(names):,} class{'' if len(names) == 1 else 'es'} ({format_list(names, limit=3)})"
 
 
 def describe_shots(shots: Mapping[str, int], total: int) -> str:
