@@ -175,9 +175,10 @@ def restore_backend(
     for name in names:
         cls = backend_info(name).cls
         is_supported = precision in cls.precisions and encoder.device.partition(":")[0] in cls.devices
-        if is_supported and not cls.missing_package():
-            if all(cls.is_ready(fingerprint, precision, calibrations.get(i)) for i, fingerprint in towers.items()):
-                return with_backend(encoder, name, precision, calibration)
+        if not is_supported or cls.missing_package():
+            continue
+        if all(cls.is_ready(fingerprint, precision, calibrations.get(i)) for i, fingerprint in towers.items()):
+            return with_backend(encoder, name, precision, calibration)
     backend_info(names[0]).cls.check_available(precision)
     raise EncoderUnavailableError(
         f"{encoder.info.name} was calibrated for {precision}. Neither the converted tower nor the pictures are here"
