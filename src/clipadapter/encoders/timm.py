@@ -54,6 +54,8 @@ class TimmEncoder(VisualEncoder):
         facts: Mapping[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
         self.pixels = read_pixels(source.uri, facts)
         self.device = device
+        pooling = str(getattr(network, "global_pool", ""))
+        architecture = [CODE_VERSION, facts["architecture"], pooling, self.pixels.to_dict()]
         self.info = EncoderInfo(
             name=source.uri,
             dim=measure_width(network, self.pixels.size, source.uri),
@@ -61,7 +63,7 @@ class TimmEncoder(VisualEncoder):
             logit_scale=DEFAULT_LOGIT_SCALE,
             logit_bias=None,
             licence=source.licence,
-            fingerprint=_fingerprint(network, facts, self.pixels),
+            fingerprint=compute_fingerprint(architecture, network.state_dict()),
         )
         self._visual = as_open_clip_tower(network.to(device), self.pixels.size)
 
@@ -219,9 +221,3 @@ def measure_width(network: nn.Module, size: int, uri: str) -> int:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise InputError(f"{uri} gives no single feature per picture, but {shape}: take a model that pools its output")
     return int(features.shape[1])
-
-
-def _fingerprint(network: nn.Module, facts: Mapping[str, Any], pixels: PixelSpec) -> str:
-    """Hex digest of the weights, the architecture, the pooling and the preprocessing."""
-    pooling = str(getattr(network, "global_pool", ""))
-    return compute_fingerprint([CODE_VERSION, facts["architecture"], pooling, pixels.to_dict()], network.state_dict())

@@ -70,6 +70,10 @@ class TransformersEncoder(TorchEncoder):
                 f"{source.uri} does not take the pictures of {size} pixels that it states: {error}"
             ) from error
         scale, bias = getattr(model, "logit_scale", None), getattr(model, "logit_bias", None)
+        # Not the versions and paths that the library writes into a configuration.
+        config = {k: value for k, value in source.config.items() if not k.startswith("_") and "version" not in k}
+        tokens = [] if self._text is None else self._text.tokenize(TOKENIZER_PROBES)
+        facts = [CODE_VERSION, config, source.pixels.to_dict(), tokens]
         self.info = EncoderInfo(
             name=source.uri,
             dim=width,
@@ -77,7 +81,7 @@ class TransformersEncoder(TorchEncoder):
             logit_scale=DEFAULT_LOGIT_SCALE if scale is None else float(scale.exp()),
             logit_bias=None if bias is None else float(bias),
             licence=source.licence,
-            fingerprint=_fingerprint(source, model, self._text),
+            fingerprint=compute_fingerprint(facts, model.state_dict()),
             note=source.note,
         )
         self._model, self._network = model.to(device), network.to(device)
@@ -399,11 +403,3 @@ class TextNetwork:
             rows.append((features if isinstance(features, Tensor) else features.pooler_output).float().cpu())
             order += batch
         return torch.cat(rows)[torch.tensor(order).argsort()]
-
-
-def _fingerprint(source: TransformersSource, model: nn.Module, text: TextNetwork | None) -> str:
-    """Hex digest of weights, architecture, preprocessing, and the tokens of probe texts."""
-    # Not the versions and paths that the library writes into a configuration.
-    config = {key: value for key, value in source.config.items() if not key.startswith("_") and "version" not in key}
-    tokens = [] if text is None else text.tokenize(TOKENIZER_PROBES)
-    return compute_fingerprint([CODE_VERSION, config, source.pixels.to_dict(), tokens], model.state_dict())
