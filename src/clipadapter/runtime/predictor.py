@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +24,6 @@ from clipadapter.backends.formats import (
     list_openers,
     open_graph,
     require_format,
-    stamp_model,
 )
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image_shrunk, source_name
@@ -34,7 +32,7 @@ from clipadapter.errors import ArtifactError, ImageError, InputError, brief
 from clipadapter.runtime.metadata import ExportMetadata
 from clipadapter.uncertainty import Answers
 from clipadapter.utils.blocks import total_width
-from clipadapter.utils.files import explain_missing
+from clipadapter.utils.files import explain_missing, stamp_files
 from clipadapter.utils.pixels import min_jpeg_side, pack_squares, packed_shape, unpack_squares
 from clipadapter.utils.prediction import Prediction, labels_of, unreadable
 
@@ -65,10 +63,6 @@ class Outputs:
     ood_scores: NDArray[Any] | None = None
     blocks: NDArray[Any] | None = None
 
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.logits)
-
     def rows(self, index: slice) -> Outputs:
         """Outputs of some of the pictures."""
         arrays = (getattr(self, field.name) for field in fields(self))
@@ -95,8 +89,7 @@ class Predictor:
         InputError: if the backend can't run such a file.
 
     Attributes:
-        sha256: checksum of the file, which was compared with its bytes before a backend opened it; None if the file was
-            exported without one.
+        sha256: checksum of the file, which was compared with its bytes before a backend opened it.
         metadata: of the file.
 
     ::
@@ -111,18 +104,13 @@ class Predictor:
         self.backend = _choose_backend(self.path, backend)
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, but is {threads}")
-        stamp = stamp_model(self.path)
+        export_format = require_format(self.path)
+        stamp = stamp_files(export_format.existing_files(self.path))
         self.sha256 = check_file(self.path)
         self._graph = open_graph(self.path, self.backend, threads)
         self.metadata = ExportMetadata.from_json(self._graph.metadata)
-        if stamp_model(self.path) != stamp:
+        if stamp_files(export_format.existing_files(self.path)) != stamp:
             raise ArtifactError(f"{self.path} changed while it was opened: open it again when it is complete")
-        if self.sha256 is None and self.metadata.checksum:
-            raise ArtifactError(f"{self.path} was altered: the SHA-256 at its end is missing. Copy or export it again")
-        if self.sha256 is None:
-            logging.getLogger(__name__).info(
-                "%s has no SHA-256, so damage can't be noticed: export the model again", self.path
-            )
         self.class_names, self.inputs = self.metadata.class_names, self.metadata.inputs
         self.uncertainty, self.precision = self.metadata.uncertainty, self.metadata.precision
         self._input_names = input_names(self.metadata.input, [spec.size for spec in self.inputs])
