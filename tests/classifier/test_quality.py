@@ -5,7 +5,7 @@ import pytest
 
 from clipadapter import FewShotClassifier
 from clipadapter.classifier.second_look import draw_trial_shots
-from clipadapter.encoders.simclr import write_tensors
+from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import EncoderUnavailableError, FingerprintError, InputError
 from clipadapter.features import FeatureSet

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from clipadapter.encoders import create_encoder, open_blocks, with_backend
 from clipadapter.encoders.open_clip_layers import encode_patches
-from clipadapter.encoders.simclr import write_tensors
+from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.pretraining.simclr import SimClrModel
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from clipadapter import FewShotClassifier
 from clipadapter.encoders import create_encoder
-from clipadapter.encoders.simclr import write_tensors
+from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.errors import EncoderUnavailableError, InputError
 from clipadapter.pretraining.simclr import SimClrModel
 from clipadapter.testing import check_encoder

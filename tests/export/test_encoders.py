@@ -5,7 +5,7 @@ import pytest
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import create_encoder, open_blocks
-from clipadapter.encoders.simclr import write_tensors
+from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.errors import InputError
 from clipadapter.export import export_model
 from clipadapter.export.graph import export_towers

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clipadapter.encoders import create_encoder
-from clipadapter.encoders.simclr import empty_tower
+from clipadapter.encoders.simclr_network import empty_tower
 from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError, InputError
 from clipadapter.pretraining import nt_xent, simclr, train_simclr
 from clipadapter.pretraining.simclr import SimClrModel, augment, read_weights, seeded_random

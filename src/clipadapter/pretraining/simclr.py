@@ -32,7 +32,7 @@ from torch.nn.functional import cross_entropy
 from torchvision.transforms.v2 import functional as F
 
 from clipadapter.data.images import ImageSource, image_bytes, read_image
-from clipadapter.encoders.simclr import FILE, MEAN, STD, WIDTH, empty_tower, read_tensors, write_tensors
+from clipadapter.encoders.simclr_network import FILE, MEAN, STD, WIDTH, empty_tower, read_tensors, write_tensors
 from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError, ImageError, InputError
 from clipadapter.utils.files import RANDOM_END, path_without_links, remove_abandoned
 from clipadapter.utils.functional import unit
