@@ -207,7 +207,7 @@ class Encoder(ABC):
             side (n, sum of widths), float32. Every backend can convert it.
 
         Raises:
-            InputError: if the tower can't be run at this size.
+            InputError: if the tower can't be run at this size, or has no such layers.
         """
         raise InputError(f"the image tower of {self.info.name} gives its final feature only, at its own size")
 

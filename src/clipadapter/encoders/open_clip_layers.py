@@ -85,6 +85,9 @@ class VisualEncoder(TorchEncoder):
 
     def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
         widths, tower, last_step = self.layers(), self.network(), self._last_step
+        missing = [layer for layer in layers if layer not in widths]
+        if missing:
+            raise InputError(f"the image tower has no layer {missing[0]!r}")
         if getattr(tower, "output_tokens", False):
             raise InputError("the image tower is one of CoCa: it gives its final feature only, at its own size")
         # Weights that are created in inference mode could not be traced later.

@@ -115,6 +115,9 @@ class TransformersEncoder(TorchEncoder):
         patch = getattr(self._network.vision.config, "patch_size", None)
         if size != self.info.image_size and (not patch or size % int(patch)):
             raise InputError(f"the image tower of {self.info.name} takes multiples of {patch} pixels, but not {size}")
+        missing = [layer for layer in layers if layer not in self.layers()]
+        if missing:
+            raise InputError(f"the image tower of {self.info.name} has no layer {missing[0]!r}")
         return ImageNetwork(self._model, self.has_text, layers, size != self.info.image_size).eval()
 
     def projection(self) -> Projection | None:
