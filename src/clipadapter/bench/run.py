@@ -65,14 +65,18 @@ class RunEncoder(FrozenModel):
     fingerprint: str
 
 
-class RunData(FrozenModel):
-    """The data, and in ``protocol`` what the test pictures are; that is not the name of a registered protocol.
+TEST_KINDS = {
+    "given": "the test part stands apart from what the shots are drawn from",
+    "rest": "the test part is the rows that were not drawn, so each draw has another",
+    "new": "other classes than those of the shots, known by their text alone",
+    "folds": "cross-validation; each picture is predicted by a head fitted to shots of other folds",
+    "shift": "pictures from elsewhere that show classes of the shots, among which alone a head chooses",
+}
+"""What the test pictures of a record are, as reports say it."""
 
-    ``"given"`` if the test part is separate, ``"rest"`` if it is the rows that were not drawn, ``"shift"`` if its
-    pictures are of another data set with classes of the support, ``"new"`` if it has other classes, of which the head
-    has only the text, ``"stream"`` for the test parts of a stream of tasks, ``"folds"`` if it is all rows, each
-    predicted by a fit to other folds.
-    """
+
+class RunData(FrozenModel):
+    """The data, and in ``protocol`` what the test pictures are: a key of `TEST_KINDS`, or "stream"."""
 
     support: str  # name of the data set that the shots were drawn from
     test: str  # name of the test part; that of the support if the rows that were not drawn are the test part
@@ -144,14 +148,6 @@ class TaskStream(FrozenModel):
     task_known: bool  # the head predicts among the classes of the picture's task (MTIL); else of all tasks (X-TAIL)
     joint: bool  # the head is fitted again to all shots so far; else it continues, and gets those of the new task only
     tasks: list[Task] = Field(min_length=1)
-
-    def split_rows(self, rows: Sequence[int]) -> list[list[int]]:
-        """Split the drawn rows, which are in the order of the tasks, by task."""
-        rows_of_tasks, start = [], 0
-        for task in self.tasks:
-            rows_of_tasks.append(list(rows[start : start + task.shots]))
-            start += task.shots
-        return rows_of_tasks
 
 
 class Step(FrozenModel):
