@@ -34,7 +34,6 @@ MODEL_PATTERNS = (
     *(f"{ARRAYS_FOLDER}/{name}-{16 * '[0-9a-f]'}.safetensors" for name in ARRAY_NAMES),
 )
 """Which files of a repository are those of a model. The history stays on its machine."""
-DEFAULT_COMMIT_MESSAGE = "A model of clipadapter"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def push(
     token: str | bool | None = None,
     branch: str | None = None,
     create_pr: bool = False,
-    commit_message: str = DEFAULT_COMMIT_MESSAGE,
+    commit_message: str = "A model of clipadapter",
 ) -> PushResult:
     """Upload a saved model in one commit. The repository is created if it does not exist.
 
@@ -87,10 +86,7 @@ def push(
     with _as_library_errors(repo_id, "write to"):
         repo = str(api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
         card = make_card(folder, config, repo)
-        files |= {
-            CONFIG_FILE: config_bytes(config),
-            CARD_FILE: Path(folder) / CARD_FILE if card is None else card,
-        }
+        files |= {CONFIG_FILE: config_bytes(config), CARD_FILE: Path(folder) / CARD_FILE if card is None else card}
         old_files = set(api.list_repo_files(repo, revision=branch))
         stale = sorted(
             file for file in old_files - set(files) if any(fnmatchcase(file, each) for each in MODEL_PATTERNS)
