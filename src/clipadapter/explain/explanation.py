@@ -37,11 +37,9 @@ MAX_PICTURE_SIDE = 512
 """Longest side, in pixels, of the picture in an explanation."""
 MIN_RELATIVE_LOGIT_RANGE = 1e-4
 """Logits that differ by less, relative to the largest, are equal up to rounding."""
-NOT_ADDITIVE = "no parts of text and shots: the logits of this head are not the sum of both"
-MULTILABEL = "no parts of text and shots: the bias of each label of a multi-label head is learned"
 NOT_BY_BLOCK = "no parts of blocks: the logits of this head are not a sum over blocks of features"
-BLOCK_HEADER = ("block", "for (+) or against (-)", "alone it says")
 NO_SHOTS = "no nearest shots: the model was saved without its shots (--no-support)"
+BLOCK_HEADER = ("block", "for (+) or against (-)", "alone it says")
 
 
 @dataclass(frozen=True)
@@ -145,12 +143,11 @@ class Explanation:
             "notes": list(self.notes),
         }
 
-    def plot(self, path: str | Path, title: str = "") -> Path:
+    def plot(self, path: str | Path) -> Path:
         """Plot the picture, the heat map, the parts of the margin and the nearest shots.
 
         Args:
             path: PNG, PDF or SVG file to write; its folder is created. It is written completely or not at all.
-            title: of the plot; by default the prediction.
 
         Raises:
             InputError: if it can't be written.
@@ -182,7 +179,7 @@ class Explanation:
             rows[1].text(0.01, 0.9, text, ha="left", va="top", fontsize=8, parse_math=False)
         if shots:
             _plot_shots(rows[-1], shots)
-        set_title(figure, title or f"{Path(self.source).name}: {self.sentences()[0]}")
+        set_title(figure, f"{Path(self.source).name}: {self.sentences()[0]}")
         return save_plot(figure, path)
 
     def sentences(self) -> list[str]:
@@ -329,16 +326,18 @@ def _split_margin(
     head: Head, feature: Array, names: Sequence[str], class_name: str | None
 ) -> tuple[dict[str, Any], str]:
     """The two classes, the margin and its parts from text and shots; and why there are no parts."""
+    margins: dict[str, Any]
     logits = head.logits(feature)[0].astype(np.float64)
     order = [int(i) for i in np.argsort(-logits, kind="stable")]
     k = order[0] if class_name is None else names.index(class_name)
     if head.task_ == "multilabel":
-        return {"label": names[k], "against": None, "margin": float(logits[k])}, MULTILABEL
+        margins = {"label": names[k], "against": None, "margin": float(logits[k])}
+        return margins, "no parts of text and shots: the bias of each label of a multi-label head is learned"
     other = order[1] if k == order[0] else order[0]
-    margins: dict[str, Any] = {"label": names[k], "against": names[other], "margin": float(logits[k] - logits[other])}
+    margins = {"label": names[k], "against": names[other], "margin": float(logits[k] - logits[other])}
     text_logits = head.text_logits(feature)
     if text_logits is None:
-        return margins, NOT_ADDITIVE
+        return margins, "no parts of text and shots: the logits of this head are not the sum of both"
     text = text_logits[0].astype(np.float64)
     margins["text_margin"] = float(text[k] - text[other])
     margins["shots_margin"] = margins["margin"] - margins["text_margin"]
@@ -407,10 +406,10 @@ def label_of(support: FeatureSet, i: int) -> str:
 
 # ---- Maps of the picture ----
 
-HeatMap = tuple[NDArray[np.float64] | None, tuple[float, float] | None, str]
 
-
-def compute_heat_map(encoder: Encoder, head: Head, picture: Image.Image, k: int, feature: Array) -> HeatMap:
+def compute_heat_map(
+    encoder: Encoder, head: Head, picture: Image.Image, k: int, feature: Array
+) -> tuple[NDArray[np.float64] | None, tuple[float, float] | None, str]:
     """Contrast of a class for each part of a picture: the head is applied to the features of each part.
 
     Of several blocks it is the contrast of the part of the logits that comes from ``final``, for which alone there are
@@ -429,10 +428,12 @@ def compute_heat_map(encoder: Encoder, head: Head, picture: Image.Image, k: int,
         by_block = head.block_logits(np.concatenate([rows, np.repeat(feature[:, d:], h * w, axis=0)], axis=1))
         if by_block is None:
             return None, None, f"no heat map: {NOT_BY_BLOCK}"
-        logits, note = by_block[FINAL], "the heat map shows what the block final contributes"
+        logits, note = by_block[FINAL].astype(np.float64), "the heat map shows what the block final contributes"
     else:
-        logits = head.logits(rows)
-    values = class_contrast(logits, k).reshape(h, w)
+        logits = head.logits(rows).astype(np.float64)
+    # The logit of the class less the mean of the others.
+    contrast = logits[:, k] - (logits.sum(axis=1) - logits[:, k]) / (logits.shape[1] - 1)
+    values = contrast.reshape(h, w)
     low, high = float(values.min()), float(values.max())
     return (values - low) / max(high - low, 1e-12), (low, high), note
 
@@ -446,17 +447,6 @@ def compute_rare_patch_map(encoder: Encoder, image: ImageSource) -> NDArray[np.f
             distances = plain_encoder(each).rare_patch_map(picture, info.image_size)
             return None if distances is None else distances.double().numpy()
     return None
-
-
-def class_contrast(logits: NDArray[Any], k: int) -> NDArray[np.float64]:
-    """Logits (m, c) of one class less the mean of the others: (m,).
-
-    >>> class_contrast(np.array([[5.0, 1.0, 3.0], [0.0, 2.0, 2.0]]), 0)
-    array([ 3., -2.])
-    """
-    values = logits.astype(np.float64)
-    others = (values.sum(axis=1) - values[:, k]) / (values.shape[1] - 1)
-    return np.asarray(values[:, k] - others)
 
 
 # ---- Plot ----

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from clipadapter.backends.formats import companion_files, export_suffixes, get_format, list_formats
+from clipadapter.backends.formats import companion_files, export_suffixes, load_formats
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.persistence.card import make_card, read_card
 from clipadapter.persistence.format import (
@@ -180,7 +180,7 @@ def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
 
 def _collect_exports(exported: Sequence[str | Path]) -> list[Path]:
     """Check exported files, and add those that belong to them, such as the ``.bin`` of an ``.xml``."""
-    companion_suffixes = {suffix for name in list_formats() for suffix in get_format(name).companion_suffixes}
+    companion_suffixes = {suffix for each in load_formats().values() for suffix in each.companion_suffixes}
     files = []
     for path in map(Path, exported):
         if path.suffix not in (*export_suffixes(), *companion_suffixes):

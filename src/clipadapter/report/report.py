@@ -21,13 +21,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import Score, measure_answers
 from clipadapter.data import Dataset, Sample
 from clipadapter.data.thumbnails import encode_thumbnails
-from clipadapter.doctor import (
-    Diagnosis,
-    diagnose,
-    illustrate_findings,
-    read_findings_css,
-    render_findings,
-)
+from clipadapter.doctor import KINDS, Diagnosis, diagnose, render_findings
 from clipadapter.errors import ClipAdapterError, InputError
 from clipadapter.explain.explanation import name_shot, nearest_rows
 from clipadapter.features import FeatureSet
@@ -374,8 +368,9 @@ def _render(report: Report) -> str:
     data, pictures, diagnosis = page_data(report), _pictures_by_importance(report), report.doctor.diagnosis
     paths = [path for _, path in pictures]
     thumbnails = encode_thumbnails(paths, THUMBNAIL_SIDE, THUMBNAIL_QUALITY, MAX_THUMBNAIL_LETTERS)
-    options = {"per_kind": MAX_FINDINGS_PER_KIND, "side": FINDING_SIDE}
-    groups = () if diagnosis is None else illustrate_findings(diagnosis, **options)
+    findings = ""
+    if diagnosis is not None:
+        findings = render_findings(diagnosis, per_kind=MAX_FINDINGS_PER_KIND, side=FINDING_SIDE, level=3)
     return environment.get_template("report.html").render(
         report=report,
         evaluation=report.evaluation,
@@ -386,9 +381,9 @@ def _render(report: Report) -> str:
         worst=report.evaluation.model.mistakes[:MAX_WORST_MISTAKES],
         predicted=report.evaluation.model.evaluation.predictions.predicted,
         most_confused=_most_confused_classes(report),
-        groups=groups,
-        findings=render_findings(groups, level=3),
-        findings_css=read_findings_css(),
+        kinds=KINDS,
+        findings=findings,
+        findings_css=read_asset("clipadapter.doctor", "findings.css"),
         colours={name: _colour(name, report) for name in report.metrics_by_model},
         css=read_asset(PACKAGE, "report.css"),
         js=read_asset(PACKAGE, "report.js"),

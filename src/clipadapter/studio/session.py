@@ -284,7 +284,7 @@ class Session:
         _, classifier = self._current_model()
         paths = [picture.path for _, picture in self.project.contents.labelled()]
         file = Path(export_model(classifier, self.export_file, pictures=paths[:MAX_PARITY_PICTURES]).path)
-        self.project.save_setting(EXPORT_SETTING, check_file(file) or "")
+        self.project.save_setting(EXPORT_SETTING, check_file(file))
         return file
 
     def classes_without_pictures(self) -> list[str]:
