@@ -266,7 +266,7 @@ def test_wrong_values_are_refused(fitted, tmp_path):
     (tmp_path / "loop.onnx").symlink_to("loop.onnx")
     for name, more, words in (
         ("model.onnx", {"format": "tflite"}, "format is onnx.* or .*, not 'tflite'"),
-        ("model.onnx", {"precision": "bf16"}, "precision is fp32 or int8"),
+        ("model.onnx", {"precision": "bf16"}, "precision of ONNX is fp32 or int8"),
         ("model.onnx", {"input": "int"}, "input is uint8 or float"),
         ("model.onnx", {"format": "openvino"}, "ends with .xml"),
         ("model.XML", {"format": "openvino"}, "ends with .xml"),  # OpenVINO takes no other spelling

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,6 +21,7 @@ from clipadapter.encoders.rare_patches import BORDER
 from clipadapter.errors import ImageError, InputError
 from clipadapter.features import FeatureSet, extract
 from clipadapter.heads import Head
+from clipadapter.heads.transductive import nearest_neighbours
 from clipadapter.rendering.plots import BLUE, VERMILION, create_figure, save_plot, set_title, truncate
 from clipadapter.utils.blocks import FINAL, RARE_PATCHES, BlockSource
 from clipadapter.utils.formatting import html_block, html_table
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = NDArray[Any]
-CHUNK_ROWS = 1024
-"""Pictures whose cosines with all shots are computed at once."""
 MAX_PICTURE_SIDE = 512
 """Longest side, in pixels, of the picture in an explanation."""
 MIN_RELATIVE_LOGIT_RANGE = 1e-4
@@ -377,15 +377,9 @@ def nearest_rows(queries: Array, rows: Array, count: int) -> tuple[Array, Array]
     >>> nearest_rows(np.array([[2.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8], [3.0, 0.0]]), 2)
     (array([[2, 1]]), array([[1. , 0.6]]))
     """
-    k = min(count, len(rows))
-    nearest, cosines = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
-    units = unit_rows(rows).T
-    for start in range(0, len(queries) if k else 0, CHUNK_ROWS):
-        part = slice(start, start + CHUNK_ROWS)
-        similarity = np.clip(unit_rows(queries[part]) @ units, -1, 1)
-        nearest[part] = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-        cosines[part] = np.take_along_axis(similarity, nearest[part], axis=1)
-    return nearest, cosines
+    unit_queries, units = (torch.from_numpy(unit_rows(each)) for each in (queries, rows))
+    cosines, nearest = nearest_neighbours(unit_queries, units, count)
+    return nearest.numpy(), cosines.clamp(-1, 1).numpy()
 
 
 def name_shot(support: FeatureSet, i: int) -> tuple[str, bool]:
@@ -463,8 +457,6 @@ MIN_RARE_DISTANCE, MAX_USUAL_DISTANCE = 1.0, 2.0
 """Of the map of rare patches: the first colour is the distance of an ordinary patch. The last colour is at least the
 second value, so that a picture without rare patches has no strong colours."""
 MISSING_GREY = 225
-GREY_WEIGHTS = (0.299, 0.587, 0.114)
-"""Luminance of red, green and blue (ITU-R BT.601)."""
 
 
 def _show_image(axes: Axes, pixels: Any, title: str) -> None:
@@ -504,8 +496,8 @@ def _draw_map(
 ) -> None:
     """Draw a grid (h, w) over a square (s, s, 3) with borders above and left, below and right: shares of its side."""
     side = len(square)
-    grey = square.astype(np.float64) @ GREY_WEIGHTS
     # The picture is drawn in pale grey, so that all colour is that of the map.
+    grey = np.asarray(Image.fromarray(square).convert("L"), np.float64)
     axes.imshow(128 + grey / 2, cmap="gray", vmin=0, vmax=255)
     # The grid covers the area for any number of cells: the outer edges of the cells are those of the area.
     top, left = (border * side - 0.5 for border in borders)

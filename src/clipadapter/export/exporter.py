@@ -22,7 +22,6 @@ from clipadapter.backends.formats import (
     DEFAULT_FORMAT,
     INPUT_NAMES,
     METADATA_KEY,
-    PRECISIONS,
     ExportFormat,
     Rows,
     WriteFile,
@@ -122,9 +121,8 @@ def export_model(
     ['blue']
     """
     export_format = get_format(format)
-    for option, value, known in (("precision", precision, PRECISIONS), ("input", input, INPUT_NAMES)):
-        if value not in known:
-            raise InputError(f"{option} is {' or '.join(known)}, not {brief(value)}")
+    if input not in INPUT_NAMES:
+        raise InputError(f"input is {' or '.join(INPUT_NAMES)}, not {brief(input)}")
     target = _check_target(Path(path), export_format)
     if not hasattr(model, "head_"):
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
