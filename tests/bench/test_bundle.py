@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from clipadapter.bench.bundle import BUNDLE_FILE, Bundle, TestPart, load_bundle, save_bundle
 from clipadapter.bench.fits import Draw
-from clipadapter.bench.protocols.base import FewShot
+from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures

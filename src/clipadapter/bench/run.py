@@ -65,18 +65,14 @@ class RunEncoder(FrozenModel):
     fingerprint: str
 
 
-TEST_KINDS = {
-    "given": "the test part stands apart from what the shots are drawn from",
-    "rest": "the test part is the rows that were not drawn, so each draw has another",
-    "new": "other classes than those of the shots, known by their text alone",
-    "folds": "cross-validation; each picture is predicted by a head fitted to shots of other folds",
-    "shift": "pictures from elsewhere that show classes of the shots, among which alone a head chooses",
-}
-"""What the test pictures of a record are, as reports say it."""
-
-
 class RunData(FrozenModel):
-    """The data, and in ``protocol`` what the test pictures are: a key of `TEST_KINDS`, or "stream"."""
+    """The data, and in ``protocol`` what the test pictures are; that is not the name of a registered protocol.
+
+    ``"given"`` if the test part is separate, ``"rest"`` if it is the rows that were not drawn, ``"shift"`` if its
+    pictures are of another data set with classes of the support, ``"new"`` if it has other classes, of which the head
+    has only the text, ``"stream"`` for the test parts of a stream of tasks, ``"folds"`` if it is all rows, each
+    predicted by a fit to other folds.
+    """
 
     support: str  # name of the data set that the shots were drawn from
     test: str  # name of the test part; that of the support if the rows that were not drawn are the test part

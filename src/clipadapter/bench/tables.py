@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from clipadapter.bench.run import TEST_KINDS, Run
+from clipadapter.bench.protocols import create_protocol, list_protocols
+from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference
 from clipadapter.bench.study import (
     ACCURACY,
@@ -295,7 +296,6 @@ def _peak_memory(runs: Sequence[Run]) -> Cell:
 def measurement_notes(table: Pivot) -> tuple[str, ...]:
     """Notes on how all metrics of a table were measured."""
     runs = table.runs()
-    kinds = {run.data.protocol for run in runs}
     sizes = {str(part): _size(table.runs(part=part)) for part in table.parts}
     by_part = "; ".join(f"{part} {text}" for part, text in sizes.items() if text)
     size = by_part if table.axis == "test" and len(set(sizes.values())) > 1 else _size(runs)
@@ -303,7 +303,7 @@ def measurement_notes(table: Pivot) -> tuple[str, ...]:
     return (
         seeds_note(runs),
         f"Test pictures: {size}.",
-        f"Protocol: {'; '.join(f'{kind}: {text}' for kind, text in TEST_KINDS.items() if kind in kinds)}.",
+        f"Protocol: {'; '.join(_describe_test_kinds({run.data.protocol for run in runs}))}.",
         encoder_note(runs),
         *device_notes(runs),
         f"Templates: {_templates(table)}.",
@@ -322,6 +322,15 @@ def column_notes(table: Pivot) -> tuple[str, ...]:
         "Harmonic mean: of the means of base and of new classes over the data sets, as in the papers; it is computed "
         "seed by seed, then averaged.",
     )
+
+
+def _describe_test_kinds(kinds: set[str]) -> list[str]:
+    """A text on each kind of test part that records name in `RunData.protocol`."""
+    texts: dict[str, str] = {}
+    # Few-shot first, so that a separate test part is explained before others.
+    for name in sorted(list_protocols(), key=lambda name: (name != "few-shot", name)):
+        texts = {**texts, **create_protocol(name).test_kinds}
+    return [text for kind, text in texts.items() if kind in kinds]
 
 
 def stream_notes(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
-"""The base of all protocols, and few-shot: fits to drawn shots, measured on every test part of a bundle."""
+"""The base of all protocols: few-shot fits, measured on every test part of a bundle."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -10,7 +9,6 @@ from typing import ClassVar, Literal, NamedTuple
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import Draw, attempt, finish_run, fit_head, plan_run, record_failure, score_part
-from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.run import Run
 from clipadapter.bench.sources import DataSetSize, FeatureSource, Rows, Source, apply_prompts, build_bundle
 from clipadapter.bench.suite import Prompts, Suite, Variant
@@ -18,6 +16,9 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
+
+SEPARATE_PART_TEXT = "given: the test part stands apart from what the shots are drawn from"
+NEW_CLASSES_TEXT = "new: other classes than those of the shots, known by their text alone"
 
 
 class BundleOfDraws(NamedTuple):
@@ -33,6 +34,8 @@ class BundleOfDraws(NamedTuple):
 class Protocol:
     """How the data sets of a suite become fits and test parts. A protocol overrides what differs from few-shot."""
 
+    test_kinds: ClassVar[Mapping[str, str]] = {}
+    """Explanations in reports, by the values of `RunData.protocol` that the protocol gives."""
     report_columns: ClassVar[Literal["shots", "test"]] = "test"
     """Whether the columns of report tables are numbers of shots or test parts."""
     has_harmonic_mean: ClassVar[bool] = False
@@ -174,26 +177,3 @@ class Protocol:
 
 def _score(run: Run, fitted: Head, seconds: float, part: TestPart) -> list[Run]:
     return [finish_run(run, fitted, seconds, score_part(fitted, part))]
-
-
-@register_protocol("few-shot")
-class FewShot(Protocol):
-    """Shots and test part of the same classes."""
-
-    report_columns = "shots"
-    accepts_features = True
-
-    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
-        """Of a data set without a test part the shots must leave pictures to test on."""
-        super().check_sources(suite, sources)
-        for source in sources:
-            if isinstance(source, FeatureSource) or source.test is not None:
-                continue
-            labels = source.train.labels
-            most = max(Counter(labels).values(), default=0)
-            if too_many := [shots for shots in suite.shots if shots >= most]:
-                raise InputError(
-                    f"'{source.spec}' has no test part, and {too_many[0]} shots take all {len(labels)} pictures, so "
-                    f"that none is left to test on: give --shots with numbers below {most}, or a folder with train "
-                    "and test"
-                )

@@ -45,6 +45,9 @@ Split = tuple[list[int], list[int]]
 class CrossValidation(Protocol):
     """Stratified folds of one data set: each picture is predicted by a head fitted to shots of the other folds."""
 
+    test_kinds = {
+        "folds": "folds: cross-validation; each picture is predicted by a head fitted to shots of other folds"
+    }
     report_columns = "shots"
     accepts_features = True
     accepts_all_shots = True
