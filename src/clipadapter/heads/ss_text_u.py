@@ -27,7 +27,7 @@ from torch import Tensor
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import balancing_bias, estimate_frequencies
 from clipadapter.heads.out_of_fold import most_classes_repeat
-from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
+from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature
 from clipadapter.heads.ss_text import SsText, sum_by_class
@@ -48,7 +48,9 @@ class SsTextU(Head):
 
     Args:
         marginal: class frequencies of the pictures without labels: "estimated" from their features, "shots" for those
-            of the shots, as in the released code, or "uniform".
+            of the shots, or "uniform".
+        missing_class_ratio: with marginal "shots", by which factor a class without shots is less frequent than the
+            least frequent class with shots; 4 in the released code.
         start: class vectors of the first assignment: "shots" for those of text and shots, or "text".
         updates: number of updates of assignments and class vectors; 0 does not use the pictures without labels.
         rounds: number of Sinkhorn rounds per update; 0 assigns by softmax, without class frequencies.
@@ -65,10 +67,11 @@ class SsTextU(Head):
     needs_text = True
     transductive = True
     temperature_prior = (1.9, 1.3, 1.0, 0.9, 0.9)
-    recipes = {"official": {"marginal": "shots", "start": "text"}}
+    recipes = {"official": {"marginal": "shots", "start": "text", "missing_class_ratio": 4.0}}
     """The method of the released code."""
 
     marginal: Annotated[str, OneOf("estimated", "shots", "uniform")] = "estimated"
+    missing_class_ratio: Annotated[float, POSITIVE] = 4.0
     start: Annotated[str, OneOf("shots", "text")] = "shots"
     updates: Annotated[int, NOT_NEGATIVE] = 3
     rounds: Annotated[int, NOT_NEGATIVE] = 10
@@ -81,7 +84,8 @@ class SsTextU(Head):
         if self.marginal == "estimated":
             self.marginal_ = estimate_pool_frequencies(shots)
         else:
-            self.marginal_ = class_marginal(shots.counts if self.marginal == "shots" else torch.ones_like(shots.counts))
+            counts = shots.counts if self.marginal == "shots" else torch.ones_like(shots.counts)
+            self.marginal_ = class_marginal(counts, self.missing_class_ratio)
         self.weight_ = solve_class_vectors(
             shots.class_text,
             fixed,
@@ -164,9 +168,9 @@ def labelled_part(rows: Tensor, labels: Tensor, n_classes: int, scale: float) ->
     return sum_by_class(rows, labels, n_classes) * factors[:, None]
 
 
-def class_marginal(counts: Tensor) -> Tensor:
-    """Class frequencies (c,) of shots; a class without shots has a fourth of the least other one, as published."""
-    filled = torch.where(counts > 0, counts, counts[counts > 0].min() / 4)
+def class_marginal(counts: Tensor, missing_class_ratio: float = 4.0) -> Tensor:
+    """Class frequencies (c,) of shots, with a low one for classes without shots; see `SsTextU`."""
+    filled = torch.where(counts > 0, counts, counts[counts > 0].min() / missing_class_ratio)
     return filled / filled.sum()
 
 
