@@ -57,8 +57,7 @@ class Size:
     classes: int = 100
     steps: int = 50
     tuner_batch: int = 32
-    layers: int | None = None
-    """Blocks of each tower; None for all."""
+    layers: int | None = None  # blocks of each tower; None for all
 
 
 SMALL = Size(4, 8, 256, 5, 2, 4, 1)

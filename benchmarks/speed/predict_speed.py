@@ -41,9 +41,8 @@ ROW_INFO = EncoderInfo("toy", WIDTH, 32, 100.0, None, "MIT", "benchmark")
 
 def run(arguments: list[str], source: Path = SOURCE, output: Path | None = None) -> dict[str, float]:
     """Seconds, seconds of CPU and peak MB of a command."""
-    return run_command(
-        [sys.executable, "-m", "clipadapter", *arguments, "-q"], {"PYTHONPATH": str(source)}, output=output
-    )
+    command = [sys.executable, "-m", "clipadapter", *arguments, "-q"]
+    return run_command(command, {"PYTHONPATH": str(source)}, output=output)
 
 
 def show(name: str, n: int, result: dict[str, float], reference: dict[str, float] | None = None) -> dict[str, Any]:
@@ -127,7 +126,7 @@ def measure_rows(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
     n_batches = -(-args.rows // BATCH)
 
     def read() -> None:
-        for _ in table.batches(path, ["final"]):
+        for _ in table.batches(str(path), ["final"]):
             pass
 
     rows = [show("reading the features alone", args.rows, timed(read)[1])]

@@ -14,9 +14,10 @@ import open_clip
 import torch
 from _measure import print_table, ratios, script_parser, timed, write_json
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.data import get_templates
-from clipadapter.encoders.lite_text import MAX_TOKENS, MiniLm
+from clipadapter.encoders.lite_text import MiniLm
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower
 from clipadapter.utils.imagenet import imagenet_names
 
@@ -52,11 +53,9 @@ def lite(texts: list[str]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     def padded() -> Tensor:
         rows = []
         for start in range(0, len(texts), BATCH):
-            some = texts[start : start + BATCH]
-            batch = tower._tokenizer(some, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-            mask = batch["attention_mask"][..., None]
-            sums = (tower._bert(**batch).last_hidden_state * mask).sum(dim=1)
-            rows.append(torch.nn.functional.normalize(sums / mask.sum(dim=1)))
+            tokens = [torch.tensor(ids) for ids in tower.tokenize(texts[start : start + BATCH])]
+            lengths = torch.tensor([len(ids) for ids in tokens])
+            rows.append(tower.encode(tower.embed(pad_sequence(tokens, batch_first=True)), lengths))
         return torch.cat(rows)
 
     return padded, lambda: tower(texts, BATCH)
