@@ -186,10 +186,10 @@ def _encoder_row(listing: Any) -> list[str]:
 
 def formats() -> str:
     """One row per format of exported models."""
-    from clipadapter.backends.formats import get_format, list_formats, list_openers
+    from clipadapter.backends.formats import list_openers, load_formats
 
     rows = []
-    for export_format in map(get_format, list_formats()):
+    for export_format in load_formats().values():
         suffixes = ", ".join(f"`{s}`" for s in (export_format.suffix, *export_format.companion_suffixes))
         backends = ", ".join(f"`{name}`" for name in list_openers(export_format.name))
         install = f"`pip install '.[{export_format.extra}]'`"

@@ -144,12 +144,14 @@ def test_the_commands_of_the_page_are_ours():
 def scripts(tmp_path, monkeypatch):
     """The page's scripts in the working folder, on an exported model that tells colours."""
     onnx = pytest.importorskip("onnx")
+    from clipadapter.backends.formats import append_checksum
     from clipadapter.runtime import ExportMetadata
     from clipadapter.uncertainty import Uncertainty
     from clipadapter.utils.pixels import PixelSpec
 
-    about = ExportMetadata(NAMES, PixelSpec(SIDE, (0.5,) * 3, (0.5,) * 3), Uncertainty())
+    about = ExportMetadata(NAMES, (PixelSpec(SIDE, (0.5,) * 3, (0.5,) * 3),), Uncertainty())
     onnx.save(graph(about.to_json()), tmp_path / "model.onnx")
+    append_checksum(tmp_path / "model.onnx")
     for name, text in SCRIPTS.items():
         (tmp_path / name).write_text(text.replace("/srv/clipadapter/model.onnx", str(tmp_path / "model.onnx")))
     monkeypatch.chdir(tmp_path)

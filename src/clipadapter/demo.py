@@ -17,7 +17,7 @@ from clipadapter.data.sets import BenchmarkSet, data_root, get_set, list_sets, p
 from clipadapter.data.sets.layouts import SplitFileSet
 from clipadapter.errors import DataError, ImageError
 from clipadapter.utils.files import path_without_links
-from clipadapter.utils.formatting import format_count
+from clipadapter.utils.formatting import format_count, format_list
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 MAX_TEST_PICTURES = 300
 """More are not encoded: the demo must end within a minute on two cores, also if each picture is looked at twice."""
-MAX_LISTED_CLASSES = 6
 OFFLINE = "'clipadapter demo' without --data needs no network: its pictures of fabric come with a package"
 TEXTILE_TASK = (
     "Inspection of fabric: is a piece flawless, has it a local defect (a small spot), or a global one (the whole weave "
@@ -84,13 +83,12 @@ class DemoData:
     def describe(self, shots: Sequence[int], seeds: int) -> str:
         """The task, the pictures, and what chance is: the first lines of the demo."""
         names, counts = self.train.class_names, Counter([*self.train.labels, *self.test.labels])
-        listed = ", ".join(f"{name} ({counts[name]:,})" for name in names[:MAX_LISTED_CLASSES])
-        more = f" and {len(names) - MAX_LISTED_CLASSES} more" if len(names) > MAX_LISTED_CLASSES else ""
+        listed = format_list(f"{name} ({counts[name]:,})" for name in names)
         each = f"{shots[0]}" if len(shots) == 1 else f"{min(shots)} to {max(shots)}"
         draws = "once" if seeds == 1 else f"{seeds} times"
         lines = [
             self.task,
-            f"{counts.total():,} pictures of {len(names)} classes: {listed}{more}.",
+            f"{counts.total():,} pictures of {len(names)} classes: {listed}.",
             f"{self.rule} Models learn from {each} of each class, drawn {draws}, and are measured on "
             f"{format_count(len(self.test.samples), 'test picture')}.",
             self._describe_chance(),
@@ -463,12 +461,5 @@ def _draw_answer(axes: Axes, answer: SheetAnswer) -> None:
         (f"true: {truncate(answer.truth, 32)}", 4, 8, "normal", GREY),
     ):
         axes.annotate(
-            text,
-            (0, 1),
-            xytext=(0, height),
-            fontsize=size,
-            fontweight=weight,
-            color=ink,
-            parse_math=False,
-            **place,
+            text, (0, 1), xytext=(0, height), fontsize=size, fontweight=weight, color=ink, parse_math=False, **place
         )

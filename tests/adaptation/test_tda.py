@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from clipadapter.adaptation import TdaCache, TdaSettings, create_cache
+from clipadapter.adaptation import TdaCache, TdaSettings
 from clipadapter.errors import InputError, UnknownNameError
+from clipadapter.uncertainty import Uncertainty
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "tda.safetensors")
 OFFICIAL = TdaSettings.official()
@@ -122,6 +123,6 @@ def test_a_picture_without_a_direction_gives_finite_logits_and_other_shapes_are_
 
 def test_a_wrong_name_is_refused():
     with pytest.raises(UnknownNameError, match="tad"):
-        create_cache("tad", 3)
+        Uncertainty().open_cache("tad", 3)
     cache = TdaCache(3)
-    assert create_cache(cache, 3) is cache
+    assert Uncertainty().open_cache(cache, 3) is cache

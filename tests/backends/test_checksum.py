@@ -1,35 +1,30 @@
 """An exported file that was altered is refused before a backend opens it."""
 
 import hashlib
-import logging
 import os
 import re
 
 import numpy as np
 import pytest
 
-from clipadapter.backends.formats import append_checksum, check_file, open_graph, open_model
+from clipadapter.backends.formats import check_file, open_graph, open_model
 from clipadapter.errors import ArtifactError
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.utils.pixels import PixelSpec
 
-ABOUT = ExportMetadata(("red", "green", "blue"), PixelSpec(4, (0.0,) * 3, (1.0,) * 3), Uncertainty(), checksum="sha256")
+ABOUT = ExportMetadata(("red", "green", "blue"), (PixelSpec(4, (0.0,) * 3, (1.0,) * 3),), Uncertainty())
 RED = np.full((8, 8, 3), [255, 0, 0], np.uint8)
 
 
 @pytest.fixture
 def sealed_onnx(write):
-    path = write(ABOUT.to_json())
-    append_checksum(path)
-    return path
+    return write(ABOUT.to_json())
 
 
 @pytest.fixture
 def sealed_pair(write):
-    path = write(ABOUT.to_json(), "model.xml")
-    append_checksum(path)
-    return path
+    return write(ABOUT.to_json(), "model.xml")
 
 
 def test_the_last_64_bytes_of_an_onnx_file_are_the_sha256_of_all_before_and_metadata_for_others(sealed_onnx):
@@ -84,13 +79,6 @@ def test_a_file_that_lost_its_checksum_is_refused(kind, request):
         Predictor(path)
 
 
-def test_a_file_that_was_exported_without_a_checksum_opens_and_says_so(write, caplog):
-    path = write(ExportMetadata(ABOUT.class_names, ABOUT.pixels, Uncertainty()).to_json())
-    with caplog.at_level(logging.INFO, "clipadapter"):
-        assert Predictor(path).sha256 is None
-    assert "has no SHA-256" in caplog.text
-
-
 def test_a_file_that_changes_while_a_backend_opens_it_is_refused(sealed_onnx, monkeypatch):
     def open_and_change(path, backend, threads):
         graph = open_graph(path, backend, threads)
@@ -100,11 +88,6 @@ def test_a_file_that_changes_while_a_backend_opens_it_is_refused(sealed_onnx, mo
     monkeypatch.setattr("clipadapter.runtime.predictor.open_graph", open_and_change)
     with pytest.raises(ArtifactError, match="changed while it was opened"):
         Predictor(sealed_onnx)
-
-
-def test_a_checksum_of_another_kind_asks_for_an_update():
-    with pytest.raises(ArtifactError, match="checksum by 'blake3': update clipadapter"):
-        ExportMetadata.from_json(ABOUT.to_json().replace('"checksum": "sha256"', '"checksum": "blake3"'))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes and devices as files")

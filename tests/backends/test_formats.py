@@ -16,7 +16,6 @@ from clipadapter.backends.formats import (
     find_format,
     get_format,
     is_exported,
-    list_formats,
     list_inference_backends,
     list_openers,
     load_formats,
@@ -25,7 +24,7 @@ from clipadapter.errors import InputError, MissingExtraError, install_command
 from clipadapter.runtime.predictor import _choose_backend
 
 
-@pytest.mark.parametrize("name", list_formats())
+@pytest.mark.parametrize("name", load_formats())
 def test_a_format_is_complete(name, tmp_path, monkeypatch):
     form = get_format(name)
     assert form.name == name and form.title and form.summary and form.modules and form.extra
@@ -66,7 +65,7 @@ def test_the_backend_of_another_package_adds_its_format_and_opens_files_of_other
     BACKENDS.register("other")(Other)
     load_formats.cache_clear()
     try:
-        assert "other" in list_formats()
+        assert "other" in load_formats()
         assert find_format(Path("model.other")) is Other.format
         assert list_inference_backends()[:2] == ["onnxruntime", "openvino"]
         assert [list_openers(name) for name in ("onnx", "openvino", "other")] == [
@@ -80,7 +79,7 @@ def test_the_backend_of_another_package_adds_its_format_and_opens_files_of_other
 
 def test_the_table_loads_neither_numpy_nor_torch_nor_a_runtime():
     code = (
-        "import sys; from clipadapter.backends.formats import list_formats; list_formats();"
+        "import sys; from clipadapter.backends.formats import load_formats; load_formats();"
         "print(sorted({'numpy', 'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from clipadapter.doctor import Diagnosis, Finding, Picture, illustrate_findings, read_findings_css, render_findings
+from clipadapter.doctor import Diagnosis, Finding, Picture, render_findings
 from clipadapter.doctor.findings import rank_findings
+from clipadapter.rendering.html import read_asset
 
 from ..markup import Markup
 
@@ -63,21 +64,22 @@ def test_the_page_loads_no_file_contains_its_thumbnails_escapes_names_and_has_ta
 
 
 def test_the_number_of_thumbnails_is_limited(diagnosis):
-    groups = illustrate_findings(diagnosis, per_kind=2, side=40)
-    counts = [(group.name, group.count, len(group.shown)) for group in groups]
-    assert counts == [("wrong-label", 5, 2), ("few-shots", 1, 1)]
+    html = render_findings(diagnosis, per_kind=2, side=40)
+    assert re.findall(r'section id="([a-z-]+)"', html) == ["wrong-label", "few-shots"]
+    assert html.count('class="doctor-finding"') == 3
+    assert "5 findings, the first 2 are shown" in html and "<summary>1 finding</summary>" in html
     pictures = tuple(Picture(diagnosis.root / "1.png", str(i), "a", "all") for i in range(30))
     many = replace(diagnosis, findings=(Finding("duplicate", 1.0, "many", pictures),))
-    groups = illustrate_findings(many)
-    assert len(groups[0].shown[0].thumbnails) == 8
-    assert "and 22 more pictures" in render_findings(groups)
+    html = render_findings(many)
+    assert html.count("<img") == 8 and "and 22 more pictures" in html
 
 
 def test_the_style_sheet_has_all_classes_of_the_sections(diagnosis):
-    html = render_findings(illustrate_findings(diagnosis))
+    html = render_findings(diagnosis)
     assert html.count("<section") == html.count("</section>") == 2
     used = set(re.findall(r"doctor-[a-z]+", html))
-    assert {name for name in used if f".{name}" not in read_findings_css()} == set()
+    css = read_asset("clipadapter.doctor", "findings.css")
+    assert {name for name in used if f".{name}" not in css} == set()
 
 
 def test_a_diagnosis_without_findings_says_so(tmp_path):

@@ -199,7 +199,8 @@ def test_a_model_in_bf16_is_written_from_the_plain_tower(folders, draw, write):
         f"open_clip:local-dir:{folders['tiny']}", "prototype", cache=None, backend="torch", precision="bf16"
     ).fit(pictures, labels)
     done = write(model, pictures=pictures)
-    assert (done.precision, Predictor(done.path).metadata.encoder["precision"]) == ("fp32", "bf16")
+    exported = Predictor(done.path)
+    assert (exported.precision, exported.metadata.encoder["precision"]) == ("fp32", "bf16")
     assert 1e-5 < done.parity["logits"] < 0.1
     assert done.parity["agreement"] == 1.0
 
@@ -265,7 +266,7 @@ def test_wrong_values_are_refused(fitted, tmp_path):
     (tmp_path / "loop.onnx").symlink_to("loop.onnx")
     for name, more, words in (
         ("model.onnx", {"format": "tflite"}, "format is onnx.* or .*, not 'tflite'"),
-        ("model.onnx", {"precision": "bf16"}, "precision is fp32 or int8"),
+        ("model.onnx", {"precision": "bf16"}, "precision of ONNX is fp32 or int8"),
         ("model.onnx", {"input": "int"}, "input is uint8 or float"),
         ("model.onnx", {"format": "openvino"}, "ends with .xml"),
         ("model.XML", {"format": "openvino"}, "ends with .xml"),  # OpenVINO takes no other spelling

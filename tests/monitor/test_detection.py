@@ -11,8 +11,9 @@ from scipy.stats import fisher_exact
 from clipadapter import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.monitor import CHECKS, detect_drift, detection, holm
-from clipadapter.monitor.detection import fisher_p_value, reference_from_shots
+from clipadapter.monitor.detection import reference_from_shots
 from clipadapter.monitor.report import describe_label_shift
+from clipadapter.monitor.shift import fisher_p_value
 from clipadapter.uncertainty import UncertaintyOptions
 
 EQUAL_PRIORS = (1 / 3, 1 / 3, 1 / 3)

@@ -6,8 +6,7 @@ from scipy.stats import binom, norm
 
 from clipadapter.errors import InputError
 from clipadapter.monitor import estimate_priors, prior_intervals
-from clipadapter.monitor.detection import complete_priors, estimate_assumed_priors
-from clipadapter.monitor.priors import draw_priors
+from clipadapter.monitor.priors import complete_priors, draw_priors, estimate_assumed_priors
 
 
 def draw_probabilities(priors, m, seed, assumed=(0.5, 0.5), distance=1.5):

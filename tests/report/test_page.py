@@ -94,7 +94,7 @@ def test_thumbnails_of_a_large_set_are_those_of_mistakes_first(report, monkeypat
     monkeypatch.setattr(report_module, "encode_thumbnails", lambda paths, *_: ["AAAA"] * 5 + [""] * (len(paths) - 5))
     html_page = Markup(report.to_html())
     shown = [i for i, at in enumerate(html_page.data["test"]["thumb"]) if at >= 0]
-    assert set(report.pictures.mistakes) <= set(shown)
+    assert set(report.evaluation.model.mistakes) <= set(shown)
     assert "of 15 test pictures and" in html_page.text and "are shown by name only" in html_page.text
 
 
@@ -132,7 +132,7 @@ def test_costs_of_mistakes_are_measured(shots, test_part):
     options = UncertaintyOptions(costs=costs, sets="cv+")
     fitted = FewShotClassifier("toy", "linear-probe", cache=None, uncertainty=options)
     new_report = make_report(fitted.fit(paths, labels, test_part.class_names), test_part, curve=False, doctor=False)
-    best, truth = new_report.uncertainty.answers.best, new_report.pictures.labels
+    best, truth = new_report.uncertainty.answers.best, new_report.evaluation.model.labels
     measured, total = new_report.uncertainty.measured, sum(costs[a, b] for a, b in zip(truth, best, strict=True))
     assert measured["cost"] == pytest.approx(total / 15)
     assert measured["cost_of_likeliest"] == pytest.approx(10 / 15)  # two mistakes of 5
@@ -154,7 +154,7 @@ def test_models_with_one_shot_per_class_or_none_have_a_page(fit, shots, test_par
 
 def test_multilabel_sets_are_refused(model, test_part):
     samples = tuple(Sample(one.path, None, "test", (one.label,)) for one in test_part.samples)
-    with pytest.raises(InputError, match="one label per picture, but 'many' has several"):
+    with pytest.raises(InputError, match="one label per picture, but the model or 'many' has several"):
         make_report(model, Dataset("many", test_part.root, samples, test_part.class_names))
 
 
@@ -171,6 +171,8 @@ def test_the_page_is_written_completely_or_not_at_all(report, tmp_path):
 
 
 def test_equal_calibration_errors_are_named_once(report):
-    as_calibrated = replace(report, logits=np.log(report.evaluation.model.probabilities + 1e-30))
+    score = report.evaluation.model
+    score = replace(score, logits=np.log(score.probabilities + 1e-30))
+    as_calibrated = replace(report, evaluation=replace(report.evaluation, model=score))
     text = Markup(as_calibrated.to_html()).text
     assert "%, with and without calibration." in text and "Calibration error, this model" not in text

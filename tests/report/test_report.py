@@ -15,15 +15,15 @@ def test_nearest_shots_are_those_of_scikit_learn(report, model):
 
 
 def test_mistakes_with_the_highest_confidence_come_first_and_names_do_not_contain_the_folder(report, tmp_path_factory):
-    pictures = report.pictures
-    assert {pictures.test[i].name.split("/")[1] for i in pictures.mistakes} == {"<i>ü\"'0.png", "<i>ü\"'1.png"}
-    confidences = [pictures.probabilities[i].max() for i in pictures.mistakes]
+    pictures, score = report.pictures, report.evaluation.model
+    assert {pictures.test[i].name.split("/")[1] for i in score.mistakes} == {"<i>ü\"'0.png", "<i>ü\"'1.png"}
+    confidences = [score.probabilities[i].max() for i in score.mistakes]
     assert confidences == sorted(confidences, reverse=True)
     assert str(tmp_path_factory.getbasetemp()) not in report.to_html()
 
 
 def test_sets_rejections_and_outliers_are_measured(report):
-    data, answers, labels = report.uncertainty.to_dict(), report.uncertainty.answers, report.pictures.labels
+    data, answers, labels = report.uncertainty.to_dict(), report.uncertainty.answers, report.evaluation.model.labels
     inside = [bool(answers.sets[i, labels[i]]) for i in range(15)]
     assert data["sets"]["measured"] == pytest.approx(sum(inside) / 15)
     assert data["sets"]["mean_size"] == pytest.approx(sum(int(k) for k in answers.sets.sum(axis=1)) / 15)

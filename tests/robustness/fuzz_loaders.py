@@ -110,6 +110,7 @@ SOUND: tuple[tuple[str, Reader, tuple[bytes, ...]], ...] = (
 FOUND: dict[int, tuple[bytes, ...]] = {
     4: (b'{"\\ud800": "a"}\n',),
     5: (b"path,labels\n" + b"a" * 300 + b",b|c\n",),
+    9: (b'{"step": Infinity, "what": "w", "moves": [], "folders": [], "before": {}, "after": {}}\n',),
 }
 """Inputs, by the number of the reader, that broke it once."""
 

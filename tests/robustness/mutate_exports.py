@@ -55,7 +55,7 @@ def mutated_facts(value, rng):
 def fault_of_file(path):
     """What is wrong with how a mutated file is met; None if it is refused as it should be.
 
-    Its checksum refuses it; one that lost its end has none, and is refused for what it says or can't say.
+    Its checksum refuses it, or that it lost it.
     """
     try:
         Predictor(path)

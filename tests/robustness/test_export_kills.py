@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipadapter.backends.formats import check_file, companion_files, get_format, list_formats
+from clipadapter.backends.formats import check_file, companion_files, get_format, load_formats
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.export import export_model, exporter
 
@@ -47,7 +47,7 @@ def model():
     return FewShotClassifier("toy", "prototype", cache=None).fit(pictures, ["red", "blue"])
 
 
-@pytest.fixture(params=list_formats())
+@pytest.fixture(params=load_formats())
 def export(request, model, tmp_path, monkeypatch):
     """A function that exports into the test's folder, and the file that is opened."""
     stand_in = replace(get_format(request.param), convert=convert_without_library, modules=())

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from clipadapter.backends.formats import append_checksum
+
 onnx = pytest.importorskip("onnx")
 
 SIDE = 4
@@ -62,6 +64,7 @@ def write(tmp_path):
             pair = ov.Core().read_model(path.with_suffix(".onnx"))
             pair.set_rt_info(about, ["clipadapter"])
             ov.save_model(pair, path, compress_to_fp16=False)
+        append_checksum(path)
         return path
 
     return written

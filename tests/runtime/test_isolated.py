@@ -66,7 +66,7 @@ def test_errors_name_the_path_as_it_was_given_whatever_the_encoding_of_streams(w
 
 def test_a_sound_file_opens_in_the_child_without_what_only_training_needs(write):
     path = write(
-        ExportMetadata(("red", "green", "blue"), PixelSpec(4, (0.0,) * 3, (1.0,) * 3), Uncertainty()).to_json()
+        ExportMetadata(("red", "green", "blue"), (PixelSpec(4, (0.0,) * 3, (1.0,) * 3),), Uncertainty()).to_json()
     )
     code = """
 import sys

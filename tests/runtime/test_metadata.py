@@ -23,7 +23,7 @@ def trusted():
 
 
 ABOUT = ExportMetadata(
-    ("a", "b", "ß/ç"), PIXELS, trusted().without_arrays(), "float", "int8", {"name": "lite"}, {"name": "auto"}
+    ("a", "b", "ß/ç"), (PIXELS,), trusted().without_arrays(), "float", "int8", {"name": "lite"}, {"name": "auto"}
 )
 
 
@@ -33,7 +33,7 @@ def changed(**changes):
 
 def test_everything_comes_back():
     found = ExportMetadata.from_json(ABOUT.to_json())
-    assert found.class_names == ABOUT.class_names and found.pixels == PIXELS
+    assert found.class_names == ABOUT.class_names and found.inputs == (PIXELS,)
     assert (found.input, found.precision) == ("float", "int8")
     assert (found.encoder, found.head) == ({"name": "lite"}, {"name": "auto"})
     assert found.uncertainty.decisions.reject == 0.1 and found.uncertainty.logit_scale_ratio == 1.25

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipadapter.backends.formats import append_checksum, get_format
 from clipadapter.errors import ArtifactError, DataWarning, ImageError, InputError, MissingExtraError, install_command
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Uncertainty, learn_rejector
@@ -20,6 +21,7 @@ from .conftest import NAMES, SIDE, graph
 
 onnx = pytest.importorskip("onnx")
 
+ENDING = get_format("onnx").checksum_ending[0]
 PIXELS = PixelSpec(SIDE, (0.0,) * 3, (1.0,) * 3)
 
 
@@ -30,7 +32,7 @@ def rejector():
 
 
 def about(**changes):
-    facts = {"class_names": NAMES, "pixels": PIXELS, "uncertainty": Uncertainty(rejector=rejector())}
+    facts = {"class_names": NAMES, "inputs": (PIXELS,), "uncertainty": Uncertainty(rejector=rejector())}
     return ExportMetadata(**{**facts, **changes})
 
 
@@ -133,7 +135,7 @@ def test_pictures_before_a_pause_are_answered_before_the_next_is_asked_for(predi
 def test_float_input_is_normalised_as_the_spec_says(write):
     # Mean 0.5 and deviation 0.5 put 255 to 1 and 0 to -1.
     spec = PixelSpec(4, (0.5,) * 3, (0.5,) * 3)
-    model = Predictor(write(about(input="float", pixels=spec, uncertainty=Uncertainty()).to_json(), input="float"))
+    model = Predictor(write(about(input="float", inputs=(spec,), uncertainty=Uncertainty()).to_json(), input="float"))
     np.testing.assert_allclose(model.run(model.preprocess(RED)[None]).features, [[1.0, -1.0, -1.0]], atol=1e-6)
 
 
@@ -157,6 +159,7 @@ def test_neither_torch_nor_scikit_learn_is_imported(write, tmp_path):
 def test_what_is_no_graph_is_refused(tmp_path):
     for name, backend in (("model.onnx", "ONNX Runtime"), ("model.xml", "OpenVINO")):
         (tmp_path / name).write_bytes(b"nothing")
+        append_checksum(tmp_path / name)
         with pytest.raises(ArtifactError, match=f"can't be opened by {backend}"):
             Predictor(tmp_path / name)
 
@@ -225,9 +228,10 @@ def with_weights_that_are_not_finite(graph):
 )
 def test_a_graph_that_does_not_give_the_answers_of_each_picture_is_refused(backend, change, side, words, tmp_path):
     pytest.importorskip(backend)
-    model = graph(about(pixels=PixelSpec(side, (0.0,) * 3, (1.0,) * 3), uncertainty=Uncertainty()).to_json())
+    model = graph(about(inputs=(PixelSpec(side, (0.0,) * 3, (1.0,) * 3),), uncertainty=Uncertainty()).to_json())
     change(model.graph)
     onnx.save(model, tmp_path / "model.onnx")
+    append_checksum(tmp_path / "model.onnx")
     with pytest.raises(ArtifactError, match=words):
         Predictor(tmp_path / "model.onnx", backend=backend).predict([RED, GREEN])
 
@@ -236,7 +240,8 @@ def test_a_graph_that_does_not_give_the_answers_of_each_picture_is_refused(backe
 def test_a_file_that_is_no_text_where_it_describes_itself_is_refused(backend, write):
     pytest.importorskip(backend)
     path = write("MARK")
-    path.write_bytes(path.read_bytes().replace(b"MARK", b"\xff\xff\xff\xff"))
+    path.write_bytes(path.read_bytes()[: -len(ENDING) - 64].replace(b"MARK", b"\xff\xff\xff\xff"))
+    append_checksum(path)
     with pytest.raises(ArtifactError, match="can't be opened"):
         Predictor(path, backend=backend)
 

@@ -77,12 +77,12 @@ def test_invalid_lengths_cause_no_server_error(client, length):
 def test_bodies_of_all_requests_have_a_limit_together(serve):
     client = serve()
     state = client.app.state.server
-    state.buffered_bytes = state.limits.max_buffered_bytes
+    state.buffered_bytes = 8 * state.models.limits.max_bytes
     large = BODY + b" " * (2 << 20)
     response = client.post("/v1/predict", content=large, headers={"content-type": "application/json"})
     assert refused(response, 503, "try again") and response.headers["retry-after"] == "1"
     assert ask(client, RED).status_code == 200  # a small one has room
-    state.buffered_bytes = 2 * state.limits.max_buffered_bytes
+    state.buffered_bytes = 16 * state.models.limits.max_bytes
     assert refused(ask(client, RED), 503, "try again")
     state.buffered_bytes = 0
     assert ask(client, RED).status_code == 200

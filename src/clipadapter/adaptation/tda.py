@@ -108,12 +108,6 @@ class TdaCache:
         """Number of items in both caches."""
         return sum(len(items) for items in (self._positive, self._negative) if items is not None)
 
-    @property
-    def _max_excluded(self) -> int:
-        """Largest number of classes that an item of the negative cache speaks against: probabilities sum to one."""
-        low = self.settings.probability_range[0]
-        return self.n_classes if low * self.n_classes <= 1 else int((1 + ROUNDING) / low)
-
     def adapt(self, features: Array, logits: Array) -> Array:
         """Change the logits of pictures, one after the other, and remember the pictures.
 
@@ -127,10 +121,7 @@ class TdaCache:
         Raises:
             InputError: if the shapes don't fit each other or the earlier pictures.
         """
-        z = np.asarray(logits, np.float64)
-        f = self._unit_features(features, z.shape[:-1])
-        p = softmax(z)
-        return self._adapt_rows(f, z, p)
+        return self.adapt_views(np.asarray(features)[:, None], np.asarray(logits)[:, None])
 
     def adapt_views(self, features: Array, logits: Array) -> Array:
         """As `adapt`, from several views of each picture, of which the most confident ones are used.
@@ -145,56 +136,50 @@ class TdaCache:
         Raises:
             InputError: as `adapt`.
         """
-        z = np.asarray(logits, np.float64)
-        f = self._unit_features(features, z.shape[:-1])
+        z, f = np.asarray(logits, np.float64), np.asarray(features)
         n, v, c = z.shape
+        if f.shape[:-1] != (n, v) or c != self.n_classes:
+            raise InputError(
+                f"this cache is for {self.n_classes} classes and takes features of the same views as the logits, but "
+                f"the features are {f.shape} and the logits {z.shape}"
+            )
+        f = f if f.dtype in (np.float32, np.float64) else f.astype(np.float32)
+        # A picture without a direction is as far from all keys as one at a right angle.
+        f = f / np.maximum(np.linalg.norm(f, axis=-1, keepdims=True), np.finfo(f.dtype).tiny)
         p = softmax(z.reshape(n * v, c)).reshape(n, v, c)
         best = np.argsort(entropy(p), axis=1, kind="stable")[:, : max(1, int(self.settings.view_share * v))]
         rows = np.arange(n)[:, None]
         # The mean of unit features is not made a unit feature again, as in the authors' code.
-        return self._adapt_rows(f[rows, best].mean(axis=1), z[rows, best].mean(axis=1), p[rows, best].mean(axis=1))
-
-    def _unit_features(self, features: Array, leading: tuple[int, ...]) -> Array:
-        """Features (*leading, d) as unit rows, in float32 unless they are float64."""
-        f = np.asarray(features)
-        f = f if f.dtype in (np.float32, np.float64) else f.astype(np.float32)
-        if f.shape[:-1] != leading:
-            raise InputError(f"features must be {(*leading, 'd')} for these logits, got {f.shape}")
-        # A picture without a direction is as far from all keys as one at a right angle.
-        return np.asarray(f / np.maximum(np.linalg.norm(f, axis=-1, keepdims=True), np.finfo(f.dtype).tiny))
-
-    def _adapt_rows(self, features: Array, logits: Array, probabilities: Array) -> Array:
-        if logits.shape[1] != self.n_classes:
-            raise InputError(f"this cache is for {self.n_classes} classes, but the logits are {logits.shape}")
-        adapted = np.empty_like(logits)
-        entropies = entropy(probabilities)
+        f, z, p = (values[rows, best].mean(axis=1) for values in (f, z, p))
+        adapted, entropies = np.empty_like(z), entropy(p)
         with self._lock:
-            width = features.shape[1] if self._positive is None else self._positive.keys.shape[2]
-            if features.shape[1] != width:
-                raise InputError(f"this cache has features of {width} columns, but got {features.shape[1]}")
-            for i in range(len(logits)):
-                step = (features[i], probabilities[i], float(entropies[i]), int(logits[i].argmax()))
+            width = f.shape[1] if self._positive is None else self._positive.keys.shape[2]
+            if f.shape[1] != width:
+                raise InputError(f"this cache has features of {width} columns, but got {f.shape[1]}")
+            for i in range(n):
                 if self.settings.counts_itself:
-                    self._remember(*step)
-                adapted[i] = logits[i] + self._terms(features[i])
+                    self._remember(f[i], p[i], float(entropies[i]), int(z[i].argmax()))
+                adapted[i] = z[i] + self._terms(f[i])
                 if not self.settings.counts_itself:
-                    self._remember(*step)
+                    self._remember(f[i], p[i], float(entropies[i]), int(z[i].argmax()))
         return adapted
 
     def _remember(self, feature: Array, probabilities: Array, own_entropy: float, pseudo_label: int) -> None:
         """Put a picture into the caches that take it."""
         s, c = self.settings, self.n_classes
+        low, high = s.probability_range
         if self._positive is None or self._negative is None:
+            # Probabilities sum to one, so that few classes can have one above the lower bound.
+            max_excluded = c if low * c <= 1 else int((1 + ROUNDING) / low)
             self._positive = _Items(c, s.positive_size, len(feature), 0, feature.dtype)
-            self._negative = _Items(c, s.negative_size, len(feature), self._max_excluded, feature.dtype)
+            self._negative = _Items(c, s.negative_size, len(feature), max_excluded, feature.dtype)
         if s.keeps_copies or not self._positive.has(pseudo_label, feature):
             self._positive.add(pseudo_label, own_entropy, feature)
         # Nats over a logarithm of base 2, as in the authors' code: the largest value is ln 2.
-        if s.entropy_range[0] < own_entropy / np.log2(c) < s.entropy_range[1]:
-            low, high = s.probability_range
-            if s.keeps_copies or not self._negative.has(pseudo_label, feature):
-                against = np.flatnonzero((low < probabilities) & (probabilities < high))
-                self._negative.add(pseudo_label, own_entropy, feature, against)
+        is_uncertain = s.entropy_range[0] < own_entropy / np.log2(c) < s.entropy_range[1]
+        if is_uncertain and (s.keeps_copies or not self._negative.has(pseudo_label, feature)):
+            against = np.flatnonzero((low < probabilities) & (probabilities < high))
+            self._negative.add(pseudo_label, own_entropy, feature, against)
 
     def _terms(self, feature: Array) -> Array:
         """What both caches add to the logits of a picture (c,)."""

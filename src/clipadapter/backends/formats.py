@@ -43,7 +43,8 @@ WriteFile = Callable[[Mapping[str, str]], list[Path]]
 """Writes a converted graph with metadata entries, texts by key, and returns the paths; the file to open comes last.
 It may be called twice, first to compare the file with the model, and each time writes the file anew.
 Raises OSError if there is no room."""
-_NAME_PATTERN = re.compile(rf"({'|'.join(INPUT_NAMES.values())})(_\d+){{0,2}}")
+INPUT_PATTERN = re.compile(rf"({'|'.join(INPUT_NAMES.values())})(_\d+){{0,2}}")
+"""The names that `input_names` gives."""
 
 
 def input_names(kind: str, sizes: Sequence[int]) -> tuple[str, ...]:
@@ -59,11 +60,6 @@ def input_names(kind: str, sizes: Sequence[int]) -> tuple[str, ...]:
         name = INPUT_NAMES[kind] if i == 0 else f"{INPUT_NAMES[kind]}_{size}"
         names.append(f"{name}_{i}" if name in names else name)
     return tuple(names)
-
-
-def is_input_name(name: str) -> bool:
-    """Whether `input_names` gives such a name."""
-    return _NAME_PATTERN.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -139,11 +135,6 @@ def load_formats() -> Mapping[str, ExportFormat]:
     return MappingProxyType({each.name: each for each in formats})
 
 
-def list_formats() -> list[str]:
-    """Names of all formats, the default first."""
-    return list(load_formats())
-
-
 def get_format(name: str) -> ExportFormat:
     """The format of a name."""
     formats = load_formats()
@@ -194,7 +185,7 @@ def list_openers(format_name: str) -> list[str]:
 
 def list_inference_backends() -> list[str]:
     """Names of all backends that open exported models, those of the default format first."""
-    return list(dict.fromkeys(name for each in list_formats() for name in list_openers(each)))
+    return list(dict.fromkeys(name for each in load_formats() for name in list_openers(each)))
 
 
 def open_graph(path: Path, backend: str, threads: int | None = None) -> InferenceGraph:
@@ -211,14 +202,12 @@ def open_graph(path: Path, backend: str, threads: int | None = None) -> Inferenc
 # `checksum_ending`. They cover the companion files first, then the file itself up to the digits, so that a graph with
 # the weights of another export is noticed as well.
 
-ALGORITHM = "sha256"
 N_DIGITS = 64
 BLOCK_BYTES = 1 << 20
-Stamp = tuple[tuple[int, int, int, int], ...]
 
 
-def check_file(path: Path) -> str | None:
-    """Compare an exported file with the checksum at its end, which is returned; None if it has none."""
+def check_file(path: Path) -> str:
+    """Compare an exported file with the checksum at its end, which is returned."""
     export_format, total = require_format(path), hashlib.sha256()
     before, after = export_format.checksum_ending
     *companions, main = export_format.existing_files(path)
@@ -228,7 +217,10 @@ def check_file(path: Path) -> str | None:
         pattern = re.escape(before) + rb"([0-9a-f]{%d})" % N_DIGITS + re.escape(after)
         ending = re.fullmatch(pattern, file.read(len(before) + N_DIGITS + len(after)))
         if ending is None:
-            return None
+            raise ArtifactError(
+                f"{path} was not written by 'clipadapter export', or it was altered: the SHA-256 at its end is "
+                "missing. Copy or export it again"
+            )
         for companion in companions:
             with open_model(companion) as companion_file:
                 add_bytes(total, companion_file)
@@ -260,12 +252,9 @@ def append_checksum(path: Path) -> str:
     return total.hexdigest()
 
 
-def stamp_files(path: Path) -> Stamp:
+def stamp_files(path: Path) -> tuple[tuple[int, int, int, int], ...]:
     """A value that changes when one of the files of a model is replaced or overwritten."""
-    try:
-        stats = [file.stat() for file in require_format(path).existing_files(path)]
-    except OSError as error:
-        raise ArtifactError(f"{path} can't be read: {error.strerror or error}") from error
+    stats = [file.stat() for file in require_format(path).existing_files(path)]
     return tuple((each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in stats)
 
 

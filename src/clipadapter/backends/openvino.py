@@ -18,7 +18,7 @@ from clipadapter.backends.base import (
     telemetry_disabled,
     unreadable_file,
 )
-from clipadapter.backends.formats import METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile, is_input_name
+from clipadapter.backends.formats import INPUT_PATTERN, METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
 from clipadapter.backends.quantize import quantize_openvino
 from clipadapter.errors import MissingExtraError
 
@@ -117,7 +117,7 @@ class OpenVinoBackend(ConvertingBackend):
         # A tensor may have several names, or none.
         indices = {name: i for i, output in enumerate(compiled.outputs) for name in output.get_names()}
         widths = {name: _width(compiled.outputs[i].partial_shape) for name, i in indices.items()}
-        inputs = tuple(next(filter(is_input_name, sorted(each.get_names())), "") for each in compiled.inputs)
+        inputs = tuple(next(filter(INPUT_PATTERN.fullmatch, sorted(each.get_names())), "") for each in compiled.inputs)
         request, lock = compiled.create_infer_request(), threading.Lock()
 
         def run(rows: Rows) -> dict[str, NDArray[Any]]:
@@ -145,19 +145,17 @@ class _TowerGraph:
     def __init__(self, path: Path, precision: str, squares_per_core: int) -> None:
         self._path, self._precision, self._squares_per_core = path, precision, squares_per_core
         self._lock = threading.Lock()
-        self._latency_run: Runner | None = self._compile("LATENCY")
-        self._throughput_run: Runner | None = None
+        self._runs = {"LATENCY": self._compile("LATENCY")}
 
     def __call__(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Squares (n, s, s, 3) to (n, d)."""
+        hint = "LATENCY" if len(squares) < MIN_THROUGHPUT_SQUARES else "THROUGHPUT"
         with self._lock:
-            if len(squares) < MIN_THROUGHPUT_SQUARES:
-                run = self._latency_run = self._latency_run or self._compile("LATENCY")
-            else:
-                if self._throughput_run is None:
-                    self._latency_run = None  # first, so that the weights are in memory once
-                    self._throughput_run = self._compile("THROUGHPUT")
-                run = self._throughput_run
+            if hint not in self._runs:
+                if hint == "THROUGHPUT":
+                    self._runs.clear()  # first, so that the weights are in memory once
+                self._runs[hint] = self._compile(hint)
+            run = self._runs[hint]
         return run(squares)
 
     def _compile(self, performance_hint: str) -> Runner:

@@ -52,10 +52,6 @@ def measure_parity(
     cosines = np.min([(a * b).sum(axis=1) for a, b in pairs], axis=0)
     agreement = None
     if text is not None:
-        a, b = pairs[0]
-        agreement = float((_zero_shot_classes(a, text) == _zero_shot_classes(b, text)).mean())
+        classes, other = ((rows[:, : text.shape[1]] @ unit_rows(text).T).argmax(axis=1) for rows in pairs[0])
+        agreement = float((classes == other).mean())
     return Parity(float(cosines.min()), float(cosines.mean()), agreement)
-
-
-def _zero_shot_classes(rows: NDArray[np.float64], text: NDArray[np.floating]) -> NDArray[np.intp]:
-    return (rows[:, : text.shape[1]] @ unit_rows(text).T).argmax(axis=1)

@@ -87,23 +87,18 @@ def quantize_openvino(model: Any, rows: Sequence[NDArray[Any]], is_transformer: 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     n = len(rows[0])
     dataset = nncf.Dataset([rows[0][i : i + 1] if len(rows) == 1 else [r[i : i + 1] for r in rows] for i in range(n)])
+    names = statistic_names(model) + _names_after(model.output(float_after).get_node().input_value(0))
+    if not is_transformer:
+        names += first_convolutions(_links(model), OPENVINO_FLOAT_CONVOLUTIONS)
+    types = [] if is_transformer else ["GroupConvolution"]
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars would mix with results
         return nncf.quantize(
             model,
             dataset,
             subset_size=n,
             model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
-            ignored_scope=_float_scope(model, is_transformer, float_after, nncf),
+            ignored_scope=nncf.IgnoredScope(names=names, types=types, validate=False),  # what stays in float
         )
-
-
-def _float_scope(model: Any, is_transformer: bool, float_after: str, nncf: Any) -> Any:
-    """What stays in float."""
-    names = statistic_names(model) + _names_after(model.output(float_after).get_node().input_value(0))
-    if not is_transformer:
-        names += first_convolutions(_links(model), OPENVINO_FLOAT_CONVOLUTIONS)
-    types = [] if is_transformer else ["GroupConvolution"]
-    return nncf.IgnoredScope(names=names, types=types, validate=False)
 
 
 def _links(model: Any) -> Iterator[tuple[str, bool, Sequence[str], Sequence[str]]]:

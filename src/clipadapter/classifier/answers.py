@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,20 +59,21 @@ def answer_features(model: Model, features: NDArray[Any], decision: Mapping[str,
 
 
 def predict_batches(
+    model: Model,
     batches: Iterable[Sequence[tuple[ImageSource, NDArray[Any] | ImageError]]],
-    answer: Callable[[NDArray[Any]], Answers],
-    class_names: Sequence[str],
     top: int,
+    decision: Mapping[str, Any],
+    adapt: Adapt = None,
 ) -> Iterator[Prediction]:
     """One prediction per picture, in order, from its (v, d) features or the error that says why there are none."""
     for batch in batches:
         features = [values for _, values in batch if not isinstance(values, ImageError)]
-        answers, row = answer(np.stack(features)) if features else None, 0
+        answers, row = answer_features(model, np.stack(features), decision, adapt) if features else None, 0
         for source, values in batch:
             if answers is None or isinstance(values, ImageError):
                 yield unreadable(source_name(source), values.reason if isinstance(values, ImageError) else None)
             else:
-                yield answers.prediction(row, source_name(source), class_names, top)
+                yield answers.prediction(row, source_name(source), model.text.labels, top)
                 row += 1
 
 

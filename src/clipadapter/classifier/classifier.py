@@ -20,6 +20,7 @@ from clipadapter.classifier import answers, edit, encoder_choice, fitting, input
 from clipadapter.classifier.edit import ConflictRule
 from clipadapter.classifier.encoder_choice import DEFAULT_QUALITY, NamedEncoders
 from clipadapter.classifier.evaluation import (
+    MAX_LISTED_CLASSES,
     EvaluationResult,
     check_label_kind,
     check_labels,
@@ -31,7 +32,7 @@ from clipadapter.classifier.second_look import choose_quality
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
 from clipadapter.data.pictures import Pictures, list_pictures
-from clipadapter.encoders import Encoder, create_encoder, open_blocks, open_text_tower, select_encoder_blocks
+from clipadapter.encoders import Encoder, open_blocks, open_text_tower, select_encoder_blocks
 from clipadapter.errors import ImageError, InputError
 from clipadapter.features import (
     FEWER_PREDICTION_VIEWS,
@@ -53,9 +54,6 @@ from clipadapter.utils.formatting import check_names, format_list, html_block, h
 from clipadapter.utils.prediction import Prediction, PredictionColumns, labels_of
 from clipadapter.utils.progress import progress_bar, shows_progress
 from clipadapter.utils.towers import TextTower
-
-MAX_SHOWN_CLASSES = 20
-"""Classes that a notebook shows."""
 
 
 class FewShotClassifier:
@@ -181,9 +179,7 @@ class FewShotClassifier:
         if self._tuned_encoder is not None:
             return self._tuned_encoder
         if not hasattr(self, "_encoder"):
-            named = encoder_choice.as_encoder_list(self.encoder)
-            opened = [create_encoder(each, self.device) if isinstance(each, str) else each for each in named]
-            self._encoder, *self._other_encoders = encoder_choice.put_text_first(opened)
+            self._encoder, *self._other_encoders = encoder_choice.open_encoders(self.encoder, self.device)
             self._named_blocks = encoder_choice.block_names(self._encoder)
         return self._encoder
 
@@ -200,8 +196,8 @@ class FewShotClassifier:
         parts = [html_table(["", ""], facts)]
         if hasattr(self, "head_"):
             counts = list(self.support_.shot_counts.items())
-            more = f"and {len(counts) - MAX_SHOWN_CLASSES} more" if len(counts) > MAX_SHOWN_CLASSES else ""
-            parts += [html_table(["class", "shots"], counts[:MAX_SHOWN_CLASSES]), more]
+            more = f"and {len(counts) - MAX_LISTED_CLASSES} more" if len(counts) > MAX_LISTED_CLASSES else ""
+            parts += [html_table(["class", "shots"], counts[:MAX_LISTED_CLASSES]), more]
         return html_block("FewShotClassifier", *parts)
 
     # ---- Fit ----
@@ -241,22 +237,17 @@ class FewShotClassifier:
             raise InputError(f"a classifier needs two classes or more, but got {format_list(names) or 'none'}")
         prompts = class_prompts(names, self.templates, self.descriptions)  # wrong ones are refused before the work
         head = self._build_head()
-        encoder_choice.check_text_tower(head, self.encoder_)
+        encoder_choice.check_head(head, self.encoder_, self.grid, unlabelled)
         if head.tunes_encoder or self._tuned_encoder is not None:
             self.__dict__.pop("head_", None)  # a head of before belongs to another encoder, should this fit fail
         self._tuned_encoder = None
         self.prepare_encoder(head)
         if head.tunes_encoder:
-            encoder_choice.check_tuner_inputs(self.grid, unlabelled)
-            spec, base = self.planned_views(labels, names), self.encoder_
-            self._encoder, tuned = encoder_choice.tune_encoder(head, base, images, labels, prompts, spec, self.strict)
-            self._tuned_encoder = encoder_choice.apply_backend(tuned, images, self.backend, self.precision)
+            self._encoder, self._tuned_encoder = encoder_choice.tune_encoder(self, head, images, labels, prompts)
 
         def fit_to_pictures() -> None:
-            support, pool = (
-                self.extract_features(images, labels, names, views=encoder_choice.views_after_tuning(head)),
-                None,
-            )
+            views = encoder_choice.views_after_tuning(head)
+            support, pool = self.extract_features(images, labels, names, views=views), None
             if unlabelled is not None:
                 extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict)
                 pool, support = extraction.features[:, 0], inputs.note_skipped(support, extraction)
@@ -270,10 +261,9 @@ class FewShotClassifier:
     def prepare_encoder(self, *heads: Head) -> None:
         """Make the encoder give the blocks of features that the heads read at this quality. `fit` does this itself."""
         encoder = self.encoder_
-        named = self._named_blocks = (
-            encoder_choice.block_names(encoder) if self._named_blocks is None else self._named_blocks
-        )
-        names = encoder_choice.blocks_to_read(encoder, self._other_encoders, heads, self.quality, named)
+        if self._named_blocks is None:
+            self._named_blocks = encoder_choice.block_names(encoder)
+        names = encoder_choice.blocks_to_read(encoder, self._other_encoders, heads, self.quality, self._named_blocks)
         self._encoder = open_blocks(encoder, names, self._other_encoders)
 
     def fit_features(
@@ -415,7 +405,7 @@ class FewShotClassifier:
             return cost
         self._choose_backend(images, inputs.collect_class_names(labels) if class_names is None else class_names)
         rate = inputs.measure_encoding_rate(lambda pictures, views: self._extract(pictures, views, False), images, spec)
-        return replace(self._view_cost(len(images), spec), rate=rate)
+        return replace(cost, rate=rate)
 
     def encode_classes(self, class_names: Sequence[str]) -> TextFeatures:
         """Encode prompts from the templates and descriptions of the constructor; stores the prompts as ``prompts_``."""
@@ -504,14 +494,13 @@ class FewShotClassifier:
         self._view_cost(1, spec).check(FEWER_PREDICTION_VIEWS)
         cache = self.uncertainty_.open_cache(adapt, len(self.class_names_))
         pictures = images if isinstance(images, Iterator) else list_pictures(images)
-        answer = partial(answers.answer_features, self._to_model(), decision=decision, adapt=cache)
         with inputs.open_store(self.cache) as store:
             if isinstance(pictures, list) and self._tuned_encoder is None and self.backend == "auto":
                 self._encoder = encoder_choice.backend_for_many(
                     self.encoder_, pictures, store, shows_progress(self.progress)
                 )
             batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
-            yield from answers.predict_batches(batches, answer, self.class_names_, top)
+            yield from answers.predict_batches(self._to_model(), batches, top, decision, cache)
 
     def _iter_with_bar(self, images: Pictures, top: int, **options: Any) -> Generator[Prediction, None, None]:
         pictures, shown = list_pictures(images), shows_progress(self.progress)

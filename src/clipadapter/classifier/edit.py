@@ -38,7 +38,6 @@ from clipadapter.heads.estimator import clone
 from clipadapter.heads.registry import refuse_update
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import DecisionOptions, Uncertainty
-from clipadapter.utils.formatting import format_count
 from clipadapter.utils.registry import unknown
 
 if TYPE_CHECKING:
@@ -70,10 +69,6 @@ class Edit:
     removed_rows: frozenset[int] = frozenset()  # of shots; all single-label shots of a removed class are among them
     new_labels: Mapping[int, Label] = field(default_factory=dict)  # corrected labels, by row of the support set
     added: FeatureSet | None = None
-
-    def changes(self, model: Model) -> bool:
-        """Whether the model will differ."""
-        return bool(self.removed_rows or self.new_labels) or self.added is not None or self.text is not model.text
 
 
 @contextmanager
@@ -154,7 +149,6 @@ def _position(model: Model, name: str) -> int:
 
 
 def _check_name(name: object) -> None:
-    """Check that a name can be the name of a class."""
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"a class needs a name that is a text, and not blank; got {brief(name)}")
     try:
@@ -184,8 +178,6 @@ def _edit_text(
 def check_labels(model: Model, edit: Edit, images: Sequence[ImageSource], labels: Sequence[Label]) -> Sequence[Label]:
     """The labels, checked before the pictures are encoded; as tuples for a multi-label model."""
     check_editable(model, edit)
-    if len(images) != len(labels):
-        raise InputError(f"{format_count(len(images), 'picture')} but {format_count(len(labels), 'label')}")
     if model.support.targets is not None:
         labels = [(label,) if isinstance(label, str) else label for label in labels]
     check_any_readable(range(len(images)), (), len(images))
@@ -402,7 +394,9 @@ def add_shots(
     classifier.skipped_ = tuple((name, reason) for _, name, reason in extraction.skipped)
     examples = build_feature_set(extraction, images, labels, edit.text.labels, views, classifier.encoder_.info)
     edit, counts = with_examples(model, edit, examples, rule)
-    return apply(classifier, edit, action, {**facts, **counts}, by) if edit.changes(model) else classifier
+    if not edit.new_labels and edit.added is None and edit.text is model.text:
+        return classifier
+    return apply(classifier, edit, action, {**facts, **counts}, by)
 
 
 def apply(classifier: C, edit: Edit, action: str, facts: Mapping[str, Any], by: str) -> C:

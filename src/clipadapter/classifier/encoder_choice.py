@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ from clipadapter.persistence import Model
 from clipadapter.tuners import TowerTuner
 from clipadapter.utils.blocks import FINAL, RARE_PATCHES, UNPROJECTED, BlockSource
 from clipadapter.utils.pixels import PixelSpec
+
+if TYPE_CHECKING:
+    from clipadapter.classifier.classifier import FewShotClassifier
 
 NamedEncoders = str | Encoder | Sequence[str | Encoder]
 QUALITIES = ("fast", "standard", "best")
@@ -122,27 +125,25 @@ def as_encoder_list(encoder: NamedEncoders) -> list[str | Encoder]:
     return [encoder] if isinstance(encoder, str | Encoder) else list(encoder)
 
 
-def put_text_first(encoders: Sequence[Encoder]) -> list[Encoder]:
-    """The first encoder that has a text tower, then the others in their order; unchanged if none has one."""
+def open_encoders(encoder: NamedEncoders, device: str) -> list[Encoder]:
+    """The encoders that one argument names, of which the first that has a text tower, if any, comes first."""
+    named = as_encoder_list(encoder)
+    encoders = [create_encoder(each, device) if isinstance(each, str) else each for each in named]
     first = next((i for i, encoder in enumerate(encoders) if encoder.has_text), 0)
     return [encoders[first], *encoders[:first], *encoders[first + 1 :]]
 
 
-def check_text_tower(head: Head, encoder: Encoder) -> None:
-    """Refuse a head that needs class text, before the work begins, if no encoder has a text tower."""
+def check_head(head: Head, encoder: Encoder, grid: object, unlabelled: object) -> None:
+    """Refuse, before the work begins, a head that these encoders or arguments do not go with."""
     if head.needs_text and not encoder.has_text:
         raise InputError(
             f"{type(head).__name__} needs class text, but {encoder.info.name} has no text tower: name an encoder that "
             f"has one beside it, such as --encoder lite --encoder {encoder.info.name}, or take the head 'auto', which "
             "needs none"
         )
-
-
-def check_tuner_inputs(grid: Mapping[str, Sequence[Any]] | None, unlabelled: Sequence[ImageSource] | None) -> None:
-    """Refuse, before the work begins, arguments that a head which tunes the encoder does not take."""
-    if grid:
+    if head.tunes_encoder and grid:
         raise InputError("a grid is chosen on features, but this head tunes the encoder: set head_params instead")
-    if unlabelled is not None:
+    if head.tunes_encoder and unlabelled is not None:
         raise InputError("this head tunes the encoder on labelled pictures only: leave unlabelled out")
 
 
@@ -152,32 +153,29 @@ def views_after_tuning(head: Head) -> int | None:
 
 
 def tune_encoder(
+    classifier: FewShotClassifier,
     head: Head,
-    encoder: Encoder,
     images: Sequence[ImageSource],
     labels: Sequence[Label],
     prompts: Mapping[str, Sequence[str]],
-    views: ViewSpec,
-    strict: bool,
 ) -> tuple[Encoder, Encoder]:
-    """The plain encoder, and the one that a head from `clipadapter.tuners` has tuned."""
+    """The plain encoder, and the one that a head from `clipadapter.tuners` has tuned, run by the classifier's backend.
+
+    "auto" for both backend and precision keeps torch, since converting takes long.
+    """
     assert isinstance(head, TowerTuner)
-    plain = plain_encoder(encoder)
+    views, plain = classifier.planned_views(labels, list(prompts)), plain_encoder(classifier.encoder_)
     tunable = open_tunable_copy(plain)
     head.check_encoder(tunable)
     tower = tunable.tower()
     assert tower is not None
-    pixels, rows = _read_views(images, views, tower.pixels, strict)
+    pixels, rows = _read_views(images, views, tower.pixels, classifier.strict)
     head.tune(plain, pixels, [str(labels[i]) for i in rows], prompts)
-    return plain, head.tuned(plain)
-
-
-def apply_backend(tuned: Encoder, images: Sequence[ImageSource], backend: str, precision: str) -> Encoder:
-    """Run a tuned encoder with a backend and precision; "auto" for both keeps torch, since converting takes long."""
-    if (backend, precision) == ("auto", "auto"):
-        return tuned
-    backend, precision = backend.replace("auto", "torch"), precision.replace("auto", "fp32")
-    return choose_backend(tuned, images, backend=backend, precision=precision)
+    tuned, backend, precision = head.tuned(plain), classifier.backend, classifier.precision
+    if (backend, precision) != ("auto", "auto"):
+        backend, precision = backend.replace("auto", "torch"), precision.replace("auto", "fp32")
+        tuned = choose_backend(tuned, images, backend=backend, precision=precision)
+    return plain, tuned
 
 
 def info_of_base(base: EncoderInfo, tuned: EncoderInfo) -> EncoderInfo:
@@ -197,9 +195,8 @@ def open_saved_encoders(
     saved, is_tuned = model.encoder, isinstance(model.head, TowerTuner)
     if isinstance(encoder, Encoder) and not is_tuned and encoder.info.fingerprint == saved.fingerprint:
         return encoder, None
-    named = [saved.name] if encoder is None else as_encoder_list(encoder)
     try:
-        opened = put_text_first([create_encoder(each, device) if isinstance(each, str) else each for each in named])
+        opened = open_encoders(saved.name if encoder is None else encoder, device)
         base = plain_encoder(opened[0]) if is_tuned else _restore_blocks(saved, opened)
     except EncoderUnavailableError as error:
         raise EncoderUnavailableError(
@@ -270,12 +267,8 @@ def _restore_blocks(saved: EncoderInfo, opened: Sequence[Encoder]) -> Encoder:
             f"{len(opened)} encoders are named, but the model was fitted with {1 + len(uris)}: {saved.name}"
         )
     if saved.blocks != first.info.blocks:  # another way to name the encoder of the class text was given
-        try:
-            names = [block.name for block in saved.blocks]
-            first = open_blocks(plain_encoder(first), names, moved=dict(zip(uris, others, strict=False)))
-        except InputError:
-            _check_fingerprint(saved, first.info)  # another encoder, which has no such layers
-            raise
+        names = [block.name for block in saved.blocks]
+        first = open_blocks(plain_encoder(first), names, moved=dict(zip(uris, others, strict=False)))
     _check_fingerprint(saved, first.info)
     return first
 

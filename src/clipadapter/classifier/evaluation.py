@@ -20,19 +20,12 @@ from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head
 from clipadapter.heads.registry import head_name
-from clipadapter.metrics import (
-    Evaluation,
-    MultiLabelEvaluation,
-    evaluate,
-    evaluate_multilabel,
-    metrics_shown,
-)
+from clipadapter.metrics import Evaluation, MultiLabelEvaluation, evaluate, evaluate_multilabel, metrics_shown
 from clipadapter.metrics.table import Task
 from clipadapter.persistence.format import EVALUATION_KEY
 from clipadapter.uncertainty import Answers, Calibrator, DecisionOptions, Uncertainty
 from clipadapter.utils.files import without_paths
 from clipadapter.utils.formatting import (
-    Markup,
     describe_classes,
     describe_shots,
     format_count,
@@ -48,8 +41,7 @@ if TYPE_CHECKING:
 
 MAX_LISTED_CLASSES = 20
 """How many classes are listed for a person, the worst first; `EvaluationResult.to_dict` has all of them."""
-MAX_MATRIX_CLASSES = 20
-"""Most classes of a confusion matrix in a notebook."""
+CONFUSION_HEADER = ["class", "predicted as", "times"]
 MAX_SHOWN_ERRORS = 6
 """Wrong predictions that a notebook shows with thumbnails."""
 THUMBNAIL_SIDE = 72
@@ -74,6 +66,12 @@ class Score:
         """(m,) positions of the true classes."""
         return self.evaluation.predictions.labels
 
+    @property
+    def mistakes(self) -> list[int]:
+        """Rows of the wrong predictions, the most confident first."""
+        wrong = np.flatnonzero(~self.evaluation.predictions.correct)
+        return wrong[np.argsort(-self.probabilities[wrong].max(axis=1), kind="stable")].tolist()
+
 
 def score(
     head: Head, test: FeatureSet, calibrator: Calibrator | None = None, among: Sequence[str] | None = None
@@ -95,15 +93,6 @@ def score(
         check_labels(test.y, classes)
     logs = (calibrator or Calibrator()).log_probabilities(logits)
     return Score(evaluate(test.y, logs, classes), logits, seconds)
-
-
-def score_multilabel(head: Head, uncertainty: Uncertainty, test: FeatureSet) -> MultiLabelEvaluation:
-    """Measure a head that was fitted to pictures with several labels."""
-    if not len(test) or test.targets is None:
-        raise InputError("there are no test pictures with several labels")
-    answers = uncertainty.answer(head.logits(test.plain), test.final)
-    assert answers.sets is not None
-    return evaluate_multilabel(test.targets, answers.probabilities, answers.sets, test.class_names)
 
 
 def measure_answers(options: DecisionOptions, answers: Answers, result: Score) -> dict[str, float]:
@@ -174,7 +163,8 @@ class EvaluationResult:
     Args:
         data: name of the data; empty for a list of pictures.
         class_names: classes of the model, in the order of the confusion matrix.
-        evaluation: metrics, metrics by class, and the predictions that they are computed from.
+        evaluation: metrics, metrics by class (``classes``: name, count, precision, recall, f1; with several labels
+            average_precision too), and the predictions that they are computed from.
         n_test: pictures that were evaluated.
         skipped: (name, reason) of pictures that can't be read.
         among_shots: evaluated pictures that are shots of the model. They make the metrics better than they would be on
@@ -210,11 +200,6 @@ class EvaluationResult:
         return "single-label" if isinstance(self.evaluation, Evaluation) else "multilabel"
 
     @property
-    def classes(self) -> tuple[Any, ...]:
-        """Metrics of each class: name, count, precision, recall, f1; with several labels, average_precision too."""
-        return self.evaluation.classes
-
-    @property
     def confusion(self) -> NDArray[np.int64] | None:
         """(c, c) counts; rows are true classes, columns predicted ones. None with several labels."""
         return self.evaluation.confusion if isinstance(self.evaluation, Evaluation) else None
@@ -225,19 +210,13 @@ class EvaluationResult:
 
         Empty with several labels per picture.
         """
-        if not isinstance(self.evaluation, Evaluation):
+        if self.score is None:
             return ()
-        predictions, names = self.evaluation.predictions, self.class_names
-        rows = np.flatnonzero(~predictions.correct)
-        confidence = predictions.probabilities[rows, predictions.predicted[rows]]
+        sources, names = self.sources or [""] * self.n_test, self.class_names
+        labels, predicted = self.score.labels, self.score.evaluation.predictions.predicted
         return tuple(
-            (
-                self.sources[row] if self.sources else "",
-                names[predictions.labels[row]],
-                names[predictions.predicted[row]],
-                float(predictions.probabilities[row, predictions.predicted[row]]),
-            )
-            for row in rows[np.argsort(-confidence, kind="stable")]
+            (sources[row], names[labels[row]], names[predicted[row]], float(self.score.probabilities[row].max()))
+            for row in self.score.mistakes
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -268,17 +247,18 @@ class EvaluationResult:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """For notebooks: the tables, the confusion matrix and the most confident errors. No other file is loaded."""
+        """For notebooks: the tables and the most confident errors. No other file is loaded."""
         shown = metrics_shown("terminal", self.task)
         values = [metric.format(self.evaluation.metrics[key]) for key, metric in shown.items()]
         header, rows, omitted = _class_rows(self.evaluation)
+        confusions = self.evaluation.confusions() if isinstance(self.evaluation, Evaluation) else []
         return html_block(
             self.headline,
             *(f"<br>{escape(text)}" for text in (*self._warnings(), *describe_decisions(self.decisions))),
             html_table([metric.heading for metric in shown.values()], [values]),
             html_table(header, rows),
             escape(omitted),
-            self._matrix_html(),
+            html_table(CONFUSION_HEADER, confusions) if confusions else "",
             self._errors_html(),
         )
 
@@ -302,24 +282,6 @@ class EvaluationResult:
             )
         return warnings
 
-    def _matrix_html(self) -> str:
-        """The confusion matrix, each cell as dark as its share of the row."""
-        if self.confusion is None or len(self.class_names) > MAX_MATRIX_CLASSES:
-            return ""
-        totals = np.maximum(self.confusion.sum(axis=1, keepdims=True), 1)
-        shares = self.confusion / totals
-        rows = []
-        for i, name in enumerate(self.class_names):
-            cells = [
-                Markup(
-                    f'<div style="text-align:right;padding:2px 6px;background:rgba('
-                    f'{"0,114,178" if i == j else "213,94,0"},{0.6 * shares[i, j]:.2f})">{self.confusion[i, j]}</div>'
-                )
-                for j in range(len(self.class_names))
-            ]
-            rows.append([name, *cells])
-        return html_table(["true class / predicted", *self.class_names], rows)
-
     def _errors_html(self) -> str:
         """The most confident errors, with thumbnails of those that are files."""
         shown = self.errors[:MAX_SHOWN_ERRORS]
@@ -339,15 +301,21 @@ def evaluate_features(classifier: FewShotClassifier, test: FeatureSet) -> Evalua
     head, uncertainty = classifier.head_, classifier.uncertainty_
     check_label_kind(uncertainty, test.targets is not None)
     skipped = test.provenance.get("skipped", ())  # of the shots of a loaded model it is their number
-    result = None if uncertainty.multilabel is not None else score(head, test, uncertainty.calibrator)
-    decisions, options = dict[str, float](), uncertainty.decisions
-    if result is not None and any(each is not None for each in (options.reject, options.coverage, options.costs)):
-        folds = [each.logits(test.plain) for each in classifier.fold_heads_]
-        decisions = measure_answers(options, uncertainty.answer(result.logits, test.final, None, folds), result)
+    result, decisions, options = None, dict[str, float](), uncertainty.decisions
+    if test.targets is not None:
+        answers = uncertainty.answer(head.logits(test.plain), test.final)
+        assert answers.sets is not None
+        evaluation: Any = evaluate_multilabel(test.targets, answers.probabilities, answers.sets, test.class_names)
+    else:
+        result = score(head, test, uncertainty.calibrator)
+        evaluation = result.evaluation
+        if any(each is not None for each in (options.reject, options.coverage, options.costs)):
+            folds = [each.logits(test.plain) for each in classifier.fold_heads_]
+            decisions = measure_answers(options, uncertainty.answer(result.logits, test.final, None, folds), result)
     return EvaluationResult(
         data=str(test.provenance.get("data", "")),
         class_names=test.class_names,
-        evaluation=score_multilabel(head, uncertainty, test) if result is None else result.evaluation,
+        evaluation=evaluation,
         n_test=len(test),
         skipped=() if isinstance(skipped, int) else tuple(skipped),
         among_shots=sum(bool(rows) for rows in find_duplicates(classifier.support_.final, test.final)),
@@ -390,7 +358,7 @@ def format_classes(evaluation: Evaluation | MultiLabelEvaluation) -> str:
 def format_confusions(evaluation: Evaluation | MultiLabelEvaluation) -> list[str]:
     """A table of the most frequent errors; nothing if there is no error, or pictures have several labels."""
     confusions = evaluation.confusions() if isinstance(evaluation, Evaluation) else []
-    return [table(["class", "predicted as", "times"], confusions)] if confusions else []
+    return [table(CONFUSION_HEADER, confusions)] if confusions else []
 
 
 def describe_decisions(measured: Mapping[str, float]) -> list[str]:

@@ -128,16 +128,16 @@ class ShotFit:
         support, text = self.support, self.text
         if self.options.costs is not None:
             check_costs(self.options.costs, text.labels)  # before the long work
-        if support.targets is None and self.options.sets == "split":
+        if support.targets is not None:
+            self._check_multilabel_options()
+        elif self.options.sets == "split":
             return self._learn_single_label(*self._fit_on_half(head, unlabelled))
-        self._check_multilabel_options()
         return self.learn(head.fit(support.X, support.labels, text=text, unlabelled=unlabelled, blocks=support.blocks))
 
     def learn(self, head: Head) -> FitResult:
         """Learn the uncertainty of a head that is fitted to all shots."""
         support, is_cv = self.support, self.options.sets == "cv+"
         if support.targets is not None:
-            self._check_multilabel_options()
             multilabel = learn_multilabel_thresholds(head, support.X, support.labels, self.text, support.blocks)
             return FitResult(head, Uncertainty(multilabel=multilabel, held_out_by="folds" if multilabel.n else ""))
         held_out = None
@@ -145,20 +145,12 @@ class ShotFit:
         is_required = is_cv or self.options.calibration in ("temperature", "vector")
         if not head.tunes_encoder and (is_required or _is_cheap_to_refit(head)):
             held_out = out_of_fold(
-                head,
-                support.X,
-                support.y,
-                self.text,
-                strategies=("own", "folds"),
-                keep_heads=is_cv,
-                seed=self.seed,
+                head, support.X, support.y, self.text, strategies=("own", "folds"), keep_heads=is_cv, seed=self.seed
             )
         return self._learn_single_label(head, held_out)
 
     def _check_multilabel_options(self) -> None:
         """Refuse options of single-label classifiers for multi-label shots, whose classes are decided one by one."""
-        if self.support.targets is None:
-            return
         refused = [] if self.negatives.outliers is None else ["outliers"]
         for name, default in vars(UncertaintyOptions()).items():
             value = getattr(self.options, name)
@@ -294,11 +286,7 @@ def _is_cheap_to_refit(head: Head) -> bool:
 
 
 def learn_multilabel_thresholds(
-    head: Head,
-    X: ArrayLike,
-    Y: ArrayLike,
-    text: TextFeatures | None,
-    blocks: Sequence[tuple[str, int]] | None = None,
+    head: Head, X: ArrayLike, Y: ArrayLike, text: TextFeatures | None, blocks: Sequence[tuple[str, int]] | None = None
 ) -> MultiLabel:
     """Calibrated probabilities and the threshold per class with the highest F1, learned from out-of-fold logits.
 

@@ -8,7 +8,7 @@ the same head are compared picture by picture. docs/decisions/0048-second-look.m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,35 +30,11 @@ QUALITY_KEY = "quality"
 MAX_TRIAL_SHOTS, MIN_TRIAL_SHOTS_PER_CLASS = 32, 4
 """Shots that are read at the second size: about two seconds on two cores. With many classes only some of them are
 tried, with so many shots each where they have them: fewer shots of more classes would say less about a look."""
+NOT_TRIED = "looks once: {} (--quality best looks twice)"
 MIN_GAIN = 0.075
 """Gain in held-out accuracy, less its standard error, that is worth the price: about seven times the prediction time.
 Sets whose new pictures gain 0 to 0.03 have up to 0.07 here, since the weights of the blocks are chosen on the held-out
 shots too; sets of small defects have 0.09 to 0.36."""
-
-
-@dataclass(frozen=True)
-class SecondLook:
-    """Whether a model looks twice, and why."""
-
-    is_taken: bool
-    cost: float  # how many times as long a prediction takes with a second look
-    gain: float | None = None  # held-out accuracy with it less that without it; None if nothing was tried
-    shots: int = 0
-    why_not_tried: str = ""  # why there was no trial; empty if there was one
-
-    def __str__(self) -> str:
-        if self.gain is None:
-            return f"looks once: {self.why_not_tried} (--quality best looks twice)"
-        points = f"{format_count(round(abs(100 * self.gain)), 'point')} {'better' if self.gain >= 0 else 'worse'}"
-        if self.is_taken:
-            return (
-                f"looks twice: {points} on {self.shots} held-out shots; a prediction takes {self.cost:.0f} times as "
-                "long (--quality standard takes one look)"
-            )
-        return (
-            f"looks once: on {self.shots} held-out shots a second look is {points}, for {self.cost:.0f} times the "
-            "prediction time (--quality best takes it)"
-        )
 
 
 def choose_quality(
@@ -72,43 +48,42 @@ def choose_quality(
         return classifier.support_
     name, why = classifier.quality, ""
     if name == DEFAULT_QUALITY:
-        look = _try_second_look(classifier, images)
-        name, why = "standard", "" if look is None else str(look)
-        if look is not None and look.is_taken:
+        is_taken, why = _try_second_look(classifier, images)
+        name = "best" if is_taken else "standard"
+        if is_taken:
             fit_again()
-            name = "best"
     provenance = {**classifier.support_.provenance, QUALITY_KEY: {"name": name, "why": why}}
     return replace(classifier.support_, provenance=provenance)
 
 
-def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource]) -> SecondLook | None:
-    """Find out whether a second look is worth its price. If it is, the encoder gives its blocks afterwards.
+def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource]) -> tuple[bool, str]:
+    """Whether a second look is worth its price, and why. If it is, the encoder gives its blocks afterwards.
 
-    None if there is nothing to choose: the encoder has no second size or its blocks were named, pictures have several
-    labels, or the precision excludes rare patches.
+    The reason is empty if there is nothing to choose: the encoder has no second size or its blocks were named, pictures
+    have several labels, or the precision excludes rare patches.
     """
     support, head, others = classifier.support_, classifier.head_, classifier._other_encoders
     if support.targets is not None or classifier.precision not in ("auto", "fp32"):
-        return None
+        return False, ""
     once_encoder, named = classifier._encoder, classifier._named_blocks or ()
     once, twice = (blocks_to_read(once_encoder, others, [head], each, named) for each in ("standard", "best"))
     if once == twice:
-        return None
-    cost = relative_cost(once_encoder, others, twice) / relative_cost(once_encoder, others, once)
+        return False, ""
     if why := why_no_trial(head, support, classifier.text_):
-        return SecondLook(False, cost, why_not_tried=why)
+        return False, NOT_TRIED.format(why)
     rows = draw_trial_shots(support, classifier.seed)
     pictures = [images[support.provenance["rows"][row]] for row in rows]
     twice_encoder = classifier._encoder = open_blocks(plain_encoder(once_encoder), twice, others)
     try:
         features = classifier._extract_plain(pictures)
         shots = replace(support.take(rows), X=features, blocks=twice_encoder.info.blocks)
-        look = compare_looks(head, shots, once, classifier.text_, cost)
+        cost = relative_cost(once_encoder, others, twice) / relative_cost(once_encoder, others, once)
+        is_taken, why = compare_looks(head, shots, once, classifier.text_, cost)
     finally:
         classifier._encoder = once_encoder
-    if look.is_taken:
+    if is_taken:
         classifier._encoder, classifier._is_backend_chosen = twice_encoder, False
-    return look
+    return is_taken, why
 
 
 def why_no_trial(head: Head, support: FeatureSet, text: TextFeatures) -> str:
@@ -136,8 +111,13 @@ def draw_trial_shots(support: FeatureSet, seed: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate(rows))
 
 
-def compare_looks(head: Head, features: FeatureSet, once: Sequence[str], text: TextFeatures, cost: float) -> SecondLook:
-    """Compare the held-out answers of a head for the same shots with and without the second look."""
+def compare_looks(
+    head: Head, features: FeatureSet, once: Sequence[str], text: TextFeatures, cost: float
+) -> tuple[bool, str]:
+    """Compare the held-out answers of a head for the same shots with and without the second look.
+
+    Whether the second look, with which a prediction takes ``cost`` times as long, is worth its price, and why.
+    """
     names = [name for name, count in features.counts.items() if count]
     rows = text.embeddings[[text.labels.index(name) for name in names]]
     text = TextFeatures.of_stored_rows(names, rows, text.logit_scale, text.logit_bias, order="given")
@@ -146,9 +126,15 @@ def compare_looks(head: Head, features: FeatureSet, once: Sequence[str], text: T
         fitted = clone(head).fit(shots.X, shots.y, text=text, blocks=shots.blocks)
         right.append(_held_out_right(fitted, shots, text))
     if right[0] is None or right[1] is None:
-        return SecondLook(False, cost, why_not_tried="too few shots can be held out")
+        return False, NOT_TRIED.format("too few shots can be held out")
     differences = right[1] - right[0]
-    return SecondLook(is_worth_its_price(differences), cost, float(differences.mean()), len(differences))
+    gain, held_out = float(differences.mean()), f"on {len(differences)} held-out shots"
+    points = f"{format_count(round(abs(100 * gain)), 'point')} {'better' if gain >= 0 else 'worse'}"
+    if is_worth_its_price(differences):
+        longer = f"a prediction takes {cost:.0f} times as long (--quality standard takes one look)"
+        return True, f"looks twice: {points} {held_out}; {longer}"
+    price = f"for {cost:.0f} times the prediction time (--quality best takes it)"
+    return False, f"looks once: {held_out} a second look is {points}, {price}"
 
 
 def is_worth_its_price(differences: NDArray[Any]) -> bool:

@@ -26,8 +26,6 @@ from clipadapter.cli.declarations import Command, SuggestingGroup
 from clipadapter.cli.output import KEPT_KEY, Failure, echo, escape_lines
 from clipadapter.errors import ClipAdapterError, LayoutError, needs_training
 
-INTERRUPTED_EXIT_CODE = 130
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 ARGUMENTS_KEY = "clipadapter.arguments"
 GARBAGE_THRESHOLDS = (5_000, 10, 100)
 """New objects per search of them for garbage, such searches per search of older objects, and those per search of all.
@@ -89,7 +87,7 @@ class Commands(SuggestingGroup):
         except KeyboardInterrupt:
             kept = ctx.meta.get(KEPT_KEY, "")
             echo(f"\ninterrupted: {kept}" if kept else "\ninterrupted", err=True)
-            ctx.exit(INTERRUPTED_EXIT_CODE)
+            ctx.exit(130)
 
 
 def _describe_os_error(error: OSError) -> str:
@@ -98,7 +96,7 @@ def _describe_os_error(error: OSError) -> str:
         return ""
     if error.filename:
         return f"{error.filename!s} can't be used: {error.strerror}"
-    is_full = error.errno in DISK_FULL  # such as that of standard output
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # the disk of standard output
     return f"the output can't be written: {error.strerror}" if is_full else ""
 
 
@@ -117,10 +115,11 @@ Example:
   clipadapter fit shots/ --out model/
   clipadapter predict model/ photo.jpg
 """
-CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 
-@click.group(cls=Commands, epilog=EPILOG, context_settings=CONTEXT_SETTINGS)
+@click.group(
+    cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show tracebacks, and the messages of other libraries.")
 def app(debug: bool) -> None:

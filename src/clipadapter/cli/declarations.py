@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from clipadapter.cli.output import CONTINUE, KEPT_KEY, START_AGAIN, Output, collect_warnings, silence_libraries
+from clipadapter.cli.output import CONTINUE, KEPT_KEY, START_AGAIN, Output, collect_warnings
 from clipadapter.utils.registry import unknown
 
 # ---- Options ----
@@ -168,7 +168,7 @@ class Command(click.Command):
         out = Output(ctx.params["as_json"], ctx.params["quiet"])
         if ctx.find_root().params.get("debug"):
             return ctx.invoke(self.callback, out=out, **values)
-        with silence_libraries(show_bars=out.progress), collect_warnings(out):
+        with collect_warnings(out):
             return ctx.invoke(self.callback, out=out, **values)
 
 

@@ -10,12 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from clipadapter.errors import ArtifactError, DataError, InputError, require
-from clipadapter.utils.files import (
-    MANIFEST_SUFFIXES,
-    SHARDS_FILE,
-    is_number_list,
-    printable,
-)
+from clipadapter.utils.files import MANIFEST_SUFFIXES, SHARDS_FILE, is_number_list, printable
 
 if TYPE_CHECKING:
     from clipadapter.data import Dataset, Sample

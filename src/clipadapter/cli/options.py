@@ -276,12 +276,6 @@ class EncoderOptions(BackendOptions):
             note_encoder(encoder, out)
         return encoders
 
-    def open_first(self, out: Output) -> Encoder:
-        """Open the encoder, for commands that use one."""
-        if len(self.uris) > 1:
-            raise InputError(f"this command uses one encoder, but {len(self.uris)} are named: {', '.join(self.uris)}")
-        return self.open(out)[0]
-
     def create_classifier(self, out: Output, **params: Any) -> FewShotClassifier:
         """Open the encoders, and create a classifier with them and further parameters of `FewShotClassifier`."""
         from clipadapter.classifier import FewShotClassifier

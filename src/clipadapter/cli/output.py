@@ -135,26 +135,14 @@ def facts(pairs: Sequence[tuple[str, object]]) -> str:
 
 
 @contextmanager
-def silence_libraries(show_bars: bool) -> Iterator[None]:
-    """Keep log lines, warnings and progress bars of other libraries off the terminal, but for bars of downloads."""
-    if not show_bars:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read once, when the client is imported
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-@contextmanager
 def collect_warnings(out: Output) -> Iterator[None]:
     """Collect the warnings about files and methods, and write them at the end.
 
     However many calls raised them, there is one line per kind of warning about files, and one per text of the others.
+    Log lines and warnings of other libraries are not shown, nor are their progress bars if ``out`` shows none.
     """
+    if not out.progress:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read once, when the client is imported
     names: dict[str, dict[str, None]] = {}
     texts: dict[str, None] = {}
 
@@ -164,14 +152,18 @@ def collect_warnings(out: Output) -> Iterator[None]:
         elif isinstance(message, MethodWarning):
             texts[str(message)] = None
 
-    with warnings.catch_warnings():
-        for category in (DataWarning, MethodWarning):
-            warnings.simplefilter("always", category)
-        warnings.showwarning = collect
-        try:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for category in (DataWarning, MethodWarning):
+                warnings.simplefilter("always", category)
+            warnings.showwarning = collect
             yield
-        finally:
-            for note, files in names.items():
-                out.warn(str(DataWarning(note, tuple(files))))
-            for text in texts:
-                out.warn(text)
+    finally:
+        logging.disable(before)
+        for note, files in names.items():
+            out.warn(str(DataWarning(note, tuple(files))))
+        for text in texts:
+            out.warn(text)

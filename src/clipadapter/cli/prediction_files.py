@@ -19,6 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+from clipadapter.cli.inputs import check_output_file
 from clipadapter.errors import DataError, InputError, require
 from clipadapter.utils.files import RANDOM_END, csv_text, folder_without_links, sync_folder, write_atomically
 from clipadapter.utils.prediction import Prediction, PredictionColumns, unreadable
@@ -33,7 +34,6 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP})
 RUN_KEY = "clipadapter.predictions"
 """Key of the run in ``run.json`` and in the metadata of a Parquet file, by which they are known as ours."""
 PARTS_SUFFIX = ".parts"
-SUFFIXES = (".parquet", ".jsonl", ".csv")
 ROWS_PER_GROUP = 1 << 16
 """Rows of a row group of the finished Parquet file."""
 SEPARATOR = "|"
@@ -76,15 +76,11 @@ def _predictions_of(rows: Rows) -> Iterator[Prediction]:
 
 def check_prediction_file(path: Path) -> dict[str, Any] | None:
     """Refuse, before the work, a file that can't or must not be written. Returns the run of earlier parts, if any."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path} does not end with {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}: give such a name")
+    check_output_file(path, suffixes=(".parquet", ".jsonl", ".csv"))
     if _is_parquet(path):
         require("pyarrow.parquet", "parquet", PURPOSE)
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise DataError(f"{path} can't be written: there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{path} can't be written: you may not write to {folder}")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
     parts = folder_without_links(path.parent, path.name + PARTS_SUFFIX)
     if parts.exists() and not parts.is_dir():
         raise InputError(f"{parts}, the folder for parts of {path.name}, is no folder: give another name")
@@ -92,8 +88,6 @@ def check_prediction_file(path: Path) -> dict[str, Any] | None:
     lock = parts / LOCK_FILE
     if lock.exists() and (not lock.is_file() or lock.stat().st_size):
         raise InputError(f"{lock} was not written by this program: move it away, or give another name")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is not a regular file: give another name")
     if path.exists() and path.stat().st_size and not _is_own(path):
         raise InputError(f"{path} exists and is no file of predictions: give another name, or remove it")
     return run

@@ -39,8 +39,6 @@ FOLDS = 8
 """Folds of the held-out predictions: each head is fitted to seven eighths of the pictures."""
 VOTING_NEIGHBOURS = 5
 """Nearest pictures whose labels are counted."""
-ABSENT_LOGIT = -1e9
-"""Logit of a class that the head does not have."""
 MAX_MIN_ODDS = 10.0
 """Ratio of the probabilities of another class and of the given one from which a label is doubtful; with fewer classes
 it is their number. Probabilities are calibrated on the labels, of which some are wrong: with two classes and 10 % wrong
@@ -193,10 +191,8 @@ def collect_label_evidence(
         assert folds is not None  # a class has two shots
         # Without class text a head has the classes of its shots only, sorted.
         columns = np.arange(c) if text is not None else np.array([position[name] for name in sorted(set(features.y))])
-        logits = np.full((len(folds.logits), c), ABSENT_LOGIT)
-        logits[:, columns] = folds.logits
         held_out[folds.rows] = 0
-        held_out[np.ix_(folds.rows, columns)] = calibrate(logits, columns[folds.labels])[:, columns]
+        held_out[np.ix_(folds.rows, columns)] = calibrate(folds.logits.astype(np.float64), folds.labels)
     votes = np.zeros((n, c), np.int64)
     for voters in neighbours.index[:, :VOTING_NEIGHBOURS].T:
         votes[np.arange(n), labels[voters]] += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from clipadapter.data import Sample
 from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
-from clipadapter.rendering.html import create_environment, read_asset
+from clipadapter.rendering.html import create_environment
 from clipadapter.utils.files import printable, write_atomically
 
 PACKAGE = "clipadapter.doctor"
@@ -21,15 +21,13 @@ THUMBNAIL_SIDE = 192
 THUMBNAIL_QUALITY = 80
 MAX_PICTURES_PER_FINDING = 8
 
-SEVERITIES = ("severe", "warning", "note")
-"""Worst first: it makes measurements wrong; it likely makes a model worse; worth a check."""
-
 
 @dataclass(frozen=True)
 class Kind:
     """One kind of finding."""
 
-    severity: str  # one of `SEVERITIES`
+    # "severe": it makes measurements wrong; "warning": it likely makes a model worse; "note": worth a check
+    severity: str
     title: str  # heading
     advice: str  # what to do
 
@@ -107,10 +105,6 @@ class Picture:
     label: str | None  # its class name
     split: str  # its split
 
-    def to_dict(self) -> dict[str, Any]:
-        """The picture as JSON values: ``path`` is relative to the root."""
-        return {"path": self.name, "label": self.label, "split": self.split}
-
     @classmethod
     def from_sample(cls, sample: Sample, root: Path) -> Picture:
         """The picture of a sample in a data set with this root."""
@@ -136,7 +130,7 @@ class Finding:
 
     @property
     def severity(self) -> str:
-        """One of `SEVERITIES`."""
+        """That of its kind: "severe", "warning" or "note"."""
         return KINDS[self.kind].severity
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,7 +140,7 @@ class Finding:
             "severity": self.severity,
             "score": round(self.score, 4),
             "message": self.message,
-            "pictures": [picture.to_dict() for picture in self.pictures],
+            "pictures": [{"path": each.name, "label": each.label, "split": each.split} for each in self.pictures],
             "classes": list(self.classes),
             "advice": KINDS[self.kind].advice,
         }
@@ -218,9 +212,9 @@ class Diagnosis:
         Raises:
             InputError: if it can't be written.
         """
-        groups = illustrate_findings(self)
         template = create_environment(PACKAGE).get_template("doctor.html")
-        return write_atomically(path, template.render(diagnosis=self, groups=groups, findings=render_findings(groups)))
+        page = template.render(diagnosis=self, kinds=KINDS, findings=render_findings(self))
+        return write_atomically(path, page)
 
     @property
     def summary(self) -> str:
@@ -230,73 +224,32 @@ class Diagnosis:
 
 
 def rank_findings(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Findings, worst first: by severity, then kind, then score; equal ones keep their order."""
-    rank = {name: (SEVERITIES.index(kind.severity), i) for i, (name, kind) in enumerate(KINDS.items())}
-    return tuple(sorted(findings, key=lambda finding: (*rank[finding.kind], -finding.score)))
+    """Findings, worst first: by kind, which gives the severity, then by score; equal ones keep their order."""
+    kinds = list(KINDS)
+    return tuple(sorted(findings, key=lambda finding: (kinds.index(finding.kind), -finding.score)))
 
 
 # ---- As HTML ----
 
 
-@dataclass(frozen=True)
-class IllustratedFinding:
-    """A finding with thumbnails."""
-
-    finding: Finding
-    # Its first pictures, each with a URL that contains a small JPEG file (``data:image/jpeg;...``); the URL is empty if
-    # the picture can't be read
-    thumbnails: tuple[tuple[Picture, str], ...]
-
-
-@dataclass(frozen=True)
-class FindingGroup:
-    """Findings of one kind, worst first."""
-
-    name: str  # of the kind
-    kind: Kind  # its severity, title and advice
-    count: int  # how many findings there are
-    shown: tuple[IllustratedFinding, ...]  # the first of them
-
-
-def illustrate_findings(
-    diagnosis: Diagnosis, *, per_kind: int = 60, side: int = THUMBNAIL_SIDE
-) -> tuple[FindingGroup, ...]:
-    """Findings with thumbnails, in groups.
+def render_findings(diagnosis: Diagnosis, *, per_kind: int = 60, side: int = THUMBNAIL_SIDE, level: int = 2) -> Markup:
+    """A section per kind, with the anchor ``#kind``; all text is escaped. The style sheet is ``findings.css``.
 
     Args:
         diagnosis: its pictures are read again from their files, each once.
         per_kind: findings of a kind at most.
         side: longest side of a thumbnail in pixels.
-    """
-    shown = {kind: diagnosis.of_kind(kind)[:per_kind] for kind in diagnosis.counts}
-    pictures = list({picture for findings in shown.values() for finding in findings for picture in _first(finding)})
-    thumbnails = encode_thumbnails([picture.path for picture in pictures], side, THUMBNAIL_QUALITY)
-    urls = {picture: thumbnail_url(thumbnail) for picture, thumbnail in zip(pictures, thumbnails, strict=True)}
-    groups = []
-    for kind, findings in shown.items():
-        illustrated = tuple(
-            IllustratedFinding(finding, tuple((picture, urls[picture]) for picture in _first(finding)))
-            for finding in findings
-        )
-        groups.append(FindingGroup(kind, KINDS[kind], diagnosis.counts[kind], illustrated))
-    return tuple(groups)
-
-
-def _first(finding: Finding) -> tuple[Picture, ...]:
-    return finding.pictures[:MAX_PICTURES_PER_FINDING]
-
-
-def render_findings(groups: Iterable[FindingGroup], level: int = 2) -> Markup:
-    """A section per kind, with the anchor ``#kind``; all text is escaped. See `read_findings_css`.
-
-    Args:
-        groups: of `illustrate_findings`.
         level: of the headings, 2 for h2.
     """
+    # Of each finding its first pictures.
+    shown = {
+        kind: [(finding, finding.pictures[:MAX_PICTURES_PER_FINDING]) for finding in diagnosis.of_kind(kind)[:per_kind]]
+        for kind in diagnosis.counts
+    }
+    pictures = list({picture for findings in shown.values() for _, first in findings for picture in first})
+    thumbnails = encode_thumbnails([picture.path for picture in pictures], side, THUMBNAIL_QUALITY)
+    # A URL contains a small JPEG file; it is empty if the picture can't be read.
+    urls = {picture: thumbnail_url(thumbnail) for picture, thumbnail in zip(pictures, thumbnails, strict=True)}
     template = create_environment(PACKAGE).get_template("findings.html")
-    return Markup(template.render(groups=list(groups), level=level))  # noqa: S704 - escaped
-
-
-def read_findings_css() -> Markup:
-    """The style sheet of `render_findings`, light and dark; the names of all its classes begin with ``doctor``."""
-    return read_asset(PACKAGE, "findings.css")
+    html = template.render(shown=shown, urls=urls, kinds=KINDS, counts=diagnosis.counts, level=level)
+    return Markup(html)  # noqa: S704 - escaped

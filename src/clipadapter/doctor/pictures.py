@@ -33,8 +33,6 @@ SHARPNESS_SIDE = 96
 """Short side at which sharpness is measured: that of a larger picture would depend on its size."""
 HASH_SIDE = 32
 """Side in pixels of the input of the perceptual hash."""
-CHUNK_PICTURES = 1024
-"""Pictures that are measured between two updates of the progress bar."""
 MAX_THREADS = 8
 
 # The limits of brightness were chosen on half of Caltech-101's training pictures. By these limits none of them is dark
@@ -82,14 +80,9 @@ def measure_images(paths: Sequence[Path], progress: bool = False) -> list[ImageM
         except ImageError:
             return None
 
-    measures: list[ImageMeasures | None] = []
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        bar = progress_bar(total=len(paths), desc="image quality", unit="img", shown=progress)
-        for start in range(0, len(paths), CHUNK_PICTURES):
-            measures += pool.map(measure, paths[start : start + CHUNK_PICTURES])
-            bar.update(len(measures) - bar.n)
-        bar.close()
-    return measures
+        measures = pool.map(measure, paths)
+        return list(progress_bar(measures, total=len(paths), desc="image quality", unit="img", shown=progress))
 
 
 def measure_image(path: Path, imagehash: ModuleType) -> ImageMeasures:
@@ -100,7 +93,7 @@ def measure_image(path: Path, imagehash: ModuleType) -> ImageMeasures:
     values = np.asarray(grey, np.float32)
     low, high = np.percentile(values, [1, 99])
     tile = grey.resize((HASH_SIDE, HASH_SIDE), Image.Resampling.LANCZOS)
-    plain_hash, mirrored_hash = (_perceptual_hash(imagehash, each) for each in (tile, ImageOps.mirror(tile)))
+    plain_hash, mirrored_hash = (int(str(imagehash.phash(each)), 16) for each in (tile, ImageOps.mirror(tile)))
     digest = blake2b(data, digest_size=16).digest()
     sharpness = measure_sharpness(np.asarray(reduce_short_side(grey, SHARPNESS_SIDE), np.float32))
     return ImageMeasures(digest, *image.size, float(low), float(high), sharpness, plain_hash, mirrored_hash)
@@ -130,11 +123,6 @@ def measure_sharpness(grey: np.ndarray) -> float:
     inner = grey[1:-1, 1:-1]
     laplacian = 4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
     return float(np.percentile(np.abs(laplacian), 99) / (high - low))
-
-
-def _perceptual_hash(imagehash: ModuleType, tile: Image.Image) -> int:
-    bits = np.packbits(imagehash.phash(tile).hash.ravel())
-    return int.from_bytes(bits.tobytes(), "big")
 
 
 def check_image_quality(

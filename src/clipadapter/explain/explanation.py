@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,6 +21,7 @@ from clipadapter.encoders.rare_patches import BORDER
 from clipadapter.errors import ImageError, InputError
 from clipadapter.features import FeatureSet, extract
 from clipadapter.heads import Head
+from clipadapter.heads.transductive import nearest_neighbours
 from clipadapter.rendering.plots import BLUE, VERMILION, create_figure, save_plot, set_title, truncate
 from clipadapter.utils.blocks import FINAL, RARE_PATCHES, BlockSource
 from clipadapter.utils.formatting import html_block, html_table
@@ -31,17 +33,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = NDArray[Any]
-CHUNK_ROWS = 1024
-"""Pictures whose cosines with all shots are computed at once."""
 MAX_PICTURE_SIDE = 512
 """Longest side, in pixels, of the picture in an explanation."""
 MIN_RELATIVE_LOGIT_RANGE = 1e-4
 """Logits that differ by less, relative to the largest, are equal up to rounding."""
-NOT_ADDITIVE = "no parts of text and shots: the logits of this head are not the sum of both"
-MULTILABEL = "no parts of text and shots: the bias of each label of a multi-label head is learned"
 NOT_BY_BLOCK = "no parts of blocks: the logits of this head are not a sum over blocks of features"
-BLOCK_HEADER = ("block", "for (+) or against (-)", "alone it says")
 NO_SHOTS = "no nearest shots: the model was saved without its shots (--no-support)"
+BLOCK_HEADER = ("block", "for (+) or against (-)", "alone it says")
 
 
 @dataclass(frozen=True)
@@ -145,12 +143,11 @@ class Explanation:
             "notes": list(self.notes),
         }
 
-    def plot(self, path: str | Path, title: str = "") -> Path:
+    def plot(self, path: str | Path) -> Path:
         """Plot the picture, the heat map, the parts of the margin and the nearest shots.
 
         Args:
             path: PNG, PDF or SVG file to write; its folder is created. It is written completely or not at all.
-            title: of the plot; by default the prediction.
 
         Raises:
             InputError: if it can't be written.
@@ -182,7 +179,7 @@ class Explanation:
             rows[1].text(0.01, 0.9, text, ha="left", va="top", fontsize=8, parse_math=False)
         if shots:
             _plot_shots(rows[-1], shots)
-        set_title(figure, title or f"{Path(self.source).name}: {self.sentences()[0]}")
+        set_title(figure, f"{Path(self.source).name}: {self.sentences()[0]}")
         return save_plot(figure, path)
 
     def sentences(self) -> list[str]:
@@ -329,16 +326,18 @@ def _split_margin(
     head: Head, feature: Array, names: Sequence[str], class_name: str | None
 ) -> tuple[dict[str, Any], str]:
     """The two classes, the margin and its parts from text and shots; and why there are no parts."""
+    margins: dict[str, Any]
     logits = head.logits(feature)[0].astype(np.float64)
     order = [int(i) for i in np.argsort(-logits, kind="stable")]
     k = order[0] if class_name is None else names.index(class_name)
     if head.task_ == "multilabel":
-        return {"label": names[k], "against": None, "margin": float(logits[k])}, MULTILABEL
+        margins = {"label": names[k], "against": None, "margin": float(logits[k])}
+        return margins, "no parts of text and shots: the bias of each label of a multi-label head is learned"
     other = order[1] if k == order[0] else order[0]
-    margins: dict[str, Any] = {"label": names[k], "against": names[other], "margin": float(logits[k] - logits[other])}
+    margins = {"label": names[k], "against": names[other], "margin": float(logits[k] - logits[other])}
     text_logits = head.text_logits(feature)
     if text_logits is None:
-        return margins, NOT_ADDITIVE
+        return margins, "no parts of text and shots: the logits of this head are not the sum of both"
     text = text_logits[0].astype(np.float64)
     margins["text_margin"] = float(text[k] - text[other])
     margins["shots_margin"] = margins["margin"] - margins["text_margin"]
@@ -378,15 +377,9 @@ def nearest_rows(queries: Array, rows: Array, count: int) -> tuple[Array, Array]
     >>> nearest_rows(np.array([[2.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8], [3.0, 0.0]]), 2)
     (array([[2, 1]]), array([[1. , 0.6]]))
     """
-    k = min(count, len(rows))
-    nearest, cosines = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
-    units = unit_rows(rows).T
-    for start in range(0, len(queries) if k else 0, CHUNK_ROWS):
-        part = slice(start, start + CHUNK_ROWS)
-        similarity = np.clip(unit_rows(queries[part]) @ units, -1, 1)
-        nearest[part] = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-        cosines[part] = np.take_along_axis(similarity, nearest[part], axis=1)
-    return nearest, cosines
+    unit_queries, units = (torch.from_numpy(unit_rows(each)) for each in (queries, rows))
+    cosines, nearest = nearest_neighbours(unit_queries, units, count)
+    return nearest.numpy(), cosines.clamp(-1, 1).numpy()
 
 
 def name_shot(support: FeatureSet, i: int) -> tuple[str, bool]:
@@ -407,10 +400,10 @@ def label_of(support: FeatureSet, i: int) -> str:
 
 # ---- Maps of the picture ----
 
-HeatMap = tuple[NDArray[np.float64] | None, tuple[float, float] | None, str]
 
-
-def compute_heat_map(encoder: Encoder, head: Head, picture: Image.Image, k: int, feature: Array) -> HeatMap:
+def compute_heat_map(
+    encoder: Encoder, head: Head, picture: Image.Image, k: int, feature: Array
+) -> tuple[NDArray[np.float64] | None, tuple[float, float] | None, str]:
     """Contrast of a class for each part of a picture: the head is applied to the features of each part.
 
     Of several blocks it is the contrast of the part of the logits that comes from ``final``, for which alone there are
@@ -429,10 +422,12 @@ def compute_heat_map(encoder: Encoder, head: Head, picture: Image.Image, k: int,
         by_block = head.block_logits(np.concatenate([rows, np.repeat(feature[:, d:], h * w, axis=0)], axis=1))
         if by_block is None:
             return None, None, f"no heat map: {NOT_BY_BLOCK}"
-        logits, note = by_block[FINAL], "the heat map shows what the block final contributes"
+        logits, note = by_block[FINAL].astype(np.float64), "the heat map shows what the block final contributes"
     else:
-        logits = head.logits(rows)
-    values = class_contrast(logits, k).reshape(h, w)
+        logits = head.logits(rows).astype(np.float64)
+    # The logit of the class less the mean of the others.
+    contrast = logits[:, k] - (logits.sum(axis=1) - logits[:, k]) / (logits.shape[1] - 1)
+    values = contrast.reshape(h, w)
     low, high = float(values.min()), float(values.max())
     return (values - low) / max(high - low, 1e-12), (low, high), note
 
@@ -446,17 +441,6 @@ def compute_rare_patch_map(encoder: Encoder, image: ImageSource) -> NDArray[np.f
             distances = plain_encoder(each).rare_patch_map(picture, info.image_size)
             return None if distances is None else distances.double().numpy()
     return None
-
-
-def class_contrast(logits: NDArray[Any], k: int) -> NDArray[np.float64]:
-    """Logits (m, c) of one class less the mean of the others: (m,).
-
-    >>> class_contrast(np.array([[5.0, 1.0, 3.0], [0.0, 2.0, 2.0]]), 0)
-    array([ 3., -2.])
-    """
-    values = logits.astype(np.float64)
-    others = (values.sum(axis=1) - values[:, k]) / (values.shape[1] - 1)
-    return np.asarray(values[:, k] - others)
 
 
 # ---- Plot ----
@@ -473,8 +457,6 @@ MIN_RARE_DISTANCE, MAX_USUAL_DISTANCE = 1.0, 2.0
 """Of the map of rare patches: the first colour is the distance of an ordinary patch. The last colour is at least the
 second value, so that a picture without rare patches has no strong colours."""
 MISSING_GREY = 225
-GREY_WEIGHTS = (0.299, 0.587, 0.114)
-"""Luminance of red, green and blue (ITU-R BT.601)."""
 
 
 def _show_image(axes: Axes, pixels: Any, title: str) -> None:
@@ -514,8 +496,8 @@ def _draw_map(
 ) -> None:
     """Draw a grid (h, w) over a square (s, s, 3) with borders above and left, below and right: shares of its side."""
     side = len(square)
-    grey = square.astype(np.float64) @ GREY_WEIGHTS
     # The picture is drawn in pale grey, so that all colour is that of the map.
+    grey = np.asarray(Image.fromarray(square).convert("L"), np.float64)
     axes.imshow(128 + grey / 2, cmap="gray", vmin=0, vmax=255)
     # The grid covers the area for any number of cells: the outer edges of the cells are those of the area.
     top, left = (border * side - 0.5 for border in borders)

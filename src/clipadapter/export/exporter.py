@@ -19,18 +19,16 @@ import numpy as np
 from PIL import Image
 
 from clipadapter.backends.formats import (
-    ALGORITHM,
     DEFAULT_FORMAT,
     INPUT_NAMES,
     METADATA_KEY,
-    PRECISIONS,
     ExportFormat,
     Rows,
     WriteFile,
     append_checksum,
     get_format,
-    list_formats,
     list_openers,
+    load_formats,
 )
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource, read_image, source_name
@@ -70,9 +68,6 @@ class ExportResult:
     Args:
         path: the file to open.
         files: all files, ``path`` among them.
-        format: name of the format.
-        precision: "fp32" or "int8".
-        input: "uint8" or "float".
         size_bytes: of all files.
         parity: numbers of the comparison with the model, see `clipadapter.export.evaluation.compare_outputs`.
         parity_summary: the same as a line for people, with the pictures that were compared.
@@ -81,9 +76,6 @@ class ExportResult:
 
     path: Path
     files: tuple[Path, ...]
-    format: str
-    precision: str
-    input: str
     size_bytes: int
     parity: Mapping[str, Any]
     parity_summary: str
@@ -108,7 +100,7 @@ def export_model(
         model: fitted.
         path: ends with the suffix of the format, such as ``.onnx``. OpenVINO adds a ``.bin`` with the weights to its
             ``.xml``. Existing files are replaced.
-        format: one of `clipadapter.backends.formats.list_formats`.
+        format: one of `clipadapter.backends.formats.load_formats`.
         precision: "fp32", or "int8" for the image tower.
         input: "uint8" takes squares (n, s, s, 3), values 0 .. 255; "float" takes normalised pixels (n, 3, s, s).
         pictures: a folder, a table, or a list, to compare outputs on and to calibrate int8 with. By default the model's
@@ -129,9 +121,8 @@ def export_model(
     ['blue']
     """
     export_format = get_format(format)
-    for option, value, known in (("precision", precision, PRECISIONS), ("input", input, INPUT_NAMES)):
-        if value not in known:
-            raise InputError(f"{option} is {' or '.join(known)}, not {brief(value)}")
+    if input not in INPUT_NAMES:
+        raise InputError(f"input is {' or '.join(INPUT_NAMES)}, not {brief(input)}")
     target = _check_target(Path(path), export_format)
     if not hasattr(model, "head_"):
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
@@ -150,7 +141,7 @@ def export_model(
     conformal = model.uncertainty_.conformal
     notes = (NO_SETS,) if conformal is not None and conformal.method == "cv+" else ()
     summary = f"on {parity['n']} {KINDS[chosen.kind]}: {describe_parity(parity)}"
-    return ExportResult(Path(path), files, format, precision, input, size_bytes, parity, summary, notes)
+    return ExportResult(Path(path), files, size_bytes, parity, summary, notes)
 
 
 def _check_target(path: Path, export_format: ExportFormat) -> Path:
@@ -228,35 +219,23 @@ def describe_model(
         "precision": info.precision,
     }
     name = head_name(type(model.head_)) or type(model.head_).__name__
-    params = {key: _json_value(value) for key, value in model.head_.get_params(deep=False).items()}
     saved, versions = make_provenance(model.support_), {}
-    formats = [get_format(each) for each in list_formats()]
-    for distribution in (*VERSIONED_DISTRIBUTIONS, *(each for one in formats for each in one.distributions)):
+    of_formats = [each for export_format in load_formats().values() for each in export_format.distributions]
+    for distribution in (*VERSIONED_DISTRIBUTIONS, *of_formats):
         with suppress(PackageNotFoundError):
             versions[distribution] = version(distribution)
     provenance = {key: saved[key] for key in ("shots", "skipped", "views", "python", "created")}
     return ExportMetadata(
         model.class_names_,
-        inputs[0],
+        tuple(inputs),
         model.uncertainty_.without_arrays(),
         input_kind,
         precision,
         encoder,
-        {"name": name, "params": params},
+        {"name": name, "params": model.head_.get_params(deep=False)},
         {**provenance, "versions": versions},
-        checksum=ALGORITHM,
-        further_inputs=tuple(inputs[1:]),
         blocks=info.blocks if len(info.blocks) > 1 else (),
     )
-
-
-def _json_value(value: object) -> object:
-    """A parameter, or its repr if JSON can't hold it."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return repr(value)
-    return value
 
 
 # ---- Pictures to compare the file with the model on, and to calibrate int8 with ----
@@ -400,13 +379,13 @@ def export_to_cache(model: FewShotClassifier, folder: str | Path, *, load_tower:
     """
     if model.head_.tunes_encoder or not can_answer(Path(folder)):
         return False
-    for name in list_formats():
+    for name, export_format in load_formats().items():
         path = cached_export(Path(folder), name)
         refused = path.with_suffix(REFUSED_SUFFIX)
         if is_intact(path) or refused.exists():
             return not refused.exists()
         try:
-            get_format(name).check_convertible("fp32")
+            export_format.check_convertible("fp32")
         except MissingExtraError:
             continue
         towers = model.encoder_.towers()

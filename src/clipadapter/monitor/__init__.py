@@ -6,8 +6,8 @@ whether the class priors changed (label shift), and whether more pictures show n
 
 from clipadapter.monitor.detection import MIN_PICTURES, detect_drift, sort_pictures
 from clipadapter.monitor.priors import estimate_priors, prior_intervals
-from clipadapter.monitor.report import CHECKS, CheckResult, ClassPrior, DriftReport, OodRate, Window, holm
-from clipadapter.monitor.shift import CovariateShift, measure_covariate_shift
+from clipadapter.monitor.report import CHECKS, CheckResult, ClassPrior, DriftReport, OodRate, Window
+from clipadapter.monitor.shift import CovariateShift, holm, measure_covariate_shift
 
 __all__ = [
     "CHECKS",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +26,10 @@ from clipadapter.errors import DataError, InputError, brief
 from clipadapter.metrics import wilson_interval
 from clipadapter.monitor.priors import (
     INTERVAL_QUANTILES,
-    MIN_DENSITY,
     Array,
-    count_confusions,
+    complete_priors,
     draw_priors,
+    estimate_assumed_priors,
     estimate_priors,
     prior_intervals,
 )
@@ -41,13 +42,14 @@ from clipadapter.monitor.report import (
     Window,
     describe_label_shift,
     describe_ood_rate,
-    holm,
 )
 from clipadapter.monitor.shift import (
     CovariateShift,
     LabelShift,
     compare_priors_with_pictures,
     compare_priors_with_shots,
+    fisher_p_value,
+    holm,
     measure_covariate_shift,
 )
 from clipadapter.runtime import Predictor
@@ -63,7 +65,7 @@ MIN_PICTURES = 20
 MAX_COMPARED_PICTURES = 1000
 """Pictures of a sample whose features are compared; of more, as many are drawn."""
 MIN_SHOTS_PER_CLASS = 3
-"""Shots per class that class priors are compared with: two show too little of a model's confusions."""
+"""Mean shots per class that class priors are compared with: two show too little of a model's confusions."""
 DEFAULT_WINDOWS = 12
 """Number of windows that the stream is divided into."""
 DEFAULT_REJECT_RATE = 0.05
@@ -77,7 +79,6 @@ NOT_TESTED = {
     "ood-rate": "the model can't reject pictures of none of its classes, that takes two shots per class or more",
 }
 ADVICE = "give pictures of the usual situation (--reference FOLDER, reference=)"
-PRIOR_POWERS = np.linspace(0, 1, 21)
 SortKey = Literal["time", "name"]
 EXIF_BLOCK_TAG, DATE_TIME_ORIGINAL_TAG = 0x8769, 0x9003
 
@@ -213,18 +214,22 @@ class _Comparison:
     @cached_property
     def probabilities(self) -> Array:
         """(m, c) of the stream, by the same kind of fits as those of the reference."""
-        return self.expected.comparable_probabilities(self.observed)
+        shots = self.expected.held_out if self.expected.kind == "shots" else None
+        return self.observed.probabilities if shots is None else shots.predict(self.observed.head_features)
 
     @cached_property
     def label_shift(self) -> LabelShift | None:
         """Whether the class priors changed; None if the check is skipped or can't be run."""
-        expected = self.expected
-        if "label-shift" in self.skip or expected.shots_per_class() < MIN_SHOTS_PER_CLASS:
+        reference, labels, priors = self.expected.probabilities, self.expected.labels, self.expected.priors
+        if "label-shift" in self.skip:
             return None
-        reference, labels, stream = expected.probabilities, expected.labels, self.probabilities
         if labels is None:
-            return compare_priors_with_pictures(reference, stream, draws=self.draws, seed=self.seed)
-        return compare_priors_with_shots(reference, labels, expected.priors, stream, draws=self.draws, seed=self.seed)
+            return compare_priors_with_pictures(reference, self.probabilities, draws=self.draws, seed=self.seed)
+        if len(labels) < MIN_SHOTS_PER_CLASS * len(np.unique(labels)):
+            return None
+        return compare_priors_with_shots(
+            reference, labels, priors, self.probabilities, draws=self.draws, seed=self.seed
+        )
 
     def covariate_shift(self, part: slice | NDArray[np.intp], draws: int) -> CovariateShift | None:
         """Whether the features of a part of the stream changed; None if the check is skipped."""
@@ -322,25 +327,6 @@ def _rate(rejected: NDArray[np.bool_]) -> tuple[float, float, float]:
     return (share, *wilson_interval(share, len(rejected)))
 
 
-def fisher_p_value(rejected: int, m: int, reference_rejected: int, n: int) -> float:
-    """P-value of Fisher's exact test, one-sided: are more pictures of the stream rejected than of the reference?
-
-    The test also holds for shots, although the threshold is the score of one of them. Consider the pictures with the
-    highest scores, as many as are rejected in both samples together. If nothing changed, they are a random draw from
-    all m + n pictures. The p-value is the probability that ``rejected`` or more of them are of the stream. Not SciPy's,
-    which an installation for exported files lacks.
-    """
-    total = rejected + reference_rejected
-    counts = range(max(rejected, total - n), min(m, total) + 1)
-    log_ways = (_log_binomial(m, k) + _log_binomial(n, total - k) for k in counts)
-    return min(1.0, math.fsum(math.exp(log - _log_binomial(m + n, total)) for log in log_ways))
-
-
-def _log_binomial(n: int, k: int) -> float:
-    """Logarithm of the binomial coefficient n over k."""
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-
 # ---- What a model computes for the stream and for its reference ----
 
 
@@ -362,8 +348,6 @@ class Observations:
 
 def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Observations:
     """Run a model on pictures, with a rate of "none of these" if it can reject; copies of a picture count once."""
-    if not paths:
-        raise DataError("there are no pictures: give one or more")
     parts: NDArray[Any] | None = None  # scores of "none of these", which an exported graph computes
     if isinstance(model, Predictor):
         pictures, outputs = model.outputs_of(paths)
@@ -429,22 +413,17 @@ class Reference:
         """What the reference consists of: "shots" or "pictures"."""
         return "pictures" if self.labels is None else "shots"
 
-    def shots_per_class(self) -> float:
-        """Mean number of shots of the classes that have any; infinite for pictures without labels."""
-        return np.inf if self.labels is None else float(np.unique(self.labels, return_counts=True)[1].mean())
-
-    def comparable_probabilities(self, observations: Observations) -> Array:
-        """Probabilities (m, c) of pictures, by the same kind of fits as those of the reference."""
-        if self.labels is None or self.held_out is None:
-            return np.asarray(observations.probabilities)
-        return self.held_out.predict(observations.head_features)
-
 
 def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Reference:
     """Make a reference of pictures of normal operation."""
     observations = observe(model, paths, reject)
-    assumed = _priors_of_shots(model)
-    held_out = None if isinstance(model, Predictor) or _why_not_held_out(model) else hold_out_shots(model)
+    if isinstance(model, Predictor):  # it has neither shots nor their numbers
+        assumed, held_out = np.full(len(model.class_names), 1 / len(model.class_names)), None
+    else:
+        counts = np.array([float(model.support_.shot_counts[name]) for name in model.class_names_])
+        counts += (counts <= 0).any()
+        assumed = counts / counts.sum()
+        held_out = None if _why_not_held_out(model) else hold_out_shots(model)
     return Reference(
         observations.features,
         observations.probabilities,
@@ -517,57 +496,11 @@ def estimate_with_intervals(
     if held_out is None:
         return prior_intervals(observations.probabilities, assumed, seed=seed)
     predictions = held_out.predict(observations.head_features).argmax(axis=1)
-    confusions = count_confusions(held_out.probabilities.argmax(axis=1), held_out.labels, len(assumed))
+    confusions = np.zeros((len(assumed), len(assumed)))  # shots by their class and by the predicted one
+    np.add.at(confusions, (held_out.labels, held_out.probabilities.argmax(axis=1)), 1)
     priors = draw_priors(np.bincount(predictions, minlength=len(assumed)), confusions, seed=seed)
     low, high = np.quantile(priors, INTERVAL_QUANTILES, axis=0)
     return priors.mean(axis=0), low, high
-
-
-def estimate_assumed_priors(probabilities: Array, labels: NDArray[np.int64]) -> Array:
-    """Estimate the priors (c,) that probabilities (n, c) are for, from pictures with labels (n,).
-
-    Some heads learn the class frequencies of unequal shots, some treat all classes alike, some are between. So the
-    frequencies are raised to a power between 0 (all alike) and 1 (as in the sample). The power with the largest
-    likelihood of the labels is taken. It does not matter if all classes have the same number of pictures.
-    """
-    n, c = probabilities.shape
-    counts = np.bincount(labels, minlength=c)
-    # A class without a shot is known by its text, and needs a prior above zero.
-    frequencies = counts / n if (counts > 0).all() else (counts + 1) / (n + c)
-    best, best_priors = -np.inf, frequencies
-    for power in PRIOR_POWERS:
-        priors = frequencies**power / (frequencies**power).sum()
-        joint = probabilities * frequencies / priors
-        likelihood = joint[np.arange(n), labels] / np.maximum(joint.sum(axis=1), MIN_DENSITY)
-        if (value := float(np.log(np.maximum(likelihood, MIN_DENSITY)).sum())) > best + 1e-9:
-            best, best_priors = value, priors
-    return np.asarray(best_priors)
-
-
-def complete_priors(priors: Mapping[str, float] | None, names: Sequence[str], sample_priors: Array) -> Array:
-    """Priors (c,) of all classes from those of some: the others share the rest in the proportions of their shots."""
-    if not priors:
-        return sample_priors
-    if unknown := sorted(set(priors) - set(names)):
-        raise InputError(f"no class is called {brief(unknown[0])}; the model's classes: {', '.join(names)}")
-    total, is_other = sum(priors.values()), np.array([name not in priors for name in names])
-    if min(priors.values()) < 0 or total > 1 + 1e-9 or (abs(total - 1) > 1e-9 and not is_other.any()):
-        raise InputError(
-            f"the usual class frequencies (--usual, reference_priors=) add up to {total:g}: give numbers "
-            "between 0 and 1 that are 1 in all"
-        )
-    others = sample_priors * is_other
-    others = others / others.sum() * max(0.0, 1 - total) if others.sum() else others
-    return np.array([priors.get(name, others[i]) for i, name in enumerate(names)])
-
-
-def _priors_of_shots(model: AnyModel) -> Array:
-    """Shares (c,) of the classes in a model's shots, also if the model was saved without their features."""
-    if isinstance(model, Predictor):
-        return np.full(len(model.class_names), 1 / len(model.class_names))  # an exported file has no counts
-    counts = np.array([float(model.support_.shot_counts[name]) for name in model.class_names_])
-    counts = counts + 1 if (counts <= 0).any() else counts
-    return np.asarray(counts / counts.sum())
 
 
 def _why_not_held_out(model: FewShotClassifier) -> str:
@@ -612,19 +545,13 @@ def sort_pictures(paths: Sequence[Path], by: SortKey = "time") -> tuple[list[Pat
 
 def _picture_time(path: Path) -> float:
     """Seconds since 1970; 0 for a missing file, which is reported when it is read."""
+    with suppress(Exception):  # PIL raises many types for damaged files, whose time is that of their last change
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            image, _ = open_image(image_bytes(path), path.name, get_max_pixels())
+            text = str(image.getexif().get_ifd(EXIF_BLOCK_TAG).get(DATE_TIME_ORIGINAL_TAG, ""))
+            # In this machine's time zone, since cameras store none.
+            return time.mktime(time.strptime(text.strip("\0 "), "%Y:%m:%d %H:%M:%S"))
     try:
-        return _exif_time(path) or path.stat().st_mtime
+        return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _exif_time(path: Path) -> float | None:
-    """When a JPEG file says that it was taken, in this machine's time zone, since cameras store none."""
-    if path.suffix.lower() not in (".jpg", ".jpeg"):
-        return None
-    try:
-        image, _ = open_image(image_bytes(path), path.name, get_max_pixels())
-        text = str(image.getexif().get_ifd(EXIF_BLOCK_TAG).get(DATE_TIME_ORIGINAL_TAG, ""))
-        return time.mktime(time.strptime(text.strip("\0 "), "%Y:%m:%d %H:%M:%S"))
-    except Exception:  # PIL raises many types for damaged files, and the order does not depend on the date alone
-        return None

@@ -25,11 +25,12 @@ Two parts are ours:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.metrics import wilson_interval
 
 Array = NDArray[np.float64]
@@ -39,6 +40,7 @@ TOLERANCE = 1e-6
 RESAMPLE_TOLERANCE = 1e-4
 """The same for resamples. A percentile of many resamples needs less precision than an estimate."""
 MIN_DENSITY = 1e-12
+PRIOR_POWERS = np.linspace(0, 1, 21)
 RESAMPLES = 400
 INTERVAL_QUANTILES = (0.025, 0.975)
 MAX_CHUNK_VALUES = 4_000_000
@@ -104,6 +106,44 @@ def prior_intervals(
     return estimate, np.minimum(low, wilson_low), np.maximum(high, wilson_high)
 
 
+def estimate_assumed_priors(probabilities: Array, labels: NDArray[np.int64]) -> Array:
+    """Estimate the priors (c,) that probabilities (n, c) are for, from pictures with labels (n,).
+
+    Some heads learn the class frequencies of unequal shots, some treat all classes alike, some are between. So the
+    frequencies are raised to a power between 0 (all alike) and 1 (as in the sample). The power with the largest
+    likelihood of the labels is taken. It does not matter if all classes have the same number of pictures.
+    """
+    n, c = probabilities.shape
+    counts = np.bincount(labels, minlength=c)
+    # A class without a shot is known by its text, and needs a prior above zero.
+    frequencies = counts / n if (counts > 0).all() else (counts + 1) / (n + c)
+    best, best_priors = -np.inf, frequencies
+    for power in PRIOR_POWERS:
+        priors = frequencies**power / (frequencies**power).sum()
+        joint = probabilities * frequencies / priors
+        likelihood = joint[np.arange(n), labels] / np.maximum(joint.sum(axis=1), MIN_DENSITY)
+        if (value := float(np.log(np.maximum(likelihood, MIN_DENSITY)).sum())) > best + 1e-9:
+            best, best_priors = value, priors
+    return np.asarray(best_priors)
+
+
+def complete_priors(priors: Mapping[str, float] | None, names: Sequence[str], sample_priors: Array) -> Array:
+    """Priors (c,) of all classes from those of some: the others share the rest in the proportions of their shots."""
+    if not priors:
+        return sample_priors
+    if unknown := sorted(set(priors) - set(names)):
+        raise InputError(f"no class is called {brief(unknown[0])}; the model's classes: {', '.join(names)}")
+    total, is_other = sum(priors.values()), np.array([name not in priors for name in names])
+    if min(priors.values()) < 0 or total > 1 + 1e-9 or (abs(total - 1) > 1e-9 and not is_other.any()):
+        raise InputError(
+            f"the usual class frequencies (--usual, reference_priors=) add up to {total:g}: give numbers "
+            "between 0 and 1 that are 1 in all"
+        )
+    others = sample_priors * is_other
+    others = others / others.sum() * max(0.0, 1 - total) if others.sum() else others
+    return np.array([priors.get(name, others[i]) for i, name in enumerate(names)])
+
+
 def check_probabilities(probabilities: ArrayLike, assumed: ArrayLike | None) -> tuple[Array, Array]:
     """Probabilities (m, c), and priors (c,) that add up to one."""
     P = np.asarray(probabilities, np.float64)
@@ -154,23 +194,17 @@ CLASS_PRIOR_WEIGHT = 0.5
 """Weight, in pictures, of the prior of each class prior."""
 
 
-def count_confusions(predictions: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Array:
-    """How often shots (n,) of each class are predicted as each class, by fits without the shot: (c, c).
-
-    >>> count_confusions(np.array([0, 1, 1]), np.array([0, 0, 1]), 2)
-    array([[1., 1.],
-           [0., 1.]])
-    """
-    counts = np.zeros((classes, classes))
-    np.add.at(counts, (labels, predictions), 1)
-    return counts
-
-
 def draw_priors(predicted_counts: NDArray[np.int64], confusions: Array, *, draws: int = DRAWS, seed: int = 0) -> Array:
-    """Draw class priors (b, c) from the number of predictions of each class (c,); b is fewer with many classes."""
+    """Draw class priors (b, c) from the number of predictions of each class (c,); b is fewer with many classes.
+
+    The confusions (c, c) are how often shots of each class are predicted as each class, by fits without the shot.
+    """
     rng, c = np.random.default_rng(seed), len(predicted_counts)
     columns = np.flatnonzero(predicted_counts)  # a class that is never predicted adds no factor to the likelihood
-    chains, steps = _plan_chains(c * len(columns), draws)
+    values = c * len(columns)  # that are drawn per step of a chain
+    chains = int(np.clip(MAX_VALUES // (values * (WARM_UP + MIN_STEPS)), 1, MAX_CHAINS))
+    affordable = max(MIN_STEPS, MIN_DRAWS // chains, MAX_VALUES // (values * chains) - WARM_UP)
+    steps = min(affordable, max(1, math.ceil(draws / chains)))
     rows = confusions + _draw_row_priors(confusions, chains, rng)  # (g, c, c)
     used = rows[:, :, columns]
     unused = np.maximum(rows.sum(axis=2) - used.sum(axis=2), 1e-12)
@@ -187,13 +221,6 @@ def draw_priors(predicted_counts: NDArray[np.int64], confusions: Array, *, draws
         if step >= WARM_UP:
             samples.append(priors)
     return np.concatenate(samples)
-
-
-def _plan_chains(values: int, draws: int) -> tuple[int, int]:
-    """Number of chains, and of steps of each after the first ones, for so many random values per step of a chain."""
-    chains = int(np.clip(MAX_VALUES // (values * (WARM_UP + MIN_STEPS)), 1, MAX_CHAINS))
-    affordable = max(MIN_STEPS, MIN_DRAWS // chains, MAX_VALUES // (values * chains) - WARM_UP)
-    return chains, min(affordable, max(1, math.ceil(draws / chains)))
 
 
 def _draw_row_priors(counts: Array, chains: int, rng: np.random.Generator) -> Array:

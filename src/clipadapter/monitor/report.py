@@ -194,12 +194,11 @@ class DriftReport:
             "windows": windows,
         }
 
-    def plot(self, path: str | Path, title: str = "") -> Path:
+    def plot(self, path: str | Path) -> Path:
         """Plot the stream over time and the priors of the classes.
 
         Args:
             path: PNG, PDF or SVG file to write.
-            title: of the plot; by default the summary.
 
         Raises:
             InputError: if it can't be written.
@@ -212,22 +211,8 @@ class DriftReport:
         _plot_distance(over_time[1], self)
         _label_time_axis(over_time[1], self)
         _plot_priors(right.subplots(), classes, len(self.classes))
-        set_title(figure, title or f"{self.n_pictures} pictures: {self.summary()}")
+        set_title(figure, f"{self.n_pictures} pictures: {self.summary()}")
         return save_plot(figure, path)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number: Holm (1979, Scandinavian Journal of Statistics 6:65-70).
-
-    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
 
 
 # ---- Results of the checks as phrases ----

@@ -1,4 +1,4 @@
-"""Two tests of a stream: whether its pictures look different, and whether its class priors changed.
+"""The three tests of a stream: how its pictures look, its class priors, and the rate of none of the classes.
 
 Covariate shift: whether the pictures look different, whatever the priors of their classes.
 
@@ -29,7 +29,8 @@ Letters: n reference pictures, m of the stream, N = n + m, d width, c classes, b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,8 +103,9 @@ def measure_covariate_shift(
     observed = np.arange(len(rows))[None] >= len(X)
     permuted = draw_permutations(row_odds, len(Z), draws, np.random.default_rng(seed))
     divisions = np.concatenate([observed, permuted])
-    plain, weighted = (_standardise(discrepancy(kernel, divisions, weights)) for weights in (None, row_odds))
-    distances = np.maximum(plain, weighted)
+    values = [discrepancy(kernel, divisions, weights) for weights in (None, row_odds)]
+    # In standard deviations from the mean, of the observed value and the draws alike.
+    distances = np.max([(each - each.mean()) / max(float(each.std()), 1e-12) for each in values], axis=0)
     p_value = (1 + int((distances[1:] >= distances[0] - 1e-9).sum())) / (draws + 1)
     return CovariateShift(float(distances[0]), float(np.quantile(distances[1:], 0.95)), p_value)
 
@@ -182,11 +184,6 @@ def _log_symmetric_sums(log_odds: Array, m: int) -> Array:
         sums[i] = sums[i + 1]
         sums[i, 1:] = np.logaddexp(sums[i + 1, 1:], log_odds[i] + sums[i + 1, :-1])
     return sums
-
-
-def _standardise(values: Array) -> Array:
-    """Standard deviations from the mean, of the observed value and the draws alike."""
-    return np.asarray((values - values.mean()) / max(float(values.std()), 1e-12))
 
 
 # ---- Label shift ----
@@ -288,3 +285,39 @@ def _test_difference(
 
 def _p_value(draws: Array, value: float) -> float:
     return float((1 + (draws >= value - 1e-12).sum()) / (len(draws) + 1))
+
+
+# ---- The rate of pictures of none of the classes ----
+
+
+def fisher_p_value(rejected: int, m: int, reference_rejected: int, n: int) -> float:
+    """P-value of Fisher's exact test, one-sided: are more pictures of the stream rejected than of the reference?
+
+    The test also holds for shots, although the threshold is the score of one of them. Consider the pictures with the
+    highest scores, as many as are rejected in both samples together. If nothing changed, they are a random draw from
+    all m + n pictures. The p-value is the probability that ``rejected`` or more of them are of the stream. Not SciPy's,
+    which an installation for exported files lacks.
+    """
+    total = rejected + reference_rejected
+    counts = range(max(rejected, total - n), min(m, total) + 1)
+    log_ways = (_log_binomial(m, k) + _log_binomial(n, total - k) for k in counts)
+    return min(1.0, math.fsum(math.exp(log - _log_binomial(m + n, total)) for log in log_ways))
+
+
+def _log_binomial(n: int, k: int) -> float:
+    """Logarithm of the binomial coefficient n over k."""
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number: Holm (1979, Scandinavian Journal of Statistics 6:65-70).
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected

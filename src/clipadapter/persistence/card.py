@@ -42,7 +42,6 @@ EXTRAS = {
 MIN_RELIABLE_TEST_PICTURES = 50
 """With fewer test pictures the card calls the scores rough."""
 CARD_METRICS = metrics_shown("card")
-FOLDER_PLACEHOLDER = "path/to/this/folder"
 
 
 def make_card(folder: str | Path, config: ModelConfig, repo: str = "") -> bytes | None:
@@ -84,12 +83,8 @@ def _load_template() -> Template:
 
 def _card_facts(config: ModelConfig, repo: str) -> dict[str, Any]:
     """What the template shows. Provenance and uncertainty of a model from elsewhere may hold anything."""
-    evaluation, provenance, facts, encoder = (
-        read_evaluation(config.provenance.get(EVALUATION_KEY), config.files),
-        config.provenance,
-        config.uncertainty,
-        config.encoder,
-    )
+    provenance, facts, encoder = config.provenance, config.uncertainty, config.encoder
+    evaluation = read_evaluation(provenance.get(EVALUATION_KEY), config.files)
     is_multilabel = bool(facts.get("multilabel"))
     raw_shots, versions, quality = (provenance.get(name) for name in ("shots", "versions", "quality"))
     shots = raw_shots if isinstance(raw_shots, dict) else {}
@@ -108,14 +103,13 @@ def _card_facts(config: ModelConfig, repo: str) -> dict[str, Any]:
         "head": _describe_head(config),
         "extra": next((extra for scheme, extra in EXTRAS.items() if scheme in schemes), "train"),
         "repo": repo,
-        "folder": FOLDER_PLACEHOLDER,
         "local_weights": local[0] if local else "",
         "has_local_weights": has_local_weights(encoder.name),
         "is_lite": "lite" in schemes,
         "evaluation": evaluation,
         "metrics": {name: one for name, one in CARD_METRICS.items() if evaluation and name in evaluation.model},
         # The 95 % score interval of Wilson (1927).
-        "interval": evaluation and accuracy is not None and _percent(wilson_interval(accuracy, evaluation.n)),
+        "interval": evaluation and accuracy is not None and wilson_interval(accuracy, evaluation.n),
         "held_out": "Not known."
         if held_out is None
         else f"{held_out.describe().capitalize()}. Each was predicted by a fit without it.",
@@ -131,10 +125,6 @@ def _card_facts(config: ModelConfig, repo: str) -> dict[str, Any]:
         "max_classes": MAX_LISTED_CLASSES,
         "mark": GENERATED_MARK,
     }
-
-
-def _percent(values: Sequence[float]) -> list[str]:
-    return [f"{100 * value:.1f}" for value in values]
 
 
 def _describe_head(config: ModelConfig) -> dict[str, str] | None:

@@ -58,12 +58,6 @@ EVALUATION_KEY = "evaluation"
 """Key of the scores of the model in its provenance."""
 MAX_CONFIG_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 8 << 30
-MAX_FEATURE_WIDTH = 1 << 20
-"""Largest feature dimension. A config is untrusted input, and memory is allocated by this number."""
-MAX_IMAGE_SIZE = 1 << 16
-"""Largest side in pixels."""
-MAX_NAME_LENGTH = 8192
-"""Characters. The name of an encoder may contain paths."""
 MAX_READS = 100
 """Reads of a folder that a save interrupts, before it is an error."""
 Arrays = dict[str, NDArray[Any]]
@@ -79,12 +73,12 @@ class _FrozenModel(BaseModel):
 class SavedEncoder(_FrozenModel):
     """The encoder that the head was fitted on; see `encoders.EncoderInfo` for the facts of every encoder."""
 
-    name: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00]*$")  # URI
+    name: str = Field(min_length=1, max_length=8192, pattern=r"^[^\x00]*$")  # URI; paths in it are long
     # of weights, preprocessing, code version, backend and precision. An encoder with another one is refused when the
     # model is loaded
     fingerprint: str
-    dim: int = Field(gt=0, le=MAX_FEATURE_WIDTH)  # width of the features of pictures
-    image_size: int = Field(gt=0, le=MAX_IMAGE_SIZE)  # side in pixels of the encoder's input
+    dim: int = Field(gt=0, le=1 << 20)  # width of the features of pictures, by which memory is allocated
+    image_size: int = Field(gt=0, le=1 << 16)  # side in pixels of the encoder's input
     logit_scale: float = Field(gt=0, allow_inf_nan=False)  # factor of the cosines
     # added to the logits by sigmoid-loss models (SigLIP), else None
     logit_bias: float | None = Field(default=None, allow_inf_nan=False)
@@ -182,9 +176,21 @@ def read_snapshot(folder: str | Path, name: str = CONFIG_FILE) -> Snapshot:
     """Read and check a config in a folder; its arrays are read when they are needed."""
     if why := why_no_model(folder):
         raise ArtifactError(why)
-    raw = read_file(folder, name, MAX_CONFIG_BYTES, "it is no model's config")
-    config = parse_config(Path(folder) / name, raw)
-    return Snapshot(config, raw, partial(read_array_bytes, folder, config))
+    path, data = Path(folder) / name, read_file(folder, name, MAX_CONFIG_BYTES, "it is no model's config")
+    try:
+        raw = json.loads(data)
+        check_format(path, raw, FORMAT)
+        if isinstance(raw, dict) and raw.pop(CHECKSUM_KEY, None) != _content_checksum(raw):
+            raise ArtifactError(
+                f"{path} was altered since the model was saved: its checksum differs. Copy it again, or fit again; "
+                "'clipadapter rename-class' changes the name of a class"
+            )
+        config = ModelConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is not a model's config: {describe_first_error(error)}") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise ArtifactError(f"{path} can't be read: {error}") from error
+    return Snapshot(config, data, partial(read_array_bytes, folder, config))
 
 
 def read_consistently(folder: str | Path, read: Callable[[], T]) -> T:
@@ -218,29 +224,6 @@ def check_format(path: Path, raw: object, expected: int) -> None:
     if type(number) is int and number != expected:
         raise ArtifactError(
             f"{path} has format {number}, this version reads {expected}: update clipadapter, or fit again"
-        )
-
-
-def parse_config(path: Path, data: bytes) -> ModelConfig:
-    """Parse and check the content of a config file."""
-    try:
-        raw = json.loads(data)
-        check_format(path, raw, FORMAT)
-        if isinstance(raw, dict):
-            _verify_checksum(path, raw)
-        return ModelConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ArtifactError(f"{path} is not a model's config: {describe_first_error(error)}") from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise ArtifactError(f"{path} can't be read: {error}") from error
-
-
-def _verify_checksum(path: Path, raw: dict[str, Any]) -> None:
-    """Remove the checksum from a config and compare it with the other content."""
-    if raw.pop(CHECKSUM_KEY, None) != _content_checksum(raw):
-        raise ArtifactError(
-            f"{path} was altered since the model was saved: its checksum differs. Copy it again, or fit again; "
-            "'clipadapter rename-class' changes the name of a class"
         )
 
 

@@ -43,7 +43,6 @@ MAX_LOG_BYTES = 256 << 20
 MAX_SNAPSHOTS = 20
 """Snapshots that are stored besides the first one: the latest ones."""
 TIME_PATTERN = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 Log = tuple["Change", ...]
 
 
@@ -355,4 +354,4 @@ def count_shots(provenance: Mapping[str, Any]) -> int:
 
 
 def _utc_now() -> str:
-    return time.strftime(TIME_FORMAT, time.gmtime())
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

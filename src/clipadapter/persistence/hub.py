@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from clipadapter.backends.formats import companion_files, export_suffixes, get_format, list_formats
+from clipadapter.backends.formats import companion_files, export_suffixes, load_formats
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.persistence.card import make_card, read_card
 from clipadapter.persistence.format import (
@@ -34,7 +34,6 @@ MODEL_PATTERNS = (
     *(f"{ARRAYS_FOLDER}/{name}-{16 * '[0-9a-f]'}.safetensors" for name in ARRAY_NAMES),
 )
 """Which files of a repository are those of a model. The history stays on its machine."""
-DEFAULT_COMMIT_MESSAGE = "A model of clipadapter"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def push(
     token: str | bool | None = None,
     branch: str | None = None,
     create_pr: bool = False,
-    commit_message: str = DEFAULT_COMMIT_MESSAGE,
+    commit_message: str = "A model of clipadapter",
 ) -> PushResult:
     """Upload a saved model in one commit. The repository is created if it does not exist.
 
@@ -87,10 +86,7 @@ def push(
     with _as_library_errors(repo_id, "write to"):
         repo = str(api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
         card = make_card(folder, config, repo)
-        files |= {
-            CONFIG_FILE: config_bytes(config),
-            CARD_FILE: Path(folder) / CARD_FILE if card is None else card,
-        }
+        files |= {CONFIG_FILE: config_bytes(config), CARD_FILE: Path(folder) / CARD_FILE if card is None else card}
         old_files = set(api.list_repo_files(repo, revision=branch))
         stale = sorted(
             file for file in old_files - set(files) if any(fnmatchcase(file, each) for each in MODEL_PATTERNS)
@@ -184,7 +180,7 @@ def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
 
 def _collect_exports(exported: Sequence[str | Path]) -> list[Path]:
     """Check exported files, and add those that belong to them, such as the ``.bin`` of an ``.xml``."""
-    companion_suffixes = {suffix for name in list_formats() for suffix in get_format(name).companion_suffixes}
+    companion_suffixes = {suffix for each in load_formats().values() for suffix in each.companion_suffixes}
     files = []
     for path in map(Path, exported):
         if path.suffix not in (*export_suffixes(), *companion_suffixes):

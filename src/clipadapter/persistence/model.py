@@ -62,12 +62,12 @@ class Model:
 
 def load_model(folder: str | Path) -> Model:
     """Load and check the model in a folder."""
-    return read_consistently(folder, lambda: _read_model(folder))
 
+    def read() -> Model:
+        config = read_config(folder)
+        return from_files(config, partial(read_arrays, folder, config), folder)
 
-def _read_model(folder: str | Path) -> Model:
-    config = read_config(folder)
-    return from_files(config, partial(read_arrays, folder, config), folder)
+    return read_consistently(folder, read)
 
 
 def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict[str, bytes]]:
@@ -98,10 +98,7 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         prompts={name: list(texts) for name, texts in model.prompts.items()},
         uncertainty=uncertainty_facts,
         sources=list(support.provenance.get("sources", ())) if SUPPORT in files else [],
-        provenance={
-            **make_provenance(support),
-            **({} if evaluation is None else {EVALUATION_KEY: evaluation.model_dump(exclude_none=True)}),
-        },
+        provenance=make_provenance(support) if evaluation is None else evaluation.recorded_in(make_provenance(support)),
         files=parts,
     )
     return config, blobs
@@ -121,8 +118,6 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
     if config.head.name not in list_heads():
         known = ", ".join(list_heads())
         raise ArtifactError(f"the model's head '{config.head.name}' is not installed; known: {known}")
-    if TEXT_KEY not in arrays:
-        raise ArtifactError(f"{Path(path) / HEAD} has no class text")
     try:
         blocks = as_blocks(encoder.blocks)
         scale, bias = encoder.logit_scale, encoder.logit_bias

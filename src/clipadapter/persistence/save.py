@@ -284,13 +284,13 @@ def _remove(target: Path, files: Iterable[str]) -> None:
 def _lock_folder(folder: str | Path) -> Iterator[Path]:
     """Lock the folder of a model, and give its path without links. A save that fails leaves no new files in it."""
     target = Path(os.path.realpath(folder))
-    check_target_folder(folder)
-    for name in (CONFIG_FILE, CARD_FILE):
-        model_path(target, name)
-    for name in (ARRAYS_FOLDER, HISTORY_FOLDER):
-        folder_without_links(target, name, error=ArtifactError)
     arrays = target / ARRAYS_FOLDER
     try:
+        check_target_folder(folder)
+        for name in (CONFIG_FILE, CARD_FILE):
+            model_path(target, name)
+        for name in (ARRAYS_FOLDER, HISTORY_FOLDER):
+            folder_without_links(target, name, error=ArtifactError)
         arrays.mkdir(parents=True, exist_ok=True)
         with FileLock(arrays / LOCK_FILE, timeout=LOCK_TIMEOUT_SECONDS):
             before, stamp = set(list_own_files(target)), config_stamp(target)

@@ -21,14 +21,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import Score, measure_answers
 from clipadapter.data import Dataset, Sample
 from clipadapter.data.thumbnails import encode_thumbnails
-from clipadapter.doctor import (
-    Diagnosis,
-    FindingGroup,
-    diagnose,
-    illustrate_findings,
-    read_findings_css,
-    render_findings,
-)
+from clipadapter.doctor import KINDS, Diagnosis, diagnose, render_findings
 from clipadapter.errors import ClipAdapterError, InputError
 from clipadapter.explain.explanation import name_shot, nearest_rows
 from clipadapter.features import FeatureSet
@@ -64,7 +57,6 @@ class Report:
     pictures: PictureTable  # the test pictures and the shots one by one
     projection: Projection  # features in the plane
     doctor: DoctorResults  # findings, or why there are none
-    logits: Array  # (m, c) of the test pictures
     model: FewShotClassifier  # fitted
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,15 +108,19 @@ def make_report(
     >>> report.metrics_by_model["this model"].metrics["accuracy"].value, len(report.pictures.test)
     (1.0, 2)
     """
-    _check_single_label(model, dataset)
+    if dataset.multilabel or model.uncertainty_.multilabel is not None:
+        raise InputError(
+            f"the report needs one label per picture, but the model or '{dataset.name}' has several: use "
+            "clipadapter eval"
+        )
     evaluation = evaluate_model(model, dataset, curve=curve, seeds=seeds, progress=progress)
     strange: Array | None = None
     if outliers:
         no_label = ["none of these"]  # feature sets have labels, and these pictures have none
         strange = model.extract_features(outliers, no_label * len(outliers), no_label, views=1).plain
-    test, score = evaluation.test, evaluation.model
-    uncertainty = measure_uncertainty(model, test.plain, score, reject=reject, coverage=coverage, outliers=strange)
-    pictures = collect_pictures(dataset, evaluation, model.support_, uncertainty.answers)
+    test, rates = evaluation.test, {"reject": reject, "coverage": coverage}
+    uncertainty = measure_uncertainty(model, test.plain, evaluation.model, **rates, outliers=strange)
+    pictures = collect_pictures(dataset, evaluation, model.support_)
     predictions = {name: one.evaluation.predictions for name, one in _systems(evaluation).items()}
     findings = DoctorResults(why_not_run="it was switched off (--no-doctor)")
     return Report(
@@ -134,7 +130,6 @@ def make_report(
         pictures=pictures,
         projection=project_features(test.final, model.support_.final, seed),
         doctor=run_doctor(model, pictures, seed, progress) if doctor else findings,
-        logits=score.logits,
         model=model,
     )
 
@@ -142,18 +137,6 @@ def make_report(
 def _systems(evaluation: ModelEvaluation) -> dict[str, Score]:
     """The scores of the model, which comes first, and of its baselines."""
     return {THIS_MODEL: evaluation.model, **evaluation.baselines}
-
-
-def _check_single_label(model: FewShotClassifier, dataset: Dataset) -> None:
-    head = getattr(model, "head_", None)
-    if head is None:
-        raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
-    for subject, is_multilabel in (
-        ("the model", head.task_ == "multilabel"),
-        (f"'{dataset.name}'", dataset.multilabel),
-    ):
-        if is_multilabel:
-            raise InputError(f"the report needs one label per picture, but {subject} has several: use clipadapter eval")
 
 
 # ---- Findings of the doctor ----
@@ -221,27 +204,11 @@ class PictureTable:
     test: tuple[ReportPicture, ...]  # m test pictures
     shots: tuple[ReportPicture, ...]  # n shots of the model
     class_names: tuple[str, ...]  # of all classes, in order
-    probabilities: Array  # (m, c), calibrated
-    predictions: Array  # (m,) position of the likeliest class
     nearest: Array  # (m, k) the shots most similar to each picture, the nearest first
     cosine: Array  # (m, k) their similarity
 
-    @property
-    def labels(self) -> Array:
-        """(m,) positions of the true classes."""
-        return np.array([picture.label for picture in self.test])
 
-    @property
-    def mistakes(self) -> list[int]:
-        """Test pictures whose likeliest class is wrong, in decreasing order of its probability."""
-        wrong = np.flatnonzero(self.predictions != self.labels)
-        confidence = self.probabilities[wrong, self.predictions[wrong]]
-        return [int(i) for i in wrong[np.argsort(-confidence, kind="stable")]]
-
-
-def collect_pictures(
-    dataset: Dataset, evaluation: ModelEvaluation, support: FeatureSet, answers: Answers
-) -> PictureTable:
+def collect_pictures(dataset: Dataset, evaluation: ModelEvaluation, support: FeatureSet) -> PictureTable:
     """The pictures of an evaluation."""
     names = support.class_names
     position = {name: i for i, name in enumerate(names)}
@@ -252,9 +219,8 @@ def collect_pictures(
         source, is_path = name_shot(support, i)
         k = position[label]
         shots.append(_picture(Path(source), k) if is_path else ReportPicture(None, source, k))
-    p = answers.probabilities
     nearest, cosine = nearest_rows(np.asarray(evaluation.test.final), support.final, NEAREST_SHOTS)
-    return PictureTable(tuple(test), tuple(shots), tuple(names), p, p.argmax(axis=1), nearest, cosine)
+    return PictureTable(tuple(test), tuple(shots), tuple(names), nearest, cosine)
 
 
 def _picture(path: Path, label: int) -> ReportPicture:
@@ -347,28 +313,21 @@ class Projection:
 def project_features(test: Array, shots: Array, seed: int = 0) -> Projection:
     """PCA and t-SNE of (m, d) test features and (n, d) shots, which are rows m to m + n - 1.
 
-    Of more than 2,000 rows a sample of both in proportion is drawn.
+    Of more than 2,000 rows some are drawn, at equal distances.
 
     >>> rng = np.random.default_rng(0)
     >>> projection = project_features(rng.normal(size=(20, 8)), rng.normal(size=(5, 8)))
     >>> list(projection.views), projection.views["PCA"].shape
     (['t-SNE', 'PCA'], (25, 2))
     """
-    rows = _sample_rows(len(test), len(shots), seed)
-    X = np.concatenate([np.asarray(test), np.asarray(shots)])[rows]
+    X = np.concatenate([np.asarray(test), np.asarray(shots)])
+    rows = np.linspace(0, len(X) - 1, min(len(X), MAX_POINTS)).astype(int)
+    X = X[rows]
     methods: list[Method] = ["tsne", "pca"] if len(X) >= MIN_TSNE_POINTS else ["pca"]
     try:
         return Projection(rows, {METHOD_TITLES[method]: _scale_to_unit(project(X, method, seed)) for method in methods})
     except InputError:  # too few points, or all the same: there is nothing to draw
         return Projection(rows, {})
-
-
-def _sample_rows(m: int, n: int, seed: int) -> Array:
-    if m + n <= MAX_POINTS:
-        return np.arange(m + n)
-    rng, n_test = np.random.default_rng(seed), round(MAX_POINTS * m / (m + n))
-    parts = rng.choice(m, n_test, replace=False), m + rng.choice(n, MAX_POINTS - n_test, replace=False)
-    return np.sort(np.concatenate(parts))
 
 
 def _scale_to_unit(points: Array) -> Array:
@@ -384,12 +343,8 @@ PictureKey = tuple[str, int]
 """("test" or "shots", row)"""
 PACKAGE = "clipadapter.report"
 UNCALIBRATED = "without calibration"
-MAX_PAGE_LETTERS = 4_900_000
-"""Size of a page of some thousand pictures: it opens at once, and is small enough for a mail."""
-MIN_THUMBNAIL_LETTERS = 1_500_000
-"""Size of all thumbnails together, if names and data of very many pictures exceed the size of the page."""
-LETTERS_PER_THUMBNAIL = 8
-"""Letters that a thumbnail takes besides its own."""
+MAX_THUMBNAIL_LETTERS = 4_000_000
+"""Size of all thumbnails together: a page of some thousand pictures opens at once, and is small enough for a mail."""
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 176, 68
 """Side in pixels: twice that of the page, for screens with two pixels per point."""
 FINDING_SIDE = 160
@@ -410,46 +365,37 @@ def _render(report: Report) -> str:
         interval=_format_interval,
         number="{:,}".format,
     )
-    template, values = environment.get_template("report.html"), _template_values(report)
-    pictures = _pictures_by_importance(report)
-    # Rendered twice: the first page has no thumbnails, and its size says how large they may be.
-    without_thumbnails = _insert_thumbnails(values["data"], pictures, [""] * len(pictures))
-    page_letters = len(template.render(**values, left_out=without_thumbnails))
-    budget = max(MIN_THUMBNAIL_LETTERS, MAX_PAGE_LETTERS - page_letters - LETTERS_PER_THUMBNAIL * len(pictures))
+    data, pictures, diagnosis = page_data(report), _pictures_by_importance(report), report.doctor.diagnosis
     paths = [path for _, path in pictures]
-    thumbnails = encode_thumbnails(paths, THUMBNAIL_SIDE, THUMBNAIL_QUALITY, budget)
-    return template.render(**values, left_out=_insert_thumbnails(values["data"], pictures, thumbnails))
-
-
-def _template_values(report: Report) -> dict[str, Any]:
-    """All values of the template without thumbnails."""
-    diagnosis = report.doctor.diagnosis
-    groups: tuple[FindingGroup, ...] = ()
+    thumbnails = encode_thumbnails(paths, THUMBNAIL_SIDE, THUMBNAIL_QUALITY, MAX_THUMBNAIL_LETTERS)
+    findings = ""
     if diagnosis is not None:
-        groups = illustrate_findings(diagnosis, per_kind=MAX_FINDINGS_PER_KIND, side=FINDING_SIDE)
-    return {
-        "report": report,
-        "evaluation": report.evaluation,
-        "metrics": metrics_shown("report", "single-label"),
-        "model_metrics": report.metrics_by_model[THIS_MODEL].metrics,
-        "uncertainty": report.uncertainty.to_dict(),
-        "data": page_data(report),
-        "worst": report.pictures.mistakes[:MAX_WORST_MISTAKES],
-        "most_confused": _most_confused_classes(report),
-        "groups": groups,
-        "findings": render_findings(groups, level=3),
-        "findings_css": read_findings_css(),
-        "colours": {name: _colour(name, report) for name in report.metrics_by_model},
-        "css": read_asset(PACKAGE, "report.css"),
-        "js": read_asset(PACKAGE, "report.js"),
-        "version": __version__,
-    }
+        findings = render_findings(diagnosis, per_kind=MAX_FINDINGS_PER_KIND, side=FINDING_SIDE, level=3)
+    return environment.get_template("report.html").render(
+        report=report,
+        evaluation=report.evaluation,
+        metrics=metrics_shown("report", "single-label"),
+        model_metrics=report.metrics_by_model[THIS_MODEL].metrics,
+        uncertainty=report.uncertainty.to_dict(),
+        data=data,
+        worst=report.evaluation.model.mistakes[:MAX_WORST_MISTAKES],
+        predicted=report.evaluation.model.evaluation.predictions.predicted,
+        most_confused=_most_confused_classes(report),
+        kinds=KINDS,
+        findings=findings,
+        findings_css=read_asset("clipadapter.doctor", "findings.css"),
+        colours={name: _colour(name, report) for name in report.metrics_by_model},
+        css=read_asset(PACKAGE, "report.css"),
+        js=read_asset(PACKAGE, "report.js"),
+        version=__version__,
+        left_out=_insert_thumbnails(data, pictures, thumbnails),
+    )
 
 
 def _pictures_by_importance(report: Report) -> list[tuple[PictureKey, Path]]:
     """Key and path of the pictures to show. Those that the page needs most come first."""
     pictures = report.pictures
-    mistakes = pictures.mistakes
+    mistakes = report.evaluation.model.mistakes
     order = [("test", i) for i in mistakes]
     order += [("shots", int(j)) for i in mistakes[:MAX_WORST_MISTAKES] for j in pictures.nearest[i]]
     order += [("test", int(i)) for i in np.random.default_rng(0).permutation(len(pictures.test))]
@@ -483,29 +429,26 @@ def _most_confused_classes(report: Report) -> list[tuple[int, int] | None]:
 def page_data(report: Report) -> dict[str, Any]:
     """Columns of pictures, curves and points for the script of the page, as JSON values without thumbnails."""
     pictures, evaluation, projection = report.pictures, report.evaluation, report.projection
-    answers, rows = report.uncertainty.answers, np.arange(len(report.pictures.test))
-    sets, systems = answers.sets, _systems(evaluation)
+    predictions, rows = evaluation.model.evaluation.predictions, np.arange(evaluation.n_test)
+    answers, sets = report.uncertainty.answers, report.uncertainty.answers.sets
     return {
         "classes": [shorten_name(name) for name in pictures.class_names],
         "test": {  # one list per column, each with an entry per test picture
             "name": [picture.name for picture in pictures.test],
-            "label": pictures.labels.tolist(),
-            "answer": pictures.predictions.tolist(),
-            "p": pictures.probabilities[rows, pictures.predictions].round(4).tolist(),
-            "q": pictures.probabilities[rows, pictures.labels].round(4).tolist(),
+            "label": predictions.labels.tolist(),
+            "answer": predictions.predicted.tolist(),
+            "p": predictions.probabilities.max(axis=1).round(4).tolist(),
+            "q": predictions.probabilities[rows, predictions.labels].round(4).tolist(),
             "near": pictures.nearest.tolist(),
             "cosine": pictures.cosine.round(3).tolist(),
             "none": [reason if reason is not None else 0 for reason in answers.reasons],
             "set": None if sets is None else [np.flatnonzero(row)[:MAX_SET_CLASSES].tolist() for row in sets],
         },
-        "shots": {
-            "name": [shot.name for shot in pictures.shots],
-            "label": [shot.label for shot in pictures.shots],
-        },
+        "shots": {"name": [shot.name for shot in pictures.shots], "label": [shot.label for shot in pictures.shots]},
         "thumbs": [],
         "curve": _learning_curve(evaluation),
         "reliability": _reliability_curves(report),
-        "risk": [_risk_coverage_curve(name, score, report) for name, score in systems.items()],
+        "risk": [_risk_coverage_curve(name, score, report) for name, score in _systems(evaluation).items()],
         "map": {
             "rows": projection.rows.tolist(),
             "views": [{"name": name, "xy": xy.round(4).ravel().tolist()} for name, xy in projection.views.items()],
@@ -537,7 +480,7 @@ def _reliability_curves(report: Report) -> list[dict[str, Any]]:
     score, calibrator = report.evaluation.model, report.model.uncertainty_.calibrator
     probabilities, curves = {THIS_MODEL: score.probabilities}, []
     if calibrator.n or calibrator.temperature != 1:
-        probabilities[UNCALIBRATED] = softmax(report.logits)
+        probabilities[UNCALIBRATED] = softmax(score.logits)
     for name, p in probabilities.items():
         confidence, is_right = np.minimum(p.max(axis=1), 1.0), p.argmax(axis=1) == score.labels
         bins = reliability(confidence, is_right, RELIABILITY_BINS)
@@ -549,8 +492,7 @@ def _reliability_curves(report: Report) -> list[dict[str, Any]]:
 
 
 def _risk_coverage_curve(name: str, score: Score, report: Report) -> dict[str, Any]:
-    confidence = score.probabilities.max(axis=1)
-    is_right = score.probabilities.argmax(axis=1) == score.labels
+    confidence, is_right = score.probabilities.max(axis=1), score.evaluation.predictions.correct
     coverage, risk = risk_coverage(confidence, is_right)
     rows = np.unique(np.linspace(0, len(risk) - 1, min(MAX_CURVE_POINTS, len(risk))).round().astype(int))
     points = np.column_stack([coverage[rows], risk[rows]]).round(4).tolist()

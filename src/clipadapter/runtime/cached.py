@@ -10,7 +10,7 @@ import json
 import logging
 from pathlib import Path
 
-from clipadapter.backends.formats import check_file, get_format, list_formats
+from clipadapter.backends.formats import check_file, get_format, load_formats
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.runtime.model_folder import CONFIG_FILE, HEAD, UNCERTAINTY, array_file, model_path
 from clipadapter.runtime.predictor import Predictor
@@ -29,15 +29,16 @@ def cached_export(folder: Path, format_name: str) -> Path:
 def is_intact(path: Path) -> bool:
     """Whether an exported file is there and was not altered; if not, the model is exported again."""
     try:
-        return path.exists() and check_file(path) is not None
+        check_file(path)
     except ArtifactError:
         return False
+    return True
 
 
 def open_cached(folder: Path) -> Predictor | None:
     """Open the exported file of a saved model; None if it is not there or can't answer, or if the model was altered."""
     try:
-        path = next((path for name in list_formats() if (path := cached_export(folder, name)).exists()), None)
+        path = next((path for name in load_formats() if (path := cached_export(folder, name)).exists()), None)
         return Predictor(path) if path is not None and can_answer(folder) and _is_sound(folder) else None
     except (ClipAdapterError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logging.getLogger(__name__).info("no prediction of %s without torch: %s", folder, error)

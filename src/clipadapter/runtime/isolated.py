@@ -1,6 +1,6 @@
 """Open an exported file in a child process first: a file that makes a runtime crash or hang ends the child only.
 
-A checksum does not help against a file that was written wrongly or has no checksum.
+A checksum does not help against a file that was written wrongly.
 """
 
 from __future__ import annotations

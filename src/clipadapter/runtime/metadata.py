@@ -7,20 +7,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends.formats import ALGORITHM, INPUT_NAMES, PRECISIONS, input_names
+from clipadapter.backends.formats import INPUT_NAMES, PRECISIONS, input_names
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.uncertainty.ood import MARK_RATE
 from clipadapter.utils.blocks import Blocks, as_blocks
 from clipadapter.utils.pixels import PixelSpec, different_squares
-
-if TYPE_CHECKING:  # the metrics would be imported by every prediction
-    from clipadapter.metrics.table import Task
 
 FORMAT = 1
 MAX_INPUTS = 64
@@ -38,7 +35,7 @@ class ExportMetadata:
 
     Args:
         class_names: in the order of the logits.
-        pixels: how a picture becomes the square that the graph takes.
+        inputs: how a picture becomes the square of each input of the graph.
         uncertainty: as `Uncertainty.without_arrays` returns it; the graph has the other arrays.
         input: "uint8" for squares (n, s, s, 3), values 0 .. 255; "float" for normalised pixels (n, 3, s, s).
         precision: of the image tower, "fp32" or "int8".
@@ -46,17 +43,15 @@ class ExportMetadata:
         head: its name and parameters.
         provenance: shots, versions, time.
         parity: figures of the comparison with the model.
-        checksum: "sha256" if the file ends with its SHA-256; "" if it was exported without one.
-        further_inputs: how a picture becomes the squares of the second and further inputs.
         blocks: name and width of each block of the features, ``final`` first; empty if it is the only one.
 
     >>> pixels = PixelSpec(8, (0.5,) * 3, (0.5,) * 3)
-    >>> ExportMetadata.from_json(ExportMetadata(("cat", "dog"), pixels, Uncertainty()).to_json()).class_names
+    >>> ExportMetadata.from_json(ExportMetadata(("cat", "dog"), (pixels,), Uncertainty()).to_json()).class_names
     ('cat', 'dog')
     """
 
     class_names: tuple[str, ...]
-    pixels: PixelSpec
+    inputs: tuple[PixelSpec, ...]
     uncertainty: Uncertainty
     input: str = "uint8"
     precision: str = "fp32"
@@ -64,19 +59,7 @@ class ExportMetadata:
     head: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
-    checksum: str = ""
-    further_inputs: tuple[PixelSpec, ...] = ()
     blocks: Blocks = ()
-
-    @property
-    def inputs(self) -> tuple[PixelSpec, ...]:
-        """How a picture becomes the square of each input of the graph."""
-        return (self.pixels, *self.further_inputs)
-
-    @property
-    def task(self) -> Task:
-        """The task of the head."""
-        return "single-label" if self.uncertainty.multilabel is None else "multilabel"
 
     def to_json(self) -> str:
         """Serialise; `from_json` is the inverse.
@@ -97,7 +80,7 @@ class ExportMetadata:
             {
                 "format": FORMAT,
                 "class_names": list(self.class_names),
-                "task": self.task,
+                "task": "single-label" if multilabel is None else "multilabel",
                 "inputs": inputs,
                 **({"blocks": [list(block) for block in self.blocks]} if self.blocks else {}),
                 "input": self.input,
@@ -108,11 +91,12 @@ class ExportMetadata:
                 "head": dict(self.head),
                 "provenance": dict(self.provenance),
                 "parity": dict(self.parity),
-                "checksum": self.checksum,
+                "checksum": "sha256",
                 "uncertainty": state,
                 "uncertainty_arrays": {name: _pack(array) for name, array in arrays.items()},
             },
             allow_nan=False,
+            default=repr,  # parameters of a head that JSON has no values for
         )
 
     @classmethod
@@ -136,12 +120,10 @@ class ExportMetadata:
                 raise ValueError(f"its inputs are {[spec.size for spec in inputs]}")
             metadata = cls(
                 names,
-                inputs[0],
+                inputs,
                 Uncertainty.from_state(raw["uncertainty"], arrays, len(names), arrays_removed=True),
                 raw["input"],
                 raw["precision"],
-                checksum=raw["checksum"],
-                further_inputs=inputs[1:],
                 blocks=as_blocks(raw["blocks"]) if raw.get("blocks") else (),
                 **{key: dict(raw[key]) for key in ("encoder", "head", "provenance", "parity")},
             )
@@ -157,8 +139,6 @@ class ExportMetadata:
             raise ArtifactError(
                 f"the file has input {metadata.input!r} and precision {metadata.precision!r}: update clipadapter"
             )
-        if metadata.checksum not in ("", ALGORITHM):
-            raise ArtifactError(f"the file has a checksum by {metadata.checksum!r}: update clipadapter")
         return metadata
 
 
@@ -187,12 +167,8 @@ def _parse_pixels(facts: Any) -> PixelSpec:
 
 
 def _pack(array: NDArray[Any]) -> dict[str, Any]:
-    values = np.ascontiguousarray(array)
-    values = values.astype(values.dtype.newbyteorder("<")) if values.dtype.byteorder == ">" else values
-    if values.dtype.str not in ARRAY_DTYPES:
-        raise TypeError(f"an array of {values.dtype} can't be written")
-    data = base64.b64encode(values.tobytes()).decode("ascii")
-    return {"dtype": values.dtype.str, "shape": list(values.shape), "data": data}
+    data = base64.b64encode(array.tobytes()).decode("ascii")
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "data": data}
 
 
 def _unpack(name: str, value: Mapping[str, Any]) -> NDArray[Any]:

@@ -14,14 +14,9 @@ from clipadapter.errors import ArtifactError
 from clipadapter.utils.files import explain_missing, path_without_links
 
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
-ARRAY_NAMES = HEAD, SUPPORT, UNLABELLED, UNCERTAINTY, FOLD_HEADS = (
-    "head",
-    "support",
-    "unlabelled",
-    "uncertainty",
-    "folds",
-)
+ARRAY_NAMES = ("head", "support", "unlabelled", "uncertainty", "folds")
 """Names of the files of arrays that a model can have, without their hashes."""
+HEAD, SUPPORT, UNLABELLED, UNCERTAINTY, FOLD_HEADS = ARRAY_NAMES
 ARRAYS_FOLDER, HISTORY_FOLDER = "arrays", "history"
 """Subfolders with the arrays of all versions, and with the log and the configs of earlier versions."""
 LOCK_FILE = ".lock"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -65,10 +64,6 @@ class Outputs:
     ood_scores: NDArray[Any] | None = None
     blocks: NDArray[Any] | None = None
 
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.logits)
-
     def rows(self, index: slice) -> Outputs:
         """Outputs of some of the pictures."""
         arrays = (getattr(self, field.name) for field in fields(self))
@@ -95,8 +90,7 @@ class Predictor:
         InputError: if the backend can't run such a file.
 
     Attributes:
-        sha256: checksum of the file, which was compared with its bytes before a backend opened it; None if the file was
-            exported without one.
+        sha256: checksum of the file, which was compared with its bytes before a backend opened it.
         metadata: of the file.
 
     ::
@@ -117,12 +111,6 @@ class Predictor:
         self.metadata = ExportMetadata.from_json(self._graph.metadata)
         if stamp_files(self.path) != stamp:
             raise ArtifactError(f"{self.path} changed while it was opened: open it again when it is complete")
-        if self.sha256 is None and self.metadata.checksum:
-            raise ArtifactError(f"{self.path} was altered: the SHA-256 at its end is missing. Copy or export it again")
-        if self.sha256 is None:
-            logging.getLogger(__name__).info(
-                "%s has no SHA-256, so damage can't be noticed: export the model again", self.path
-            )
         self.class_names, self.inputs = self.metadata.class_names, self.metadata.inputs
         self.uncertainty, self.precision = self.metadata.uncertainty, self.metadata.precision
         self._input_names = input_names(self.metadata.input, [spec.size for spec in self.inputs])

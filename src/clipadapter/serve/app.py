@@ -140,25 +140,11 @@ class PredictionResponse(BaseModel):
     predictions: list[PicturePrediction]
 
 
-class ModelCapabilities(BaseModel):
-    """Options that a model supports."""
-
-    reject: bool
-    coverage: bool
-
-
-class ModelAddresses(BaseModel):
-    """Where to send requests."""
-
-    pictures: str
-    curl: str
-
-
 class ModelDescription(BaseModel):
     """A model."""
 
     name: str
-    version: str = Field(description="Start of the SHA-256 of its file.")
+    version: str = Field(description="Start of the SHA-256 that its file ends with.")
     loaded: str
     error: str | None = Field(description="Why a newer file could not be loaded; the previous one is served.")
     classes: list[str]
@@ -168,8 +154,8 @@ class ModelDescription(BaseModel):
     head: str | None
     precision: str
     backend: str | None
-    can: ModelCapabilities
-    ask: ModelAddresses
+    can: dict[str, bool] = Field(description="Whether it supports the options `reject` and `coverage`.")
+    ask: dict[str, str] = Field(description="`pictures` is the address to send pictures to, `curl` does so.")
 
 
 class ModelList(BaseModel):
@@ -268,9 +254,9 @@ async def _predict(request: PredictionRequest, name: str | None) -> Response:
     request.find_model(name).batcher.check_room()  # before the body is read
     pictures = await request.read_pictures()
     model, names, top = request.find_model(name), pictures.names, pictures.options.top
-    options = pictures.options.model_options()
+    options = pictures.options.model_dump(include={"reject", "coverage"}, exclude_unset=True)
     model.check_options(options)
-    loaders = [partial(load_picture, model.predictor, file, request.state.limits) for file in pictures.files]
+    loaders = [partial(load_picture, model.predictor, file, request.limits) for file in pictures.files]
     job = model.batcher.submit(loaders, options, request.deadline)
     del pictures, loaders  # the job drops each when its picture is loaded
     results = await request.wait_for(job)
@@ -308,6 +294,6 @@ def _describe(model: ServedModel) -> ModelDescription:
         head=predictor.metadata.head.get("name"),
         precision=predictor.precision,
         backend=predictor.backend,
-        can=ModelCapabilities(reject=uncertainty.rejector is not None, coverage=uncertainty.conformal is not None),
-        ask=ModelAddresses(pictures=address, curl=f"curl -F images=@photo.jpg HOST{address}"),
+        can={"reject": uncertainty.rejector is not None, "coverage": uncertainty.conformal is not None},
+        ask={"pictures": address, "curl": f"curl -F images=@photo.jpg HOST{address}"},
     )

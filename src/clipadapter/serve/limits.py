@@ -60,11 +60,6 @@ class Limits:
                 "allow fewer or make it longer"
             )
 
-    @property
-    def max_buffered_bytes(self) -> int:
-        """Bytes of the bodies of all requests that are in memory at a time, when a large one comes."""
-        return BUFFERED_BODIES * self.max_bytes
-
 
 class RequestRefused(ClipAdapterError):
     """A request that is answered with an error."""

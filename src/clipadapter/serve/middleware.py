@@ -33,7 +33,6 @@ PUBLIC_PATHS = ("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json",
 """Answered without a token: probes, and pages that are the same for every server."""
 ASSETS_PREFIX = "/static-offline-docs/"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-UNKNOWN_ROUTE = "unknown"
 LOCALHOST = "localhost"
 
 
@@ -108,7 +107,7 @@ class RequestMiddleware:
     def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
         """Count and log an answered request."""
         seconds = time.monotonic() - context.started_at
-        route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+        route = getattr(scope.get("route"), "path", "unknown")
         metrics = self._state.models.metrics
         metrics.requests.labels(route, context.model, str(status)).inc()
         metrics.seconds.labels(route, context.model).observe(seconds)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -17,17 +16,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clipadapter.backends.formats import (
     DEFAULT_FORMAT,
-    add_bytes,
     check_file,
     companion_files,
     export_suffixes,
     get_format,
     is_exported,
-    open_model,
 )
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, MissingExtraError, needs_training
@@ -45,7 +40,7 @@ REFRESH_SECONDS = 1.0
 """Time between two checks of the files."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 VERSION_CHARS = 12
-"""Of the SHA-256 of a model's files."""
+"""Of the SHA-256 that a model's file ends with."""
 FileStamp = tuple[tuple[str, int, int, int], ...]
 
 
@@ -123,15 +118,11 @@ class ServedModels:
                 self._stamps[name] = stamp
                 self._apply_change(name, source if stamp is not None else None)
 
-    def close(self, timeout: float = 5.0) -> None:
-        """End all threads once accepted pictures have their results.
-
-        Args:
-            timeout: seconds to wait for each model.
-        """
+    def close(self) -> None:
+        """End all threads once accepted pictures have their results."""
         stop_children()  # a changed file that hangs would hold the process
         for model in list(self._models.values()):
-            model.batcher.close(timeout)
+            model.batcher.close(timeout=5)
         # No client waits for the remaining pictures; without this, the interpreter would wait for them at its exit.
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.slow_pool.shutdown(wait=False, cancel_futures=True)
@@ -180,31 +171,17 @@ class ServedModels:
         return Predictor(path, backend=self._backend, threads=self._threads)
 
     def _try(self, path: Path) -> None:
-        check_file(path)  # finds most damage without starting a process
         try_in_child(path, self._backend)
 
     def _load(self, source: ModelSource, old: ServedModel | None = None, is_changed: bool = False) -> ServedModel:
         """Load a model and run it once; the old one if the file is the same."""
         path = source.exported_file()
-        exported = ModelSource(source.name, path)
-        stamp, digest = exported.stamp(), hashlib.sha256()
-        for part in exported.files:
-            with open_model(part) as file:
-                add_bytes(digest, file)
-        version = digest.hexdigest()[:VERSION_CHARS]
+        version = check_file(path)[:VERSION_CHARS]
         if old is not None and old.version == version:
             return old
         if is_changed:
             self._try(path)
         predictor = self._open(path)
-        try:
-            outputs = predictor.run(predictor.grey_pictures(1))
-        except Exception as error:  # each backend raises its own exceptions
-            raise ArtifactError(f"{path} does not run ({str(error).splitlines()[0]}): export it again") from error
-        if not np.isfinite(outputs.logits).all():
-            raise ArtifactError(f"{path} gives logits that are not finite: export it again")
-        if exported.stamp() != stamp:
-            raise ArtifactError(f"{path} changed while it was loaded: it is loaded again when it no longer changes")
         batcher = Batcher(predictor, self.limits, self.metrics, source.name, self.pool, self.slow_pool)
         return ServedModel(source, version, predictor, batcher)
 
@@ -223,15 +200,11 @@ class ServedModel:
     """
 
     def __init__(self, source: ModelSource, version: str, predictor: Predictor, batcher: Batcher) -> None:
-        self.source, self.version, self.predictor, self.batcher = source, version, predictor, batcher
+        self.source, self.name, self.version = source, source.name, version
+        self.predictor, self.batcher = predictor, batcher
         self.loaded_at = datetime.now(timezone.utc)
         self.error: str | None = None
-        self._no_outputs = predictor.run(predictor.grey_pictures(0))
-
-    @property
-    def name(self) -> str:
-        """Its name in addresses."""
-        return self.source.name
+        self._no_outputs = predictor.run(predictor.grey_pictures(0))  # the first run: it may fail
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse options that it does not support, before its pictures run."""
@@ -250,17 +223,13 @@ class ModelSource:
     path: Path  # an exported file, or the folder of a saved model
     is_from_folder: bool = False  # it was found in a folder, so that the model is removed when the file is
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files of the model."""
-        if is_exported(self.path):
-            return (self.path, *companion_files(self.path))
-        return (self.path / CONFIG_FILE,)  # it has the hashes of the others
-
     def stamp(self) -> FileStamp | None:
         """Changes when the files do; None if one is gone."""
+        files = [self.path / CONFIG_FILE]  # of a saved model: it has the hashes of the others
+        if is_exported(self.path):
+            files = [self.path, *companion_files(self.path)]
         try:
-            stats = [(path.name, path.stat()) for path in self.files]
+            stats = [(path.name, path.stat()) for path in files]
         except OSError:
             return None
         return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)

@@ -32,7 +32,7 @@ from clipadapter.data.images import image_format, is_slow_file
 from clipadapter.errors import ImageError
 from clipadapter.runtime import Predictor
 from clipadapter.serve.batching import Answer, Job, SlowPicture, Square
-from clipadapter.serve.limits import SMALL_BODY_BYTES, Limits, RequestRefused
+from clipadapter.serve.limits import BUFFERED_BODIES, SMALL_BODY_BYTES, Limits, RequestRefused
 from clipadapter.serve.models import ServedModel, ServedModels
 
 MULTIPART, JSON = "multipart/form-data", "application/json"
@@ -61,11 +61,6 @@ class ServerState:
     # Names in the header Host that are answered besides this machine's; None for all
     allowed_hosts: frozenset[str] | None = None
     is_stopping: bool = False  # the server was asked to stop
-
-    @property
-    def limits(self) -> Limits:
-        """Limits of a request."""
-        return self.models.limits
 
     def release_body(self, context: RequestContext) -> None:
         """Stop to count a request's body as buffered."""
@@ -97,7 +92,8 @@ class PredictionRequest:
         self.request = request
         self.state: ServerState = request.app.state.server
         self.context: RequestContext = request.scope["clipadapter"]
-        longest = self.state.limits.deadline
+        self.limits = self.state.models.limits
+        longest = self.limits.deadline
         self.seconds = longest if timeout is None else min(timeout, longest)
         self.deadline = self.context.started_at + self.seconds
 
@@ -109,7 +105,7 @@ class PredictionRequest:
 
     async def read_pictures(self) -> Pictures:
         """What the body asks for."""
-        limits, headers = self.state.limits, self.request.headers
+        limits, headers = self.limits, self.request.headers
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestRefused(415, "the body is packed by a Content-Encoding: send it as it is")
         declared = headers.get("content-length", "")
@@ -149,7 +145,7 @@ class PredictionRequest:
         return results
 
     async def _count_chunks(self) -> AsyncGenerator[bytes, None]:
-        state, context, limits = self.state, self.context, self.state.limits
+        state, context, limits = self.state, self.context, self.limits
         async for chunk in self.request.stream():
             context.body_bytes += len(chunk)
             context.buffered_bytes += len(chunk)
@@ -157,7 +153,7 @@ class PredictionRequest:
             if context.body_bytes > limits.max_bytes:
                 raise _body_too_long(limits)
             is_small = context.body_bytes <= SMALL_BODY_BYTES
-            if state.buffered_bytes > limits.max_buffered_bytes * (2 if is_small else 1):
+            if state.buffered_bytes > BUFFERED_BODIES * limits.max_bytes * (2 if is_small else 1):
                 text = "too many large requests are under way: try again soon"
                 raise RequestRefused(503, text, reason="memory", retry_after=1)
             yield chunk
@@ -178,16 +174,12 @@ def _body_too_long(limits: Limits) -> RequestRefused:
 # ---- Bodies ----
 
 
-def _float_to_int(value: Any) -> Any:
-    """In JSON 5.0 is the same number as 5."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 class PredictionOptions(BaseModel):
     """Options of a request; for those left out the model's own values hold."""
 
     model_config = ConfigDict(extra="forbid")
-    top: Annotated[int, BeforeValidator(_float_to_int)] = Field(
+    # In JSON 5.0 is the same number as 5.
+    top: Annotated[int, BeforeValidator(lambda x: int(x) if isinstance(x, float) and x.is_integer() else x)] = Field(
         5, ge=1, le=MAX_TOP, description="How many classes to name."
     )
     reject: float | None = Field(
@@ -203,10 +195,6 @@ class PredictionOptions(BaseModel):
         lt=1,
         description="Name a set of classes that has the right one with this probability. Null: no set.",
     )
-
-    def model_options(self) -> dict[str, float | None]:
-        """For `Predictor.answer`."""
-        return {name: getattr(self, name) for name in ("reject", "coverage") if name in self.model_fields_set}
 
 
 class JsonPredictionBody(PredictionOptions):
@@ -277,8 +265,6 @@ async def _read_form(headers: Headers, chunks: AsyncGenerator[bytes, None], limi
     for upload in uploads:
         with upload.file as file:
             files.append(file.read())
-    if len(fields) + len(files) < len(items):
-        raise RequestRefused(400, f"a field of the form occurs twice; there are {', '.join(fields)[:100]}")
     if text := fields.get("images"):
         raise RequestRefused(422, f"images came as the text {text[:100]!r}: to send a file say -F images=@photo.jpg")
     with _refuse_invalid_values(PredictionOptions):

@@ -71,8 +71,10 @@ def run(
         InputError: if the server can't listen at the address.
     """
     state: ServerState = app.state.server
-    state.allowed_hosts = _allowed_hosts(host, allowed_hosts)
-    limits = state.limits
+    is_loopback = host == LOCALHOST or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+    if "*" not in allowed_hosts and (allowed_hosts or is_loopback):
+        state.allowed_hosts = frozenset(map(host_name, allowed_hosts))
+    limits = state.models.limits
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # IPPROTO_TCP by name: asyncio sets TCP_NODELAY only then, and an answer in two packets would wait 40 ms without it.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
@@ -147,14 +149,6 @@ class Server(uvicorn.Server):
             await asyncio.sleep(POLL_SECONDS)
 
 
-def _allowed_hosts(host: str, allowed: Sequence[str]) -> frozenset[str] | None:
-    """Names that are answered at an address besides this machine's; None for all."""
-    is_loopback = host == LOCALHOST or (is_address(host) and ipaddress.ip_address(host).is_loopback)
-    if "*" in allowed or (not allowed and not is_loopback):
-        return None
-    return frozenset(host_name(name) for name in allowed)
-
-
 # ---- Connections ----
 
 
@@ -180,11 +174,6 @@ class LimitedProtocol(H11Protocol):
     def is_idle(self) -> bool:
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
-
-    @property
-    def waits_for_client(self) -> bool:
-        """Whether it is idle, or the body of its request is arriving."""
-        return self.is_idle or self.conn.their_state is h11.SEND_BODY
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Close another connection if there are too many, and wait for the first head."""
@@ -242,7 +231,8 @@ class LimitedProtocol(H11Protocol):
 
     def _make_room(self) -> None:
         """Close the longest idle connection; if none is idle, the one whose body has been arriving the longest."""
-        waiting = [one for one in self.connections if isinstance(one, LimitedProtocol) and one.waits_for_client]
+        others = [one for one in self.connections if isinstance(one, LimitedProtocol)]
+        waiting = [one for one in others if one.is_idle or one.conn.their_state is h11.SEND_BODY]
         if waiting:
             longest = min(waiting, key=lambda one: (not one.is_idle, one._idle_since))
             self.connections.discard(longest)

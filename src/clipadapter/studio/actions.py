@@ -242,7 +242,6 @@ def to_sentence(text: str) -> str:
 
 
 def _describe_result(result: AddResult, class_name: str, verb: str = "Added") -> Note:
-    """Describe what happened to pictures."""
     target = f"'{class_name}'" if class_name else "the unlabelled ones"
     preposition = "as" if verb == "Labelled" else "to"
     texts = [f"{verb} {format_count(len(result.added), 'picture')} {preposition} {target}."] if result.added else []

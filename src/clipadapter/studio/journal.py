@@ -158,7 +158,7 @@ class Journal:
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
                 unfinished = self._apply_line(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            except (ArithmeticError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise InputError(
                     f"{self.path}: line {number} is not a step of the studio ({error}); move the file away to continue "
                     "without undo of earlier steps"

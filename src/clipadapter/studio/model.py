@@ -52,7 +52,6 @@ class ProjectModel:
     zero_shot: Head  # head that uses the class names alone
     # Fitted to the labelled pictures; None if there are none. It has all blocks of features.
     classifier: FewShotClassifier | None = None
-    blocks: Blocks = ()  # blocks of the features that the model was fitted to; empty for ``final`` alone
     shot_count: int = 0  # number of labelled pictures
     unlabelled_count: int = 0  # number of unlabelled pictures that the head was given
     # Accuracy of the class names alone, mean over classes; None without labelled pictures
@@ -96,15 +95,9 @@ def fit_project_model(
     # The zero-shot head uses no shots, but a fit needs some: the text features themselves have the right width.
     zero_shot = create_head("zero-shot").fit(text.embeddings, text.labels, text=text)
     if not len(labels):
-        return ProjectModel(text, zero_shot, blocks=blocks)
-    info = classifier.encoder_.info
-    provenance = {
-        "encoder": info.name,
-        "fingerprint": info.fingerprint,
-        "sources": list(keys),
-        "skipped": [],
-        "views": 1,
-    }
+        return ProjectModel(text, zero_shot)
+    encoder = {"encoder": classifier.encoder_.info.name, "fingerprint": classifier.encoder_.info.fingerprint}
+    provenance = {**encoder, "sources": list(keys), "skipped": [], "views": 1}
     support = FeatureSet(features, tuple(labels), text.labels, provenance, blocks=blocks)
     classifier.fit_features(support, text, unlabelled=unlabelled)
     n_unlabelled = 0 if unlabelled is None else len(unlabelled)
@@ -134,7 +127,6 @@ def fit_project_model(
         text,
         zero_shot,
         classifier,
-        blocks,
         len(labels),
         n_unlabelled,
         zero_shot_accuracy,
@@ -219,13 +211,13 @@ def learning_curve(
     is called between two fits, and may raise.
     """
     assert model.classifier is not None
-    fitted = model.classifier.head_
+    fitted, blocks = model.classifier.head_, model.classifier.support_.blocks
     rows = [] if test is None else [i for i, name in enumerate(test[1]) if name in set(labels)]
     is_on_test = test is not None and bool(rows)
     X, names = features, list(labels)
     if test is not None and rows:
         X, names = test[0][rows], [test[1][i] for i in rows]
-    measured = FeatureSet(X, tuple(names), model.class_names, blocks=model.blocks)
+    measured = FeatureSet(X, tuple(names), model.class_names, blocks=blocks)
     measured_labels = _to_indices(names, model.class_names)
 
     def measure(head: Head, drawn: Sequence[int] | Array = ()) -> Array:
@@ -242,7 +234,7 @@ def learning_curve(
     def fit(drawn: Array) -> Head:
         shot_labels, pool = [labels[i] for i in drawn], fitted.kept_pictures_
         head = clone(fitted)
-        return head.fit(features[drawn], shot_labels, text=model.text, unlabelled=pool, blocks=model.blocks or None)
+        return head.fit(features[drawn], shot_labels, text=model.text, unlabelled=pool, blocks=blocks)
 
     points = [CurvePoint.of_fits(0, measure(model.zero_shot)[None], measured_labels)]
     counts = np.unique(labels, return_counts=True)[1]

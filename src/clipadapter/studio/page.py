@@ -32,7 +32,6 @@ POLL_SECONDS = 0.7
 """Time between two checks for changes by another tab or by the computing thread."""
 MAX_TABS = 500
 """Tabs in memory; a tab that was dropped starts again at its next check."""
-MAX_UPLOAD_SIZE = "200mb"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 FETCH_PATH_PATTERN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
 """Paths for which Gradio would fetch from another host."""
@@ -68,7 +67,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
             "allowed_paths": [str(folder_without_links(self.session.project.root, STUDIO_FOLDER, EXPORT_FOLDER))],
             "footer_links": [],
             "run_history": False,
-            "max_file_size": MAX_UPLOAD_SIZE,
+            "max_file_size": "200mb",
             "enable_monitoring": False,
             "ssr_mode": False,
             "quiet": True,

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from hashlib import blake2b
 from typing import Any
-
-from jinja2 import Environment
 
 from clipadapter.classifier.encoder_choice import QUALITIES, blocks_of_quality, relative_cost
 from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
@@ -47,7 +44,7 @@ class Panels:
     """Renders the panels of a page."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        self.session, self._environment = session, create_environment(PACKAGE)
         self._thumbnails: OrderedDict[tuple[Stamp, int], str] = OrderedDict()  # data URLs by file and longest side
         self._quality_options = quality_options(session.encoder, session.other_encoders)
 
@@ -60,7 +57,7 @@ class Panels:
         tab.renamed_class = tab.renamed_class if tab.renamed_class in contents.classes else ""
         values, changed = self._values(tab, state, contents), {}
         for name in PANELS:
-            html = _template_environment().get_template(f"{name}.html").render(values)
+            html = self._environment.get_template(f"{name}.html").render(values)
             digest = blake2b(html.encode(), digest_size=16).digest()
             if tab.panel_digests.get(name) != digest:
                 changed[name], tab.panel_digests[name] = html, digest
@@ -72,7 +69,7 @@ class Panels:
         session = self.session
         paths = {"project": session.project.root, "model": session.default_model_folder, "export": session.export_file}
         values = {name: printable(path) for name, path in paths.items()}
-        return _template_environment().get_template("help.html").render(values)
+        return self._environment.get_template("help.html").render(values)
 
     def _values(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
         """What the templates of all panels read."""
@@ -90,7 +87,6 @@ class Panels:
             "session": session,
             "class_names": list(contents.classes),
             "next_step": suggest_next_step(contents, has_guess, state.is_saved(contents)),
-            "summary": _summarize(contents, state),
             "cards": self._cards(tab, state, contents),
             "groups": self._unlabelled_groups(state, contents) if tab.shows_unlabelled else [],
             "number_keys": NUMBER_KEYS,
@@ -113,7 +109,6 @@ class Panels:
         }
 
     def _cards(self, tab: Tab, state: SessionState, contents: Contents) -> list[dict[str, Any]]:
-        """The box of each class."""
         doubts = state.model.doubts if state.model is not None else {}
         max_pictures = max(1, min(CLASS_PICTURES, PAGE_PICTURES // max(len(contents.classes), 1)))
         cards = []
@@ -185,24 +180,21 @@ def describe_unlabelled(model: ProjectModel | None) -> str:
 def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> dict[str, str]:
     """The positions of the switch, the cheapest first: what the model looks at and what that costs, by name."""
     fast, standard, best = (tuple(blocks_of_quality(encoder, others, quality)) for quality in QUALITIES)
-    final_of = f"each of the {len(others) + 1} encoders" if others else "the encoder"
-    its, it_takes = ("their", "the encoders take") if others else ("its", "the encoder takes")
-    texts = [f"The final feature of {final_of}: what is in the picture as a whole. Takes the least time."]
-    if standard == fast:
-        texts.append(f"The same as fast here: features of {its} inner layers are not available.")
-    else:
-        texts.append(f"Also {its} inner layers, which show textures and small parts. Takes hardly more time.")
-    if best == standard:
-        texts.append(f"The same as standard here: {it_takes} pictures of one size only.")
-    else:
-        sizes = sorted({source.size for source in map(BlockSource.parse, best) if source.size is not None})
-        ratio = relative_cost(encoder, others, best) / relative_cost(encoder, others, fast)
-        at = " or ".join(map(str, sizes))
-        cost = f"Takes about {ratio:.0f} times as long per picture."
-        has_patches = any(BlockSource.parse(name).layer == RARE_PATCHES for name in best)
-        defects = " It also looks for small, unusual parts, such as defects." if has_patches else ""
-        texts.append(f"Also the picture at {at} pixels, where details are clearer, and mirrored.{defects} {cost}")
-    return dict(zip(QUALITIES, texts, strict=True))
+    inner = "Also inner layers, which show textures and small parts. Takes hardly more time."
+    sources = [BlockSource.parse(name) for name in best]
+    sizes = " or ".join(map(str, sorted({source.size for source in sources if source.size is not None})))
+    has_patches = any(source.layer == RARE_PATCHES for source in sources)
+    defects = " It also looks for small, unusual parts, such as defects." if has_patches else ""
+    ratio = relative_cost(encoder, others, best) / relative_cost(encoder, others, fast)
+    second = (
+        f"Also the picture at {sizes} pixels, where details are clearer, and mirrored.{defects} Takes about "
+        f"{ratio:.0f} times as long per picture."
+    )
+    return {
+        "fast": "The final feature of each encoder: what is in the picture as a whole. Takes the least time.",
+        "standard": "The same as fast for this encoder." if standard == fast else inner,
+        "best": "The same as standard for this encoder." if best == standard else second,
+    }
 
 
 @dataclass(frozen=True)
@@ -274,23 +266,3 @@ def plot_curve(curve: LearningCurve) -> CurvePlot:
 
 def _plot_y(accuracy: float) -> float:
     return round(PLOT_HEIGHT * (1 - accuracy), 1)
-
-
-def _summarize(contents: Contents, state: SessionState) -> str:
-    labelled = sum(map(len, contents.classes.values()))
-    count = len(contents.classes)
-    parts = [
-        "1 class" if count == 1 else f"{count} classes",
-        f"{labelled} labelled",
-        f"{len(contents.unlabelled)} unlabelled",
-    ]
-    model = state.model
-    if model is not None and model.held_out is not None:
-        low, high = model.held_out.interval
-        parts.append(f"{100 * model.held_out.accuracy:.0f} % right ({100 * low:.0f} to {100 * high:.0f})")
-    return " · ".join(parts)
-
-
-@cache
-def _template_environment() -> Environment:
-    return create_environment(PACKAGE)

@@ -280,10 +280,6 @@ class Project:
 
     # ---- Steps ----
 
-    def incoming_folder(self) -> str:
-        """The folder of uploads of the next step: its own, so that its undo finds their old paths free."""
-        return f"{INCOMING_FOLDER}/{self._journal.next_number}"
-
     def _perform(
         self,
         description: str,
@@ -365,7 +361,9 @@ class _Batch:
     def __init__(self, project: Project, target: str, class_name: str | None) -> None:
         self.moves: list[Move] = []
         self.result = AddResult()
-        self._root, self._incoming, self._contents = project.root, project.incoming_folder(), project.contents
+        # Each step has its own folder of uploads, so that its undo finds their old paths free.
+        self._incoming = f"{INCOMING_FOLDER}/{project._journal.next_number}"
+        self._root, self._contents = project.root, project.contents
         self._duplicates, self._target, self._class_name = project.duplicates, target, class_name
         self._test = [picture for pictures in project.contents.test.values() for picture in pictures]
         self._new_uploads: set[bytes] = set()

@@ -57,8 +57,11 @@ def select_for_labelling(
     rows, weights = unit_rows(features), np.asarray(uncertainty, np.float64)
     if weights.shape != (len(rows),) or not (np.isfinite(weights) & (weights >= 0)).all():
         raise InputError(f"uncertainty must be {len(rows)} finite weights of 0 or more, one per picture")
-    centres = unit_rows(labelled) if labelled is not None and len(np.asarray(labelled)) else None
-    distance = np.full(len(rows), 2.0) if centres is None else _distance_to_nearest(rows, centres)
+    distance = np.full(len(rows), 2.0)
+    if labelled is not None and len(np.asarray(labelled)) and len(rows):
+        centres = unit_rows(labelled)
+        blocks = (rows[i : i + BLOCK_ROWS] @ centres.T for i in range(0, len(rows), BLOCK_ROWS))
+        distance = _distance(np.concatenate([cosines.max(axis=1) for cosines in blocks]))
     is_free = np.ones(len(rows), bool)
     selected: list[int] = []
     while len(selected) < min(count, len(rows)):
@@ -72,9 +75,3 @@ def select_for_labelling(
 def _distance(cosine: Array) -> Array:
     """Distance of unit vectors from their cosine, 0 to 2."""
     return np.asarray(np.sqrt(np.maximum(2 - 2 * cosine, 0)))
-
-
-def _distance_to_nearest(rows: Array, centres: Array) -> Array:
-    """(u,) distance of each row to the nearest centre, computed in blocks of rows."""
-    parts = [(rows[i : i + BLOCK_ROWS] @ centres.T).max(axis=1) for i in range(0, len(rows), BLOCK_ROWS)]
-    return _distance(np.concatenate(parts)) if parts else np.empty(0)

@@ -23,13 +23,13 @@ from clipadapter.classifier.encoder_choice import (
     block_names,
     blocks_to_read,
     check_quality,
-    put_text_first,
+    open_encoders,
     relative_cost,
 )
 from clipadapter.classifier.inputs import open_store
 from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource
-from clipadapter.encoders import Encoder, create_encoder, open_blocks
+from clipadapter.encoders import Encoder, open_blocks
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import choose_backend, encode_classes, extract
 from clipadapter.heads import create_head, head_info
@@ -125,15 +125,11 @@ def why_no_unlabelled(head: str) -> str:
 
 def why_no_choice(head: str, encoder: Encoder) -> str:
     """Return why the quality makes no difference; empty if it does."""
-    reads = head_info(head).cls.reads
-    if reads == "second-encoder":
-        return f"The head '{head}' uses the final features of two encoders, so there is nothing to choose."
-    if reads != "all":
-        return f"The head '{head}' uses the final feature only, so there is nothing to choose."
-    named = block_names(encoder)
-    if len(named) > 1:
-        return f"The encoder was given with the features to use ({', '.join(named)}), so there is nothing to choose."
-    return ""
+    if head_info(head).cls.reads == "all" and len(block_names(encoder)) == 1:
+        return ""
+    return (
+        f"The head '{head}' uses the same features of {encoder.info.name} at each position: there is nothing to choose."
+    )
 
 
 class Session:
@@ -154,15 +150,11 @@ class Session:
         **params: Any,
     ) -> None:
         check_head(head)
-        device = params.get("device", "cpu")
-        named = [encoder] if isinstance(encoder, str | Encoder) else encoder
-        encoders = [create_encoder(each, device) if isinstance(each, str) else each for each in named]
-        self.encoder, *self.other_encoders = put_text_first(encoders)
+        self.encoder, *self.other_encoders = open_encoders(encoder, params.get("device", "cpu"))
         if not self.encoder.has_text:
-            names = ", ".join(each.info.name for each in encoders)
             raise InputError(
-                f"the studio starts from class names, but {names} has no text tower: name another encoder, or one that "
-                "has a text tower beside it"
+                f"the studio starts from class names, but {self.encoder.info.name} has no text tower: name another "
+                "encoder, or one that has a text tower beside it"
             )
         self.project, self.head, self._params = project, head, params
         self.why_no_choice = why_no_choice(head, self.encoder)
@@ -258,10 +250,7 @@ class Session:
         """Save the model, and return its folder."""
         target = self.default_model_folder if folder is None else self._check_model_folder(str(folder).strip())
         model, classifier = self._current_model()
-        try:
-            saved = classifier.save(target)
-        except OSError as error:  # such as a name that is too long
-            raise InputError(f"can't write to {printable(target)}: {error.strerror or error}") from error
+        saved = classifier.save(target)
         self._publish(saved_model=model)
         return saved
 
@@ -295,7 +284,7 @@ class Session:
         _, classifier = self._current_model()
         paths = [picture.path for _, picture in self.project.contents.labelled()]
         file = Path(export_model(classifier, self.export_file, pictures=paths[:MAX_PARITY_PICTURES]).path)
-        self.project.save_setting(EXPORT_SETTING, check_file(file) or "")
+        self.project.save_setting(EXPORT_SETTING, check_file(file))
         return file
 
     def classes_without_pictures(self) -> list[str]:
@@ -493,7 +482,6 @@ class Session:
             raise _Superseded
 
     def _publish(self, **changes: Any) -> None:
-        """Replace the state."""
         with self._condition:
             self.state = replace(self.state, version=self.state.version + 1, **changes)
             self._condition.notify_all()

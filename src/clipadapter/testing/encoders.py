@@ -53,8 +53,7 @@ def check_opens_again_by_its_name(encoder: Encoder) -> None:
         calibration = Int8Calibration(None, info.int8_calibration_digest) if info.int8_calibration_digest else None
         again = with_backend(again, info.backend, info.precision, calibration)
     require(
-        again.info.fingerprint == info.fingerprint,
-        "the fingerprint is another one when the encoder is opened again",
+        again.info.fingerprint == info.fingerprint, "the fingerprint is another one when the encoder is opened again"
     )
     picture = [_picture((40, 30))]
     _same(
@@ -144,11 +143,7 @@ def check_wrong_inputs_are_refused(encoder: Encoder) -> None:
 def check_repeatable(encoder: Encoder) -> None:
     """Equal inputs give equal features."""
     images = _three_pictures()
-    _same(
-        encoder.encode_images(images),
-        encoder.encode_images(images),
-        "pictures have other features the second time",
-    )
+    _same(encoder.encode_images(images), encoder.encode_images(images), "pictures have other features the second time")
     for first, second in zip(_encode_texts(encoder, TEXTS), _encode_texts(encoder, TEXTS), strict=True):
         _same(first, second, "texts have other features the second time")
 
@@ -374,10 +369,7 @@ def _three_pictures() -> list[Image.Image]:
 
 def _check_raw(features: Tensor, n: int, dim: int) -> None:
     require(features.shape == (n, dim), f"features should be ({n}, {dim}), but are {tuple(features.shape)}")
-    require(
-        features.dtype == torch.float32 and features.device.type == "cpu",
-        "features must be float32 on the CPU",
-    )
+    require(features.dtype == torch.float32 and features.device.type == "cpu", "features must be float32 on the CPU")
     require(bool(features.isfinite().all()), "features must be finite")
     lengths = features.norm(dim=1)
     require(not torch.allclose(lengths, torch.ones(n), atol=1e-3), "features are scaled to length one, not raw")

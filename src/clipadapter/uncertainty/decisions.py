@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.adaptation import Adapt, TdaCache, create_cache, vote
+from clipadapter.adaptation import METHODS as ADAPTATION_METHODS
+from clipadapter.adaptation import Adapt, TdaCache, vote
 from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.uncertainty.calibration import METHODS, Calibrator
 from clipadapter.uncertainty.conformal import CONFORMAL_METHODS, Conformal
@@ -263,7 +264,7 @@ class Uncertainty:
         return Answers(probabilities, best, ood_scores, rejected, reasons, sets)
 
     def open_cache(self, adapt: Adapt, n_classes: int) -> TdaCache | None:
-        """A cache for test-time adaptation; see `clipadapter.adaptation.create_cache`.
+        """A new cache for a stream of pictures, or the given one; None for no adaptation.
 
         Raises:
             InputError: if the model is multi-label.
@@ -271,7 +272,11 @@ class Uncertainty:
         """
         if adapt is not None and self.multilabel is not None:
             raise InputError(NO_ADAPTATION)
-        return create_cache(adapt, n_classes)
+        if adapt is None or isinstance(adapt, TdaCache):
+            return adapt
+        if adapt not in ADAPTATION_METHODS:
+            raise unknown("method of test-time adaptation", adapt, list(ADAPTATION_METHODS))
+        return TdaCache(n_classes)
 
     def with_defaults(self, options: UncertaintyOptions) -> Uncertainty:
         """A copy with the default decisions of other options."""

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from clipadapter import FewShotClassifier, draw_shots
-from clipadapter.cli.commands.fit import _report_estimate
+from clipadapter.cli.commands.fit import _note_estimate
 from clipadapter.features import extraction
 from clipadapter.runtime.model_folder import LOCK_FILE
 from clipadapter.utils.formatting import format_seconds
@@ -27,7 +27,7 @@ def fit(tmp_path, run):
 @pytest.mark.parametrize(("steps_before", "begun"), [(0, ""), (1200, " continues after step 1,200")])
 def test_a_long_training_is_announced_with_the_steps_that_an_earlier_process_made(steps_before, begun):
     notes = []
-    _report_estimate(SimpleNamespace(progress=False, note=notes.append), 120.0, 1680, steps_before)
+    _note_estimate(SimpleNamespace(progress=False, note=notes.append), 120.0, 1680, steps_before)
     assert notes == [f"training{begun}: about {format_seconds(120.0)} for the 1,680 steps that are left"]
 
 

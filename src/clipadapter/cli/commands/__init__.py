@@ -48,7 +48,7 @@ SHARED_MODULES = {
     **dict.fromkeys(
         ("add-class", "add-examples", "correct", "rename-class", "remove-class", "history", "undo"), "edit"
     ),
-    **{"doctor": "scan", "report": "eval", "simclr": "embed"},
+    **{"demo": "compare", "doctor": "scan", "explain": "eval", "report": "eval", "simclr": "embed"},
     **dict.fromkeys(("encoders", "version"), "heads"),
     **dict.fromkeys(("push", "pull"), "export"),
 }

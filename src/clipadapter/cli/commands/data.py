@@ -13,7 +13,7 @@ from clipadapter.errors import DataError
 from clipadapter.rendering.tables import UNVERIFIED
 
 if TYPE_CHECKING:
-    from clipadapter.data.sets import BenchmarkSet, PrepareResult
+    from clipadapter.data.sets import PrepareResult
 
 root_option = option(
     "--root",
@@ -55,19 +55,18 @@ def info(out: Output, name: str = argument(), root: Path | None = root_option) -
 
     dataset, description = get_set(name), _describe(name, root)
     if description["ready"]:
-        description["problems"] = _problems(dataset, root)
+        try:
+            description["problems"] = dataset.differences(dataset.load(root))
+        except DataError as error:
+            description["problems"] = [str(error)]
         description["ready"] = not description["problems"]
     pairs = [(key, description[key]) for key in ("name", "title", "summary", "classes")]
     pairs.append(("pictures", ", ".join(f"{part} {count}" for part, count in description["pictures"].items())))
     pairs += [(key, description[key]) for key in ("paper", "homepage", "licence")]
     pairs.append(("prompts", "; ".join(description["prompts"])))
     pairs += [("download", description["download"]), ("state", _state(description))]
-    lines = [
-        facts(pairs),
-        "",
-        "Where the files belong:",
-        *(f"  {line}" for line in dataset.describe_paths(root).splitlines()),
-    ]
+    lines = [facts(pairs), "", "Where the files belong:"]
+    lines += [f"  {line}" for line in dataset.describe_paths(root).splitlines()]
     lines += ["", *description["problems"]] if description.get("problems") else []
     out.result(description, "\n".join(lines))
 
@@ -108,14 +107,8 @@ def _prepare(name: str, root: Path | None, out: Output) -> dict[str, Any]:
     except DataError as error:
         return {"name": name, "ready": False, "downloaded": False, "missing": [], "problems": [str(error)]}
     missing = [{"path": str(need.path), "source": need.source} for need in prepared.missing]
-    ready = not missing and not prepared.differences
-    return {
-        "name": name,
-        "ready": ready,
-        "downloaded": prepared.downloaded,
-        "missing": missing,
-        "problems": list(prepared.differences),
-    }
+    state = {"ready": not missing and not prepared.differences, "downloaded": prepared.downloaded}
+    return {"name": name, **state, "missing": missing, "problems": list(prepared.differences)}
 
 
 def _describe(name: str, root: Path | None) -> dict[str, Any]:
@@ -147,13 +140,6 @@ def _state(description: dict[str, Any]) -> str:
     if description["missing"]:
         return f"missing: {', '.join(Path(path).name for path in description['missing'])}"
     return "ready" if description["ready"] else "not as in the papers"
-
-
-def _problems(dataset: BenchmarkSet, root: Path | None) -> list[str]:
-    try:
-        return dataset.differences(dataset.load(root))
-    except DataError as error:
-        return [str(error)]
 
 
 command = command_group(

@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter.backends.formats import is_exported
 from clipadapter.cli import options
-from clipadapter.cli.commands.fit import accuracy_fact
+from clipadapter.cli.commands.fit import accuracy_fact, save_model
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.options import COUNT, FOLDER
 from clipadapter.cli.output import Fact, Output, note_kept, table
 from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.utils.files import MANIFEST_SUFFIXES, explain_missing, quote_path
-from clipadapter.utils.formatting import describe_shots, format_count
+from clipadapter.utils.formatting import describe_shots, format_count, format_list
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.persistence import Change
 
-MAX_NAMED_CLASSES = 5
 NO_LABEL = "a picture alone has no label: give --label NAME, or one folder per class"
 Labels = Sequence[str] | Sequence[tuple[str, ...]]
 
@@ -55,11 +54,7 @@ class EditOptions(options.ModelEncoderOptions):
             data = {"model": str(folder), "version": version, "changed": False}
             out.result(data, f"{folder}: nothing changed")
             return
-        from clipadapter.export.exporter import export_to_cache
-
-        model.save(folder, support=has_shots)
-        note_kept(f"the change is saved in {folder}")
-        export_to_cache(model, folder)
+        save_model(model, folder, has_shots)
         _report_change(model, folder, time.monotonic() - started, out)
         for name, count in model.support_.counts.items():
             if not count and shots_before.get(name):
@@ -287,24 +282,9 @@ def history(out: Output, model: Path = argument(type=FOLDER)) -> None:
     listing = table(["version", "when (UTC)", "who", "what", "classes", "pictures"], rows)
     others = [number for number in stored if versions.changes[number - 1].content != last.content]
     same_as = "" if last.content == last.version else f", the same as version {last.content}"
-    undo = f"; to go back to {format_ranges(others)}: clipadapter undo {quote_path(model)} [--to VERSION]"
+    undo = f"; to go back to {', '.join(map(str, others))}: clipadapter undo {quote_path(model)} [--to VERSION]"
     summary = f"{model} is version {last.version}{same_as}" + (undo if others else "")
     out.result({"model": str(model), "version": last.version, "changes": data}, f"{listing}\n\n{summary}")
-
-
-def format_ranges(numbers: Sequence[int]) -> str:
-    """Format sorted numbers as ranges.
-
-    >>> format_ranges([1, 3, 4, 5, 8])
-    '1, 3-5, 8'
-    """
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and ranges[-1][-1] == number - 1:
-            ranges[-1].append(number)
-        else:
-            ranges.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in ranges)
 
 
 @cli_command("clipadapter undo model/")
@@ -324,7 +304,6 @@ def undo(
     changes = restore_version(model, to, find_author(author)).changes
     *_, before, now = changes
     undone, names = changes[before.content - 1], read_config(model).class_names
-    more = " ..." if len(names) > MAX_NAMED_CLASSES else ""
     went = Fact("undone", undone.version, f"version {undone.version}, {describe_change(undone)}")
     out.facts(
         [
@@ -334,7 +313,7 @@ def undo(
             Fact(
                 "content", now.content, f"version {now.content}, {describe_change(changes[now.content - 1])}", "same as"
             ),
-            Fact("classes", names, f"{len(names)}: {', '.join(names[:MAX_NAMED_CLASSES])}{more}"),
+            Fact("classes", names, f"{len(names)}: {format_list(names)}"),
             Fact("pictures", now.pictures, now.pictures),
             Fact("", text=f"clipadapter undo {quote_path(model)} --to {before.version}", name="go back"),
         ]

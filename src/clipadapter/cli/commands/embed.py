@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def command(
     shard_number, n_shards = parse_shard(shard or "1/1")
     spec = ViewSpec.from_crop(crop or "tip", count=views, seed=seed)
     samples = read_samples(data, split)[shard_number - 1 :: n_shards]
-    paths, batch_size = [sample.path for sample in samples], encoder_options.batch_size
+    paths = [sample.path for sample in samples]
     with FeatureStore(encoder_options.cache) as store:
         first, *others = encoder_options.open(out)
         blocks = blocks_of_quality(first, others, encoder_options.quality, block_names(first))
@@ -73,7 +74,7 @@ def command(
             paths,
             store=store,
             views=spec,
-            batch_size=batch_size,
+            batch_size=encoder_options.batch_size,
             progress=out.progress,
             strict=strict,
             keep=False,
@@ -103,23 +104,16 @@ def command(
 
 def _check_table(path: Path) -> None:
     """Refuse, before the work, what `write_parquet` would refuse after it, and a file that is not of this command."""
-    if path.suffix.lower() != ".parquet":
-        raise InputError(f"--to writes Parquet: give a name that ends with .parquet, not '{path.name}'")
-    require("pyarrow.parquet", "parquet", "The Parquet export")
+    check_output_file(path, suffixes=(".parquet",))
+    parquet = require("pyarrow.parquet", "parquet", "The Parquet export")
     if not path.absolute().parent.is_dir():
         raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
-    check_output_file(path)
-    if path.exists() and path.stat().st_size and not _is_embedded(path):
-        raise InputError(f"{path} exists and is no table that embed wrote: give another name, or remove it")
-
-
-def _is_embedded(path: Path) -> bool:
-    """Whether a file is a table of features that ``embed --to`` wrote."""
-    parquet = require("pyarrow.parquet", "parquet", "Reading Parquet")
-    try:
-        return ENCODER_KEY.encode() in (parquet.read_schema(path).metadata or {})
-    except (OSError, ValueError):
-        return False
+    if path.exists() and path.stat().st_size:
+        metadata = None
+        with suppress(OSError, ValueError):  # no Parquet
+            metadata = parquet.read_schema(path).metadata
+        if ENCODER_KEY.encode() not in (metadata or {}):
+            raise InputError(f"{path} exists and is no table that embed wrote: give another name, or remove it")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from clipadapter.backends.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_format, get_format, list_formats
+from clipadapter.backends.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_format, get_format, load_formats
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import check_output_file, check_output_folder, path_beside
@@ -21,7 +21,7 @@ def command(
     out: Output,
     model: Path = argument(type=FOLDER),
     format_name: str = option(
-        "--format", "Format of the file.", type=options.late_choice(list_formats), default=DEFAULT_FORMAT
+        "--format", "Format of the file.", type=options.late_choice(load_formats), default=DEFAULT_FORMAT
     ),
     path: Path | None = option(
         "--out FILE",
@@ -75,10 +75,10 @@ def command(
         [
             Fact("path", str(done.path)),
             Fact("files", files, ", ".join(files), "wrote"),
-            Fact("format", done.format),
-            Fact("precision", done.precision),
-            Fact("input", done.input),
-            Fact("size", done.size_bytes, f"{done.size_bytes / 1e6:.1f} MB, {done.precision}"),
+            Fact("format", format_name),
+            Fact("precision", precision),
+            Fact("input", source),
+            Fact("size", done.size_bytes, f"{done.size_bytes / 1e6:.1f} MB, {precision}"),
             Fact("parity", dict(done.parity), done.parity_summary, "compared"),
             Fact("notes", list(done.notes)),
         ],

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipadapter.cli import options
 from clipadapter.cli.commands.eval import describe_evaluation, warn_about
@@ -18,7 +18,7 @@ from clipadapter.cli.declarations import argument, cli_command, flag, option, op
 from clipadapter.cli.inputs import check_output_folder, list_pictures, rename_classes
 from clipadapter.cli.options import COUNT, FOLDER, FOLDER_OR_URI, FRACTION
 from clipadapter.cli.output import Fact, Output, note_kept
-from clipadapter.errors import ArtifactError, DataError, InputError
+from clipadapter.errors import InputError
 from clipadapter.utils.files import SHARDS_FILE
 from clipadapter.utils.formatting import describe_shots, format_count, format_list, format_seconds
 from clipadapter.utils.progress import estimates_reported_to
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from clipadapter.features import FeatureTable
     from clipadapter.uncertainty import Uncertainty
 
-MAX_NAMED_CLASSES = 5
 FEW_HELD_OUT_SHOTS = 10
 """With fewer held-out shots a person is told that they say little of the calibration."""
 
@@ -89,25 +88,15 @@ def command(
     version_before = _check_folder(folder)
     before = "no model was saved" if version_before is None else f"the model in {folder} is as it was"
     note_kept(f"{before}; {encoder_options.kept}")
-    shards, has_test = _open_shards(data), False
-    if shards is None:
-        from clipadapter.data.load import load_with_splits
-
-        pictures, splits = load_with_splits(Path(data), split, "train")
-        has_test = split is None and "test" in splits
-    else:
-        pictures = _list_shards(shards, split)
+    dataset, shards, has_test = _open_data(data, split, prompts.class_names)
+    if shards is not None:
         used = {"views": views.views != 1, "unlabelled": unlabelled is not None, "outliers": bool(uncertainty.outliers)}
         encoder_options = _check_shards(shards, encoder_options, head, [name for name in used if used[name]])
-    dataset, held_back = rename_classes(pictures, prompts.class_names), None
+    held_back = None
     if test_fraction is not None:
         if shards is not None or has_test:
-            has = (
-                "features, no pictures: leave it out"
-                if shards is not None
-                else ("test pictures: leave it out, and measure with 'clipadapter eval'")
-            )
-            raise InputError(f"--test-fraction is for pictures without a split, but '{data}' has {has}")
+            has = "features, no pictures" if shards is not None else "test pictures"
+            raise InputError(f"--test-fraction is for pictures without a split, but '{data}' has {has}: leave it out")
         dataset, held_back = _hold_back(dataset, test_fraction, seed, data)
     rows = _draw_rows(dataset, shots, seed, out)
     labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels
@@ -125,39 +114,27 @@ def command(
     opened = model.encoder_
     if "auto" not in encoder_options.uris:
         options.note_encoder(opened, out)
-    if not isinstance(views.views, int):  # the cost is noted before the first view is computed
-        cost = model.view_cost(paths, shot_labels, dataset.class_names)
-        cost.check()
-        out.note(f"views: {cost}")
-        measured = model.view_cost(paths, shot_labels, dataset.class_names, measure=True)
-        out.note(f"views: about {measured.time} if none of them is cached" if measured.time else "")
-    _report_training(head, [shot_labels.count(name) for name in dataset.class_names], before, out)
-    with estimates_reported_to(partial(_report_estimate, out)):
+    if views.views == "per-epoch":
+        _note_view_cost(model, paths, shot_labels, dataset.class_names, out)
+    _note_training(head, [shot_labels.count(name) for name in dataset.class_names], before, out)
+    with estimates_reported_to(partial(_note_estimate, out)):
         if shards is None:
             model.fit(paths, shot_labels, dataset.class_names, without_labels, outliers)
         else:
             own_rows = _shard_rows(shards, split)[list(rows)]
             _fit_to_shards(model, shards, own_rows, list(map(str, shot_labels)), dataset.class_names)
-    if without_labels is not None and model.head_.transductive:
-        _warn_if_all_are_shots(paths, without_labels, out)
     options.note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
-    from clipadapter.export.exporter import export_to_cache
-
-    model.save(folder, support=not no_support)
-    note_kept(f"the model is saved in {folder}")
-    export_to_cache(model, folder)
+    save_model(model, folder, with_shots=not no_support)
     evaluation = None if held_back is None else _measure(model, held_back, folder, out)
-    skipped = model.support_.provenance["skipped"]
-    n_unlabelled = len(without_labels or ()) - (len(skipped) - (len(paths) - len(model.support_)))
+    _warn_about_fit(model, paths, without_labels, out)
     version, seconds = model.history_.version, time.monotonic() - started
-    following = ["predict", str(folder), "PICTURES"] if evaluation else ["eval", str(folder), *[str(data)] * has_test]
     changed = "" if version_before is None else f", version {version} (was {version_before})"
-    _warn_about_fit(model, out)
+    following = ["predict", str(folder), "PICTURES"] if evaluation else ["eval", str(folder), *[str(data)] * has_test]
     facts = [
         Fact("model", str(folder), f"{folder}{changed}"),
         Fact("version", version),
         Fact("previous_version", version_before),
-        *_model_facts(model, head.name, uncertainty.calibration, n_unlabelled),
+        *_model_facts(model, head.name, uncertainty.calibration, len(paths), len(without_labels or ())),
         Fact("seconds", round(seconds, 2), f"{seconds:.1f}"),
         accuracy_fact(model),
         Fact("evaluation", evaluation and evaluation.to_dict()),
@@ -166,15 +143,21 @@ def command(
     out.facts(facts, "" if evaluation is None else describe_evaluation(evaluation))
 
 
+def save_model(model: FewShotClassifier, folder: Path, with_shots: bool) -> None:
+    """Save a model that was fitted or changed, and the exported file that answers without torch."""
+    from clipadapter.export.exporter import export_to_cache
+
+    model.save(folder, support=with_shots)
+    note_kept(f"the model is saved in {folder}")
+    export_to_cache(model, folder)
+
+
 def _hold_back(dataset: Dataset, fraction: float, seed: int, data: Path | str) -> tuple[Dataset, Dataset]:
     """Divide pictures into those to learn from and test pictures, whose name says how they were drawn."""
     from clipadapter.data.splits import hold_back
 
     if dataset.multilabel:
-        raise InputError(
-            f"--test-fraction divides pictures by their class, but pictures of '{data}' have several labels: leave it "
-            "out"
-        )
+        raise InputError(f"--test-fraction divides classes, but pictures of '{data}' have several labels: leave it out")
     train, test = hold_back(dataset.labels, fraction, seed)
     if not test:
         raise InputError("--test-fraction needs two pictures of a class or more, but each class has one")
@@ -202,17 +185,28 @@ def _draw_rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> S
     if shots is None:
         single = [name for name, count in counts.items() if count == 1]
         if 0 < len(single) < len(counts):
-            out.warn(f"one picture only in {format_list(single, MAX_NAMED_CLASSES)}: give two or more of each class")
+            out.warn(f"one picture only in {format_list(single)}: give two or more of each class")
         return range(len(dataset.samples))
     small = [f"{name} ({count})" for name, count in counts.items() if count < shots]
     if small:
-        out.warn(f"fewer than {shots} pictures in {format_list(small, MAX_NAMED_CLASSES)}: all of them are used")
+        out.warn(f"fewer than {shots} pictures in {format_list(small)}: all of them are used")
     if dataset.multilabel:
         return draw_multilabel_shots(dataset.label_sets, shots, seed)
     return draw_shots(dataset.labels, shots, seed)
 
 
-def _report_training(head: options.HeadOptions, counts: Sequence[int], before: str, out: Output) -> None:
+def _note_view_cost(
+    model: FewShotClassifier, paths: Sequence[Path], labels: Sequence[Any], class_names: Sequence[str], out: Output
+) -> None:
+    """Note the cost of a view for each epoch before the first one is computed."""
+    cost = model.view_cost(paths, labels, class_names)
+    cost.check()
+    out.note(f"views: {cost}")
+    measured = model.view_cost(paths, labels, class_names, measure=True)
+    out.note(f"views: about {measured.time} if none of them is cached" if measured.time else "")
+
+
+def _note_training(head: options.HeadOptions, counts: Sequence[int], before: str, out: Output) -> None:
     """Note how many steps a head makes through a tower, which may take hours, before the first one.
 
     `before` is what an interrupted command leaves in the folder of the model.
@@ -230,29 +224,18 @@ def _report_training(head: options.HeadOptions, counts: Sequence[int], before: s
             note_kept(f"{before}; the training keeps {every}, and the same command continues from the last one")
 
 
-def _report_estimate(out: Output, seconds: float, steps: int, steps_before: int) -> None:
+def _note_estimate(out: Output, seconds: float, steps: int, steps_before: int) -> None:
     """Note how long a training will take; a progress bar says it itself."""
     if not out.progress:
         begun = f"training continues after step {steps_before:,}" if steps_before else "training"
         out.note(f"{begun}: about {format_seconds(seconds)} for the {format_count(steps, 'step')} that are left")
 
 
-def _warn_if_all_are_shots(paths: Sequence[Path], unlabelled: Sequence[Path], out: Output) -> None:
-    """Warn if every picture without a label is a shot: a transductive head then has nothing new to learn from."""
-    shots = {os.path.realpath(path) for path in paths}
-    if shots.issuperset(os.path.realpath(path) for path in unlabelled):
-        pictures = format_count(len(unlabelled), "picture")
-        out.warn(f"--unlabelled: all {pictures} are shots: give pictures that are none, such as those to classify")
-
-
 def _check_folder(folder: Path) -> int | None:
     """Refuse, before the work, a folder that saving would refuse after it. The version of the model in it, if any."""
     from clipadapter.persistence import History, check_target_folder
 
-    try:
-        check_target_folder(folder)
-    except OSError as error:
-        raise ArtifactError(f"can't write {folder}: {error.strerror}") from error
+    check_target_folder(folder)
     check_output_folder(folder)
     if not (folder / "config.json").is_file():
         return None
@@ -264,8 +247,15 @@ def _check_folder(folder: Path) -> int | None:
 # ---- What is said of a fitted model ----
 
 
-def _warn_about_fit(model: FewShotClassifier, out: Output) -> None:
+def _warn_about_fit(
+    model: FewShotClassifier, paths: Sequence[Path], without_labels: Sequence[Path] | None, out: Output
+) -> None:
     """Warn of pictures and classes that the model lacks, and of rates that its shots can't guarantee."""
+    if without_labels is not None and model.head_.transductive:  # it learns from nothing else
+        shots = {os.path.realpath(path) for path in paths}
+        if shots.issuperset(os.path.realpath(path) for path in without_labels):
+            pictures = format_count(len(without_labels), "picture")
+            out.warn(f"--unlabelled: all {pictures} are shots: give pictures that are none, such as those to classify")
     provenance, uncertainty = model.support_.provenance, model.uncertainty_
     out.skipped(provenance["skipped"])
     for name, count in model.support_.counts.items():
@@ -276,8 +266,13 @@ def _warn_about_fit(model: FewShotClassifier, out: Output) -> None:
     options.warn_about_rates(uncertainty, uncertainty.decisions.reject, uncertainty.decisions.coverage, out)
 
 
-def _model_facts(model: FewShotClassifier, name: str, calibration: str, n_unlabelled: int) -> list[Fact]:
-    """What a model was fitted to, by which head, and what it learned; `calibration` is as the user gave it."""
+def _model_facts(
+    model: FewShotClassifier, name: str, calibration: str, n_shots: int, n_without_labels: int
+) -> list[Fact]:
+    """What a model was fitted to, by which head, and what it learned.
+
+    ``calibration`` and the numbers of pictures, some of which may be unreadable, are as the user gave them.
+    """
     from clipadapter.data import clean_name
     from clipadapter.encoders import describe_passes, split_blocks
 
@@ -292,6 +287,7 @@ def _model_facts(model: FewShotClassifier, name: str, calibration: str, n_unlabe
     selection, selected = _describe_selection(model)
 
     pool = pool_text = None
+    n_unlabelled = n_without_labels - (len(provenance["skipped"]) - (n_shots - len(model.support_)))
     if n_unlabelled:
         numbers = {key: state.get(f"unlabelled_{key}_") for key in ("share", "gain")}
         summary = model.head_.describe_unlabelled()
@@ -423,13 +419,19 @@ def accuracy_fact(model: FewShotClassifier) -> Fact:
 # ---- Feature shards ----
 
 
-def _open_shards(source: Path | str) -> FeatureTable | None:
-    """Open a folder of shards; None if the source has another form."""
-    if isinstance(source, Path) and not (source / SHARDS_FILE).is_file():
-        return None
+def _open_data(
+    data: Path | str, split: str | None, class_names: Path | None
+) -> tuple[Dataset, FeatureTable | None, bool]:
+    """The pictures to learn from, the shards if they are rows of these, and whether there are test pictures beside."""
+    if isinstance(data, Path) and not (data / SHARDS_FILE).is_file():
+        from clipadapter.data.load import load_with_splits
+
+        pictures, splits = load_with_splits(data, split, "train")
+        return rename_classes(pictures, class_names), None, split is None and "test" in splits
     from clipadapter.features import open_feature_table
 
-    return open_feature_table(source)
+    shards = open_feature_table(data)
+    return rename_classes(_list_shards(shards, split), class_names), shards, False
 
 
 def _list_shards(shards: FeatureTable, split: str | None) -> Dataset:
@@ -438,8 +440,6 @@ def _list_shards(shards: FeatureTable, split: str | None) -> Dataset:
 
     labels = shards.labels(_shard_rows(shards, split))
     names = tuple(sorted(set(labels)))
-    if len(names) < 2:
-        raise DataError(f"'{shards.path}' has only one class, '{names[0]}', but at least two are needed")
     # Names of pictures are read for the shots only. One path for all keeps a row at a hundred bytes.
     place = Path(shards.name)
     return Dataset(shards.name, place, tuple(Sample(place, label, split or "all") for label in labels), names)

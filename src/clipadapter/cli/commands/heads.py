@@ -101,8 +101,8 @@ def _describe_head(name: str) -> str:
 COLUMNS = ("parameters", "fp32", "pixels", "width", "licence", "texts", "note")
 BYTES_PER_PARAMETER = 4
 """In fp32."""
-FACTS_OF_NONE = {"own"}
-"""Groups of forms of a URI, of which no facts are known."""
+FORMS_OF_OWN = "own"
+"""Group of the forms of a URI of one's own weights, of which no facts are known."""
 
 
 @cli_command("clipadapter encoders 'open_clip:ViT-B*'")
@@ -128,7 +128,7 @@ def encoders(out: Output, pattern: str = argument(default="")) -> None:
     parts = []
     for group in read_groups():
         members = [by_name[uri] for uri in group.encoders]
-        if group.name in FACTS_OF_NONE:
+        if group.name == FORMS_OF_OWN:
             parts.append(table((group.title.upper(), "note"), [(one.name, one.note) for one in members]))
         else:
             parts.append("\n".join([_table(group.title.upper(), members), *([group.about] if group.about else [])]))
@@ -139,22 +139,13 @@ def encoders(out: Output, pattern: str = argument(default="")) -> None:
 
 
 def _table(title: str, listings: Sequence[EncoderListing]) -> str:
-    return table((title, *COLUMNS), [_row(one) for one in listings])
-
-
-def _row(listing: EncoderListing) -> Sequence[object]:
-    n = listing.parameters
-    unlisted = "-" if FACTS_OF_NONE & set(listing.groups) else "see model card"
-    return (
-        listing.name,
-        "-" if n is None else f"{n / 1e6:.0f} M",
-        "-" if n is None else f"{n * BYTES_PER_PARAMETER / 1e9:.1f} GB",
-        listing.image_size or "-",
-        listing.dim or "-",
-        unlisted if listing.licence == "unknown" else listing.licence,
-        listing.text or "-",
-        listing.note,
-    )
+    rows = []
+    for one in listings:
+        n, is_own = one.parameters, FORMS_OF_OWN in one.groups
+        size = ("-", "-") if n is None else (f"{n / 1e6:.0f} M", f"{n * BYTES_PER_PARAMETER / 1e9:.1f} GB")
+        licence = one.licence if one.licence != "unknown" else "-" if is_own else "see model card"
+        rows.append((one.name, *size, one.image_size or "-", one.dim or "-", licence, one.text or "-", one.note))
+    return table((title, *COLUMNS), rows)
 
 
 PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "onnxruntime", "openvino")

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from clipadapter.uncertainty import Uncertainty
     from clipadapter.utils.prediction import Prediction
 
-MAX_NAMED_INPUTS = 3
 MAX_QUICK_PICTURES = 32
 """Up to this number, predicting without torch is faster than importing torch."""
 PICTURES_PER_PART, ROWS_PER_PART = 1024, 1 << 16
@@ -95,7 +94,11 @@ def command(
 
     If an INPUT has features, no picture is opened: a Parquet file that embed --to wrote, or a folder of shards.
     """
-    tables = _tables(inputs)
+    paths = [Path(text) for text in inputs]
+    tables = tuple(path for path in paths if is_feature_table(path))
+    if tables and len(tables) < len(paths):
+        other = next(path for path in paths if path not in tables)
+        raise InputError(f"{tables[0]} has features and {other} has not: predict them one after the other")
     request = PredictRequest(model, inputs, tables, top, adapt, views, decisions, encoder, out, strict)
     if sorted_folder is not None and (tables or file is not None):
         given = "--out" if file is not None else tables[0]
@@ -195,22 +198,12 @@ class PredictRequest:
     def explain_no_answer(self, n_pictures: int) -> DataError:
         """The error if no picture has a prediction."""
         names = ["standard input" if text == "-" else text for text in self.inputs]
-        empty = f"there are no pictures in {format_list(names, MAX_NAMED_INPUTS)}"
+        empty = f"there are no pictures in {format_list(names)}"
         return DataError(describe_unreadable(n_pictures) if n_pictures else empty)
 
 
 def _list_folders(inputs: Sequence[str]) -> list[Path]:
     return [Path(text) for text in inputs if os.path.isdir(text)]  # noqa: PTH112 - False for a name that is too long
-
-
-def _tables(inputs: Sequence[str]) -> tuple[Path, ...]:
-    """The inputs, if they are tables of features."""
-    paths = [Path(text) for text in inputs]
-    tables = tuple(path for path in paths if is_feature_table(path))
-    if tables and len(tables) < len(paths):
-        other = next(path for path in paths if path not in tables)
-        raise InputError(f"{tables[0]} has features and {other} has not: predict them one after the other")
-    return tables
 
 
 # ---- Where predictions go: the output, or a file ----

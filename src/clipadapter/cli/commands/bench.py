@@ -1,37 +1,34 @@
-"""``clipadapter bench run``."""
+"""``clipadapter bench``: the studies of the papers by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from tqdm import tqdm
 
-from clipadapter.bench.suite_files import read_suite
-from clipadapter.cli.declarations import argument, cli_command, flag, option
-from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.options import (
-    COUNT,
-    ENCODER_URI,
-    FILE,
-    FOLDER,
-    Parsed,
-    device_option,
-    find_device,
-    max_pixels_option,
-    parse_counts,
-    plot_format_option,
-)
-from clipadapter.cli.output import Fact, Output, note_kept
+from clipadapter.bench.suite_files import check_study, list_planned_suites, list_suites, read_suite
+from clipadapter.cli import options
+from clipadapter.cli.declarations import argument, cli_command, command_group, flag, option, options_of
+from clipadapter.cli.inputs import check_output_folder, list_pictures
+from clipadapter.cli.options import COUNT, ENCODER_URI, FILE, FOLDER
+from clipadapter.cli.output import Fact, Output, facts, note_kept, table
 from clipadapter.errors import DataError, InputError
-from clipadapter.utils.files import quote_path
+from clipadapter.utils.files import printable, quote_path
 from clipadapter.utils.formatting import format_seconds
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from clipadapter.bench import Suite
     from clipadapter.bench.costs import Estimate
     from clipadapter.bench.launch import SuiteResult
+    from clipadapter.bench.speed import SpeedReport
+
+# ---- Run a suite ----
 
 folder_option = option("--out", "Folder of the records.", type=FOLDER, default="clipadapter-bench")
 
@@ -46,7 +43,7 @@ def parse_shots(text: str) -> list[int]:
 
     texts = [part.strip() for part in text.split(",")]
     numbers = [part for part in texts if part != "all"]
-    counts = list(parse_counts(",".join(numbers))) if numbers else []
+    counts = list(options.parse_counts(",".join(numbers))) if numbers else []
     return [*counts, ALL] if "all" in texts else counts
 
 
@@ -67,7 +64,9 @@ def run(
     ),
     heads: str | None = option("--heads NAME,...", "Only these heads of the suite."),
     shots: list[int] | None = option(
-        "--shots N,...", "Numbers of shots in place of the suite's; for streams also all.", type=Parsed(parse_shots)
+        "--shots N,...",
+        "Numbers of shots in place of the suite's; for streams also all.",
+        type=options.Parsed(parse_shots),
     ),
     seeds: int | None = option("--seeds N", "Seeds 1 to N in place of the suite's.", type=COUNT),
     order: str | None = option(
@@ -86,10 +85,10 @@ def run(
         "Parallel fits; by default as many as memory and cores allow, with --device cuda one for each GPU.",
         type=COUNT,
     ),
-    device: str = device_option,
-    plot_formats: tuple[str, ...] = plot_format_option,
+    device: str = options.device_option,
+    plot_formats: tuple[str, ...] = options.plot_format_option,
     dry_run: bool = flag("--dry-run", "Only print what would be done, its cost, and why it can't be done."),
-    max_pixels: int = max_pixels_option,
+    max_pixels: int = options.max_pixels_option,
 ) -> None:
     """Run SUITE: a name of 'bench list', or a TOML file, whose fields are in docs/studies.md.
 
@@ -116,7 +115,7 @@ def run(
     encoders = encoder or tuple(study.encoders) or ("auto",)
     sentences = read_descriptions(descriptions) if descriptions else None
     check_output_folder(folder)
-    device = find_device(device)
+    device = options.find_device(device)
     cost = estimate(study, specs, encoders, root=root)
     problems = find_problems(study, cost, encoders, has_descriptions=sentences is not None)
     if dry_run:
@@ -131,16 +130,16 @@ def run(
         return
     if study.views == PER_EPOCH:
         out.note(f"views: {_pictures_text(cost)}; {_encoding_time(cost)}")
+    note_kept(
+        f"the records of finished fits are in {folder}, and features in the feature store; the same command runs only "
+        "what is missing"
+    )
     models = {}
     for name in encoders if not all(isinstance(source, FeatureSource) for source in cost.sources) else ():
         # Full precision, since the results of a study must not depend on the machine.
         models[name] = FewShotClassifier(
             name, quality="fast", descriptions=sentences, device=device, precision="fp32", progress=out.progress
         )
-    note_kept(
-        f"the records of finished fits are in {folder}, and features in the feature store; the same command runs only "
-        "what is missing"
-    )
     outcome = run_suite(
         study,
         cost.sources,
@@ -151,12 +150,19 @@ def run(
         plot_formats=plot_formats,
         progress=out.progress,
     )
+    _report_runs(outcome, study, folder, out)
+    if outcome.n_failed:
+        click.get_current_context().exit(1)
+
+
+def _report_runs(outcome: SuiteResult, suite: Suite, folder: Path, out: Output) -> None:
+    """Print the results of the runs, those that were in the records included, and what is next."""
     from clipadapter.bench import load_study
     from clipadapter.bench.report import study_data, study_text
 
-    done = load_study(folder, study.name).select({run.key for run in outcome.runs})
+    done = load_study(folder, suite.name).select({run.key for run in outcome.runs})
     record = {
-        "suite": study.name,
+        "suite": suite.name,
         "fitted": outcome.n_made,
         "existing": outcome.n_existing,
         "failed": outcome.n_failed,
@@ -165,9 +171,7 @@ def run(
         "figures": [str(path) for path in outcome.figures],
         **study_data(done),
     }
-    out.result(record, f"{study_text(done)}\n\n{_outcome_text(outcome, study, folder)}")
-    if outcome.n_failed:
-        click.get_current_context().exit(1)
+    out.result(record, f"{study_text(done)}\n\n{_outcome_text(outcome, suite, folder)}")
 
 
 def _change_suite(suite: Suite, heads: str | None, shots: list[int] | None, seeds: int | None) -> Suite:
@@ -251,9 +255,9 @@ def _change_streams(suite: Suite, order: str | None, per_task: int | None) -> Su
     if not suite.is_stream:
         if ALL in suite.shots and not create_protocol(suite.protocol).accepts_all_shots:
             raise InputError(f"protocol '{suite.protocol}' has no shots 'all': leave --shots all out")
-        options = [name for name, value in (("--order", order), ("--per-task", per_task)) if value is not None]
-        if options:
-            raise InputError(f"suite '{suite.name}' has no stream of tasks: leave {' and '.join(options)} out")
+        named = [name for name, value in (("--order", order), ("--per-task", per_task)) if value is not None]
+        if named:
+            raise InputError(f"suite '{suite.name}' has no stream of tasks: leave {' and '.join(named)} out")
         return suite
     changes: dict[str, Any] = {} if per_task is None else {"classes_per_task": per_task}
     if order is not None:
@@ -265,20 +269,13 @@ def _change_streams(suite: Suite, order: str | None, per_task: int | None) -> Su
 
 def _check_data_sets(suite_name: str, cost: Estimate) -> None:
     """Refuse a stream, before any work, if one of its data sets is not on disk."""
-    missing = [size.spec for size in cost.sizes if not size.ready]
-    if not missing:
-        return
-    available = [size.spec for size in cost.sizes if size.ready]
-    options = " ".join(f"--data {quote_path(name)}" for name in available or ("FIRST", "SECOND"))
-    others = (
-        f"A stream of the others: clipadapter bench run {suite_name} {options}"
-        if available
-        else f"A stream of your own folders of pictures: clipadapter bench run {suite_name} {options} --order given"
-    )
-    raise DataError(
-        f"{len(missing)} of the {len(cost.sizes)} data sets of this stream are not on disk: {', '.join(missing)}. "
-        f"See where to put them: clipadapter bench run {suite_name} --dry-run. {others}"
-    )
+    if missing := [size.spec for size in cost.sizes if not size.ready]:
+        others = [f"--data {quote_path(size.spec)}" for size in cost.sizes if size.ready]
+        raise DataError(
+            f"{len(missing)} of the {len(cost.sizes)} data sets of this stream are not on disk: {', '.join(missing)}. "
+            f"See where to put them: clipadapter bench run {suite_name} --dry-run. A stream of others: clipadapter "
+            f"bench run {suite_name} {' '.join(others or ['--data FIRST --data SECOND --order given'])}"
+        )
 
 
 def _stream_facts(suite: Suite, cost: Estimate) -> list[Fact]:
@@ -292,3 +289,169 @@ def _stream_facts(suite: Suite, cost: Estimate) -> list[Fact]:
     rule = f"learned one after the other; all are measured after each; the task of a test picture is {known}"
     orders = ", ".join(suite.stream.title(order) for order in suite.stream.orders)
     return [Fact("", text=f"{count}, {rule}", name="tasks"), Fact("", text=orders, name="order")]
+
+
+# ---- What is in the records ----
+
+
+@cli_command("", name="list")
+def list_(out: Output) -> None:
+    """List the suites of this package."""
+    suites = [{"name": name, "protocol": "few-shot", **read_suite(name)[1]} for name in list_suites()]
+    rows = [[suite["name"], suite["protocol"], _count_heads(suite), suite["title"]] for suite in suites]
+    out.result(suites, table(["suite", "protocol", "heads", "about"], rows))
+
+
+def _count_heads(suite: Mapping[str, Any]) -> str:
+    """Count the heads with their parameters that a suite states; "all" stands for those of `clipadapter heads`."""
+    counts = [
+        sum(map(len, head.get("vary", {0: [0]}).values())) for head in suite["heads"] if not isinstance(head, str)
+    ]
+    count = sum(counts) + sum(head != "all" for head in suite["heads"] if isinstance(head, str))
+    if "all" not in suite["heads"]:
+        return str(count)
+    return f"all and {count}" if count else "all"
+
+
+@cli_command("")
+def status(out: Output, suite: str | None = argument(required=False), folder: Path = folder_option) -> None:
+    """Show the progress of the suites in a folder."""
+    names = [suite] if suite else list_planned_suites(folder)
+    for name in names:
+        check_study(folder, name)
+    if not names:
+        out.result([], f"{folder} has no runs yet")
+        return
+    from clipadapter.bench import load_study  # imports torch, so only after the checks
+
+    studies = [load_study(folder, name) for name in names]
+    counts = []
+    for study in studies:
+        planned, failed = len(study.entries), sum(run.error is not None for run in study.runs)
+        done = len(study.runs) - failed
+        row = {"planned": planned, "done": done, "failed": failed, "open": planned - len(study.runs)}
+        counts.append({"suite": study.suite.name, **row})
+    failures = [printable(f"{study.suite.name}: {text}") for study in studies for text in study.failures()]
+    text = table(["suite", "planned", "done", "failed", "open"], [list(row.values()) for row in counts])
+    out.result(counts, "\n".join([text, *failures]))
+
+
+@cli_command("")
+def report(
+    out: Output,
+    suite: str = argument(),
+    folder: Path = folder_option,
+    published: bool = flag("--published", "Add the published results beside the measured ones."),
+    title: str = options.title_option,
+    plot_formats: tuple[str, ...] = options.plot_format_option,
+) -> None:
+    """Write the tables and plots of a suite: Markdown, CSV, LaTeX and one HTML page."""
+    check_study(folder, suite)
+    from clipadapter.bench import load_study, write_report  # imports torch, so only after the check
+
+    study = load_study(folder, suite)
+    files = write_report(
+        study, check_output_folder(folder), published=published, plot_formats=plot_formats, title=title
+    )
+    record = {"suite": suite, "files": [str(path) for path in files]}
+    out.result(record, facts([(path.suffix[1:], path) for path in files]))
+
+
+@cli_command("")
+def compare(
+    out: Output,
+    first: Path = argument(type=FOLDER),
+    second: Path = argument(type=FOLDER),
+    suite: str = option("--suite", "Suite that both folders have.", required=True),
+) -> None:
+    """Compare two folders of records, cell by cell, with confidence intervals over the same draws."""
+    from clipadapter.bench import compare_studies, load_study
+
+    text = compare_studies(load_study(first, suite), load_study(second, suite))
+    out.result({"suite": suite, "text": text}, text)
+
+
+# ---- Speed ----
+
+
+@cli_command("clipadapter bench speed pictures/ --encoder lite")
+def speed(
+    out: Output,
+    pictures: Path | None = argument(type=FOLDER, required=False),
+    encoder: options.EncoderOptions = options_of(
+        options.EncoderOptions, only=("uris", "device", "batch_size", "max_pixels")
+    ),
+    rounds: int = option("--rounds N", "Number of measurements of each.", type=COUNT, default=5),
+    count: int = option("--count N", "Number of pictures.", type=COUNT, default=64),
+) -> None:
+    """Time all backends and precisions on this machine.
+
+    Prints the limit of the processor (a matrix product); for each backend and precision the pictures per second, the
+    fraction of the limit, and the similarity of the features to those in fp32; and the time to read a picture. Without
+    PICTURES, random ones are used: then the speed is right, but the similarity is only a hint.
+    """
+    from clipadapter.bench.speed import measure_speed
+
+    sources = _speed_sources(pictures, count)
+    if len(encoder.uris) > 1:
+        raise InputError(f"bench speed times one encoder, but {len(encoder.uris)} are named: {', '.join(encoder.uris)}")
+    (opened,) = encoder.open(out)
+    with tqdm(bar_format="{desc}", disable=not out.progress, leave=False) as bar:
+        result = measure_speed(
+            opened, sources, batch_size=encoder.batch_size, rounds=rounds, on_step=bar.set_description_str
+        )
+    out.result({"encoder": opened.info.name, **asdict(result)}, _speed_text(result))
+
+
+def _speed_sources(folder: Path | None, count: int) -> Sequence[Path | NDArray[Any]]:
+    """Return pictures spread evenly over the folder, or random ones."""
+    import numpy as np
+
+    if folder is None:
+        rng = np.random.default_rng(0)
+        small = rng.integers(0, 256, (count, 12, 16, 3), dtype=np.uint8)
+        return [each.repeat(32, axis=0).repeat(32, axis=1) for each in small]
+    paths = list_pictures(folder)
+    return [paths[i * len(paths) // count] for i in range(count)] if len(paths) > count else paths
+
+
+def _speed_text(result: SpeedReport) -> str:
+    rows = [
+        [
+            each.backend,
+            each.precision,
+            f"{each.rate:.1f}",
+            f"{each.rate / result.speeds[0].rate:.2f}",
+            "" if each.share is None else f"{each.share:.0%}",
+            f"{each.parity.mean_cosine:.5f}",
+            f"{each.parity.min_cosine:.5f}",
+            f"{each.ready:.1f}",
+        ]
+        for each in result.speeds
+    ]
+    head = ["backend", "precision", "img/s", "ratio", "of limit", "mean cosine", "least", "ready in s"]
+    limits = ", ".join(f"{name} {value:.0f}" for name, value in result.limits.items())
+    about = {
+        "matrix product, GFLOP/s": limits,
+        "one picture, GFLOP": f"{result.gflop:.2f}",
+        "reading one picture, ms": f"{result.decode:.1f}",
+        "pictures": result.pictures,
+    }
+    return f"{facts(list(about.items()))}\n\n{table(head, rows)}"
+
+
+command = command_group(
+    "clipadapter bench list",
+    """Run the studies of the papers: few-shot curves, ablations, shift, cost.
+
+    A study is described by a suite: a short TOML file. The suites of this package have names; your own are paths. Every
+    run is stored as one record and is not repeated unless it failed, so that a study can be
+    stopped and continued at any time.
+    """,
+    run,
+    speed,
+    list_,
+    status,
+    report,
+    compare,
+)
