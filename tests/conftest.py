@@ -3,7 +3,9 @@
 And encoders to test: models of open_clip with random weights, written to disk once a session.
 """
 
+import atexit
 import gc
+import importlib
 import json
 import math
 import os
@@ -32,6 +34,12 @@ LETTERS = ["<pad>", "</s>", "<unk>", *"▁abcdefghijklmnopqrstuvwxyz0123456789"]
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_collect_file():
+    """Tests have no examples: to look for some takes a second in each process."""
+    return [one for one in (yield) if type(one).__name__ != "DoctestModule"]
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_collection():
     """Collect without searching for garbage: 860,000 objects live to the end, and a search of them takes 0.3 s."""
     gc.disable()
@@ -44,9 +52,23 @@ def pytest_collection():
         gc.enable()
 
 
+def pytest_configure(config):
+    """Files are handed out in their order, not by their number of tests: a few long tests would begin last."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process works alone at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_unconfigure():
-    """What stays frozen to the end of the process is reported as a leak by extension modules such as triton's."""
-    gc.unfreeze()
+    """What stays frozen to the end of the process is reported as a leak by extension modules such as triton's.
+
+    Pytest searches for garbage after this, for seconds if nothing is frozen.
+    """
+    atexit.register(gc.unfreeze)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,6 +95,30 @@ def torch_has_one_thread():
         number = torch.get_num_threads()
         torch.set_num_threads(1)
         assert number == 1, f"tests of this file left torch with {number} threads"
+
+
+def save_work(monkeypatch):
+    """For commands that are run for what they say: what has tests of its own is not done, or done once.
+
+    Figures are made and written, but not drawn. The speed of a tower is that of one picture.
+    """
+    monkeypatch.setattr("clipadapter.rendering.plots._render", lambda figure, **options: b"not drawn")
+    monkeypatch.setattr("clipadapter.features.autotune.FIRST_SAMPLE_SIZE", 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folds_are_drawn_once(request):
+    """What is repeated up to five times with few shots, most of the work of a fit, is for the tests of heads."""
+    repeated = {"heads", "bench", "test_counted_work.py", "test_quality.py"}
+    with pytest.MonkeyPatch.context() as patch:
+        if not repeated & {request.path.name, request.path.parent.name}:
+            auto, out_of_fold = (
+                importlib.import_module(f"clipadapter.heads.{name}") for name in ("auto.head", "out_of_fold")
+            )
+            patch.setattr(auto, "MAX_REPEATS", 1)
+            patch.setattr(auto, "MAX_MULTILABEL_REPEATS", 1)
+            patch.setattr(out_of_fold, "MAX_REPEATS", 1)
+        yield
 
 
 @pytest.fixture(scope="session")

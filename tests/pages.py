@@ -8,7 +8,10 @@ from typing import NamedTuple
 from click.testing import CliRunner
 
 from clipadapter.cli.app import app
+from clipadapter.encoders.lite import LiteEncoder
 from clipadapter.heads.clip_adapter import ClipAdapter
+
+from .conftest import save_work
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^<!-- (run|file \S+) -->\n```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -32,7 +35,12 @@ def marked(page):
 
 
 def shorten_training(monkeypatch):
-    """CLIP-Adapter trains for 10 steps by default: a page shows what is called, and its figures are not compared."""
+    """A page shows what is called, and its figures are not compared.
+
+    CLIP-Adapter trains for 10 steps by default, and `lite` looks a second time at 128 pixels, not 384.
+    """
+    save_work(monkeypatch)
+    monkeypatch.setattr(LiteEncoder, "second_size", lambda encoder: 128)
     monkeypatch.setitem(ClipAdapter.__init__.__kwdefaults__, "steps", 10)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import sys
 from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag, urljoin
 
@@ -43,7 +44,10 @@ class Page(HTMLParser):
 def site(tmp_path_factory):
     """The folder of the built site; the sockets of this process are sealed while it is made."""
     folder = tmp_path_factory.mktemp("site")
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "ruff.__main__", None)  # it starts a process for each signature, to break its lines
+        patch.setattr("material.plugins.search.plugin.SearchIndex.add_entry_from_context", lambda *page: None)
+        build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True))
     return folder
 
 

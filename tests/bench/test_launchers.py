@@ -140,6 +140,7 @@ def test_workers_of_a_killed_parent_leave(tmp_path, monkeypatch):
         "    list(Launcher(workers=2).run(launcher_jobs.linger, [sys.argv[1]] * 2))\n"
     )
     (tmp_path / "parent.py").write_text(code)
+    (tmp_path / "torch.py").write_text("def set_num_threads(count): pass")  # in place of torch, whose import takes long
     (tmp_path / "workers").mkdir()
     command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "workers")]
     monkeypatch.setenv("PYTHONPATH", TEST_FOLDER, prepend=os.pathsep)

@@ -18,6 +18,9 @@ def refuse(*_, **__):
 
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
 from clipadapter.cli.app import app
+from clipadapter.features import autotune
+from clipadapter.heads.auto import head
+head.MAX_REPEATS = autotune.FIRST_SAMPLE_SIZE = 1
 for arguments in json.loads(sys.argv[1]):
     try:
         app(arguments, prog_name="clipadapter")
@@ -39,9 +42,9 @@ def test_fit_and_predict_textiles_without_a_network(tmp_path, monkeypatch):
     dataset = textiles()
     expected = {"flawless fabric": "flawless", "fabric with a global defect": "global"}
     for label, folder in expected.items():
-        paths = [sample.path for sample in dataset.samples if sample.label == label][:16]
+        paths = [sample.path for sample in dataset.samples if sample.label == label][:10]
         for i, path in enumerate(paths):
-            target = tmp_path / ("shots" if i < 8 else "new") / folder / path.name
+            target = tmp_path / ("shots" if i < 5 else "new") / folder / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
     (tmp_path / "names.json").write_text(json.dumps({folder: label for label, folder in expected.items()}))
@@ -58,12 +61,12 @@ def test_fit_and_predict_textiles_without_a_network(tmp_path, monkeypatch):
         assert [line for line in stream.splitlines() if line.startswith("exit ")] == ends, process.stderr
     assert process.stdout.endswith("\ntouched: True\n")
     fitted, predicted, _ = process.stdout.split("exit ", maxsplit=2)
-    assert json.loads(fitted)["shots"] == dict.fromkeys(sorted(expected), 8)
+    assert json.loads(fitted)["shots"] == dict.fromkeys(sorted(expected), 5)
     output, output_of_predict, _ = process.stderr.split("exit ", maxsplit=2)
     of_encoder, of_quality = output.splitlines()  # no other library has a say
     assert of_encoder.startswith("encoder lite: ") and of_quality.startswith("the model looks ")
     assert output_of_predict.splitlines()[1:] == []
     answers = [json.loads(line) for line in predicted.splitlines()[1:]]
     right = [expected[one["label"]] in one["source"].removeprefix("new") for one in answers]
-    assert len(right) == 16
-    assert sum(right) >= 12
+    assert len(right) == 10
+    assert sum(right) >= 8

@@ -22,6 +22,7 @@ from PIL import Image, ImageColor
 
 from clipadapter.cli.app import app
 
+from ..conftest import save_work
 from ..data.stand_in import make_stand_in
 
 FILES = sorted(Path(__file__).parent.glob("outputs*.txt"))
@@ -114,6 +115,7 @@ def contents(folder):
 def answers(text, monkeypatch):
     """The text of a file, made in a new folder."""
     before, parts, is_read = Path.cwd(), [], True
+    save_work(monkeypatch)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         monkeypatch.setenv("XDG_CACHE_HOME", cache)
         try:

@@ -9,7 +9,7 @@ from clipadapter.utils.towers import WordTower
 
 FEW = {"epochs": 2, "steps": 2, "folds": 2, "n_ctx": 1, "channels": 1.0}
 """Parameters of heads that need text: short fits, and both of the two features that there are in some checks."""
-SHORT = {"steps": 20, "epochs": 4, "folds": 2}
+SHORT = {"steps": 5, "epochs": 2, "folds": 2}
 """Enough training for a head that begins at its class text to tell the toy's classes."""
 
 

@@ -6,6 +6,7 @@ import pytest
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.ss_text import SsText
+from clipadapter.heads.ss_text_u import held_out_logits
 
 from .golden_figures import doubles, golden
 
@@ -29,12 +30,10 @@ def test_lambda_has_a_floor():
     np.testing.assert_array_equal(low, floor)
 
 
-@pytest.mark.parametrize("repel", [False, True])
-@pytest.mark.parametrize("anchor", ["class", "shots", "confidence", 0.1])
-def test_leave_one_out_is_a_refit(anchor, repel):
+def test_held_out_logits_are_those_of_refits():
     X, y, text, _ = drawn((3, 1, 2, 0))
-    head = SsText(anchor=anchor, repel=repel)
-    found = head._leave_one_out(head._check_shots(X, y, text)[0])
+    head = SsText()
+    found = held_out_logits(head._check_shots(X, y, text)[0])
     for i in range(len(y)):
         others = np.arange(len(y)) != i
         expected = head.fit(X[others], y[others], text=text).logits(X[i : i + 1])

@@ -34,13 +34,16 @@ import clipadapter.studio
 build = clipadapter.studio.build_page
 def build_page(*args, **options):
     import clipadapter.studio.page  # here, after the command has told Gradio where files go
-    clipadapter.studio.page.POLL_SECONDS, clipadapter.studio.model.DRAWS_PER_POINT = 0.2, 1
+    import clipadapter.heads.auto.head
+    clipadapter.heads.auto.head.MAX_REPEATS = 1
+    clipadapter.studio.page.POLL_SECONDS, clipadapter.studio.model.DRAWS_PER_POINT = 0.4, 1
     return build(*args, **options)
 clipadapter.studio.build_page = build_page
 from clipadapter.cli.app import main
 main()
 """
 COLOURS = ("red", "green", "blue")
+POLL_SECONDS = 0.1
 TAB, ENTER, ARROW_DOWN = "\ue004", "\ue007", "\ue015"  # as WebDriver names these keys
 
 
@@ -101,17 +104,16 @@ class Person:
 
     def see(self, selector, text="", seconds=60):
         """Wait for something, with a text in it."""
-        from selenium.common.exceptions import StaleElementReferenceException
-
+        script = """
+            const [selector, text] = arguments, visible = {opacityProperty: true, visibilityProperty: true};
+            const shown = (e) => e.localName === 'option' || e.checkVisibility(visible);
+            const holds = (e) => !text || (shown(e) && e.innerText.replaceAll('\\u00a0', ' ').includes(text));
+            return [...document.querySelectorAll(selector)].find(holds)"""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            try:
-                found = [one for one in self.all(selector) if text in one.text]
-            except StaleElementReferenceException:
-                found = []
-            if found:
-                return found[0]
-            time.sleep(0.03)
+            if found := self.driver.execute_script(script, selector, text):
+                return found
+            time.sleep(POLL_SECONDS)
         raise AssertionError(f"{selector} with {text!r} did not come: {[one.text for one in self.all(selector)]}")
 
     def until(self, holds, seconds=60):
@@ -119,7 +121,7 @@ class Person:
         end = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < end
-            time.sleep(0.03)
+            time.sleep(POLL_SECONDS)
 
     def press(self, *keys):
         from selenium.webdriver import ActionChains

@@ -39,6 +39,13 @@ def local(monkeypatch):
     return addresses
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+    """The loops that pages leave open are freed in the last test here, whose warnings are passed over."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture
 def page(tmp_path, local, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
@@ -47,7 +54,6 @@ def page(tmp_path, local, monkeypatch):
     made.close(verbose=False)
     made.session.close()
     asyncio.set_event_loop(None)
-    gc.collect()  # now, while their warnings are passed over
 
 
 def get(url, body=None, **headers):

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from clipadapter.errors import (
     ArtifactError,
-    ClipAdapterError,
     EncoderUnavailableError,
     InputError,
     MissingExtraError,
@@ -308,8 +307,6 @@ def build_in_cache(folder: Path, convert: Callable[[Path], None], facts: Mapping
                 part.rename(folder)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-    except ClipAdapterError:
-        raise
     except OSError as error:
         raise StoreError(
             f"the converted tower can't be stored in {folder.parent} ({error}): check the folder's permissions and "

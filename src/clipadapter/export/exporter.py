@@ -35,7 +35,6 @@ from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.data.load import read_listing
 from clipadapter.errors import (
     ArtifactError,
-    ClipAdapterError,
     DataError,
     ImageError,
     InputError,
@@ -340,8 +339,6 @@ def working_folder(target: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix, ignore_cleanup_errors=True) as name:
             yield Path(name)
     except OSError as error:
-        if isinstance(error, ClipAdapterError):
-            raise
         raise ArtifactError(
             f"can't write {target}: {error.strerror or error}; give a place you may write to, with room for the model"
         ) from error

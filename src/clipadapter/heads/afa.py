@@ -132,39 +132,28 @@ class Afa(IncrementalHead):
         self.sums_ = self.sums_.index_add(0, labels, rows)
         gaussians = ClassGaussians.fit(counts, self.sums_, text, self.ridge)
         zero_shot = shots.scale * (text - text.mean(dim=0))
-        v = self._text_weight((shots.scale * x @ text.T).softmax(dim=1)[torch.arange(len(x)), labels], counts)
+        self.agreed_ += float((shots.scale * x @ text.T).softmax(dim=1)[torch.arange(len(x)), labels].sum())
+        wrong = 1 - self.agreed_ / float(counts.sum())
+        v = min(1 / wrong - 1, MAX_TEXT_WEIGHT) if wrong > 0 else MAX_TEXT_WEIGHT
         text_weight = torch.where(counts > 0, v, max(self.text, v))
         prior = torch.where(counts > 0, 0.0, self.prior)
         weight, bias = linear_log_density(*gaussians.estimates(), self.dimensions)
-        log_densities, text_share = self._leave_one_out_logits(gaussians, x, rows, labels, weight, bias)
-        weight, bias = weight + (text_weight * (1 - gaussians.shot_weights))[:, None] * zero_shot, bias + prior
+        # Logits (n, c) of the shots without their text part, and 1 - s_k (n, c); each shot is left out of its class.
+        others, shot_weights = counts[labels] - 1, gaussians.shot_weights(counts)
+        left_out = gaussians.estimates_of(others, self.sums_[labels] - rows, gaussians.text_means[labels])
+        own_weight, own_bias = linear_log_density(*left_out, self.dimensions)
+        own_class = torch.arange(len(x)), labels
+        log_densities = x @ (weight + self.residual_).T + bias + self.offset_
+        log_densities[own_class] += ((own_weight - weight[labels]) * x).sum(dim=1) + own_bias - bias[labels]
+        left_out_share = 1 - gaussians.shot_weights(others)
+        text_share = (1 - shot_weights).expand_as(log_densities).index_put(own_class, left_out_share)
+        weight, bias = weight + (text_weight * (1 - shot_weights))[:, None] * zero_shot, bias + prior
         if self.penalty is not None:
             with limit_threads(len(x) * text.numel()):
                 logits = log_densities + text_weight * text_share * (x @ zero_shot.T) + prior
                 self._train_task_adapter(gaussians, x, labels, logits, (weight, bias), previous)
         dtype = shots.views.dtype
         self.weight_, self.bias_ = (weight + self.residual_).to(dtype), (bias + self.offset_).to(dtype)
-
-    def _text_weight(self, agreed: Tensor, counts: Tensor) -> float:
-        """v, from the probabilities that zero-shot gives the classes of the new and of all earlier shots."""
-        self.agreed_ += float(agreed.sum())
-        wrong = 1 - self.agreed_ / float(counts.sum())
-        return min(1 / wrong - 1, MAX_TEXT_WEIGHT) if wrong > 0 else MAX_TEXT_WEIGHT
-
-    def _leave_one_out_logits(
-        self, gaussians: ClassGaussians, x: Tensor, rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (n, c) of shots without their text part, and 1 - s_k (n, c); each shot is left out of its class.
-
-        For the plain pictures x (n, d) of the shots, rows (n, d) were added to the sums. Weight (c, d) and bias (c,)
-        are those of the densities with all shots.
-        """
-        mean, variance, shot_weight = gaussians.leave_one_out(rows, labels)
-        own_weight, own_bias = linear_log_density(mean, variance, self.dimensions)
-        own_class = torch.arange(len(x)), labels
-        logits = x @ (weight + self.residual_).T + bias + self.offset_
-        logits[own_class] += ((own_weight - weight[labels]) * x).sum(dim=1) + own_bias - bias[labels]
-        return logits, (1 - gaussians.shot_weights).expand_as(logits).index_put(own_class, 1 - shot_weight)
 
     def _train_task_adapter(
         self,
@@ -266,28 +255,17 @@ class ClassGaussians:
         text_means[with_shots] = centred_means - residuals
         return cls(counts, sums, centre, text_means, within_variance, text_variance)
 
-    @property
-    def shot_weights(self) -> Tensor:
-        """(c,) weight of the mean of the shots in a class's mean, 0 to 1; text has the rest."""
-        return self._shot_weights(self.counts)
-
     def estimates(self) -> tuple[Tensor, Tensor]:
         """Mean (c, d) and variance (c,) of every class."""
-        return self._estimates(self.counts, self.sums, self.text_means)
+        return self.estimates_of(self.counts, self.sums, self.text_means)
 
-    def leave_one_out(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean (b, d), variance (b,) and weight of the shots (b,) of each shot's class without that shot.
-
-        The rows (b, d) are unit features of shots that are among the sums, of classes (b,).
-        """
-        counts = self.counts[labels] - 1
-        return *self._estimates(counts, self.sums[labels] - rows, self.text_means[labels]), self._shot_weights(counts)
-
-    def _shot_weights(self, counts: Tensor) -> Tensor:
+    def shot_weights(self, counts: Tensor) -> Tensor:
+        """(c,) weight of the mean of so many shots in a class's mean, 0 to 1; text has the rest."""
         return counts * self.text_variance / (counts * self.text_variance + self.within_variance)
 
-    def _estimates(self, counts: Tensor, sums: Tensor, text_means: Tensor) -> tuple[Tensor, Tensor]:
-        weights = self._shot_weights(counts.double())
+    def estimates_of(self, counts: Tensor, sums: Tensor, text_means: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (k, d) and variance (k,) of classes with these sums of so many shots, and means that text predicts."""
+        weights = self.shot_weights(counts.double())
         shot_means = sums / counts.clamp_min(1)[:, None]
         means = weights[:, None] * shot_means + (1 - weights)[:, None] * (text_means + self.centre)
         return means, self.within_variance + self.text_variance * (1 - weights)

@@ -150,10 +150,6 @@ class Head(Estimator, ABC):
         """
         return {FINAL: self._logits(X)} if len(self.read_blocks) == 1 else None
 
-    def _text_width(self) -> int:
-        """Width of text features; less than that of X if a head reads columns that text features lack."""
-        return self.blocks_[0].width
-
     def _for_text(self, text: Tensor, scale: float) -> None:
         """Replace the classes by those of unit text features (c, d); only for heads that learn no class weights."""
         raise InputError(f"{type(self).__name__} knows only the classes that it was fitted to")
@@ -449,7 +445,7 @@ class Head(Estimator, ABC):
             sklearn.exceptions.NotFittedError: before `fit`.
         """
         check_is_fitted(self)
-        width, expected = text.embeddings.shape[1], self._text_width()
+        width, expected = text.embeddings.shape[1], self.blocks_[0].width
         if width != expected:
             raise InputError(f"class text has width {width}, but the head's features have {expected}")
         if text.absent:

@@ -126,24 +126,21 @@ class BdcAdapter(LabelLossHead, TrainingParameters):
 
 
 def _sums_and_length(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row's distances |x_i - x_j|: their sums over j (n, d), and the length of the centred matrix (n,)."""
-    sums, length = zip(*map(_by_sorting, x.split(ROWS_PER_SORT)), strict=True)
-    return torch.cat(sums), torch.cat(length)
-
-
-def _by_sorting(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`_sums_and_length` of some rows, by sorting.
+    """Of each row's distances |x_i - x_j|: their sums over j (n, d), and the length of the centred matrix (n,).
 
     Among the sorted x, the sum of distances for the one of rank r is x (2 r + 2 - d) + total - 2 (sum up to x).
     """
     d = x.shape[1]
-    ordered, order = x.double().sort(dim=1)
     rank = 2.0 * torch.arange(1, d + 1, dtype=torch.float64) - d
-    running_sum = ordered.cumsum(dim=1)
-    sums = torch.empty_like(ordered).scatter_(1, order, ordered * rank + running_sum[:, -1:] - 2 * running_sum)
-    squares = 2 * d * ordered.square().sum(dim=1) - 2 * running_sum[:, -1].square()
-    length = _centred(squares, sums).sqrt()
-    return sums.to(x.dtype), length.clamp_min(torch.finfo(x.dtype).tiny).to(x.dtype)
+    every_sums, every_length = [], []
+    for rows in x.split(ROWS_PER_SORT):
+        ordered, order = rows.double().sort(dim=1)
+        running_sum = ordered.cumsum(dim=1)
+        sums = torch.empty_like(ordered).scatter_(1, order, ordered * rank + running_sum[:, -1:] - 2 * running_sum)
+        squares = 2 * d * ordered.square().sum(dim=1) - 2 * running_sum[:, -1].square()
+        every_sums.append(sums.to(x.dtype))
+        every_length.append(_centred(squares, sums).sqrt().clamp_min(torch.finfo(x.dtype).tiny).to(x.dtype))
+    return torch.cat(every_sums), torch.cat(every_length)
 
 
 def _centred(squares: Tensor, sums: Tensor) -> Tensor:
@@ -159,7 +156,14 @@ def correlations(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Ten
     shot has 0.
     """
     m, d = x.shape
-    groups, classes = _groups(rows, labels)  # (g, d, shots)
+    # Shots of one class, at most SHOTS_PER_GROUP together and padded with zeros: (g, d, shots), of classes (g,).
+    counts = torch.bincount(labels)
+    size = min(SHOTS_PER_GROUP, int(counts.max()))
+    position = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]  # of a shot within its class
+    per_class = (counts + size - 1) // size
+    groups = torch.zeros(int(per_class.sum()), d, size, dtype=rows.dtype)
+    groups[(per_class.cumsum(0) - per_class)[labels] + position // size, :, position % size] = rows
+    classes = torch.arange(len(counts)).repeat_interleave(per_class)
     _, length = _sums_and_length(x)
     row_sums, _ = _sums_and_length(rows)
     by_class = torch.zeros(n_classes, d, dtype=torch.float64).index_add_(0, labels, row_sums.double())
@@ -188,9 +192,8 @@ def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: in
     r, y = rows.double().numpy(), labels.numpy()
     d = r.shape[1]
     left, right = np.triu_indices(d, 1)  # each pair of channels once
-    n_padding = (
-        -len(left) % PAIRS_PER_BLOCK
-    )  # so that they can be cut into parts: a runtime may add up a long row number by number
+    # So many more that they can be cut into parts: a runtime may add up a long row number by number.
+    n_padding = -len(left) % PAIRS_PER_BLOCK
     left, right = (np.concatenate([side, np.zeros(n_padding, np.int64)]) for side in (left, right))
     if n_classes * len(left) > MAX_GRAPH_VALUES:
         size = n_classes * len(left) / 2**28
@@ -209,16 +212,14 @@ def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: in
         prototypes[k], length[k] = matrix[left, right], np.linalg.norm(matrix)
     prototypes[:, len(left) - n_padding :] = 0
     weight = 2 * prototypes / np.maximum(length, 1e-300)[:, None]
-    parts = torch.from_numpy(weight.astype(np.float32).reshape(n_classes, -1, PAIRS_PER_BLOCK)).permute(
-        1, 2, 0
-    )  # (p, PAIRS_PER_BLOCK, c)
+    in_parts = weight.astype(np.float32).reshape(n_classes, -1, PAIRS_PER_BLOCK)
+    parts = torch.from_numpy(in_parts).permute(1, 2, 0)  # (p, PAIRS_PER_BLOCK, c)
     of_one = torch.from_numpy(weight.sum(axis=1)).to(x.dtype)
     ordered, _ = x.sort(dim=1)
     rank = 2.0 * torch.arange(1, d + 1, dtype=x.dtype) - d
     running_sum = ordered.cumsum(dim=1)
-    sums = (
-        ordered * rank + running_sum[:, -1:] - 2 * running_sum
-    ) / d  # means of each channel's distances, in some order
+    # The means of each channel's distances, in some order.
+    sums = (ordered * rank + running_sum[:, -1:] - 2 * running_sum) / d
     mean = sums.mean(dim=1, keepdim=True)
     # What all distances have in common is taken out first: in float32 little would be left of the small rest.
     pairs = (x[:, torch.from_numpy(left)] - x[:, torch.from_numpy(right)]).abs() - mean
@@ -227,15 +228,3 @@ def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: in
     squares = pairs.square().sum(dim=2).sum(dim=0)[:, None]
     own = 2 * squares + (d - 2 * n_padding) * mean.square() - 2 * d * (sums - mean).square().sum(dim=1, keepdim=True)
     return product / own.clamp_min(0).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
-
-
-def _groups(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Shots of one class, at most SHOTS_PER_GROUP together and padded with zeros: (g, d, shots), and classes (g,)."""
-    counts = torch.bincount(labels)
-    size = min(SHOTS_PER_GROUP, int(counts.max()))
-    position = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]  # of a shot within its class
-    per_class = (counts + size - 1) // size
-    group = (per_class.cumsum(0) - per_class)[labels] + position // size
-    filled = torch.zeros(int(per_class.sum()), rows.shape[1], size, dtype=rows.dtype)
-    filled[group, :, position % size] = rows
-    return filled, torch.arange(len(counts)).repeat_interleave(per_class)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Annotated
 
 import torch
@@ -22,21 +21,19 @@ from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.parameters import NOT_NEGATIVE, Within
 from clipadapter.utils.functional import cosine_logits, unit
 
-INITIAL_ALPHA: Mapping[str, float] = MappingProxyType(
-    {
-        "caltech101": 3.0,
-        "oxford_pets": 1.17,
-        "stanford_cars": 3.0,
-        "oxford_flowers": 10.0,
-        "food101": 1.17,
-        "fgvc_aircraft": 5.0,
-        "sun397": 1.17,
-        "dtd": 2.0,
-        "eurosat": 2.0,
-        "ucf101": 3.0,
-        "imagenet": 1.17,
-    }
-)
+INITIAL_ALPHA: Mapping[str, float] = {
+    "caltech101": 3.0,
+    "oxford_pets": 1.17,
+    "stanford_cars": 3.0,
+    "oxford_flowers": 10.0,
+    "food101": 1.17,
+    "fgvc_aircraft": 5.0,
+    "sun397": 1.17,
+    "dtd": 2.0,
+    "eurosat": 2.0,
+    "ucf101": 3.0,
+    "imagenet": 1.17,
+}
 """Tip-Adapter's alpha before its search, by data set."""
 
 INITIAL_BETA = 1.0  # Tip-Adapter's beta before its search, on every data set
@@ -136,11 +133,7 @@ def cache_logits(
     affinities = affinity_(cosines, beta)
     if shot_weights is not None:
         affinities = affinities * shot_weights[:, None]  # not in place: exp's gradient needs its result
-    return _sum_by_class(affinities, labels, n_classes)
-
-
-def _sum_by_class(affinities: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """(n, m) to (m, c): the product with the one-hot labels, without that matrix of mostly zeros."""
+    # The sums are the product with the one-hot labels, without that matrix of mostly zeros.
     if torch.compiler.is_compiling():  # LiteRT has no sum by index
         one_hot = labels[:, None] == torch.arange(n_classes, device=labels.device)
         return affinities.T @ one_hot.to(affinities.dtype)

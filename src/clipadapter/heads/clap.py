@@ -57,7 +57,12 @@ class Clap(ZsLp):
     multipliers: Annotated[str, OneOf("class", "relative", "constant")] = "class"
 
     def _multipliers(self, shots: SupportSet) -> Tensor:
-        confidence = _text_confidence(shots)
+        # The mean zero-shot probability of the right class over all views of a class's shots; 0 without any.
+        total = torch.zeros(shots.n_classes, dtype=shots.class_text.dtype)
+        for view in shots.views.unbind(dim=1):  # one at a time: (n, c) is large for many classes
+            probability = (shots.scale * unit(view) @ shots.class_text.T).softmax(dim=1)
+            total.index_add_(0, shots.labels, probability.gather(1, shots.labels[:, None])[:, 0])
+        confidence = total / (shots.counts * shots.views.shape[1]).clamp_min(1)
         mean = confidence[shots.counts > 0].mean()
         if self.multipliers == "relative":
             confidence = confidence / mean.clamp_min(1e-12)
@@ -65,12 +70,3 @@ class Clap(ZsLp):
             confidence = mean.expand_as(confidence)
         self.multipliers_ = confidence.clone()
         return self.strength * self.multipliers_
-
-
-def _text_confidence(shots: SupportSet) -> Tensor:
-    """(c,) mean zero-shot probability of the right class over all views of a class's shots; 0 without any."""
-    total = torch.zeros(shots.n_classes, dtype=shots.class_text.dtype)
-    for view in shots.views.unbind(dim=1):  # one at a time: (n, c) is large for many classes
-        probability = (shots.scale * unit(view) @ shots.class_text.T).softmax(dim=1)
-        total.index_add_(0, shots.labels, probability.gather(1, shots.labels[:, None])[:, 0])
-    return total / (shots.counts * shots.views.shape[1]).clamp_min(1)

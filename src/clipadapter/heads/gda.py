@@ -46,7 +46,6 @@ from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import unit
 
-SHRINKAGES = ("pooled", "published", "base-to-new")
 SHOTS_PER_BLOCK = 1024  # shots whose features are converted to float64 at a time
 MIN_TRACE = 1e-12
 """Trace of a covariance below which there is no variance; the pseudo-inverse of the released code is then zero."""
@@ -75,13 +74,13 @@ class GaussianMoments:
         means[~present] = means[present].mean(dim=0)
         return cls(scatter, sums.sum(dim=0), float(products.trace()), means, counts.double())
 
-    @property
-    def published_trace(self) -> float:
-        """Trace of C / (n - 1): what the released code adds to the diagonal of the scatter C."""
-        return float(self.scatter.trace()) / max(float(self.counts.sum()) - 1, 1)
+    def shrunk_weight(self, factor: float, trace: float | None = None) -> Tensor:
+        """(c, d) factor (C + trace I)^-1 mu of each class; zeros without variance. Overwrites the scatter C.
 
-    def shrunk_weight(self, trace: float, factor: float) -> Tensor:
-        """(c, d) factor (C + trace I)^-1 mu of each class; zeros without variance. Overwrites the scatter C."""
+        The default trace is that of C / (n - 1), as in the released code.
+        """
+        if trace is None:
+            trace = float(self.scatter.trace()) / max(float(self.counts.sum()) - 1, 1)
         if trace <= MIN_TRACE:
             return torch.zeros_like(self.means)
         self.scatter.diagonal().add_(trace)
@@ -174,14 +173,13 @@ class Gda(ExactIncrementalHead):
     """Sum of x' x over the views x: the packed lower triangle (d (d + 1) / 2,), float64."""
     sums_: Tensor = field(init=False)  # (c, d) sums of the views of each class, float64
     rows_: Tensor = field(init=False)  # (c,) number of views of each class
-    views_: Tensor | None = field(
-        init=False, default=None
-    )  # (n v, d) unit features of all views, if ``neighbours`` is above 0
+    views_: Tensor | None = field(init=False, default=None)
+    """(n v, d) unit features of all views, if ``neighbours`` is above 0."""
     text_: Tensor | None = field(init=False, default=None)  # (c, d) class text times the logit scale
     weight_: Tensor = field(init=False)  # (c, d) of the sum of zero-shot and Gaussian logits
 
     alpha: float = 0.06
-    shrinkage: Annotated[str, OneOf(*SHRINKAGES)] = "pooled"
+    shrinkage: Annotated[str, OneOf("pooled", "published", "base-to-new")] = "pooled"
     neighbours: Annotated[int, NOT_NEGATIVE] = 0
     stream: bool = False
 
@@ -206,7 +204,10 @@ class Gda(ExactIncrementalHead):
         self._init_sums(shots)
         self._update_sums(shots, 1)
         if is_base:
-            self._solve_from_shots(shots)
+            text, moments = 0.0 if shots.text is None else shots.scale * shots.text, self._moments()
+            covariance = average_class_covariance(unit(shots.views), shots.labels, moments)
+            weight = moments.means @ torch.linalg.pinv(covariance, hermitian=True)
+            self._set_linear_map(text, weight, moments.means, self.weight_.dtype)
         else:
             self._solve_from_sums(shots.text, shots.scale)
         if not self.stream:
@@ -221,36 +222,33 @@ class Gda(ExactIncrementalHead):
 
     def _update_sums(self, shots: SupportSet, sign: int) -> None:
         rows = unit(shots.views)
-        if self.neighbours:
-            self.views_ = self._update_views(rows.flatten(0, 1), sign)
+        if self.views_ is not None and sign > 0:
+            self.views_ = torch.cat([self.views_, rows.flatten(0, 1).to(self.views_.dtype)])
+        elif self.views_ is not None:
+            # The stored views have no labels: all count as one class when rows are looked up.
+            labels, removed = torch.zeros(len(self.views_)), rows.flatten(0, 1)
+            remaining = find_remaining_rows(self.views_, labels, removed, torch.zeros(len(removed)))
+            self.views_ = self.views_[remaining]
         products, sums = unpack_lower_triangle(self.products_), self.sums_.clone()
         accumulate(products, sums, rows, shots.labels, sign)
         self.products_, self.sums_ = pack_lower_triangle(products), sums
         counts = torch.bincount(shots.labels, minlength=len(sums))
         self.rows_ = self.rows_ + sign * rows.shape[1] * counts
 
-    def _update_views(self, rows: Tensor, sign: int) -> Tensor:
-        """The stored views with rows (r, d) added, or removed."""
-        assert self.views_ is not None
-        if sign > 0:
-            return torch.cat([self.views_, rows.to(self.views_.dtype)])
-        # The stored views have no labels: all count as one class when rows are looked up.
-        any_class = torch.zeros(len(self.views_) + len(rows))
-        remaining = find_remaining_rows(self.views_, any_class[: len(self.views_)], rows, any_class[: len(rows)])
-        return self.views_[remaining]
-
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
-        moments = self._moments()
-        views_per_shot = float(self.rows_.sum()) / float(self.counts_.sum())
-        weight = self._shrunk_weight(moments, views_per_shot)
+        moments, n_views = self._moments(), float(self.rows_.sum())
+        d = moments.means.shape[1]
+        if self.shrinkage == "published":
+            weight = moments.shrunk_weight(d)
+        else:
+            present = float((moments.counts > 0).sum())
+            about_grand_mean = moments.squared_norms - float(moments.total.square().sum()) / n_views
+            pseudo_shot = about_grand_mean / max(n_views - 1, 1)
+            trace = (float(moments.scatter.trace()) + pseudo_shot) / (n_views - present + 1)
+            # d (1 + n / d) k / (k + 1), with k = n / (classes x views) shots per class.
+            views_per_shot = n_views / float(self.counts_.sum())
+            weight = moments.shrunk_weight((d + n_views) / (1 + present * views_per_shot / n_views), trace)
         self._set_linear_map(0.0 if text is None else scale * text, weight, moments.means, self.weight_.dtype)
-
-    def _solve_from_shots(self, shots: SupportSet) -> None:
-        """The published estimator for the base classes of the base-to-new protocol."""
-        text, moments = 0.0 if shots.text is None else shots.scale * shots.text, self._moments()
-        covariance = average_class_covariance(unit(shots.views), shots.labels, moments)
-        weight = moments.means @ torch.linalg.pinv(covariance, hermitian=True)
-        self._set_linear_map(text, weight, moments.means, self.weight_.dtype)
 
     def _moments(self) -> GaussianMoments:
         return GaussianMoments.from_sums(unpack_lower_triangle(self.products_), self.sums_, self.rows_)
@@ -278,14 +276,3 @@ class Gda(ExactIncrementalHead):
 
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
-
-    def _shrunk_weight(self, moments: GaussianMoments, views: float) -> Tensor:
-        """P mu of each class, (c, d), where each shot has this number of views."""
-        rows, d = float(moments.counts.sum()), moments.means.shape[1]
-        if self.shrinkage == "published":
-            return moments.shrunk_weight(moments.published_trace, d)
-        present = float((moments.counts > 0).sum())
-        about_grand_mean = moments.squared_norms - float(moments.total.square().sum()) / rows
-        trace = (float(moments.scatter.trace()) + about_grand_mean / max(rows - 1, 1)) / (rows - present + 1)
-        # d (1 + n / d) k / (k + 1), with k = n / (classes x views) shots per class.
-        return moments.shrunk_weight(trace, (d + rows) / (1 + present * views / rows))

@@ -16,7 +16,6 @@ from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import check_is_fitted
 from clipadapter.heads.support import (
-    Array,
     SupportSet,
     as_labels,
     check_feature_names,
@@ -106,7 +105,10 @@ class IncrementalHead(Head):
         previous_classes = self.classes_
         check_feature_names(self, X)
         if text is None:
-            class_names = _add_new_classes(previous_classes, y, classes)
+            labels = as_labels(y, len(np.asarray(y))) if classes is None else np.asarray(classes)
+            known = previous_classes.tolist()
+            new = sorted({*labels.tolist()} - {*known})
+            class_names = np.unique(np.asarray([*known, *new])) if new else previous_classes
         else:
             class_names = text_classes(text, previous_classes.dtype)
             text = text if text.has_text else None
@@ -240,14 +242,6 @@ class ExactIncrementalHead(IncrementalHead):
         vectors = None if text is None else unit(torch.from_numpy(text.embeddings.copy()))
         self._solve_from_sums(vectors, DEFAULT_LOGIT_SCALE if text is None else text.logit_scale)
         return self
-
-
-def _add_new_classes(known: Array, y: ArrayLike, classes: ArrayLike | None) -> Array:
-    """Known and new classes, sorted; the known ones in their order if there is no new one."""
-    labels = as_labels(y, len(np.asarray(y))) if classes is None else np.asarray(classes)
-    names = set(known.tolist())
-    new = [label for label in np.unique(labels) if label not in names]
-    return np.unique(np.asarray([*known.tolist(), *new])) if new else known
 
 
 def find_remaining_rows(rows: Tensor, labels: Tensor, removed: Tensor, removed_labels: Tensor) -> Tensor:

@@ -44,20 +44,21 @@ class LinearAdapterHead(TrainedHead):
     batch_size: int | None = 256  # type: ignore[assignment] # other heads have no use for None
     cycle_views: bool = False
 
-    def _shift_shape(self, shots: SupportSet) -> tuple[int, int]:
-        """Rows and columns of the matrix that is trained."""
-        d = shots.views.shape[2]
-        return d, d
-
     def _train_config(self, labels: Tensor) -> TrainConfig:
         batch_size = len(labels) if self.batch_size is None else self.batch_size
         return TrainConfig.from_estimator(self, optimizer="adam", batch_size=batch_size, min_epochs=1, eps=ADAM_EPS)
 
     def _fit(self, shots: SupportSet) -> None:
         self.weight_, self.scale_ = shots.class_text, shots.scale
-        self.penalty_ = penalty_strength(self.penalty, shots)
+        if isinstance(self.penalty, str):
+            # "auto" is a penalty on the change of the logits, which means the same at any scale.
+            ratio = shots.scale / CLIP_SCALE if self.penalty == "auto" else 1.0
+            self.penalty_ = float((shots.counts > 0).sum() / shots.counts.sum()) * ratio**2
+        else:
+            self.penalty_ = float(self.penalty)
         # The change is trained, not the map: the penalty is its square, and it stays exact where it is small.
-        shift = torch.zeros(self._shift_shape(shots), dtype=self.weight_.dtype)
+        width, d = shots.views.shape[2], shots.class_text.shape[1]
+        shift = torch.zeros(d, width - d or d, dtype=self.weight_.dtype)  # without unprojected columns W is (d, d)
         self._learn(
             shots,
             unit(shots.views),
@@ -83,15 +84,3 @@ def _shift(x: Tensor, shift: Tensor) -> Tensor:
     d = len(shift)
     unprojected = x[..., d:] if x.shape[-1] > d else x
     return x[..., :d] + unprojected @ shift.T
-
-
-def penalty_strength(penalty: float | str, shots: SupportSet) -> float:
-    """What the penalty is multiplied by.
-
-    "1/n" is one over the mean number of shots of the classes that have any; "auto" the same times (logit scale / 100)
-    squared: one on the change of the logits, which means the same at any scale.
-    """
-    if penalty in ("auto", "1/n"):
-        reciprocal = float((shots.counts > 0).sum() / shots.counts.sum())
-        return reciprocal * (shots.scale / CLIP_SCALE) ** 2 if penalty == "auto" else reciprocal
-    return float(penalty)

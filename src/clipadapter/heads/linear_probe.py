@@ -27,7 +27,7 @@ from clipadapter.heads.losses import LogitAdjustedHead, binary_losses
 from clipadapter.heads.out_of_fold import make_folds, most_classes_repeat
 from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.softmax_regression import OneVsRest, SoftmaxRegression, some_classes, subsample
+from clipadapter.heads.softmax_regression import MAX_PASS_COST, OneVsRest, SoftmaxRegression, subsample
 from clipadapter.heads.trained_head import find_warm_start
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
 from clipadapter.utils.parallel import limit_threads
@@ -36,7 +36,6 @@ GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)  # values of C that ``C="auto"`` chooses 
 ONE_SHOT_C = 10.0  # C if no shot can be held out
 SEARCH_TOL = 3e-3
 """`tol` while C is chosen: the penalised log-loss is then within about 0.001 of its minimum."""
-SOLVERS = ("torch", "sklearn")
 COARSE_GRID = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 """Values of C that `search_c` starts with, in the order of CoOp's code."""
 
@@ -118,7 +117,7 @@ class LinearProbe(LogitAdjustedHead):
     max_iter: int = 1000
     tol: float = 1e-3
     seed: int = 0
-    solver: Annotated[str, OneOf(*SOLVERS)] = "torch"
+    solver: Annotated[str, OneOf("torch", "sklearn")] = "torch"
 
     def _fit(self, shots: SupportSet) -> None:
         X, y = self._input(shots.X), shots.truth
@@ -129,20 +128,18 @@ class LinearProbe(LogitAdjustedHead):
         C = self.C if chosen is None else chosen.C_
         with limit_threads(0):
             self.C_ = self._choose_C(X, y) if C == "auto" else float(C)
-        use_sklearn = self.solver == "sklearn" and len(shots.labels.unique()) > 1
-        solve = self._solve_by_sklearn if use_sklearn else self._solve_by_torch
-        self.weight_, self.bias_ = solve(X, y, shots.n_classes)
+        if self.solver == "sklearn" and len(shots.labels.unique()) > 1:
+            self.weight_, self.bias_ = self._solve_by_sklearn(X, y, shots.n_classes)
+        else:
+            # In a pass of 20 ms a second thread saves little, and on a busy machine waiting for it costs much.
+            with limit_threads(X.numel() * shots.n_classes // 8):
+                regression = _make_regression(X, y)
+                self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
+            self.weight_, self.bias_ = regression.coefficients(shots.n_classes)
         log_prior = self._log_prior(shots.counts) if shots.targets is None else None
         if log_prior is not None:
             # The intercept is not penalised: a fit with these constants has the same weights, and this bias.
             self.bias_ = self.bias_ - torch.where(shots.counts > 0, log_prior, 0)
-
-    def _solve_by_torch(self, X: Tensor, y: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-        # In a pass of 20 ms a second thread saves little, and on a busy machine waiting for it costs much.
-        with limit_threads(X.numel() * n_classes // 8):
-            regression = _make_regression(X, y)
-            self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
-        return regression.coefficients(n_classes)
 
     def _solve_by_sklearn(self, X: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
         from sklearn.linear_model import LogisticRegression
@@ -175,7 +172,9 @@ class LinearProbe(LogitAdjustedHead):
             X, y = X[rows], y[rows].unique(return_inverse=True)[1]
         if not most_classes_repeat(y):
             return ONE_SHOT_C
-        y = y if y.ndim == 1 else some_classes(y, X.shape[1], self.seed)
+        if y.ndim == 2 and y.numel() * X.shape[1] > MAX_PASS_COST:  # as many classes, drawn by seed, as are affordable
+            order = torch.randperm(y.shape[1], generator=torch.Generator().manual_seed(self.seed))
+            y = y[:, order[: max(8, MAX_PASS_COST // X.numel())].sort().values]
         n_classes = int(y.max()) + 1 if y.ndim == 1 else y.shape[1]
         splits = make_folds(y, self.folds, self.seed)
         regressions = [_make_regression(X[train], y[train]) for train, _ in splits]

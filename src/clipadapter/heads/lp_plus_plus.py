@@ -112,8 +112,7 @@ class LpPlusPlus(LogitAdjustedHead):
         self.weight_, self.text_ = visual + self.alpha_[:, None] * text, text
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
-        text = getattr(self, "text_", None)
-        return None if text is None else unit(X) @ (self.alpha_[:, None] * text).T.to(X.dtype)
+        return unit(X) @ (self.alpha_[:, None] * self.text_).T.to(X.dtype)
 
     def _logits(self, X: Tensor) -> Tensor:
         return torch.addmm(self.bias_.to(X.dtype), unit(X), self.weight_.T.to(X.dtype))

@@ -248,8 +248,11 @@ def out_of_fold(
             result = None if keep_heads else head._own_out_of_fold
         elif strategy == "folds":
             result = _from_folds(head, views, y, truth, text, folds, seed, keep_heads, checked_blocks)
+        elif views.shape[1] > 1:
+            logits = clone(head).fit(views[:, :-1], y, text=text, blocks=checked_blocks).logits(views[:, -1])
+            result = OutOfFold(logits, truth, np.arange(len(views)), "views", mean_shots_per_class(y))
         else:
-            result = _from_last_view(head, views, y, truth, text, checked_blocks)
+            result = None
         if result is not None:
             return result
     return None
@@ -335,15 +338,6 @@ def _from_folds(
     seen = float(np.mean([mean_shots_per_class(y[train]) for train, _ in splits]))
     joined = joined * ratio if is_fitted else joined
     return OutOfFold(joined, truth[rows], rows, "folds", seen, ratio, tuple(heads), fold_of_row)
-
-
-def _from_last_view(
-    head: Head, views: Array, y: Array, truth: Array, text: TextFeatures | None, blocks: Blocks | None
-) -> OutOfFold | None:
-    if views.shape[1] == 1:
-        return None
-    logits = clone(head).fit(views[:, :-1], y, text=text, blocks=blocks).logits(views[:, -1])
-    return OutOfFold(logits, truth, np.arange(len(views)), "views", mean_shots_per_class(y))
 
 
 def _logit_scale_ratio(of_all: float, of_folds: Sequence[float]) -> float:

@@ -35,7 +35,6 @@ BETA = (3.0, 2.6, 1.5, 1.66, 1.7)  # published beta at these shots per class
 LAM = (0.05, 0.05, 0.05, 0.07, 0.1)  # published lambda at these shots per class
 MAX_ROWS = 16384  # rows up to which the kernel matrix is factorised; it then takes a gigabyte
 MAX_FLOAT64_ROWS = 8192  # rows up to which that is done in float64
-VIEWS = ("all", "average", "plain")
 
 
 @register_head(
@@ -76,7 +75,7 @@ class Proker(Head):
     height: float | None = 10.0
     text_scale: float | None = None
     text_ridge: Annotated[float | None, POSITIVE] = None
-    views: Annotated[str, OneOf(*VIEWS)] = "all"
+    views: Annotated[str, OneOf("all", "average", "plain")] = "all"
 
     def _fit(self, shots: SupportSet) -> None:
         views, text = unit(shots.views), shots.class_text.double()

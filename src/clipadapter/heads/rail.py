@@ -137,7 +137,11 @@ class Rail(ExactIncrementalHead):
         else:
             self._add_to_sums(rows, labels, sign)
         if self._stores_shots and self.form == "primal" and len(self.kept_) > self._width:
-            self._replace_shots_by_sums(shots.n_classes)
+            rows, labels = self.kept_, self.labels_  # from here on the sums are kept, and no shots
+            del self.kept_, self.labels_
+            self.products_ = torch.zeros(self._width * (self._width + 1) // 2, dtype=torch.float64)
+            self.sums_ = torch.zeros(self._width, shots.n_classes, dtype=torch.float64)
+            self._add_to_sums(rows, labels, 1)
         self._set_weight(shots.n_classes)
 
     def _remap_sums(self, origin: Tensor) -> None:
@@ -152,14 +156,6 @@ class Rail(ExactIncrementalHead):
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
         assert text is not None
         self.text_, self.scale_ = text, scale
-
-    def _replace_shots_by_sums(self, c: int) -> None:
-        """Compute the sums from the stored shots, and delete these."""
-        rows, labels = self.kept_, self.labels_
-        del self.kept_, self.labels_
-        self.products_ = torch.zeros(self._width * (self._width + 1) // 2, dtype=torch.float64)
-        self.sums_ = torch.zeros(self._width, c, dtype=torch.float64)
-        self._add_to_sums(rows, labels, 1)
 
     def _add_to_sums(self, rows: Tensor, labels: Tensor, sign: int) -> None:
         """Add rows (n, d) to Phi' Phi and Phi' Y, or subtract them."""

@@ -9,7 +9,6 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
@@ -23,18 +22,15 @@ if TYPE_CHECKING:
 HEADS: Registry[Head] = Registry("head", "clipadapter.heads", "clipadapter.tuners")
 """All heads by name. Tuners, which train through a tower, are chosen by name like them."""
 
-FIDELITY_KINDS: Mapping[str, str] = MappingProxyType(
-    {
-        "verified": "checked against outputs of released code",
-        "paper": "written from the paper, not checked against released code",
-        "partial": "only in part as published",
-        "inspired": "inspired by a paper, no implementation of it",
-        "own": "a method of this project",
-        "not stated": "not stated",
-    }
-)
+FIDELITY_KINDS = {
+    "verified": "checked against outputs of released code",
+    "paper": "written from the paper, not checked against released code",
+    "partial": "only in part as published",
+    "inspired": "inspired by a paper, no implementation of it",
+    "own": "a method of this project",
+    "not stated": "not stated",
+}
 """Kinds of fidelity and their meaning."""
-AS_PUBLISHED = ("verified", "paper", "not stated")  # kinds that are not marked in tables of results
 ARGUMENTS = re.compile(r"^Args:\n((?: {4}.*\n?)+)", re.MULTILINE)
 """The section of a cleaned docstring that describes parameters."""
 ARGUMENT = re.compile(r"^( {4}(\w+): .*\n?(?: {8}.*\n?)*)", re.MULTILINE)
@@ -85,7 +81,7 @@ class Fidelity:
     @property
     def is_as_published(self) -> bool:
         """Whether no difference from the published method is stated."""
-        return self.kind in AS_PUBLISHED and not self.own_recipe
+        return self.kind in ("verified", "paper", "not stated") and not self.own_recipe
 
     def __str__(self) -> str:
         meaning = FIDELITY_KINDS[self.kind]

@@ -149,11 +149,6 @@ class LinearOffset:
     x: Tensor | None = None  # (n, d) rows; None for the constant alone
     weight: Tensor | None = None  # (c, d)
 
-    def add_to(self, logits: Tensor, rows: slice) -> Tensor:
-        """Logits (c, b) of a block of rows, to which theirs are added in place."""
-        logits.add_(self.constant[:, None])
-        return logits if self.x is None or self.weight is None else logits.addmm_(self.weight, self.x[rows].T)
-
 
 class SoftmaxRegression:
     """Softmax regression as in scikit-learn: L2 penalty on the weights, and on the intercept if ``unit_intercept``.
@@ -205,7 +200,13 @@ class SoftmaxRegression:
         self.blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
         self.step_blocks = self.blocks if self.is_exact else [slice(0, n, -(-n_logits // MAX_STEP_LOGITS))]
         stride = n // 512 + 1  # a sample of rows suffices for the length of the constant column
-        products = self._centre_gram(gram) if self.is_dual else self.centred[::stride] @ self.centred[::stride].T
+        if not self.is_dual:
+            products = self.centred[::stride] @ self.centred[::stride].T
+        elif gram is None:
+            products = self.centred @ self.centred.T
+        else:  # (n, n) products of the centred rows
+            mean = gram.mean(dim=0)
+            products = (gram - mean).sub_((mean - mean.mean())[:, None])
         sample = products[::stride, ::stride] if self.is_dual else products
         # Root of the mean eigenvalue of the covariance, where each eigenvalue is weighted by itself.
         self.constant = float(sample.norm() / (len(sample) * sample.trace()).sqrt().clamp_min(1e-30)) or 1.0
@@ -285,13 +286,6 @@ class SoftmaxRegression:
         bias[self.classes] = self.point[0, :, self.intercept_column] * self.constant - fitted @ self.mean
         return weight, bias
 
-    def _centre_gram(self, gram: Tensor | None) -> Tensor:
-        """(n, n) products of the centred rows."""
-        if gram is None:
-            return self.centred @ self.centred.T
-        mean = gram.mean(dim=0)
-        return (gram - mean).sub_((mean - mean.mean())[:, None])
-
     def _penalty(self, C: float) -> Tensor:
         """(w,) factor of each squared column, relative to the mean log-loss."""
         penalty = self.point.new_full((self.rows.shape[1],), self._penalty_factor / (C * len(self.centred)))
@@ -351,9 +345,12 @@ class SoftmaxRegression:
             logits = self._products(point, rows)
         else:  # at the start, which is evaluated several times
             logits = point.new_zeros(point.shape[1], len(self.centred[rows]))
-        if isinstance(self.offset, LinearOffset):
-            return self.offset.add_to(logits, rows)
-        return logits if self.offset is None else logits.add_(self.offset[:, rows])
+        if not isinstance(self.offset, LinearOffset):
+            return logits if self.offset is None else logits.add_(self.offset[:, rows])
+        logits.add_(self.offset.constant[:, None])
+        if self.offset.x is not None and self.offset.weight is not None:
+            logits.addmm_(self.offset.weight, self.offset.x[rows].T)
+        return logits
 
     def _products(self, point: Tensor, rows: slice = ALL_ROWS) -> Tensor:
         """(c, b) as a new tensor: products of a block of rows and these weights."""
@@ -424,12 +421,3 @@ def subsample(labels: Tensor, d: int, seed: int) -> Tensor:
         rows = torch.nonzero(labels == label).flatten()
         chosen.append(rows[torch.randperm(len(rows), generator=generator)[:shots]])
     return torch.cat(chosen).sort().values
-
-
-def some_classes(targets: Tensor, d: int, seed: int) -> Tensor:
-    """Targets (n, c') of all classes, or of as many, drawn by seed, as keep one pass over the shots affordable."""
-    n, c = targets.shape
-    if n * c * d <= MAX_PASS_COST:
-        return targets
-    order = torch.randperm(c, generator=torch.Generator().manual_seed(seed))
-    return targets[:, order[: max(8, MAX_PASS_COST // (n * d))].sort().values]

@@ -23,8 +23,6 @@ from clipadapter.heads.parameters import ANY_NUMBER, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits, unit
 
-ANCHORS = ("class", "shots", "confidence")
-
 
 @register_head(
     "ss-text",
@@ -54,63 +52,32 @@ class SsText(Head):
     recipes = {"official": {"anchor": "shots"}}
     """What the released code calls SS-Text; with ``anchor="class", repel=True`` what it calls SS-Text+."""
 
-    anchor: Annotated[str | float, OneOf(*ANCHORS), ANY_NUMBER] = "class"
+    anchor: Annotated[str | float, OneOf("class", "shots", "confidence"), ANY_NUMBER] = "class"
     repel: bool = False
     floor: float = 1e-3
 
     def _fit(self, shots: SupportSet) -> None:
-        sums, _ = _sums(shots)
-        confidence, _ = self._confidence(shots)
-        weight = shots.class_text + self._pull(shots, shots.counts, len(shots.labels), confidence)[:, None] * sums
+        pull = self._pull(shots, shots.counts, len(shots.labels))
+        weight = shots.class_text + pull[:, None] * sum_by_class(unit(shots.X), shots.labels, shots.n_classes)
         self.weight_ = weight - unit(2 * weight - weight.mean(dim=0)) if self.repel else weight
         self.scale_ = shots.scale
 
     def _logits(self, X: Tensor) -> Tensor:
         return self.scale_ * unit(X) @ unit(self.weight_.to(X.dtype)).T
 
-    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
-        n, labels, x = len(shots.labels), shots.labels, unit(shots.X)
-        if n == 1:
-            return None
-        sums, rows = _sums(shots)
-        confidence, own = self._confidence(shots)
-        # First all classes with all shots, but n - 1 as their number; then each shot's own class without the shot.
-        weight = shots.class_text + self._pull(shots, shots.counts, n - 1, confidence)[:, None] * sums
-        remaining = shots.counts[labels] - 1
-        # Mean over the other shots of the class.
-        left_out_confidence = confidence[labels] + (confidence[labels] - own) / remaining.clamp_min(1)
-        pull = self._pull(shots, remaining, n - 1, left_out_confidence)
-        moved = shots.class_text[labels] + pull[:, None] * (sums[labels] - rows)
-        dots, squares = x @ weight.T, weight.square().sum(dim=1).expand(n, -1).clone()  # both (n, c)
-        at = torch.arange(n)
-        dots[at, labels], squares[at, labels] = (x * moved).sum(dim=1), moved.square().sum(dim=1)
-        if self.repel:
-            mean = weight.mean(dim=0) + (moved - weight[labels]) / shots.n_classes  # (n, d), without each shot
-            to_mean = mean @ weight.T
-            to_mean[at, labels] = (mean * moved).sum(dim=1)
-            # Expand x (w - u) and |w - u|^2 with u = unit(2 w - mean), so that no (n, c, d) tensor is needed.
-            length = (4 * squares - 4 * to_mean + mean.square().sum(dim=1, keepdim=True)).sqrt()  # of 2 w - mean
-            dots = dots - (2 * dots - (x * mean).sum(dim=1, keepdim=True)) / length
-            squares = squares - 2 * (2 * squares - to_mean) / length + 1
-        return shots.scale * dots / squares.sqrt()
-
-    def _confidence(self, shots: SupportSet) -> tuple[Tensor, Tensor]:
-        """Zero-shot probability of the true class: its mean by class (c,), and that of each shot (n,)."""
-        probabilities = cosine_logits(shots.X, shots.class_text, shots.scale).softmax(dim=1)
-        own = probabilities[torch.arange(len(shots.labels)), shots.labels]
-        total = torch.zeros(shots.n_classes, dtype=own.dtype).index_add_(0, shots.labels, own)
-        return total / shots.counts.clamp_min(1), own
-
-    def _pull(self, shots: SupportSet, counts: Tensor, n: int, confidence: Tensor) -> Tensor:
-        """Factors s / (n lambda_k) of the sums of the shots; 0 for a class without shots."""
-        if isinstance(self.anchor, str):
-            lam = (1 / counts.clamp_min(1), torch.full_like(counts, 1 / n), confidence)[ANCHORS.index(self.anchor)]
+    def _pull(self, shots: SupportSet, counts: Tensor, n: int) -> Tensor:
+        """Factors s / (n lambda_k) of the sums of n shots, of which each class has a count; 0 for a count of 0."""
+        if self.anchor == "class":
+            lam = 1 / counts.clamp_min(1)
+        elif self.anchor == "confidence":
+            probabilities = cosine_logits(shots.X, shots.class_text, shots.scale).softmax(dim=1)
+            own = probabilities.gather(1, shots.labels[:, None])
+            lam = sum_by_class(own, shots.labels, shots.n_classes)[:, 0] / counts.clamp_min(1)
         else:
-            lam = torch.full_like(counts, self.anchor)
+            lam = torch.full_like(counts, 1 / n if isinstance(self.anchor, str) else self.anchor)
         return torch.where(counts > 0, shots.scale / (n * lam.clamp_min(self.floor)), 0.0)
 
 
-def _sums(shots: SupportSet) -> tuple[Tensor, Tensor]:
-    """Sums by class (c, d) of the shots' unit-length rows (n, d)."""
-    rows = unit(shots.X)
-    return torch.zeros(shots.n_classes, rows.shape[1], dtype=rows.dtype).index_add_(0, shots.labels, rows), rows
+def sum_by_class(rows: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Sums (c, d) of the rows (n, d) of each class."""
+    return rows.new_zeros(n_classes, rows.shape[1]).index_add_(0, labels, rows)

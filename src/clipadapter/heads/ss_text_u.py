@@ -18,24 +18,21 @@ parameters of the code 81.0, 72.2, 61.5 and 54.4 %.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import balancing_bias, estimate_frequencies
 from clipadapter.heads.out_of_fold import most_classes_repeat
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature
-from clipadapter.heads.ss_text import SsText
+from clipadapter.heads.ss_text import SsText, sum_by_class
 from clipadapter.utils.functional import cosine_logits, unit
 
-MARGINALS = ("estimated", "shots", "uniform")
 MAX_BIAS_LOGITS = 2**22  # most logits of held-out shots that `held_out_bias` computes
 
 
@@ -51,7 +48,7 @@ class SsTextU(Head):
 
     Args:
         marginal: class frequencies of the pictures without labels: "estimated" from their features, "shots" for those
-            of the shots, "uniform", or as text one number per class in the order of ``classes_``, such as "0.2,0.8".
+            of the shots, or "uniform".
         missing_class_ratio: with marginal "shots", by which factor a class without shots is less frequent than the
             least frequent class with shots; 4 in the released code.
         start: class vectors of the first assignment: "shots" for those of text and shots, or "text".
@@ -73,24 +70,22 @@ class SsTextU(Head):
     recipes = {"official": {"marginal": "shots", "start": "text", "missing_class_ratio": 4.0}}
     """The method of the released code."""
 
-    marginal: str = "estimated"
+    marginal: Annotated[str, OneOf("estimated", "shots", "uniform")] = "estimated"
     missing_class_ratio: Annotated[float, POSITIVE] = 4.0
     start: Annotated[str, OneOf("shots", "text")] = "shots"
     updates: Annotated[int, NOT_NEGATIVE] = 3
     rounds: Annotated[int, NOT_NEGATIVE] = 10
     support_weight: Annotated[float, NOT_NEGATIVE] = 0.5
 
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.marginal not in MARGINALS:
-            parse_marginal(self.marginal)
-
     def _fit(self, shots: SupportSet) -> None:
         assert shots.unlabelled is not None
         pictures = unit(shots.unlabelled)
         fixed = self.support_weight * labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
-        self.marginal_ = self._class_frequencies(shots, pictures)
+        if self.marginal == "estimated":
+            self.marginal_ = estimate_pool_frequencies(shots)
+        else:
+            counts = shots.counts if self.marginal == "shots" else torch.ones_like(shots.counts)
+            self.marginal_ = class_marginal(counts, self.missing_class_ratio)
         self.weight_ = solve_class_vectors(
             shots.class_text,
             fixed,
@@ -105,20 +100,6 @@ class SsTextU(Head):
 
     def _logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
-
-    def _class_frequencies(self, shots: SupportSet, pictures: Tensor) -> Tensor:
-        """Class frequencies (c,) of the pictures (m, d), which sum to 1."""
-        if self.marginal == "estimated":
-            return estimate_pool_frequencies(shots)
-        if self.marginal in ("shots", "uniform"):
-            counts = shots.counts if self.marginal == "shots" else torch.ones_like(shots.counts)
-            return class_marginal(counts, self.missing_class_ratio)
-        marginal = torch.tensor(parse_marginal(self.marginal), dtype=pictures.dtype)
-        if len(marginal) != shots.n_classes:
-            raise InputError(
-                f"marginal must have one number per class, {shots.n_classes} in all, but is {brief(self.marginal)}"
-            )
-        return marginal / marginal.sum()
 
 
 def estimate_pool_frequencies(shots: SupportSet) -> Tensor:
@@ -141,7 +122,17 @@ def held_out_logits(shots: SupportSet) -> Tensor | None:
 
     None for a single shot, and for so many shots and classes that they would cost more than the fit.
     """
-    return SsText()._leave_one_out(shots) if len(shots.labels) * shots.n_classes <= MAX_BIAS_LOGITS else None
+    n, labels, x = len(shots.labels), shots.labels, unit(shots.X)
+    if n == 1 or n * shots.n_classes > MAX_BIAS_LOGITS:
+        return None
+    head, sums, at = SsText(), sum_by_class(x, labels, shots.n_classes), torch.arange(n)
+    # First all classes with all shots, but n - 1 as their number; then each shot's own class without the shot.
+    weight = shots.class_text + head._pull(shots, shots.counts, n - 1)[:, None] * sums
+    pull = head._pull(shots, shots.counts[labels] - 1, n - 1)
+    moved = shots.class_text[labels] + pull[:, None] * (sums[labels] - x)
+    dots, squares = x @ weight.T, weight.square().sum(dim=1).expand(n, -1).clone()  # both (n, c)
+    dots[at, labels], squares[at, labels] = (x * moved).sum(dim=1), moved.square().sum(dim=1)
+    return shots.scale * dots / squares.sqrt()
 
 
 def held_out_bias(shots: SupportSet) -> Tensor:
@@ -173,22 +164,8 @@ def labelled_part(rows: Tensor, labels: Tensor, n_classes: int, scale: float) ->
 
     That is SS-Text's; SS-Text-U takes half of it.
     """
-    sums = rows.new_zeros(n_classes, rows.shape[1]).index_add_(0, labels, rows)
-    return sums * (scale / len(labels) * torch.bincount(labels, minlength=n_classes).to(rows.dtype))[:, None]
-
-
-def parse_marginal(marginal: str) -> list[float]:
-    """The numbers of a marginal."""
-    try:
-        numbers = [float(number) for number in marginal.split(",")]
-    except (AttributeError, ValueError):
-        numbers = []
-    if not numbers or not min(numbers) >= 0 or not 0 < sum(numbers) < math.inf:
-        raise InputError(
-            f"marginal must be one of {', '.join(MARGINALS)}, or text with one number per class, none negative, such "
-            f"as '0.2,0.8', but is {brief(marginal)}"
-        )
-    return numbers
+    factors = scale / len(labels) * torch.bincount(labels, minlength=n_classes).to(rows.dtype)
+    return sum_by_class(rows, labels, n_classes) * factors[:, None]
 
 
 def class_marginal(counts: Tensor, missing_class_ratio: float = 4.0) -> Tensor:

@@ -38,7 +38,6 @@ from clipadapter.heads.ss_text_u import held_out_bias, held_out_calibration, sup
 from clipadapter.heads.transductive import MIN_VARIANCE_RATIO, MixtureHead
 from clipadapter.utils.functional import unit
 
-ANCHORS = ("shots", "text")
 EQUAL_FREQUENCY_SHOTS = 4.0  # weight of equal class frequencies beside the estimated ones, in shots per class
 
 
@@ -86,7 +85,7 @@ class StatA(MixtureHead):
     }
     """The paper's method, which uses no shots."""
 
-    anchors: Annotated[str, OneOf(*ANCHORS)] = "shots"
+    anchors: Annotated[str, OneOf("shots", "text")] = "shots"
     frequencies: bool = True
     shared_variance: bool = True
     alpha: Annotated[float, NOT_NEGATIVE] = 1.0
@@ -131,7 +130,11 @@ class StatA(MixtureHead):
         shot_sums = self.support_weight * zeros.index_add(0, shots.labels, rows)
         shot_squares = self.support_weight * zeros.index_add(0, shots.labels, rows.square())
         start = prior.softmax(dim=1)
-        start_variance = initial_variance(batch, start, anchors)
+        # v_0 (d,): variance of the rows about the anchors, weighted by the first assignments. The squares are
+        # multiplied out, so that no (b, c, d) tensor is needed.
+        from_sums = -2 * (anchors * (start.T @ batch)).sum(dim=0)
+        spread = squares.sum(dim=0) + from_sums + start.sum(dim=0) @ anchors.square()
+        start_variance = (spread / len(batch)).clamp_min(MIN_VARIANCE_RATIO / batch.shape[1])
         self.means_, self.variances_ = anchors, start_variance.expand_as(anchors)
 
         def update(assigned: Tensor) -> None:
@@ -151,11 +154,3 @@ class StatA(MixtureHead):
             self.variances_ = variances.clamp_min(MIN_VARIANCE_RATIO / batch.shape[1])
 
         return self._assign(batch, shots, prior, start, update)
-
-
-def initial_variance(batch: Tensor, assigned: Tensor, anchors: Tensor) -> Tensor:
-    """v_0 (d,): variance of rows (b, d) about anchors (c, d), weighted by assignments (b, c)."""
-    # Squares are multiplied out, so that no (b, c, d) tensor is needed.
-    from_sums = -2 * (anchors * (assigned.T @ batch)).sum(dim=0)
-    spread = batch.square().sum(dim=0) + from_sums + assigned.sum(dim=0) @ anchors.square()
-    return (spread / len(batch)).clamp_min(MIN_VARIANCE_RATIO / batch.shape[1])

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Annotated, ClassVar
 
 import torch
@@ -25,22 +24,15 @@ from clipadapter.heads.registry import register_head
 from clipadapter.heads.zs_lp import TextResidualHead
 from clipadapter.utils.functional import unit
 
-OFFICIAL: Preset = MappingProxyType(
-    {
-        "schedule": "cosine-epoch",
-        "warmup_epochs": 1,
-        "epochs": "official",
-        "batch_size": 256,
-        "logit_adjustment": 0.0,
-        "gce_q": 0.0,
-    }
-)
+OFFICIAL: Preset = {
+    "schedule": "cosine-epoch",
+    "warmup_epochs": 1,
+    "epochs": "official",
+    "batch_size": 256,
+    "logit_adjustment": 0.0,
+    "gce_q": 0.0,
+}
 """What the authors' recipe sets otherwise than the defaults."""
-
-
-def official_epochs(labels: Tensor) -> int:
-    """Epochs of the authors' scripts: 100 with up to 4 shots (n,) of the class with most, 200 with 8 and 16."""
-    return 100 if int(torch.bincount(labels).max()) <= 4 else 200
 
 
 @register_head(
@@ -72,7 +64,7 @@ class TaskRes(TextResidualHead):
 
     warm_start_share = 0.75
     class_rows = ("residual_",)
-    named_epochs = {"official": official_epochs}
+    named_epochs = {"official": lambda labels: 100 if int(torch.bincount(labels).max()) <= 4 else 200}
     presets: ClassVar[Mapping[str, Preset]] = {
         "oxford_flowers": {**OFFICIAL, "alpha": 1.0},
         "imagenet": {**OFFICIAL, "lr": 2e-4},
@@ -110,8 +102,5 @@ class TaskRes(TextResidualHead):
         self.weight_, self.length_, self.scale_ = unit(adapted), adapted.norm(dim=1), shots.scale
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
-        length = getattr(self, "length_", None)
-        if length is None:
-            return None
-        text = self.weight_ - self.alpha * self.residual_ / length[:, None]
+        text = self.weight_ - self.alpha * self.residual_ / self.length_[:, None]
         return self.scale_ * unit(X) @ text.to(X.dtype).T

@@ -122,7 +122,7 @@ def guided_gaussians(shots: TextShots, scores: Sequence[Tensor | None], beta: in
             accumulate(products, sums, torch.cat(scored)[:, None], block_labels)
             counts += torch.bincount(block_labels, minlength=c)
     moments = GaussianMoments.from_sums(products, sums, counts)
-    weight = moments.shrunk_weight(moments.published_trace, shots.width)
+    weight = moments.shrunk_weight(shots.width)
     return weight, gaussian_bias(weight, moments.means)
 
 

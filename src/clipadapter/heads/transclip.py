@@ -67,7 +67,10 @@ class TransClip(MixtureHead):
         rows = self.rows_[len(pictures) :]
         sums = rows.new_zeros(shots.n_classes, rows.shape[1]).index_add(0, used.labels, rows)  # (c, d)
         start = self._zero_shot(pictures).softmax(dim=1)
-        self.centres_ = self._initial_centres(pictures, start, sums, used.counts)  # (c, d)
+        # The mean of the shots of a class; without shots, that of its most confident zero-shot pictures.
+        probabilities, indices = start.topk(min(self.confident, len(pictures)), dim=0)  # (s, c)
+        from_zero_shot = torch.einsum("sc,scd->cd", probabilities, pictures[indices])
+        self.centres_ = unit(torch.where(used.counts[:, None] > 0, sums, from_zero_shot))  # (c, d)
         self.variance_ = torch.full_like(pictures[0], 1 / pictures.shape[1])
 
         def update(assigned: Tensor) -> None:
@@ -92,9 +95,3 @@ class TransClip(MixtureHead):
         centres, variance = self.centres_.to(x.dtype), self.variance_.to(x.dtype)
         scaled = centres / variance
         return x @ scaled.T - 0.5 * (scaled * centres).sum(dim=1)
-
-    def _initial_centres(self, pictures: Tensor, zero_shot: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
-        """(c, d): mean of the shots of a class; without shots, that of its most confident zero-shot pictures."""
-        probabilities, indices = zero_shot.topk(min(self.confident, len(pictures)), dim=0)  # (s, c)
-        from_zero_shot = torch.einsum("sc,scd->cd", probabilities, pictures[indices])
-        return unit(torch.where(counts[:, None] > 0, sums, from_zero_shot))

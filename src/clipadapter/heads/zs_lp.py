@@ -117,10 +117,7 @@ class ZsLp(TextResidualHead):
         self.weight_, self.scale_ = base + self.moved_, shots.scale
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
-        moved = getattr(self, "moved_", None)
-        if moved is None:
-            return None
-        text = (self.weight_ - moved) / self.weight_.norm(dim=1, keepdim=True)
+        text = (self.weight_ - self.moved_) / self.weight_.norm(dim=1, keepdim=True)
         return self.scale_ * unit(X) @ text.to(X.dtype).T
 
     def _multipliers(self, shots: SupportSet) -> Tensor | None:

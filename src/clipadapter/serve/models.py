@@ -238,10 +238,7 @@ class ModelSource:
         """The exported file. A saved model is exported once, into the cache folder."""
         if is_exported(self.path):
             return self.path
-        try:
-            target = cached_export(self.path, DEFAULT_FORMAT)
-        except OSError as error:
-            raise ArtifactError(f"{self.path} no longer holds a saved model: {error.strerror}") from error
+        target = cached_export(self.path, DEFAULT_FORMAT)
         if not is_intact(target):
             _export_saved_model(self.path, target)
         return target

@@ -109,11 +109,6 @@ class SvdFactors:
         """What changes of the singular values (k,) add to the matrix, (out, in)."""
         return (self.u * self.average_equal(change)) @ self.vt
 
-    def cast_like(self, weight: Tensor) -> SvdFactors:
-        """The same of the type and on the device of a weight."""
-        u, s, vt, share = (each.to(weight).contiguous() for each in (self.u, self.s, self.vt, self.share))
-        return SvdFactors(u, s, vt, self.group.to(weight.device), share)
-
 
 def decompose(weight: Tensor) -> SvdFactors:
     """The singular value decomposition of a matrix (out, in), in fp64 on the CPU."""
@@ -169,8 +164,14 @@ def attach_factors(layers: Sequence[AttentionLayer], change: Tensor) -> None:
     The changes are in order: layer by layer, in a layer matrix by matrix.
     """
     parts = _parts(layers)
-    tasks = [partial(_decompose_like, matrix.values) for matrix, _ in parts]
-    factors = parallel_map(tasks, work=MIN_SVD_WORK)
+
+    def factor(weight: Tensor) -> SvdFactors:
+        """Of the type and on the device of the weight."""
+        exact = decompose(weight)
+        u, s, vt, share = (each.to(weight).contiguous() for each in (exact.u, exact.s, exact.vt, exact.share))
+        return SvdFactors(u, s, vt, exact.group.to(weight.device), share)
+
+    factors = parallel_map([partial(factor, matrix.values.detach()) for matrix, _ in parts], work=MIN_SVD_WORK)
     factored = ((matrix.rows, part, each) for (matrix, part), each in zip(parts, factors, strict=True))
     for layer in layers:
         replace_linear(layer, {letter: next(factored) for letter in layer}, partial(FactoredLinear, change))
@@ -179,9 +180,13 @@ def attach_factors(layers: Sequence[AttentionLayer], change: Tensor) -> None:
 def merge_change(layers: Sequence[AttentionLayer], change: Tensor) -> None:
     """Put weights into layers that have singular values with these changes (n,)."""
     parts, change = _parts(layers), change.detach().to("cpu", torch.float64)
-    tasks = [partial(_weight_change, matrix.values, change[part]) for matrix, part in parts]
-    for (matrix, _), weight_change in zip(parts, parallel_map(tasks, work=MIN_SVD_WORK), strict=True):
-        add_to_weight(matrix, weight_change)
+
+    def weight_change(weight: Tensor, change: Tensor) -> Tensor:
+        return decompose(weight).product(change).to(weight.dtype)
+
+    tasks = [partial(weight_change, matrix.values, change[part]) for matrix, part in parts]
+    for (matrix, _), added in zip(parts, parallel_map(tasks, work=MIN_SVD_WORK), strict=True):
+        add_to_weight(matrix, added)
 
 
 def count_singular_values(layers: Sequence[AttentionLayer]) -> int:
@@ -194,11 +199,3 @@ def _parts(layers: Sequence[AttentionLayer]) -> list[tuple[Matrix, slice]]:
     matrices = [matrix for layer in layers for matrix in layer.values()]
     stops = [*accumulate(min(matrix.values.shape) for matrix in matrices)]
     return [(matrix, slice(start, stop)) for matrix, start, stop in zip(matrices, [0, *stops], stops, strict=False)]
-
-
-def _decompose_like(weight: Tensor) -> SvdFactors:
-    return decompose(weight).cast_like(weight.detach())
-
-
-def _weight_change(weight: Tensor, change: Tensor) -> Tensor:
-    return decompose(weight).product(change).to(weight.dtype)

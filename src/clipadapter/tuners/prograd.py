@@ -41,21 +41,16 @@ class ProGrad(PromptTuner):
 
     def _loss(self, batch: Batch) -> Tensor:
         """Cross-entropy and distillation (2,)."""
-        return torch.stack([super()._loss(batch), distillation(batch.logits, batch.zero_shot, self.temperature)])
+        # Its gradient in the logits is that of the divergence of the softened probabilities.
+        t = self.temperature
+        distillation = t**2 * cross_entropy(batch.logits / t, (batch.zero_shot / t).softmax(dim=1))
+        return torch.stack([super()._loss(batch), distillation])
 
     def _backward(self, parameters: Sequence[Tensor], value: Tensor) -> None:
         gradients = torch.autograd.grad(value[0], parameters, retain_graph=True)
         general = torch.autograd.grad(value[1], parameters)
         for parameter, gradient, direction in zip(parameters, gradients, general, strict=True):
             parameter.grad = without_opposed(gradient, direction, self.strength)
-
-
-def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy between softened probabilities of two logits (b, c), times the temperature squared.
-
-    Its gradient in the logits is that of the divergence.
-    """
-    return temperature**2 * cross_entropy(logits / temperature, (teacher / temperature).softmax(dim=1))
 
 
 def without_opposed(gradient: Tensor, general: Tensor, strength: float) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clipadapter.heads import SupportSet, register_head
+from clipadapter.heads import register_head
 from clipadapter.heads.linear_adapter import LinearAdapterHead
 
 
@@ -38,10 +38,3 @@ class ProLip(LinearAdapterHead):
     reads = "unprojected"
     recipes = {"official": {"penalty": "1/n", "batch_size": None, "cycle_views": True, "logit_adjustment": 0.0}}
     """The recipe of the authors' released code: 300 full-batch steps through the views in turn."""
-
-    def _shift_shape(self, shots: SupportSet) -> tuple[int, int]:
-        width, d = shots.views.shape[2], shots.class_text.shape[1]
-        return d, width - d or d  # without unprojected columns W is (d, d)
-
-    def _text_width(self) -> int:
-        return len(self.shift_)

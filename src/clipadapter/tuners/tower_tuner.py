@@ -300,7 +300,13 @@ class ImageFeatures:
                 f"{squares.dtype}"
             )
         self._squares = squares
-        self._features = self._all() if frozen else None
+        self._features: Tensor | None = None
+        if frozen:
+            n, v = squares.shape[:2]
+            flat = squares.reshape(n * v, *squares.shape[2:])
+            with torch.no_grad():  # not inference mode: a gradient goes through what is made of them
+                features = torch.cat([self._run(flat[i : i + BATCH_SIZE]) for i in range(0, n * v, BATCH_SIZE)])
+            self._features = features.reshape(n, v, -1)
 
     def __call__(self, rows: Tensor, views: Tensor) -> Tensor:
         """Of rows (b,) the views (b,)."""
@@ -314,14 +320,6 @@ class ImageFeatures:
         mean, std = (torch.tensor(each, device=self._device).view(1, 3, 1, 1) for each in (spec.mean, spec.std))
         features: Tensor = self._tower.module((values - mean) / std).float()
         return features
-
-    def _all(self) -> Tensor:
-        """(n, v, d)."""
-        n, v = self._squares.shape[:2]
-        flat = self._squares.reshape(n * v, *self._squares.shape[2:])
-        with torch.no_grad():  # not inference mode: a gradient goes through what is made of them
-            features = torch.cat([self._run(flat[i : i + BATCH_SIZE]) for i in range(0, n * v, BATCH_SIZE)])
-        return features.reshape(n, v, -1)
 
 
 class ClassEmbeddings:
@@ -343,8 +341,10 @@ class ClassEmbeddings:
         self._tower = open_text_tower(encoder)
         tokens = [torch.tensor(each) for each in self._tower.tokenize(texts)]
         self._lengths = torch.tensor([len(each) for each in tokens])
-        # What all texts begin with is run once, by a tower that can do so.
-        self._n_shared = count_shared(tokens)
+        # What all texts begin with is run once, by a tower that can do so; at least one token of each text is left.
+        length = min(len(row) for row in tokens) - 1
+        same = torch.stack([row[:length] for row in tokens]).eq(tokens[0][:length]).all(dim=0)
+        self._n_shared = int(same.cumprod(dim=0).sum())
         with torch.no_grad():
             self._embeddings = self._tower.embed(pad_sequence(tokens, batch_first=True))
 
@@ -359,13 +359,6 @@ class ClassEmbeddings:
     def _by_class(self, rows: Tensor) -> Tensor:
         total = torch.zeros(self._classes, rows.shape[1], device=rows.device)
         return unit(total.index_add(0, self._owner, unit(rows) * self._share))
-
-
-def count_shared(rows: Sequence[Tensor]) -> int:
-    """How many tokens all rows begin with; at least one token of each row is left."""
-    length = min(len(row) for row in rows) - 1
-    same = torch.stack([row[:length] for row in rows]).eq(rows[0][:length]).all(dim=0)
-    return int(same.cumprod(dim=0).sum())
 
 
 def tower_networks(encoder: Encoder) -> dict[str, nn.Module]:

@@ -13,7 +13,7 @@ ones each step), and in prompts (those of the classifier, not the first template
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -31,7 +31,6 @@ from clipadapter.tuners.tower_tuner import PartTuner, Trainable
 from clipadapter.utils.functional import unit
 
 STEPS_PER_SHOT = 300  # optimizer steps of both stages for each shot per class, as in the authors' code
-NORMS = ("blocks", "all")
 
 
 @register_head(
@@ -69,26 +68,21 @@ class TwoStage(PartTuner):
     learns_from_views = True
     fingerprint_parameters = ("norms",)
 
-    norms: Annotated[str, OneOf(*NORMS)] = "blocks"
+    norms: Annotated[str, OneOf("blocks", "all")] = "blocks"
     lr: float = 2e-4
     weight_decay: float = 1e-2
     steps: int | None = None
     stage1_share: Annotated[float, Within(0, 1, closed="neither")] = 0.6
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        arrays: dict[str, Tensor] = {}
-        starts: list[Callable[[], None]] = []
-        norms_of = self._tower_parts(tunable)
-        for tower, norms in norms_of.items():
-            values = norms.values().requires_grad_()
-            norms.use(values)
-            starts.append(lambda norms=norms, values=values: norms.use(values))  # type: ignore[misc]
-            arrays[f"{tower}_norms_"] = values
+        norms_of: dict[str, LayerNorms] = self._tower_parts(tunable)
+        arrays = {f"{tower}_norms_": norms.values().requires_grad_() for tower, norms in norms_of.items()}
 
         def start_step() -> None:
-            for start in starts:
-                start()
+            for norms, values in zip(norms_of.values(), arrays.values(), strict=True):
+                norms.use(values)
 
+        start_step()
         return Trainable(arrays, norms_of.keys(), start_step)
 
     def _train_config(self, shots_per_class: int) -> TrainConfig:

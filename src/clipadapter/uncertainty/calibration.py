@@ -149,11 +149,18 @@ def learn_calibrator(
         subset = np.random.default_rng(0).choice(len(z), rows, replace=False)
         z, y = z[subset], y[subset]
     z = z.astype(np.float64)
-    targets = _soft_targets(z, y, count)
+    # The label, the most probable other class, and the probability that the soft target gives to this one.
+    others = z.copy()
+    others[np.arange(len(y)), y] = -np.inf
+    targets = y, others.argmax(axis=1), WRONG_LABELS / (count + 1)
     temperature = _fit_temperature(z / prior_temperature, targets, count, prior_deviation) * prior_temperature
     calibrator = Calibrator(temperature, n=count, equal_share=equal_share(count))
     if method == "vector":
-        row_weights = _balance(y, z.shape[1], logit_adjustment)
+        counts = np.bincount(y, minlength=z.shape[1])
+        row_weights = np.asarray((counts[counts > 0].mean() / counts[y]) ** logit_adjustment)
+        # They sum to the effective number of rows (Kish 1965): a few rows with large weights say less than as many rows
+        # say that count alike, and the priors then weigh more.
+        row_weights *= row_weights.sum() / (row_weights**2).sum()
         weight, bias = _fit_vector(z / temperature, targets, row_weights, count)
         calibrator = replace(calibrator, weight=weight, bias=bias)
     return calibrator
@@ -168,26 +175,16 @@ def equal_share(n: int) -> float:
     return 1 / (1 + n**2)
 
 
-def _soft_targets(z: Array, y: NDArray[Any], n: int) -> tuple[NDArray[Any], NDArray[Any], float]:
-    """Label, the most probable other class, and the probability that the soft target gives to this one."""
-    others = z.copy()
-    others[np.arange(len(y)), y] = -np.inf
-    return y, others.argmax(axis=1), WRONG_LABELS / (n + 1)
-
-
-def _loss(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float]) -> float:
-    label, other, doubt = targets
-    logs, rows = _log_softmax(z), np.arange(len(z))
-    return -float(((1 - doubt) * logs[rows, label] + doubt * logs[rows, other]).mean())
-
-
 def _fit_temperature(
     z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: int, prior_deviation: float
 ) -> float:
     """Maximum a posteriori temperature: the likelihood of n labels, with a log-normal prior around one."""
+    rows, (label, other, doubt) = np.arange(len(z)), targets
 
     def minus_log_posterior(log_temperature: float) -> float:
-        return n * _loss(z / np.exp(log_temperature), targets) + log_temperature**2 / (2 * prior_deviation**2)
+        logs = _log_softmax(z / np.exp(log_temperature))
+        loss = -float(((1 - doubt) * logs[rows, label] + doubt * logs[rows, other]).mean())
+        return n * loss + log_temperature**2 / (2 * prior_deviation**2)
 
     grid = np.linspace(MIN_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE, GRID_STEPS)
     best = int(np.argmin([minus_log_posterior(value) for value in grid]))
@@ -197,17 +194,6 @@ def _fit_temperature(
         lower, upper = high - golden * (high - low), low + golden * (high - low)
         low, high = (low, upper) if minus_log_posterior(lower) < minus_log_posterior(upper) else (lower, high)
     return float(np.exp((low + high) / 2))
-
-
-def _balance(y: NDArray[Any], n_classes: int, tau: float) -> Array:
-    """(m,) weights of rows with these labels, proportional to the power -tau of the number of rows of their class.
-
-    They sum to the effective number of rows, (sum of weights)^2 / sum of squared weights (Kish 1965): a few rows with
-    large weights say less than as many rows say that count alike, and the priors then weigh more.
-    """
-    counts = np.bincount(y, minlength=n_classes)
-    weights = (counts[counts > 0].mean() / counts[y]) ** tau
-    return np.asarray(weights * (weights.sum() / (weights**2).sum()))
 
 
 def _fit_vector(

@@ -183,15 +183,11 @@ def _contrasts(rows: Array, labels: Array) -> Array:
     contrasts = [np.zeros((0, rows.shape[1]))]
     for k in np.unique(counts[counts > 1]):
         class_rows = rows[order[first[counts == k][:, None] + np.arange(k)]]  # (classes of k shots, k, d)
-        contrasts.append(_helmert_contrasts(class_rows).reshape(-1, rows.shape[1]))
+        # Each shot against the mean of those before it: orthonormal combinations of the k.
+        n_before = np.arange(1, k)[:, None]
+        differences = class_rows[:, 1:] - class_rows.cumsum(axis=1)[:, :-1] / n_before
+        contrasts.append((np.sqrt(n_before / (n_before + 1)) * differences).reshape(-1, rows.shape[1]))
     return np.concatenate(contrasts)
-
-
-def _helmert_contrasts(rows: Array) -> Array:
-    """(c, k - 1, d) of rows (c, k, d): each against the mean of those before it, orthonormal combinations of the k."""
-    n_before = np.arange(1, rows.shape[1])[:, None]
-    means_before = rows.cumsum(axis=1)[:, :-1] / n_before
-    return np.asarray(np.sqrt(n_before / (n_before + 1)) * (rows[:, 1:] - means_before))
 
 
 def _shrink_covariance(means: Array, contrasts: Array) -> tuple[ClassGaussians, float]:

@@ -76,7 +76,11 @@ class Conformal:
         if self.method == "cv+":
             sets = self._cv_plus(p, rate)
         elif self._is_by_probability(rate):
-            sets = _most_probable(p, rate)
+            # The fewest classes of each row whose probabilities sum to the rate.
+            order = np.argsort(-p, axis=1, kind="stable")
+            ranked = np.take_along_axis(p, order, axis=1)
+            sets = np.empty(p.shape, bool)
+            np.put_along_axis(sets, order, np.cumsum(ranked, axis=1) - ranked < rate, axis=1)
         else:
             sets = 1 - p <= self.thresholds(rate)
         if not empty and len(sets):
@@ -175,9 +179,10 @@ class Conformal:
             f"That holds if new pictures are like the shots{frequencies}",
         ]
         if not self.by_class:
-            sentences.append(
-                f"With {r} held-out shots coverage varies by {_coverage_deviation(r, rate):.1f} points between fits"
-            )
+            # The coverage of one fit is Beta(rank, r + 1 - rank) (Vovk, ACML 2012).
+            mean = min(math.ceil(round((r + 1) * rate, RANK_DECIMALS)), r) / (r + 1)
+            points = 100 * math.sqrt(mean * (1 - mean) / (r + 2))
+            sentences.append(f"With {r} held-out shots coverage varies by {points:.1f} points between fits")
         sentences.append("If the best class alone is correct more often, coverage is that share: no set is empty")
         return ". ".join([*sentences, shortage] if shortage else sentences) + "."
 
@@ -261,15 +266,6 @@ def check_probabilities(probabilities: ArrayLike) -> Array:
     return p
 
 
-def _most_probable(p: Array, rate: float) -> NDArray[np.bool_]:
-    """The fewest classes of each row whose probabilities sum to the rate."""
-    order = np.argsort(-p, axis=1, kind="stable")
-    ranked = np.take_along_axis(p, order, axis=1)
-    sets = np.empty(p.shape, bool)
-    np.put_along_axis(sets, order, np.cumsum(ranked, axis=1) - ranked < rate, axis=1)
-    return sets
-
-
 def _shots_needed(rate: float) -> int:
     """The fewest held-out shots of which one has a score of rank (r + 1) x rate."""
     return math.ceil(round(rate / (1 - rate), RANK_DECIMALS))
@@ -285,12 +281,6 @@ def _quantile(scores: Array, rate: float, interpolate: bool) -> float:
         return above
     below, fraction = float(scores[math.floor(rank) - 1]), rank - math.floor(rank)
     return below + fraction * (above - below)
-
-
-def _coverage_deviation(r: int, rate: float) -> float:
-    """Standard deviation of the coverage of one fit in points; it is Beta(rank, r + 1 - rank) (Vovk, ACML 2012)."""
-    mean = min(math.ceil(round((r + 1) * rate, RANK_DECIMALS)), r) / (r + 1)
-    return 100 * math.sqrt(mean * (1 - mean) / (r + 2))
 
 
 def _check_coverage(coverage: float) -> float:

@@ -50,7 +50,13 @@ def read_costs(path: str | Path, class_names: Sequence[str]) -> Array:
         DataError: if the file can't be read, a class is missing, unknown or named twice, a cost is not a number of at
             least 0, or an error is cheaper than the correct prediction.
     """
-    rows = _read_rows(Path(path))
+    try:
+        lines = io.StringIO(read_text(Path(path)), newline="")
+        rows = [row for row in csv.reader(lines, strict=True) if any(field.strip() for field in row)]
+    except csv.Error as error:
+        raise DataError(f"{path} is no CSV file: {error}") from error
+    if not rows:
+        raise DataError(f"{path} is empty: the first line must name the classes, the first column too")
     header, body = [name.strip() for name in rows[0][1:]], rows[1:]
     _check_names(path, "first line", header, class_names)
     _check_names(path, "first column", [row[0].strip() for row in body], class_names)
@@ -145,17 +151,6 @@ def check_costs(costs: ArrayLike, class_names: Sequence[str] | None = None) -> A
                 "columns are predictions, and the correct one must be the cheapest"
             )
     return matrix
-
-
-def _read_rows(path: Path) -> list[list[str]]:
-    try:
-        lines = io.StringIO(read_text(path), newline="")
-        rows = [row for row in csv.reader(lines, strict=True) if any(field.strip() for field in row)]
-    except csv.Error as error:
-        raise DataError(f"{path} is no CSV file: {error}") from error
-    if not rows:
-        raise DataError(f"{path} is empty: the first line must name the classes, the first column too")
-    return rows
 
 
 def _check_names(path: str | Path, where: str, names: Sequence[str], class_names: Sequence[str]) -> None:

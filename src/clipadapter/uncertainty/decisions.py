@@ -94,10 +94,7 @@ class DecisionOptions:
     costs: Array | None = None
 
     def with_changes(self, changes: Mapping[str, Any]) -> DecisionOptions:
-        """The same options with some of them replaced.
-
-        Args:
-            changes: by name.
+        """The same options with some of them replaced, by name.
 
         Raises:
             UnknownNameError: if there is no such option.
@@ -344,13 +341,7 @@ class Uncertainty:
     def from_state(
         cls, facts: Mapping[str, Any], arrays: Mapping[str, Array], classes: int, arrays_removed: bool = False
     ) -> Uncertainty:
-        """Restore what `state` returned, and check it.
-
-        Args:
-            facts: the first part of `state`.
-            arrays: the second part.
-            classes: c.
-            arrays_removed: whether the state is of an `Uncertainty` after `without_arrays`.
+        """Restore what `state` returned, of c classes, and check it; with ``arrays_removed`` after `without_arrays`.
 
         Raises:
             ArtifactError: if a part is damaged, or has another number of classes.
@@ -429,14 +420,9 @@ class HeldOutAccuracy:
     def measure(
         cls, logits: Array, labels: Array, rows: Array, zero_shot: Array | None, seen: float
     ) -> HeldOutAccuracy:
-        """Measure it.
+        """Of logits (r, c) of held-out shots with class positions (r,), and zero-shot logits of the same rows.
 
-        Args:
-            logits: (r, c) of held-out shots. A shot that was held out more than once has a row for each time.
-            labels: (r,) class positions.
-            rows: (r,) numbers of the shots.
-            zero_shot: (r, c) logits by class text of the same rows; None without class text.
-            seen: as the attribute.
+        Rows (r,) are the numbers of the shots: one that was held out more than once has a row for each time.
         """
         _, position, times = np.unique(rows, return_inverse=True, return_counts=True)
 

@@ -108,8 +108,11 @@ def learn_multilabel(logits: ArrayLike, targets: ArrayLike) -> MultiLabel:
         raise InputError("held-out logits must be finite, and labels zeros and ones")
     slope, bias = _fit_sigmoids(x, y)
     probabilities = _sigmoid(x * slope + bias)
-    thresholds = [_best_threshold(column) for column in probabilities.T]
-    return MultiLabel(slope, bias, _shrink_thresholds(np.array(thresholds), y.sum(axis=0)), len(x))
+    thresholds, counts = np.array([_best_threshold(column) for column in probabilities.T]), y.sum(axis=0)
+    # Thresholds are shrunk towards their mean, weighted by shots: the more, the fewer shots a class has.
+    common = float(np.average(thresholds, weights=counts)) if counts.any() else float(thresholds.mean())
+    own_weight = counts / (counts + SHRINKAGE_SHOTS)
+    return MultiLabel(slope, bias, own_weight * thresholds + (1 - own_weight) * common, len(x))
 
 
 def _fit_sigmoids(x: Array, y: Array) -> tuple[Array, Array]:
@@ -153,13 +156,6 @@ def _best_threshold(probabilities: Array) -> float:
     expected_correct, n_predicted = np.cumsum(p), np.arange(1, len(p) + 1)
     # F1 if the class is predicted down to each picture: 2 TP / (positives + predicted), in expectation.
     return float((2 * expected_correct / (expected_correct[-1] + n_predicted)).max()) / 2
-
-
-def _shrink_thresholds(thresholds: Array, counts: Array) -> Array:
-    """Shrink thresholds (c,) towards their mean, weighted by shots: the more, the fewer shots a class has."""
-    common = float(np.average(thresholds, weights=counts)) if counts.any() else float(thresholds.mean())
-    own_weight = counts / (counts + SHRINKAGE_SHOTS)
-    return own_weight * thresholds + (1 - own_weight) * common
 
 
 def _sigmoid(x: Array) -> Array:

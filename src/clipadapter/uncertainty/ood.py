@@ -178,12 +178,7 @@ class Rejector:
 
     @classmethod
     def from_state(cls, facts: dict[str, Any], arrays: dict[str, Array], arrays_removed: bool = False) -> Rejector:
-        """Restore what `state` returned, and check it.
-
-        Args:
-            facts: as from `state`.
-            arrays: likewise.
-            arrays_removed: whether `without_arrays` was applied before, so that the memory bank may be empty.
+        """Restore what `state` returned, and check it; after `without_arrays` the memory bank may be empty.
 
         Raises:
             ArtifactError: if something is missing, or of the wrong shape or kind, or not finite.
@@ -328,8 +323,14 @@ def learn_rejector(
         held_out_logits = np.full((len(X), c), np.nan)  # NaN for the other shots
         held_out_logits[np.arange(len(X)) if rows is None else np.asarray(rows)] = logit_rows
         logit_rows = held_out_logits
-    memory, shots = compare_with_shots(X, y, c, logit_rows, judged, scale=float(scale), **arrays)
-    one_shot = bool(np.bincount(y, minlength=c).max() < 2)
+    units, counts = unit_rows(X), np.bincount(y, minlength=c)
+    held_out_rows, held_out_labels = (units, y) if judged is None else (units[judged], y[judged])
+    gaussians, distances = None, np.full((len(held_out_rows), c), np.nan)
+    if (counts > 0).all():  # a class without a shot has no mean
+        gaussians, distances = fit_class_gaussians(units, y, c, judged)
+    shots = HeldOutShots(held_out_rows, held_out_labels, logit_rows, distances, counts)
+    memory = MemoryBank(gaussians, **arrays, scale=float(scale))
+    one_shot = bool(counts.max() < 2)
     score_names = _select_scores(memory, logit_rows is not None and not one_shot, not one_shot or c > 1)
     columns = [SCORES[name].of_shots(memory, shots) for name in score_names]
     known, other = (np.stack([column[i] for column in columns], axis=1) for i in (0, 1))
@@ -373,8 +374,12 @@ def _separation_weights(score_names: list[str], known: Array, other: Array, memo
     weights: list[float] = []
     for i, name in enumerate(score_names):
         outliers = [other[np.isfinite(other[:, i]), i]]
-        if name == "outliers":
-            outliers.append(leave_one_out_outlier_scores(memory))
+        if name == "outliers" and memory.outliers is not None and memory.gaussians is not None:
+            # The outliers themselves, each compared with the others.
+            cosines = memory.outliers @ memory.outliers.T
+            np.fill_diagonal(cosines, -np.inf if len(cosines) > 1 else 1.0)
+            to_means = memory.outliers @ unit_rows(memory.gaussians.means).T
+            outliers.append(cosines.max(axis=1) - to_means.max(axis=1))
         outliers = [each for each in outliers if len(each)]
         if not outliers:
             return np.ones(len(score_names))
@@ -580,37 +585,6 @@ SCORES = {
 }
 """Every score by its name in saved models: "negative-labels" is NegLabel. A new score is an entry here, and its
 graph in `clipadapter.export.graph`."""
-
-
-def leave_one_out_outlier_scores(memory: MemoryBank) -> Array:
-    """Leave-one-out outlier scores of the outliers themselves (b,).
-
-    >>> memory = MemoryBank(ClassGaussians(np.eye(2)[:1], np.zeros((0, 2)), 1.0), outliers=np.eye(2)[[1, 1]])
-    >>> leave_one_out_outlier_scores(memory)
-    array([1., 1.])
-    """
-    assert memory.outliers is not None and memory.gaussians is not None
-    cosines = memory.outliers @ memory.outliers.T
-    np.fill_diagonal(cosines, -np.inf if len(cosines) > 1 else 1.0)
-    to_means = memory.outliers @ unit_rows(memory.gaussians.means).T
-    return np.asarray(cosines.max(axis=1) - to_means.max(axis=1))
-
-
-def compare_with_shots(
-    features: Array, labels: Array, c: int, logits: Array | None, judged: Array | None = None, **arrays: Any
-) -> tuple[MemoryBank, HeldOutShots]:
-    """Make the memory bank, with further ``arrays``, and the held-out shots: the ``judged`` ones (r,), by default all.
-
-    Out-of-fold logits (r, c) have NaN rows where a shot was not held out. If a class has no shot it has no mean, and
-    there are no distances.
-    """
-    rows, counts = unit_rows(features), np.bincount(labels, minlength=c)
-    held_out_rows, held_out_labels = (rows, labels) if judged is None else (rows[judged], labels[judged])
-    gaussians, distances = None, np.full((len(held_out_rows), c), np.nan)
-    if (counts > 0).all():
-        gaussians, distances = fit_class_gaussians(rows, labels, c, judged)
-    shots = HeldOutShots(held_out_rows, held_out_labels, logits, distances, counts)
-    return MemoryBank(gaussians, **arrays), shots
 
 
 # ---- Negative labels: names that mean none of the classes (NegLabel, https://arxiv.org/abs/2403.20078) ----

@@ -10,6 +10,7 @@ from clipadapter.data import textiles
 from clipadapter.demo import explain_some
 from clipadapter.errors import install_command
 
+from ...conftest import save_work
 from ...pages import shorten_training
 
 
@@ -54,6 +55,7 @@ def test_a_missing_extra_names_the_install_command(tmp_path, monkeypatch, run):
 @pytest.mark.slow
 def test_some_textiles_with_the_real_encoder_are_looked_at_twice(tmp_path, run, monkeypatch):
     """Twelve pictures a class of the real data set; chance is a third."""
+    save_work(monkeypatch)
     monkeypatch.setattr(explain_some, "__defaults__", (2,))  # to explain nine takes half of the time
     for name in textiles().class_names:
         paths = [sample.path for sample in textiles().samples if sample.label == name][:12]

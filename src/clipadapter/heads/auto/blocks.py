@@ -38,7 +38,7 @@ from clipadapter.heads.auto.experts import (
     out_of_fold_logits,
 )
 from clipadapter.heads.support import SupportSet
-from clipadapter.utils.blocks import FINAL, Block, Blocks, BlockSource, column_slices
+from clipadapter.utils.blocks import FINAL, Block, BlockSource, column_slices
 from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import limit_threads, parallel_map
 
@@ -231,11 +231,6 @@ def unit_blocks(shots: SupportSet) -> Tensor:
 def unit_centred(x: Tensor) -> Tensor:
     """Rows (m, d) at unit length, except very short ones."""
     return x / x.norm(dim=1, keepdim=True).clamp(min=MIN_CENTRED_NORM)
-
-
-def centre_blocks(X: Tensor, blocks: Blocks, centre: Tensor) -> list[Tensor]:
-    """(m, e) raw features of blocks, side by side, to centred unit features of each."""
-    return [unit_centred(unit(X[:, columns]) - centre[columns]) for columns in column_slices(blocks).values()]
 
 
 def used_shares(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:

@@ -35,7 +35,6 @@ from clipadapter.heads.auto.blocks import (
     MIN_NOISE_STD,
     ONE_SHOT_RIDGE_RATIO,
     Mixture,
-    centre_blocks,
     fit_blocks,
     mean_of_classes,
     spread_shares,
@@ -153,9 +152,8 @@ class Auto(Head):
     """(e,) mean of the class means of the further blocks, side by side; None if there is only ``final``."""
     block_weight_: Tensor | None = field(init=False, default=None)
     """(c, e) of centred unit features of the further blocks; zero for a block that is not used."""
-    block_share_: Tensor | None = field(
-        init=False, default=None
-    )  # each block's share of the spread of the logits, ``final`` first
+    block_share_: Tensor | None = field(init=False, default=None)
+    """Each block's share of the spread of the logits, ``final`` first."""
     unlabelled_share_: float | None = field(init=False, default=None)
     """The share of the spread of the logits that comes from these pictures; 0 if they are not used."""
     unlabelled_reason_: int | None = field(init=False, default=None)
@@ -453,7 +451,9 @@ class Auto(Head):
         """Centred unit features of each further block; none if no further block is used."""
         if self.block_centre_ is None:
             return []
-        return centre_blocks(X[:, len(self.centre_) :], self.read_blocks[1:], self.block_centre_.to(X.dtype))
+        further, centre = X[:, len(self.centre_) :], self.block_centre_.to(X.dtype)
+        every_columns = column_slices(self.read_blocks[1:]).values()
+        return [unit_centred(unit(further[:, columns]) - centre[columns]) for columns in every_columns]
 
     def _further_weight(self, dtype: torch.dtype) -> Tensor:
         assert self.block_weight_ is not None

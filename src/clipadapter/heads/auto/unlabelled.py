@@ -78,8 +78,12 @@ def fit_unlabelled(
     held_out, labels, n_classes = teacher.held_out, teacher.inputs.labels, teacher.inputs.n_classes
     if held_out is None and count_classes(picture_logits) < MIN_CLASS_RATIO * min(picture_logits.shape):
         return None, None
-    shots, scales = [part.z for part in (teacher.inputs, *teacher.block_inputs)], block_scales(is_used)
-    joint = torch.cat([join_blocks(shots, scales), join_blocks(pictures, scales)])
+    shots, further = [part.z for part in (teacher.inputs, *teacher.block_inputs)], sum(is_used[1:])
+    # Factors of the blocks in the joint feature: ``final`` has half of its squared length, the others the rest.
+    scales = [0.5**0.5 if further else 1.0, *((0.5 / max(further, 1)) ** 0.5 * used for used in is_used[1:])]
+    # The features of all blocks side by side: of the shots, then of the pictures.
+    scaled = ([scale * part for scale, part in zip(scales, parts, strict=True)] for parts in (shots, pictures))
+    joint = torch.cat([torch.cat(parts, dim=1) for parts in scaled])
     products, picture_rows = joint @ joint.T, torch.arange(len(labels), len(joint))
 
     def predict(train: Tensor, rows: Tensor) -> list[Tensor]:
@@ -169,19 +173,6 @@ def select_pictures(pictures: Tensor, shots: Tensor, blocks: Blocks, seed: int) 
         order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
         kept = kept[order[:limit].sort().values]
     return units[kept].half().float()
-
-
-def block_scales(is_used: list[bool]) -> list[float]:
-    """Factors of the blocks in the joint feature: ``final`` has half of its squared length, the others the rest."""
-    further = sum(is_used[1:])
-    if not further:
-        return [1.0] + [0.0] * (len(is_used) - 1)
-    return [0.5**0.5, *((0.5 / further) ** 0.5 * used for used in is_used[1:])]
-
-
-def join_blocks(parts: list[Tensor], scales: list[float]) -> Tensor:
-    """(m, e) centred unit features of all blocks side by side, scaled by the blocks' factors."""
-    return torch.cat([scale * part for scale, part in zip(scales, parts, strict=True)], dim=1)
 
 
 def _stack(held_out: HeldOut, regression: Tensor, of: Tensor | slice = slice(None)) -> Stacking:
