@@ -71,7 +71,7 @@ def test_records_of_both_devices_are_the_same_runs_and_reports_name_both(picture
     assert (result.n_made, result.n_existing) == (1, 1)
     study = load_study(tmp_path / "out", "own")
     page = write_report(study, tmp_path / "out")[0].read_text()
-    assert "Heads computed on several devices: cpu (1 run); meta (1 run)." in page and "heads on meta" in page
+    assert "Heads computed on cpu (1 run); meta (1 run). Metrics of several" in page
     make_runs(pictures, tmp_path / "cpu", "cpu", both)
     cpu_study = load_study(tmp_path / "cpu", "own")
     assert "device of the head: meta to cpu (1 of 2 runs)" in compare_studies(study, cpu_study)

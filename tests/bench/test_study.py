@@ -47,7 +47,7 @@ def test_a_cell_has_the_runs_over_the_seeds_and_counts_failed_ones(study):
     assert cell(study, one, "log_loss").values == pytest.approx((0.5, 0.3))
     failed = cell(study, four)
     assert (failed.values, failed.failed, failed.missing) == ((0.9,), 1, 0)
-    assert study.failures() == ["clip-adapter on pets failed: ValueError: no"]
+    assert study.failures() == ["clip-adapter on pets failed: ValueError: no."]
 
 
 def test_a_run_of_an_older_version_is_neither_missing_nor_a_second_seed(runs, make_run):

@@ -425,14 +425,14 @@ def test_threads_never_hold_more_than_the_budget_together():
     def work(size):
         nonlocal most
         with budget.hold(size), lock:
-            most = max(most, budget.held)
+            most = max(most, budget._held)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, [3, 4, 5, 2, 10, 1] * 50))
-    assert most <= 10 and budget.held == 0
+    assert most <= 10 and budget._held == 0
     with pytest.raises(KeyError), budget.hold(10):  # room is given back when decoding fails
         raise KeyError
-    assert budget.held == 0
+    assert budget._held == 0
 
 
 def test_a_request_above_the_budget_runs_alone():
@@ -441,16 +441,16 @@ def test_a_request_above_the_budget_runs_alone():
     def large():
         with budget.hold(25):
             entered.set()
-            return budget.held
+            return budget._held
 
     with ThreadPoolExecutor(1) as pool:
         with budget.hold(1):
             answer = pool.submit(large)
-            while not budget.waiting:
+            while not budget._waiting:
                 pass
             assert not entered.is_set()
         assert answer.result(10) == 25
-    assert budget.held == 0
+    assert budget._held == 0
 
 
 def test_memory_is_granted_in_the_order_of_requests():
@@ -463,7 +463,7 @@ def test_memory_is_granted_in_the_order_of_requests():
     with ThreadPoolExecutor(3) as pool, budget.hold(10):
         for i, size in enumerate((8, 1, 9), 1):
             pool.submit(work, size)
-            while budget.waiting < i:
+            while len(budget._waiting) < i:
                 pass
     # 8 and 1 fit together and may end in either order; 9 is last.
     assert sorted(order[:2]) == [1, 8] and order[2] == 9

@@ -217,7 +217,6 @@ def change(folder, target, name, **facts):
 @pytest.mark.parametrize(
     ("name", "facts", "message"),
     [
-        ("config.json", {"model_type": "siglip2"}, "NaFlex"),
         ("config.json", {"model_type": "bert", "auto_map": {"AutoModel": "harm.Harm"}}, "'bert'; those.*CLIP, SigLIP"),
         ("config.json", {"model_type": None}, "type None"),
         ("preprocessor_config.json", {"size": {"longest_edge": 32}}, "size {'longest_edge': 32}"),

@@ -28,12 +28,9 @@ def test_a_gpu_that_a_machine_lacks_is_refused_with_the_number_that_it_has(cuda)
         check_device("cuda:3")
 
 
-@pytest.mark.parametrize(
-    ("version", "reason"), [(None, "was installed without CUDA"), ("12.8", "finds no GPU or no driver")]
-)
-def test_cuda_is_refused_with_the_reason(version, reason, monkeypatch):
+def test_cuda_is_refused_with_the_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", version)
+    reason = "was installed without CUDA, or finds no GPU or no driver"
     with pytest.raises(InputError, match=f"'cuda' can't be used on this machine: torch .*{reason}"):
         check_device("cuda")
 

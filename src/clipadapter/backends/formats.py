@@ -252,12 +252,6 @@ def append_checksum(path: Path) -> str:
     return total.hexdigest()
 
 
-def stamp_files(path: Path) -> tuple[tuple[int, int, int, int], ...]:
-    """A value that changes when one of the files of a model is replaced or overwritten."""
-    stats = [file.stat() for file in require_format(path).existing_files(path)]
-    return tuple((each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in stats)
-
-
 def open_model(path: Path) -> BinaryIO:
     """Open a regular file, or a link to one, for reading; devices and pipes are refused, which may never end."""
     try:

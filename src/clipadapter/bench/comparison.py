@@ -127,7 +127,13 @@ def compare(
     heads, warnings = _leave_out_without_text(model, heads)
     names = train.class_names
     if test is None:
-        _check_folds(train, heads, folds)  # before the pictures are encoded
+        tuners = [name for name, head in heads.items() if head.tunes_encoder]
+        if tuners:
+            raise InputError(
+                f"{', '.join(tuners)} tunes the encoder, which cross-validation would do for every fold: "
+                "give a test folder"
+            )
+        count_folds(train.labels, folds)  # before the pictures are encoded
     else:
         check_labels(test.labels, names)
     model.prepare_encoder(*heads.values())
@@ -179,16 +185,6 @@ def _leave_out_without_text(
         )
     sentence = f"heads that need class text are left out, since no encoder has a text tower: {', '.join(names)}"
     return {name: head for name, head in heads.items() if name not in names}, [sentence]
-
-
-def _check_folds(dataset: Dataset, heads: Mapping[str, Head], folds: int) -> None:
-    """Refuse a cross-validation that is not possible."""
-    tuners = [name for name, head in heads.items() if head.tunes_encoder]
-    if tuners:
-        raise InputError(
-            f"{', '.join(tuners)} tunes the encoder, which cross-validation would do for every fold: give a test folder"
-        )
-    count_folds(dataset.labels, folds)
 
 
 @dataclass(frozen=True, eq=False)

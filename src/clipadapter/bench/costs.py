@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,11 +20,7 @@ from clipadapter.encoders import check_encoder
 from clipadapter.errors import ClipAdapterError
 from clipadapter.heads import Head
 from clipadapter.tuners.prompt_tuner import PromptTuner
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from clipadapter.utils.parsing import parse_toml
 
 SMALL_FIT_SIZE, LARGE_FIT_SIZE = 1600 * 100 * 512, 16_000 * 1000 * 1024
 """Shots x classes x width of the two sizes at which fits were timed."""
@@ -37,13 +32,15 @@ TRAINED_TOKENS_PER_SECOND = {"lite": 1200.0}
 """Tokens per second through the text tower of an encoder and back, on two cores: fits of CoOp to 10 and 50 classes."""
 TRAINED_TOKENS_PER_SECOND_OF_CLIP = 230.0
 """The same for all other encoders: that of the text tower of CLIP ViT-B/32."""
+FEATURE_WIDTH = 512
+"""Numbers of a feature, as of CLIP ViT-B."""
 OVERHEAD_SECONDS_PER_RUN = 0.1
 """Seconds of a run besides its fit: measuring and writing."""
 
 
 @cache
 def _measured() -> dict[str, list[float]]:
-    return tomllib.loads((files("clipadapter.bench") / "costs.toml").read_text(encoding="utf-8"))
+    return parse_toml((files("clipadapter.bench") / "costs.toml").read_text(encoding="utf-8"), "costs.toml")
 
 
 def estimate_fit_seconds(head: str, shots: int, classes: int, width: int) -> float:
@@ -81,8 +78,7 @@ class Estimate:
 
     sizes: list[DataSetSize]
     sources: list[Source | FeatureSource]  # the data sets; only those that are on disk
-    fits: int  # of streams of tasks for a suite of streams
-    fits_are_upper_bound: bool  # there may be fewer, since they depend on a data set that is not on disk
+    fits: int  # of streams of tasks for a suite of streams; there are fewer if a class has fewer pictures than folds
     pictures: int  # to encode, views included, if none is in the feature store
     fit_seconds: float  # of all fits, one after the other on two cores
 
@@ -105,10 +101,8 @@ def _missing_size(suite: Suite, spec: str, root: Path | None, error: ClipAdapter
     return DataSetSize(spec, 0, 0, 0, True, False, f"'{spec}' is not ready: there is no folder {folder}; {hint}")
 
 
-def estimate(
-    suite: Suite, data: Sequence[str], encoders: Sequence[str], width: int = 512, root: Path | None = None
-) -> Estimate:
-    """Open data sets, and estimate the cost of a suite on them and encoders, with features of some width."""
+def estimate(suite: Suite, data: Sequence[str], encoders: Sequence[str], root: Path | None = None) -> Estimate:
+    """Open data sets, and estimate the cost of a suite on them and encoders."""
     sizes, sources = list[DataSetSize](), list[Source | FeatureSource]()
     for spec in data:
         try:
@@ -134,13 +128,12 @@ def estimate(
                 own_classes = round(classes * fraction)
                 tower_seconds = estimate_tower_seconds(head, rows // max(classes, 1), own_classes, tests, encoder)
                 own_rows = round(rows * views * fraction)
-                fit_seconds = tower_seconds or estimate_fit_seconds(variant.head, own_rows, classes, width)
+                fit_seconds = tower_seconds or estimate_fit_seconds(variant.head, own_rows, classes, FEATURE_WIDTH)
                 seconds += draws * (fit_seconds + OVERHEAD_SECONDS_PER_RUN)
     return Estimate(
         sizes=sizes,
         sources=sources,
         fits=fits,
-        fits_are_upper_bound=protocol.fits_depend_on_class_sizes and any(size.smallest_class is None for size in used),
         pictures=len(encoders) * _count_pictures(suite, used, used[:1] if protocol.combines_data_sets else used),
         fit_seconds=seconds,
     )

@@ -73,13 +73,14 @@ class Fit:
 
 @dataclass
 class Outcome:
-    """What `make_missing` did."""
+    """What `make_missing` or `run_suite` did."""
 
     runs: list[Run] = field(default_factory=list)  # of all fits, in their order and with the labels of this call
     n_made: int = 0  # those of failed fits were made again
     n_existing: int = 0  # not made, because all records of their fit are successful
     n_failed: int = 0  # of those made
     seconds: float = 0.0  # from the first fit to the last
+    figures: list[Path] = field(default_factory=list)  # plots of features, if a suite has any
 
 
 # ---- From a fit to its figures ----

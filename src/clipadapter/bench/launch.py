@@ -6,7 +6,7 @@ A stopped call can be repeated: successful fits are not repeated, failed ones ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -31,14 +31,6 @@ WORKER_BYTES_PER_BUNDLE_BYTE = 3
 """Estimated memory of a worker: the arrays of its bundle once as they are read, and about two copies in a fit."""
 
 
-@dataclass
-class SuiteResult(Outcome):
-    """What `run_suite` did; see also `Outcome`."""
-
-    plan: Plan = field(kw_only=True)  # all planned records; `runs` has those of this call
-    figures: list[Path] = field(default_factory=list)  # plots of features, if the suite has any
-
-
 def run_suite(
     suite: Suite,
     sources: Sequence[Source | FeatureSource | str],
@@ -49,7 +41,7 @@ def run_suite(
     device: str | None = None,
     progress: bool = False,
     plot_formats: Sequence[str] = ("png",),
-) -> SuiteResult:
+) -> Outcome:
     """Make every fit of a suite that has a missing or failed record.
 
     Args:
@@ -79,12 +71,11 @@ def run_suite(
         launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / BUNDLE_FILE).stat().st_size)
     if not any(fit.head.needs_tower for fit in fits):
         launcher.device = "cpu"  # one fit for each core, not for each GPU
-    plan = Plan(suite=suite, entries=[entry for fit in fits for entry in fit.entries]).with_earlier_entries(out)
-    plan.save(out)
+    Plan(suite=suite, entries=[entry for fit in fits for entry in fit.entries]).with_earlier_entries(out).save(out)
 
     work = partial(run_fit, protocol=protocol, device=launcher.device)
     fits.sort(key=lambda fit: -fit.runs[0].shots)  # long fits first: at the end no worker waits for one
-    outcome = SuiteResult(**vars(make_missing(fits, work, records, launcher, progress)), plan=plan)
+    outcome = make_missing(fits, work, records, launcher, progress)
     if suite.figure == "projection":
         outcome.figures = _draw_features(fits, path_without_links(out, "figures", suite.name), plot_formats)
     return outcome
@@ -142,14 +133,9 @@ def _draw_features(fits: Sequence[Fit], folder: Path, plot_formats: Sequence[str
 
 
 @lru_cache(maxsize=2)
-def _bundle(folder: Path) -> Bundle:
-    return load_bundle(folder)
-
-
-@lru_cache(maxsize=2)
-def _with_towers(folder: Path, device: str) -> Bundle:
+def _load_bundle(folder: Path, device: str) -> Bundle:
     """The bundle, whose class text can open the text tower of its encoder on a device."""
-    bundle = _bundle(folder)
+    bundle = load_bundle(folder)
     tower = partial(_tower, bundle.encoder.name, bundle.encoder.fingerprint, device)
     tests = {
         name: part if part.text is None else replace(part, text=part.text.with_tower(tower))
@@ -171,13 +157,8 @@ def run_fit(fit: Fit, protocol: Protocol, device: str) -> list[Run]:
 
     A method that trains through a text tower computes on the device.
     """
-
-    def make() -> list[Run]:
-        bundle = _with_towers(fit.folder, device) if fit.head.needs_tower else _bundle(fit.folder)
-        return protocol.measure(bundle, fit.head, fit.runs)
-
     # Also failures outside of the head are recorded, such as no row left to test on.
-    runs = attempt(fit.runs, make)
+    runs = attempt(fit.runs, lambda: protocol.measure(_load_bundle(fit.folder, device), fit.head, fit.runs))
     if fit.head.needs_tower:
         described = {"device": describe_device(device)}
         runs = [run.model_copy(update={"machine": run.machine.model_copy(update=described)}) for run in runs]

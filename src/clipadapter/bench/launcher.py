@@ -13,7 +13,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnContext
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TypeVar
@@ -117,7 +116,10 @@ def _pool(
     while queue:
         context = multiprocessing.get_context("spawn")
         worker_end, parent_end = context.Pipe(duplex=False)
-        initargs = threads, worker_end, _assign_gpus(gpus, workers, context)
+        free_gpus: SimpleQueue[str] = context.SimpleQueue()  # from which each worker takes one
+        for i in range(workers if gpus else 0):
+            free_gpus.put(gpus[i % len(gpus)])
+        initargs = threads, worker_end, free_gpus if gpus else None
         pool = ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=initargs)
         running: dict[Future[Result], int] = {}
         results: list[tuple[int, Result | WorkerDiedError]] = []
@@ -145,16 +147,6 @@ def _pool(
             parent_end.close()
             pool.shutdown(cancel_futures=True)
             worker_end.close()
-
-
-def _assign_gpus(gpus: Sequence[str], workers: int, context: SpawnContext) -> SimpleQueue[str] | None:
-    """A queue from which each worker takes a GPU; None without GPUs to share."""
-    if not gpus:
-        return None
-    free_gpus = context.SimpleQueue()
-    for i in range(workers):
-        free_gpus.put(gpus[i % len(gpus)])
-    return free_gpus
 
 
 def _init_worker(threads: int, worker_end: Connection, free_gpus: SimpleQueue[str] | None) -> None:

@@ -29,7 +29,6 @@ from clipadapter.rendering.plots import (
     create_figure,
     draw_cells,
     draw_curves,
-    format_greek,
     label_axes,
     set_title,
     truncate,
@@ -108,7 +107,7 @@ def draw_learning_curve(
         if is_level:
             # Shots change nothing; with test pictures that depend on the draw, the figures differ slightly.
             x, y = np.array([zero, np.log2(shots[-1])]), np.full(2, y.mean())
-        label = format_greek(f"{truncate(names[row])}  {info.format(y[-1] / info.scale)}")
+        label = f"{truncate(names[row])}  {info.format(y[-1] / info.scale)}"
         curves.append(Curve(label, x, y, None if is_level else band, style.colour, style.marker, is_level=is_level))
     if reference is not None:
         value = reference.metrics[metric]
@@ -185,8 +184,8 @@ def _axis_figure(table: Pivot, parameter: str, rows: Sequence[Row], values: Mapp
     dashes = [f"{kind}: {truncate(names[row])}" for row, kind in zip(level, LEVEL_STYLES, strict=False)]
     if n_others := max(0, len(level) - len(LEVEL_STYLES)):
         dashes.append(f"and {format_count(n_others, 'more head')} in the table")
-    note = "; ".join([describe_spread(table.runs()), *map(format_greek, dashes)])
-    label_axes(axes, table.title, note, format_greek(parameter), "accuracy in %")
+    note = "; ".join([describe_spread(table.runs()), *dashes])
+    label_axes(axes, table.title, note, parameter, "accuracy in %")
     return figure
 
 
@@ -240,7 +239,7 @@ def draw_dots(table: Pivot) -> Figure:
         elif points:
             handles.append(_dots(axes, points, *style, label_values=False))
             labels.append(format_count(column, "shot") if isinstance(column, int) else truncate(column))
-    heads = [truncate(format_greek(names[row]), MAX_LABEL_CHARACTERS) for row in rows]
+    heads = [truncate(names[row], MAX_LABEL_CHARACTERS) for row in rows]
     axes.set_yticks(range(len(rows)), heads, parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     label_axes(axes, table.title, describe_spread(table.runs()), "accuracy in %")
@@ -410,7 +409,7 @@ def draw_learned_tasks(heads: Sequence[Spot], title: str) -> Figure:
     styles = assign_styles([next((run.method for run in head.runs), head.label) for head, _, _ in coloured])
     curves = []
     for (head, y, sd), style in zip(coloured, styles, strict=True):
-        label = format_greek(f"{truncate(head.label)}  {y[-1]:.1f}")
+        label = f"{truncate(head.label)}  {y[-1]:.1f}"
         dashes = "-" if head.learns == "task by task" else "--"
         curves.append(Curve(label, x, y, sd, style.colour, style.marker.replace("*", "o"), dashes))
     others = [(x, y) for _, y, _ in lines[MAX_COLOURED_LINES:]]

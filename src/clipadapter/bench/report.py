@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from clipadapter.bench import plots
 from clipadapter.bench.document import Document, Plot, Section
 from clipadapter.bench.published import find_published_grid, make_published_section
-from clipadapter.bench.run import Metrics, Run
+from clipadapter.bench.run import Run, digest
 from clipadapter.bench.statistics import difference_on_pictures, paired_difference
 from clipadapter.bench.stream_report import (
     CONTINUAL_METRICS,
@@ -35,6 +35,7 @@ from clipadapter.bench.study import (
     Setting,
     Spot,
     Study,
+    failure_messages,
     fit_seconds,
     format_shots,
     make_mean_tables,
@@ -51,7 +52,6 @@ from clipadapter.bench.tables import (
     cost_grid,
     device_notes,
     difference_grid,
-    failure_messages,
     fidelity_notes,
     format_cell,
     format_difference,
@@ -227,9 +227,10 @@ def _csv_lines(setting: Setting, run: Run) -> Iterator[dict[str, Any]]:
     facts = {**setting._asdict(), "seed": run.seed, "device": run.machine.device, "key": run.key}
     facts["error"] = " ".join((run.error or "").split())
     if run.stream is None:
-        seconds = run.seconds and {"fit_seconds": run.seconds.fit, "predict_seconds": run.seconds.predict}
+        seconds = {"fit_seconds": run.seconds.fit, "predict_seconds": run.seconds.predict} if run.seconds else {}
         size = {} if run.size is None else {"size": run.size}
-        yield {**facts, **_values(run.metrics), **(seconds or {}), **size, "transductive": run.flags.transductive}
+        recorded = run.metrics.root if run.metrics else {}
+        yield {**facts, **recorded, **seconds, **size, "transductive": run.flags.transductive}
         return
     facts |= {"order": setting.test, "learns": Spot([run]).learns}
     if run.continual is None:
@@ -239,13 +240,8 @@ def _csv_lines(setting: Setting, run: Run) -> Iterator[dict[str, Any]]:
     for t, step in enumerate(run.continual.steps, 1):
         after = {"after": t, "after_task": names[t - 1], "fit_seconds": step.seconds, "size": step.size}
         for i, metrics in enumerate(step.metrics, 1):
-            task = {"task": i, "task_name": names[i - 1], "learned": i <= t, **_values(metrics)}
+            task = {"task": i, "task_name": names[i - 1], "learned": i <= t, **metrics.root}
             yield {**facts, **after, **task, "zero_shot": zero_shot[i - 1] if zero_shot else ""}
-
-
-def _values(metrics: Metrics | None) -> dict[str, float]:
-    """Values of the recorded metrics that a record has."""
-    return {} if metrics is None else dict(metrics.root)
 
 
 # ---- The terminal, with which ``bench run`` ends ----
@@ -321,7 +317,6 @@ def table(
     metric: str = "accuracy",
     markdown: bool = False,
     reference: Reference | None = None,
-    beside: str | None = None,
 ) -> str:
     """Mean ± sd (the mean alone for one seed) by head and shots, with the best of each column marked, and notes below.
 
@@ -332,7 +327,6 @@ def table(
         metric: name of the metric.
         markdown: a Markdown table with the best in bold; else plain text with a dot before it.
         reference: a first row, which takes no part in the choice of the best.
-        beside: metric of the last column, with the most shots; None: the last column is the time of a fit.
 
     Raises:
         InputError: if there are no records.
@@ -342,19 +336,15 @@ def table(
     if runs[0].stream is not None:
         return stream_text({format_shots(int(n)): [pivot.spots[row, n][0] for row in pivot.rows] for n in pivot.parts})
     most, columns, notes = pivot.parts[-1], metric_columns(pivot, metric), _comparison_notes(pivot, metric, markdown)
-    cells = [pivot.cell(row, most, metric_value(beside) if beside else fit_seconds) for row in pivot.rows]
-    if beside is None:
-        cells = [Cell(cell.values and (cell.mean,)) for cell in cells]  # seconds without a deviation
-        columns.append(Column(f"fit at {most}", cells, "{:.2f} s".format))
-        notes.insert(1, f"fit at {most}: seconds of one fit of the head alone; features were computed before")
-    else:
-        columns.append(Column(f"{METRICS[beside].title} at {most}", cells, METRICS[beside].format))
+    seconds = [pivot.cell(row, most, fit_seconds) for row in pivot.rows]
+    means = [Cell(cell.values and (cell.mean,)) for cell in seconds]  # without a deviation
+    columns.append(Column(f"fit at {most}", means, "{:.2f} s".format))
+    notes.insert(1, f"fit at {most}: seconds of one fit of the head alone; features were computed before")
     names = list(head_names(pivot).values())
     takes_part = [not transductive_mark(pivot.runs(row)) for row in pivot.rows]
     if reference is not None:
         names, takes_part = [shorten_name(reference.name), *names], [False, *takes_part]
-        levels = [Cell((reference.metrics[metric],))] * len(pivot.parts)
-        levels.append(Cell((reference.metrics[beside],)) if beside else Cell())
+        levels = [*[Cell((reference.metrics[metric],))] * len(pivot.parts), Cell()]
         columns = [replace(own, cells=[level, *own.cells]) for own, level in zip(columns, levels, strict=True)]
     grid = make_grid("", names, columns, takes_part=takes_part)
     # Markdown joins consecutive lines.
@@ -379,7 +369,7 @@ def _comparison_notes(pivot: Pivot, metric: str, markdown: bool) -> list[str]:
             f"{escaped} transductive: fitted to the test pictures too, without their labels; heads without "
             f"{escaped} did not see them"
         )
-    failures = failure_messages({plain_name(pivot, row): pivot.runs(row) for row in pivot.rows})
+    failures = failure_messages((plain_name(pivot, row), run) for row in pivot.rows for run in pivot.runs(row))
     return [*notes, *device_notes(runs), *fidelity_notes(runs), *failures]
 
 
@@ -416,10 +406,7 @@ def compare_studies(a: Study, b: Study) -> str:
         a: the first folder, such as before a change.
         b: the second folder.
     """
-    names = [f"'{study.suite.name}'" for study in (a, b)]
-    title = f"# Suite {names[0]}, first and second folder"
-    if names[0] != names[1]:
-        title = f"# Suite {names[0]} (first) and suite {names[1]} (second)"
+    title = f"# Suite '{a.suite.name}', first and second folder"
     first, second = ({setting for setting, spot in study.spots.items() if spot.runs} for study in (a, b))
     shared = [setting for setting in a.spots if setting in first & second]
     only = {"first": len(first - second), "second": len(second - first)}
@@ -469,12 +456,6 @@ def _changes(label: str, a: Run, b: Run) -> Iterator[str]:
     for name in dict.fromkeys([*before, *after]):
         if before.get(name, "none") != after.get(name, "none"):
             yield f"{name}: {before.get(name, 'none')} to {after.get(name, 'none')}"
-    if a.text != b.text:
-        yield "class text: other embeddings"
-    if a.data.digest != b.data.digest:
-        yield "data: other features or labels"
-    if a.rows != b.rows:
-        yield "rows: other shots were drawn"
 
 
 def _facts(label: str, run: Run) -> dict[str, str]:
@@ -486,6 +467,9 @@ def _facts(label: str, run: Run) -> dict[str, str]:
         "templates": quoted + (" ..." if len(run.templates) > 2 else ""),
         "platform": run.machine.platform,
         "device of the head": run.machine.device,
+        "class text": run.text[:12],
+        "data": run.data.digest[:12],
+        "drawn shots": digest([str(row) for row in run.rows])[:12],
         **{f"version of {name}": number for name, number in sorted(run.versions.items())},
         **{f"{name} of {label}": str(value) for name, value in sorted(run.params.items())},
     }

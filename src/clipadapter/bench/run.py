@@ -145,14 +145,6 @@ class TaskStream(FrozenModel):
     joint: bool  # the head is fitted again to all shots so far; else it continues, and gets those of the new task only
     tasks: list[Task] = Field(min_length=1)
 
-    def split_rows(self, rows: Sequence[int]) -> list[list[int]]:
-        """Split the drawn rows, which are in the order of the tasks, by task."""
-        rows_of_tasks, start = [], 0
-        for task in self.tasks:
-            rows_of_tasks.append(list(rows[start : start + task.shots]))
-            start += task.shots
-        return rows_of_tasks
-
 
 class Step(FrozenModel):
     """The result of learning one task."""

@@ -46,14 +46,11 @@ class DataSetSize:
     divided: bool  # whether test pictures are separate. Then only the drawn training pictures are encoded.
     ready: bool = True  # whether it is on disk
     missing: str = ""  # which files are missing
-    smallest_class: int | None = None  # training pictures of the class with the fewest; None if unknown
     test_parts: int = 1  # the pictures that are not drawn are one
 
 
-def _count(spec: str, classes: int, labels: Sequence[str], n_test: int | None, parts: int = 1) -> DataSetSize:
-    smallest = min(Counter(labels).values(), default=0)
-    n, divided = len(labels), n_test is not None
-    return DataSetSize(spec, classes, n, n_test or n, divided, smallest_class=smallest, test_parts=parts)
+def _count(spec: str, classes: int, n: int, n_test: int | None, parts: int = 1) -> DataSetSize:
+    return DataSetSize(spec, classes, n, n_test or n, n_test is not None, test_parts=parts)
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Source:
     def size(self) -> DataSetSize:
         """Its size."""
         n_test = None if self.test is None else len(self.test.samples)
-        return _count(self.spec, len(self.train.class_names), self.train.labels, n_test)
+        return _count(self.spec, len(self.train.class_names), len(self.train.samples), n_test)
 
     @property
     def any_test(self) -> Dataset:
@@ -98,16 +95,11 @@ class FeatureSource:
 
     def check_views(self, suite: Suite) -> None:
         """Refuse features that lack the views of a suite."""
-        crop = self.provenance.get("crop")
-        if suite.views == PER_EPOCH and self.provenance.get("views") != PER_EPOCH:
+        crop, views = self.provenance.get("crop", suite.crop), self.provenance.get("views")
+        if (suite.views == PER_EPOCH and views != PER_EPOCH) or (suite.views != 1 and crop != suite.crop):
             raise InputError(
-                f"suite '{suite.name}' needs a view for each epoch, but '{self.spec}' has no such views: give the "
-                "pictures"
-            )
-        if suite.views != 1 and crop not in (None, suite.crop):
-            raise InputError(
-                f"suite '{suite.name}' needs views with crop '{suite.crop}', but those of '{self.spec}' have crop "
-                f"'{crop}'"
+                f"suite '{suite.name}' has views = {suite.views}, crop = {suite.crop}, but the features in "
+                f"'{self.spec}' have other views: give the pictures"
             )
 
     def load(self, suite: Suite, *, only_drawn: bool = False) -> tuple[Bundle, Rows | None]:
@@ -149,11 +141,11 @@ def _open_features(spec: str) -> FeatureSource:
     if folder and holds_shards(folder):
         shards = open_feature_table(folder)
         labels, test_labels = (shards.labels(rows) for rows in _split_shards(shards))
-        size = _count(spec, len({*labels, *test_labels}), labels, len(test_labels) or None)
+        size = _count(spec, len({*labels, *test_labels}), len(labels), len(test_labels) or None)
         return FeatureSource(spec, size, {}, shards)
     bundle = load_bundle(folder)
     n_test = sum(len(part.features) for part in bundle.tests.values()) if bundle.tests else None
-    size = _count(spec, len(bundle.text.labels), bundle.support.y, n_test, len(bundle.names))
+    size = _count(spec, len(bundle.text.labels), len(bundle.support), n_test, len(bundle.names))
     return FeatureSource(spec, size, bundle.support.provenance, None)
 
 

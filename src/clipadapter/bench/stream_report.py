@@ -7,10 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from clipadapter.bench import plots
 from clipadapter.bench.document import Plot, Section
 from clipadapter.bench.run import ContinualResult, Run
-from clipadapter.bench.study import Cell, Row, Setting, Spot, Study, Value, distinct_values, format_shots
+from clipadapter.bench.study import (
+    Cell,
+    Row,
+    Setting,
+    Spot,
+    Study,
+    Value,
+    distinct_values,
+    failure_messages,
+    format_shots,
+)
 from clipadapter.bench.tables import (
     Column,
-    failure_messages,
     fidelity_notes,
     format_head,
     format_percent,
@@ -91,21 +100,16 @@ def stream_text(streams: Mapping[str, Sequence[Spot]]) -> str:
     """The tables of streams by their titles as plain text, with what the metrics mean below."""
     runs = [run for own in streams.values() for head in own for run in head.runs]
     notes = [f"In %; {BEST}: {BEST_NOTE}", seeds_note(runs), *METRIC_DEFINITIONS, JOINT, *fidelity_notes(runs)]
-    notes += [text for own in streams.values() for text in failure_messages({head.label: head.runs for head in own})]
+    notes += [text for own in streams.values() for text in _failures(own)]
     tables = [f"{title}\n{stream_grid(own).to_text()}" for title, own in streams.items()]
     return "\n\n".join([*tables, "\n".join(notes)])
 
 
-# ---- The report ----
+def _failures(heads: Sequence[Spot]) -> list[str]:
+    return failure_messages((head.label, run) for head in heads for run in head.runs)
 
-MAX_LISTED_TASKS = 15
-"""More tasks are not listed."""
-ACCURACY_NOTE = "Accuracy in %."
-SIZE_NOTE = (
-    "Numbers that must be stored to predict and to learn the next task; for joint fits they include the features of "
-    "all shots so far."
-)
-SECONDS_NOTE = "Of the head alone: features were computed before."
+
+# ---- The report ----
 
 
 def _of_tasks(metric: str) -> Callable[[ContinualResult], list[float | None]]:
@@ -116,23 +120,13 @@ def _learned(result: ContinualResult) -> list[float]:
     return [row[t] for t, row in enumerate(result.accuracy)]
 
 
-def _sizes(result: ContinualResult) -> list[float]:
-    return [step.size for step in result.steps]
-
-
-def _seconds(result: ContinualResult) -> list[float]:
-    return [step.seconds for step in result.steps]
-
-
-BY_TASK: tuple[tuple[str, Callable[[ContinualResult], Sequence[float | None]], Callable[[float], str], str], ...] = (
-    ("By task, after the last one (Last)", _of_tasks("last"), format_metric("last"), ACCURACY_NOTE),
-    ("By task, just after it was learned", _learned, format_metric("learned"), ACCURACY_NOTE),
-    ("By task, before it was learned (Transfer)", _of_tasks("transfer"), format_metric("transfer"), ACCURACY_NOTE),
-    ("By task, over the whole stream (Average)", _of_tasks("average"), format_metric("average"), ACCURACY_NOTE),
-    ("Numbers kept after each task", _sizes, "{:,.0f}".format, SIZE_NOTE),
-    ("Seconds to learn each task", _seconds, "{:.3g}".format, SECONDS_NOTE),
+BY_TASK: tuple[tuple[str, Callable[[ContinualResult], Sequence[float | None]]], ...] = (
+    ("By task, after the last one (Last)", _of_tasks("last")),
+    ("By task, just after it was learned", _learned),
+    ("By task, before it was learned (Transfer)", _of_tasks("transfer")),
+    ("By task, over the whole stream (Average)", _of_tasks("average")),
 )
-"""Tables with a column for each task: title, values of a result, format of a value, and note."""
+"""Tables of accuracies with a column for each task: title, and values of a result."""
 
 
 def group_streams(study: Study) -> dict[Setting, list[Spot]]:
@@ -153,7 +147,7 @@ def stream_sections(study: Study, published: Callable[[str, int, Sequence[Spot]]
             measured = [head for head in heads if head.results]
             sections.append(_section(title, heads, published and published(title, group.shots, measured)))
         elif any(head.runs for head in heads):
-            sections.append(Section(title, (), tuple(failure_messages({head.label: head.runs for head in heads}))))
+            sections.append(Section(title, (), tuple(_failures(heads))))
     return sections
 
 
@@ -166,19 +160,12 @@ def _section(title: str, heads: Sequence[Spot], published: Grid | str | None) ->
     blocks.append(Plot("matrix", matrices, plots.draw_task_matrices(measured, tasks, matrices)))
     if len(tasks) > 1:
         blocks.append(Plot("learned", name, plots.draw_learned_tasks(measured, name)))
-    names, learns = [shorten_name(head.label) for head in measured], [head.learns for head in measured]
-    for kind, values, form, note in BY_TASK:
-        is_cost = note != ACCURACY_NOTE
-        cells = [head.by_step(values) for head in measured]
-        if is_cost:  # means without a deviation
-            cells = [[Cell((cell.mean,)) for cell in own] for own in cells]
-        columns = [
-            Column(task, own, form, format_sd=format_percent)
-            for task, own in zip(tasks, zip(*cells, strict=True), strict=True)
-        ]
-        texts = [("learns", learns)] if is_cost else ()
+    names = [shorten_name(head.label) for head in measured]
+    for kind, values in BY_TASK:
+        cells = zip(*(head.by_step(values) for head in measured), strict=True)
+        columns = [Column(task, own, format_metric("last")) for task, own in zip(tasks, cells, strict=True)]
         minor = "(Last)" not in kind
-        blocks.append(make_grid(f"{kind}: {title}", names, columns, texts=texts, notes=[note], minor=minor))
+        blocks.append(make_grid(f"{kind}: {title}", names, columns, notes=["Accuracy in %."], minor=minor))
     text = [_story(runs), *([published] if isinstance(published, str) else [])]
     return Section(title, tuple(blocks), tuple(text), stream_notes(runs))
 
@@ -196,12 +183,8 @@ def _story(runs: Sequence[Run]) -> str:
     first, classes = streams[0], runs[0].n_classes
     n = len(first.tasks)
     titles = [f"{task.name} ({len(task.classes)} classes)" for task in first.tasks]
-    if len({tuple(task.name for task in stream.tasks) for stream in streams}) > 1:
-        order = "their order depends on the seed"
-    else:
-        order = ", then ".join(titles) if n <= MAX_LISTED_TASKS else f"first {titles[0]}, at last {titles[-1]}"
-        if len({tuple(name for task in stream.tasks for name in task.classes) for stream in streams}) > 1:
-            order += "; the order of classes depends on the seed"
+    is_fixed = len({tuple(task.name for task in stream.tasks) for stream in streams}) == 1
+    order = ", then ".join(titles) if is_fixed else "their order depends on the seed"
     task_note = (
         "The task of each test picture is known: a head predicts among the classes of that task."
         if first.task_known
@@ -214,14 +197,14 @@ def _story(runs: Sequence[Run]) -> str:
 
 
 def _grid(heads: Sequence[Spot], title: str, runs: Sequence[Run]) -> Grid:
-    sizes, seconds = ([head.by_step(values) for head in heads] for values in (_sizes, _seconds))
+    sizes = [head.by_step(lambda result: [step.size for step in result.steps]) for head in heads]
+    seconds = [head.by_step(lambda result: [step.seconds for step in result.steps]) for head in heads]
     fits = [Cell((sum(cell.mean for cell in own),) if own else ()) for own in seconds]
     stored = [Cell(remark=f"{own[0].mean:,.0f} → {own[-1].mean:,.0f}" if own else "-") for own in sizes]
     costs = [
         Column("all fits in s", fits, "{:.3g}".format),
         Column("stored numbers, first → last task", stored, "{:,.0f}".format),
     ]
-    failures = failure_messages({head.label: head.runs for head in heads})
     definitions = " ".join([f"In %. Bold: {BEST_NOTE}", *METRIC_DEFINITIONS])
-    notes = [definitions, JOINT, *fidelity_notes(runs), *failures]
+    notes = [definitions, JOINT, *fidelity_notes(runs), *_failures(heads)]
     return stream_grid(heads, f"Transfer, Average, Last: {title}", costs, notes)

@@ -243,12 +243,9 @@ class Study:
 
     def failures(self) -> list[str]:
         """A sentence for each head and reason of a failure, with how often it failed."""
-        failed = [(setting, run) for setting, spot in self.spots.items() for run in spot.runs if run.error is not None]
-        counts = Counter((setting.label, setting.data, run.error) for setting, run in failed)
-        return [
-            f"{label} on {data} failed{f' {n} times' if n > 1 else ''}: {error}"
-            for (label, data, error), n in counts.items()
-        ]
+        return failure_messages(
+            (f"{setting.label} on {setting.data}", run) for setting, spot in self.spots.items() for run in spot.runs
+        )
 
     @cached_property
     def varied_values(self) -> dict[str, float | str]:
@@ -267,6 +264,14 @@ class Study:
         methods = {setting.label: spot.runs[0].method for setting, spot in self.spots.items() if spot.runs}
         steady = [label for label in labels if label not in self.varied_values]
         return next((label for label in steady if methods.get(label) == REFERENCE), labels[0])
+
+
+def failure_messages(named_runs: Iterable[tuple[str, Run]]) -> list[str]:
+    """Why runs failed: a sentence for each name and reason."""
+    counts = Counter((name, run.error) for name, run in named_runs if run.error is not None)
+    return [
+        f"{name} failed{f' {n} times' if n > 1 else ''}: {error.rstrip('.')}." for (name, error), n in counts.items()
+    ]
 
 
 def _setting(entry: Entry) -> Setting:

@@ -342,46 +342,25 @@ def _make_suite(name: str, fields: Mapping[str, Any]) -> Suite:
         raise DataError(f"suite '{name}': {_explain(error)}") from error
 
 
-EXAMPLES = {
-    "heads": 'heads = ["zero-shot", { head = "clip-adapter", params = { alpha = 0.2 } }]',
-    "prompts": 'prompts = [{ label = "name alone", templates = ["{}"] }]',
-    "shots": "shots = [1, 4, 16]",
-    "seeds": "seeds = [1, 2, 3]",
-    "views": 'views = 10, or views = "per-epoch"',
-    "data": 'data = ["dtd", "eurosat"]',
-    "encoders": 'encoders = ["open_clip:ViT-B-32/openai"]',
-    "options": "options = { folds = 10 }",
-    "stream": "stream = { classes_per_task = 10 }",
-}
-"""How fields are written that are more than a text or a number."""
-
-
-TABLES: dict[str, tuple[str, type[FrozenModel]]] = {
-    "heads": ("head with parameters", Variant),
-    "prompts": ("table of 'prompts'", Prompts),
-    "stream": ("table 'stream'", StreamRules),
-}
-"""What the tables in a field are called, and their fields."""
-MODELS: list[type[FrozenModel]] = [Suite, Order, *(model for _, model in TABLES.values())]
-FIELD_NAMES = {name for model in MODELS for name in model.model_fields}
+TABLES: dict[str, type[FrozenModel]] = {"heads": Variant, "prompts": Prompts, "stream": StreamRules, "orders": Order}
+"""The tables in a suite, by the field that they stand in."""
+FIELD_NAMES = {*Suite.model_fields, *(name for model in TABLES.values() for name in model.model_fields)}
 
 
 def _explain(error: ValidationError) -> str:
-    """What is wrong with the first wrong value of a suite, and how it is written."""
+    """What is wrong with the first wrong value of a suite."""
     first = error.errors()[0]
     message, location = first["msg"].removeprefix("Value error, "), first["loc"]
     if not location:
         return message
-    field = str(location[0])
     if first["type"] == "extra_forbidden":
-        kind, model = TABLES.get(field, ("suite", Suite)) if len(location) > 1 else ("suite", Suite)
-        if "orders" in location:
-            kind, model = "table of 'orders'", Order
-        return str(unknown(f"field of a {kind}", str(location[-1]), list(model.model_fields)))
+        table = next((part for part in reversed(location[:-1]) if part in TABLES), None)
+        where = "a suite" if table is None else f"a table of '{table}'"
+        model: type[FrozenModel] = TABLES.get(str(table), Suite)
+        return str(unknown(f"field of {where}", str(location[-1]), list(model.model_fields)))
     # Between the names of fields stand the types that a value may have, which say nothing to the author of a suite.
     parts = [part for part in location if isinstance(part, int) or part in FIELD_NAMES]
     where = ", ".join(f"entry {part + 1}" if isinstance(part, int) else f"'{part}'" for part in parts)
-    what = (
-        "is missing" if first["type"] == "missing" else f"is {brief(first['input'])}: {message[0].lower()}{message[1:]}"
-    )
-    return f"{where} {what}" + (f"; write it as in {EXAMPLES[field]}" if field in EXAMPLES else "")
+    if first["type"] == "missing":
+        return f"{where} is missing; docs/studies.md has the fields and examples"
+    return f"{where} is {brief(first['input'])}: {message[0].lower()}{message[1:]}; see docs/studies.md"

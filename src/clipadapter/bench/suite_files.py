@@ -11,12 +11,13 @@ from clipadapter.utils.files import path_without_links
 from clipadapter.utils.parsing import parse_toml, read_text
 from clipadapter.utils.registry import unknown
 
+FOLDER = files("clipadapter.bench") / "suites"
 MAX_SUITE_BYTES = 1 << 20
 
 
 def list_suites() -> list[str]:
     """Names of the suites of the package, sorted."""
-    return sorted(entry.name[:-5] for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+    return sorted(entry.name[:-5] for entry in FOLDER.iterdir() if entry.name.endswith(".toml"))
 
 
 def read_suite(name: str | Path) -> tuple[str, dict[str, Any]]:
@@ -27,7 +28,7 @@ def read_suite(name: str | Path) -> tuple[str, dict[str, Any]]:
         return stem, parse_toml(read_text(text, MAX_SUITE_BYTES), f"suite '{stem}'")
     if text not in list_suites():
         raise unknown("suite", text, list_suites())
-    return text, parse_toml((_folder() / f"{text}.toml").read_text(encoding="utf-8"), f"suite '{text}'")
+    return text, parse_toml((FOLDER / f"{text}.toml").read_text(encoding="utf-8"), f"suite '{text}'")
 
 
 def plan_file(folder: Path, name: str) -> Path:
@@ -51,7 +52,3 @@ def missing_study(folder: Path, name: str) -> DataError:
     return DataError(
         f"'{folder}' has no runs of suite '{name}'; it has: {', '.join(list_planned_suites(folder)) or 'none'}"
     )
-
-
-def _folder() -> Any:
-    return files("clipadapter.bench") / "suites"

@@ -18,6 +18,7 @@ from clipadapter.bench.study import (
     Row,
     Value,
     combine_by_seed,
+    failure_messages,
     fit_seconds,
     format_shots,
     metric_value,
@@ -210,7 +211,7 @@ def measured_grid(table: Pivot, metric: str = "accuracy") -> Grid:
         list(names.values()),
         columns,
         takes_part=[not transductive_mark(table.runs(row)) for row in table.rows],
-        notes=[*notes, *failure_messages({name: table.runs(row) for row, name in names.items()})],
+        notes=[*notes, *failure_messages((name, run) for row, name in names.items() for run in table.runs(row))],
         minor=metric != "accuracy",
     )
 
@@ -239,13 +240,13 @@ def cost_grid(table: Pivot, minor: bool = True) -> Grid:
     """The cost of each head with the most shots; over several test parts or data sets a mean, seed by seed."""
     of_heads = [[run for part in _costed_parts(table) for run in table.runs(row, part)] for row in table.rows]
     costed = [run for own in of_heads for run in own]
-    machines = dict.fromkeys(
-        f"{run.machine.cpus} CPUs, {run.machine.platform}"
-        + ("" if run.machine.device == "cpu" else f", heads on {run.machine.device}")
-        for run in costed
-    )
+    machines = dict.fromkeys(f"{run.machine.cpus} CPUs, {run.machine.platform}" for run in costed)
     columns = [Column("accuracy in %", [cost_cell(table, row) for row in table.rows], format_percent)]
-    for header, value in (("fit in s", fit_seconds), ("predict in ms a picture", _milliseconds_per_picture)):
+
+    def predict_milliseconds(run: Run) -> float | None:
+        return None if run.seconds is None else 1000 * run.seconds.predict / run.n_test
+
+    for header, value in (("fit in s", fit_seconds), ("predict in ms a picture", predict_milliseconds)):
         cells = [cost_cell(table, row, value) for row in table.rows]
         columns.append(Column(header, cells, "{:.3g}".format, format_sd="{:.2g}".format))
     columns.append(Column("stored numbers", [_mean_size(own) for own in of_heads], "{:,.0f}".format))
@@ -273,10 +274,6 @@ def cost_cell(table: Pivot, row: Row, value: Value = ACCURACY) -> Cell:
     """The mean of a value over the costed parts that a head was measured on, by seed."""
     measured = [own for part in _costed_parts(table) if (own := table.by_seed(row, part, value))]
     return Cell(tuple(combine_by_seed(measured).values()))
-
-
-def _milliseconds_per_picture(run: Run) -> float | None:
-    return None if run.seconds is None else 1000 * run.seconds.predict / run.n_test
 
 
 def _mean_size(runs: Sequence[Run]) -> Cell:
@@ -349,14 +346,12 @@ def stream_notes(runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def device_notes(runs: Iterable[Run]) -> list[str]:
-    """Where heads computed, if not all on the CPU: records of several devices in one table are named as such."""
+    """Where heads computed, if not all on the CPU, as those that train through a text tower may."""
     counts = Counter(run.machine.device for run in runs)
-    if len(counts) > 1:
-        devices = "; ".join(f"{device} ({format_count(n, 'run')})" for device, n in sorted(counts.items()))
-        return [
-            f"Heads computed on several devices: {devices}. Metrics differ by rounding. Seconds are not comparable."
-        ]
-    return [f"Heads computed on {device}." for device in counts if device != "cpu"]
+    if set(counts) <= {"cpu"}:
+        return []
+    devices = "; ".join(f"{device} ({format_count(n, 'run')})" for device, n in sorted(counts.items()))
+    return [f"Heads computed on {devices}. Metrics of several devices differ by rounding."]
 
 
 def seeds_note(runs: Iterable[Run]) -> str:
@@ -407,14 +402,6 @@ def _some(texts: Iterable[str], limit: int) -> str:
     items = list(texts)
     suffix = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + suffix
-
-
-def failure_messages(runs_by_head: Mapping[str, Sequence[Run]]) -> list[str]:
-    """Why heads failed, one sentence per head and reason."""
-    counts = Counter((name, run.error) for name, runs in runs_by_head.items() for run in runs if run.error is not None)
-    return [
-        f"{name} failed{f' {n} times' if n > 1 else ''}: {error.rstrip('.')}." for (name, error), n in counts.items()
-    ]
 
 
 # ---- What tables and plots of one comparison have in common ----

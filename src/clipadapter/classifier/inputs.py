@@ -47,7 +47,7 @@ def read_labelled(
         raise InputError("features and their labels go to fit_features or evaluate_features, but pictures are needed")
     if labels is None:
         if isinstance(images, str | Path):
-            dataset = load_labelled(images, default=default_split, one_class=default_split == "test")
+            dataset, _ = load_labelled(images, default=default_split, one_class=default_split == "test")
         elif isinstance(images, Dataset):
             dataset = images
         else:

@@ -22,7 +22,7 @@ def open_dataset(
     """Open labelled pictures, with the class names of a JSON file. See `clipadapter.data.load.load_labelled`."""
     from clipadapter.data.load import load_labelled
 
-    return rename_classes(load_labelled(source, split, default), class_names)
+    return rename_classes(load_labelled(source, split, default)[0], class_names)
 
 
 def rename_classes(dataset: Dataset, class_names: Path | None) -> Dataset:

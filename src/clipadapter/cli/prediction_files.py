@@ -214,7 +214,7 @@ def file_facts(path: Path) -> bytes:
     return blake2b(repr(facts).encode(), digest_size=16).digest()
 
 
-def stamp_files(files: Iterable[bytes], *facts: object) -> str:
+def hash_facts(files: Iterable[bytes], *facts: object) -> str:
     """A digest of the `file_facts` of files and of other facts."""
     digest = blake2b(repr(facts).encode(), digest_size=16)
     for file in files:

@@ -80,16 +80,6 @@ class MemoryBudget:
         """Remove all holders and waiters: for a forked process, which has none of these threads."""
         self._changed, self._waiting, self._held = threading.Condition(), deque(), 0
 
-    @property
-    def held(self) -> int:
-        """Bytes that are in use."""
-        return self._held
-
-    @property
-    def waiting(self) -> int:
-        """Number of waiting threads."""
-        return len(self._waiting)
-
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
         """Wait until ``size`` bytes are free, and hold them until the end of the block."""
@@ -346,20 +336,12 @@ def _limit_memory(size: int) -> None:
         import resource
     except ImportError:
         return
-    with contextlib.suppress(OSError, ValueError):  # ValueError: the hard limit is lower
-        used = _data_bytes()
-        if used:
-            # Not RLIMIT_AS: allocators reserve address space for each thread that they never use.
-            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-            resource.setrlimit(resource.RLIMIT_DATA, (used + size + SPARE_BYTES, hard))
-
-
-def _data_bytes() -> int:
-    """Memory that this process has allocated; 0 if the system does not report it."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    # OSError: the system does not say what is allocated; ValueError: the hard limit is lower.
+    with contextlib.suppress(OSError, ValueError):
+        allocated = int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+        # Not RLIMIT_AS: allocators reserve address space for each thread that they never use.
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (allocated + size + SPARE_BYTES, hard))
 
 
 DECODER_PROCESSES = DecoderProcesses()

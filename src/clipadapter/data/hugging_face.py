@@ -7,9 +7,7 @@ unchanged. Pictures that are files already are used in place.
 from __future__ import annotations
 
 import hashlib
-import importlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +41,9 @@ def read_hugging_face(name: str) -> Listing:
     samples: list[Sample] = []
     for part, split in split_by_part.items():
         table = tables[part]
-        paths = _write_pictures(package, table, image, default_cache_dir() / "hf" / _folder_name(name, part, table))
+        # The fingerprint of a table changes with its data.
+        key = hashlib.blake2b(f"{name}\0{part}\0{table._fingerprint}".encode(), digest_size=8).hexdigest()
+        paths = _write_pictures(package, table, image, default_cache_dir() / "hf" / safe_file_name(f"{key}-{name}"))
         labels = [class_names[row] if row is not None and row >= 0 else None for row in table[label]]
         samples += [Sample(path, text, split) for path, text in zip(paths, labels, strict=True)]
     return Listing(Dataset(f"{PREFIX}{name}", Path(), tuple(samples), class_names), left_out)
@@ -54,26 +54,11 @@ def _load_tables(package: Any, name: str) -> Mapping[str, Any]:
     path, _, config = name.partition("@")
     is_saved = any((Path(path) / file).is_file() for file in ("dataset_dict.json", "state.json"))
     try:
-        with _matching_progress_bars(package):
-            tables = package.load_from_disk(path) if is_saved else package.load_dataset(path, config or None)
+        tables = package.load_from_disk(path) if is_saved else package.load_dataset(path, config or None)
     except Exception as error:  # the package's errors have no common base class and differ by version
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"the Hugging Face data set '{printable(name)}' can't be loaded: {reason}") from error
     return tables if isinstance(tables, dict) else {"all": tables}
-
-
-@contextmanager
-def _matching_progress_bars(package: Any) -> Iterator[None]:
-    """Hide the progress bars of ``datasets`` if those of the hub client are hidden."""
-    hub: Any = importlib.import_module("huggingface_hub.utils")
-    hide = hub.are_progress_bars_disabled() and not package.are_progress_bars_disabled()
-    if hide:
-        package.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            package.enable_progress_bars()
 
 
 def _find_columns(package: Any, name: str, features: Mapping[str, Any]) -> tuple[str, str]:
@@ -86,12 +71,6 @@ def _find_columns(package: Any, name: str, features: Mapping[str, Any]) -> tuple
         requirement = "it needs one column of pictures (Image) and one of labels (ClassLabel), or one called label"
         raise DataError(f"the Hugging Face data set '{printable(name)}' has the columns {description}; {requirement}")
     return images[0], (usual_labels or labels)[0]
-
-
-def _folder_name(name: str, part: str, table: Any) -> Path:
-    """Folder name for the pictures of a split. It has the fingerprint of the table, which changes with the data."""
-    key = hashlib.blake2b(f"{name}\0{part}\0{table._fingerprint}".encode(), digest_size=8).hexdigest()
-    return Path(safe_file_name(f"{key}-{name}"))
 
 
 def _write_pictures(package: Any, table: Any, image: str, folder: Path) -> list[Path]:

@@ -473,21 +473,16 @@ def _upright(rgb: Image.Image, stored: Image.Image) -> Image.Image:
     }
     try:
         if stored.format != "JPEG":  # the EXIF block of a JPEG was checked before Pillow read it
-            check_exif(_exif(stored))
+            exif = stored.info.get("exif")
+            if exif is None and (text := stored.info.get("Raw profile type exif")):  # of a PNG of ImageMagick
+                exif = bytes.fromhex("".join(text.split("\n")[3:]))  # after an empty line, "exif" and the length
+            check_exif(exif or b"")
         transposition = transpositions.get(stored.getexif().get(0x0112))  # tag Orientation
     except TooCostly:
         raise
     except Exception:  # a damaged EXIF block must not make the picture unreadable
         return rgb
     return rgb if transposition is None else rgb.transpose(transposition)
-
-
-def _exif(image: Image.Image) -> bytes:
-    """The EXIF block that Pillow will read. ImageMagick writes it into PNG files as text."""
-    exif = image.info.get("exif")
-    if exif is None and (text := image.info.get("Raw profile type exif")):
-        exif = bytes.fromhex("".join(text.split("\n")[3:]))  # after an empty line, "exif" and the length
-    return exif or b""
 
 
 def _from_array(array: NDArray[Any], name: str) -> Image.Image:

@@ -87,15 +87,11 @@ def check_layout(source: Path, dataset: Dataset) -> None:
 
 def load_labelled(
     source: str | Path, split: str | None = None, default: str | None = None, *, one_class: bool = False
-) -> Dataset:
-    """Load labelled pictures: one split of a data set, else its split ``default`` if there is one, else all of it."""
-    return load_with_splits(source, split, default, one_class=one_class)[0]
-
-
-def load_with_splits(
-    source: str | Path, split: str | None, default: str | None, *, one_class: bool = False
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """The same, with the names of all splits of the data set."""
+    """Load labelled pictures: one split of a data set, else its split ``default`` if there is one, else all of it.
+
+    Returns them and the names of all splits of the data set.
+    """
     try:
         dataset = load_dataset(source, one_class=one_class)
     except LayoutError as error:

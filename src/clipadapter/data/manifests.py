@@ -110,20 +110,14 @@ def _parse_text(value: object, column: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, str) and value.strip():
-        if not _is_encodable(value, column):
-            raise DataError(f"{where}: the {column} has a lone surrogate (half of a character): {printable(value)}")
+        try:
+            os.fsencode(value) if column == "path" else value.encode()
+        except UnicodeEncodeError as error:
+            text = f"the {column} has a lone surrogate (half of a character): {printable(value)}"
+            raise DataError(f"{where}: {text}") from error
         return value.strip()
     problem = "is empty" if value is None or isinstance(value, str) else f"is {value!r}, not a string"
     raise DataError(f"{where}: the {column} {problem}")
-
-
-def _is_encodable(text: str, column: str) -> bool:
-    """Whether UTF-8, or for a path the file system, can encode a text."""
-    try:
-        os.fsencode(text) if column == "path" else text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _csv_rows(path: Path, delimiter: str = ",") -> _NumberedRows:

@@ -94,7 +94,8 @@ def scan(source: str | Path) -> ScanReport:
         notes.add(_relative(sample.path, dataset.root), image_notes)
     pairs = [(sample, result[:2]) for sample, result in zip(dataset.samples, results, strict=True)]
     readable = [sample for sample, (_, reason) in pairs if reason is None]
-    classes = _count_classes(dataset, readable)
+    counts = Counter((label, sample.split) for sample in readable for label in (sample.label_set or (sample.label,)))
+    classes = {name: {split: counts[name, split] for split in dataset.splits} for name in dataset.class_names}
     unreadable = [(_relative(s.path, dataset.root), reason) for s, (_, reason) in pairs if reason is not None]
     duplicates = _find_duplicates(dataset, ((s, digest) for s, (digest, reason) in pairs if reason is None))
     first = [parts[dataset.splits[0]] for parts in classes.values()]
@@ -121,11 +122,6 @@ def scan(source: str | Path) -> ScanReport:
 
 def _relative(path: Path, root: Path) -> str:
     return encodable(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)
-
-
-def _count_classes(dataset: Dataset, readable: Iterable[Sample]) -> dict[str, dict[str, int]]:
-    counts = Counter((label, s.split) for s in readable for label in (s.label_set or (s.label,)))
-    return {name: {split: counts[name, split] for split in dataset.splits} for name in dataset.class_names}
 
 
 def _find_duplicates(dataset: Dataset, digests: Iterable[tuple[Sample, bytes]]) -> tuple[Duplicate, ...]:

@@ -43,7 +43,6 @@ class AutoEncoder(Encoder):
 
     @classmethod
     def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
         refuse_variant("auto", variant)
         if not SOURCE.cached() and not hub_answers(SOURCE.repo, SOURCE.names[0]):
             LiteEncoder.check("")

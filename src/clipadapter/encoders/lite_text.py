@@ -100,15 +100,12 @@ class MiniLm(TextTower):
         return other
 
     def network(self) -> nn.Module:
-        """The transformer."""
         return self._bert.encoder
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text with its special tokens."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids (...,) to embeddings (..., 384)."""
         embeddings: Tensor = self._bert.embeddings.word_embeddings(ids.to(self.device))
         return embeddings
 
@@ -258,7 +255,11 @@ def load_bridge(tower: MiniLm, weight: Tensor) -> Bridge:
 
     They are computed, in about half a minute, only if the installed timm has other names.
     """
-    embeddings = _read_names() or embed_names(tower)
+    with safetensors.safe_open(str(NAMES_FILE), framework="pt") as file:
+        embeddings = {name: file.get_tensor(name) for name in ("names", "centres")}
+        digest = file.metadata()["digest"]
+    if digest != _digest(embeddings):
+        embeddings = embed_names(tower)
     return Bridge(embeddings["names"], embeddings["centres"].mean(dim=0), weight)
 
 
@@ -279,17 +280,6 @@ def embed_names(tower: MiniLm) -> dict[str, Tensor]:
 def serialize_names(embeddings: dict[str, Tensor]) -> bytes:
     """The result of `embed_names` as the safetensors file that `load_bridge` reads."""
     return safetensors.torch.save(embeddings, {"digest": _digest(embeddings)})
-
-
-def _read_names() -> dict[str, Tensor] | None:
-    """The packaged result of `embed_names`; None if it is missing or of other names."""
-    try:
-        with safetensors.safe_open(str(NAMES_FILE), framework="pt") as file:
-            embeddings = {name: file.get_tensor(name) for name in ("names", "centres")}
-            digest = (file.metadata() or {}).get("digest")
-    except (OSError, safetensors.SafetensorError):
-        return None
-    return embeddings if digest == _digest(embeddings) else None
 
 
 def _digest(arrays: dict[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from clipadapter.encoders.base import TOKENIZER_PROBES, Encoder, EncoderInfo, compute_fingerprint, unique_texts
-from clipadapter.encoders.catalogue import (
-    QUICK_GELU,
-    EncoderListing,
-    check_pretrained,
-    find_licence,
-    listings_of,
-)
+from clipadapter.encoders.catalogue import QUICK_GELU, check_pretrained, find_licence, suggest
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_layers import VisualEncoder, find_projection
 from clipadapter.encoders.open_clip_prompts import PromptPlaces, find_prompt_places
@@ -98,32 +92,14 @@ class OpenClipEncoder(VisualEncoder):
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Open what `find_source` finds."""
         return cls(find_source(cls.variant_start + variant), device)
 
     @classmethod
     def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
         if source := hub_source(cls.variant_start + variant):
             source.check()
 
-    @classmethod
-    def listing(cls) -> list[EncoderListing]:
-        """All pretrained models of open_clip, each once: without the second names for QuickGELU."""
-        import open_clip
-
-        known = {one.name: one for one in listings_of("open_clip")}
-        listings = []
-        for model, tag in open_clip.list_pretrained():
-            if not model.endswith(QUICK_GELU):
-                name = f"open_clip:{model}/{tag}"
-                licence = find_licence(weights_files(open_clip.get_pretrained_cfg(model, tag))[0])
-                dim = int(open_clip.get_model_config(model)["embed_dim"])
-                listings.append(known.get(name, EncoderListing(name, dim, licence)))
-        return listings
-
     def network(self) -> nn.Module:
-        """The model's ``visual``."""
         visual: nn.Module = self._model.visual
         return visual
 
@@ -137,7 +113,6 @@ class OpenClipEncoder(VisualEncoder):
         return open_text_tower(self._model, self._tokenizer, self.info.fingerprint, self.device)
 
     def tunable_copy(self) -> OpenClipEncoder:
-        """A second encoder on the same weights."""
         other = copy.copy(self)
         for name in ("_text_tower", "_last_step", "_inner", "_second_size"):  # rebuilt from the modules of the copy
             other.__dict__.pop(name, None)
@@ -146,10 +121,8 @@ class OpenClipEncoder(VisualEncoder):
 
     def prompt_places(self) -> PromptPlaces | None:
         """See `clipadapter.encoders.open_clip_prompts`; None unless the model is a ViT with a causal text tower."""
-        return find_prompt_places(self._model, self._tokenizer, self._set_tokenizer, self.device)
-
-    def _set_tokenizer(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        set_tokenizer = partial(setattr, self, "_tokenizer")
+        return find_prompt_places(self._model, self._tokenizer, set_tokenizer, self.device)
 
     def projection(self) -> Projection | None:
         """The last step if the image tower is CLIP's, or one of timm with a linear head; None for SigLIP and CoCa."""
@@ -172,11 +145,6 @@ class HubEncoder(OpenClipEncoder):
     """A model of open_clip from a repository of the hub, ``hf-hub:ORG/MODEL`` or ``hf-hub:ORG/MODEL@REVISION``."""
 
     variant_start = "hf-hub:"
-
-    @classmethod
-    def listing(cls) -> list[EncoderListing]:
-        """Those that the catalogue recommends."""
-        return listings_of("hf-hub")
 
 
 @dataclass(frozen=True)
@@ -268,7 +236,7 @@ def find_file(model: str, path: str) -> ModelSource:
         return ModelSource(f"{_name(name, tag)}:{file}", name, config, str(file), facts, is_own_file=True)
     config = open_clip.get_model_config(name)
     if config is None:
-        raise UnknownNameError(f"the installed open_clip has no architecture '{name}'")
+        raise UnknownNameError(f"open_clip has no architecture '{name}'.{suggest(name, open_clip.list_models())}")
     facts, note = _preprocessing_of(name, path), ""
     if not config.get("quick_gelu") and open_clip.get_model_config(name + QUICK_GELU):
         note = (

@@ -6,8 +6,8 @@ tower, as ``get_intermediate_layers`` of DINOv2 takes them (https://github.com/f
 timm also give the tokens of the last layer. The input of a linear last step follows in ``inner-token``, or in
 ``inner-mean`` if there is no class token.
 
-Convolutional towers give ``inner-mean``, ``inner-max`` and ``inner-std``: statistics of the channels of their stages;
-see `clipadapter.encoders.inner_layers.map_statistics`. Maximum and deviation of the last map follow, if it is not the
+Convolutional towers give ``inner-mean``, ``inner-max`` and ``inner-std``: statistics of the channels of their stages
+(`clipadapter.encoders.inner_layers.select_statistics`). Maximum and deviation of the last map follow, if it is not the
 output of the last stage. The input of a linear last step follows in ``inner-mean``.
 
 At another size position embeddings are interpolated on their grid (bicubic, antialiased), as open_clip and timm do when
@@ -84,7 +84,6 @@ class VisualEncoder(TorchEncoder):
         return size
 
     def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
-        """See `Encoder.layer_network`."""
         widths, tower, last_step = self.layers(), self.network(), self._last_step
         missing = [layer for layer in layers if layer not in widths]
         if missing:
@@ -109,7 +108,6 @@ class VisualEncoder(TorchEncoder):
         return _LayerNetwork(visual, self._inner, final_width, layers, width).eval()
 
     def patches(self, pixels: Tensor) -> Tensor | None:
-        """See `encode_patches`."""
         return encode_patches(self.network(), pixels)
 
     def _step(self) -> int | None:

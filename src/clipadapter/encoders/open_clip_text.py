@@ -58,7 +58,6 @@ class OpenClipTextTower(TextTower):
         return [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
 
     def network(self) -> nn.Module:
-        """The transformer."""
         transformer: nn.Module = self._layers.transformer
         return transformer
 
@@ -68,12 +67,10 @@ class OpenClipTextTower(TextTower):
         return norm
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(...,) to (..., w)."""
         embeddings: Tensor = self._layers.token_embedding(ids.to(self.device))
         return embeddings
 
     def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """(k, l, w) to raw features (k, d)."""
         lengths = lengths.to(self.device)
         if self._causal is not None:
             return self._causal.encode(embeddings[:, : int(lengths.max())], lengths - 1)
@@ -89,12 +86,12 @@ class OpenClipTextTower(TextTower):
     def encode_prefix(self, embeddings: Tensor) -> Prefix:
         """(p, w), run through the layers if they are causal and of the kind that `plain_blocks` knows."""
         blocks = self._blocks()
-        if blocks is None or not all(_covers_prompts(block, len(embeddings)) for block in blocks):
-            return super().encode_prefix(embeddings)
+        prompted = [block for block in blocks or () if isinstance(block, PromptedBlock)]
+        if blocks is None or any(len(block.source()) >= len(embeddings) for block in prompted):
+            return super().encode_prefix(embeddings)  # not all prompts stand among the first tokens
         return Prefix(embeddings, run_prefix(blocks, self._add_positions(embeddings, 0)))
 
     def encode_after_prefix(self, prefix: Prefix, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """(k, l, w) after a prefix to raw features (k, d)."""
         blocks = self._blocks()
         if blocks is None or not prefix.keys_values:
             return super().encode_after_prefix(prefix, embeddings, lengths)
@@ -262,11 +259,6 @@ def _has_plain_attention(block: Any) -> bool:
         and not attention.add_zero_attn
         and not attention.dropout
     )
-
-
-def _covers_prompts(block: Any, length: int) -> bool:
-    """Whether all prompts of a block stand among the first tokens of a text."""
-    return not isinstance(block, PromptedBlock) or 1 + len(block.source()) <= length
 
 
 def run_prefix(blocks: Sequence[Any], hidden: Tensor) -> list[KeysValues]:

@@ -68,15 +68,12 @@ def split_blocks(uri: str) -> tuple[str, tuple[str, ...]]:
 def list_listings() -> list[EncoderListing]:
     """What is known of all encoders without opening one: the recommended ones first.
 
-    torch is imported only if there are plug-ins, or another release of open_clip than the one that is described here.
+    torch is imported only if there are plug-ins.
     """
-    listings = {one.name: one for one in catalogue.list_known()}
-    schemes = {name.partition(":")[0] for name in listings}
-    missing = [] if catalogue.names_are_current() else ["open_clip"]
-    missing += [name for name in list_encoders() if name not in (*schemes, TEST_SCHEME)]
-    for name in missing:
-        listings = {**{one.name: one for one in encoder_info(name).cls.listing()}, **listings}
-    return list(listings.values())
+    known = catalogue.list_known()
+    schemes = {one.name.partition(":")[0] for one in known}
+    others = [name for name in list_encoders() if name not in (*schemes, TEST_SCHEME)]
+    return [*(one for name in others for one in encoder_info(name).cls.listing()), *known]
 
 
 def check_encoder(uri: str) -> None:

@@ -47,13 +47,11 @@ class SimClrEncoder(TorchEncoder):
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> SimClrEncoder:
-        """Open the encoder in a folder."""
         cls.check(variant)
         return cls(variant, device)
 
     @classmethod
     def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
         if not variant:
             raise InputError(
                 "'simclr' names no folder: say simclr:FOLDER, as 'clipadapter simclr --out FOLDER' made it"
@@ -61,7 +59,6 @@ class SimClrEncoder(TorchEncoder):
         find_file(Path(variant).expanduser().absolute())
 
     def network(self) -> nn.Module:
-        """ResNet-18 up to its pooling."""
         return self._tower
 
     def layers(self) -> Mapping[str, int]:
@@ -74,7 +71,6 @@ class SimClrEncoder(TorchEncoder):
         return second_size_of(self.info.image_size, STRIDE)
 
     def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
-        """See `Encoder.layer_network`."""
         tower: Any = self._tower
         stem = nn.Sequential(tower.conv1, tower.bn1, tower.relu, tower.maxpool)
         stages = (tower.layer1, tower.layer2, tower.layer3)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from clipadapter.encoders.base import Encoder, EncoderInfo, compute_fingerprint
-from clipadapter.encoders.catalogue import EncoderListing, list_timm, listings_of
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_layers import VisualEncoder
 from clipadapter.encoders.registry import register_encoder
@@ -55,6 +54,8 @@ class TimmEncoder(VisualEncoder):
         facts: Mapping[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
         self.pixels = read_pixels(source.uri, facts)
         self.device = device
+        pooling = str(getattr(network, "global_pool", ""))
+        architecture = [CODE_VERSION, facts["architecture"], pooling, self.pixels.to_dict()]
         self.info = EncoderInfo(
             name=source.uri,
             dim=measure_width(network, self.pixels.size, source.uri),
@@ -62,30 +63,23 @@ class TimmEncoder(VisualEncoder):
             logit_scale=DEFAULT_LOGIT_SCALE,
             logit_bias=None,
             licence=source.licence,
-            fingerprint=_fingerprint(network, facts, self.pixels),
+            fingerprint=compute_fingerprint(architecture, network.state_dict()),
         )
         self._visual = as_open_clip_tower(network.to(device), self.pixels.size)
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Open what `find_source` finds."""
         return cls(find_source(variant), device)
 
     @classmethod
     def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
-        parts = parse_timm(variant)
-        if parts.model and not parts.path:
-            _weights_on_hub(_look_up(parts.model)).check()
+        model, _, path = parse_timm(variant)
+        if model and not path:
+            _weights_on_hub(_look_up(model)).check()
 
     def network(self) -> nn.Module:
         """The model without its classifier, as an image tower of open_clip."""
         return self._visual
-
-    @classmethod
-    def listing(cls) -> list[EncoderListing]:
-        """All pretrained models of timm."""
-        return list({one.name: one for one in [*listings_of("timm"), *list_timm()]}.values())
 
 
 @dataclass(frozen=True)
@@ -101,15 +95,15 @@ class TimmSource:
 
 def find_source(variant: str) -> TimmSource:
     """The source that follows the scheme in the URI of an encoder; weights of the hub are downloaded if need be."""
-    parts = parse_timm(variant)
-    if not parts.model:
-        return _find_folder(Path(parts.path).expanduser().resolve())
-    facts = _look_up(parts.model)
+    model, side, path = parse_timm(variant)
+    file = Path(path).expanduser().resolve()
+    if not model:
+        return _find_folder(file)
+    facts = _look_up(model)
     name = ".".join(part for part in (facts["architecture"], facts.get("tag", "")) if part)
-    size: dict[str, Any] = {} if parts.size is None else {"input_size": (3, parts.size, parts.size)}
-    suffix = "" if parts.size is None else f"@{parts.size}"
-    if parts.path:
-        file = Path(parts.path).expanduser().resolve()
+    size: dict[str, Any] = {} if side is None else {"input_size": (3, side, side)}
+    suffix = "" if side is None else f"@{side}"
+    if path:
         n_classes = _count_classes(file, facts.get("classifier"))
         own = {"file": str(file), "num_classes": n_classes, "label_offset": 0, **size}
         return TimmSource(f"timm:{name}{suffix}:{file}", name, own, n_classes)
@@ -227,9 +221,3 @@ def measure_width(network: nn.Module, size: int, uri: str) -> int:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise InputError(f"{uri} gives no single feature per picture, but {shape}: take a model that pools its output")
     return int(features.shape[1])
-
-
-def _fingerprint(network: nn.Module, facts: Mapping[str, Any], pixels: PixelSpec) -> str:
-    """Hex digest of the weights, the architecture, the pooling and the preprocessing."""
-    pooling = str(getattr(network, "global_pool", ""))
-    return compute_fingerprint([CODE_VERSION, facts["architecture"], pooling, pixels.to_dict()], network.state_dict())

@@ -65,7 +65,6 @@ class ToyEncoder(Encoder):
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
-        """One line."""
         return [EncoderListing("toy", WIDTH, "Apache-2.0", NOTE)]
 
     def preprocess(self, image: Image.Image) -> Tensor:
@@ -97,11 +96,9 @@ class ToyEncoder(Encoder):
         return {FINAL: WIDTH, INNER: N_STATISTICS * 3 * INNER_GRID**2, RARE_PATCHES: len(PATCH_COUNTS) * 3}
 
     def second_size(self) -> int:
-        """48."""
         return SECOND_IMAGE_SIZE
 
     def layer_network(self, layers: Sequence[str], size: int) -> torch.nn.Module:
-        """See `Encoder.layer_network`."""
         if size % GRID:
             raise InputError(f"the toy encoder takes multiples of {GRID} pixels, but the size is {size}")
         return _ToyNetwork(self._projection, layers, size).eval()
@@ -112,7 +109,6 @@ class ToyEncoder(Encoder):
         return patch_distances(to_tensor(square, PIXELS.mean, PIXELS.std)[None])[0]
 
     def text_tower(self) -> TextTower:
-        """The word vectors."""
         return self._tower
 
     def projection(self) -> Projection:
@@ -120,7 +116,6 @@ class ToyEncoder(Encoder):
         return Projection(torch.eye(WIDTH))
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Texts to (k, 32)."""
         different, index = unique_texts(texts)
         tokens = [torch.tensor(ids) for ids in self._tower.tokenize(different)]
         lengths = torch.tensor([len(ids) for ids in tokens])

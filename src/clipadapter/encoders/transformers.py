@@ -70,6 +70,10 @@ class TransformersEncoder(TorchEncoder):
                 f"{source.uri} does not take the pictures of {size} pixels that it states: {error}"
             ) from error
         scale, bias = getattr(model, "logit_scale", None), getattr(model, "logit_bias", None)
+        # Not the versions and paths that the library writes into a configuration.
+        config = {k: value for k, value in source.config.items() if not k.startswith("_") and "version" not in k}
+        tokens = [] if self._text is None else self._text.tokenize(TOKENIZER_PROBES)
+        facts = [CODE_VERSION, config, source.pixels.to_dict(), tokens]
         self.info = EncoderInfo(
             name=source.uri,
             dim=width,
@@ -77,14 +81,13 @@ class TransformersEncoder(TorchEncoder):
             logit_scale=DEFAULT_LOGIT_SCALE if scale is None else float(scale.exp()),
             logit_bias=None if bias is None else float(bias),
             licence=source.licence,
-            fingerprint=_fingerprint(source, model, self._text),
+            fingerprint=compute_fingerprint(facts, model.state_dict()),
             note=source.note,
         )
         self._model, self._network = model.to(device), network.to(device)
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Open what `find_source` finds."""
         return cls(find_source(variant), device)
 
     @classmethod
@@ -96,7 +99,6 @@ class TransformersEncoder(TorchEncoder):
             _hub_source(variant, [CONFIG_FILE]).check()
 
     def network(self) -> nn.Module:
-        """The image tower with its projection."""
         return self._network
 
     def layers(self) -> Mapping[str, int]:
@@ -281,11 +283,6 @@ def _or(value: Any, default: Any) -> Any:
 def _read_source(uri: str, folder: Path, licence: str, note: str = "") -> TransformersSource:
     config = read_config(uri, folder / CONFIG_FILE)
     kind = config.get("model_type")
-    if kind == "siglip2":
-        raise EncoderUnavailableError(
-            f"{uri} is a NaFlex model of SigLIP 2, whose pictures keep their shape: that is not supported. Take one "
-            "of a fixed resolution, such as hf:google/siglip2-base-patch16-256"
-        )
     if not isinstance(kind, str) or kind not in FAMILIES:
         titles = ", ".join(dict.fromkeys(family.title for family in FAMILIES.values()))
         other = find_repository_name(uri.removeprefix("hf:").partition("@")[0])
@@ -409,11 +406,3 @@ class TextNetwork:
             rows.append((features if isinstance(features, Tensor) else features.pooler_output).float().cpu())
             order += batch
         return torch.cat(rows)[torch.tensor(order).argsort()]
-
-
-def _fingerprint(source: TransformersSource, model: nn.Module, text: TextNetwork | None) -> str:
-    """Hex digest of weights, architecture, preprocessing, and the tokens of probe texts."""
-    # Not the versions and paths that the library writes into a configuration.
-    config = {key: value for key, value in source.config.items() if not key.startswith("_") and "version" not in key}
-    tokens = [] if text is None else text.tokenize(TOKENIZER_PROBES)
-    return compute_fingerprint([CODE_VERSION, config, source.pixels.to_dict(), tokens], model.state_dict())

@@ -16,7 +16,6 @@ from typing import Any
 
 from clipadapter.encoders.catalogue import (
     QUICK_GELU,
-    check_architecture,
     check_pretrained,
     check_timm_model,
     find_repository_name,
@@ -57,7 +56,8 @@ def check_open_clip(variant: str) -> None:
             )
     elif has_path:
         check_file(rest, f"open_clip:{kind}:FILE", "open_clip:local-dir")
-        check_pretrained(model, tag) if model else check_architecture(tag)
+        if model:  # else the tag is an architecture: `find_file` of open_clip looks for it
+            check_pretrained(model, tag)
     elif variant.endswith(WEIGHTS_SUFFIXES):
         raise InputError(
             f"'open_clip:{variant}' names a file but no architecture: say open_clip:MODEL:{variant}, such as "
@@ -95,24 +95,16 @@ def check_transformers(variant: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class TimmVariant:
-    """What follows ``timm:`` in the URI of an encoder."""
-
-    model: str  # with or without the tag of its weights; empty for a folder
-    size: int | None  # side of the square in pixels, if it is stated
-    path: str  # file with weights, or folder; may be empty
-
-
-def parse_timm(variant: str) -> TimmVariant:
+def parse_timm(variant: str) -> tuple[str, int | None, str]:
     """Parse ``MODEL``, ``MODEL@SIZE``, ``MODEL:FILE``, ``MODEL@SIZE:FILE`` or ``local-dir:FOLDER``.
 
-    What can't be found is refused, as far as the text shows.
+    What can't be found is refused, as far as the text shows. Returns the model, with or without the tag of its weights,
+    which is empty for a folder; the side of the square in pixels, if it is stated; the file or folder, or "".
     """
     model, _, path = variant.partition(":")
     if model == "local-dir":
         check_folder(path, "timm:local-dir:FOLDER")
-        return TimmVariant("", None, path)
+        return "", None, path
     model, has_size, size = model.partition("@")
     if has_size and not (size.isdecimal() and 0 < int(size) <= MAX_TIMM_SIZE):
         raise InputError(f"'timm:{variant}' names no size: say timm:MODEL@PIXELS, such as {TIMM_EXAMPLE}@224")
@@ -127,7 +119,7 @@ def parse_timm(variant: str) -> TimmVariant:
     if path:
         check_file(path, f"timm:{model}:FILE", "timm:local-dir")
     check_timm_model(model, needs_weights=not path)
-    return TimmVariant(model, int(size) if has_size else None, path)
+    return model, int(size) if has_size else None, path
 
 
 def check_folder(path: str, form: str) -> None:

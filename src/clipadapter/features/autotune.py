@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from clipadapter.backends import (
     PRECISIONS,
-    Backend,
     Int8Calibration,
     backend_info,
     cache_root,
@@ -171,24 +170,18 @@ def restore_backend(
         MissingExtraError: if no installed backend supports the precision.
     """
     names = [preferred] if precision == "int8" else sorted(list_backends(), key=lambda name: name != preferred)
+    calibrations = calibrations_of_passes(encoder, calibration)
+    towers = {i: each.info.fingerprint for i, each in enumerate(encoder.passes()) if each.tower() is not None}
     for name in names:
         cls = backend_info(name).cls
         is_supported = precision in cls.precisions and encoder.device.partition(":")[0] in cls.devices
-        if is_supported and not cls.missing_package() and _are_ready(encoder, cls, precision, calibration):
+        if not is_supported or cls.missing_package():
+            continue
+        if all(cls.is_ready(fingerprint, precision, calibrations.get(i)) for i, fingerprint in towers.items()):
             return with_backend(encoder, name, precision, calibration)
     backend_info(names[0]).cls.check_available(precision)
     raise EncoderUnavailableError(
         f"{encoder.info.name} was calibrated for {precision}. Neither the converted tower nor the pictures are here"
-    )
-
-
-def _are_ready(encoder: Encoder, backend: type[Backend], precision: str, calibration: Int8Calibration | None) -> bool:
-    """Whether a backend can run all passes without converting one."""
-    calibrations = calibrations_of_passes(encoder, calibration)
-    return all(
-        backend.is_ready(each.info.fingerprint, precision, calibrations.get(i))
-        for i, each in enumerate(encoder.passes())
-        if each.tower() is not None
     )
 
 

@@ -49,7 +49,7 @@ from clipadapter.runtime.model_folder import (
     why_no_model,
 )
 from clipadapter.utils.blocks import MAX_BLOCKS
-from clipadapter.utils.files import open_regular, printable
+from clipadapter.utils.files import Stamp, open_regular, printable, stamp_files
 
 FORMAT: Final = 1
 CHECKSUM_KEY = "checksum"
@@ -209,13 +209,12 @@ def read_consistently(folder: str | Path, read: Callable[[], T]) -> T:
     raise ArtifactError(f"{folder} is being changed all the time: try again when the other process has ended")
 
 
-def config_stamp(folder: str | Path) -> tuple[int, int, int] | None:
+def config_stamp(folder: str | Path) -> tuple[Stamp, ...] | None:
     """What changes with each save; None if there is no config."""
     try:
-        stat = (Path(folder) / CONFIG_FILE).stat()
+        return stamp_files([Path(folder) / CONFIG_FILE])
     except OSError:
         return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def check_format(path: Path, raw: object, expected: int) -> None:

@@ -35,18 +35,6 @@ INK, GREY, PALE_GREY, GRID_GREY = "#222222", "#666666", "#c4c4c4", "#e2e2e2"
 """Text, secondary text, lines of secondary importance, and grids."""
 SUBTITLE_LETTERS_PER_INCH = 13
 MAX_NAME_CHARACTERS = 28
-GREEK = {
-    "alpha": "α",
-    "beta": "β",
-    "gamma": "γ",
-    "delta": "δ",
-    "epsilon": "ε",
-    "eta": "η",
-    "lambda": "λ",
-    "mu": "μ",
-    "sigma": "σ",
-    "tau": "τ",
-}
 SETTINGS: dict[Any, Any] = {
     # TrueType fonts in PDF files, and text as text in SVG files: both can be searched, and edited by other programs.
     "pdf.fonttype": 42,
@@ -111,15 +99,6 @@ def truncate(name: str, length: int = MAX_NAME_CHARACTERS) -> str:
     ('a l…me', 'short')
     """
     return shorten_name(name, length)
-
-
-def format_greek(text: str) -> str:
-    """A text in which the names of Greek letters are letters, as in papers.
-
-    >>> format_greek("alpha"), format_greek("clip-adapter (beta=0.2)"), format_greek("alphabet")
-    ('α', 'clip-adapter (β=0.2)', 'alphabet')
-    """
-    return re.sub(r"(?<![A-Za-z])(" + "|".join(GREEK) + r")(?![A-Za-z])", lambda match: GREEK[match[1]], text)
 
 
 # ---- Lines with bands, labelled at their right end in place of a legend ----

@@ -24,7 +24,6 @@ from clipadapter.backends.formats import (
     list_openers,
     open_graph,
     require_format,
-    stamp_files,
 )
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image_shrunk, source_name
@@ -33,7 +32,7 @@ from clipadapter.errors import ArtifactError, ImageError, InputError, brief
 from clipadapter.runtime.metadata import ExportMetadata
 from clipadapter.uncertainty import Answers
 from clipadapter.utils.blocks import total_width
-from clipadapter.utils.files import explain_missing
+from clipadapter.utils.files import explain_missing, stamp_files
 from clipadapter.utils.pixels import min_jpeg_side, pack_squares, packed_shape, unpack_squares
 from clipadapter.utils.prediction import Prediction, labels_of, unreadable
 
@@ -105,11 +104,12 @@ class Predictor:
         self.backend = _choose_backend(self.path, backend)
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, but is {threads}")
-        stamp = stamp_files(self.path)
+        export_format = require_format(self.path)
+        stamp = stamp_files(export_format.existing_files(self.path))
         self.sha256 = check_file(self.path)
         self._graph = open_graph(self.path, self.backend, threads)
         self.metadata = ExportMetadata.from_json(self._graph.metadata)
-        if stamp_files(self.path) != stamp:
+        if stamp_files(export_format.existing_files(self.path)) != stamp:
             raise ArtifactError(f"{self.path} changed while it was opened: open it again when it is complete")
         self.class_names, self.inputs = self.metadata.class_names, self.metadata.inputs
         self.uncertainty, self.precision = self.metadata.uncertainty, self.metadata.precision

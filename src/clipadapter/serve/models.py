@@ -33,7 +33,7 @@ from clipadapter.runtime.model_folder import CONFIG_FILE
 from clipadapter.serve.batching import Batcher
 from clipadapter.serve.limits import Limits, RequestRefused
 from clipadapter.serve.logs import Metrics, log_event
-from clipadapter.utils.files import explain_missing, quote_path
+from clipadapter.utils.files import Stamp, explain_missing, quote_path, stamp_files
 from clipadapter.utils.parallel import count_cores
 
 REFRESH_SECONDS = 1.0
@@ -41,7 +41,6 @@ REFRESH_SECONDS = 1.0
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 VERSION_CHARS = 12
 """Of the SHA-256 that a model's file ends with."""
-FileStamp = tuple[tuple[str, int, int, int], ...]
 
 
 class ServedModels:
@@ -70,8 +69,8 @@ class ServedModels:
         self._backend, self._threads = backend, threads
         self._models: dict[str, ServedModel] = {}
         # By name: stamps of the files that were loaded, or could not be, and those that the last check saw.
-        self._stamps: dict[str, FileStamp | None] = {}
-        self._last_stamps: dict[str, FileStamp | None] = {}
+        self._stamps: dict[str, tuple[Stamp, ...] | None] = {}
+        self._last_stamps: dict[str, tuple[Stamp, ...] | None] = {}
         for source in read_sources(self._specs):
             self._stamps[source.name] = self._last_stamps[source.name] = source.stamp()
             self._add(self._load(source))
@@ -223,16 +222,15 @@ class ModelSource:
     path: Path  # an exported file, or the folder of a saved model
     is_from_folder: bool = False  # it was found in a folder, so that the model is removed when the file is
 
-    def stamp(self) -> FileStamp | None:
+    def stamp(self) -> tuple[Stamp, ...] | None:
         """Changes when the files do; None if one is gone."""
         files = [self.path / CONFIG_FILE]  # of a saved model: it has the hashes of the others
         if is_exported(self.path):
             files = [self.path, *companion_files(self.path)]
         try:
-            stats = [(path.name, path.stat()) for path in files]
+            return stamp_files(files)
         except OSError:
             return None
-        return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)
 
     def exported_file(self) -> Path:
         """The exported file. A saved model is exported once, into the cache folder."""

@@ -15,10 +15,10 @@ from clipadapter.rendering.html import create_environment
 from clipadapter.rendering.method_colours import method_style
 from clipadapter.studio.actions import Tab
 from clipadapter.studio.model import MORE_SHOTS, LearningCurve, ProjectModel
-from clipadapter.studio.pictures import Contents, PictureFile, Stamp
+from clipadapter.studio.pictures import Contents, PictureFile
 from clipadapter.studio.session import Session, SessionState, why_no_unlabelled
 from clipadapter.utils.blocks import RARE_PATCHES, BlockSource
-from clipadapter.utils.files import printable
+from clipadapter.utils.files import Stamp, printable
 from clipadapter.utils.formatting import format_count, format_list
 
 PACKAGE = "clipadapter.studio"

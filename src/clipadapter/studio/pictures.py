@@ -14,10 +14,15 @@ from pathlib import Path
 from clipadapter.data.folders import find_split_folders, read_folder
 from clipadapter.data.images import image_bytes, image_format
 from clipadapter.errors import ImageError, InputError
-from clipadapter.utils.files import IMAGE_SUFFIXES, encodable, path_without_links, printable, safe_file_name
-
-Stamp = tuple[int, int, int, int]
-"""Device, inode, size and time of the last change. A move does not change it."""
+from clipadapter.utils.files import (
+    IMAGE_SUFFIXES,
+    Stamp,
+    encodable,
+    path_without_links,
+    printable,
+    safe_file_name,
+    stamp_files,
+)
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,12 @@ def list_picture_files(paths: Iterable[Path], root: Path | None = None) -> tuple
     files = []
     for path in paths:
         try:
-            status = path.stat()
+            (stamp,) = stamp_files([path])
         except OSError:
             continue  # removed since the folder was read
         key = path.as_posix() if root is None else path.relative_to(root).as_posix()
         key = key if root is not None else "/" + key.lstrip("/")
-        files.append(
-            PictureFile(encodable(key), path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
-        )
+        files.append(PictureFile(encodable(key), path, stamp))
     return tuple(files)
 
 

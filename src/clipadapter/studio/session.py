@@ -41,11 +41,11 @@ from clipadapter.studio.model import (
     fit_project_model,
     learning_curve,
 )
-from clipadapter.studio.pictures import Contents, PictureFile, Stamp
+from clipadapter.studio.pictures import Contents, PictureFile
 from clipadapter.studio.project import Project
 from clipadapter.studio.selection import margins, select_for_labelling
 from clipadapter.utils.blocks import Blocks, total_width
-from clipadapter.utils.files import path_without_links, printable
+from clipadapter.utils.files import Stamp, path_without_links, printable
 
 Array = NDArray[Any]
 QUALITY_SETTING = "quality"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,11 @@ def check_device(device: str) -> str:
             "cuda:1. cuda is a GPU of NVIDIA or AMD"
         ) from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"the device '{device}' can't be used on this machine: {_why_no_cuda()}")
+        raise InputError(
+            f"the device '{device}' can't be used on this machine: torch {torch.__version__} was installed without "
+            "CUDA, or finds no GPU or no driver for it. 'nvidia-smi' should list the GPU; install the build of torch "
+            "for it (https://pytorch.org/get-started/locally), or give cpu or auto"
+        )
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -46,17 +50,6 @@ def check_device(device: str) -> str:
             f"the device '{device}' can't be used on this machine ({reason}){count}: give cpu or auto"
         ) from error
     return device
-
-
-def _why_no_cuda() -> str:
-    import torch
-
-    if torch.version.cuda is None and torch.version.hip is None:
-        return (
-            f"torch {torch.__version__} was installed without CUDA. Install the build for your GPU "
-            "(https://pytorch.org/get-started/locally), or give cpu or auto"
-        )
-    return "torch finds no GPU or no driver for it; 'nvidia-smi' should list it. Or give cpu or auto"
 
 
 def count_gpus(device: str) -> int:
@@ -131,14 +124,16 @@ def _switch_tf32_off() -> Callable[[], None]:
     settings: list[Any] = [_attribute(each, "allow_tf32", False) for each in (matmul, cudnn)]
     if hasattr(matmul, "fp32_precision"):
         new = (matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn)
-        settings = [each for each in (precision, settings[1]) if _is_readable(each[0])]
-        settings += [_attribute(each, "fp32_precision", "ieee") for each in new]
-    before = [(read, write, read()) for read, write, _ in settings]
-    for _, write, value in settings:
+        settings = [precision, settings[1], *(_attribute(each, "fp32_precision", "ieee") for each in new)]
+    before = []
+    for setting in settings:
+        with suppress(RuntimeError):  # an older one that contradicts the new ones of this program
+            before.append((*setting, setting[0]()))
+    for _, write, value, _ in before:
         write(value)
 
     def restore() -> None:
-        for read, write, value in before:
+        for read, write, _, value in before:
             if read() != value:  # one that inherits its value keeps doing so
                 write(value)
 
@@ -148,15 +143,6 @@ def _switch_tf32_off() -> Callable[[], None]:
 def _attribute(owner: Any, name: str, value: Any) -> tuple[Any, Any, Any]:
     """What reads an attribute, what sets it, and the value to set."""
     return partial(getattr, owner, name), partial(setattr, owner, name), value
-
-
-def _is_readable(read: Callable[[], Any]) -> bool:
-    """Whether an older setting does not contradict the new ones of this program."""
-    try:
-        read()
-    except RuntimeError:
-        return False
-    return True
 
 
 _tf32_off = SharedChange(_switch_tf32_off)

@@ -300,12 +300,9 @@ def describe_parquet_error(error: Exception, path: str | Path | None = None) -> 
         return f"it lacks {error.args[0]}"
     if not isinstance(error, OSError) and not type(error).__module__.startswith("pyarrow"):
         return str(error)
-    try:
-        first, last = read_ends(path) if path is not None else (b"", b"")
-    except (OSError, ValueError):
-        path = None
     if path is None:
         return "it is no complete Parquet file"
+    first, last = read_ends(path)
     if first != PARQUET_MARK:
         return "it is not in the format Parquet" if first else "it is empty"
     return "its data are damaged" if last == PARQUET_MARK else "it is not complete, its end is missing"
@@ -317,6 +314,16 @@ def read_ends(path: str | Path) -> tuple[bytes, bytes]:
         first = file.read(4)
         file.seek(max(4, file.seek(0, os.SEEK_END) - 4))
         return first, file.read(4)
+
+
+Stamp = tuple[int, int, int, int]
+"""Device, inode, size and time of the last change of a file. A move does not change it."""
+
+
+def stamp_files(paths: Iterable[str | Path]) -> tuple[Stamp, ...]:
+    """What changes when one of some files is replaced or overwritten. OSError: one of them is gone."""
+    stats = [Path(path).stat() for path in paths]
+    return tuple((each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in stats)
 
 
 def write_atomically(path: str | Path, data: str | bytes, sync: bool = True) -> Path:

@@ -73,13 +73,13 @@ def describe_unreadable(count: int) -> str:
     return "the picture can't be read" if count == 1 else f"none of the {count:,} pictures can be read"
 
 
-def describe_classes(names: Sequence[str], limit: int = 3) -> str:
+def describe_classes(names: Sequence[str]) -> str:
     """The number of classes and the first names.
 
     >>> describe_classes(["cat", "cow", "dog", "hen"])
     '4 classes (cat, cow, dog and 1 more)'
     """
-    return f"{len(names):,} class{'' if len(names) == 1 else 'es'} ({format_list(names, limit)})"
+    return f"{len(names):,} class{'' if len(names) == 1 else 'es'} ({format_list(names, limit=3)})"
 
 
 def describe_shots(shots: Mapping[str, int], total: int) -> str:
@@ -168,9 +168,5 @@ class Markup(str):
 def _is_number_column(rows: Sequence[Sequence[object]], i: int) -> bool:
     """Whether a column has numbers only, which may be formatted, and empty cells."""
     cells = [row[i] for row in rows if row[i] != ""]
-    return bool(cells) and all(isinstance(cell, int | float) or _is_formatted_number(cell, i) for cell in cells)
-
-
-def _is_formatted_number(cell: object, column: int) -> bool:
-    # The first column has names, which may look like numbers, unless they have decimal places.
-    return (DECIMAL if column == 0 else NUMBER).fullmatch(str(cell)) is not None
+    number = NUMBER if i else DECIMAL  # the first column has names, which may look like whole numbers
+    return bool(cells) and all(isinstance(cell, int | float) or number.fullmatch(str(cell)) for cell in cells)

@@ -67,7 +67,7 @@ class PixelSpec:
     def to_square(self, image: Image.Image) -> NDArray[np.uint8]:
         """Convert a picture of any size and mode to (s, s, 3)."""
         resample = RESAMPLING_FILTERS[self.resample]
-        image = as_rgb(image)
+        image = image if image.mode == "RGB" else image.convert("RGB")  # a conversion would copy it
         if self.resize == "shortest":
             image = centre_square(image, self.size, resample, self.scaled_size)
         elif image.size != (self.size, self.size):
@@ -153,11 +153,6 @@ def min_jpeg_side(precision: str, size: int) -> int | None:
     to the feature of the picture in full size stays above 0.999.
     """
     return None if precision == "fp32" else MIN_JPEG_SIDE_RATIO * size
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture converted to RGB; the picture itself if it is RGB already, since a conversion would copy it."""
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def centre_square(

@@ -146,12 +146,10 @@ class WordTower(TextTower):
         ]
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(...,) to (..., d)."""
         rows = [self._vector(token_id) for token_id in ids.flatten().tolist()]
         return torch.stack(rows).reshape(*ids.shape, self.dim)
 
     def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """(k, l, d) to (k, d)."""
         is_token = torch.arange(embeddings.shape[1]) < lengths[:, None]
         # One position after the other: a sum over a longer row may round differently.
         total = torch.zeros_like(embeddings[:, 0])

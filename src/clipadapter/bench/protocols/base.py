@@ -46,8 +46,6 @@ class Protocol:
     """Whether ``features:FOLDER`` can be a data set: the protocol needs no other class text and no other classes."""
     accepts_all_shots: ClassVar[bool] = False
     """Whether ``shots = "all"`` is possible: a test part remains if every picture is a shot."""
-    fits_depend_on_class_sizes: ClassVar[bool] = False
-    """Whether the number of fits depends on the number of pictures of each class."""
     options: Mapping[str, int] = {}
     """Options that ``[options]`` of a suite may set, with their defaults."""
 

@@ -51,7 +51,6 @@ class CrossValidation(Protocol):
     report_columns = "shots"
     accepts_features = True
     accepts_all_shots = True
-    fits_depend_on_class_sizes = True
     options = {"folds": DEFAULT_FOLDS}
 
     def check_suite(self, suite: Suite) -> None:
@@ -60,19 +59,19 @@ class CrossValidation(Protocol):
         if suite.options.get("folds", DEFAULT_FOLDS) < 2:
             raise ValueError("folds must be 2 or more")
 
+    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
+        """Each class needs two pictures."""
+        super().check_sources(suite, sources)
+        for source in (source for source in sources if isinstance(source, Source)):
+            count_folds(source.train.labels, self.options["folds"])
+
     def used_size(self, size: DataSetSize) -> DataSetSize:
         """A separate test part is not used."""
         return replace(size, test=size.train, divided=False, test_parts=1)
 
     def fits_of_draw(self, suite: Suite, sizes: Sequence[DataSetSize], variant: Variant, head: Head) -> list[float]:
-        """A fit for each fold, at most if the smallest class is unknown."""
-        smallest = sizes[0].smallest_class
-        if smallest is not None and smallest < 2:
-            raise InputError(
-                f"cross-validation needs two pictures of each class, but a class of '{sizes[0].spec}' has one. "
-                "Use another protocol, or add pictures"
-            )
-        return [1.0] * min(self.options["folds"], smallest or self.options["folds"])
+        """A fit for each fold."""
+        return [1.0] * self.options["folds"]
 
     def load(self, suite: Suite, source: FeatureSource) -> tuple[Bundle, Rows | None]:
         """Separate test parts are left out."""

@@ -34,11 +34,11 @@ from clipadapter.bench.run import (
     describe_machine,
 )
 from clipadapter.bench.sources import DataSetSize, FeatureSource, Source
-from clipadapter.bench.streams import draw_tasks, join_sources
+from clipadapter.bench.streams import draw_tasks, join_features, join_sources
 from clipadapter.bench.suite import Suite, Variant, count_tasks
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
-from clipadapter.features import PER_EPOCH, FeatureSet
+from clipadapter.features import PER_EPOCH
 from clipadapter.heads import Head, IncrementalHead, create_head
 
 Mode = Literal["stream", "joint"]
@@ -145,7 +145,8 @@ def _test_part(bundle: Bundle, task: Task, task_known: bool) -> TestPart:
 def _learn_tasks(bundle: Bundle, head: Head, run: Run, stream: TaskStream, steps: list[Step]) -> Run:
     """The finished record; ``steps`` says how far a head came that failed."""
     parts = [_test_part(bundle, task, stream.task_known) for task in stream.tasks]
-    shots = [bundle.shots(rows) for rows in stream.split_rows(run.rows)]
+    ends = np.cumsum([task.shots for task in stream.tasks])
+    shots = [bundle.shots(rows.tolist()) for rows in np.split(np.array(run.rows, np.int64), ends[:-1])]
     zero_shot = None  # where a class has no text
     if not bundle.text.absent:
         fitted, _ = fit_head(create_head(HEAD_WITHOUT_SHOTS), shots[0], parts, bundle)
@@ -154,7 +155,7 @@ def _learn_tasks(bundle: Bundle, head: Head, run: Run, stream: TaskStream, steps
     for t in range(len(stream.tasks)):
         so_far = shots[: t + 1]
         if stream.joint:
-            learner, seconds = fit_head(head, _concatenate(so_far), parts, bundle)
+            learner, seconds = fit_head(head, join_features(so_far, so_far[0].class_names), parts, bundle)
         else:
             learner, seconds = fit_head(learner, shots[t], parts, bundle, continues=t > 0)
         scores = [score_part(learner, part) for part in parts]
@@ -172,8 +173,3 @@ def _learn_tasks(bundle: Bundle, head: Head, run: Run, stream: TaskStream, steps
             "continual": ContinualResult(zero_shot=zero_shot, steps=steps),
         }
     )
-
-
-def _concatenate(shots: Sequence[FeatureSet]) -> FeatureSet:
-    X = np.concatenate([own.X for own in shots])
-    return replace(shots[0], X=X, y=tuple(label for own in shots for label in own.y))

@@ -22,7 +22,7 @@ from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.run import Run, TaskStream
 from clipadapter.bench.stream_report import stream_columns
 from clipadapter.bench.study import HARMONIC, Cell, Pivot, Row, Spot, Study, format_shots, make_mean_tables, make_tables
-from clipadapter.bench.tables import device_notes, format_cell, format_head, format_percent, format_points
+from clipadapter.bench.tables import format_cell, format_head, format_percent, format_points
 from clipadapter.data.sets import get_set, list_sets
 from clipadapter.encoders.catalogue import QUICK_GELU
 from clipadapter.rendering.tables import Grid
@@ -166,7 +166,6 @@ def make_published_section(study: Study) -> Section:
         "Accuracy in %. Published results are from other draws of shots, and mostly from other protocols: many were "
         "tuned with labels beyond the shots. So the difference is in points, without an interval, and no target.",
         "Unverified: backbone, shots or source are inferred, or sources contradict each other.",
-        *_measured_device_notes(run for ours, _ in pairs for run in ours.runs),
         *_source_notes(sources),
     )
     title, rows = "Accuracy beside published results", list(dict.fromkeys(rows))
@@ -176,12 +175,6 @@ def make_published_section(study: Study) -> Section:
 def _source_notes(tags: Iterable[str]) -> list[str]:
     sources = [published_sources()[tag] for tag in sorted(set(tags), key=lambda tag: (len(tag), tag))]
     return [f"{source['tag']}: {source['title']}, {source['where']}." for source in sources]
-
-
-def _measured_device_notes(runs: Iterable[Run]) -> list[str]:
-    """Where the measured heads computed, if not all on the CPU. A run of several rows counts once."""
-    notes = device_notes({run.key: run for run in runs}.values())
-    return [f"Of the measured results: {note[0].lower()}{note[1:]}" for note in notes]
 
 
 def _measured(study: Study) -> Iterator[Measured]:
@@ -297,7 +290,6 @@ def find_published_grid(title: str, shots: int, heads: Sequence[Spot]) -> Grid |
         tuple(rows),
         notes=(
             "In %. Published methods learned from other pictures, and train more than a head: no target.",
-            *_measured_device_notes(runs),
             *_source_notes(row["source"] for row in streams),
         ),
         text_columns=frozenset({0, 1, 5}),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from clipadapter.bench import Suite
     from clipadapter.bench.costs import Estimate
-    from clipadapter.bench.launch import SuiteResult
+    from clipadapter.bench.fits import Outcome
     from clipadapter.bench.speed import SpeedReport
 
 # ---- Run a suite ----
@@ -155,7 +155,7 @@ def run(
         click.get_current_context().exit(1)
 
 
-def _report_runs(outcome: SuiteResult, suite: Suite, folder: Path, out: Output) -> None:
+def _report_runs(outcome: Outcome, suite: Suite, folder: Path, out: Output) -> None:
     """Print the results of the runs, those that were in the records included, and what is next."""
     from clipadapter.bench import load_study
     from clipadapter.bench.report import study_data, study_text
@@ -196,7 +196,6 @@ def _cost_facts(suite: Suite, encoders: Sequence[str], cost: Estimate) -> list[F
     from clipadapter.bench.suite import ALL
 
     titles = [variant.title for variant in suite.all_variants()]
-    at_most = "at most " if cost.fits_are_upper_bound else ""
     states = []
     for size in cost.sizes:
         known = f"{size.classes} classes, {size.train:,} + {size.test:,} pictures" if size.classes else "unknown size"
@@ -208,8 +207,7 @@ def _cost_facts(suite: Suite, encoders: Sequence[str], cost: Estimate) -> list[F
         Fact("shots", suite.shots, ", ".join("all" if shots == ALL else str(shots) for shots in suite.shots)),
         Fact("seeds", suite.seeds, ", ".join(map(str, suite.seeds))),
         Fact("encoders", list(encoders), ", ".join(encoders)),
-        Fact("fits", cost.fits, f"{at_most}{cost.fits}", "streams" if suite.is_stream else ""),
-        Fact("fits_are_upper_bound", cost.fits_are_upper_bound),
+        Fact("fits", cost.fits, str(cost.fits), "streams" if suite.is_stream else ""),
         Fact("pictures", cost.pictures, _pictures_text(cost)),
         Fact(
             "fit_seconds",
@@ -231,7 +229,7 @@ def _encoding_time(cost: Estimate) -> str:
     return f"about {format_seconds(cost.encode_seconds)} at 25 pictures a second; a GPU takes a tenth or less"
 
 
-def _outcome_text(outcome: SuiteResult, suite: Suite, folder: Path) -> str:
+def _outcome_text(outcome: Outcome, suite: Suite, folder: Path) -> str:
     rate = f", {outcome.n_made / outcome.seconds:.1f} a second" if outcome.n_made and outcome.seconds else ""
     noun = "stream" if suite.is_stream else "run"
     text = f"{outcome.n_made} {noun}{'s' * (outcome.n_made != 1)} finished in {format_seconds(outcome.seconds)}{rate}"

@@ -424,9 +424,9 @@ def _open_data(
 ) -> tuple[Dataset, FeatureTable | None, bool]:
     """The pictures to learn from, the shards if they are rows of these, and whether there are test pictures beside."""
     if isinstance(data, Path) and not (data / SHARDS_FILE).is_file():
-        from clipadapter.data.load import load_with_splits
+        from clipadapter.data.load import load_labelled
 
-        pictures, splits = load_with_splits(data, split, "train")
+        pictures, splits = load_labelled(data, split, "train")
         return rename_classes(pictures, class_names), None, split is None and "test" in splits
     from clipadapter.features import open_feature_table
 

@@ -259,7 +259,7 @@ def _answer(request: PredictRequest) -> tuple[Sequence[str], Iterable[tuple[Pred
 
 def _predict_to_file(request: PredictRequest, path: Path) -> None:
     """Write the predictions to a file, in parts, so that a run that was stopped continues."""
-    from clipadapter.cli.prediction_files import PredictionFile, check_prediction_file, file_facts, stamp_files
+    from clipadapter.cli.prediction_files import PredictionFile, check_prediction_file, file_facts, hash_facts
 
     check_prediction_file(path)
     request.check_model()
@@ -273,7 +273,7 @@ def _predict_to_file(request: PredictRequest, path: Path) -> None:
             total = len(pictures)
 
             def stamp(first: int, n: int) -> str:
-                return stamp_files(facts[first : first + n])
+                return hash_facts(facts[first : first + n])
 
         # With --adapt the answers depend on those before, which the parts do not have.
         n_earlier = file.keep_parts(0 if request.adapt is not None else total, stamp)
@@ -456,10 +456,10 @@ class TableRows:
 
     def stamp(self, first: int, n: int) -> str:
         """The stamp of `n` rows: of their files as they were before they were read, and of their numbers."""
-        from clipadapter.cli.prediction_files import stamp_files
+        from clipadapter.cli.prediction_files import hash_facts
 
         spans = zip(self._facts, self._starts, self._starts[1:], strict=False)
-        return stamp_files((facts for facts, start, end in spans if start < first + n and end > first), first, n)
+        return hash_facts((facts for facts, start, end in spans if start < first + n and end > first), first, n)
 
 
 def _read_ahead(items: Iterator[T]) -> Iterator[T]:

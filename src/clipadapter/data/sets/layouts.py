@@ -168,7 +168,6 @@ class SplitFileSet(BenchmarkSet):
     has_class_folders: bool = False  # the image folder has one folder per class: it can be read without a split file
 
     def list_required(self) -> tuple[RequiredPath, ...]:
-        """See `BenchmarkSet.list_required`."""
         urls = {"homepage": self.homepage, "instructions": INSTRUCTIONS_URL}
         downloadable = self.download is not None
         return (
@@ -177,7 +176,6 @@ class SplitFileSet(BenchmarkSet):
         )
 
     def read_samples(self, folder: Path) -> SamplesAndClasses:
-        """See `BenchmarkSet.read_samples`."""
         samples, class_names = read_split(folder / self.split_file, folder / self.image_folder)
         check_pictures_exist(self.name, samples, folder / self.image_folder)
         return samples, class_names
@@ -192,13 +190,11 @@ class ImageNetSet(BenchmarkSet):
     templates: str = "imagenet"
 
     def list_required(self) -> tuple[RequiredPath, ...]:
-        """See `BenchmarkSet.list_required`."""
         source = self.source.format(homepage=self.homepage)
         downloadable = self.download is not None
         return tuple(RequiredPath(Path(folder), source, downloadable) for folder in self.split_folders.values())
 
     def read_samples(self, folder: Path) -> SamplesAndClasses:
-        """See `BenchmarkSet.read_samples`."""
         names = dict(zip(imagenet_synsets(), imagenet_names("clip"), strict=True))
         samples: list[Sample] = []
         synsets_by_split: list[list[str]] = []
@@ -232,13 +228,11 @@ class AircraftSet(BenchmarkSet):
     """FGVC-Aircraft. The authors' lists define the splits, not a split file of CoOp."""
 
     def list_required(self) -> tuple[RequiredPath, ...]:
-        """See `BenchmarkSet.list_required`."""
         names = ["images", "variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS)]
         archive = f"in the folder data of fgvc-aircraft-2013b.tar.gz of {self.homepage}"
         return tuple(RequiredPath(Path(name), f"{name} {archive}", downloadable=True) for name in names)
 
     def read_samples(self, folder: Path) -> SamplesAndClasses:
-        """See `BenchmarkSet.read_samples`."""
         class_names = tuple(line for _, line in _read_lines(folder / "variants.txt"))
         samples = []
         for split in SPLITS:
