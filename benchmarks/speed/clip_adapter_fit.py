@@ -18,13 +18,12 @@ of a clock more than those of the processor: both are given. Our fit runs before
     python benchmarks/speed/clip_adapter_fit.py --loops released --ours lr=0.002
 """
 
-import argparse
-import time
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from _output import add_json, write_json
+from _measure import print_table, script_parser, timed, write_json
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -73,19 +72,6 @@ def make(classes: int, shots: int, d: int, seed: int = 0) -> tuple[Part, Part, n
     return (X[train], y[train]), (X[~train], y[~train]), text
 
 
-class Clock:
-    """Seconds of the clock and of the processor, added up over ``with`` blocks."""
-
-    wall = cpu = 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter(), time.process_time()
-
-    def __exit__(self, *_: object) -> None:
-        self.wall += time.perf_counter() - self._start[0]
-        self.cpu += time.process_time() - self._start[1]
-
-
 def plain_loop(name: str, x: Tensor, y: Tensor, text: Tensor, epochs: int) -> Iterator[torch.nn.Module]:
     """The network after each epoch of a loop as a person would write it.
 
@@ -121,17 +107,11 @@ def plain_logits(net: torch.nn.Module, X: np.ndarray, text: Tensor) -> Tensor:
         return SCALE * normalize(ALPHA * net(x) + (1 - ALPHA) * x, dim=-1) @ text.T
 
 
-def describe(cpu: float, shots: Tensor, held: Tensor, y: Tensor, y_held: Tensor) -> dict[str, float]:
-    """Seconds of the processor, loss on the shots, and accuracy in % on the held-out pictures."""
-    right = 100 * float((held.argmax(dim=1) == y_held).float().mean())
-    return {"cpu": cpu, "loss": float(cross_entropy(shots, y)), "accuracy": right}
-
-
-def line(name: str, wall: float, cpu: float, shots: Tensor, held: Tensor, y: Tensor, y_held: Tensor) -> str:
-    """One row of the table, from logits of the shots and of the held-out pictures."""
-    loss, loss_held = float(cross_entropy(shots, y)), float(cross_entropy(held, y_held))
-    right = 100 * float((held.argmax(dim=1) == y_held).float().mean())
-    return f"{name:<24}{wall:9.1f}{cpu:9.1f}{loss:11.4f}{loss_held:11.4f}{right:11.1f}"
+def describe(seconds: dict[str, float], logits: list[Tensor], labels: list[Tensor]) -> dict[str, float]:
+    """Seconds, and of the shots and the held-out pictures the loss, and the accuracy of the latter in %."""
+    loss, loss_held = (float(cross_entropy(*pair)) for pair in zip(logits, labels, strict=True))
+    accuracy = 100 * float((logits[1].argmax(dim=1) == labels[1]).float().mean())
+    return {**seconds, "loss": loss, "held-out loss": loss_held, "accuracy": accuracy}
 
 
 def settings(text: str) -> dict[str, float]:
@@ -141,21 +121,15 @@ def settings(text: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--quick", action="store_true", help="100 classes x 16 shots x 256-d and all four loops")
     parser.add_argument("--loops", nargs="+", choices=LOOPS, help="default: paper-adam and released")
-    parser.add_argument(
-        "--run",
-        type=int,
-        default=EPOCHS,
-        help="epochs of a loop that are run, of 200",
-    )
+    parser.add_argument("--run", type=int, default=EPOCHS, help="epochs of a loop that are run, of 200")
     parser.add_argument("--threads", type=int, default=1, help="of both sides")
     parser.add_argument("--ours", type=settings, default={}, help="our parameters, such as epochs=10,lr=0.003")
-    add_json(parser)
     args = parser.parse_args()
     if not 2 <= args.run <= EPOCHS:
         parser.error(f"--run must be 2 to {EPOCHS}, but is {args.run}")
@@ -165,46 +139,43 @@ def main() -> None:
     (X, y), (X_held, y_held), text = make(args.classes, args.shots, args.dim)
     names = np.array([f"{i:05d}" for i in range(args.classes)])  # sorted as they stand
     unit_text = normalize(torch.from_numpy(text), dim=-1)
-    targets = torch.from_numpy(y), torch.from_numpy(y_held)
+    labels = [torch.from_numpy(y), torch.from_numpy(y_held)]
 
-    def ours(clock: Clock, second_relu: bool) -> ClipAdapter:
-        head = ClipAdapter(**{"alpha": ALPHA, "final_relu": second_relu, **args.ours})
-        with clock:
-            return head.fit(X, names[y], text=TextFeatures(names, text, SCALE))
+    def fit(**parameters: object) -> ClipAdapter:
+        return ClipAdapter(**{"alpha": ALPHA, **parameters}).fit(X, names[y], text=TextFeatures(names, text, SCALE))
 
-    print(
-        f"{args.classes} classes x {args.shots} shots x {args.dim}-d, {args.threads} threads; zero-shot finds ", end=""
-    )
-    zero_shot = SCALE * normalize(torch.from_numpy(X_held), dim=-1) @ unit_text.T
-    print(f"{100 * float((zero_shot.argmax(dim=1) == targets[1]).float().mean()):.1f} % of held-out pictures")
-    ClipAdapter(alpha=ALPHA, epochs=1).fit(X, names[y], text=TextFeatures(names, text, SCALE))  # first use costs more
-    print(f"{'':<24}{'s':>9}{'cpu s':>9}{'loss':>11}{'held out':>11}{'right, %':>11}")
+    print(f"{args.classes} classes x {args.shots} shots x {args.dim}-d, {args.threads} threads")
+    zero_shot = [SCALE * normalize(torch.from_numpy(x), dim=-1) @ unit_text.T for x in (X, X_held)]
+    print_table([{"loop": "zero-shot", **describe({}, zero_shot, labels)}])
+    fit(epochs=1)  # first use costs more
     rows = []
     for name in args.loops or (LOOPS if args.quick else ["paper-adam", "released"]):
-        mine, theirs = Clock(), Clock()
-        head = ours(mine, LOOPS[name][2])
-        loop = plain_loop(name, normalize(torch.from_numpy(X), dim=-1), targets[0], unit_text, EPOCHS)
-        timed = args.run
+        parameters = {"final_relu": LOOPS[name][2], **args.ours}
+        _, before = timed(lambda: fit(**parameters))  # noqa: B023
+        loop = plain_loop(name, normalize(torch.from_numpy(X), dim=-1), labels[0], unit_text, EPOCHS)
+        rest = args.run
         if args.run < EPOCHS:  # the first steps of a process cost more, which the scale would repeat
-            net, timed = next(loop), args.run - 1
-        with theirs:
-            for _ in range(timed):
-                net = next(loop)
-        ours(mine, LOOPS[name][2])
-        scale = EPOCHS / timed
-        row = [theirs.wall * scale, theirs.cpu * scale, *(plain_logits(net, x, unit_text) for x in (X, X_held))]
-        note = "" if args.run == EPOCHS else f"   (losses after {args.run} epochs, seconds for {EPOCHS})"
-        print(line(name, *row, *targets) + note)
-        logits = [torch.from_numpy(head.logits(x)) for x in (X, X_held)]
-        print(line("  clipadapter", mine.wall / 2, mine.cpu / 2, *logits, *targets))
-        less = cross_entropy(logits[0], targets[0]) <= cross_entropy(row[2], targets[0])
-        verdict = "equal or lower loss" if less else "at a higher loss: not comparable"
-        rows.append(
-            {"loop": name, "epochs_run": args.run, "wall": row[0] / mine.wall * 2, "cpu": row[1] / mine.cpu * 2}
-            | {"theirs": describe(row[1], *row[2:], *targets), "ours": describe(mine.cpu / 2, *logits, *targets)}
+            next(loop)
+            rest -= 1
+        nets, loop_seconds = timed(lambda: list(itertools.islice(loop, rest)))  # noqa: B023
+        head, after = timed(lambda: fit(**parameters))  # noqa: B023
+        theirs = describe(
+            {unit: value * EPOCHS / rest for unit, value in loop_seconds.items()},
+            [plain_logits(nets[-1], x, unit_text) for x in (X, X_held)],
+            labels,
         )
-        ratio = f"{'  ratio':<24}{row[0] / mine.wall * 2:9.1f}{row[1] / mine.cpu * 2:9.1f}"
-        print(ratio + (f"   {verdict}" if args.run == EPOCHS else ""), flush=True)
+        ours = describe(
+            {unit: (before[unit] + after[unit]) / 2 for unit in before},
+            [torch.from_numpy(head.logits(x)) for x in (X, X_held)],
+            labels,
+        )
+        wall, cpu = (theirs[unit] / ours[unit] for unit in ("seconds", "cpu"))
+        verdict = "equal or lower" if ours["loss"] <= theirs["loss"] else "higher: not comparable"
+        if args.run < EPOCHS:
+            verdict = f"after {args.run} epochs, seconds for {EPOCHS}"
+        ratio = {"loop": "ratio", "seconds": wall, "cpu": cpu, "loss": verdict}
+        print_table([{"loop": name, **theirs}, {"loop": "clipadapter", **ours}, ratio])
+        rows.append({"loop": name, "epochs_run": args.run, "wall": wall, "cpu": cpu, "theirs": theirs, "ours": ours})
     size = {"classes": args.classes, "shots": args.shots, "width": args.dim}
     write_json(args.json, size=size, threads=args.threads, ours=args.ours, rows=rows)
 

@@ -7,47 +7,18 @@ Every command is a process of its own. The rounds run all commands in turn; each
 pictures" begins with an empty feature store, the other commands find the features of all pictures there.
 """
 
-import argparse
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from _output import add_json, summarise, write_json
-
-from clipadapter.data import IMAGE_SUFFIXES
-
-
-def measure(command: list[str], environment: dict[str, str], status: int = 0) -> dict[str, float]:
-    """Run to the end.
-
-    Raises:
-        SystemExit: the command ended with another status.
-    """
-    start = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
-        _, ended, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(ended)
-        if process.returncode != status:
-            errors.seek(0)
-            sys.exit(f"{' '.join(command)} ended with {process.returncode}: {errors.read()[-2000:]}")
-    return {"seconds": seconds, "cpu": usage.ru_utime + usage.ru_stime, "mb": usage.ru_maxrss / 1024}
-
-
-def user_environment() -> dict[str, str]:
-    """The environment of this process, but bytecode is written: without it, each import compiles its file again."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+from _measure import find_pictures, print_table, run_command, script_parser, summarise, write_json
 
 
 def link_pictures(source: Path, target: Path, classes: int, shots: int, extra: int) -> Path:
     """Folders `shots` and `more` of links to the pictures of the first classes, and the path of one more picture."""
     folders = sorted(path for path in source.iterdir() if path.is_dir())[:classes]
     for folder in folders:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        paths = find_pictures(folder)
         for part, some in (("shots", paths[:shots]), ("more", paths[shots : shots + extra])):
             (target / part / folder.name).mkdir(parents=True)
             for path in some:
@@ -56,7 +27,7 @@ def link_pictures(source: Path, target: Path, classes: int, shots: int, extra: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("pictures", type=Path, help="a folder of class folders")
     parser.add_argument("--encoder", default="lite")
     parser.add_argument("--classes", type=int, default=101)
@@ -64,7 +35,6 @@ def main() -> None:
     parser.add_argument("--extra", type=int, default=1, help="pictures per class that are added and evaluated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-warm-up", action="store_true", help="count the first round too, which fills the store")
-    add_json(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -87,24 +57,18 @@ def main() -> None:
             "undo of it": ["undo", model],
         }
         runs: dict[str, list[dict[str, float]]] = {each: [] for each in commands}
-        environment = user_environment() | {"XDG_CACHE_HOME": str(folder / "cache")}
+        environment = {"XDG_CACHE_HOME": str(folder / "cache")}
         for number in range(args.no_warm_up, args.rounds + 1):
             for each, command in commands.items():
                 status = 2 if each == "a wrong command line" else 0
-                run = measure([sys.executable, "-m", "clipadapter", *command], environment, status)
+                run = run_command([sys.executable, "-m", "clipadapter", *command], environment, status)
                 if number:
                     runs[each].append(run)
     rows = [
         {"command": each, **{unit: summarise(run[unit] for run in some) for unit in ("seconds", "cpu", "mb")}}
         for each, some in runs.items()
     ]
-    print("| command | seconds | range | processor s | peak MB |\n|---|---:|---:|---:|---:|")
-    for row in rows:
-        seconds = row["seconds"]
-        print(
-            f"| {row['command']} | {seconds['median']:.2f} | {seconds['low']:.2f} to {seconds['high']:.2f} "
-            f"| {row['cpu']['median']:.2f} | {row['mb']['median']:.0f} |"
-        )
+    print_table(rows)
     write_json(args.json, classes=args.classes, shots=args.shots, rounds=args.rounds, encoder=args.encoder, rows=rows)
 
 

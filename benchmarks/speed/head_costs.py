@@ -1,30 +1,42 @@
-"""Time and memory of every head: fit on random clusters of features, then predict 2,000 queries.
+"""Seconds, memory and accuracy of heads, and of the whole `FewShotClassifier`, at sizes up to thousands of classes.
 
-Each head runs in a process of its own, so that its peak memory is its own, and is killed at the limit. Transductive
-heads are given the queries as their unlabelled pictures; a head that takes two encoders gets one. "over data MB" is by
-how much fitting and predicting raised the peak of the process above that with the features made; "process MB" is the
+A head is fitted to random features and predicts 2,000 queries. "path NAME" is the whole classifier: `fit_features` with
+default calibration and rejection, saving the model, loading it, and the answers to the queries as rows of features.
+Each row is measured in a process of its own, so that its peak memory is its own, and is killed at the limit.
+Transductive heads are given the queries as their unlabelled pictures; a head that takes two encoders gets one. "over
+data MB" is by how much the row raised the peak of the process above that with the features made; "peak MB" is the
 whole peak, of which importing Python, torch and scikit-learn is about 300.
 
     python benchmarks/speed/head_costs.py                                            # all heads, two sizes
-    python benchmarks/speed/head_costs.py clip-adapter hoso --size 1000x16x1024 --limit-seconds 300 --out costs.md
+    python benchmarks/speed/head_costs.py clip-adapter hoso --size 1000x16x1024 --limit-seconds 600
+    python benchmarks/speed/head_costs.py gda auto "path gda" --size 10000x4x512 --features hard --limit-seconds 1200
+
+The tree that is measured is the one that Python finds, so that two trees are compared by two calls, of which one has
+PYTHONPATH=OTHER_TREE/src. "even" features are clusters in all directions. "hard" ones have class means in a subspace,
+noise that lies partly in it, a common offset, and text that is correlated with the means.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from _output import add_json, write_json
+from _measure import peak_mb, print_table, script_parser, timed, write_json
 
+from clipadapter import FewShotClassifier
+from clipadapter.classifier.answers import answer_features
+from clipadapter.encoders.toy import ToyEncoder
+from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures, create_head, list_heads
+from clipadapter.utils.blocks import Block
 
 QUERIES = 2000
-COLUMNS = ("fit s", "predict s", "over data MB", "process MB", "accuracy")
 
 
 def make(classes: int, shots: int, d: int, seed: int = 0):
@@ -45,85 +57,103 @@ def make(classes: int, shots: int, d: int, seed: int = 0):
     return around(means[labels], 3), names[labels], around(means[truth], 3), names[truth], text
 
 
-def peak_mb() -> float:
-    """Highest resident memory of this process so far; Linux counts in KB, macOS in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+def hard(classes: int, shots: int, d: int, seed: int = 0):
+    """As `make`, with class means in a subspace, noise partly in it, an offset, and text correlated with the means."""
+    rng = np.random.default_rng(seed)
+    rank = d // 8
+    scales = np.arange(1, rank + 1, dtype=np.float32) ** -0.5
+    basis = rng.standard_normal((rank, d), dtype=np.float32) / np.sqrt(d, dtype=np.float32) * scales[:, None]
+
+    def within(n, length):
+        inside = rng.standard_normal((n, rank), dtype=np.float32) @ basis
+        inside /= np.sqrt((inside**2).sum(axis=1).mean())
+        noise = rng.standard_normal((n, d), dtype=np.float32) / np.sqrt(d, dtype=np.float32)
+        return np.float32(length) * (np.float32(0.6) * inside + np.float32(0.8) * noise)
+
+    means = rng.standard_normal((classes, rank), dtype=np.float32) @ basis
+    means /= np.linalg.norm(means, axis=1).mean()
+    offsets = 2 * rng.standard_normal((2, d), dtype=np.float32) / np.sqrt(d, dtype=np.float32)
+    names = np.array([f"class {i:05d}" for i in range(classes)])
+    labels, truth = np.repeat(np.arange(classes), shots), rng.integers(classes, size=QUERIES)
+    text = TextFeatures(names.tolist(), means + within(classes, 0.6) + offsets[0])
+    shots_of_classes, queries = (means[rows] + within(len(rows), 0.9) + offsets[1] for rows in (labels, truth))
+    return shots_of_classes, names[labels], queries, names[truth], text
 
 
-def measure(name: str, size: str, threads: int) -> dict[str, float]:
-    """One head, in this process."""
-    torch.set_num_threads(threads)
-    X, y, queries, truth, text = make(*map(int, size.split("x")))
+def measure_head(name, X, y, queries, text):
+    """Seconds of each step of one head, and its answers."""
     head = create_head(name)
-    before, start = peak_mb(), time.perf_counter()
-    head.fit(X, y, text=text, unlabelled=queries if head.transductive else None)
-    fitted = time.perf_counter()
-    found = head.predict(queries)
-    done, peak = time.perf_counter(), peak_mb()
-    return {
-        "fit s": fitted - start,
-        "predict s": done - fitted,
-        "over data MB": peak - before,
-        "process MB": peak,
-        "accuracy": 100 * float((found == truth).mean()),
-    }
+    _, fit = timed(lambda: head.fit(X, y, text=text, unlabelled=queries if head.transductive else None))
+    answers, predict = timed(lambda: head.predict(queries))
+    return {"fit s": fit["seconds"], "predict s": predict["seconds"]}, answers
 
 
-def in_a_process(script: str, arguments: list[str], limit: float) -> dict[str, float] | str:
-    """What a script prints with ``--inside`` as JSON in a fresh process, or why there is nothing."""
-    command = [sys.executable, script, *arguments, "--inside"]
+def measure_path(name, X, y, queries, text):
+    """Seconds of each step of the whole classifier, and its answers."""
+    encoder = ToyEncoder()  # it is asked for nothing but its name and width
+    encoder.info = replace(encoder.info, dim=X.shape[1], blocks=(Block("final", X.shape[1]),))
+    support = FeatureSet(X, tuple(y.tolist()), tuple(text.labels))
+    model = FewShotClassifier(encoder=encoder, head=name)
+    model.prompts_ = {label: (f"a photo of a {label}.",) for label in text.labels}
+    with tempfile.TemporaryDirectory() as folder:
+        _, fit = timed(lambda: model.fit_features(support, text))
+        _, save = timed(lambda: model.save(Path(folder) / "model"))
+        loaded, load = timed(lambda: FewShotClassifier.load(Path(folder) / "model", encoder=encoder))
+
+    def predict() -> list[str]:
+        answers = answer_features(loaded._to_model(), queries[:, None], {"reject": 0.05})
+        return [answers.prediction(i, "", loaded.class_names_).nearest for i in range(len(queries))]
+
+    answers, predicted = timed(predict)
+    costs = {"fit s": fit, "save s": save, "load s": load, "predict s": predicted}
+    return {step: cost["seconds"] for step, cost in costs.items()}, answers
+
+
+def measure(name: str, size: str, features: str, threads: int) -> dict[str, float]:
+    """One row of the table, in this process."""
+    torch.set_num_threads(threads)
+    X, y, queries, truth, text = (hard if features == "hard" else make)(*map(int, size.split("x")))
+    before, cpu = peak_mb(), time.process_time()
+    head = name.removeprefix("path ")
+    costs, answers = (measure_head if head == name else measure_path)(head, X, y, queries, text)
+    costs |= {"CPU s": time.process_time() - cpu, "over data MB": peak_mb() - before, "peak MB": peak_mb()}
+    return costs | {"accuracy": 100 * float((np.array(answers) == truth).mean())}
+
+
+def in_a_process(arguments: list[str], limit: float) -> dict[str, float] | str:
+    """What this script prints with ``--inside`` as JSON in a fresh process, or why there is nothing."""
+    command = [sys.executable, __file__, *arguments, "--inside"]
     try:
         process = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
         return f"killed after {limit:g} s"
     if process.returncode != 0:
-        last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-        return last.replace("|", "/")
+        return (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def row(name: str, found: dict[str, float] | str) -> str:
-    if isinstance(found, str):
-        return f"| {name} | {found} |" + " |" * (len(COLUMNS) - 1)
-    cells = (f"{found[column]:.{2 if column.endswith(' s') else 0}f}" for column in COLUMNS)
-    return f"| {name} | " + " | ".join(cells) + " |"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("heads", nargs="*", metavar="HEAD", help="names; all registered heads if none is given")
+    parser = script_parser(__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="heads, or 'path NAME'; all heads if none is given")
     parser.add_argument("--size", action="append", help="classes x shots x width; may be given again")
-    parser.add_argument("--limit-seconds", type=float, default=300.0, help="for one head at one size, imports included")
+    parser.add_argument("--features", choices=("even", "hard"), default="even")
+    parser.add_argument("--limit-seconds", type=float, default=300.0, help="for one row at one size, imports included")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="also write the tables to this file")
-    add_json(parser)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes = args.size or ["100x16x512", "1000x16x1024"]
     if args.inside:
-        print(json.dumps(measure(args.heads[0], sizes[0], args.threads)))
+        print(json.dumps(measure(args.rows[0], sizes[0], args.features, args.threads)))
         return
-    lines: list[str] = []
     rows: list[dict] = []
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-        lines.append(line)
-        if args.out:
-            args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
     for size in sizes:
-        say(f"{size} (classes x shots x width), {QUERIES} queries, float32, {args.threads} threads\n")
-        say("| head | " + " | ".join(COLUMNS) + " |")
-        say("|---|" + "---:|" * len(COLUMNS))
-        for name in args.heads or list_heads():
-            arguments = [name, "--size", size, "--threads", str(args.threads)]
-            costs = in_a_process(__file__, arguments, args.limit_seconds)
-            say(row(name, costs))
-            costs = {"error": costs} if isinstance(costs, str) else costs
-            rows.append({"head": name, "size": size} | costs)
-        say("")
-    write_json(args.json, threads=args.threads, queries=QUERIES, rows=rows)
+        for name in args.rows or list_heads():
+            arguments = [name, "--size", size, "--features", args.features, "--threads", str(args.threads)]
+            costs = in_a_process(arguments, args.limit_seconds)
+            rows.append({"head": name, "size": size} | ({"error": costs} if isinstance(costs, str) else costs))
+            print(*rows[-1].values(), flush=True)
+    print_table(rows)
+    write_json(args.json, features=args.features, queries=QUERIES, threads=args.threads, rows=rows)
 
 
 if __name__ == "__main__":

@@ -8,49 +8,38 @@ the one by the clock.
     python benchmarks/speed/pipeline_speed.py PICTURES --encoder lite --backend openvino --memory  # some minutes
 """
 
-import argparse
-import resource
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from _output import add_json, summarise, write_json
+from _measure import copy_pictures, find_pictures, peak_mb, print_table, script_parser, summarise, timed, write_json
 
 from clipadapter.backends import Int8Calibration
-from clipadapter.data import IMAGE_SUFFIXES, read_image
+from clipadapter.data import read_image
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.features import FeatureStore, extract
 
 BATCH = 32
 CALIBRATION = 64
 COUNTS = (2_000, 20_000)
+MEASURED = ("memory", "files", "share", "memory_cpu_ms", "files_cpu_ms", "cpu_share")
+"""Pictures a second from squares and from files, their ratio, and the same by the processor's time of a picture."""
 
 
-def find(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise SystemExit(f"no pictures in {folder}")
-    return paths
-
-
-def open_encoder(uri: str, backend: str, precision: str, paths: list[Path]) -> Encoder:
-    plain, calibration = create_encoder(uri), None
-    tower = plain.tower()
+def prepare(encoder: Encoder, backend: str, precision: str, paths: list[Path]) -> Encoder:
+    """The encoder on a backend; for int8 calibrated on some of the pictures."""
+    tower, calibration = encoder.tower(), None
     if precision == "int8" and tower is not None:
-        some = paths[:: max(1, len(paths) // CALIBRATION)][:CALIBRATION]
-        calibration = Int8Calibration(np.stack([tower.pixels.to_square(read_image(path)) for path in some]))
-    return with_backend(plain, backend, precision, calibration)
+        squares = [tower.pixels.to_square(read_image(path)) for path in spread(paths, CALIBRATION)]
+        calibration = Int8Calibration(np.stack(squares))
+    return with_backend(encoder, backend, precision, calibration)
 
 
-def timed(work: Callable[[], object], n: int) -> tuple[float, float]:
-    """Pictures a second by the clock, and milliseconds of CPU a picture."""
-    clock, cpu = time.perf_counter(), time.process_time()
-    work()
-    return n / (time.perf_counter() - clock), 1e3 * (time.process_time() - cpu) / n
+def spread(paths: list[Path], count: int) -> list[Path]:
+    """Some of all, evenly."""
+    count = min(count, len(paths))
+    return [paths[i * len(paths) // count] for i in range(count)]
 
 
 def speed(encoder: Encoder, paths: list[Path], repeats: int) -> list[dict]:
@@ -66,17 +55,14 @@ def speed(encoder: Encoder, paths: list[Path], repeats: int) -> list[dict]:
             extract(encoder, paths, store=store, batch_size=BATCH, strict=True, keep=False)
 
     tensors(), files()
-    runs = []
+    runs: dict[str, list[float]] = {name: [] for name in MEASURED}
     for _ in range(repeats):
-        (rate, cpu), (rate_all, cpu_all) = timed(tensors, n), timed(files, n)
-        runs.append((rate, rate_all, rate_all / rate, cpu, cpu_all, cpu / cpu_all))
-        print("{:7.1f} {:7.1f} img/s  {:6.1%}   {:7.1f} {:7.1f} ms CPU  {:6.1%}".format(*runs[-1]), flush=True)
-    rate, rate_all, share, cpu, cpu_all, cpu_share = (statistics.median(column) for column in zip(*runs, strict=True))
-    print(f"tensors    {rate:7.1f} img/s {cpu:7.1f} ms CPU a picture")
-    print(f"from files {rate_all:7.1f} img/s {cpu_all:7.1f} ms CPU a picture")
-    print(f"share      {share:7.1%} by the clock, {cpu_share:.1%} by CPU; medians of {repeats} runs of {n} pictures")
-    names = ("memory", "files", "share", "memory_cpu_ms", "files_cpu_ms", "cpu_share")
-    measured = {name: summarise(column) for name, column in zip(names, zip(*runs, strict=True), strict=True)}
+        (_, memory), (_, read) = timed(tensors), timed(files)
+        values = (n / memory["seconds"], n / read["seconds"], memory["seconds"] / read["seconds"])
+        values += (1e3 * memory["cpu"] / n, 1e3 * read["cpu"] / n, memory["cpu"] / read["cpu"])
+        for name, value in zip(MEASURED, values, strict=True):
+            runs[name].append(value)
+    measured = {name: summarise(column) for name, column in runs.items()}
     info = encoder.info
     return [{"encoder": info.name, "backend": info.backend, "precision": info.precision, "pictures": n} | measured]
 
@@ -85,28 +71,18 @@ def memory(encoder: Encoder, paths: list[Path]) -> list[dict]:
     """Peak memory after each count, in one process: it never falls, so what grows shows."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        copies = [Path(folder) / f"{i:06}{paths[i % len(paths)].suffix}" for i in range(max(COUNTS))]
-        for i, copy in enumerate(copies):  # bytes after the end of a picture make it another one
-            copy.write_bytes(paths[i % len(paths)].read_bytes() + i.to_bytes(4, "big"))
+        copies = copy_pictures(paths, max(COUNTS), Path(folder) / "pictures")
         for count in COUNTS:
             with FeatureStore(Path(folder) / f"{count}.sqlite") as store:
-                rate, _ = timed(
-                    lambda n=count, store=store: extract(
-                        encoder, copies[:n], store=store, batch_size=BATCH, keep=False
-                    ),
-                    count,
-                )
-                entries = len(store)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(
-                f"{count:7,} pictures, {entries:7,} in the store: peak {peak:7.1f} MiB, {rate:6.1f} img/s", flush=True
-            )
-            rows.append({"pictures": count, "peak_mib": peak, "rate": rate})
+                some = copies[:count]
+                _, cost = timed(lambda: extract(encoder, some, store=store, batch_size=BATCH, keep=False))  # noqa: B023
+                row = {"pictures": count, "stored": len(store), "peak_mb": peak_mb(), "rate": count / cost["seconds"]}
+                rows.append(row)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("pictures", type=Path, help="a folder")
     parser.add_argument("--encoder", default="lite")
     parser.add_argument("--backend", default="openvino")
@@ -114,15 +90,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=320, help="pictures a run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
-    add_json(parser)
     args = parser.parse_args()
-    paths = find(args.pictures)
-    encoder = open_encoder(args.encoder, args.backend, args.precision, paths)
+    paths = find_pictures(args.pictures)
+    encoder = prepare(create_encoder(args.encoder), args.backend, args.precision, paths)
     print(f"{encoder.info.name}, {encoder.info.backend} {encoder.info.precision}, {torch.get_num_threads()} threads")
-    if args.memory:
-        rows = memory(encoder, paths)
-    else:
-        rows = speed(encoder, paths[:: max(1, len(paths) // args.count)][: args.count], args.repeats)
+    rows = memory(encoder, paths) if args.memory else speed(encoder, spread(paths, args.count), args.repeats)
+    print_table(rows)
     write_json(args.json, repeats=args.repeats, rows=rows)
 
 

@@ -13,19 +13,14 @@ more.
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _output import add_json, write_json
-from pipeline_speed import find
+from _measure import copy_pictures, find_pictures, print_table, run_command, script_parser, timed, write_json
 
 from clipadapter import FewShotClassifier, load_dataset
 from clipadapter.classifier.answers import predict_columns
@@ -37,60 +32,27 @@ from clipadapter.features import FeatureRow, FeatureSet, open_feature_table, wri
 from clipadapter.heads import TextFeatures, create_head
 from clipadapter.persistence import Model, load_model, save_model
 from clipadapter.uncertainty import UncertaintyOptions
-from clipadapter.utils.prediction import PredictionColumns
 
 SOURCE = Path(__file__).parents[2] / "src"
-RUN_AND_NOTE_PEAK = """
-import atexit, os, pathlib, re
-def note():
-    peak = re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]
-    pathlib.Path(os.environ["PEAK_FILE"]).write_text(peak)
-atexit.register(note)
-from clipadapter.cli.app import main
-main()
-"""
-"""Peak memory as the command itself sees it, on Linux: that of `wait4` would include this process, which started it."""
 CLASSES, SHOTS = 20, 4
 WIDTH, BATCH = 512, 8192
 ROW_INFO = EncoderInfo("toy", WIDTH, 32, 100.0, None, "MIT", "benchmark")
 
 
-def run_command(arguments: list[str], source: Path = SOURCE, output: Path | None = None) -> dict[str, float]:
+def run(arguments: list[str], source: Path = SOURCE, output: Path | None = None) -> dict[str, float]:
     """Seconds, seconds of CPU and peak MB of a command."""
-    with tempfile.NamedTemporaryFile("r") as peak, (output or Path(os.devnull)).open("w") as stdout:
-        environment = {**os.environ, "PYTHONPATH": str(source), "PEAK_FILE": peak.name}
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-c", RUN_AND_NOTE_PEAK, *arguments, "-q"], stdout=stdout, env=environment
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(arguments)} failed")
-        return {"seconds": seconds, "cpu": usage.ru_utime + usage.ru_stime, "peak_mb": int(peak.read()) / 1024}
+    command = [sys.executable, "-m", "clipadapter", *arguments, "-q"]
+    return run_command(command, {"PYTHONPATH": str(source)}, output=output)
 
 
 def show(name: str, n: int, result: dict[str, float], reference: dict[str, float] | None = None) -> dict[str, Any]:
-    row = {"name": name, "n": n, "rate": n / result["seconds"], **result}
-    share = ""
+    row = {"name": name, "n": n, "rate": n / result["seconds"], "seconds": result["seconds"], "cpu": result["cpu"]}
+    row["peak_mb"] = result.get("mb", 0.0)  # a step in this process has none of its own
     if reference is not None:
         row["share"] = reference["seconds"] / result["seconds"]
         row["cpu_share"] = reference["cpu"] / result["cpu"]
-        share = f"  share {row['share']:5.2f} by the clock, {row['cpu_share']:5.2f} by CPU"
-    print(
-        f"{name:38s} {n:9,} {row['rate']:11,.1f}/s {row['seconds']:7.1f} s {row['cpu']:7.1f} s CPU "
-        f"{row['peak_mb']:6.0f} MB{share}",
-        flush=True,
-    )
+    print(*row.values(), flush=True)
     return row
-
-
-def copy_pictures(paths: list[Path], count: int, folder: Path) -> None:
-    folder.mkdir()
-    for i in range(count):  # bytes after the end of a picture make it another one
-        path = paths[i % len(paths)]
-        (folder / f"{i:06}{path.suffix}").write_bytes(path.read_bytes() + i.to_bytes(4, "big"))
 
 
 def fit_model(pictures: Path, folder: Path, args: argparse.Namespace) -> None:
@@ -107,26 +69,24 @@ def fit_model(pictures: Path, folder: Path, args: argparse.Namespace) -> None:
 def measure_pictures(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """`embed` and `predict` in turn, with a quarter of the pictures and with all."""
     fit_model(args.pictures, folder / "model", args)
-    run = ["--backend", args.backend, "--precision", args.precision]
-    rows, paths = [], find(args.pictures)
+    backend = ["--backend", args.backend, "--precision", args.precision]
+    rows, paths = [], find_pictures(args.pictures)
     for count in (args.count // 4, args.count):
         pictures = folder / f"{count}"
         copy_pictures(paths, count, pictures)
         commands = {
-            "embed": ["embed", str(pictures), "--encoder", args.encoder, "--quality", "fast", *run],
-            "predict, JSON lines": ["predict", str(folder / "model"), str(pictures), "--json", *run],
-            "predict, Parquet": ["predict", str(folder / "model"), str(pictures), *run, "--out"],
+            "embed": ["embed", str(pictures), "--encoder", args.encoder, "--quality", "fast", *backend],
+            "predict, JSON lines": ["predict", str(folder / "model"), str(pictures), "--json", *backend],
+            "predict, Parquet": ["predict", str(folder / "model"), str(pictures), *backend, "--out"],
         }
         sources = {"": SOURCE, **({"base: ": args.base / "src"} if args.base and count == args.count else {})}
         for number in range(args.rounds if count == args.count else 1):
             for prefix, source in sources.items():
                 reference = None
                 for name, command in commands.items():
-                    if prefix and "Parquet" in name:  # earlier checkouts have none
-                        continue
                     target = [str(folder / f"{count}-{number}.parquet")] if "Parquet" in name else []
                     store = folder / "features.sqlite"
-                    result = run_command([*command, *target, "--cache", str(store)], source, folder / "out.jsonl")
+                    result = run([*command, *target, "--cache", str(store)], source, folder / "out.jsonl")
                     for file in folder.glob("features.sqlite*"):
                         file.unlink()
                     rows.append(show(prefix + name, count, result, reference))
@@ -157,12 +117,6 @@ def make_model(folder: Path, n_classes: int) -> None:
     save_model(folder, Model(fit.head, text, support, prompts, ROW_INFO, fit.uncertainty, fit.fold_heads))
 
 
-def timed(work: Callable[[], object]) -> dict[str, float]:
-    start, cpu = time.perf_counter(), time.process_time()
-    work()
-    return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu, "peak_mb": 0.0}
-
-
 def measure_rows(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """From a table of features, and each step alone."""
     path = folder / "rows.parquet"
@@ -172,21 +126,16 @@ def measure_rows(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
     n_batches = -(-args.rows // BATCH)
 
     def read() -> None:
-        for _ in table.batches(path, ["final"]):
+        for _ in table.batches(str(path), ["final"]):
             pass
 
-    rows = [show("reading the features alone", args.rows, timed(read))]
+    rows = [show("reading the features alone", args.rows, timed(read)[1])]
     for n_classes in (100, 1000):
         make_model(folder / f"model-{n_classes}", n_classes)
         weights, batch = torch.randn(WIDTH, n_classes), torch.from_numpy(features)
-        rows.append(
-            show(
-                f"the product alone, {n_classes} classes",
-                args.rows,
-                timed(lambda b=batch, w=weights: [b @ w for _ in range(n_batches)]),  # type: ignore[misc]
-            )
-        )
-        columns = predict_once(folder / f"model-{n_classes}", features)
+        product = timed(lambda: [batch @ weights for _ in range(n_batches)])[1]  # noqa: B023
+        rows.append(show(f"the product alone, {n_classes} classes", args.rows, product))
+        columns = predict_columns(load_model(folder / f"model-{n_classes}"), features, 1, {})
         names = [f"pictures/{i:08}.jpg" for i in range(BATCH)]
         block = AnsweredRows(names, [None] * BATCH, columns)
 
@@ -196,21 +145,15 @@ def measure_rows(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
                     file.write([block] * min(8, n_batches - i), f"{i:032x}")
                 file.finish()
 
-        rows.append(show(f"writing alone, {n_classes} classes", args.rows, timed(write)))
+        rows.append(show(f"writing alone, {n_classes} classes", args.rows, timed(write)[1]))
         target = str(folder / f"answers-{n_classes}.parquet")
         command = ["predict", str(folder / f"model-{n_classes}"), str(path), "--out", target]
-        rows.append(show(f"Parquet to Parquet, {n_classes} classes", args.rows, run_command(command)))
+        rows.append(show(f"Parquet to Parquet, {n_classes} classes", args.rows, run(command)))
     return rows
 
 
-def predict_once(folder: Path, features: np.ndarray) -> PredictionColumns:
-    """The predictions for some features."""
-    model = load_model(folder)
-    return predict_columns(model, features, 1, {})
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("pictures", type=Path, help="one folder a class")
     parser.add_argument("--count", type=int, default=10_000, help="pictures a command; 0 leaves pictures out")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of features; 0 leaves them out")
@@ -221,11 +164,11 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--base", type=Path, help="another checkout of this repository")
     parser.add_argument("--folder", type=Path, help="folder for pictures, rows and results; a temporary one by default")
-    add_json(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         rows = measure_pictures(args, Path(name)) if args.count else []
         rows += measure_rows(args, Path(name)) if args.rows else []
+    print_table(rows)
     write_json(args.json, count=args.count, n_rows=args.rows, rows=rows)
 
 

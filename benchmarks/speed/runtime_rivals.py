@@ -4,22 +4,16 @@
 
 SHOTS is the folder of classes that the model was fitted on: AdaptShot learns the same pictures (copies in colour, since
 it reads no others), which is not timed. Each tool runs in an environment of its own with what it needs alone:
-`pip install 'clipadapter[runtime]'` for the one, `pip install adaptshot` for the other. Runs take turns; printed are
-the median and the range.
+`pip install 'clipadapter[runtime]'` for the one, `pip install adaptshot` for the other. Runs take turns.
 """
 
-import argparse
 import json
-import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from _output import add_json, summarise, write_json
-from command_times import user_environment
+from _measure import find_pictures, print_table, run_command, script_parser, summarise, write_json
 
 OURS = "import sys; from clipadapter.runtime import Predictor; print(Predictor(sys.argv[1]).predict([sys.argv[2]])[0])"
 THEIRS = """
@@ -41,19 +35,6 @@ learner.save(out)
 """
 
 
-def measured(command):
-    """Seconds from start to end, MB at most, and what was printed."""
-    start = time.perf_counter()
-    environment = user_environment()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
-    said = process.stdout.read().strip()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        sys.exit(f"{command[:3]} ended with {status}")
-    return seconds, usage.ru_maxrss / 1024, said
-
-
 def installed(python):
     """MB of the environment's packages but pip and setuptools, which run nothing."""
     code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
@@ -66,51 +47,43 @@ def installed(python):
 
 def learned(python, shots, folder):
     """AdaptShot's state after the same shots."""
-    paths = sorted(path for path in Path(shots).rglob("*") if path.is_file())
+    paths = find_pictures(Path(shots))
     task, out = folder / "task.json", folder / "adaptshot.json"
     task.write_text(json.dumps([list(map(str, paths)), [path.parent.name for path in paths], str(out)]))
-    done = subprocess.run([python, "-c", LEARN, str(task)], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
+    run_command([python, "-c", LEARN, str(task)])
     return out
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     for name in ("model", "shots", "photo"):
         parser.add_argument(name)
     parser.add_argument("--python", default=sys.executable, help="of an environment with clipadapter[runtime]")
     parser.add_argument("--rival-python", help="of an environment with adaptshot")
     parser.add_argument("--runs", type=int, default=9)
-    add_json(parser)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        commands = {
-            "clipadapter, Python": [args.python, "-c", OURS, args.model, args.photo],
-            "clipadapter, shell": [args.python, "-m", "clipadapter", "predict", args.model, args.photo],
-        }
-        if args.rival_python:
-            state = learned(args.rival_python, args.shots, Path(folder))
-            commands["adaptshot, Python"] = [args.rival_python, "-c", THEIRS, str(state), args.photo]
-        found = {name: [] for name in commands}
-        for i in range(args.runs + 1):
-            for name, command in commands.items():
-                run = measured(command)
-                if i:  # the first fills the caches
-                    found[name].append(run)
     # This interpreter has packages that the file does not need.
     sizes = {"clipadapter": None if args.python == sys.executable else installed(args.python)}
-    if args.rival_python:
-        sizes["adaptshot"] = installed(args.rival_python)
+    commands = {
+        "clipadapter, Python": [args.python, "-c", OURS, args.model, args.photo],
+        "clipadapter, shell": [args.python, "-m", "clipadapter", "predict", args.model, args.photo],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        if args.rival_python:
+            sizes["adaptshot"] = installed(args.rival_python)
+            state = learned(args.rival_python, args.shots, Path(folder))
+            commands["adaptshot, Python"] = [args.rival_python, "-c", THEIRS, str(state), args.photo]
+        rounds = [
+            {name: run_command(command, output=Path(folder) / name) for name, command in commands.items()}
+            for _ in range(args.runs + 1)
+        ][1:]  # the first fills the caches
+        answers = {name: (Path(folder) / name).read_text().strip() for name in commands}
     rows = []
-    print("| | seconds to the first answer | range | peak MB | installed MB | said |\n|---|---:|---:|---:|---:|---|")
-    for name, runs in found.items():
-        seconds, memory = [run[0] for run in runs], statistics.median(run[1] for run in runs)
+    for name, answer in answers.items():
+        seconds, memory = (summarise(each[name][unit] for each in rounds) for unit in ("seconds", "mb"))
         size = sizes[name.partition(",")[0]]
-        spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
-        shown = "" if size is None else f"{size:.0f}"
-        rows.append({"name": name, "seconds": summarise(seconds), "mb": memory, "installed_mb": size})
-        print(f"| {name} | {statistics.median(seconds):.2f} | {spread} | {memory:.0f} | {shown} | {runs[0][2]} |")
+        rows.append({"name": name, "seconds": seconds, "mb": memory["median"], "installed_mb": size, "answer": answer})
+    print_table(rows)
     write_json(args.json, runs=args.runs, rows=rows)
 
 

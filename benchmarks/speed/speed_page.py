@@ -3,7 +3,6 @@
     python benchmarks/speed/speed_page.py PICTURES --rivals-python A/bin/python --rivals-python B/bin/python
     python benchmarks/speed/speed_page.py PICTURES --small        # smallest form of each section; no page
     python benchmarks/speed/speed_page.py PICTURES --only store   # one section; the others stay as they are
-    python benchmarks/speed/speed_page.py PICTURES --resume       # what this commit has not measured here yet
     python benchmarks/speed/speed_page.py --write-only            # the page from the results that are there
 
 PICTURES has one folder per class, with a thousand pictures or more. The machine should do nothing else meanwhile: the
@@ -14,8 +13,8 @@ interpreter with `clipadapter[runtime]` alone: without it, no installed size is 
 The text is `speed_page.md`, a Jinja template. A line `<!-- section NAME -->` begins a section. `results` is the JSON of
 its commands, and `result` that of the first. A section without results is left out of the page. The summary has the
 `results` of each section under its name; an item is left out if a section that it names has no results. To add a
-section: an entry of SECTIONS with its command, whose JSON is a file (`JSON` among the arguments) or what it prints, and
-a text. The page and its results are committed together: a test compares them.
+section: an entry of SECTIONS with its commands, which take `--json FILE`, and a text. The page and its results are
+committed together: a test compares them.
 """
 
 import argparse
@@ -27,6 +26,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -45,14 +45,14 @@ TEMPLATE, RESULTS = FOLDER / "speed_page.md", FOLDER.parent / "results" / "speed
 PAGE = ROOT / "docs" / "speed.md"
 STAT = Path("/proc/stat")
 PACKAGES = ("torch", "openvino", "onnxruntime", "open_clip_torch", "timm", "sentence-transformers", "numpy", "pillow")
-JSON = "JSON"
-"""The argument in whose place a command gets the path of its results."""
 SUMMARY = "summary"
 """Section of the template with figures of the other sections."""
 WATCH_SECONDS = 3
 """How long is watched, before a section begins, what other programs do."""
 MAX_QUIET_LOAD = 0.3
 """Cores busy with other programs in that time, above which the page says that they were running."""
+SECTION_SECONDS = 30 * 60
+"""Limit of a command."""
 SECTION = re.compile(r"^<!-- section ([\w-]+) -->\n", re.MULTILINE)
 Results = dict[str, Any]
 
@@ -62,78 +62,61 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """Options of the run, and what several sections need, made when it is first used."""
+    """Options of the run, and what several sections need, made when it is first used; paths as words of a command."""
 
-    pictures: Path
-    small: bool
+    source: Path
+    is_small: bool
     rivals: list[str]
     runtime_python: str
     work: Path
 
-    def pick(self, usual: int, small: int) -> str:
-        """A number for the command line."""
-        return str(small if self.small else usual)
+    def pick(self, usual: object, small: object) -> object:
+        return small if self.is_small else usual
 
     @property
-    def rival_options(self) -> list[str]:
-        return [word for python in self.rivals for word in ("--rivals-python", python)]
+    def pictures(self) -> str:
+        return shlex.quote(str(self.source))
+
+    @property
+    def rival_options(self) -> str:
+        return shlex.join(word for python in self.rivals for word in ("--rivals-python", python))
 
     @cached_property
-    def weights(self) -> Path:
+    def weights(self) -> str:
         """A ViT-B/32 with random weights, which all programs read."""
-        folder = self.work / ("vit-b-32-small" if self.small else "vit-b-32")
+        folder = self.work / ("vit-b-32-small" if self.is_small else "vit-b-32")
         if not folder.exists():
             import _rivals  # imports torch and open_clip, which writing the page does not need
 
-            _rivals.write_open_clip(folder, layers=2 if self.small else None)
-        return folder
+            _rivals.write_open_clip(folder, layers=2 if self.is_small else None)
+        return shlex.quote(str(folder))
 
     @cached_property
     def shots(self) -> Path:
         """Eight pictures of each class."""
-        folder = self.work / f"shots-{self.pick(101, 3)}"
+        count = 3 if self.is_small else 101
+        folder = self.work / f"shots-{count}"
         if not folder.exists():
             from command_times import link_pictures
 
-            link_pictures(self.pictures, folder, int(self.pick(101, 3)), shots=8, extra=1)
+            link_pictures(self.source, folder, count, shots=8, extra=1)
         return folder / "shots"
 
-    @property
-    def photo(self) -> str:
-        return str(sorted(self.shots.parent.glob("more/*/*"))[0])
-
     @cached_property
-    def exported(self) -> str:
-        """A model of these shots as an ONNX file."""
+    def runtime_words(self) -> str:
+        """A model of these shots as an ONNX file, the shots, one more picture, and AdaptShot's interpreter."""
+        import _rivals
+
         folder = Path(tempfile.mkdtemp(dir=self.work))
         for command in (
             ["fit", self.shots, "--encoder", "lite", "--out", folder / "model"],
             ["export", folder / "model", "--out", folder / "model.onnx"],
         ):
             subprocess.run([sys.executable, "-m", "clipadapter", *map(str, command)], check=True, capture_output=True)
-        return str(folder / "model.onnx")
-
-    @property
-    def adaptshot(self) -> list[str]:
-        import _rivals
-
+        photo = sorted(self.shots.parent.glob("more/*/*"))[0]
         python = _rivals.interpreter_of("adaptshot", self.rivals)
-        return [] if python is None else ["--rival-python", python]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page.
-
-    Args:
-        name: in the template, the results and ``--only``.
-        commands: scripts of this folder with their arguments; the section's JSON is the list of what they give.
-        minutes: limit of each command.
-    """
-
-    name: str
-    commands: Callable[[Setting], list[list[str]]]
-    minutes: float = 8
+        words = [str(folder / "model.onnx"), str(self.shots), str(photo), "--python", self.runtime_python]
+        return shlex.join([*words, *([] if python is None else ["--rival-python", python])])
 
 
 # ---- What the template may use ----
@@ -174,106 +157,64 @@ def environment() -> jinja2.Environment:
 # ---- The sections, in the order of the page ----
 
 
-def extract_command(setting: Setting, only: str, count: int) -> list[list[str]]:
-    options = ["--count", setting.pick(count, 8), "--rounds", setting.pick(3, 1), "--json", JSON]
-    options += ["--choose-for", setting.pick(1000, 8), "--weights", str(setting.weights), "--only", only]
-    return [["extract_speed.py", str(setting.pictures), *options, *setting.rival_options]]
+def extract_command(s: Setting, only: str, count: int) -> list[str]:
+    options = f"--count {s.pick(count, 8)} --rounds {s.pick(3, 1)} --choose-for {s.pick(1000, 8)} --only {only}"
+    return [f"extract_speed.py {s.pictures} {options} --weights {s.weights} {s.rival_options}"]
 
 
-def pipeline_commands(setting: Setting) -> list[list[str]]:
-    vit = f"open_clip:local-dir:{setting.weights}"
-    kinds = [(vit, "torch", "fp32", 96), (vit, "openvino", "bf16", 160), (vit, "openvino", "int8", 160)]
-    kinds += [("lite", "openvino", "fp32", 320)]
-    return [
-        ["pipeline_speed.py", str(setting.pictures), "--encoder", encoder, "--backend", backend]
-        + ["--precision", precision, "--count", setting.pick(count, 8), "--repeats", setting.pick(3, 1), "--json", JSON]
-        for encoder, backend, precision, count in (kinds[-1:] if setting.small else kinds)
+def pipeline_commands(s: Setting) -> list[str]:
+    vit = f"--encoder open_clip:local-dir:{s.weights}"
+    kinds = [
+        f"{vit} --backend torch --precision fp32 --count {s.pick(96, 8)}",
+        f"{vit} --backend openvino --precision bf16 --count {s.pick(160, 8)}",
+        f"{vit} --backend openvino --precision int8 --count {s.pick(160, 8)}",
+        f"--encoder lite --backend openvino --precision fp32 --count {s.pick(320, 8)}",
     ]
+    return [f"pipeline_speed.py {s.pictures} --repeats {s.pick(3, 1)} {kind}" for kind in kinds[-s.pick(4, 1) :]]
 
 
-def fit_commands(setting: Setting) -> list[list[str]]:
-    loops = ["--loops", "paper-adam", "released", "--json", JSON]
-    if setting.small:
-        tiny = ["clip_adapter_fit.py", "--classes", "10", "--shots", "4", "--dim", "64", "--run", "2", *loops]
-        return [tiny, tiny]
-    return [
-        ["clip_adapter_fit.py", "--classes", "100", "--shots", "16", "--dim", "512", *loops],
-        ["clip_adapter_fit.py", "--classes", "1000", "--shots", "16", "--dim", "1024", "--run", "2", *loops],
-    ]
+def fit_commands(s: Setting) -> list[str]:
+    sizes = s.pick(
+        ["--classes 100 --shots 16 --dim 512", "--classes 1000 --shots 16 --dim 1024 --run 2"],
+        ["--classes 10 --shots 4 --dim 64 --run 2"] * 2,
+    )
+    return [f"clip_adapter_fit.py {size} --loops paper-adam released" for size in sizes]
 
 
-SECTIONS = [
-    Section("extract", lambda setting: extract_command(setting, "ViT-B/32", 256), 20),
-    Section("lite", lambda setting: extract_command(setting, "lite", 320), 20),
-    Section("pipeline", pipeline_commands),
-    Section(
-        "commands",
-        lambda setting: [
-            ["command_times.py", str(setting.pictures), "--classes", setting.pick(101, 3), "--json", JSON]
-            + ["--shots", setting.pick(8, 4), "--rounds", setting.pick(3, 1)]
-            + (["--no-warm-up"] if setting.small else [])
-        ],
-        15,
-    ),
-    Section(
-        "predict",
-        lambda setting: [
-            ["predict_speed.py", str(setting.pictures), "--count", setting.pick(2000, 8), "--json", JSON]
-            + ["--rows", setting.pick(200_000, 1000)]
-        ],
-    ),
-    Section(
-        "runtime",
-        lambda setting: [
-            ["runtime_rivals.py", setting.exported, str(setting.shots), setting.photo, *setting.adaptshot]
-            + ["--python", setting.runtime_python, "--runs", setting.pick(9, 1), "--json", JSON]
-        ],
-    ),
-    Section(
-        "text",
-        lambda setting: [
-            ["text_speed.py", "--templates", "imagenet7", "--prompts", setting.pick(40, 2), "--json", JSON]
-            + ["--rounds", setting.pick(5, 1)]
-        ],
-    ),
-    Section("fit", fit_commands),
-    Section(
-        "study",
-        lambda setting: [
-            ["study_speed.py", "--json", JSON]
-            + (["gda", "--shots", "1", "--seeds", "1", "--classes", "10", "--width", "64"] if setting.small else [])
-        ],
-    ),
-    Section(
-        "classes",
-        lambda setting: [
-            ["many_classes.py", "gda", "tip-adapter", "linear-probe", "clip-adapter", "auto", "--json", JSON]
-            + ["--limit-seconds", "300"]
-            + (["--size", "10x2x16"] if setting.small else []),
-        ],
-        30,
-    ),
-    Section(
-        "store",
-        lambda setting: [
-            ["store_speed.py", "--rows", setting.pick(30_000, 1000), "--repeats", setting.pick(5, 1), "--json", JSON]
-        ],
-    ),
-]
+SECTIONS: dict[str, Callable[[Setting], list[str]]] = {
+    "extract": lambda s: extract_command(s, "ViT-B/32", 256),
+    "lite": lambda s: extract_command(s, "lite", 320),
+    "pipeline": pipeline_commands,
+    "commands": lambda s: [
+        f"command_times.py {s.pictures} "
+        + s.pick("--classes 101 --shots 8 --rounds 3", "--classes 3 --shots 4 --rounds 1 --no-warm-up")
+    ],
+    "predict": lambda s: [f"predict_speed.py {s.pictures} --count {s.pick(2000, 8)} --rows {s.pick(200_000, 1000)}"],
+    "runtime": lambda s: [f"runtime_rivals.py {s.runtime_words} --runs {s.pick(9, 1)}"],
+    "text": lambda s: [f"text_speed.py --templates imagenet7 --prompts {s.pick(40, 2)} --rounds {s.pick(5, 1)}"],
+    "fit": fit_commands,
+    "study": lambda s: ["study_speed.py " + s.pick("", "gda --shots 1 --seeds 1 --classes 10 --width 64")],
+    "classes": lambda s: [
+        "head_costs.py gda tip-adapter linear-probe clip-adapter auto --features hard "
+        + s.pick("--size 10000x4x512 --size 1000x100x768", "--size 10x2x16")
+    ],
+    "store": lambda s: [f"store_speed.py --rows {s.pick(30_000, 1000)} --repeats {s.pick(5, 1)}"],
+}
 
 
 # ---- Measuring ----
 
 
-def measure(section: Section, setting: Setting) -> Results:
+def measure(name: str, setting: Setting) -> Results:
     """Run the commands of a section one after the other.
 
     Raises:
-        RuntimeError: a command failed, took longer than its limit, or gave no JSON.
+        RuntimeError: a command failed.
+        subprocess.TimeoutExpired: it took longer than the limit.
     """
     load = busy_cores()
     start, cpu = time.perf_counter(), _cpu_of_children()
-    results = [_run(command, section.minutes) for command in section.commands(setting)]
+    results = [_run(command) for command in SECTIONS[name](setting)]
     return {
         "results": results,
         "seconds": round(time.perf_counter() - start, 1),
@@ -283,7 +224,7 @@ def measure(section: Section, setting: Setting) -> Results:
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),
-        "small": setting.small,
+        "small": setting.is_small,
     }
 
 
@@ -307,33 +248,16 @@ def _cpu_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _run(command: list[str], minutes: float) -> Results:
+def _run(command: str) -> Results:
+    script, *arguments = shlex.split(command)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.json"
-        arguments = [str(out) if word == JSON else word for word in command]
-        script = FOLDER / arguments[0]
-        if not script.exists():
-            raise FileNotFoundError(f"there is no {script.name}")
-        try:
-            done = subprocess.run(
-                [sys.executable, str(script), *arguments[1:]],
-                capture_output=True,
-                text=True,
-                timeout=60 * minutes,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"{command[0]} took longer than {minutes:g} minutes") from error
+        words = [sys.executable, str(FOLDER / script), *arguments, "--json", str(out)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECTION_SECONDS, check=False)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-        text = out.read_text(encoding="utf-8") if out.exists() else done.stdout[done.stdout.find("{") :]
-        for line in done.stdout.splitlines():
-            if line.startswith("left out"):
-                print(" ", line)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RuntimeError(f"{command[0]} gave no JSON but {text[:200]!r}") from error
+            raise RuntimeError(f"{command} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        print(*(f"  {line}" for line in done.stdout.splitlines() if line.startswith("left out")), sep="\n")
+        return json.loads(out.read_text(encoding="utf-8"))
 
 
 def commit() -> str:
@@ -374,8 +298,7 @@ def write_page(results: Results) -> str:
     """The template with the results of all sections that have some."""
     head, *parts = SECTION.split(TEMPLATE.read_text(encoding="utf-8"))
     texts = dict(zip(parts[::2], parts[1::2], strict=True))
-    sections = {section.name for section in SECTIONS}
-    measured = {name: results[name] for name in texts if name in results and name in sections}
+    measured = {name: results[name] for name in texts if name in results and name in SECTIONS}
     if not measured:
         raise SystemExit("there are no results: run without --write-only first")
     facts = [(each["machine"], each["versions"]) for each in measured.values()]
@@ -393,7 +316,7 @@ def write_page(results: Results) -> str:
     for name, text in texts.items():
         if name == SUMMARY:
             page.append(_summary(text, {other: one["results"] for other, one in measured.items()}))
-        elif name not in sections:  # text alone
+        elif name not in SECTIONS:  # text alone
             page.append(render(text).render(about))
         elif name in measured:
             one = measured[name]
@@ -429,19 +352,11 @@ def _apart(parts: Iterable[str]) -> Iterable[str]:
         yield ("\n" if i else "") + part.strip("\n") + "\n"
 
 
-def save(path: Path, results: Results) -> None:
-    """Write the JSON file in one step, so that a stopped run leaves the results of before."""
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path, nargs="?", help="a folder of class folders")
     parser.add_argument("--small", action="store_true", help="smallest form of every section; results go to --work")
-    parser.add_argument("--only", action="append", choices=[section.name for section in SECTIONS])
-    parser.add_argument("--resume", action="store_true", help="leave out what this commit measured on this machine")
+    parser.add_argument("--only", action="append", choices=list(SECTIONS))
     parser.add_argument("--write-only", action="store_true", help="measure nothing")
     parser.add_argument("--rivals-python", action="append", default=[], help="an interpreter; may be given again")
     parser.add_argument("--runtime-python", default=sys.executable, help="one with clipadapter[runtime] alone")
@@ -449,44 +364,26 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help=f"default: {RESULTS.relative_to(ROOT)}")
     parser.add_argument("--page", type=Path, help=f"default: {PAGE.relative_to(ROOT)}")
     args = parser.parse_args()
+    if args.pictures is None and not args.write_only:
+        parser.error("PICTURES is missing: a folder with one folder of pictures per class")
     args.work.mkdir(parents=True, exist_ok=True)
     results_path = args.results or (args.work / "speed.json" if args.small else RESULTS)
     page = args.page or (args.work / "speed.md" if args.small else PAGE)
     results = json.loads(results_path.read_text(encoding="utf-8")) if results_path.exists() else {}
     failed = []
-    if not args.write_only:
-        if args.pictures is None:
-            parser.error("PICTURES is missing: a folder with one folder of pictures per class")
-        setting = Setting(
-            args.pictures.resolve(), args.small, args.rivals_python, args.runtime_python, args.work.resolve()
-        )
-        for section in SECTIONS:
-            if args.only and section.name not in args.only:
-                continue
-            old = results.get(section.name, {})
-            if args.resume and (old.get("commit"), old.get("machine"), old.get("small")) == (
-                commit(),
-                machine(),
-                args.small,
-            ):
-                print(f"{section.name}: is there")
-                continue
-            print(f"{section.name} ...", flush=True)
-            try:
-                results[section.name] = measure(section, setting)
-            except FileNotFoundError as error:
-                print(f"{section.name}: left out, {error}")
-                continue
-            except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-                failed.append(section.name)
-                print(f"{section.name} failed: {error}", flush=True)
-                continue
-            save(results_path, results)
-            print(
-                f"{section.name}: {results[section.name]['seconds']:.0f} s, "
-                f"{results[section.name]['cpu_seconds']:.0f} s of processors",
-                flush=True,
-            )
+    for name in [] if args.write_only else args.only or SECTIONS:
+        setting = Setting(args.pictures, args.small, args.rivals_python, args.runtime_python, args.work)
+        print(f"{name} ...", flush=True)
+        try:
+            results[name] = measure(name, setting)
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            failed.append(name)
+            print(f"{name} failed: {error}", flush=True)
+            continue
+        print(f"{results[name]['seconds']:.0f} s, {results[name]['cpu_seconds']:.0f} s of processors", flush=True)
+        partial = results_path.with_suffix(".part")  # a stopped run leaves the results of before
+        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        partial.replace(results_path)
     page.write_text(write_page(results), encoding="utf-8")
     print(f"wrote {page}")
     if failed:

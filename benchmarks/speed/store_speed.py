@@ -9,17 +9,15 @@ call" is what a picture with one view costs. The last lines are the times to ope
     python benchmarks/speed/store_speed.py --rows 1000000 --repeats 1 --folder /tmp    # 4.5 GB on disk meanwhile
 """
 
-import argparse
 import random
 import sqlite3
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from zlib import crc32
 
 import numpy as np
-from _output import add_json, ratios, write_json
+from _measure import print_table, ratios, script_parser, timed, write_json
 
 from clipadapter.features import FeatureStore
 
@@ -57,9 +55,7 @@ def batches(rows: int, dim: int):
 
 
 def seconds(work, *args) -> float:
-    start = time.perf_counter()
-    work(*args)
-    return time.perf_counter() - start
+    return timed(lambda: work(*args))[1]["seconds"]
 
 
 def one_round(folder: Path, rows: int, dim: int) -> dict[str, tuple[float, float]]:
@@ -87,24 +83,19 @@ def one_round(folder: Path, rows: int, dim: int) -> dict[str, tuple[float, float
 
 def measure_opening(path: Path) -> dict[str, float]:
     """Milliseconds to open a store and to count its rows."""
-    start = time.perf_counter()
-    with FeatureStore(path) as store:
-        opened = time.perf_counter()
-        count = len(store)
-        counted = time.perf_counter()
-    return {"open_ms": 1e3 * (opened - start), "len_ms": 1e3 * (counted - opened), "rows": count}
+    store, opening = timed(lambda: FeatureStore(path))
+    with store:
+        return {"open_ms": 1e3 * opening["seconds"], "len_ms": 1e3 * seconds(len, store), "rows": len(store)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--rows", type=int, default=30_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the files are made and deleted; the system's one by default")
-    add_json(parser)
     args = parser.parse_args()
     rounds, rows = [], []
-    print("| work | plain rows/s | store rows/s | of plain |\n|---|---:|---:|---:|")
     for last in reversed(range(args.repeats)):
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             rounds.append(one_round(Path(folder), args.rows, args.dim))
@@ -113,14 +104,12 @@ def main() -> None:
             for name in rounds[0]:
                 plain, store = (args.rows / median(times[name][side] for times in rounds) for side in (0, 1))
                 ratio = ratios(*([times[name][side] for times in rounds] for side in (0, 1)))
-                print(f"| {name} | {plain:,.0f} | {store:,.0f} | {ratio['median']:.0%} |", flush=True)
                 rows.append({"work": name, "plain": plain, "store": store, "ratio": ratio})
             whole = measure_opening(Path(folder) / "store.sqlite")
-            print(f"| open | | {whole['open_ms']:.1f} ms | |")
-            print(f"| len, {whole['rows']:,} rows | | {whole['len_ms']:.1f} ms | |")
-    write_json(
-        args.json, vectors=args.rows, width=args.dim, dtype="float32", rounds=args.repeats, rows=rows, whole=whole
-    )
+    print_table(rows)
+    print_table([whole])
+    size = {"vectors": args.rows, "width": args.dim, "dtype": "float32"}
+    write_json(args.json, **size, rounds=args.repeats, rows=rows, whole=whole)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ processes on all cores, which depends less on what else the machine does.
     python benchmarks/speed/study_speed.py
     python benchmarks/speed/study_speed.py auto taskres --shots 4 16 --seeds 1
     python benchmarks/speed/study_speed.py --blocks 3
-    python benchmarks/speed/study_speed.py --features results/features/1a2b3c4d5e6f
 
 The last line has a digest of the accuracies in percent with one decimal, means over the draws as in the tables. Two
 trees that give the same tables have the same digest; the tree that is measured is the one that Python finds:
@@ -17,7 +16,6 @@ trees that give the same tables have the same digest; the tree that is measured 
     PYTHONPATH=OTHER_TREE/src python benchmarks/speed/study_speed.py --accuracies before.csv
 """
 
-import argparse
 import hashlib
 import resource
 import tempfile
@@ -26,7 +24,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from _output import add_json, write_json
+from _measure import print_table, script_parser, write_json
 from head_costs import make
 
 from clipadapter.bench import Suite, default_heads, load_study, run_suite
@@ -75,7 +73,7 @@ def bundle(classes: int, width: int, n_blocks: int) -> Bundle:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("heads", nargs="*", metavar="HEAD", help="names; all for one encoder if none is given")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--seeds", type=int, default=3)
@@ -83,17 +81,14 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--blocks", type=int, default=1, metavar="N", help="blocks of features, which `auto` reads")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--features", type=Path, help="folder of features of `clipadapter bench run`, not made ones")
     parser.add_argument("--accuracies", type=Path, metavar="FILE", help="write the table of accuracies as CSV")
-    add_json(parser)
     args = parser.parse_args()
     heads = args.heads or [name for name in default_heads() if from_features(name)]
     variants = [Variant(head=name) for name in heads]
     suite = Suite(name="speed", title="Speed", heads=variants, shots=args.shots, seeds=list(range(1, args.seeds + 1)))
     with tempfile.TemporaryDirectory() as folder:
-        features, records = args.features or Path(folder) / "features", Path(folder) / "records"
-        if args.features is None:
-            save_bundle(bundle(args.classes, args.width, args.blocks), features)
+        features, records = Path(folder) / "features", Path(folder) / "records"
+        save_bundle(bundle(args.classes, args.width, args.blocks), features)
         start, busy_before = time.perf_counter(), processor_seconds()
         launcher = Launcher(workers=args.workers)
         outcome = run_suite(suite, [f"features:{features}"], {}, records, launcher)
@@ -105,9 +100,7 @@ def main() -> None:
             assert run.seconds is not None, run.error
             took[run.method].append(run.seconds.fit + run.seconds.predict)
             correct[run.method, run.shots].append(100 * run.metrics.accuracy)
-    print("| head | seconds of one worker |\n|---|---:|")
-    for name, each in sorted(took.items(), key=lambda item: -sum(item[1])):
-        print(f"| {name} | {sum(each):.2f} |")
+    print_table([{"head": name, "seconds of one worker": sum(each)} for name, each in took.items()])
     busy = sum(map(sum, took.values()))
     rows = [f"{name},{shots},{sum(each) / len(each):.1f}" for (name, shots), each in sorted(correct.items())]
     table = "\n".join(["head,shots,accuracy", *rows, ""])
@@ -121,13 +114,7 @@ def main() -> None:
         busy=busy / args.workers / seconds,
         workers=args.workers,
         heads={name: sum(each) for name, each in took.items()},
-        size={
-            "classes": args.classes,
-            "width": args.width,
-            "blocks": args.blocks,
-            "shots": args.shots,
-            "seeds": args.seeds,
-        },
+        size={name: getattr(args, name) for name in ("classes", "width", "blocks", "shots", "seeds")},
     )
     print(
         f"\n{outcome.n_made} runs: {seconds:.1f} s, of which fits {outcome.seconds:.1f}; "

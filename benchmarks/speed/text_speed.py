@@ -7,18 +7,17 @@ tower has random weights: its time does not depend on them. "difference" is the 
     python benchmarks/speed/text_speed.py --templates imagenet7 --prompts 1000 --model ViT-L-14 --threads 8
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import open_clip
 import torch
-from _output import add_json, ratios, write_json
+from _measure import print_table, ratios, script_parser, timed, write_json
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.data import get_templates
-from clipadapter.encoders.lite_text import MAX_TOKENS, MiniLm
+from clipadapter.encoders.lite_text import MiniLm
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower
 from clipadapter.utils.imagenet import imagenet_names
 
@@ -54,54 +53,39 @@ def lite(texts: list[str]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     def padded() -> Tensor:
         rows = []
         for start in range(0, len(texts), BATCH):
-            some = texts[start : start + BATCH]
-            batch = tower._tokenizer(some, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-            mask = batch["attention_mask"][..., None]
-            sums = (tower._bert(**batch).last_hidden_state * mask).sum(dim=1)
-            rows.append(torch.nn.functional.normalize(sums / mask.sum(dim=1)))
+            tokens = [torch.tensor(ids) for ids in tower.tokenize(texts[start : start + BATCH])]
+            lengths = torch.tensor([len(ids) for ids in tokens])
+            rows.append(tower.encode(tower.embed(pad_sequence(tokens, batch_first=True)), lengths))
         return torch.cat(rows)
 
     return padded, lambda: tower(texts, BATCH)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--model", default="ViT-B-32", help="of open_clip")
     parser.add_argument("--templates", action="append", help="name of a set; may be given again")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    add_json(parser)
     args = parser.parse_args()
     rows = []
     torch.set_num_threads(args.threads)
-    print("| tower | prompts | padded s | ours s | ratio | difference |\n|---|---|---:|---:|---:|---:|")
     for templates in args.templates or ["default", "imagenet7"]:
         texts = prompts(templates, args.prompts)
         for name, ways in {args.model: clip(args.model, texts), "lite": lite(texts)}.items():
             with torch.inference_mode():
                 padded, ours = (way() for way in ways)  # also warms up
-                seconds = [[timed(way) for way in ways] for _ in range(args.rounds)]
+                seconds = [[timed(way)[1]["seconds"] for way in ways] for _ in range(args.rounds)]
             far = ((padded - ours).norm(dim=1) / padded.norm(dim=1)).max()
             before, after = (statistics.median(column) for column in zip(*seconds, strict=True))
             ratio = ratios(*zip(*seconds, strict=True))
-            print(
-                f"| {name} | {len(texts)} of {templates} | {before:.2f} | {after:.2f} "
-                f"| {ratio['median']:.1f} | {far:.0e} |",
-                flush=True,
-            )
             rows.append(
                 {"tower": name, "templates": templates, "prompts": len(texts), "padded": before, "ours": after}
                 | {"ratio": ratio, "difference": float(far)}
             )
+    print_table(rows)
     write_json(args.json, rounds=args.rounds, rows=rows)
-
-
-def timed(way: Callable[[], Tensor]) -> float:
-    """Seconds that one call takes."""
-    start = time.perf_counter()
-    way()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

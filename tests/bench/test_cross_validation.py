@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,3 +82,17 @@ def test_a_model_is_cross_validated_on_its_own_shots(colour_folder, tmp_path):
     assert result.model.evaluation.metrics["accuracy"] == pytest.approx(expected.mean())
     files = result.write(tmp_path / "out")
     assert json.loads(files[0].read_text())["folds"] == 2
+
+
+@pytest.mark.parametrize(
+    "shots, tunes_encoder, multilabel, words",
+    [
+        ("ab", True, None, "that tunes the encoder can't be cross-validated on its shots: give test pictures"),
+        ("ab", False, "thresholds", "that is multi-label can't be cross-validated on its shots: give test pictures"),
+        ("", False, None, r"saved without its shots \(--no-support\): give test pictures"),
+    ],
+)
+def test_a_model_that_can_not_be_fitted_again_is_not_cross_validated(shots, tunes_encoder, multilabel, words):
+    head, uncertainty = SimpleNamespace(tunes_encoder=tunes_encoder), SimpleNamespace(multilabel=multilabel)
+    with pytest.raises(InputError, match=words):
+        cross_validate_model(SimpleNamespace(support_=shots, head_=head, uncertainty_=uncertainty))

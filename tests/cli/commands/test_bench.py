@@ -1,9 +1,11 @@
+import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from clipadapter.bench import list_suites
+from clipadapter.bench import list_suites, speed
 from clipadapter.heads.zero_shot import ZeroShot
 
 SUITE = 'title = "Neighbours"\nheads = ["zero-shot", "prototype", "knn"]\nshots = [1, 2]\nseeds = [1, 2]\n'
@@ -131,3 +133,22 @@ def test_failed_runs_are_recorded_and_end_in_an_exit_code(bench, monkeypatch):
     assert result.exit_code == 1
     assert "12 runs finished" in result.stdout
     assert "\n4 of them failed; why: clipadapter bench status own" in result.stdout
+
+
+def test_speed_compares_backends_with_the_limit_of_the_machine(run, folders, monkeypatch):
+    monkeypatch.setattr(speed, "list_backends", lambda: ["torch"])
+    monkeypatch.setattr(speed, "MATRIX_SIDE", 100)
+    seconds = itertools.count()
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))  # all take one second
+    encoder = f"open_clip:local-dir:{folders['tiny']}"
+    arguments = ("bench", "speed", "--encoder", encoder, "--count", 4, "--rounds", 1)
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["limits"] == pytest.approx({"fp32": 0.002, "bf16": 0.002})  # 2 x 100^3 of a second
+    assert (found["decode"], found["pictures"]) == (250.0, 4)
+    assert [each["precision"] for each in found["speeds"]] == ["fp32", "bf16"]
+    for each in found["speeds"]:
+        assert each["share"] == pytest.approx(each["rate"] * found["gflop"] / 0.002)
+        assert each["ready"] == 1 and each["parity"]["mean_cosine"] > 0.99
+    assert re.search(r"reading one picture, ms +250.0", run(*arguments).stdout)
