@@ -22,7 +22,7 @@ from clipadapter.heads import Head
 from clipadapter.heads.registry import head_name
 from clipadapter.metrics import Evaluation, MultiLabelEvaluation, evaluate, evaluate_multilabel, metrics_shown
 from clipadapter.metrics.table import Task
-from clipadapter.persistence.format import EVALUATION_KEY
+from clipadapter.persistence.format import read_evaluation
 from clipadapter.uncertainty import Answers, Calibrator, DecisionOptions, Uncertainty
 from clipadapter.utils.files import without_paths
 from clipadapter.utils.formatting import (
@@ -337,12 +337,12 @@ def describe_classifier(classifier: FewShotClassifier) -> dict[str, str]:
     n_shots = len(classifier.support_) or sum(counts.values())
     shots = f"{format_count(n_shots, 'shot')} ({describe_shots(counts, n_shots)})"
     facts["fitted to"] = f"{describe_classes(classifier.class_names_)}, {shots}"
-    recorded = classifier.support_.provenance.get(EVALUATION_KEY)  # in the folder of the model
+    recorded = read_evaluation(classifier.support_.provenance)  # from the folder of the model
     if classifier.evaluation_ is not None:
         facts["accuracy"] = f"{100 * classifier.evaluation_.accuracy:.1f} % on {classifier.evaluation_.headline}"
-    elif isinstance(recorded, Mapping) and "accuracy" in recorded.get("model", {}):
-        pictures = f"{format_count(recorded['n'], 'picture')} of {recorded['data']}"
-        facts["accuracy"] = f"{100 * recorded['model']['accuracy']:.1f} % on {pictures}"
+    elif recorded is not None and "accuracy" in recorded.model:
+        pictures = f"{format_count(recorded.n, 'picture')} of {recorded.data}"
+        facts["accuracy"] = f"{100 * recorded.model['accuracy']:.1f} % on {pictures}"
     return facts
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from clipadapter.encoders import split_blocks
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
-from clipadapter.persistence.format import EVALUATION_KEY, Evaluation, ModelConfig, Scores, read_evaluation, read_file
+from clipadapter.persistence.format import Evaluation, ModelConfig, Scores, read_evaluation, read_file
 from clipadapter.runtime.model_folder import CARD_FILE
 from clipadapter.uncertainty import HeldOutAccuracy
 from clipadapter.utils.blocks import BlockSource
@@ -84,7 +84,7 @@ def _load_template() -> Template:
 def _card_facts(config: ModelConfig, repo: str) -> dict[str, Any]:
     """What the template shows. Provenance and uncertainty of a model from elsewhere may hold anything."""
     provenance, facts, encoder = config.provenance, config.uncertainty, config.encoder
-    evaluation = read_evaluation(provenance.get(EVALUATION_KEY), config.files)
+    evaluation = read_evaluation(provenance, config.files)
     is_multilabel = bool(facts.get("multilabel"))
     raw_shots, versions, quality = (provenance.get(name) for name in ("shots", "versions", "quality"))
     shots = raw_shots if isinstance(raw_shots, dict) else {}

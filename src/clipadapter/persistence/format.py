@@ -352,13 +352,13 @@ def make_evaluation(metrics: Mapping[str, Any], config: ModelConfig) -> Evaluati
     return evaluation
 
 
-def read_evaluation(raw: object, files: Mapping[str, str]) -> Evaluation | None:
-    """An evaluation in a provenance; None if there is none, it is invalid, or it belongs to other files."""
+def read_evaluation(provenance: Mapping[str, Any], files: Mapping[str, str] | None = None) -> Evaluation | None:
+    """The evaluation in a provenance; None if there is none, it is invalid, or belongs to others than these files."""
     try:
-        evaluation = Evaluation.model_validate(raw)
+        evaluation = Evaluation.model_validate(provenance.get(EVALUATION_KEY))
     except ValidationError:
         return None
-    return evaluation if evaluation.files == _evaluated_files(files) else None
+    return evaluation if files is None or evaluation.files == _evaluated_files(files) else None
 
 
 def _evaluated_files(files: Mapping[str, str]) -> dict[str, str]:

@@ -21,7 +21,6 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, list_heads
 from clipadapter.heads.registry import head_name
 from clipadapter.persistence.format import (
-    EVALUATION_KEY,
     Arrays,
     ModelConfig,
     SavedEncoder,
@@ -88,7 +87,7 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         f"{i}.{key}": value for i, head in enumerate(model.fold_heads) for key, value in head.state().items()
     }
     blobs, parts = pack_arrays({name: arrays for name, arrays in files.items() if arrays})
-    evaluation = read_evaluation(support.provenance.get(EVALUATION_KEY), parts)
+    evaluation = read_evaluation(support.provenance, parts)
     config = ModelConfig(
         class_names=list(names),
         head=SavedHead(name=name, params=model.head.get_params(deep=False)),
