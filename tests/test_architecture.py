@@ -114,7 +114,7 @@ def test_every_part_has_a_floor():
     assert {part(path) for path in MODULES} <= set(FLOOR)
 
 
-LONG = {"classifier/classifier.py": 810}
+LONG = {"classifier/classifier.py": 800}
 """One class in lifecycle order, which is easier to read in one file."""
 
 
