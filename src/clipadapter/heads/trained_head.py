@@ -109,11 +109,8 @@ def _is_compatible(head: Head, previous: Any, shots: SupportSet, initial: dict[s
     )
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class TrainedHead(LabelLossHead, TrainingParameters):
-    """Base of the heads whose `_fit` calls `_learn`, or `_train_on_each` if they train on folds too.
-
-    A head that has these parameters declares them, with its own defaults.
+class _CommonParameters:
+    """Describes parameters that several trained heads declare, each with its own default.
 
     Args:
         optimizer: "adamw", "adam" or "sgd".
@@ -121,6 +118,11 @@ class TrainedHead(LabelLossHead, TrainingParameters):
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
     """
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
+    """Base of the heads whose `_fit` calls `_learn`, or `_train_on_each` if they train on folds too."""
 
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Fields of `TrainConfig` that the method fixes. The others are parameters of the head under the same names."""
