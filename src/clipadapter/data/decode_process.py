@@ -153,8 +153,7 @@ class _DecoderProcess:
         self.write_end.write(json.dumps(request).encode() + b"\n")
         self.write_end.write(body)
         self.write_end.flush()
-        reply: dict[str, Any] = json.loads(self.read_end.readline() or b"-")
-        return reply
+        return json.loads(self.read_end.readline() or b"-")
 
     def end(self) -> int:
         """Kill the process, and return its exit code; a negative number is a signal."""

@@ -288,8 +288,7 @@ class TorchEncoder(Encoder):
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Pixels (n, 3, s, s) on the device to raw features (n, d); those of `network` by default."""
-        features: Tensor = self.network()(pixels)
-        return features
+        return self.network()(pixels)
 
     def patches(self, pixels: Tensor) -> Tensor | None:
         """Pixels (1, 3, s, s) on the device to the features (h, w, d) of `patch_features`; None by default."""

@@ -223,8 +223,7 @@ class LayerEncoder(EncoderWrapper, TorchEncoder):
         )
 
     def network(self) -> nn.Module:
-        module: nn.Module = self._tower.module
-        return module
+        return self._tower.module
 
     def tower(self) -> Tower | None:
         """The image tower with these outputs; None if backends don't run that of the encoder."""
@@ -247,8 +246,7 @@ class MirroredMean(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, d)."""
-        mean: Tensor = (self.network(pixels) + self.network(pixels.flip(3))) / 2
-        return mean
+        return (self.network(pixels) + self.network(pixels.flip(3))) / 2
 
 
 class BlockEncoder(EncoderWrapper):

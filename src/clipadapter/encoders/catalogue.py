@@ -260,8 +260,7 @@ def _similarity(name: str, other: str) -> float:
 
 @cache
 def _content(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"), file.name)
-    return content
+    return parse_json(file.read_text(encoding="utf-8"), file.name)
 
 
 @cache

@@ -181,8 +181,7 @@ class PromptedBlock(nn.Module):
 
     def forward(self, x: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
         """Tokens (k, l, w) to the same shape."""
-        output: Tensor = self.block(self.insert(x), attn_mask=attn_mask)
-        return output
+        return self.block(self.insert(x), attn_mask=attn_mask)
 
     def insert(self, x: Tensor) -> Tensor:
         """Tokens (k, l, w) with the prompts in their places."""
@@ -215,8 +214,7 @@ class PromptedInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (k, l, w) to (k, l + n, w)."""
-        output: Tensor = self.norm(torch.cat([x, _for_each_row(self.source, x)], dim=1))
-        return output
+        return self.norm(torch.cat([x, _for_each_row(self.source, x)], dim=1))
 
 
 def _for_each_row(source: PromptSource, x: Tensor) -> Tensor:

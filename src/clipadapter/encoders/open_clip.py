@@ -100,13 +100,11 @@ class OpenClipEncoder(VisualEncoder):
             source.check()
 
     def network(self) -> nn.Module:
-        visual: nn.Module = self._model.visual
-        return visual
+        return self._model.visual
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """As the model itself gives them: that of CoCa leaves its tokens out."""
-        features: Tensor = self._model.encode_image(pixels)
-        return features
+        return self._model.encode_image(pixels)
 
     def text_tower(self) -> TextTower | None:
         """The text tower if it is one of CLIP or SigLIP; None for CoCa and the towers of the library transformers."""

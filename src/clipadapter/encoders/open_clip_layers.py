@@ -101,8 +101,7 @@ class VisualEncoder(TorchEncoder):
                 bias = None if last_step.bias is None else torch.cat([*biases, torch.zeros(n_inputs)])
                 visual = replace_projection(visual, Projection(weight, bias))
         if self._inner is None or not self._inner.widths.keys() & set(layers):
-            network: nn.Module = visual
-            return network
+            return visual
         final_width = self.info.dim if FINAL in layers else 0
         width = sum(widths[layer] for layer in layers)
         return _LayerNetwork(visual, self._inner, final_width, layers, width).eval()
@@ -353,8 +352,7 @@ class QueryAttention(nn.Module):
         qkv = torch.nn.functional.linear(self.block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
         q, _, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (n, heads, l, width) each
         mixed = torch.nn.functional.scaled_dot_product_attention(q, q, v).transpose(1, 2).flatten(2)
-        output: Tensor = self.block.ls_1(attention.out_proj(mixed))
-        return output
+        return self.block.ls_1(attention.out_proj(mixed))
 
 
 def _transformer_patches(visual: Any, pixels: Tensor) -> Tensor | None:

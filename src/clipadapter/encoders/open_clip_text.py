@@ -58,17 +58,14 @@ class OpenClipTextTower(TextTower):
         return [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
 
     def network(self) -> nn.Module:
-        transformer: nn.Module = self._layers.transformer
-        return transformer
+        return self._layers.transformer
 
     def final_norm(self) -> nn.Module:
         """The norm between the transformer and the projection."""
-        norm: nn.Module = self._layers.ln_final
-        return norm
+        return self._layers.ln_final
 
     def embed(self, ids: Tensor) -> Tensor:
-        embeddings: Tensor = self._layers.token_embedding(ids.to(self.device))
-        return embeddings
+        return self._layers.token_embedding(ids.to(self.device))
 
     def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         lengths = lengths.to(self.device)
@@ -136,8 +133,7 @@ def _siglip_layers(model: Any) -> Any:
 def _project(features: Tensor, projection: Any) -> Tensor:
     if projection is None:
         return features
-    projected: Tensor = projection(features) if isinstance(projection, nn.Linear) else features @ projection
-    return projected
+    return projection(features) if isinstance(projection, nn.Linear) else features @ projection
 
 
 class UnpaddedTextTower:
@@ -328,5 +324,4 @@ def _finish_block(block: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
     """What follows attention in a block: tokens (..., w) and the output of their attention, (..., h, w / h)."""
     out = block.attn.out_proj
     hidden = hidden + block.ls_1(linear(mixed.flatten(-2), out.weight, out.bias))
-    output: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
-    return output
+    return hidden + block.ls_2(block.mlp(block.ln_2(hidden)))

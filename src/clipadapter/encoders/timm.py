@@ -187,8 +187,7 @@ def as_open_clip_tower(network: nn.Module, size: int) -> nn.Module:
     tower: Any = TimmModel.__new__(TimmModel)  # its constructor would build another network
     nn.Module.__init__(tower)
     tower.trunk, tower.head, tower.image_size = network, nn.Sequential(), (size, size)
-    module: nn.Module = tower.eval()
-    return module
+    return tower.eval()
 
 
 def read_pixels(uri: str, facts: Mapping[str, Any]) -> PixelSpec:

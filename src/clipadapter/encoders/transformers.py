@@ -386,8 +386,7 @@ class TextNetwork:
         options: dict[str, Any] = {"truncation": True, "max_length": self._context_length}
         if self._is_siglip:
             texts, options["padding"] = [text.lower() for text in texts], "max_length"
-        ids: list[list[int]] = self._tokenizer(list(texts), **options)["input_ids"]
-        return ids
+        return self._tokenizer(list(texts), **options)["input_ids"]
 
     def __call__(self, texts: Sequence[str], batch_size: int) -> Tensor:
         """Raw features (k, d) float32 on the CPU."""

@@ -318,8 +318,7 @@ class ImageFeatures:
         spec = self._tower.pixels
         values = torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(each, device=self._device).view(1, 3, 1, 1) for each in (spec.mean, spec.std))
-        features: Tensor = self._tower.module((values - mean) / std).float()
-        return features
+        return self._tower.module((values - mean) / std).float()
 
 
 class ClassEmbeddings:
