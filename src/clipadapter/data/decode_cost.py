@@ -37,8 +37,7 @@ MAX_PARTS = 4_096
 PNG may have one more part per KiB: libpng writes 8 KiB per chunk."""
 MAX_PACKED_TEXTS = 8
 """Compressed texts of a PNG, each of which can unpack to 1 MiB, as a colour profile can. Most have one or two."""
-MAX_TAGS = 1 << 16
-"""Tags of a directory of TIFF or EXIF. BigTIFF could have 2^64."""
+MAX_TAGS = 1 << 16  # tags of a directory of TIFF or EXIF. BigTIFF could have 2^64
 MAX_VALUE_BYTES = 1 << 20
 """Bytes of a tag that Pillow makes Python numbers of. The longest usual one is a palette of 16 bits, with 393,216."""
 MAX_OVERLAP = 4
@@ -46,8 +45,7 @@ MAX_OVERLAP = 4
 
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of one value by the TIFF type of a tag: 1 is BYTE, 3 SHORT, 4 LONG, 5 RATIONAL, 12 DOUBLE, 16 LONG8."""
-_COMPRESSION, _STRIP_BYTES, _TILE_BYTES = 259, 279, 325
-"""TIFF tags Compression, StripByteCounts and TileByteCounts."""
+_COMPRESSION, _STRIP_BYTES, _TILE_BYTES = 259, 279, 325  # TIFF tags Compression, StripByteCounts and TileByteCounts
 _FAST_COMPRESSIONS = frozenset((1, 5, 8, 32773, 32946))
 """Values of tag Compression: none, LZW, Deflate, PackBits, and the older number of Deflate."""
 _PPM_GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"

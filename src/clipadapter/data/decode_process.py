@@ -37,17 +37,13 @@ if TYPE_CHECKING:
 WAIT_RATIO = 10
 MIN_WAIT_SECONDS = 60.0
 """Limits of the waiting time: a multiple of the processor time, since other processes run too, and a minimum."""
-IDLE_SECONDS = 10.0
-"""Time after which an idle process is ended."""
+IDLE_SECONDS = 10.0  # time after which an idle process is ended
 MIN_BUDGET_BYTES = 256 << 20
-BUDGET_DIVISOR = 4
-"""The budget is the memory of the machine or container, divided by this."""
+BUDGET_DIVISOR = 4  # the budget is the memory of the machine or container, divided by this
 PROCESS_BYTES_PER_PIXEL = 32
 """For formats that a separate process decodes: up to 25 in that process, and 7 in the one that receives the pixels."""
-SPARE_BYTES = 256 << 20
-"""Memory that a process can allocate in addition to that of its picture."""
-MAX_DECODER_THREADS = 4
-"""Threads of one process for AVIF or HEIC."""
+SPARE_BYTES = 256 << 20  # memory that a process can allocate in addition to that of its picture
+MAX_DECODER_THREADS = 4  # threads of one process for AVIF or HEIC
 
 _JPEG_BYTES, _OTHER_BYTES = 12, 20
 """Peak bytes per pixel: the picture in the mode of the file and in RGB, of four bytes each, a copy during rotation, and

@@ -19,8 +19,7 @@ END_OF_JPEG = b"\xff\xd9"
 _START_OF_SCAN = b"\xff\xda"
 _SEQUENCE_BRANDS = (b"avis", b"hevc", b"hevx", b"hevm", b"hevs", b"msf1")
 """Brands of AVIF and HEIC files whose pictures are the frames of an animation."""
-_MAX_GIF_PARTS = 65_536
-"""Parts of up to 255 bytes after which the search for a second frame of a GIF ends."""
+_MAX_GIF_PARTS = 65_536  # parts of up to 255 bytes after which the search for a second frame of a GIF ends
 
 
 def find_image_notes(data: bytes) -> list[str]:

@@ -37,12 +37,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-MAX_PIXELS = 100_000_000
-"""Larger pictures are refused, unless `set_max_pixels` was called or the caller names a limit."""
+MAX_PIXELS = 100_000_000  # larger pictures are refused, unless `set_max_pixels` was called or the caller names a limit
 MAX_DECODED_JPEG_PIXELS = 100_000_000
 """Larger JPEG files are shrunk while they are decoded, so that they need no more memory than this size."""
-MAX_SIDE_RATIO = 100
-"""Largest ratio of the sides: resizing a longer strip by its shorter side would fill the memory."""
+MAX_SIDE_RATIO = 100  # largest ratio of the sides: resizing a longer strip by its shorter side would fill the memory
 
 ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
 
@@ -54,11 +52,9 @@ if hasattr(os, "register_at_fork"):
 MAX_DECODE_SECONDS = 120.0
 """Processor time for a file that a separate process decodes. 100 megapixels of lossless JPEG 2000 take 50 seconds."""
 WHITE_12_BIT, WHITE_16_BIT = 4095, 65535
-_BAND_PIXELS = 1 << 18
-"""Pictures are converted in bands, so that intermediate modes need only the memory of a band."""
+_BAND_PIXELS = 1 << 18  # pictures are converted in bands, so that intermediate modes need only the memory of a band
 _MAX_FILE_BYTES = 1 << 30
-_MAGIC_BYTES = 1024
-"""Bytes at the beginning of a file that determine its format."""
+_MAGIC_BYTES = 1024  # bytes at the beginning of a file that determine its format
 _JPEG = b"\xff\xd8\xff"
 
 _FILLER = bytes(range(254, 0, -1)) * 4

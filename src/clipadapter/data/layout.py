@@ -27,8 +27,7 @@ PART_NAMES = frozenset({"shots", "testing", "eval", "holdout", *SPLIT_ALIASES}) 
 CONTAINER_NAMES = PART_NAMES.union(LEARNED_NAMES, ("images", "imgs", "pictures", "data", "dataset", "query"))
 """Names of folders above classes that may also be names of classes."""
 MIN_CLASSES = 2
-MAX_COMPARED_FOLDERS = 100
-"""Folders that are compared in pairs. A mistake shows in a few."""
+MAX_COMPARED_FOLDERS = 100  # folders that are compared in pairs. A mistake shows in a few
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from clipadapter.data.images import read_image
 from clipadapter.errors import ImageError
 
 MAX_THREADS = 8
-CHUNK_PICTURES = 64
-"""Pictures that are encoded between two checks of the budget."""
+CHUNK_PICTURES = 64  # pictures that are encoded between two checks of the budget
 
 
 def encode_thumbnails(paths: Sequence[Path], side: int, quality: int, max_letters: int | None = None) -> list[str]:

@@ -25,8 +25,7 @@ from clipadapter.utils.devices import check_device
 from clipadapter.utils.pixels import MIN_JPEG_SIDE_RATIO
 from clipadapter.utils.towers import Projection, TextTower
 
-LAYER_VERSION = 2
-"""Incremented whenever the same layer of the same picture would get another feature."""
+LAYER_VERSION = 2  # incremented whenever the same layer of the same picture would get another feature
 
 
 class EncoderWrapper(Encoder):

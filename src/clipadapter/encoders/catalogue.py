@@ -24,13 +24,11 @@ MODELS_FILE = Path(__file__).with_name("open_clip_models.json")
 TIMM_MODELS_FILE = Path(__file__).with_name("timm_models.json")
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.toml")
 UNKNOWN_LICENCE = "unknown"
-QUICK_GELU = "-quickgelu"
-"""How open_clip ends the name of an architecture with the QuickGELU activation."""
+QUICK_GELU = "-quickgelu"  # how open_clip ends the name of an architecture with the QuickGELU activation
 NO_TEXT = "no texts"
 MAX_SUGGESTIONS = 3
 MIN_SIMILARITY = 0.5
-MIN_PART_LENGTH = 3
-"""Characters that a part of a name must have to be looked for."""
+MIN_PART_LENGTH = 3  # characters that a part of a name must have to be looked for
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,10 @@ from torch import Tensor, nn
 from clipadapter.encoders.rare_patches import describe_rare_patches, join_maps, patch_distances
 from clipadapter.utils.blocks import FINAL, RARE_PATCHES
 
-INNER = "inner"
-"""All statistics in one layer, as the toy encoder has it."""
-INNER_MEAN, INNER_MAX, INNER_STD = "inner-mean", "inner-max", "inner-std"
-"""One layer for each statistic of all stages."""
-INNER_TOKEN = "inner-token"
-"""Class tokens of a transformer; the means of its patch tokens are ``inner-mean``."""
-N_STATISTICS = 3
-"""Columns for each channel: mean, maximum, standard deviation."""
+INNER = "inner"  # all statistics in one layer, as the toy encoder has it
+INNER_MEAN, INNER_MAX, INNER_STD = "inner-mean", "inner-max", "inner-std"  # one layer for each statistic of all stages
+INNER_TOKEN = "inner-token"  # class tokens of a transformer; the means of its patch tokens are ``inner-mean``
+N_STATISTICS = 3  # columns for each channel: mean, maximum, standard deviation
 
 
 def select_statistics(maps: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:

@@ -151,8 +151,7 @@ def _rows(i: int, size: int) -> slice:
     return slice(i * size, (i + 1) * size)
 
 
-PromptSource = Callable[[], Tensor]
-"""Gives the prompts (n, w) of one block. A module is moved and saved with the tower."""
+PromptSource = Callable[[], Tensor]  # gives the prompts (n, w) of one block. A module is moved and saved with the tower
 
 
 class FixedPrompts(nn.Module):

@@ -28,8 +28,7 @@ from clipadapter.utils.functional import unit
 from clipadapter.utils.imagenet import imagenet_names
 from clipadapter.utils.towers import TextTower
 
-IMAGE_WIDTH = 1280
-"""Width of picture features."""
+IMAGE_WIDTH = 1280  # width of picture features
 N_IMAGENET_CLASSES = 1000
 TEXT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"

@@ -50,8 +50,7 @@ POSITION_EMBEDDINGS = (
 """Weights that open_clip silently scales to another length."""
 
 ARCHITECTURE_ADVICE = "Name the architecture of the weights: 'clipadapter encoders open_clip:*' lists all"
-CODE_VERSION = 1
-"""Incremented whenever the same weights would give another feature."""
+CODE_VERSION = 1  # incremented whenever the same weights would give another feature
 
 
 @register_encoder("open_clip")
@@ -61,8 +60,7 @@ class OpenClipEncoder(VisualEncoder):
     A feature does not depend on the batch that it was computed in, up to 1e-4 of its length.
     """
 
-    variant_start = ""
-    """What comes before a variant of this scheme in those of ``open_clip``."""
+    variant_start = ""  # what comes before a variant of this scheme in those of ``open_clip``
 
     def __init__(self, source: ModelSource, device: str = "cpu") -> None:
         from open_clip.transform import PreprocessCfg

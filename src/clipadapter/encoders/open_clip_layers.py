@@ -39,8 +39,7 @@ from clipadapter.errors import InputError
 from clipadapter.utils.blocks import FINAL, UNPROJECTED
 from clipadapter.utils.towers import Projection
 
-CONVOLUTION_STEP = 32
-"""Product of the strides of convolutional towers."""
+CONVOLUTION_STEP = 32  # product of the strides of convolutional towers
 
 
 class VisualEncoder(TorchEncoder):
@@ -149,8 +148,7 @@ class VisualEncoder(TorchEncoder):
 class ClipTokens:
     """Tokens of CLIP's transformer after some of its layers."""
 
-    pooled_layer = INNER_TOKEN
-    """Layer that the input of a linear last step belongs to; "" if it has it already."""
+    pooled_layer = INNER_TOKEN  # layer that the input of a linear last step belongs to; "" if it has it already
 
     def __init__(self, visual: Any) -> None:
         self.indices = token_layers(len(visual.transformer.resblocks))

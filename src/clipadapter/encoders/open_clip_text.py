@@ -31,8 +31,7 @@ from clipadapter.utils.towers import Prefix, TextTower
 MAX_RELATIVE_ERROR = 1e-4
 """Largest distance of a feature without padding to the model's own, relative to its length; rounding gives 1e-6."""
 
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values of the prefix in one layer, (h, p, w / h) each, for h heads."""
+KeysValues = tuple[Tensor, Tensor]  # keys and values of the prefix in one layer, (h, p, w / h) each, for h heads
 
 
 class OpenClipTextTower(TextTower):

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-PATCH_COUNTS = (1, 4, 16, 48)
-"""The feature has the mean of this many of the rarest patches, for each number."""
+PATCH_COUNTS = (1, 4, 16, 48)  # the feature has the mean of this many of the rarest patches, for each number
 BORDER = 2
 """Patches at each side that are left out. Zero padding makes them rarer than any defect: on fabric with spots they take
 the area under the ROC curve from 0.98 to 0.52."""
-SHRINKAGE = 0.1
-"""Part of the identity in the correlation matrix. So each of its eigenvalues is at least this large."""
+SHRINKAGE = 0.1  # part of the identity in the correlation matrix. So each of its eigenvalues is at least this large
 MIN_RELATIVE_STD = 1e-3
 """Lower bound of the deviation of a channel, as a share of the root mean square over the channels: else a channel that
 is constant up to rounding would count as much as the others."""

@@ -34,10 +34,8 @@ from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 CONFIG_FILE = "config.json"
 SAFE_NAMES = {"pytorch_model.bin": "model.safetensors", "open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
 """How the hub calls the same weights as safetensors, as in timm."""
-CODE_VERSION = 1
-"""Incremented whenever the same weights would give another feature."""
-RESIZE_MODES = {"center": "shortest", "squash": "squash"}
-"""The ways of cropping of timm and those of `PixelSpec`."""
+CODE_VERSION = 1  # incremented whenever the same weights would give another feature
+RESIZE_MODES = {"center": "shortest", "squash": "squash"}  # the ways of cropping of timm and those of `PixelSpec`
 
 
 @register_encoder("timm")

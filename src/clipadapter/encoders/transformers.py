@@ -42,11 +42,9 @@ WEIGHTS_FILES = ["model.safetensors", "model.safetensors.index.json"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 NEEDED_FILES = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors"]
 """Patterns of the files that are downloaded."""
-RESAMPLING_NAMES = {2: "bilinear", 3: "bicubic"}
-"""Numbers of Pillow, as in the configuration of image processors."""
+RESAMPLING_NAMES = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow, as in the configuration of image processors
 RESCALE_FACTOR = 1 / 255
-CODE_VERSION = 1
-"""Incremented whenever the same weights would give another feature."""
+CODE_VERSION = 1  # incremented whenever the same weights would give another feature
 
 
 @register_encoder("hf")

@@ -35,11 +35,9 @@ CHECKPOINT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where checkpoints of open_clip and timm have the weights, in timm's order."""
 WRAPPER_PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
 """What training on several devices and torch.compile put before the names of weights."""
-PATH_START = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]")
-"""How a path starts that is no repository."""
+PATH_START = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]")  # how a path starts that is no repository
 TIMM_EXAMPLE = "timm:vit_small_patch14_dinov2.lvd142m"
-MAX_TIMM_SIZE = 4096
-"""Pixels."""
+MAX_TIMM_SIZE = 4096  # pixels
 
 
 def check_open_clip(variant: str) -> None:

@@ -41,20 +41,16 @@ from clipadapter.utils.files import write_atomically
 from clipadapter.utils.pixels import PixelSpec
 from clipadapter.utils.progress import progress_bar
 
-SAMPLE_SIZE = 64
-"""Pictures that candidates are tested on and int8 is calibrated with."""
-FIRST_SAMPLE_SIZE = 8
-"""Pictures that show whether a trial is worth its time."""
+SAMPLE_SIZE = 64  # pictures that candidates are tested on and int8 is calibrated with
+FIRST_SAMPLE_SIZE = 8  # pictures that show whether a trial is worth its time
 OPENVINO_HINT = "OpenVINO, which is mostly faster, is not installed: " + install_command("openvino")
 CONVERSION_SECONDS, SAMPLE_PASSES = 2.0, 3
 """Cost of a trial: about 2 s to convert the tower, and the time of 3 passes of the sample through the plain encoder."""
-MIN_SECONDS_FOR_INT8 = 40.0
-"""int8 is tried if all pictures would take more seconds with the fastest candidate so far."""
+MIN_SECONDS_FOR_INT8 = 40.0  # int8 is tried if all pictures would take more seconds with the fastest candidate so far
 
 BATCH_SIZE, WARMUP_SIZE = 32, 16
 """Squares that are timed together, and squares before them: enough for a backend to compile for large batches."""
-MIN_SPEEDUP = 1.1
-"""A less exact candidate is taken if it is faster by this factor."""
+MIN_SPEEDUP = 1.1  # a less exact candidate is taken if it is faster by this factor
 RECORD_FORMAT = 1
 
 

@@ -24,22 +24,19 @@ from clipadapter.data.folders import find_split_folders
 from clipadapter.errors import DataError, ImageError, require
 from clipadapter.utils.files import IMAGE_SUFFIXES, describe_parquet_error, path_without_links
 
-MAX_IMAGE_BYTES = 1 << 30
-"""Larger files are refused."""
+MAX_IMAGE_BYTES = 1 << 30  # larger files are refused
 TOO_LARGE = "too large: over {} MiB"
 NOT_OPENED = "can't be opened"
 MAX_SAMPLE_BYTES = 256 << 20
 """Bytes of all pictures of a sample of an archive, which are in memory together; a picture alone may have more."""
-MAX_SAMPLE_MEMBERS = 1000
-"""Files of an archive with one name up to the first dot."""
+MAX_SAMPLE_MEMBERS = 1000  # files of an archive with one name up to the first dot
 EXTENDED_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE) + (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
 """Headers of an archive with more facts of the next file, such as a long name. tarfile reads each at once."""
 MAX_HEADER_BYTES = 1 << 20
-ROWS_PER_BATCH = 64
-"""Rows of a table in memory at a time. Each row may hold a picture."""
+ROWS_PER_BATCH = 64  # rows of a table in memory at a time. Each row may hold a picture
 BUFFER_BYTES = 4 << 20
 """Bytes of a file that are read at a time. In S3 each read is a request: 10 kB if nothing is buffered."""
 PURPOSE = "Reading pictures through pyarrow"
@@ -69,8 +66,7 @@ class ImageRef:
     read: Callable[[], bytes]  # returns the bytes of its file; safe to call from threads
 
 
-FileRow = tuple[str, str | None, str]
-"""Path, label and split of a picture."""
+FileRow = tuple[str, str | None, str]  # path, label and split of a picture
 
 
 @dataclass(frozen=True)

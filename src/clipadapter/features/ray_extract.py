@@ -49,14 +49,11 @@ from clipadapter.features.tables import (
 )
 from clipadapter.utils.files import ABANDONED_SECONDS, SHARDS_FILE
 
-MAX_ATTEMPTS = 3
-"""How often a shard is tried whose worker or node dies, the first time included."""
-STORAGE_RETRY_SECONDS = (1.0, 4.0)
-"""Waits before a shard is tried again whose storage does not answer."""
+MAX_ATTEMPTS = 3  # how often a shard is tried whose worker or node dies, the first time included
+STORAGE_RETRY_SECONDS = (1.0, 4.0)  # waits before a shard is tried again whose storage does not answer
 REMOTE_READERS = 16
 """Threads of a process that read from a storage that is no local disk: they wait for answers most of the time."""
-CHECK_SECONDS = 5.0
-"""How often the size of the cluster is looked up, so that nodes that join later work too."""
+CHECK_SECONDS = 5.0  # how often the size of the cluster is looked up, so that nodes that join later work too
 CONNECT_TIMEOUT_SECONDS = 10.0
 MAX_SECONDS_WITHOUT_NODES = 300.0
 """After this time without any node, the call ends. An autoscaler needs minutes to start one."""

@@ -62,29 +62,21 @@ PURPOSE = "A table of features"
 TABLE_ADVICE = "give a file that 'clipadapter embed --to' wrote"
 READ_ADVICE = "copy it, or write the features, again"
 FINGERPRINT_KEY = "clipadapter.fingerprint"
-BLOCKS_KEY = "clipadapter.blocks"
-"""Key of the blocks in the metadata of a table."""
+BLOCKS_KEY = "clipadapter.blocks"  # key of the blocks in the metadata of a table
 BLOCK_FINGERPRINTS_KEY = "clipadapter.block_fingerprints"
 """Key of the fingerprint of each block: a model may need some of the blocks only."""
-ROWS_PER_GROUP = 1024
-"""Rows that are written at a time."""
-ROWS_PER_BATCH = 8192
-"""Rows that are read at a time: 16 MB with 512 columns."""
-READ_BYTES = 1 << 20
-"""Bytes of a column that are read at a time. Without this limit all of a row group would be."""
+ROWS_PER_GROUP = 1024  # rows that are written at a time
+ROWS_PER_BATCH = 8192  # rows that are read at a time: 16 MB with 512 columns
+READ_BYTES = 1 << 20  # bytes of a column that are read at a time. Without this limit all of a row group would be
 TEXTS = ("path", "label", "split", "error")
 """Columns of texts. They are read as dictionaries: a file of 1 kB can repeat a text a million times."""
 SPLITS = ("all", "test", "train", "val")
-UNREADABLE = -1
-"""In place of the number of a split: the picture has an error."""
+UNREADABLE = -1  # in place of the number of a split: the picture has an error
 MAX_WIDTH = 1 << 16
 """Numbers of a feature in a file that does not state its width. It bounds the memory that a small file can ask for."""
-MAX_FEATURE_BYTES = 8 << 30
-"""Bytes of features that are read at once: 4 million rows of 512 numbers."""
-SHARDS_FORMAT = 1
-"""Format number of a folder of shards."""
-OWN_NAMES = rf"{re.escape(SHARDS_FILE)}|.*\.(parquet|partial)"
-"""Names of files in a folder of shards."""
+MAX_FEATURE_BYTES = 8 << 30  # bytes of features that are read at once: 4 million rows of 512 numbers
+SHARDS_FORMAT = 1  # format number of a folder of shards
+OWN_NAMES = rf"{re.escape(SHARDS_FILE)}|.*\.(parquet|partial)"  # names of files in a folder of shards
 MAX_PLAN_BYTES = 256 << 20
 NO_FEATURE, NOT_FINITE = "it has no feature", "its feature is not finite"
 

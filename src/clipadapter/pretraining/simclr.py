@@ -41,13 +41,11 @@ from clipadapter.utils.progress import progress_bar
 
 CHECKPOINT = "checkpoint.safetensors"
 TEMPERATURE = 0.5
-LR_FOR_BATCH_OF_256 = 0.03
-"""For other batch sizes the learning rate is proportional."""
+LR_FOR_BATCH_OF_256 = 0.03  # for other batch sizes the learning rate is proportional
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 PROJECTION_WIDTH = 128
 MAX_WORKERS = 8
-MAX_CACHED_BYTES = 1 << 30
-"""Shrunk pictures that stay in memory. The others are read again each time."""
+MAX_CACHED_BYTES = 1 << 30  # shrunk pictures that stay in memory. The others are read again each time
 
 # Augmentation of Chen et al. 2020, appendix A.
 MIN_CROP_AREA = 0.08

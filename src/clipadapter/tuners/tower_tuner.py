@@ -250,10 +250,8 @@ class PartTuner(TowerTuner):
         towers: "both", "image" or "text".
     """
 
-    parts: ClassVar[str]
-    """What the parts are, for messages."""
-    changed_parts: ClassVar[str] = "of its layers"
-    """What the changed parts of a tower are called after their number."""
+    parts: ClassVar[str]  # what the parts are, for messages
+    changed_parts: ClassVar[str] = "of its layers"  # what the changed parts of a tower are called after their number
 
     towers: Annotated[str, OneOf("both", "image", "text")] = "both"
 
@@ -392,8 +390,7 @@ class LayerTuner(PartTuner):
     """
 
     fingerprint_parameters: ClassVar[tuple[str, ...]] = ("matrices", "layers")
-    trainable_matrices: ClassVar[str]
-    """Letters of the matrices that the method can change."""
+    trainable_matrices: ClassVar[str]  # letters of the matrices that the method can change
 
     matrices: str
     layers: Annotated[str, OneOf(*LAYERS)] = "all"

@@ -33,8 +33,7 @@ INSTRUCTIONS_URL = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 SPLITS = ("train", "val", "test")
 _ADVICE = "a split file has lists train, val and test of [path, label, class name]; download it again"
 
-SamplesAndClasses = tuple[tuple[Sample, ...], tuple[str, ...]]
-"""The samples, and the class names in order."""
+SamplesAndClasses = tuple[tuple[Sample, ...], tuple[str, ...]]  # the samples, and the class names in order
 
 
 def data_root(root: str | Path | None = None) -> Path:
