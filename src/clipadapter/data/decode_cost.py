@@ -127,10 +127,8 @@ class _Frame:
 
 
 def read_jpeg(data: bytes, max_scanned_samples: int = sys.maxsize) -> JpegWork:
-    """Count the work of decoding a JPEG from its markers. In a file with one scan its coefficients are not read.
-
-    Damage ends the count, as it ends the decoder. TooCostly: there are too many scans or segments.
-    """
+    """Count the work of decoding a JPEG from its markers; in one with a single scan its coefficients are not read."""
+    # Damage ends the count, as it ends the decoder. TooCostly: there are too many scans or segments.
     work, counts, exif, scans, at = JpegWork(), Counter[str](), b"", 0, 2
     frame: _Frame | None = None
     while (marker := _MARKER.search(data, at)) and (kind := marker[0][1]) != _EOI:
@@ -198,10 +196,8 @@ def _layouts(data: bytes) -> list[bool]:
 
 
 def _is_costly_directory(data: bytes, is_big: bool, compressions: Container[int] = range(1 << 16)) -> bool:
-    """Whether the tags of a TIFF or EXIF block refer to far more bytes than it has, or need a slow decoder.
-
-    ``compressions`` have a fast decoder. If tag Compression occurs twice readers differ in which one they use.
-    """
+    """Whether the tags of a TIFF or EXIF block refer to far more bytes than it has, or need a slow decoder."""
+    # If tag Compression occurs twice, readers differ in which one they use: both must have a fast decoder.
     total, order = 0, "little" if data[:2] == b"II" else "big"
     for count, (tag, kind, at, size) in enumerate(_iterate_tags(data, is_big)):
         values, step = memoryview(data)[at : at + size], _TYPE_BYTES.get(kind, 1)

@@ -60,11 +60,9 @@ def peak_bytes(kind: str, pixels: int, decoded_pixels: int, is_multi_scan: bool 
 
 
 class MemoryBudget:
-    """A number of bytes that threads share, given out in the order of the requests.
+    """Bytes that threads share, given out in the order of the requests; by default a part of the machine's memory."""
 
-    A request above the whole budget is granted when nothing else is in use, so that it does not wait forever. By
-    default the budget is a part of the machine's memory.
-    """
+    # A request above the whole budget is granted when nothing else is in use, so that it does not wait forever.
 
     def __init__(self, total: int | None = None) -> None:
         self._total = total

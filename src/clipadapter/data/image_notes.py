@@ -30,10 +30,8 @@ def find_image_notes(data: bytes) -> list[str]:
 
 
 def lacks_end_marker(data: bytes) -> bool:
-    """Whether a JPEG has no end marker after its last scan. Pixels may be missing too.
-
-    Neither marker can occur within a scan. An embedded thumbnail has both, but it comes before the scans.
-    """
+    """Whether a JPEG has no end marker after its last scan. Pixels may be missing too."""
+    # Neither marker can occur within a scan. An embedded thumbnail has both, but it comes before the scans.
     end = data.rfind(END_OF_JPEG)
     return data.find(_START_OF_SCAN, max(end, 0)) >= 0
 

@@ -151,10 +151,7 @@ def read_image_shrunk(
     data: bytes | None = None,
     max_seconds: float = MAX_DECODE_SECONDS,
 ) -> dict[int | None, Image.Image]:
-    """Read a picture for squares of several sizes; each result is that of `read_image` with this ``shrink_to``.
-
-    It is decoded once for each factor that it is shrunk by, so mostly once.
-    """
+    """Read a picture for squares of several sizes, decoded once for each factor; see ``shrink_to`` of `read_image`."""
     if isinstance(source, (str, Path)) and data is None:
         data = image_bytes(source)
     different = list(dict.fromkeys(min_sides))
@@ -204,11 +201,9 @@ def _draft(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _read_jpeg_without_end(data: bytes, name: str, max_pixels: int, factor: int) -> Image.Image:
-    """Read a JPEG that has no end marker, if nothing else is missing.
-
-    A decoder completes missing pixels without an error. Whether any are missing shows when other bytes follow the data:
-    they are ignored after a complete picture, and change an incomplete one.
-    """
+    """Read a JPEG that has no end marker, if nothing else is missing."""
+    # A decoder completes missing pixels without an error. Whether any are missing shows when other bytes follow the
+    # data: they are ignored after a complete picture, and change an incomplete one.
 
     def decode(end: bytes) -> Image.Image:
         return finish_image(_draft(open_image(data + end, name, max_pixels)[0], factor), name)
@@ -318,12 +313,7 @@ def stop_decoding() -> None:
 
 
 def is_slow_file(data: bytes, max_pixels: int) -> bool:
-    """Whether decoding a file takes far longer than decoding a usual photograph.
-
-    These are the files that `read_image` decodes in a separate process: JPEG 2000, AVIF, HEIC, PPM as text, BMP with
-    run lengths, TIFF with other compressions than LZW, deflate and PackBits, and files whose structure is unusual. And
-    those with more samples than a photograph of 24 megapixels.
-    """
+    """Whether `read_image` decodes a file in a process, or it has more samples than a photograph of 24 megapixels."""
     kind = _kind(data)[0]
     if is_slow(kind, data):
         return True
@@ -420,11 +410,8 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _white_level(image: Image.Image, bands: Sequence[tuple[int, int, int, int]]) -> int:
-    """The value of white in a picture of 16-bit grey: that of 12 bits if no pixel is above it, else that of 16 bits.
-
-    Cameras and scanners of 12 bits write such files, which would be nearly black. A dark picture of 16 bits without a
-    value above a sixteenth of white is read too bright: it can't be told from the former.
-    """
+    """The value of white in 16-bit grey: that of 12 bits if no pixel is above it, as cameras and scanners write it."""
+    # A dark picture of 16 bits without a value above a sixteenth of white is read too bright: it can't be told apart.
     import numpy as np
 
     if not image.mode.startswith("I"):

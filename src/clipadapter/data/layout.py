@@ -40,10 +40,7 @@ class LayoutFault:
 
 
 def find_layout_fault(source: Path, dataset: Dataset) -> LayoutFault | None:
-    """Find folders that are taken for classes, but hold the folders of classes. Each split is searched by itself.
-
-    None: there are none, as in tables and folders without classes.
-    """
+    """Folders that are taken for classes, but hold the folders of classes; None in tables. Each split is searched."""
     if not dataset.class_names or not source.is_dir():
         return None
     labelled = [sample for sample in dataset.samples if sample.label is not None]

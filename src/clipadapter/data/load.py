@@ -88,10 +88,7 @@ def check_layout(source: Path, dataset: Dataset) -> None:
 def load_labelled(
     source: str | Path, split: str | None = None, default: str | None = None, *, one_class: bool = False
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """Load labelled pictures: one split of a data set, else its split ``default`` if there is one, else all of it.
-
-    Returns them and the names of all splits of the data set.
-    """
+    """Labelled pictures of a split, else of the split ``default`` if there is one, else of all; and all splits."""
     try:
         dataset = load_dataset(source, one_class=one_class)
     except LayoutError as error:

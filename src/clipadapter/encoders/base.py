@@ -335,10 +335,8 @@ def to_tensor(image: ArrayLike, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 def compute_fingerprint(facts: Any, arrays: Mapping[str, Tensor]) -> str:
-    """32 hex digits of facts that JSON can write, and of the names, shapes, types and values of arrays.
-
-    SHA-256 because processors have instructions for it: 0.5 s for ViT-B/32, half the time of BLAKE2.
-    """
+    """32 hex digits of facts that JSON can write, and of the names, shapes, types and values of arrays."""
+    # SHA-256 because processors have instructions for it: 0.5 s for ViT-B/32, half the time of BLAKE2.
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(arrays):
         array = arrays[name].detach().cpu().contiguous()
@@ -365,11 +363,7 @@ def unique_texts(texts: Sequence[str]) -> tuple[list[str], list[int]]:
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Batches of texts of similar length, shortest first: padding costs as much as words do.
-
-    Yields indices of ``lengths``, the numbers of tokens; each comes once. A batch has fewer than ``batch_size`` texts
-    where they would have more than ``MAX_BATCH_TOKENS`` tokens.
-    """
+    """Indices of texts by their numbers of tokens in batches, shortest first: padding costs as much as words do."""
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, but is {batch_size}: it is how many texts are encoded at once")
     batch: list[int] = []

@@ -94,10 +94,8 @@ class BackendEncoder(EncoderWrapper):
         return self.plain.layers()
 
     def block_fingerprints(self) -> tuple[str, ...]:
-        """Those of the encoder itself in this precision.
-
-        int8 rounds each layer by ranges that may depend on which other layers are read.
-        """
+        """Those of the encoder itself in this precision."""
+        # int8 rounds each layer by ranges that may depend on which other layers are read.
         info, plain = self.info, self.plain.block_fingerprints()
         if len(plain) == 1:
             return (info.fingerprint,)

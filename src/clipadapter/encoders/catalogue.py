@@ -102,10 +102,7 @@ def listings_of(scheme: str) -> list[EncoderListing]:
 
 
 def match_listings(pattern: str, listings: Sequence[EncoderListing]) -> list[EncoderListing]:
-    """The encoders whose URI matches a shell wildcard, or that contain a text without wildcards.
-
-    Upper and lower case are the same.
-    """
+    """The encoders whose URI matches a shell wildcard, or contains a text without wildcards, in any case of letters."""
     wanted = pattern.lower().replace(f"{QUICK_GELU}/", "/")
     matching = [one for one in listings if fnmatch.fnmatchcase(one.name.lower(), wanted)]
     if not matching and not set("*?[") & set(wanted):
@@ -159,10 +156,7 @@ def find_repository_name(repo: str) -> str | None:
 
 
 def check_pretrained(model: str, tag: str) -> None:
-    """Refuse the name of pretrained weights that the installed open_clip does not have. Does not import it.
-
-    Nothing is refused if another release of open_clip is installed than the one that the names are from.
-    """
+    """Refuse a name of pretrained weights that open_clip does not have, if its installed release is the known one."""
     if not names_are_current():
         return
     known = {name: list(facts.tags) for name, facts in read_models().items() if facts.tags}

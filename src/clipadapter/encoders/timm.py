@@ -110,11 +110,7 @@ def find_source(variant: str) -> TimmSource:
 
 
 def load_model(source: TimmSource) -> Any:
-    """The model in fp32 on the CPU, without its classifier, in inference mode.
-
-    Raises:
-        EncoderUnavailableError: if the weights can't be loaded, or are not those of the model.
-    """
+    """The model in fp32 on the CPU, without its classifier, in inference mode; weights that do not fit are refused."""
     import timm
 
     options: dict[str, Any] = {} if source.n_classes is None else {"num_classes": source.n_classes}

@@ -186,12 +186,7 @@ def _hub_source(variant: str, names: Sequence[str]) -> HubSource:
 
 
 def load_model(source: TransformersSource) -> Any:
-    """The model in fp32 on the CPU, ready to use.
-
-    Raises:
-        MissingExtraError: if transformers is not installed.
-        EncoderUnavailableError: if the weights can't be loaded, or some are missing.
-    """
+    """The model in fp32 on the CPU, ready to use; weights that are missing or can't be loaded are refused."""
     transformers: Any = require("transformers", "transformers", f"The encoder {source.uri}")
     with loading(f"{source.uri} can't be loaded", advise(source.uri)), _without_bars(transformers.utils.logging):
         model, result = getattr(transformers, source.family.model_class).from_pretrained(
@@ -361,11 +356,10 @@ class ImageNetwork(nn.Module):
 
 
 class TextNetwork:
-    """Texts to features, by the rules of the model's family.
+    """Texts to features, by the rules of the model's family."""
 
-    CLIP: padding has no effect, so a batch is padded to its longest text. SigLIP and SigLIP 2: texts in lower case and
-    padded to the context length, as in training; padding is not masked.
-    """
+    # CLIP: padding has no effect, so a batch is padded to its longest text. SigLIP and SigLIP 2: texts in lower case
+    # and padded to the context length, as in training; padding is not masked.
 
     def __init__(self, source: TransformersSource, model: Any, device: str) -> None:
         self._model, self._device = model, device

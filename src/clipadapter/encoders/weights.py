@@ -94,11 +94,7 @@ def check_transformers(variant: str) -> None:
 
 
 def parse_timm(variant: str) -> tuple[str, int | None, str]:
-    """Parse ``MODEL``, ``MODEL@SIZE``, ``MODEL:FILE``, ``MODEL@SIZE:FILE`` or ``local-dir:FOLDER``.
-
-    What can't be found is refused, as far as the text shows. Returns the model, with or without the tag of its weights,
-    which is empty for a folder; the side of the square in pixels, if it is stated; the file or folder, or "".
-    """
+    """Model, side of the square in pixels or None, and path of MODEL, MODEL@SIZE, MODEL@SIZE:FILE, local-dir:FOLDER."""
     model, _, path = variant.partition(":")
     if model == "local-dir":
         check_folder(path, "timm:local-dir:FOLDER")
@@ -144,11 +140,7 @@ def check_has_weights(folder: Path, name: str) -> None:
 
 
 def read_config(uri: str, file: Path) -> dict[str, Any]:
-    """A configuration, an object of JSON.
-
-    Raises:
-        EncoderUnavailableError: if it can't be read, or is another kind of JSON.
-    """
+    """A configuration, which must be an object of JSON."""
     try:
         content = read_json(file)
     except DataError as error:

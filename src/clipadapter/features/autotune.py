@@ -113,10 +113,7 @@ def choose_backend(
 
 
 def _run_like(first: Encoder, encoder: Encoder, sources: Sequence[ImageSource], is_precision_fixed: bool) -> Encoder:
-    """An encoder of several passes, all in the backend and precision that were chosen for the first one.
-
-    If another pass is not near enough to fp32 in this precision, all passes run in fp32.
-    """
+    """All passes in the backend and precision chosen for the first; in fp32 if another one is not near enough to it."""
     info, passes = first.info, encoder.passes()
     if first is passes[0]:
         return encoder
@@ -262,10 +259,8 @@ def _check(backend: str, precision: str) -> None:
 
 
 def _candidates(device: str, backend: str, precision: str) -> list[tuple[str, str]]:
-    """Backends and precisions that this machine can run, the most exact ones first, int8 last.
-
-    ONNX Runtime is tried if the user names it or if OpenVINO is missing: compared with OpenVINO it was hardly faster.
-    """
+    """Backends and precisions that this machine can run, the most exact ones first, int8 last."""
+    # ONNX Runtime is tried if the user names it or if OpenVINO is missing: compared with OpenVINO it was hardly faster.
     names = (
         [backend] if backend != "auto" else [n for n in list_backends() if not backend_info(n).cls.missing_package()]
     )
@@ -315,10 +310,7 @@ def measure(
     text: NDArray[Any] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Measured:
-    """Encode squares (n, s, s, 3) by a result of `with_backend`, and measure the time.
-
-    The features are compared with the measurement of the plain encoder, and by their answers to text (c, d).
-    """
+    """Time squares (n, s, s, 3) by a result of `with_backend`; compare features, and answers to text (c, d)."""
     batches = torch.from_numpy(squares).split(batch_size)
     encoder.encode_pixels(batches[0][:WARMUP_SIZE])
     rows, rate = [], 0.0
@@ -341,10 +333,7 @@ def measure(
 
 
 def choose_measured(measured: Sequence[Measured], is_precision_fixed: bool) -> Measured | None:
-    """The fastest candidate that is near enough to the plain encoder, or any if the precision is fixed.
-
-    They are given most exact first. At similar speed the more exact one is taken.
-    """
+    """The fastest that is near enough to the plain encoder, or any; the more exact, which come first, if similar."""
     choice: Measured | None = None
     for each in measured:
         if is_precision_fixed or each.parity.passes(each.precision):

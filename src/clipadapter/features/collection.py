@@ -139,10 +139,7 @@ def refuse_links(filesystem: Any, folder: str, names: str) -> None:
 
 
 def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:
-    """Divide a collection into units of work: one per archive, one per row group of a table, or one per `size` files.
-
-    It is a folder of class folders, of ``.tar`` or of ``.parquet`` files, or one such file.
-    """
+    """Units of work of class folders, ``.tar`` or ``.parquet`` files: an archive, a row group, or `size` pictures."""
     files = _list_files(filesystem, path)
     kinds = {"archives (.tar)": {".tar"}, "tables (.parquet)": {".parquet"}, "pictures": IMAGE_SUFFIXES}
     suffixes = {posixpath.splitext(file.path)[1].lower() for file in files}
@@ -234,11 +231,9 @@ def storage_errors(path: str, problem: str = "can't be read", advice: str = STOR
 
 
 def _read_file(filesystem: Any, path: str, is_last_try: bool) -> bytes:
-    """Read a single file. Other storages than local disks try again by themselves.
-
-    Before the last try a StorageError says that another storage does not give it: an outage would make pictures
-    unreadable for good.
-    """
+    """Read a single file. Other storages than local disks try again by themselves."""
+    # Before the last try a StorageError says that another storage does not give it: an outage would make pictures
+    # unreadable for good.
     parts: list[bytes] = []
     try:
         with filesystem.open_input_stream(path) as stream:
@@ -313,10 +308,8 @@ def _table_images(filesystem: Any, path: str, group: int, is_last_try: bool) -> 
 
 
 def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
-    """Pictures of a WebDataset archive: files with one name up to the first dot are a sample; ``.cls`` is its class.
-
-    A damaged archive ends with a picture that says so.
-    """
+    """Pictures of a WebDataset archive: files with one name up to the first dot are a sample; ``.cls`` is its class."""
+    # A damaged archive ends with a picture that says so.
     try:
         with (
             filesystem.open_input_stream(path, buffer_size=BUFFER_BYTES) as stream,

@@ -262,11 +262,9 @@ class ExtractedImage:
 def run_job(
     job: ExtractionJob, sources: Iterable[Source | None], threads: Executor
 ) -> Generator[list[ExtractedImage], None, None]:
-    """Extract pictures in their order, of which a window is in memory.
-
-    A source of None says that the next one is not there yet: all before it are given first. Close the generator
-    (``contextlib.closing``) to cancel what its threads would do next.
-    """
+    """Extract pictures in their order, of which a window is in memory."""
+    # A source of None says that the next one is not there yet: all before it are given first. Close the generator
+    # (``contextlib.closing``) to cancel what its threads would do next.
     max_waiting, batch_passes = job.max_waiting, job.batch_size * len(job.encoder.passes())
     max_pictures = max(1, MAX_STORED_BATCHES * job.batch_size // job.views.count)
     window: deque[Future[ExtractedImage]] = deque()

@@ -147,11 +147,9 @@ class RayJob:
 def _open_worker(
     uri: str, fingerprint: str, device: str, cores: int, readers: int
 ) -> tuple[Encoder, ThreadPoolExecutor]:
-    """The encoder of this process, and its threads that read.
-
-    The same threads for all shards: glibc keeps 40 MB of freed pixels for each thread, and new ones at each shard took
-    new memory each time, up to 700 MB.
-    """
+    """The encoder of this process, and its threads that read."""
+    # The same threads for all shards: glibc keeps 40 MB of freed pixels for each thread, and new ones at each shard
+    # took new memory each time, up to 700 MB.
     import torch
 
     torch.set_num_threads(cores)
@@ -165,10 +163,7 @@ def _open_worker(
 
 
 def write_unit(job: RayJob, unit: WorkUnit) -> tuple[int, int]:
-    """Write one file, unless a worker wrote it before it died, or another call meanwhile.
-
-    Returns the number of its pictures, and of unreadable ones.
-    """
+    """Write one file, unless it is there; gives the numbers of its pictures and of the unreadable ones."""
     set_max_pixels(job.max_pixels)
     for seconds in STORAGE_RETRY_SECONDS:
         try:
@@ -227,10 +222,7 @@ def count_pictures(filesystem: Any, path: str) -> tuple[int, int]:
 
 @contextmanager
 def _connect(ray: Any, n_cores: int | None) -> Iterator[None]:
-    """A connection to the Ray that runs in this process, at RAY_ADDRESS, or is started on this machine with n cores.
-
-    A connection that is opened here is closed at the end.
-    """
+    """The Ray of this process or at RAY_ADDRESS, or one started here with n cores; what is opened here is closed."""
     if ray.is_initialized():
         yield
         return

@@ -545,10 +545,8 @@ def _measure_width(reader: Any) -> int:
 
 
 def _check_numbers(metadata: Any, widths: Mapping[str, int]) -> None:
-    """Refuse columns with more numbers than their rows can have, before they are read.
-
-    Equal numbers are compressed so well that a file of 1 KB can have a list of 100 million.
-    """
+    """Refuse columns with more numbers than their rows can have, before they are read."""
+    # Equal numbers are compressed so well that a file of 1 KB can have a list of 100 million.
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
             name = max((name for name in widths if column.path_in_schema.startswith(f"{name}.")), key=len, default=None)

@@ -322,10 +322,7 @@ class SimClrModel:
 
 
 def read_weights(weights: str | Path) -> tuple[dict[str, Tensor], str]:
-    """The weights of a ResNet-18 under torchvision's names, without the classifier, and the SHA-256 of their file.
-
-    "imagenet", or the path of a safetensors file or of a state dict as torchvision publishes it.
-    """
+    """Weights of a ResNet-18 as torchvision names them, without the classifier, and the SHA-256 of their file."""
     path, hint = Path(weights).expanduser(), ""
     if str(weights) == "imagenet":
         from torchvision.models import ResNet18_Weights

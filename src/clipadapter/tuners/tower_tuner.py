@@ -83,10 +83,7 @@ class TowerTuner(TrainingParameters):
 
     @abstractmethod
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        """Put parameters into the towers of the tunable copy.
-
-        All random numbers, here and in training, come from the generator.
-        """
+        """Put parameters into the towers of the tunable copy; all random numbers come from the generator."""
 
     @abstractmethod
     def _train_config(self, shots_per_class: int) -> TrainConfig:
@@ -94,11 +91,7 @@ class TowerTuner(TrainingParameters):
 
     @abstractmethod
     def _merge(self, tunable: Encoder) -> str:
-        """Add the learned arrays to the weights of the tunable copy; gives the method's name and what was changed.
-
-        Raises:
-            InputError: if they don't fit its layers; see `_misfit`.
-        """
+        """Add what was learned to the tunable copy, or raise `_misfit`; gives the method and what was changed."""
 
     def _make_checkpoint(self, digest: str) -> Checkpoint:
         """Where the state of `tune` is stored."""
@@ -320,10 +313,7 @@ class ImageFeatures:
 
 
 class ClassEmbeddings:
-    """Class vectors (c, d): of each class the normalised mean of its prompts' normalised features.
-
-    A frozen tower runs now, and never again.
-    """
+    """Unit class vectors (c, d), each the mean of the unit features of its prompts. A frozen tower runs now only."""
 
     def __init__(self, encoder: Encoder, prompts: Mapping[str, Sequence[str]], frozen: bool) -> None:
         texts = [text for some in prompts.values() for text in some]
@@ -438,10 +428,7 @@ def select_layers(layers: Sequence[AttentionLayer], which: str) -> list[Attentio
 
 
 class SplitAttention(nn.Module):
-    """Self-attention as in ``nn.MultiheadAttention``, whose linear layers are separate modules.
-
-    ``inner`` gives queries, keys and values (..., 3w) of tokens (..., w), ``outer`` the output.
-    """
+    """Self-attention as in ``nn.MultiheadAttention``: ``inner`` gives q, k, v (..., 3w), ``outer`` the output."""
 
     def __init__(self, base: nn.MultiheadAttention, inner: nn.Module, outer: nn.Module) -> None:
         super().__init__()
@@ -464,11 +451,7 @@ class SplitAttention(nn.Module):
 def replace_linear(
     layer: AttentionLayer, changes: Mapping[str, T], make: Callable[[Tensor, Tensor | None, list[T]], nn.Module]
 ) -> None:
-    """Replace the linear layers that hold some matrices of a layer by other modules.
-
-    These are made from weight, bias and the changes of the matrices in it, by their letters; the output projection of
-    ``nn.MultiheadAttention`` may have none.
-    """
+    """Replace the linear layers that hold some matrices by modules made of weight, bias and the matrices' changes."""
 
     def replacement(owner: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
         return make(weight, bias, [change for letter, change in changes.items() if layer[letter].owner is owner])

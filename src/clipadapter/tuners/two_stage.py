@@ -139,11 +139,7 @@ class TwoStage(PartTuner):
             checkpoint.remove()
 
     def for_classes(self, text: TextFeatures) -> Self:
-        """A copy that predicts other classes: those of `fit` by their trained vectors, new ones by their text.
-
-        Args:
-            text: of all classes that are predicted, by the tuned encoder.
-        """
+        """A copy that predicts classes of `fit` by trained vectors, new ones by their text from the tuned encoder."""
         other = super().for_classes(text)
         row_of = {label: row for row, label in enumerate(self.classes_.tolist())}
         rows = [(new, row_of[label]) for new, label in enumerate(other.classes_.tolist()) if label in row_of]
@@ -164,10 +160,7 @@ class TwoStage(PartTuner):
 
 
 def block_norms(network: nn.Module) -> list[nn.LayerNorm]:
-    """The layer norms inside the attention blocks of a network, from the input to the output; see `attention_layers`.
-
-    Norms before the first block and after the last one are not included.
-    """
+    """The layer norms inside the attention blocks of a network, not those before the first or after the last one."""
     owners = {id(layer["q"].owner) for layer in attention_layers(network)}
     blocks = [
         block
