@@ -22,14 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipadapter.backends import (
-    PRECISIONS,
-    Int8Calibration,
-    backend_info,
-    cache_root,
-    create_backend,
-    list_backends,
-)
+from clipadapter.backends import PRECISIONS, Int8Calibration, backend_info, cache_root, create_backend, list_backends
 from clipadapter.backends.parity import Parity, measure_parity
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, calibrations_of_passes, with_backend

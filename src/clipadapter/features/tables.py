@@ -41,22 +41,8 @@ from clipadapter.features.collection import (
 from clipadapter.features.extraction import extract
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
-from clipadapter.utils.blocks import (
-    FINAL,
-    MAX_BLOCK_WIDTH,
-    MAX_BLOCKS,
-    Blocks,
-    as_blocks,
-    column_slices,
-    total_width,
-)
-from clipadapter.utils.files import (
-    ENCODER_KEY,
-    SHARDS_FILE,
-    describe_parquet_error,
-    is_number_list,
-    path_without_links,
-)
+from clipadapter.utils.blocks import FINAL, MAX_BLOCK_WIDTH, MAX_BLOCKS, Blocks, as_blocks, column_slices, total_width
+from clipadapter.utils.files import ENCODER_KEY, SHARDS_FILE, describe_parquet_error, is_number_list, path_without_links
 
 PURPOSE = "A table of features"
 TABLE_ADVICE = "give a file that 'clipadapter embed --to' wrote"

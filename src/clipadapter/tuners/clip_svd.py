@@ -127,11 +127,7 @@ class FactoredLinear(nn.Module):
     """A linear layer of which some rows are factors: (outputs, which of the changes (n,) are their own, factors)."""
 
     def __init__(
-        self,
-        change: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        factored: Sequence[tuple[slice, slice, SvdFactors]],
+        self, change: Tensor, weight: Tensor, bias: Tensor | None, factored: Sequence[tuple[slice, slice, SvdFactors]]
     ) -> None:
         super().__init__()
         self.change, self.weight, self.bias = change, weight, bias

@@ -120,11 +120,7 @@ class TowerTuner(TrainingParameters):
         return ()
 
     def tune(
-        self,
-        encoder: Encoder,
-        squares: NDArray[np.uint8],
-        labels: Sequence[str],
-        prompts: Mapping[str, Sequence[str]],
+        self, encoder: Encoder, squares: NDArray[np.uint8], labels: Sequence[str], prompts: Mapping[str, Sequence[str]]
     ) -> Self:
         """Learn from pictures; `tuned` then gives the encoder.
 
