@@ -36,16 +36,12 @@ class Matrix:
     @property
     def module(self) -> nn.Module:
         """The module that multiplies: a linear layer, or a whole ``nn.MultiheadAttention``."""
-        module = getattr(self.parent, self.child)
-        assert isinstance(module, nn.Module)
-        return module
+        return getattr(self.parent, self.child)
 
     @property
     def full_weight(self) -> Tensor:
         """The whole weight, with the rows of other matrices."""
-        weight = getattr(self.owner, self.weight)
-        assert isinstance(weight, Tensor)
-        return weight
+        return getattr(self.owner, self.weight)
 
     @property
     def values(self) -> Tensor:

@@ -139,11 +139,8 @@ class LiteEncoder(TorchEncoder):
         """A second encoder on the same weights; its bridge is the one built with the original MiniLM."""
         tower, bridge = self._text_tower_and_bridge()
         other = copy.copy(self)
-        other._network, other._text, other._lock = (
-            copy_sharing_weights(self.network()),
-            (tower.tunable_copy(), bridge),
-            threading.Lock(),
-        )
+        other._network, other._text = copy_sharing_weights(self.network()), (tower.tunable_copy(), bridge)
+        other._lock = threading.Lock()
         return other
 
     def projection(self) -> Projection:

@@ -16,7 +16,6 @@ they load weights for another size.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -141,7 +140,7 @@ class VisualEncoder(TorchEncoder):
             pool.positional_embedding = _resample(pool.positional_embedding, (side, side), grid)
             visual.image_size = size
         elif hasattr(visual.trunk, "set_input_size"):
-            _set_input_size(visual.trunk, size)
+            visual.trunk.set_input_size(img_size=(size, size))
         return visual.eval()
 
 
@@ -304,17 +303,6 @@ def _resample(embedding: Tensor, grid: Sequence[int], new_grid: int) -> nn.Param
         embedding[None], new_size=[new_grid, new_grid], old_size=list(grid), num_prefix_tokens=1
     )
     return nn.Parameter(resampled[0], requires_grad=False)
-
-
-def _set_input_size(trunk: Any, size: int) -> None:
-    """Interpolate the position embeddings of a network of timm, without its log."""
-    logger = logging.getLogger("timm.layers.pos_embed")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        trunk.set_input_size(img_size=(size, size))
-    finally:
-        logger.setLevel(level)
 
 
 def encode_patches(visual: Any, pixels: Tensor) -> Tensor | None:

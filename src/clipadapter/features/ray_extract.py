@@ -211,13 +211,10 @@ def write_shard(filesystem: Any, path: str, rows: Sequence[FeatureRow], plan: Sh
 
 
 def count_pictures(filesystem: Any, path: str) -> tuple[int, int]:
-    """Count the pictures of a shard, and those that could not be read. Only the metadata of the file is read."""
+    """How many pictures a shard has, and how many of them could not be read."""
     with open_table(filesystem, path, advice="delete it and call extract_with_ray again") as reader:
-        metadata = reader.metadata
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-        readable = sum(chunk.statistics.null_count for chunk in chunks if chunk.path_in_schema == "error")
-        return metadata.num_rows, metadata.num_rows - readable
+        errors = reader.read(columns=["error"]).column("error")
+        return len(errors), len(errors) - errors.null_count
 
 
 @contextmanager

@@ -57,7 +57,7 @@ READ_BYTES = 1 << 20  # bytes of a column that are read at a time. Without this 
 TEXTS = ("path", "label", "split", "error")
 """Columns of texts. They are read as dictionaries: a file of 1 kB can repeat a text a million times."""
 SPLITS = ("all", "test", "train", "val")
-UNREADABLE = -1  # in place of the number of a split: the picture has an error
+UNREADABLE = 255  # in place of the number of a split: the picture has an error
 MAX_WIDTH = 1 << 16
 """Numbers of a feature in a file that does not state its width. It bounds the memory that a small file can ask for."""
 MAX_FEATURE_BYTES = 8 << 30  # bytes of features that are read at once: 4 million rows of 512 numbers
@@ -193,7 +193,7 @@ class FeatureBatch(NamedTuple):
 class FeatureTable:
     """A Parquet file of features, or a folder of shards; see `open_feature_table`.
 
-    Labels and splits are read when they are asked for, and take 5 bytes of memory per row.
+    Labels and splits are read when they are asked for, and take 9 bytes of memory per row.
 
     Args:
         path: of the file or the folder, as it was named.
@@ -244,7 +244,7 @@ class FeatureTable:
         Raises:
             DataError: if a picture has no label.
         """
-        labels = _decode(self._index.labels.take(rows))
+        labels = [self._index.labels[row] for row in rows]
         unlabelled = labels.count(None)
         if unlabelled:
             raise DataError(f"{unlabelled} of {len(labels)} pictures of '{self.path}' have no label")
@@ -326,9 +326,8 @@ class FeatureTable:
 
     @cached_property
     def _index(self) -> _Index:
-        pa, compute = (require(name, "parquet", PURPOSE) for name in ("pyarrow", "pyarrow.compute"))
-        text_type = pa.dictionary(pa.int32(), pa.string())
-        starts, labels, splits = [0], [], []
+        pa = require("pyarrow", "parquet", PURPOSE)
+        starts, labels, splits = [0], list[Any](), bytearray()
         for file in self.files:
             with self._open(file) as reader:
                 n_rows = reader.metadata.num_rows
@@ -336,23 +335,20 @@ class FeatureTable:
                 names = [name for name in ("label", "split", "error") if name in reader.schema_arrow.names]
                 for batch in reader.iter_batches(ROWS_PER_BATCH, columns=names) if names else ():
                     _check_texts(batch)
-                    columns = dict(zip(names, batch.columns, strict=True))
-                    empty = pa.nulls(len(batch), text_type)
-                    labels.append(columns.get("label", empty).cast(pa.string()).dictionary_encode())
-                    split = compute.index_in(columns.get("split", empty).cast(pa.string()), pa.array(SPLITS))
-                    numbers = split.fill_null(0 if "split" not in names else UNREADABLE).to_numpy().astype(np.int8)
-                    has_error = columns.get("error", empty).cast(pa.string()).fill_null("").to_numpy(False) != ""
-                    wrong = np.flatnonzero(numbers == UNREADABLE)
-                    if len(wrong):
-                        text = brief(str(columns["split"][int(wrong[0])].as_py()))
-                        raise ValueError(f"a split is {text}, not one of {', '.join(SPLITS)}")
-                    splits.append(np.where(has_error, np.int8(UNREADABLE), numbers))
+                    encoded = (batch.column(name).cast(pa.string()).dictionary_encode() for name in names)
+                    texts = dict(zip(names, map(_decode, encoded), strict=True))
+                    unknown = set(texts.get("split", ())) - set(SPLITS)
+                    if unknown:
+                        raise ValueError(f"a split is {brief(str(unknown.pop()))}, not one of {', '.join(SPLITS)}")
+                    errors = texts.get("error", [None] * len(batch))
+                    numbers = map(SPLITS.index, texts.get("split", [SPLITS[0]] * len(batch)))
+                    splits += bytes(UNREADABLE if error else i for i, error in zip(numbers, errors, strict=True))
+                    labels += texts.get("label", [None] * len(batch))
                 if not names:
-                    labels.append(pa.nulls(n_rows, text_type))
-                    splits.append(np.zeros(n_rows, np.int8))
+                    labels += [None] * n_rows
+                    splits += bytes(n_rows)  # zeros: all are of the first split
                 starts.append(starts[-1] + n_rows)
-        whole = pa.chunked_array(labels, text_type).unify_dictionaries().combine_chunks()
-        return _Index(np.array(starts), whole, np.concatenate([np.empty(0, np.int8), *splits]))
+        return _Index(np.array(starts), labels, np.frombuffer(splits, np.uint8))
 
     @contextmanager
     def _open(self, file: str) -> Iterator[Any]:
@@ -368,8 +364,8 @@ class _Index(NamedTuple):
     """What is known of all rows of a table."""
 
     starts: NDArray[np.int64]  # (files + 1,) the first row of each file
-    labels: Any  # (n,) dictionary of pyarrow
-    splits: NDArray[np.int8]  # (n,) positions in `SPLITS`, or `UNREADABLE`
+    labels: Sequence[str | None]  # (n,) of which equal ones share their memory
+    splits: NDArray[np.uint8]  # (n,) positions in `SPLITS`, or `UNREADABLE`
 
 
 def open_feature_table(path: str | Path, filesystem: Any = None) -> FeatureTable:

@@ -75,7 +75,7 @@ class TowerTuner(TrainingParameters):
     fingerprint_parameters: ClassVar[tuple[str, ...]]
     """Names of the parameters that a tuned encoder depends on, beside the learned arrays."""
     learns_from_views: ClassVar[bool] = False
-    """True if `fit` learns from augmented views by the tuned encoder; else it gets plain pictures."""
+    """True if `fit` is a second training, of augmented views by the tuned encoder; else it gets plain pictures."""
 
     batch_size: int = 32
     precision: Annotated[str, OneOf(*PRECISIONS)] = "fp32"
@@ -92,10 +92,6 @@ class TowerTuner(TrainingParameters):
     @abstractmethod
     def _merge(self, tunable: Encoder) -> str:
         """Add what was learned to the tunable copy, or raise `_misfit`; gives the method and what was changed."""
-
-    def _make_checkpoint(self, digest: str) -> Checkpoint:
-        """Where the state of `tune` is stored."""
-        return Checkpoint(digest, self.checkpoint)
 
     def describe_training(self, counts: Sequence[int]) -> str:
         """How many steps `tune` makes, in words, for these numbers of pictures of each class.
@@ -163,13 +159,15 @@ class TowerTuner(TrainingParameters):
         weights = (weight for tower in trainable.towers for weight in tower_networks(tunable)[tower].parameters())
         texts, info = [(name, list(each)) for name, each in prompts.items()], encoder.info
         digest = digest_of_fit(self, [list(labels), texts, info.logit_scale, info.fingerprint, squares])
+        # A fit that is killed in a second training must not repeat the first, which takes hours.
+        self._checkpoint = Checkpoint(digest, self.checkpoint, keeps_end=self.learns_from_views)
         self.loss_ = train(
             list(trainable.arrays.values()),
             loss,
             len(labels),
             squares.shape[1],
             config,
-            checkpoint=self._make_checkpoint(digest),
+            checkpoint=self._checkpoint,
             generator=generator,
             row_cost=sum(weight.numel() for weight in weights),  # about the multiplications for a token
             epoch_weights=self._epoch_weights(config.count_epochs(len(labels))),

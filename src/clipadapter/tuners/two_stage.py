@@ -26,7 +26,7 @@ from clipadapter.encoders import Encoder, attention_layers
 from clipadapter.errors import InputError
 from clipadapter.heads import SupportSet, TextFeatures, register_head
 from clipadapter.heads.parameters import OneOf, Within
-from clipadapter.heads.training import Checkpoint, TrainConfig, gather_views, train
+from clipadapter.heads.training import TrainConfig, gather_views, train
 from clipadapter.tuners.tower_tuner import PartTuner, Trainable
 from clipadapter.utils.functional import unit
 
@@ -109,11 +109,6 @@ class TwoStage(PartTuner):
         """See `TowerTuner.describe_training`; the second stage is fast."""
         return f"{super().describe_training(counts)} through the towers, then a second stage on features"
 
-    def _make_checkpoint(self, digest: str) -> Checkpoint:
-        # The first stage takes hours, and a fit that is killed in the second one must not repeat it.
-        self._stage1_checkpoint = Checkpoint(digest, self.checkpoint, keeps_end=True)
-        return self._stage1_checkpoint
-
     def _merge_tower(self, tower: str, parts: LayerNorms) -> bool:
         values = getattr(self, f"{tower}_norms_", None)
         if values is None or values.shape != (parts.size,):
@@ -134,8 +129,7 @@ class TwoStage(PartTuner):
 
         self.head_loss_ = train([weight], loss, len(views), views.shape[1], config, row_cost=weight.numel())
         self.weight_, self.scale_ = weight.detach(), shots.scale
-        checkpoint = self.__dict__.pop("_stage1_checkpoint", None)
-        if checkpoint is not None:
+        if checkpoint := self.__dict__.pop("_checkpoint", None):
             checkpoint.remove()
 
     def for_classes(self, text: TextFeatures) -> Self:
