@@ -145,7 +145,7 @@ def command(
 
 def save_model(model: FewShotClassifier, folder: Path, with_shots: bool) -> None:
     """Save a model that was fitted or changed, and the exported file that answers without torch."""
-    from clipadapter.export.exporter import export_to_cache
+    from clipadapter.runtime.export.exporter import export_to_cache
 
     model.save(folder, support=with_shots)
     note_kept(f"the model is saved in {folder}")

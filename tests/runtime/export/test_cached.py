@@ -14,11 +14,11 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.cli.app import app
-from clipadapter.export.exporter import MAX_FILES, export_to_cache
 from clipadapter.runtime import cached
+from clipadapter.runtime.export.exporter import MAX_FILES, export_to_cache
 from clipadapter.uncertainty import UncertaintyOptions
 
-from ..configs import array_path
+from ...configs import array_path
 
 ASK = """
 import json, sys
@@ -134,9 +134,9 @@ def alone(fitted, tmp_path, monkeypatch):
 
 def test_a_model_that_can_not_be_exported_is_tried_once(alone, monkeypatch):
     (model, folder), calls = alone, []
-    monkeypatch.setattr("clipadapter.export.exporter.MAX_WEIGHTS", -1)
+    monkeypatch.setattr("clipadapter.runtime.export.exporter.MAX_WEIGHTS", -1)
     assert not export_to_cache(model, folder, load_tower=True)
-    monkeypatch.setattr("clipadapter.export.exporter.export_model", lambda *_, **__: calls.append(1))
+    monkeypatch.setattr("clipadapter.runtime.export.exporter.export_model", lambda *_, **__: calls.append(1))
     assert not export_to_cache(model, folder, load_tower=True) and not calls
     assert cached.open_cached(folder) is None
 
