@@ -168,8 +168,8 @@ def test_after_a_fit_that_encoded_pictures_predict_finds_the_file(tmp_path, monk
         folder = tmp_path / "data" / path.name.split("-")[0]
         folder.mkdir(parents=True, exist_ok=True)
         path.rename(folder / path.name)
-    for name, is_exported in (("new", True), ("stored", False)):  # a tower that was not needed is not loaded
-        options = ["--encoder", "toy", "--out", str(tmp_path / name)]
+    for name, head, is_exported in (("new", "prototype", True), ("stored", "zero-shot", False)):  # which needs no tower
+        options = ["--encoder", "toy", "--head", head, "--out", str(tmp_path / name)]
         result = CliRunner().invoke(app, ["fit", str(tmp_path / "data"), *options])
         assert result.exit_code == 0, result.output
         assert cached.cached_export(tmp_path / name, "onnx").exists() is is_exported
