@@ -412,7 +412,7 @@ def _open_saved(
         if request.encoder.is_default:
             from clipadapter.runtime.export.exporter import export_to_cache
 
-            export_to_cache(model, request.model, load_tower=True)
+            export_to_cache(model, request.model)
 
     return model.class_names_, predict()
 

@@ -369,11 +369,8 @@ REFUSED_SUFFIX = ".refused"
 """Suffix of an empty file that says that a model can't be exported, so that it is not tried again."""
 
 
-def export_to_cache(model: FewShotClassifier, folder: str | Path, *, load_tower: bool = False) -> bool:
-    """Export a saved model into the cache folder, if that is cheap; whether the file is there.
-
-    Image towers that are not in memory, because all features were stored ones, are only loaded with ``load_tower``.
-    """
+def export_to_cache(model: FewShotClassifier, folder: str | Path) -> bool:
+    """Export a saved model into the cache folder, if its tower is small; whether the file is there."""
     if model.head_.tunes_encoder or not can_answer(Path(folder)):
         return False
     for name, export_format in load_formats().items():
@@ -386,8 +383,6 @@ def export_to_cache(model: FewShotClassifier, folder: str | Path, *, load_tower:
         except MissingExtraError:
             continue
         towers = model.encoder_.towers()
-        if not load_tower and any("module" not in vars(tower) for tower in towers):
-            return False
         try:
             if sum(each.numel() for tower in towers for each in tower.module.parameters()) > MAX_WEIGHTS:
                 raise InputError(f"the image tower has more than {MAX_WEIGHTS} weights")
