@@ -160,7 +160,7 @@ class PredictRequest:
 
     def describe(self) -> dict[str, Any]:
         """What must be equal so that a run continues an earlier one. Each part says which pictures it answers."""
-        from clipadapter.backends.formats import companion_files
+        from clipadapter.runtime.engines.formats import companion_files
         from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
 
         path, decisions, encoder = self.model, self.decisions, self.encoder
@@ -410,9 +410,9 @@ def _open_saved(
     def predict() -> Iterator[Prediction]:
         yield from model.iter_predictions(pictures, views=request.views, **own)
         if request.encoder.is_default:
-            from clipadapter.export.exporter import export_to_cache
+            from clipadapter.runtime.export.exporter import export_to_cache
 
-            export_to_cache(model, request.model, load_tower=True)
+            export_to_cache(model, request.model)
 
     return model.class_names_, predict()
 
