@@ -133,7 +133,8 @@ def read_image(
         image, is_multi_scan = open_image(data, name, max_pixels)
         pixels = image.width * image.height
         factor = 1 if shrink_to is None else shrink_factor(data, image.size, shrink_to)
-        factor = max(factor, _factor_of_large(kind, pixels))
+        while kind == "JPEG" and factor < 8 and pixels > factor**2 * MAX_DECODED_JPEG_PIXELS:
+            factor *= 2
         with _BUDGET.hold(peak_bytes(kind, pixels, pixels // factor**2, is_multi_scan)):
             if kind == "JPEG" and lacks_end_marker(data):
                 return _read_jpeg_without_end(data, name, max_pixels, factor)
@@ -187,12 +188,6 @@ def get_max_pixels() -> int:
     return _max_pixels
 
 
-def _factor_of_large(kind: str, pixels: int) -> int:
-    """The factor by which the sides of a picture are divided because of its size; 1 for formats other than JPEG."""
-    factors = (1, 2, 4, 8) if kind == "JPEG" else (1,)
-    return next((factor for factor in factors if pixels <= factor**2 * MAX_DECODED_JPEG_PIXELS), factors[-1])
-
-
 def _draft(image: Image.Image, factor: int) -> Image.Image:
     """Let the decoder divide the sides of a JPEG by 1, 2, 4 or 8."""
     if factor > 1:
@@ -228,7 +223,15 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
     kind, reader = _kind(data)
     if not kind:
         raise ImageError(name, "not an image" if data else "file is empty")
-    opener = _find_opener(kind, reader, name)
+    if reader is None:
+        raise ImageError(name, f"unsupported type ({kind})")
+    module, _, cls = reader.rpartition(".")
+    try:  # nothing is registered with Pillow, whose own functions stay as they are
+        opener = getattr(importlib.import_module(module), cls)
+    except ImportError as error:
+        # A reason is short, and the server sends it to clients: it must not name the folder of an installation.
+        hint = "the extra heic: pip install pi-heif" if kind == "HEIC" else "a newer Pillow: pip install -U pillow"
+        raise ImageError(name, f"{kind} needs {hint}") from error
     try:
         limit = MAX_SCANNED_SAMPLES_PER_PIXEL * max_pixels
         is_multi_scan = kind == "JPEG" and read_jpeg(data, limit).is_multi_scan
@@ -237,19 +240,6 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
         raise ImageError(name, _reason(error)) from error
     _check_size(image.size, name, max_pixels)
     return image, is_multi_scan
-
-
-def _find_opener(kind: str, reader: str | None, name: str) -> Any:
-    """Import the class that reads a format. Nothing is registered with Pillow, whose own functions stay as they are."""
-    if reader is None:
-        raise ImageError(name, f"unsupported type ({kind})")
-    module, _, cls = reader.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), cls)
-    except ImportError as error:
-        # A reason is short, and the server sends it to clients: it must not name the folder of an installation.
-        hint = "the extra heic: pip install pi-heif" if kind == "HEIC" else "a newer Pillow: pip install -U pillow"
-        raise ImageError(name, f"{kind} needs {hint}") from error
 
 
 def finish_image(image: Image.Image, name: str) -> Image.Image:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.encoders.catalogue import UNKNOWN_LICENCE, EncoderListing, listings_of
+from clipadapter.encoders.catalogue import UNKNOWN_LICENCE, EncoderListing, list_known
 from clipadapter.encoders.registry import ENCODERS
 from clipadapter.errors import InputError, brief
 from clipadapter.runtime.engines import Tower
@@ -133,7 +133,8 @@ class Encoder(ABC):
     def listing(cls) -> list[EncoderListing]:
         """The URIs that this class can open, without loading weights; by default its scheme or what is catalogued."""
         scheme = ENCODERS.name_of(cls) or cls.__name__
-        return listings_of(scheme) or [EncoderListing(scheme, None, UNKNOWN_LICENCE)]
+        known = [one for one in list_known() if one.name.partition(":")[0] == scheme]
+        return known or [EncoderListing(scheme, None, UNKNOWN_LICENCE)]
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> Tensor:

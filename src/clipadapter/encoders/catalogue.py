@@ -96,11 +96,6 @@ def list_timm() -> list[EncoderListing]:
     return [_listing(f"timm:{model}") for model in _content(TIMM_MODELS_FILE)["models"]]
 
 
-def listings_of(scheme: str) -> list[EncoderListing]:
-    """The known encoders of one scheme."""
-    return [one for one in list_known() if one.name.partition(":")[0] == scheme]
-
-
 def match_listings(pattern: str, listings: Sequence[EncoderListing]) -> list[EncoderListing]:
     """The encoders whose URI matches a shell wildcard, or contains a text without wildcards, in any case of letters."""
     wanted = pattern.lower().replace(f"{QUICK_GELU}/", "/")

@@ -414,12 +414,15 @@ def replace_projection(visual: Any, projection: Projection) -> nn.Module:
     parent, _, name = path.rpartition(".")
     owner = tower.get_submodule(parent)
     last = getattr(owner, name)
-    if isinstance(last, nn.Linear):
-        new: nn.Module | nn.Parameter = _linear(projection, last.weight)
-    else:
+    if not isinstance(last, nn.Linear):
         assert projection.bias is None
-        new = _frozen(projection.weight, last)
-    setattr(owner, name, new)
+        setattr(owner, name, nn.Parameter(projection.weight.to(last), requires_grad=False))
+        return tower
+    linear = nn.utils.skip_init(nn.Linear, *projection.weight.shape, bias=projection.bias is not None)
+    linear.weight = nn.Parameter(projection.weight.T.contiguous().to(last.weight), requires_grad=False)
+    if projection.bias is not None:
+        linear.bias = nn.Parameter(projection.bias.to(last.weight), requires_grad=False)
+    setattr(owner, name, linear.eval())
     return tower
 
 
@@ -448,15 +451,3 @@ def _path_of_projection(visual: Any) -> str | None:
     if type(last) is not nn.Linear:
         return None
     return next(f"trunk.{name}" for name, module in visual.trunk.named_modules() if module is last)
-
-
-def _linear(projection: Projection, like: Tensor) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, *projection.weight.shape, bias=projection.bias is not None)
-    layer.weight = _frozen(projection.weight.T.contiguous(), like)
-    if projection.bias is not None:
-        layer.bias = _frozen(projection.bias, like)
-    return layer.eval()
-
-
-def _frozen(values: Tensor, like: Tensor) -> nn.Parameter:
-    return nn.Parameter(values.to(like), requires_grad=False)

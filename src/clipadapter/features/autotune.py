@@ -208,8 +208,10 @@ def _find_measurements(
     if not required - {(each.backend, each.precision) for each in measured}:
         return measured
     sample = [sources[positions[key]] for key in keys]
-    if not needs_int8 and _are_features_stored(plain, sample[:FIRST_SAMPLE_SIZE], store):
-        return []
+    if not needs_int8 and store is not None and sample:
+        job = ExtractionJob(plain, store)
+        if not any(prepare_image(job, i, source).pixels for i, source in enumerate(sample[:FIRST_SAMPLE_SIZE])):
+            return []  # the features are stored
     squares = read_squares(sample[:FIRST_SAMPLE_SIZE], tower.pixels)
     if needs_int8 and not len(squares):
         raise InputError("int8 needs pictures to calibrate with, but none of those given can be read")
@@ -233,14 +235,6 @@ def _find_measurements(
             bar.update()
     write_record(path, keys, measured)
     return measured
-
-
-def _are_features_stored(plain: Encoder, sample: Sequence[ImageSource], store: FeatureStore | None) -> bool:
-    """Whether the store has the plain encoder's features of these pictures."""
-    if store is None or not sample:
-        return False
-    job = ExtractionJob(plain, store)
-    return not any(prepare_image(job, i, source).pixels for i, source in enumerate(sample))
 
 
 def _add_note(encoder: Encoder, note: str) -> Encoder:

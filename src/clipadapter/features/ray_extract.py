@@ -260,7 +260,12 @@ def _write_units(ray: Any, job: RayJob, units: Iterable[WorkUnit], workers: int 
             slots = _count_slots(ray, job.cores, gpus)
             last_node = time.monotonic() if slots else last_node
             if time.monotonic() - last_node > MAX_SECONDS_WITHOUT_NODES:
-                raise _no_node(ray, len(queue) + len(running))
+                cluster = ray.cluster_resources()
+                raise InputError(
+                    f"the cluster has {cluster.get('CPU', 0):g} cores and {cluster.get('GPU', 0):g} GPUs; no node has "
+                    f"enough for one of {len(queue) + len(running)} shards: request fewer (cores=, gpus=), or add "
+                    "nodes and call again"
+                )
             while queue and len(running) < (workers or max(1, slots)):
                 unit = queue.popleft()
                 running[task.remote(shared_job, unit)] = unit
@@ -295,14 +300,6 @@ def _count_slots(ray: Any, cores: int, gpus: float) -> int:
         (one.get("CPU", 0) // cores, one.get("GPU", 0) // gpus if gpus else one.get("CPU", 0)) for one in resources
     ]
     return int(sum(map(min, limits)))
-
-
-def _no_node(ray: Any, missing: int) -> InputError:
-    cores, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
-    return InputError(
-        f"the cluster has {cores:g} cores and {gpus:g} GPUs; no node has enough for one of {missing} shards: request "
-        "fewer (cores=, gpus=), or add nodes and call again"
-    )
 
 
 def _explain(cause: BaseException) -> ClipAdapterError:

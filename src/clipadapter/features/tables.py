@@ -279,7 +279,11 @@ class FeatureTable:
             for batch in self.batches(file, [block.name for block in self.blocks], start):
                 own = (inside >= start) & (inside < start + len(batch.paths))
                 own_rows = inside[own] - start
-                features[positions[own]] = _select_features(file, batch, start, own_rows)
+                for row in own_rows:
+                    if error := batch.errors[row]:
+                        raise DataError(f"'{file}' is damaged: row {start + row}: {error}; {READ_ADVICE}")
+                numbers = np.cumsum([error is None for error in batch.errors]) - 1
+                features[positions[own]] = batch.features[numbers[own_rows]]
                 if with_sources:
                     sources[positions[own]] = [batch.paths[row] for row in own_rows]
                 start += len(batch.paths)
@@ -491,15 +495,6 @@ def _read_batch(batch: Any, columns: Mapping[str, int]) -> FeatureBatch:
     for i in np.flatnonzero(has_feature)[~is_finite]:
         errors[i] = NOT_FINITE
     return FeatureBatch(list(map(str, paths)), errors, features if is_finite.all() else features[is_finite], digests)
-
-
-def _select_features(file: str, batch: FeatureBatch, start: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Features of some rows of a batch, which begins with row ``start`` of its file."""
-    for row in rows:
-        if batch.errors[row] is not None:
-            raise DataError(f"'{file}' is damaged: row {start + row}: {batch.errors[row]}; {READ_ADVICE}")
-    numbers = np.cumsum([error is None for error in batch.errors]) - 1
-    return batch.features[numbers[rows]]
 
 
 def _decode(column: Any) -> list[Any]:
