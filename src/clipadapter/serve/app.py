@@ -257,7 +257,7 @@ async def _predict(request: PredictionRequest, name: str | None) -> Response:
     options = pictures.options.model_dump(include={"reject", "coverage"}, exclude_unset=True)
     model.check_options(options)
     loaders = [partial(load_picture, model.predictor, file, request.limits) for file in pictures.files]
-    job = model.batcher.submit(loaders, options, request.deadline)
+    job = model.batcher.submit(loaders, options, request.deadline)  # not before: a slow body holds no slot of the queue
     del pictures, loaders  # the job drops each when its picture is loaded
     results = await request.wait_for(job)
     if len(results) * min(top, len(model.predictor.class_names)) <= MAX_INLINE_SCORES:

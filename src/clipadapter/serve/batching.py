@@ -40,12 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Batcher:
-    """Runs the pictures of one model.
-
-    Attributes:
-        slow_pending: pictures that were found to be slow and have no result yet. They have places of their own, as
-            many as one request may bring, so that other pictures always find theirs.
-    """
+    """Runs the pictures of one model."""
 
     def __init__(
         self, predictor: Predictor, limits: Limits, metrics: Metrics, name: str, pool: Executor, slow_pool: Executor
@@ -56,7 +51,10 @@ class Batcher:
         self._changed = threading.Condition()  # reentrant: `submit` holds it and calls `check_room`
         self._queue: deque[_QueuedSquare] = deque()
         self._jobs: set[Job] = set()  # those with pictures in the queue
-        self._slots_taken = self._loading = self.slow_pending = self._departed = 0
+        self._slots_taken = self._loading = self._departed = 0
+        # Slow pictures without a result. They have places of their own, as many as one request may bring, so that other
+        # pictures always find theirs
+        self.slow_pending = 0
         self._rate_since = self._pictures_per_second = 0.0
         self._is_closed = False
         self._thread: threading.Thread | None = None  # until the batcher is closed and no picture is pending

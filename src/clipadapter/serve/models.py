@@ -192,17 +192,13 @@ class ServedModels:
 
 
 class ServedModel:
-    """A model that is served.
-
-    Attributes:
-        error: why its newer file could not be loaded; None if there is none.
-    """
+    """A model that is served."""
 
     def __init__(self, source: ModelSource, version: str, predictor: Predictor, batcher: Batcher) -> None:
         self.source, self.name, self.version = source, source.name, version
         self.predictor, self.batcher = predictor, batcher
         self.loaded_at = datetime.now(timezone.utc)
-        self.error: str | None = None
+        self.error: str | None = None  # why its newer file could not be loaded; None if there is none
         self._no_outputs = predictor.run(predictor.grey_pictures(0))  # the first run: it may fail
 
     def check_options(self, options: Mapping[str, Any]) -> None:

@@ -84,10 +84,7 @@ class RequestContext:
 
 
 class PredictionRequest:
-    """A request with pictures, in the order of its steps: find its model, read its body, wait for the results.
-
-    The pictures take their slots of the queue when the body is there, so that a slow body holds none.
-    """
+    """A request with pictures, in the order of its steps: find its model, read its body, wait for the results."""
 
     def __init__(self, request: Request, timeout: float | None) -> None:
         self.request = request
