@@ -113,7 +113,7 @@ def _is_ready(descriptor: int) -> bool:
 
 def is_model_file(path: Path) -> bool:
     """Whether a model is an exported file, not a folder. What is neither is refused before torch is imported."""
-    from clipadapter.backends.formats import is_exported
+    from clipadapter.runtime.engines.formats import is_exported
     from clipadapter.runtime.model_folder import why_no_model
 
     is_file = is_exported(path) and not path.is_dir()

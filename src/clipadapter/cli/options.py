@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from clipadapter.backends import PRECISIONS, list_backends
 from clipadapter.cli.declarations import flag, option
 from clipadapter.cli.output import CONTINUE, START_AGAIN, Output
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads.registry import HEADS as HEAD_REGISTRY
+from clipadapter.runtime.engines import PRECISIONS, list_backends
 from clipadapter.utils.devices import check_device, describe_device
 from clipadapter.utils.parsing import parse_json
 from clipadapter.utils.registry import unknown

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.backends.formats import is_exported
 from clipadapter.cli import options
 from clipadapter.cli.commands.fit import accuracy_fact, save_model
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
@@ -18,6 +17,7 @@ from clipadapter.cli.inputs import list_pictures
 from clipadapter.cli.options import COUNT, FOLDER
 from clipadapter.cli.output import Fact, Output, note_kept, table
 from clipadapter.errors import ArtifactError, InputError
+from clipadapter.runtime.engines.formats import is_exported
 from clipadapter.utils.files import MANIFEST_SUFFIXES, quote_path
 from clipadapter.utils.formatting import describe_shots, format_count, format_list
 

@@ -122,7 +122,7 @@ class PredictRequest:
 
     def describe(self) -> dict[str, Any]:
         """What must be equal so that a run continues an earlier one. Each part says which pictures it answers."""
-        from clipadapter.backends.formats import companion_files
+        from clipadapter.runtime.engines.formats import companion_files
         from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
 
         path, cost, values = self.model, self.decisions.cost, vars(self) | vars(self.decisions) | vars(self.encoder)
@@ -400,9 +400,9 @@ def _open_model(
     def predict() -> Iterator[Prediction]:
         yield from model.iter_predictions(pictures, views=request.views, **own)
         if encoder.is_default:
-            from clipadapter.export.exporter import export_to_cache
+            from clipadapter.runtime.export.exporter import export_to_cache
 
-            export_to_cache(model, request.model, load_tower=True)
+            export_to_cache(model, request.model)
 
     return model.class_names_, predict()
 
