@@ -16,7 +16,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from clipadapter.backends.formats import (
+from clipadapter.data.images import stop_decoding
+from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, MissingExtraError, needs_training
+from clipadapter.runtime import Predictor
+from clipadapter.runtime.cached import cached_export, is_intact
+from clipadapter.runtime.engines.formats import (
     DEFAULT_FORMAT,
     check_file,
     companion_files,
@@ -24,10 +28,6 @@ from clipadapter.backends.formats import (
     get_format,
     is_exported,
 )
-from clipadapter.data.images import stop_decoding
-from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, MissingExtraError, needs_training
-from clipadapter.runtime import Predictor
-from clipadapter.runtime.cached import cached_export, is_intact
 from clipadapter.runtime.isolated import stop_children, try_in_child
 from clipadapter.runtime.model_folder import CONFIG_FILE
 from clipadapter.serve.batching import Batcher
@@ -284,7 +284,7 @@ def find_sources(spec: str) -> list[ModelSource]:
 def _export_saved_model(folder: Path, target: Path) -> None:
     try:
         from clipadapter.classifier import FewShotClassifier
-        from clipadapter.export import export_model
+        from clipadapter.runtime.export import export_model
 
         export_model(FewShotClassifier.load(folder), target)
     except (MissingExtraError, ModuleNotFoundError) as error:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends.formats import check_file
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.encoder_choice import (
     QUALITIES,
@@ -33,6 +32,7 @@ from clipadapter.encoders import Encoder, open_blocks
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import choose_backend, encode_classes, extract
 from clipadapter.heads import create_head, head_info
+from clipadapter.runtime.engines.formats import check_file
 from clipadapter.studio.model import (
     ExplainedPrediction,
     LearningCurve,
@@ -257,8 +257,8 @@ class Session:
         return target
 
     def export_model(self) -> Path:
-        """Write the model as one ONNX file, `export_file`; see `clipadapter.export.export_model`."""
-        from clipadapter.export import export_model
+        """Write the model as one ONNX file, `export_file`; see `clipadapter.runtime.export.export_model`."""
+        from clipadapter.runtime.export import export_model
 
         file, checksum = path_without_links(self.project.root.parent, self.export_file.name), None
         if file.exists():

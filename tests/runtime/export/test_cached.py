@@ -14,11 +14,11 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.cli.app import app
-from clipadapter.export.exporter import MAX_FILES, export_to_cache
 from clipadapter.runtime import cached
+from clipadapter.runtime.export.exporter import MAX_FILES, export_to_cache
 from clipadapter.uncertainty import UncertaintyOptions
 
-from ..configs import array_path
+from ...configs import array_path
 
 ASK = """
 import json, sys
@@ -134,9 +134,9 @@ def alone(fitted, tmp_path, monkeypatch):
 
 def test_a_model_that_can_not_be_exported_is_tried_once(alone, monkeypatch):
     (model, folder), calls = alone, []
-    monkeypatch.setattr("clipadapter.export.exporter.MAX_WEIGHTS", -1)
+    monkeypatch.setattr("clipadapter.runtime.export.exporter.MAX_WEIGHTS", -1)
     assert not export_to_cache(model, folder)
-    monkeypatch.setattr("clipadapter.export.exporter.export_model", lambda *_, **__: calls.append(1))
+    monkeypatch.setattr("clipadapter.runtime.export.exporter.export_model", lambda *_, **__: calls.append(1))
     assert not export_to_cache(model, folder) and not calls
     assert cached.open_cached(folder) is None
 
@@ -168,8 +168,8 @@ def test_after_a_fit_that_encoded_pictures_predict_finds_the_file(tmp_path, monk
         folder = tmp_path / "data" / path.name.split("-")[0]
         folder.mkdir(parents=True, exist_ok=True)
         path.rename(folder / path.name)
-    for name, is_exported in (("new", True), ("stored", False)):  # a tower that was not needed is not loaded
-        options = ["--encoder", "toy", "--out", str(tmp_path / name)]
+    for name, head, is_exported in (("new", "prototype", True), ("stored", "zero-shot", False)):  # which needs no tower
+        options = ["--encoder", "toy", "--head", head, "--out", str(tmp_path / name)]
         result = CliRunner().invoke(app, ["fit", str(tmp_path / "data"), *options])
         assert result.exit_code == 0, result.output
         assert cached.cached_export(tmp_path / name, "onnx").exists() is is_exported
