@@ -208,10 +208,7 @@ def _note_view_cost(
 
 
 def _note_training(head: options.HeadOptions, counts: Sequence[int], before: str, out: Output) -> None:
-    """Note how many steps a head makes through a tower, which may take hours, before the first one.
-
-    `before` is what an interrupted command leaves in the folder of the model.
-    """
+    """Note how many steps a head makes through a tower, which may take hours, before the first one."""
     kind = head.create()
     if not (kind.needs_tower or kind.tunes_encoder):
         return
