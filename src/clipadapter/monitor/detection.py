@@ -454,12 +454,8 @@ def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
 def estimate_with_intervals(
     observations: Observations, held_out: HeldOutShots | None, assumed: Array, seed: int = 0
 ) -> tuple[Array, Array, Array]:
-    """Priors (c,) of the classes in a sample of pictures, and the ends of their 95 % intervals.
-
-    With held-out shots: mean and percentiles of the posterior of `draw_priors`. Without: the EM on the model's
-    probabilities, with the intervals of `prior_intervals`, which take the probabilities to be right.
-    """
-    if held_out is None:
+    """Priors (c,) of the classes in a sample of pictures, and the ends of their 95 % intervals."""
+    if held_out is None:  # the intervals take the probabilities to be right
         return prior_intervals(observations.probabilities, assumed, seed=seed)
     predictions = held_out.predict(observations.head_features).argmax(axis=1)
     confusions = np.zeros((len(assumed), len(assumed)))  # shots by their class and by the predicted one

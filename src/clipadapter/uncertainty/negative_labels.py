@@ -68,10 +68,6 @@ def _nearest_cosines(rows: Array) -> Array:
 
 
 def _split_words(name: str) -> set[str]:
-    """Lower-case words of a name in the singular, without stop words.
-
-    >>> sorted(_split_words("Cups_of the Glass"))
-    ['cup', 'glass']
-    """
+    """Lower-case words of a name in the singular, without stop words: "cup", "glass" of "Cups_of the Glass"."""
     words = set(re.findall(r"[^\W_]+", name.lower())) - _STOP_WORDS
     return {word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in words}
