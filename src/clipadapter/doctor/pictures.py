@@ -100,11 +100,7 @@ def measure_image(path: Path, imagehash: ModuleType) -> ImageMeasures:
 
 
 def reduce_short_side(image: Image.Image, side: int = SHORT_SIDE) -> Image.Image:
-    """The picture with a short side of ``side`` pixels, or unchanged if that is less.
-
-    >>> reduce_short_side(Image.new("L", (300, 1000)), 30).size, reduce_short_side(Image.new("L", (20, 40)), 30).size
-    ((30, 100), (20, 40))
-    """
+    """The picture with a short side of ``side`` pixels, or unchanged if it has fewer."""
     factor = side / min(image.size)
     if factor >= 1:
         return image

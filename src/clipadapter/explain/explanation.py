@@ -371,11 +371,7 @@ def _best_class(logits: Array, names: Sequence[str]) -> str | None:
 
 
 def nearest_rows(queries: Array, rows: Array, count: int) -> tuple[Array, Array]:
-    """(m, k) rows with the largest cosine to each query, the nearest first, and these cosines; k is at most n.
-
-    >>> nearest_rows(np.array([[2.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8], [3.0, 0.0]]), 2)
-    (array([[2, 1]]), array([[1. , 0.6]]))
-    """
+    """(m, k) rows with the largest cosine to each query, the nearest first, and these cosines; k is at most n."""
     unit_queries, units = (torch.from_numpy(unit_rows(each)) for each in (queries, rows))
     cosines, nearest = nearest_neighbours(unit_queries, units, count)
     return nearest.numpy(), cosines.clamp(-1, 1).numpy()
