@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.backends import Tower
 from clipadapter.encoders.catalogue import UNKNOWN_LICENCE, EncoderListing, listings_of
 from clipadapter.encoders.registry import ENCODERS
 from clipadapter.errors import InputError, brief
+from clipadapter.runtime.engines import Tower
 from clipadapter.utils.blocks import FINAL, Block, Blocks, as_blocks, total_width
 from clipadapter.utils.parallel import run_in_batches
 from clipadapter.utils.pixels import PixelSpec

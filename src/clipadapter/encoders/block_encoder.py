@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.backends import PRECISIONS, Int8Calibration, Runner, Tower, create_backend
 from clipadapter.encoders.base import Encoder, EncoderInfo, TorchEncoder
 from clipadapter.encoders.registry import check_uri, encoder_info, schemes_with, split_blocks
 from clipadapter.errors import InputError, brief
+from clipadapter.runtime.engines import PRECISIONS, Int8Calibration, Runner, Tower, create_backend
 from clipadapter.utils.blocks import FINAL, UNPROJECTED, Block, BlockSource
 from clipadapter.utils.devices import check_device
 from clipadapter.utils.pixels import MIN_JPEG_SIDE_RATIO
@@ -139,7 +139,7 @@ def with_backend(
 
     Args:
         encoder: any; if it can't be converted, torch and fp32 return it unchanged.
-        backend: see ``clipadapter.backends.list_backends()``.
+        backend: see ``clipadapter.runtime.engines.list_backends()``.
         precision: "fp32" gives the same features up to rounding; "bf16" and "int8" give similar ones with another
             fingerprint.
         calibration: pictures that set the ranges of int8, for each pass of an encoder of several blocks.

@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from clipadapter.backends import Tower
 from clipadapter.encoders.base import Encoder, EncoderInfo, check_pixels, to_tensor, unique_texts
 from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.encoders.inner_layers import INNER, N_STATISTICS
 from clipadapter.encoders.rare_patches import PATCH_COUNTS, describe_rare_patches, patch_distances
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import InputError
+from clipadapter.runtime.engines import Tower
 from clipadapter.utils.blocks import FINAL, RARE_PATCHES
 from clipadapter.utils.pixels import PixelSpec
 from clipadapter.utils.towers import Projection, TextTower, WordTower

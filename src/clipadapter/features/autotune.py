@@ -1,8 +1,8 @@
 """Choice of the fastest backend and precision that may replace the plain encoder, tested on the user's own pictures.
 
 Up to 64 of the pictures are encoded by the plain encoder and by each candidate. A candidate must come near enough to
-the plain encoder (`clipadapter.backends.parity`), and is timed on the same pictures. The measurements are saved next to
-the converted towers, so that similar pictures are measured once.
+the plain encoder (`clipadapter.runtime.engines.parity`), and is timed on the same pictures. The measurements are saved
+next to the converted towers, so that similar pictures are measured once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipadapter.backends import (
+from clipadapter.data.images import ImageSource, image_bytes, read_image
+from clipadapter.encoders import Encoder, calibrations_of_passes, with_backend
+from clipadapter.errors import EncoderUnavailableError, ImageError, InputError, brief, install_command
+from clipadapter.features.extraction import ExtractionJob, prepare_image
+from clipadapter.features.store import FeatureStore
+from clipadapter.heads import TextFeatures
+from clipadapter.runtime.engines import (
     PRECISIONS,
     Int8Calibration,
     backend_info,
@@ -30,13 +36,7 @@ from clipadapter.backends import (
     create_backend,
     list_backends,
 )
-from clipadapter.backends.parity import Parity, measure_parity
-from clipadapter.data.images import ImageSource, image_bytes, read_image
-from clipadapter.encoders import Encoder, calibrations_of_passes, with_backend
-from clipadapter.errors import EncoderUnavailableError, ImageError, InputError, brief, install_command
-from clipadapter.features.extraction import ExtractionJob, prepare_image
-from clipadapter.features.store import FeatureStore
-from clipadapter.heads import TextFeatures
+from clipadapter.runtime.engines.parity import Parity, measure_parity
 from clipadapter.utils.files import write_atomically
 from clipadapter.utils.pixels import PixelSpec
 from clipadapter.utils.progress import progress_bar

@@ -20,13 +20,13 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
-from clipadapter.backends import Tower
 from clipadapter.encoders import AttentionLayer, Encoder, attention_layers, open_text_tower, open_tunable_copy
 from clipadapter.encoders.layers import Matrix
 from clipadapter.errors import InputError, brief
 from clipadapter.heads import SupportSet
 from clipadapter.heads.parameters import OneOf
 from clipadapter.heads.training import Checkpoint, TrainConfig, TrainingParameters, digest_of_fit, train
+from clipadapter.runtime.engines import Tower
 from clipadapter.utils.functional import cosine_logits, unit
 
 PRECISIONS = ("fp32", "bf16")

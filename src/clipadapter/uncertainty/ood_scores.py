@@ -176,7 +176,7 @@ SCORES: dict[str, Score] = {
     "outliers": NearestOutlier(),
 }
 """Every score by its name in saved models. A new score is a class above and an entry here, and its graph in
-`clipadapter.export.graph`."""
+`clipadapter.runtime.export.graph`."""
 
 
 def log_sum_exp(x: Array) -> Array:
