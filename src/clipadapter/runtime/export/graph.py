@@ -160,7 +160,7 @@ class OodScores(nn.Module):
         return ((parts - self.centre) * self.factor).sum(dim=1), parts
 
     def _score(self, name: str, rows: Tensor, logits: Tensor) -> Tensor:
-        """One score (n,); the formulas are those of `clipadapter.uncertainty.ood`."""
+        """One score (n,); the formulas are those of `clipadapter.uncertainty.ood_scores`."""
         if name == "max-logit":
             return -logits.amax(dim=1)
         if name == "mahalanobis" and self.distance is not None:
