@@ -35,7 +35,6 @@ from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.encoders import Encoder, open_blocks, open_text_tower, select_encoder_blocks
 from clipadapter.errors import ImageError, InputError
 from clipadapter.features import (
-    FEWER_PREDICTION_VIEWS,
     Extraction,
     FeatureSet,
     PerEpochViews,
@@ -491,7 +490,7 @@ class FewShotClassifier:
         """
         self._check_fitted()
         spec = answers.prediction_views(views, self.seed)
-        self._view_cost(1, spec).check(FEWER_PREDICTION_VIEWS)
+        self._view_cost(1, spec).check()
         cache = self.uncertainty_.open_cache(adapt, len(self.class_names_))
         pictures = images if isinstance(images, Iterator) else list_pictures(images)
         with inputs.open_store(self.cache) as store:
