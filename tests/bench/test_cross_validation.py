@@ -62,6 +62,8 @@ def test_a_suite_is_cross_validated(pictures, tmp_path):
     source = FEATURES + str(save_bundle(Bundle(features, text), tmp_path / "toys"))
     suite = parse_suite("cv", SUITE + "\noptions = { folds = 3 }")
     launcher = Launcher(workers=1)
+    with pytest.raises(InputError, match="folds must be 2 or more, but are 1"):
+        run_suite(parse_suite("cv", SUITE + "\noptions = { folds = 1 }"), [source], {}, tmp_path / "out", launcher)
     assert run_suite(suite, [source], {}, tmp_path / "out", launcher).n_made == 8
     assert run_suite(suite, [source], {}, tmp_path / "out", launcher).n_existing == 8
     study = load_study(tmp_path / "out", "cv")

@@ -2,6 +2,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -30,8 +31,7 @@ ONE_SHOT = SUITE.replace("[1, 2]\nseeds", "[1]\nseeds")
 
 def build_bundle(suite, sources, model, prompts):
     """The features of a suite, as its protocol makes them."""
-    prompted = apply_prompts(suite, model, prompts, sources[0])
-    return create_protocol(suite.protocol).build(suite, sources, prompted, prompts)
+    return create_protocol(suite.protocol).build(suite, sources, partial(apply_prompts, suite, model, prompts))
 
 
 def go(source, out, text=SUITE, **more):

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import attempt, finish_run, run_fits, score_part
+from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds
 from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.report import table
 from clipadapter.bench.run import Run

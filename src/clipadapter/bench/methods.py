@@ -9,7 +9,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 from clipadapter.heads import Head, create_head, head_info, list_heads
-from clipadapter.heads.estimator import clone
 from clipadapter.heads.registry import head_name
 
 BASELINES = ("zero-shot", "linear-probe")
@@ -28,14 +27,6 @@ def default_heads() -> dict[str, Head]:
 def registered_name(head: Head) -> str:
     """The registered name of a head; the name of its class if it is not registered."""
     return head_name(type(head)) or type(head).__name__
-
-
-def clone_with_seed(head: Head, seed: int) -> Head:
-    """An unfitted clone of a head; its parameter ``seed`` is set to the seed of the draw, if it has one."""
-    copy = clone(head)
-    if "seed" in copy.get_params(deep=False):
-        copy.set_params(seed=seed)
-    return copy
 
 
 @cache

@@ -33,6 +33,8 @@ FEATURES = "features:"
 PLAIN_VIEW = ViewSpec()
 Rows = Mapping[tuple[int, int], Sequence[int]]
 """Rows of a data set by (shots, seed)."""
+DrawnBundle = tuple[Bundle, Rows | None]
+"""Features, and the rows of the draws; None if these are drawn from the support of the bundle."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +104,19 @@ class FeatureSource:
                 f"'{self.spec}' have other views: give the pictures"
             )
 
-    def load(self, suite: Suite, *, only_drawn: bool = False) -> tuple[Bundle, Rows | None]:
+    def load(self, suite: Suite, *, only_drawn: bool = False) -> DrawnBundle:
         """The features, and the rows of the draws if only these were read of the shards; they need a test part."""
         if self.shards is None:
             return load_bundle(self.spec.removeprefix(FEATURES)), None
         return _load_shards(suite, self.shards, only_drawn)
 
 
-def open_source(spec: str, root: Path | None = None) -> Source | FeatureSource:
+AnySource = Source | FeatureSource
+Prompted = Callable[[Source], FewShotClassifier]
+"""The encoder with prompts, which may depend on the data set."""
+
+
+def open_source(spec: str, root: Path | None = None) -> AnySource:
     """Open a data set without reading its pictures.
 
     Args:
@@ -147,6 +154,11 @@ def _open_features(spec: str) -> FeatureSource:
     n_test = sum(len(part.features) for part in bundle.tests.values()) if bundle.tests else None
     size = _count(spec, len(bundle.text.labels), len(bundle.support), n_test, len(bundle.names))
     return FeatureSource(spec, size, bundle.support.provenance, None)
+
+
+def with_pictures(sources: Sequence[AnySource]) -> list[Source]:
+    """Those that are no stored features."""
+    return [source for source in sources if isinstance(source, Source)]
 
 
 def require_test_part(suite: Suite, source: Source) -> Dataset:
@@ -196,7 +208,7 @@ def keep_drawn(
     return features, rows, {key: [row for row in draw if row in readable] for key, draw in draws.items()}
 
 
-def build_bundle(suite: Suite, source: Source, model: FewShotClassifier) -> tuple[Bundle, Rows | None]:
+def build_bundle(suite: Suite, source: Source, model: FewShotClassifier) -> DrawnBundle:
     """The features of one data set, and the drawn rows if there is a test part; the model has the prompts."""
     train, names = source.train, source.train.class_names
     if source.test is None:
@@ -259,7 +271,7 @@ def _split_shards(shards: FeatureTable) -> tuple[NDArray[np.int64], NDArray[np.i
     return shards.rows(), np.empty(0, np.int64)
 
 
-def _load_shards(suite: Suite, shards: FeatureTable, only_drawn: bool) -> tuple[Bundle, Rows | None]:
+def _load_shards(suite: Suite, shards: FeatureTable, only_drawn: bool) -> DrawnBundle:
     """As `FeatureSource.load`. Class text comes from the encoder that made the features."""
     train, test = _split_shards(shards)
     labels = shards.labels(train)

@@ -14,9 +14,9 @@ from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import Draw
 from clipadapter.bench.run import Task
 from clipadapter.bench.sources import (
+    AnySource,
     FeatureSource,
     Rows,
-    Source,
     apply_prompts,
     build_bundle,
     draw_all_shots,
@@ -27,7 +27,9 @@ from clipadapter.bench.suite import Order, Prompts, StreamRules, Suite, order_ta
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import TextFeatures
+from clipadapter.heads import Head, IncrementalHead, TextFeatures
+
+Mode = Literal["stream", "joint"]
 
 
 class DataSetFeatures(NamedTuple):
@@ -48,7 +50,7 @@ class JoinedDataSets(NamedTuple):
 
 
 def join_sources(
-    suite: Suite, sources: Sequence[Source | FeatureSource], model: FewShotClassifier | None, prompts: Prompts
+    suite: Suite, sources: Sequence[AnySource], model: FewShotClassifier | None, prompts: Prompts
 ) -> JoinedDataSets:
     """Compute the features of a stream: of all test pictures, and of those training pictures that a draw takes.
 
@@ -180,3 +182,23 @@ def draw_tasks(rules: StreamRules, union: JoinedDataSets, order: Order, shots: i
         rows += task_rows
         tasks.append(Task(name=name, part=part, classes=classes, shots=len(task_rows)))
     return Draw(shots, seed, rows, [rules.title(order)], tasks)
+
+
+def task_part(bundle: Bundle, task: Task, task_known: bool = False) -> TestPart:
+    """The test pictures of a task; if the task of a picture is known, heads predict among its classes."""
+    part, classes = bundle.tests[task.part].features, set(task.classes)
+    own = part.take([row for row, label in enumerate(part.y) if label in classes])
+    return TestPart(replace(own, class_names=tuple(task.classes)), "shift") if task_known else TestPart(own)
+
+
+def choose_mode(name: str, head: Head, requested: Mode | None) -> Mode:
+    """How a head learns a stream: as requested, else incrementally if it can.
+
+    A head may have a parameter ``stream``, which says whether it keeps the state for further tasks.
+    """
+    can_continue = isinstance(head, IncrementalHead) and head.get_params(deep=False).get("stream", True)
+    if requested == "stream" and not can_continue:
+        takes_part = isinstance(head, IncrementalHead)
+        hint = "set its parameter stream = true" if takes_part else 'leave mode out, or say mode = "joint"'
+        raise InputError(f"{name} can't continue from what it learned: {hint}")
+    return requested or ("stream" if can_continue else "joint")
