@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -199,10 +198,10 @@ def _has_class_folders(known: BenchmarkSet) -> bool:
     return isinstance(known, SplitFileSet) and known.has_class_folders
 
 
-# ---- What the figures say, as sentences that are chosen by the figures ----
+# ---- What the figures say, as a table and in words ----
 
-UNCLEAR_STANDARD_ERRORS = 2.0
-"""Differences below this many standard errors are called unclear."""
+MARGIN_STANDARD_ERRORS = 2.0
+"""The margin of error of a difference, in standard errors."""
 
 
 class Results:
@@ -220,18 +219,8 @@ class Results:
         """The metric of each draw; 0 to 1."""
         return [run.metrics[self.data.metric] for run in self._runs.get((head, shots), ()) if run.metrics is not None]
 
-    def standard_error(self, value: float) -> float:
-        """Standard error of the metric by the choice of the test pictures, at a value that all classes have."""
-        spread, counts = value * (1 - value), self.data.test_counts.values()
-        if self.data.metric == "accuracy":
-            return sqrt(spread / sum(counts))
-        return sqrt(sum(spread / count for count in counts)) / len(counts)
-
     def difference(self, first: tuple[str, int], second: tuple[str, int]) -> tuple[float, float] | None:
-        """The difference of two (head, shots) on the same pictures and draws, and the margin up to which it is unclear.
-
-        None if one of them failed.
-        """
+        """The difference of two (head, shots) on the same pictures and draws, and its margin; None if one failed."""
         from clipadapter.bench.statistics import difference_on_pictures
 
         correct: list[Mapping[int, Any]] = []
@@ -239,7 +228,7 @@ class Results:
             pictures = ((run.seed, run.correct_pictures) for run in self._runs.get(key, ()))
             correct.append({seed: own for seed, own in pictures if own is not None})
         difference = difference_on_pictures(correct[0], correct[1], self.labels)
-        return None if difference is None else (difference[0], UNCLEAR_STANDARD_ERRORS * difference[1])
+        return None if difference is None else (difference[0], MARGIN_STANDARD_ERRORS * difference[1])
 
     def table(self) -> str:
         """The class names alone, about four pictures of each class, and the most: mean and deviation over the draws."""
@@ -258,65 +247,34 @@ class Results:
         return "\n".join(lines)
 
     def findings(self) -> list[str]:
-        """What was learned, in two sentences. What failed is left out."""
-        return [sentence for sentence in (self._gain_by_pictures(), self._gain_by_more()) if sentence]
-
-    def _gain_by_pictures(self) -> str:
-        """How far the class names alone lead, and what the pictures add."""
+        """What pictures add to the class names alone, and what the most add to the fewest. What failed is left out."""
         if not self.shots:
-            return ""
-        most = self.shots[-1]
-        gain = self.difference(("auto", most), ("zero-shot", most))
-        if gain is None:
-            return ""
-        added = {
-            1: f"{_pictures(most)} add {_points(gain[0])}",
-            -1: f"{_pictures(most)} do harm, {_points(gain[0])}",
-            0: f"{_pictures(most)} add nothing that is clear ({100 * gain[0]:+.1f} points, margin of error "
-            f"{_points(gain[1])})",
-        }[_sign(*gain)]
-        names, value = (self._above_chance(fmean(self.values(head, most))) for head in ("zero-shot", "auto"))
-        return f"The class names alone reach {names}; {added}: {value}."
-
-    def _above_chance(self, value: float) -> str:
-        """A figure beside what a die reaches."""
-        chance = self.data.chance
-        above = _sign(value - chance, UNCLEAR_STANDARD_ERRORS * self.standard_error(chance))
-        relation = {-1: "below chance", 0: "not clearly different from chance", 1: "above chance"}[above]
-        return f"{_percent(value)}, {relation} ({_percent(chance)})"
-
-    def _gain_by_more(self) -> str:
-        """What more pictures of each class add to the fewest."""
-        if len(self.shots) < 2:
-            return ""
+            return []
         fewest, most = self.shots[0], self.shots[-1]
-        gain = self.difference(("auto", most), ("auto", fewest))
+        sentences = [
+            self._compare(("zero-shot", most), f"The class names alone (chance is {_percent(self.data.chance)})", most),
+            self._compare(("auto", fewest), _pictures(fewest), most) if fewest < most else "",
+        ]
+        return list(filter(None, sentences))
+
+    def _compare(self, before: tuple[str, int], name: str, most: int) -> str:
+        gain = self.difference(("auto", most), before)
         if gain is None:
             return ""
-        first, last = (_percent(fmean(self.values("auto", n))) for n in (fewest, most))
-        change = f"auto goes from {first} with {_pictures(fewest)} to {last} with {most}"
-        return {
-            1: f"More pictures help: {change}.",
-            -1: f"More pictures did not help: {change}.",
-            0: f"More pictures did not clearly help: {change}, with a margin of error of {_points(gain[1])}.",
-        }[_sign(*gain)]
-
-
-def _sign(difference: float, margin: float) -> int:
-    """1 if the first figure is clearly above the second, -1 if clearly below, else 0."""
-    return 0 if abs(difference) <= margin else 1 if difference > 0 else -1
+        first, last = (_percent(fmean(self.values(*key))) for key in (before, ("auto", most)))
+        relation = "more than" if abs(gain[0]) > gain[1] else "within"
+        return (
+            f"{name}: {first}. {_pictures(most)}: {last}. That is {100 * gain[0]:+.1f} points, {relation} the margin "
+            f"of error ({100 * gain[1]:.1f})."
+        )
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _points(value: float) -> str:
-    return f"{100 * abs(value):.1f} points"
-
-
 def _pictures(shots: int) -> str:
-    return f"{shots} picture{'s' if shots > 1 else ''} of each class"
+    return f"{format_count(shots, 'picture')} of each class"
 
 
 # ---- The sheet: the answer for each picture, whether it is right, and the place to look at, marked and enlarged ----
