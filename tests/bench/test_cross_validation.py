@@ -8,13 +8,15 @@ from sklearn.model_selection import StratifiedKFold
 from clipadapter.bench import FEATURES, cross_validate_model, few_shot, load_study, run_suite, write_report
 from clipadapter.bench.bundle import Bundle, save_bundle
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.suite import ALL, parse_suite
+from clipadapter.bench.suite import ALL
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads.prototype import Prototype
 from clipadapter.testing import toy_features
+
+from ..suite_text import parse_suite
 
 SUITE = (
     'title = "t"\nprotocol = "cross-validation"\nheads = ["zero-shot", "prototype"]\nshots = [1, "all"]\nseeds = [1, 2]'

@@ -17,13 +17,15 @@ from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import append_runs
 from clipadapter.bench.sources import apply_prompts
 from clipadapter.bench.study import load_plan
-from clipadapter.bench.suite import Prompts, load_suite, parse_suite
+from clipadapter.bench.suite import Prompts, load_suite
 from clipadapter.bench.suite_files import list_planned_suites
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.prototype import Prototype
+
+from ..suite_text import parse_suite
 
 SUITE = 'title = "t"\nheads = ["zero-shot", "prototype"]\nshots = [1, 2]\nseeds = [1, 2]'
 ONE_SHOT = SUITE.replace("[1, 2]\nseeds", "[1]\nseeds")

@@ -27,7 +27,7 @@ from clipadapter.bench.run import RunEncoder, Task, TaskStream
 from clipadapter.bench.stream_report import continual_value
 from clipadapter.bench.streams import DataSetFeatures, draw_tasks, join_data_sets, join_sources
 from clipadapter.bench.study import Spot
-from clipadapter.bench.suite import ALL, ORDERS, Order, Prompts, StreamRules, count_tasks, order_tasks, parse_suite
+from clipadapter.bench.suite import ALL, ORDERS, Order, Prompts, StreamRules, count_tasks, order_tasks
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.cli.app import app
 from clipadapter.data import draw_shots
@@ -35,6 +35,8 @@ from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.knn import Knn
+
+from ..suite_text import parse_suite
 
 SUITE = """
 title = "Tasks"

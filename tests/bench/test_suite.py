@@ -1,11 +1,13 @@
 import pytest
 
 from clipadapter.bench import default_heads
-from clipadapter.bench.suite import Suite, Variant, load_suite, make_head, parse_suite
+from clipadapter.bench.suite import Suite, Variant, load_suite, make_head
 from clipadapter.bench.suite_files import list_suites
 from clipadapter.encoders import check_uri
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.heads.clip_adapter import ClipAdapter
+
+from ..suite_text import parse_suite
 
 KNN = 'title = "t"\nheads = ["knn"]\n'
 FOLDS = 'title = "t"\nprotocol = "cross-validation"\nheads = ["knn"]\n'

@@ -479,17 +479,15 @@ def _derived(pivot: Pivot, has_harmonic_mean: bool) -> dict[Part, Derived]:
 
 def make_mean_tables(tables: Sequence[Pivot]) -> list[Pivot]:
     """The means over data sets; none if there is one data set only."""
-    if len({table.fixed["data"] for table in tables}) < 2:
-        return []
-
-    def kind(table: Pivot, *without: str) -> tuple[tuple[str, str | int], ...]:
-        return tuple((name, value) for name, value in table.fixed.items() if name not in without)
-
-    # Rows that were not drawn have another name than a separate test part, but are the test part as well.
-    one_each = len(tables) == len({(kind(table, "data", "test"), table.fixed["data"]) for table in tables})
     groups: dict[tuple[tuple[str, str | int], ...], list[Pivot]] = {}
-    for table in tables:
-        groups.setdefault(kind(table, *(("data", "test") if one_each else ("data",))), []).append(table)
+    # Rows that were not drawn have another name than a separate test part, but are the test part as well.
+    for without in (("data", "test"), ("data",)):
+        groups = {}
+        for table in tables:
+            kind = tuple((name, value) for name, value in table.fixed.items() if name not in without)
+            groups.setdefault(kind, []).append(table)
+        if all(len({table.fixed["data"] for table in group}) == len(group) for group in groups.values()):
+            break
     return [_mean_table(group, list(groups.values())) for group in groups.values() if len(group) > 1]
 
 
