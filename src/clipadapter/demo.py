@@ -119,13 +119,7 @@ class DemoData:
 
 
 def open_demo_data(source: Path | None, note: Callable[[str], None], *, progress: bool = False) -> DemoData:
-    """Open the pictures of the demo. A named data set that is not there is downloaded, if that is possible.
-
-    If the data has the splits train and test, shots are drawn from train; else every other picture of each class is a
-    test picture.
-
-    `note` is called with what the user should know before a download.
-    """
+    """Open the pictures of the demo; `note` gets what the user should know before a data set is downloaded."""
     if source is None:
         return _divide(textiles(), "fabric", TEXTILE_TASK)
     name = source.as_posix()
@@ -316,10 +310,7 @@ class SheetAnswer:
 def draw_answers(
     model: FewShotClassifier, test: Dataset, features: FeatureSet, about: str, folder: Path
 ) -> tuple[list[SheetAnswer], Path]:
-    """Explain the answers for some pictures at random and for some that are wrong, and draw them.
-
-    ``features`` are those of the test pictures; ``about`` is what the title says of the model.
-    """
+    """Explain the answers for some pictures at random and for some that are wrong, and draw them."""
     blocks = [block.name for block in model.encoder_.info.blocks]
     best = model.classify_features(features.select_blocks(blocks).plain).best
     truth = zip(best, features.y, features.provenance["rows"], strict=True)
@@ -339,10 +330,7 @@ def draw_answers(
 
 
 def explain_some(model: FewShotClassifier, test: Dataset, count: int = SHEET_PICTURES) -> list[SheetAnswer]:
-    """Explain the answers for pictures that are drawn at random, the same number of each class as far as possible.
-
-    Pictures that can't be read are passed over.
-    """
+    """Explain the answers for pictures drawn at random, as far as possible the same number of each class."""
     from clipadapter.explain import explain
 
     answers: list[SheetAnswer] = []

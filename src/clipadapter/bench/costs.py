@@ -152,10 +152,7 @@ def _count_pictures(suite: Suite, sizes: Sequence[DataSetSize], givers: Sequence
 
 
 def find_problems(suite: Suite, cost: Estimate, encoders: Sequence[str], has_descriptions: bool = False) -> list[str]:
-    """A sentence for each reason why a suite can't run, with what to do. No weights are loaded or downloaded.
-
-    Unknown heads and names of parameters are refused by `estimate` already.
-    """
+    """A sentence for each reason why a suite can't run, with what to do. No weights are loaded or downloaded."""
     problems = list(dict.fromkeys(size.missing for size in cost.sizes if not size.ready))
     if not problems:
         problems += _reasons(create_protocol(suite.protocol).check_sources, suite, cost.sources)

@@ -95,13 +95,10 @@ def fit_head(
     bundle: Bundle,
     continues: bool = False,
 ) -> tuple[Head, float]:
-    """Fit a clone of a head to shots. Returns it, and the seconds that the fit took.
-
-    A transductive head is fitted to the pictures of the first part too, so it takes one; others see no part. With
-    ``continues`` the head is fitted already, and learns these shots too.
-    """
+    """Fit a clone of a head to shots; with ``continues`` it is fitted already and learns them too. Also the seconds."""
     shots, text = select_views(head, shots), bundle.text
     unlabelled = bundle.unlabelled if head.accepts_unlabelled else None
+    # A transductive head is fitted to the pictures of the first part too, so it takes one; others see no part.
     if head.transductive:
         unlabelled = parts[0].features.plain
     start = time.perf_counter()
@@ -213,10 +210,7 @@ def make_missing(
     launcher: Launcher | None = None,
     progress: bool = False,
 ) -> Outcome:
-    """Make every fit that has a missing or failed record in a JSONL file; None to keep no records.
-
-    ``make`` gives the records of a fit, in this process or in those of a launcher. They are appended at once.
-    """
+    """Make every fit that has a missing or failed record in a JSONL file; None to keep no records."""
     known = {key: run for key, run in read_existing_runs(records).items() if run.error is None}
     missing = [fit for fit in fits if not set(fit.keys) <= known.keys()]
     outcome = Outcome(n_existing=sum(len(fit.runs) for fit in fits) - sum(len(fit.runs) for fit in missing))

@@ -175,11 +175,7 @@ def draw_all_shots(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int],
 
 
 def plan_views(suite: Suite, draws: Iterable[Sequence[str]], text_shape: tuple[int, int] | None = None) -> ViewSpec:
-    """The views of each picture for a suite; with "per-epoch" as many as the head with the most epochs needs.
-
-    ``draws`` are the labels of the shots of each draw. Without the shape (c, d) of the class text there are as many
-    views as a head needs at most.
-    """
+    """The views of each picture, for draws with these labels and class text of this shape, else of any shape."""
     if isinstance(suite.views, int):
         return ViewSpec.from_crop(suite.crop, count=suite.views)
     heads = [make_head(variant) for variant in suite.all_variants()]

@@ -52,11 +52,7 @@ class JoinedDataSets(NamedTuple):
 def join_sources(
     suite: Suite, sources: Sequence[AnySource], model: FewShotClassifier | None, prompts: Prompts
 ) -> JoinedDataSets:
-    """Compute the features of a stream: of all test pictures, and of those training pictures that a draw takes.
-
-    If a data set is not divided, every second picture of a class is a test picture. The model is None if there are no
-    pictures.
-    """
+    """The features of a stream: of all test pictures, and of those training pictures that a draw takes."""
     data_sets, names = [], Counter(source.name for source in sources)
     for source in sources:
         name = source.spec if names[source.name] > 1 else source.name
@@ -192,10 +188,7 @@ def task_part(bundle: Bundle, task: Task, task_known: bool = False) -> TestPart:
 
 
 def choose_mode(name: str, head: Head, requested: Mode | None) -> Mode:
-    """How a head learns a stream: as requested, else incrementally if it can.
-
-    A head may have a parameter ``stream``, which says whether it keeps the state for further tasks.
-    """
+    """How a head learns a stream: as requested, else incrementally if it can."""
     can_continue = isinstance(head, IncrementalHead) and head.get_params(deep=False).get("stream", True)
     if requested == "stream" and not can_continue:
         takes_part = isinstance(head, IncrementalHead)

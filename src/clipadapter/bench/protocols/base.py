@@ -89,10 +89,8 @@ class Protocol:
         return sizes
 
     def fits_of_draw(self, suite: Suite, sizes: Sequence[DataSetSize], variant: Variant, head: Head) -> list[float]:
-        """For each fit of a head to one draw, to which part of the shots it is fitted.
-
-        A transductive head is fitted again for each test part.
-        """
+        """For each fit of a head to one draw, to which part of the shots it is fitted."""
+        # A transductive head is fitted again for each test part.
         return [1.0] * (sizes[0].test_parts if head.transductive else 1)
 
     # ---- From data sets to shots ----
@@ -140,12 +138,10 @@ class Protocol:
         return runs
 
     def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
-        """Fit a head and measure it: the planned records of one fit with their metrics, or the reason why it failed.
-
-        A transductive head is fitted again for each test part. The records do not name the pictures without labels.
-        """
+        """Fit a head and measure it: the planned records of one fit with their metrics, or the reason why it failed."""
         names = {bundle.data(name, runs[0].rows): name for name in bundle.names}
         shots = bundle.shots(runs[0].rows)
+        # A transductive head is fitted again for each test part. The records do not name the pictures without labels.
         groups = [[run] for run in runs] if head.transductive else [runs]
         parts = [[bundle.test(names[run.data], run.rows) for run in group] for group in groups]
         measured = [
