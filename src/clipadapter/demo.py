@@ -162,16 +162,11 @@ def _open_set(known: BenchmarkSet, note: Callable[[str], None], progress: bool) 
     by_hand = [need for need in missing if not need.downloadable]
     sources = "; ".join(dict.fromkeys(need.source for need in missing if need.downloadable))
     folder = data_root() / known.folder
-    if by_hand and not _has_class_folders(known):
-        need = by_hand[0]
-        ready = [
-            one.name
-            for one in map(get_set, list_sets())
-            if _has_class_folders(one) or all(need.downloadable for need in one.list_required())
-        ]
+    reads_folders = isinstance(known, SplitFileSet) and known.has_class_folders
+    if by_hand and not reads_folders:
         raise DataError(
-            f"the data set '{known.name}' needs a file that can't be downloaded by a program, {need.path} "
-            f"({need.source}). These need none: {', '.join(ready)}. {OFFLINE}"
+            f"the data set '{known.name}' needs a file that can't be downloaded by a program, {by_hand[0].path} "
+            f"({by_hand[0].source}). imagenette needs none. {OFFLINE}"
         )
     if sources:
         note(f"downloading {known.title} to {folder}: {sources}. An interrupted download starts again.")
@@ -186,10 +181,6 @@ def _open_set(known: BenchmarkSet, note: Callable[[str], None], progress: bool) 
         )
         return load_dataset(folder / known.image_folder)
     return known.load()
-
-
-def _has_class_folders(known: BenchmarkSet) -> bool:
-    return isinstance(known, SplitFileSet) and known.has_class_folders
 
 
 # ---- What the figures say, as a table and in words ----

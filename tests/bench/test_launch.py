@@ -33,7 +33,8 @@ ONE_SHOT = SUITE.replace("[1, 2]\nseeds", "[1]\nseeds")
 
 def build_bundle(suite, sources, model, prompts):
     """The features of a suite, as its protocol makes them."""
-    return create_protocol(suite.protocol).build(suite, sources, partial(apply_prompts, suite, model, prompts))
+    bundle = create_protocol(suite.protocol).build(suite, sources, partial(apply_prompts, suite, model, prompts))
+    return bundle, bundle.draws
 
 
 def go(source, out, text=SUITE, **more):

@@ -32,6 +32,8 @@ from clipadapter.utils.files import RANDOM_END, path_without_links, remove_aband
 from clipadapter.utils.split_types import EvaluationFeatures
 
 TestKind = Literal["given", "shift", "new"]
+Rows = Mapping[tuple[int, int], Sequence[int]]
+"""Rows of a data set by (shots, seed)."""
 UNDRAWN_ROWS = "rest"
 """Name of the test part that consists of the rows that were not drawn."""
 
@@ -65,6 +67,7 @@ class Bundle:
     tests: Mapping[str, TestPart] = field(default_factory=dict)  # without one, the rows that were not drawn are it
     # (n,) the row of each in the data set, if only those have features that a draw takes; None: all have
     rows: NDArray[np.int64] | None = None
+    draws: Rows | None = None  # of the data set, if they were made before; not stored
     unlabelled: NDArray[Any] | None = None  # features of pictures without labels, for heads that take them; not stored
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle import Bundle, Rows, TestPart
 from clipadapter.bench.fits import attempt, finish_run, run_fits, score_part
 from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds
 from clipadapter.bench.plots import learning_curve_figure
@@ -20,7 +20,7 @@ from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.report import table
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import Rows, extract_dataset, keep_drawn
+from clipadapter.bench.sources import extract_dataset, keep_drawn
 from clipadapter.bench.tables import Reference
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.edit import find_duplicates
@@ -125,19 +125,19 @@ def compare(
     else:
         check_labels(test.labels, names)
     model.prepare_encoder(*heads.values())
-    text, drawn, n_folds = model.encode_classes(names), None, None
+    text, n_folds = model.encode_classes(names), None
     if test is None:
         bundle = Bundle(extract_dataset(model, train, names), text)
         protocol, n_folds = create_protocol("cross-validation", {"folds": folds}), count_folds(bundle.support.y, folds)
     else:
         support, rows, drawn = _encode_drawn(model, train, list(product(shots, seeds)))
-        bundle = Bundle(support, text, {"test": TestPart(extract_dataset(model, test, names))}, rows)
+        bundle = Bundle(support, text, {"test": TestPart(extract_dataset(model, test, names))}, rows, drawn)
         protocol = FewShotOnPictures(model, train, test)
-    draws = protocol.draws(bundle, shots, seeds, drawn)
+    draws = protocol.draws(bundle, shots, seeds)
     outcome = run_fits(protocol, bundle, heads, draws, records=records, progress=progress)
     tested = bundle.support if test is None else bundle.tests["test"].features
-    if drawn is not None:
-        warnings += _warnings(bundle.shots(drawn[max(shots), seeds[0]]), bundle.support, tested, max(shots))
+    if bundle.draws is not None:
+        warnings += _warnings(bundle.shots(bundle.draws[max(shots), seeds[0]]), bundle.support, tested, max(shots))
     return Comparison(outcome.runs, outcome.n_made, bundle.support, tested, text, warnings, n_folds)
 
 

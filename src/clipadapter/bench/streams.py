@@ -10,13 +10,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle import Bundle, Rows, TestPart
 from clipadapter.bench.fits import Draw
 from clipadapter.bench.run import Task
 from clipadapter.bench.sources import (
     AnySource,
     FeatureSource,
-    Rows,
     apply_prompts,
     build_bundle,
     draw_all_shots,
@@ -63,13 +62,13 @@ def join_sources(
         if source.test is None:
             train, test = split_in_halves(source.train)
             source = replace(source, train=train, test=test)  # noqa: PLW2901
-        bundle, draws = build_bundle(suite, source, apply_prompts(suite, model, prompts, source))
-        data_sets.append(DataSetFeatures(name, bundle, len(source.train.samples), draws or {}))
+        bundle = build_bundle(suite, source, apply_prompts(suite, model, prompts, source))
+        data_sets.append(DataSetFeatures(name, bundle, len(source.train.samples), bundle.draws or {}))
     return join_data_sets(data_sets, suite.stream.same_names)
 
 
 def _from_features(suite: Suite, name: str, source: FeatureSource) -> DataSetFeatures:
-    bundle, _ = source.load(suite)
+    bundle = source.load(suite)
     support = bundle.support
     test = next((part.features for part in bundle.tests.values() if part.kind == "given"), None)
     if test is None:

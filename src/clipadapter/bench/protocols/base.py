@@ -13,10 +13,8 @@ from clipadapter.bench.run import Run
 from clipadapter.bench.sources import (
     AnySource,
     DataSetSize,
-    DrawnBundle,
     FeatureSource,
     Prompted,
-    Rows,
     Source,
     apply_prompts,
     build_bundle,
@@ -101,29 +99,29 @@ class Protocol:
         """Compute the features of a suite by each encoder, and draw from them."""
         self.check_sources(suite, sources)
         for ready in (source for source in sources if isinstance(source, FeatureSource)):
-            bundle, rows = self.load(suite, ready)
-            draws = self.draws(bundle, suite.shots, suite.seeds, rows)
+            bundle = self.load(suite, ready)
+            draws = self.draws(bundle, suite.shots, suite.seeds)
             yield BundleOfDraws(bundle, draws, ready.name, bundle.encoder.name, suite.prompts[0])
         pictures = with_pictures(sources)
         for group in [pictures] if self.combines_data_sets and pictures else [[source] for source in pictures]:
             for (name, model), prompts in product(encoders.items(), suite.prompts):
-                bundle, rows = self.build(suite, group, partial(apply_prompts, suite, model, prompts))
-                draws = self.draws(bundle, suite.shots, suite.seeds, rows)
+                bundle = self.build(suite, group, partial(apply_prompts, suite, model, prompts))
+                draws = self.draws(bundle, suite.shots, suite.seeds)
                 yield BundleOfDraws(bundle, draws, group[0].name, name, prompts)
 
-    def load(self, suite: Suite, source: FeatureSource) -> DrawnBundle:
+    def load(self, suite: Suite, source: FeatureSource) -> Bundle:
         """The same from stored features."""
         return source.load(suite, only_drawn=True)
 
-    def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> DrawnBundle:
+    def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> Bundle:
         """The features of all test pictures and of those training pictures that a draw takes."""
         return build_bundle(suite, sources[0], prompted(sources[0]))
 
-    def draws(self, bundle: Bundle, shots: Sequence[int], seeds: Sequence[int], rows: Rows | None = None) -> list[Draw]:
-        """A draw for each number of shots and seed; rows are those that were drawn before."""
-        labels = bundle.support.y
+    def draws(self, bundle: Bundle, shots: Sequence[int], seeds: Sequence[int]) -> list[Draw]:
+        """A draw for each number of shots and seed."""
+        labels, drawn = bundle.support.y, bundle.draws
         return [
-            Draw(n, seed, draw_shots(labels, n, seed) if rows is None else rows[n, seed], bundle.names)
+            Draw(n, seed, draw_shots(labels, n, seed) if drawn is None else drawn[n, seed], bundle.names)
             for n, seed in product(shots, seeds)
         ]
 

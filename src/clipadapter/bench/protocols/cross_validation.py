@@ -22,10 +22,8 @@ from clipadapter.bench.run import Run, RunData, pack_correct
 from clipadapter.bench.sources import (
     AnySource,
     DataSetSize,
-    DrawnBundle,
     FeatureSource,
     Prompted,
-    Rows,
     Source,
     extract_training_views,
     with_pictures,
@@ -60,18 +58,18 @@ class CrossValidation(Protocol):
         """A fit for each fold."""
         return [1.0] * self.options["folds"]
 
-    def load(self, suite: Suite, source: FeatureSource) -> DrawnBundle:
+    def load(self, suite: Suite, source: FeatureSource) -> Bundle:
         """Separate test parts are left out."""
-        bundle, _ = source.load(suite)
-        return Bundle(bundle.support, bundle.text), None
+        bundle = source.load(suite)
+        return Bundle(bundle.support, bundle.text)
 
-    def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> DrawnBundle:
+    def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> Bundle:
         """Of a data set with a test part, the training part is cut into folds."""
         train, model = sources[0].train, prompted(sources[0])
         support = extract_training_views(suite, model, train, train.class_names, [range(len(train.samples))])
-        return Bundle(support, model.encode_classes(train.class_names)), None
+        return Bundle(support, model.encode_classes(train.class_names))
 
-    def draws(self, bundle: Bundle, shots: Sequence[int], seeds: Sequence[int], rows: Rows | None = None) -> list[Draw]:
+    def draws(self, bundle: Bundle, shots: Sequence[int], seeds: Sequence[int]) -> list[Draw]:
         """The shots of all folds one after the other; a picture is a shot of several folds."""
         labels, folds = bundle.support.y, self.options["folds"]
         tests = [f"{count_folds(labels, folds)} folds"]

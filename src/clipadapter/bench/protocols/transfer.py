@@ -12,11 +12,10 @@ from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEX
 from clipadapter.bench.sources import (
     AnySource,
     DataSetSize,
-    DrawnBundle,
     Prompted,
     Source,
+    build_drawn_bundle,
     extract_dataset,
-    extract_drawn_shots,
     require_test_part,
     with_pictures,
 )
@@ -41,21 +40,20 @@ class BaseToNew(Protocol):
         """Of each data set the two halves of the classes."""
         return [replace(size, test_parts=2) for size in sizes]
 
-    def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> DrawnBundle:
+    def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> Bundle:
         """The features of one data set."""
         (source,), model = sources, prompted(sources[0])
         test, names = require_test_part(suite, source), source.train.class_names
         half = math.ceil(len(names) / 2)
         base, new = names[:half], names[half:]
         train = replace(source.train, samples=tuple(one for one in source.train.samples if one.label in base))
-        support, positions, drawn = extract_drawn_shots(suite, model, train, base)
         features = extract_dataset(model, test, names)
         of_base, of_new = (
             replace(features.take([row for row, label in enumerate(features.y) if label in own]), class_names=own)
             for own in (base, new)
         )
         tests = {"base": TestPart(of_base), "new": TestPart(of_new, "new", model.encode_classes(new))}
-        return Bundle(support, model.encode_classes(base), tests, positions), drawn
+        return build_drawn_bundle(suite, model, train, base, tests)
 
 
 @register_protocol("cross-dataset")
@@ -79,15 +77,13 @@ class CrossDataset(Protocol):
         """Each data set is a test part."""
         return [replace(size, test_parts=len(sizes)) for size in sizes]
 
-    def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> DrawnBundle:
+    def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> Bundle:
         """The shots of the first data set, and the test parts of all."""
         first, *others = sources
         test, names, model = require_test_part(suite, first), first.train.class_names, prompted(first)
-        support, positions, drawn = extract_drawn_shots(suite, model, first.train, names)
         tests = {"test": TestPart(extract_dataset(model, test, names))}
-        for other in others:
-            tests[other.spec] = self.build_part(first, other, prompted)
-        return Bundle(support, model.encode_classes(names), tests, positions), drawn
+        tests |= {other.spec: self.build_part(first, other, prompted) for other in others}
+        return build_drawn_bundle(suite, model, first.train, names, tests)
 
     def build_part(self, first: Source, other: Source, prompted: Prompted) -> TestPart:
         """The test part of a data set that gives no shots; the class text is that of the data set itself."""
