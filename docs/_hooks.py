@@ -186,7 +186,7 @@ def _encoder_row(listing: Any) -> list[str]:
 
 def formats() -> str:
     """One row per format of exported models."""
-    from clipadapter.backends.formats import list_openers, load_formats
+    from clipadapter.runtime.engines.formats import list_openers, load_formats
 
     rows = []
     for export_format in load_formats().values():

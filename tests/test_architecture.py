@@ -11,12 +11,12 @@ FLOORS = [
     {"errors"},
     {"utils"},
     {"adaptation", "metrics"},
-    {"backends", "uncertainty"},
+    {"runtime/engines", "uncertainty"},
     {"data", "encoders", "heads"},
     {"features", "pretraining", "rendering", "runtime", "tuners"},
     {"persistence"},
     {"classifier"},
-    {"bench", "doctor", "explain", "export", "monitor", "testing"},
+    {"bench", "doctor", "explain", "monitor", "runtime/export", "testing"},
     {"demo", "report", "serve", "studio"},
     {"cli"},
     {"__main__"},
@@ -24,8 +24,13 @@ FLOORS = [
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
-def part(path: Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+def part(*names: str) -> str:
+    """The part with a floor that a module is in, by the module's name behind the first dot: a package or a file."""
+    return "/".join(names[:2]) if "/".join(names[:2]) in FLOOR else names[0]
+
+
+def part_of(path: Path) -> str:
+    return part(*path.relative_to(SOURCE).with_suffix("").parts)
 
 
 @cache
@@ -43,7 +48,7 @@ def called(node: ast.Call) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """First-level parts of the package that a file imports, inside functions too."""
+    """Parts of the package that a file imports, inside functions too."""
     found = set()
     for node in nodes(path):
         names = []
@@ -51,10 +56,8 @@ def imported(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
-            names = [node.module or ""]
-            if node.module == "clipadapter":
-                names = [f"clipadapter.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("clipadapter.")}
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {part(*name.split(".")[1:]) for name in names if name.startswith("clipadapter.")}
     return found - {"__version__"}
 
 
@@ -63,7 +66,7 @@ MODULES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__in
 
 def test_imports_go_down():
     for path in MODULES:
-        here = part(path)
+        here = part_of(path)
         for other in imported(path) - {here}:
             assert FLOOR[other] < FLOOR[here], f"{path}: {here} imports {other}, which is on its floor or above"
 
@@ -111,7 +114,7 @@ def test_no_module_imports_itself_through_others():
 
 
 def test_every_part_has_a_floor():
-    assert {part(path) for path in MODULES} <= set(FLOOR)
+    assert {part_of(path) for path in MODULES} <= set(FLOOR)
 
 
 LONG = {"classifier/classifier.py": 800}
@@ -135,17 +138,19 @@ def registers(path: Path) -> bool:
     return any(isinstance(part, ast.Call) and called(part).startswith("register_") for part in decorators)
 
 
-@pytest.mark.parametrize("family", ["heads", "encoders", "backends", "tuners"])
+@pytest.mark.parametrize("family", ["heads", "encoders", "runtime/engines", "tuners"])
 def test_a_member_is_named_in_its_own_file_or_package_only(family):
     """The one-file rule: no other module imports a member, which is a module or a package that registers a class."""
     members = {member(path, family) for path in (SOURCE / family).rglob("[!_]*.py") if registers(path)}
     assert members
+    package = f"clipadapter.{family.replace('/', '.')}."
     for path in MODULES:
         if member(path, family) in members:
             continue
         for node in nodes(path):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"clipadapter.{family}."):
-                assert node.module.split(".")[2] not in members, f"{path} imports {node.module}"
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package):
+                name = node.module.removeprefix(package).split(".")[0]
+                assert name not in members, f"{path} imports {node.module}"
 
 
 def test_nothing_is_unpickled_or_evaluated():

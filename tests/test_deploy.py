@@ -144,8 +144,8 @@ def test_the_commands_of_the_page_are_ours():
 def scripts(tmp_path, monkeypatch):
     """The page's scripts in the working folder, on an exported model that tells colours."""
     onnx = pytest.importorskip("onnx")
-    from clipadapter.backends.formats import append_checksum
     from clipadapter.runtime import ExportMetadata
+    from clipadapter.runtime.engines.formats import append_checksum
     from clipadapter.uncertainty import Uncertainty
     from clipadapter.utils.pixels import PixelSpec
 

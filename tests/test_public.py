@@ -13,8 +13,8 @@ import clipadapter
 from clipadapter.errors import install_command
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = """adaptation bench data doctor encoders explain export features heads metrics monitor persistence
-pretraining report runtime serve studio testing uncertainty"""
+PACKAGES = """adaptation bench data doctor encoders explain features heads metrics monitor persistence
+pretraining report runtime runtime.export serve studio testing uncertainty"""
 
 
 @pytest.mark.parametrize("package", ["", *PACKAGES.split()])

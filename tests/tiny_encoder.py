@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clipadapter.backends import Tower
 from clipadapter.encoders.base import EncoderInfo, to_tensor
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.heads import Head
 from clipadapter.heads.support import SupportSet
+from clipadapter.runtime.engines import Tower
 from clipadapter.utils.pixels import PixelSpec
 
 INNER_WIDTH, WIDTH = 12, 32

@@ -33,11 +33,11 @@ import torch
 from _measure import find_pictures, print_table, ratios, script_parser, timed, write_json
 from pipeline_speed import BATCH, prepare, spread
 
-from clipadapter.backends.parity import measure_parity
 from clipadapter.encoders import Encoder, create_encoder
 from clipadapter.errors import MissingExtraError
 from clipadapter.features import FeatureStore, choose_backend, encode_classes, extract
 from clipadapter.heads import TextFeatures
+from clipadapter.runtime.engines.parity import measure_parity
 
 WORKERS = (0, 2)
 BAR = len(WORKERS)

@@ -30,13 +30,13 @@ from _measure import timed
 from _rivals import write_open_clip
 from PIL import Image
 
-from clipadapter.backends.pytorch import TorchBackend
 from clipadapter.bench.speed import count_gflop
 from clipadapter.data import read_image
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.errors import InputError
 from clipadapter.features import encode_classes, extract
 from clipadapter.heads import create_head
+from clipadapter.runtime.engines.pytorch import TorchBackend
 from clipadapter.utils.devices import check_device, describe_device, full_float32
 from clipadapter.utils.parallel import count_cores
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from _measure import copy_pictures, find_pictures, peak_mb, print_table, script_parser, summarise, timed, write_json
 
-from clipadapter.backends import Int8Calibration
 from clipadapter.data import read_image
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.features import FeatureStore, extract
+from clipadapter.runtime.engines import Int8Calibration
 
 BATCH = 32
 CALIBRATION = 64

@@ -4,11 +4,11 @@ import pytest
 import torch
 from tests.simulated_device import DEVICE, simulated_device
 
-from clipadapter.backends.pytorch import TorchBackend
 from clipadapter.bench import compare_studies, launcher, load_study, open_source, read_runs, run_suite, write_report
 from clipadapter.bench.launcher import Launcher
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
+from clipadapter.runtime.engines.pytorch import TorchBackend
 from clipadapter.utils.devices import count_gpus
 
 from ..suite_text import parse_suite

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tests.simulated_device import DEVICE, simulated_device
 
-from clipadapter.backends.pytorch import TorchBackend
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import InputError
+from clipadapter.runtime.engines.pytorch import TorchBackend
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tests.simulated_device import DEVICE, DeviceTensor, simulated_device
 
-from clipadapter.backends.parity import measure_parity
-from clipadapter.backends.pytorch import TorchBackend
 from clipadapter.encoders import create_encoder, with_backend
+from clipadapter.runtime.engines.parity import measure_parity
+from clipadapter.runtime.engines.pytorch import TorchBackend
 
 TEXTS = ["a red thing", "a cat", "nothing"]
 

@@ -1,6 +1,6 @@
 """Towers of timm with inner layers become graphs for any number of pictures, also at the second size.
 
-Those of CLIP's towers are in tests/export/test_encoders.py.
+Those of CLIP's towers are in tests/runtime/export/test_encoders.py.
 """
 
 import numpy as np
@@ -8,12 +8,12 @@ import pytest
 import torch
 from open_clip.timm_model import TimmModel
 
-from clipadapter.backends.base import telemetry_disabled
-from clipadapter.backends.onnxruntime import write_onnx
-from clipadapter.backends.openvino import import_openvino
-from clipadapter.backends.quantize import statistic_names
-from clipadapter.backends.tracing import SquareTower, example_squares, trace
 from clipadapter.encoders.block_encoder import MirroredMean
+from clipadapter.runtime.engines.base import telemetry_disabled
+from clipadapter.runtime.engines.onnxruntime import write_onnx
+from clipadapter.runtime.engines.openvino import import_openvino
+from clipadapter.runtime.engines.quantize import statistic_names
+from clipadapter.runtime.engines.tracing import SquareTower, example_squares, trace
 from clipadapter.utils.pixels import PixelSpec
 
 from .expected_layers import TowerEncoder, random_tower

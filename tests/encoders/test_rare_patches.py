@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from clipadapter.backends.onnxruntime import write_onnx
 from clipadapter.encoders import Encoder
 from clipadapter.encoders.rare_patches import describe_rare_patches, join_maps, patch_distances
 from clipadapter.encoders.toy import ToyEncoder
+from clipadapter.runtime.engines.onnxruntime import write_onnx
 
 COUNTS = (1, 4, 16, 48)
 

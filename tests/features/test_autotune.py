@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from clipadapter import FewShotClassifier
-from clipadapter.backends import Int8Calibration, cache_root
-from clipadapter.backends.openvino import OpenVinoBackend
-from clipadapter.backends.parity import Parity, measure_parity
 from clipadapter.encoders import create_encoder, open_blocks, with_backend
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError, UnknownNameError, install_command
 from clipadapter.features import FeatureStore, ViewSpec, autotune, choose_backend, extract, restore_backend
 from clipadapter.features.autotune import Measured, choose_measured, read_record, read_squares, source_key, write_record
 from clipadapter.heads import create_head
+from clipadapter.runtime.engines import Int8Calibration, cache_root
+from clipadapter.runtime.engines.openvino import OpenVinoBackend
+from clipadapter.runtime.engines.parity import Parity, measure_parity
 from clipadapter.utils.pixels import PixelSpec
 
 from ..tiny_encoder import TinyEncoder

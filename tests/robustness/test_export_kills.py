@@ -15,9 +15,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipadapter.backends.formats import check_file, companion_files, get_format, load_formats
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.export import export_model, exporter
+from clipadapter.runtime.engines.formats import check_file, companion_files, get_format, load_formats
+from clipadapter.runtime.export import export_model, exporter
 
 from .file_operations import Operations, status_of_child
 

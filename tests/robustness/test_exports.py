@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipadapter.backends.formats import append_checksum
 from clipadapter.runtime import ExportMetadata
+from clipadapter.runtime.engines.formats import append_checksum
 from clipadapter.serve import ServedModels
 from clipadapter.utils.pixels import PixelSpec
 

@@ -1,9 +1,9 @@
-"""Exported files made by hand: what `clipadapter.export` writes is tested there."""
+"""Exported files made by hand: what `clipadapter.runtime.export` writes is tested there."""
 
 import numpy as np
 import pytest
 
-from clipadapter.backends.formats import append_checksum
+from clipadapter.runtime.engines.formats import append_checksum
 
 onnx = pytest.importorskip("onnx")
 

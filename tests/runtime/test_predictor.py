@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapter.backends.formats import append_checksum, get_format
 from clipadapter.errors import ArtifactError, DataWarning, ImageError, InputError, MissingExtraError, install_command
 from clipadapter.runtime import ExportMetadata, Predictor
+from clipadapter.runtime.engines.formats import append_checksum, get_format
 from clipadapter.uncertainty import Uncertainty, learn_rejector
 from clipadapter.utils.pixels import PixelSpec
 

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 from PIL import Image
 
-from clipadapter.backends.formats import append_checksum
 from clipadapter.runtime import ExportMetadata, Outputs, Predictor
+from clipadapter.runtime.engines.formats import append_checksum
 from clipadapter.serve import ServedModels
 from clipadapter.uncertainty import Conformal, Uncertainty, learn_multilabel, learn_rejector
 from clipadapter.utils.pixels import PixelSpec
@@ -83,7 +83,7 @@ RED, BLUE, GREY = picture((255, 0, 0)), picture((0, 0, 255)), picture((20, 20, 2
 
 
 def write_file(path, names=NAMES):
-    """An exported file of the colours, without `clipadapter.export`."""
+    """An exported file of the colours, without `clipadapter.runtime.export`."""
     import onnx
 
     facts = {"encoder": {"name": "hand", "licence": "CC0-1.0"}, "head": {"name": "axes"}}

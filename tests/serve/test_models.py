@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.backends.formats import append_checksum
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError
+from clipadapter.runtime.engines.formats import append_checksum
 from clipadapter.serve import Limits, ServedModels
 from clipadapter.serve.models import read_sources
 from clipadapter.uncertainty import UncertaintyOptions
 
-from ..export.test_cached import pictures
+from ..runtime.export.test_cached import pictures
 from .colours import RED, Colours, ask, refused, write_file
 from .test_batching import wait_until
 
@@ -86,7 +86,7 @@ def test_a_device_is_not_read(serve, files):
     (files / "colours.onnx").symlink_to("/dev/zero")
     refresh(client)
     assert label(client) == "red" and "not a regular file" in client.get("/v1/models/colours").json()["error"]
-    with pytest.raises(ArtifactError, match="neither a regular file nor a folder"):
+    with pytest.raises(ArtifactError, match="neither an exported file"):
         ServedModels([str(files / "colours.onnx")])
 
 
@@ -153,7 +153,7 @@ def test_the_old_model_finishes_its_requests(serve, files):
     [
         (["gone.onnx"], ArtifactError, "there is no file or folder gone.onnx"),
         (["note.txt"], ArtifactError, "clipadapter export"),
-        (["empty"], ArtifactError, "neither exported files nor a saved model"),
+        (["empty"], ArtifactError, "nor a folder of them, nor a saved model"),
         (["files/colours.onnx", "copy/colours.onnx"], InputError, "give one another name"),
         (["a b=files/colours.onnx"], InputError, "can't be a model's name"),
         (["../x=files/colours.onnx"], InputError, "can't be a model's name"),
@@ -190,7 +190,7 @@ def saved(tmp_path, text='{"a": 1}'):
 
 def test_a_saved_model_is_exported_again_only_when_it_or_its_export_was_altered(tmp_path, monkeypatch):
     import clipadapter.classifier
-    import clipadapter.export
+    import clipadapter.runtime.export
 
     paths = []
 
@@ -201,7 +201,7 @@ def test_a_saved_model_is_exported_again_only_when_it_or_its_export_was_altered(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(clipadapter.classifier.FewShotClassifier, "load", staticmethod(lambda folder: folder))
-    monkeypatch.setattr(clipadapter.export, "export_model", export_model)
+    monkeypatch.setattr(clipadapter.runtime.export, "export_model", export_model)
     for count in (1, 1, 2, 2):
         if count > len(paths) > 0:
             data = bytearray(paths[0].read_bytes())
@@ -234,7 +234,7 @@ def test_the_export_of_a_saved_model_answers_as_the_classifier(serve, tmp_path):
 
 
 def test_without_torch_a_saved_model_says_where_to_export(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "clipadapter.export", None)
+    monkeypatch.setitem(sys.modules, "clipadapter.runtime.export", None)
     monkeypatch.setitem(sys.modules, "clipadapter.classifier", None)
     with pytest.raises(ModuleNotFoundError):  # a missing module of this package is a bug, not a missing extra
         ServedModels([str(saved(tmp_path))])

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from clipadapter import FewShotClassifier
-from clipadapter.backends.formats import get_format
 from clipadapter.encoders import open_tunable_copy
 from clipadapter.encoders.layers import FixedPrompts
 from clipadapter.errors import InputError
-from clipadapter.export import export_model
 from clipadapter.features import encode_classes
 from clipadapter.runtime import Predictor
+from clipadapter.runtime.engines.formats import get_format
+from clipadapter.runtime.export import export_model
 from clipadapter.testing import TOWER_CHECKS
 from clipadapter.tuners.maple import Maple, initial_coupling
 from clipadapter.tuners.prompt_src import PromptSrc

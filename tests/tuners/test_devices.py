@@ -9,9 +9,9 @@ from tests.heads.estimators import create_short
 from tests.simulated_device import DEVICE, DeviceTensor, simulated_device
 
 from clipadapter import FewShotClassifier
-from clipadapter.backends.pytorch import TorchBackend
 from clipadapter.encoders import create_encoder
 from clipadapter.heads import create_head, head_info, list_heads
+from clipadapter.runtime.engines.pytorch import TorchBackend
 from clipadapter.testing import toy_features
 from clipadapter.tuners import clip_lora
 from clipadapter.utils.towers import WordTower

@@ -4,12 +4,12 @@ import inspect
 
 import pytest
 
-from clipadapter.backends.base import BACKENDS
 from clipadapter.bench.protocols import PROTOCOLS
 from clipadapter.encoders import Encoder
 from clipadapter.encoders.registry import ENCODERS
 from clipadapter.errors import UnknownNameError
 from clipadapter.heads.registry import HEADS, Fidelity
+from clipadapter.runtime.engines.base import BACKENDS
 from clipadapter.utils.registry import Registry, unknown
 
 REGISTRIES = {registry.kind: registry for registry in (BACKENDS, ENCODERS, HEADS, PROTOCOLS)}

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipadapter.backends import Int8Calibration, backend_info, list_backends
-from clipadapter.backends.parity import Parity
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import InputError
 from clipadapter.features.autotune import Measured, measure, read_squares
+from clipadapter.runtime.engines import Int8Calibration, backend_info, list_backends
+from clipadapter.runtime.engines.parity import Parity
 from clipadapter.utils.formatting import describe_unreadable
 
 MATRIX_SIDE = 2048

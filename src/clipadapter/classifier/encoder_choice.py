@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends import Int8Calibration
 from clipadapter.classifier.inputs import Label, Skipped, check_any_readable
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import (
@@ -38,6 +37,7 @@ from clipadapter.errors import (
 from clipadapter.features import FeatureStore, FeatureTable, ViewSpec, augment, choose_backend, restore_backend
 from clipadapter.heads import Head
 from clipadapter.persistence import Model
+from clipadapter.runtime.engines import Int8Calibration
 from clipadapter.tuners import TowerTuner
 from clipadapter.utils.blocks import FINAL, RARE_PATCHES, UNPROJECTED, BlockSource
 from clipadapter.utils.pixels import PixelSpec

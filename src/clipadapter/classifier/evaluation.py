@@ -1,4 +1,4 @@
-"""Scores of fitted heads and classifiers on test pictures; `export/evaluation.py` has those of exported files."""
+"""Scores of fitted heads and classifiers on test pictures; those of exported files: `runtime/export/evaluation.py`."""
 
 from __future__ import annotations
 

@@ -148,11 +148,8 @@ def main() -> None:
 
 
 def _end_process(code: Any) -> None:
-    """End the process as a forked one of `multiprocessing` ends: after threads and exit handlers, without unloading.
-
-    To search and free all objects at the end takes a second where torchvision was imported. `gc.freeze` also saves it,
-    but then extension modules report the objects that were not freed as leaks.
-    """
+    """End the process as a forked one of `multiprocessing` ends: after threads and exit handlers, without unloading."""
+    # To free all objects takes a second. With `gc.freeze`, extension modules report what was not freed as leaks.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import Field, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,7 @@ from clipadapter.utils.registry import unknown
 
 
 def option(usage: str, help: str = "", *, default: Any = None, multiple: bool = False, **attributes: Any) -> Any:
-    """Declare an option of a command, as the default of a parameter, or a field of a dataclass of options.
-
-    ``usage`` has its names and what stands for its value, as the help shows them: ``-d, --data NAME``. The other
-    arguments are those of ``click.option``, and its ``heading`` in the help.
-    """
+    """Declare an option by its names and what stands for its value, ``-d, --data NAME``, as in ``click.option``."""
     words = usage.split()
     attributes |= {"help": help or None, "multiple": multiple}
     if not words[-1].startswith("-"):
@@ -49,11 +45,7 @@ def argument(**attributes: Any) -> Any:
 
 
 def options_of(cls: type[Any], only: Collection[str] = (), without: Collection[str] = (), **defaults: Any) -> Any:
-    """Declare the options of a dataclass, as the default of a parameter, which gets their values as one object.
-
-    Fields that `option` declares are options, in the order of the help, below its ``HEADING``; with ``only`` or
-    ``without`` some of them, with ``defaults`` some have other defaults.
-    """
+    """Declare the options that a dataclass has as fields, or some of them, listed under its ``HEADING``."""
     declared = [part.name for part in fields(cls) if part.metadata and part.name not in without]
     names = [name for name in declared if not only or name in only]
     return field(metadata={"group": cls, "names": names, "defaults": defaults})
@@ -67,7 +59,20 @@ class GroupedOption(click.Option):
         self.heading = heading
 
 
-def _click_parameter(declared: Field[Any], name: str, heading: str = "", default: Any = None) -> click.Parameter:
+def _parameters_of(
+    declared: Field[Any], name: str, heading: str = "", default: Any = None
+) -> tuple[list[click.Parameter], Callable[[dict[str, Any]], Any]]:
+    """The parameters of an option, an argument or a dataclass of them, and what takes its value out of all values."""
+    if (cls := declared.metadata.get("group")) is None:
+        return [_click_parameter(declared, name, heading, default)], lambda values: values.pop(name)
+    own, defaults = cls.__dataclass_fields__, declared.metadata["defaults"]
+    heading = getattr(cls, "HEADING", "")
+    parts = {part: _parameters_of(own[part], part, heading, defaults.get(part)) for part in declared.metadata["names"]}
+    parameters = [parameter for each, _ in parts.values() for parameter in each]
+    return parameters, lambda values: cls(**{part: take(values) for part, (_, take) in parts.items()})
+
+
+def _click_parameter(declared: Field[Any], name: str, heading: str, default: Any) -> click.Parameter:
     names, attributes = declared.metadata["names"], dict(declared.metadata["attributes"])
     if not names:
         return click.Argument([name], **attributes)
@@ -75,31 +80,6 @@ def _click_parameter(declared: Field[Any], name: str, heading: str = "", default
     if default is not None:
         attributes["default"] = default
     return GroupedOption([*names, name], **{"heading": heading, **attributes})
-
-
-def _declared_parameters(function: Callable[..., None]) -> tuple[list[click.Parameter], Callable[..., None]]:
-    """The parameters that a function declares, and the function that takes their values one by one."""
-    parameters: list[click.Parameter] = []
-    groups: dict[str, tuple[type[Any], Sequence[str]]] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        declared = parameter.default
-        if not isinstance(declared, Field):
-            continue  # `out`, which `Command` gives
-        if "group" not in declared.metadata:
-            parameters.append(_click_parameter(declared, name))
-            continue
-        cls, names = groups[name] = declared.metadata["group"], declared.metadata["names"]
-        heading, defaults = getattr(cls, "HEADING", ""), declared.metadata["defaults"]
-        for part in names:
-            parameters.append(_click_parameter(cls.__dataclass_fields__[part], part, heading, defaults.get(part)))
-
-    @functools.wraps(function)
-    def call(**values: Any) -> None:
-        for name, (cls, names) in groups.items():
-            values[name] = cls(**{part: values.pop(part) for part in names})
-        function(**values)
-
-    return parameters, call
 
 
 # ---- Commands ----
@@ -114,11 +94,7 @@ def output_options() -> list[click.Parameter]:
 
 
 class Command(click.Command):
-    """A command with ``--json`` and ``--quiet``, which its function gets as ``out``, unless it declares these itself.
-
-    ``extra`` is that of the package that the command needs; "lite" installs the extra ``train`` and an encoder. The
-    help lists the options ``first`` first.
-    """
+    """A command with ``--json`` and ``--quiet``, its function's ``out``, unless it declares these itself."""
 
     def __init__(self, *args: Any, extra: str = "lite", first: str = "", **attributes: Any) -> None:
         super().__init__(*args, **attributes)
@@ -175,14 +151,20 @@ class Command(click.Command):
 def cli_command(
     example: str, *, name: str | None = None, extra: str = "lite", first: str = ""
 ) -> Callable[[Callable[..., None]], Command]:
-    """Return the decorator that makes a function a command with the options and arguments that it declares.
-
-    The help ends with the example. By default the name of the command in its group is that of the function.
-    """
+    """Make a function a command. ``extra`` installs what it needs; the help lists the options ``first`` first."""
 
     def decorate(function: Callable[..., None]) -> Command:
-        params, call = _declared_parameters(function)
+        declared = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+        # `Command` gives `out`.
+        parts = {name: _parameters_of(one, name) for name, one in declared.items() if isinstance(one, Field)}
+
+        @functools.wraps(function)
+        def call(**values: Any) -> None:
+            own = {part: take(values) for part, (_, take) in parts.items()}
+            function(**own, **values)
+
         epilog = f"Example: {example}" if example else None
+        params = [parameter for each, _ in parts.values() for parameter in each]
         make = click.command(name, cls=Command, params=params, epilog=epilog, extra=extra, first=first)
         command: Command = make(call)
         return command

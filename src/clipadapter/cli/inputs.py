@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import select
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -63,10 +64,7 @@ def list_pictures(source: Path, option: str = "") -> list[Path]:
 
 
 def is_feature_table(path: Path) -> bool:
-    """Whether a path is a folder of feature shards, or a Parquet file with lists of numbers in a column ``feature``.
-
-    Torch is not imported. A column ``feature`` of other values does not make a list of pictures a table of features.
-    """
+    """Whether a path is a folder of feature shards, or a Parquet file with lists of numbers in a column ``feature``."""
     try:
         if path.is_dir():
             return (path / SHARDS_FILE).is_file()
@@ -86,10 +84,8 @@ MAX_LINE_WAIT = 0.05
 
 
 def read_lines(stream: TextIO) -> Iterator[str | None]:
-    """The lines of standard input without their ends; None whenever the next one is not there yet.
-
-    Lines of a pipe are read from its descriptor, since a stream of Python does not say whether reading would block.
-    """
+    """The lines of standard input without their ends; None whenever the next one is not there yet."""
+    # A stream of Python does not say whether reading would block, so lines of a pipe are read from its descriptor.
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError, io.UnsupportedOperation):  # a stream in memory, which never blocks
@@ -117,7 +113,7 @@ def _is_ready(descriptor: int) -> bool:
 
 def is_model_file(path: Path) -> bool:
     """Whether a model is an exported file, not a folder. What is neither is refused before torch is imported."""
-    from clipadapter.backends.formats import is_exported
+    from clipadapter.runtime.engines.formats import is_exported
     from clipadapter.runtime.model_folder import why_no_model
 
     is_file = is_exported(path) and not path.is_dir()
@@ -159,6 +155,25 @@ def check_output_file(path: Path | None, *inputs: Path, suffixes: Sequence[str] 
     if any(path.resolve() == other.resolve() for other in inputs):
         raise InputError(f"{path} is an input: give another name for the output")
     _check_parent(path, path.parent, "another name")
+
+
+def check_own_file(path: Path, suffixes: Sequence[str], is_own: Callable[[Path], bool], what: str) -> None:
+    """Refuse, before the work, a file that can't be written, or that replaces one that the command did not write."""
+    check_output_file(path, suffixes=suffixes)
+    if path.suffix.lower() == ".parquet":
+        require("pyarrow.parquet", "parquet", "Writing Parquet")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
+    if path.exists() and path.stat().st_size and not is_own(path):
+        raise InputError(f"{path} exists and is no {what}: give another name, or remove it")
+
+
+def has_parquet_key(path: Path, key: str) -> bool:
+    """Whether a Parquet file has metadata of this name."""
+    parquet = require("pyarrow.parquet", "parquet", "Reading Parquet")
+    with suppress(OSError, ValueError):  # no Parquet
+        return key.encode() in (parquet.read_schema(path).metadata or {})
+    return False
 
 
 def check_output_folder(folder: Path) -> Path:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from clipadapter.backends import PRECISIONS, list_backends
 from clipadapter.cli.declarations import flag, option
 from clipadapter.cli.output import CONTINUE, START_AGAIN, Output
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads.registry import HEADS as HEAD_REGISTRY
+from clipadapter.runtime.engines import PRECISIONS, list_backends
 from clipadapter.utils.devices import check_device, describe_device
 from clipadapter.utils.parsing import parse_json
 from clipadapter.utils.registry import unknown
@@ -40,11 +40,9 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 class Parsed(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """The type of an option whose text a function turns into the value, before the command imports torch.
+    """The type of an option whose text a function turns into the value, before the command imports torch."""
 
-    A `click.BadParameter` of the function is an error of usage (exit code 2), other errors are the command's own (1).
-    The names of a choice are listed only when its help is printed, since listing plug-ins takes long.
-    """
+    # A `click.BadParameter` of the function is an error of usage (exit code 2), other errors are the command's own (1).
 
     def __init__(self, parse: Callable[[Any], Any], choices: Callable[[], Iterable[str]] | None = None) -> None:
         self.name, self._parse, self._choices = "value", parse, choices
@@ -339,10 +337,7 @@ def note_encoder(encoder: Encoder, out: Output) -> None:
 
 
 def note_backend(opened: Encoder, used: Encoder, out: Output, changed: str = "image tower") -> None:
-    """Note which backend runs the image tower, or how it was tuned, if it is not the encoder that was opened.
-
-    A tuned encoder may differ in the text tower only, so that the caller says what changed.
-    """
+    """Note which backend runs the image tower, or how it was tuned, if it is not the encoder that was opened."""
     if used.info.note != opened.info.note:
         out.note(f"{changed}: {used.info.note.removeprefix(opened.info.note).lstrip('; ')}")
 
@@ -426,11 +421,7 @@ class HeadOptions:
     )
 
     def check(self, uris: Sequence[str] = (), is_unlabelled: bool | None = None) -> None:
-        """Refuse, without an import of torch, what a head does not take, as far as its declarations show.
-
-        These are its parameters, an encoder that it can't train (of several encoders, the one that is trained is known
-        only when they are open), and pictures without labels, or their absence.
-        """
+        """Refuse, without an import of torch, what a head does not take, as far as its declarations show."""
         from clipadapter.encoders.registry import check_trainable
 
         grids = [(key, value) for key, values in self.grid().items() for value in values]
@@ -438,6 +429,7 @@ class HeadOptions:
             HEAD_REGISTRY.check_parameter(self.name, key)
             HEAD_REGISTRY.check_value(self.name, key, value)
         declared = HEAD_REGISTRY.info(self.name).attributes
+        # Of several encoders, the one that is trained is known only when they are open.
         if len(uris) == 1 and (declared.get("tunes_encoder") or declared.get("needs_tower")):
             check_trainable(uris[0], "tunable_copy" if declared.get("tunes_encoder") else "text_tower")
         needs, takes = declared.get("transductive"), declared.get("accepts_unlabelled")

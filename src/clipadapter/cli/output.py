@@ -35,11 +35,7 @@ def note_kept(text: str) -> None:
 
 
 def echo(text: str, err: bool = False) -> None:
-    """Write text, in which names from anybody can't change what the terminal shows.
-
-    All output of the commands goes through here. What puts a name into a table or a line makes its line breaks
-    `printable` too, so that a name makes no lines.
-    """
+    """Write text, in which names from anybody can't change what the terminal shows. All output goes through here."""
     click.echo(escape_lines(text), err=err)
 
 
@@ -136,11 +132,7 @@ def facts(pairs: Sequence[tuple[str, object]]) -> str:
 
 @contextmanager
 def collect_warnings(out: Output) -> Iterator[None]:
-    """Collect the warnings about files and methods, and write them at the end.
-
-    However many calls raised them, there is one line per kind of warning about files, and one per text of the others.
-    Log lines and warnings of other libraries are not shown, nor are their progress bars if ``out`` shows none.
-    """
+    """Collect the warnings about files and methods, and write one line for each kind at the end; silence libraries."""
     if not out.progress:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read once, when the client is imported
     names: dict[str, dict[str, None]] = {}

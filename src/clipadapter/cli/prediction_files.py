@@ -12,14 +12,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from clipadapter.cli.inputs import check_output_file
+from clipadapter.cli.inputs import check_own_file, has_parquet_key
 from clipadapter.errors import DataError, InputError, require
 from clipadapter.utils.files import RANDOM_END, csv_text, folder_without_links, sync_folder, write_atomically
 from clipadapter.utils.prediction import Prediction, PredictionColumns, unreadable
@@ -58,8 +59,7 @@ class AnsweredRows:
     def __len__(self) -> int:
         return len(self.sources)
 
-    def predictions(self) -> Iterator[Prediction]:
-        """The predictions one by one."""
+    def __iter__(self) -> Iterator[Prediction]:
         names = [source for source, error in zip(self.sources, self.errors, strict=True) if error is None]
         answered = self.columns.predictions(names)
         for source, error in zip(self.sources, self.errors, strict=True):
@@ -70,17 +70,18 @@ Rows: TypeAlias = Sequence[Prediction] | AnsweredRows
 """Predictions that are ready at once."""
 
 
-def _predictions_of(rows: Rows) -> Iterator[Prediction]:
-    return rows.predictions() if isinstance(rows, AnsweredRows) else iter(rows)
+def list_unreadable(rows: Rows) -> list[tuple[str, str]]:
+    """The names of what has no prediction, each with the reason."""
+    if isinstance(rows, AnsweredRows):
+        pairs = list(zip(rows.sources, rows.errors, strict=True))
+    else:
+        pairs = [(row.source, row.error) for row in rows]
+    return [(source, error) for source, error in pairs if error is not None]
 
 
 def check_prediction_file(path: Path) -> dict[str, Any] | None:
     """Refuse, before the work, a file that can't or must not be written. Returns the run of earlier parts, if any."""
-    check_output_file(path, suffixes=(".parquet", ".jsonl", ".csv"))
-    if _is_parquet(path):
-        require("pyarrow.parquet", "parquet", PURPOSE)
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
+    check_own_file(path, (".parquet", ".jsonl", ".csv"), _is_own, "file of predictions")
     parts = folder_without_links(path.parent, path.name + PARTS_SUFFIX)
     if parts.exists() and not parts.is_dir():
         raise InputError(f"{parts}, the folder for parts of {path.name}, is no folder: give another name")
@@ -88,16 +89,11 @@ def check_prediction_file(path: Path) -> dict[str, Any] | None:
     lock = parts / LOCK_FILE
     if lock.exists() and (not lock.is_file() or lock.stat().st_size):
         raise InputError(f"{lock} was not written by this program: move it away, or give another name")
-    if path.exists() and path.stat().st_size and not _is_own(path):
-        raise InputError(f"{path} exists and is no file of predictions: give another name, or remove it")
     return run
 
 
 class PredictionFile:
-    """A file of predictions that is written in parts, while no other process can. Use it as a context manager.
-
-    ``run`` says what the run is, in values of JSON.
-    """
+    """A file of predictions of a run (values of JSON) that is written in parts, while no other process can."""
 
     def __init__(self, path: Path, run: Mapping[str, Any], keep_unreadable: bool = True) -> None:
         earlier = check_prediction_file(path)
@@ -118,10 +114,9 @@ class PredictionFile:
         self._lock.close()
 
     def keep_parts(self, total: int, stamp: Callable[[int, int], str]) -> int:
-        """Keep the parts of an earlier run that answer the first of `total` inputs. Returns the number of these inputs.
+        """Keep the parts of an earlier run that answer the first of `total` inputs, whose number is returned.
 
-        A part must be whole and have the ``stamp`` of its inputs, which gets the position of the first and their
-        number. The first part that is not so, and all after it, are removed, to be made anew.
+        The first part that is not whole, or lacks the ``stamp`` of its inputs, and all after it are removed.
         """
         found = sorted(path for path in self.folder.iterdir() if PART_NAME.fullmatch(path.name) and path.is_file())
         for i, part in enumerate(found):
@@ -138,9 +133,8 @@ class PredictionFile:
     def write(self, blocks: Sequence[Rows], stamp: str) -> None:
         """Write the next part: predictions for the inputs of this stamp."""
         if not isinstance(blocks[0], AnsweredRows):  # pictures come one by one
-            blocks = [[row for block in blocks for row in _predictions_of(block)]]
-        errors = (block.errors if isinstance(block, AnsweredRows) else [row.error for row in block] for block in blocks)
-        n_rows, n_unreadable = sum(map(len, blocks)), sum(error is not None for own in errors for error in own)
+            blocks = [list(chain.from_iterable(blocks))]
+        n_rows, n_unreadable = (sum(map(len, each)) for each in (blocks, map(list_unreadable, blocks)))
         name = f"{len(self._parts):08}-{n_rows}-{n_unreadable}-{stamp}"
         partial = self.folder / f".{name}{self.path.suffix}"
         with _explain_errors(self.path):
@@ -201,27 +195,6 @@ def _refuse_another_run(folder: Path, earlier: Mapping[str, Any] | None, run: Ma
         )
 
 
-def file_facts(path: Path) -> bytes:
-    """A digest of what changes when a file is written, replaced or renamed. Take it before the file is read.
-
-    A person can set the time of a file (mtime), but not the time of that (ctime), which Windows and some file systems
-    over a network lack: there, a new file of the same size, time and number counts as the old one.
-    """
-    facts: tuple[object, ...] = (str(path),)
-    with suppress(OSError, ValueError):
-        status = path.stat()
-        facts += (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    return blake2b(repr(facts).encode(), digest_size=16).digest()
-
-
-def hash_facts(files: Iterable[bytes], *facts: object) -> str:
-    """A digest of the `file_facts` of files and of other facts."""
-    digest = blake2b(repr(facts).encode(), digest_size=16)
-    for file in files:
-        digest.update(file)
-    return digest.hexdigest()
-
-
 def _replace(source: Path, target: Path) -> None:
     """Rename a file that was written, once its content is on the disk."""
     with source.open("rb+") as file:
@@ -256,10 +229,7 @@ def _is_whole(part: Path) -> bool:
 
 
 def _lock(folder: Path) -> BinaryIO:
-    """Make a folder with a lock that no other process can take until this one ends, however it ends.
-
-    On Windows, and on a file system without locks, there is none.
-    """
+    """Make a folder with a lock, which no other process can take until this one ends. Some disks have none."""
     refusal = InputError(f"another process writes to {folder}: wait for it, or give another name")
     try:
         folder.mkdir(exist_ok=True)
@@ -303,10 +273,9 @@ def _is_parquet(path: Path) -> bool:
 
 def _is_own(path: Path) -> bool:
     """Whether an existing file is one of predictions."""
+    if _is_parquet(path):
+        return has_parquet_key(path, RUN_KEY)
     try:
-        if _is_parquet(path):
-            parquet = require("pyarrow.parquet", "parquet", PURPOSE)
-            return RUN_KEY.encode() in (parquet.read_schema(path).metadata or {})
         with path.open(encoding="utf-8") as file:
             first = file.readline()
         return first == CSV_HEADER if path.suffix.lower() == ".csv" else tuple(json.loads(first)) == RECORD_KEYS
@@ -323,10 +292,10 @@ def _write_part(path: Path, blocks: Sequence[Rows]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         for rows in blocks:
             if path.suffix.lower() == ".csv":
-                records = map(_fields, _predictions_of(rows))
+                records = map(_fields, rows)
                 file.write(csv_text([_csv_cell(record[name]) for name in COLUMNS] for record in records))
             else:
-                file.writelines(json.dumps(prediction.record()) + "\n" for prediction in _predictions_of(rows))
+                file.writelines(json.dumps(prediction.record()) + "\n" for prediction in rows)
 
 
 def _join_parts(path: Path, parts: Sequence[Path], run: str) -> None:
@@ -376,7 +345,7 @@ def _writer_options() -> dict[str, Any]:
 
 def _table(pa: Any, rows: Rows, schema: Any) -> Any:
     if not isinstance(rows, AnsweredRows) or len(rows) > len(rows.columns):
-        return pa.Table.from_pylist(list(map(_fields, _predictions_of(rows))), schema)
+        return pa.Table.from_pylist(list(map(_fields, rows)), schema)
     # No object is made per row, but for reasons, of which there are few.
     columns, n = rows.columns, len(rows)
     names = pa.array(columns.class_names, pa.string())

@@ -16,17 +16,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.backends import PRECISIONS, Int8Calibration, Runner, Tower, create_backend
 from clipadapter.encoders.base import Encoder, EncoderInfo, TorchEncoder
 from clipadapter.encoders.registry import check_uri, encoder_info, schemes_with, split_blocks
 from clipadapter.errors import InputError, brief
+from clipadapter.runtime.engines import PRECISIONS, Int8Calibration, Runner, Tower, create_backend
 from clipadapter.utils.blocks import FINAL, UNPROJECTED, Block, BlockSource
 from clipadapter.utils.devices import check_device
 from clipadapter.utils.pixels import MIN_JPEG_SIDE_RATIO
 from clipadapter.utils.towers import Projection, TextTower
 
-LAYER_VERSION = 2
-"""Incremented whenever the same layer of the same picture would get another feature."""
+LAYER_VERSION = 2  # incremented whenever the same layer of the same picture would get another feature
 
 
 class EncoderWrapper(Encoder):
@@ -95,10 +94,8 @@ class BackendEncoder(EncoderWrapper):
         return self.plain.layers()
 
     def block_fingerprints(self) -> tuple[str, ...]:
-        """Those of the encoder itself in this precision.
-
-        int8 rounds each layer by ranges that may depend on which other layers are read.
-        """
+        """Those of the encoder itself in this precision."""
+        # int8 rounds each layer by ranges that may depend on which other layers are read.
         info, plain = self.info, self.plain.block_fingerprints()
         if len(plain) == 1:
             return (info.fingerprint,)
@@ -139,7 +136,7 @@ def with_backend(
 
     Args:
         encoder: any; if it can't be converted, torch and fp32 return it unchanged.
-        backend: see ``clipadapter.backends.list_backends()``.
+        backend: see ``clipadapter.runtime.engines.list_backends()``.
         precision: "fp32" gives the same features up to rounding; "bf16" and "int8" give similar ones with another
             fingerprint.
         calibration: pictures that set the ranges of int8, for each pass of an encoder of several blocks.
@@ -223,8 +220,7 @@ class LayerEncoder(EncoderWrapper, TorchEncoder):
         )
 
     def network(self) -> nn.Module:
-        module: nn.Module = self._tower.module
-        return module
+        return self._tower.module
 
     def tower(self) -> Tower | None:
         """The image tower with these outputs; None if backends don't run that of the encoder."""
@@ -247,8 +243,7 @@ class MirroredMean(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, d)."""
-        mean: Tensor = (self.network(pixels) + self.network(pixels.flip(3))) / 2
-        return mean
+        return (self.network(pixels) + self.network(pixels.flip(3))) / 2
 
 
 class BlockEncoder(EncoderWrapper):

@@ -25,10 +25,7 @@ from clipadapter.utils.towers import count_special_tokens
 
 
 class PromptTokenizer:
-    """A tokenizer that leaves places for n prompts after the start token.
-
-    They replace the tokens ``first_ids`` if a text begins with these.
-    """
+    """A tokenizer with n places after the start token, instead of the tokens ``first_ids`` if a text has them."""
 
     def __init__(self, tokenizer: Any, causal: CausalTower, first_ids: Sequence[int], n: int) -> None:
         self._tokenizer, self._causal = tokenizer, causal
@@ -105,10 +102,7 @@ class PromptPlaces:
         return embeddings.clone()
 
     def insert(self, text: Sequence[PromptSource], image: Sequence[PromptSource], first_ids: Sequence[int]) -> None:
-        """Put prompts into the towers, before as many of their first blocks as there are sources.
-
-        Text prompts replace the tokens ``first_ids`` if a text begins with these.
-        """
+        """Put prompts into the towers, before as many of their first blocks as there are sources."""
         n = len(text[0]())
         positions = self.causal.layers.positional_embedding[1 : 1 + n].detach()
         at_input = text[0]
@@ -129,10 +123,7 @@ class PromptPlaces:
 def find_prompt_places(
     model: Any, tokenizer: Any, set_tokenizer: Callable[[Any], None], device: str
 ) -> PromptPlaces | None:
-    """The places for prompts in a model of open_clip, whose modules may be changed.
-
-    None if its image tower is not CLIP's transformer that reads a class token, or its text tower is not causal.
-    """
+    """The places; None unless the image tower is CLIP's and reads a class token, and the text tower is causal."""
     from open_clip.transformer import Transformer, VisionTransformer
 
     visual, causal = model.visual, find_causal_tower(model)

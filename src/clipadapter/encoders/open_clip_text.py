@@ -31,8 +31,7 @@ from clipadapter.utils.towers import Prefix, TextTower
 MAX_RELATIVE_ERROR = 1e-4
 """Largest distance of a feature without padding to the model's own, relative to its length; rounding gives 1e-6."""
 
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values of the prefix in one layer, (h, p, w / h) each, for h heads."""
+KeysValues = tuple[Tensor, Tensor]  # keys and values of the prefix in one layer, (h, p, w / h) each, for h heads
 
 
 class OpenClipTextTower(TextTower):
@@ -58,17 +57,14 @@ class OpenClipTextTower(TextTower):
         return [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
 
     def network(self) -> nn.Module:
-        transformer: nn.Module = self._layers.transformer
-        return transformer
+        return self._layers.transformer
 
     def final_norm(self) -> nn.Module:
         """The norm between the transformer and the projection."""
-        norm: nn.Module = self._layers.ln_final
-        return norm
+        return self._layers.ln_final
 
     def embed(self, ids: Tensor) -> Tensor:
-        embeddings: Tensor = self._layers.token_embedding(ids.to(self.device))
-        return embeddings
+        return self._layers.token_embedding(ids.to(self.device))
 
     def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         lengths = lengths.to(self.device)
@@ -136,8 +132,7 @@ def _siglip_layers(model: Any) -> Any:
 def _project(features: Tensor, projection: Any) -> Tensor:
     if projection is None:
         return features
-    projected: Tensor = projection(features) if isinstance(projection, nn.Linear) else features @ projection
-    return projected
+    return projection(features) if isinstance(projection, nn.Linear) else features @ projection
 
 
 class UnpaddedTextTower:
@@ -328,5 +323,4 @@ def _finish_block(block: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
     """What follows attention in a block: tokens (..., w) and the output of their attention, (..., h, w / h)."""
     out = block.attn.out_proj
     hidden = hidden + block.ls_1(linear(mixed.flatten(-2), out.weight, out.bias))
-    output: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
-    return output
+    return hidden + block.ls_2(block.mlp(block.ln_2(hidden)))

@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from clipadapter.backends import Tower
 from clipadapter.encoders.base import Encoder, EncoderInfo, check_pixels, to_tensor, unique_texts
 from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.encoders.inner_layers import INNER, N_STATISTICS
 from clipadapter.encoders.rare_patches import PATCH_COUNTS, describe_rare_patches, patch_distances
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import InputError
+from clipadapter.runtime.engines import Tower
 from clipadapter.utils.blocks import FINAL, RARE_PATCHES
 from clipadapter.utils.pixels import PixelSpec
 from clipadapter.utils.towers import Projection, TextTower, WordTower
@@ -81,18 +81,13 @@ class ToyEncoder(Encoder):
             return torch.stack(rows).cpu() if rows else torch.empty(0, WIDTH)
 
     def towers(self) -> tuple[Tower, ...]:
-        """The same projection as a graph, whose rounding may depend on the size of the batch.
-
-        There is no `tower`: no backend would be faster.
-        """
+        """The same projection as a graph, whose rounding may depend on the size of the batch."""
+        # There is no `tower`: no backend would be faster.
         network = self.layer_network([FINAL], IMAGE_SIZE)
         return (Tower(self.info.name, self.info.fingerprint, WIDTH, PIXELS, network),)
 
     def layers(self) -> Mapping[str, int]:
-        """``final``, ``inner`` and ``rare-patches``.
-
-        ``inner``: mean, maximum and deviation of the pixels in each of 4 x 4 squares by channel. Each pixel is a patch.
-        """
+        """``final``; ``inner``: mean, maximum and deviation of 4 x 4 squares by channel; ``rare-patches`` of pixels."""
         return {FINAL: WIDTH, INNER: N_STATISTICS * 3 * INNER_GRID**2, RARE_PATCHES: len(PATCH_COUNTS) * 3}
 
     def second_size(self) -> int:

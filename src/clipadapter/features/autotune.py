@@ -1,8 +1,8 @@
 """Choice of the fastest backend and precision that may replace the plain encoder, tested on the user's own pictures.
 
 Up to 64 of the pictures are encoded by the plain encoder and by each candidate. A candidate must come near enough to
-the plain encoder (`clipadapter.backends.parity`), and is timed on the same pictures. The measurements are saved next to
-the converted towers, so that similar pictures are measured once.
+the plain encoder (`clipadapter.runtime.engines.parity`), and is timed on the same pictures. The measurements are saved
+next to the converted towers, so that similar pictures are measured once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipadapter.backends import (
+from clipadapter.data.images import ImageSource, image_bytes, read_image
+from clipadapter.encoders import Encoder, calibrations_of_passes, with_backend
+from clipadapter.errors import EncoderUnavailableError, ImageError, InputError, brief, install_command
+from clipadapter.features.extraction import ExtractionJob, prepare_image
+from clipadapter.features.store import FeatureStore
+from clipadapter.heads import TextFeatures
+from clipadapter.runtime.engines import (
     PRECISIONS,
     Int8Calibration,
     backend_info,
@@ -30,31 +36,21 @@ from clipadapter.backends import (
     create_backend,
     list_backends,
 )
-from clipadapter.backends.parity import Parity, measure_parity
-from clipadapter.data.images import ImageSource, image_bytes, read_image
-from clipadapter.encoders import Encoder, calibrations_of_passes, with_backend
-from clipadapter.errors import EncoderUnavailableError, ImageError, InputError, brief, install_command
-from clipadapter.features.extraction import ExtractionJob, prepare_image
-from clipadapter.features.store import FeatureStore
-from clipadapter.heads import TextFeatures
+from clipadapter.runtime.engines.parity import Parity, measure_parity
 from clipadapter.utils.files import write_atomically
 from clipadapter.utils.pixels import PixelSpec
 from clipadapter.utils.progress import progress_bar
 
-SAMPLE_SIZE = 64
-"""Pictures that candidates are tested on and int8 is calibrated with."""
-FIRST_SAMPLE_SIZE = 8
-"""Pictures that show whether a trial is worth its time."""
+SAMPLE_SIZE = 64  # pictures that candidates are tested on and int8 is calibrated with
+FIRST_SAMPLE_SIZE = 8  # pictures that show whether a trial is worth its time
 OPENVINO_HINT = "OpenVINO, which is mostly faster, is not installed: " + install_command("openvino")
 CONVERSION_SECONDS, SAMPLE_PASSES = 2.0, 3
 """Cost of a trial: about 2 s to convert the tower, and the time of 3 passes of the sample through the plain encoder."""
-MIN_SECONDS_FOR_INT8 = 40.0
-"""int8 is tried if all pictures would take more seconds with the fastest candidate so far."""
+MIN_SECONDS_FOR_INT8 = 40.0  # int8 is tried if all pictures would take more seconds with the fastest candidate so far
 
 BATCH_SIZE, WARMUP_SIZE = 32, 16
 """Squares that are timed together, and squares before them: enough for a backend to compile for large batches."""
-MIN_SPEEDUP = 1.1
-"""A less exact candidate is taken if it is faster by this factor."""
+MIN_SPEEDUP = 1.1  # a less exact candidate is taken if it is faster by this factor
 RECORD_FORMAT = 1
 
 
@@ -117,10 +113,7 @@ def choose_backend(
 
 
 def _run_like(first: Encoder, encoder: Encoder, sources: Sequence[ImageSource], is_precision_fixed: bool) -> Encoder:
-    """An encoder of several passes, all in the backend and precision that were chosen for the first one.
-
-    If another pass is not near enough to fp32 in this precision, all passes run in fp32.
-    """
+    """All passes in the backend and precision chosen for the first; in fp32 if another one is not near enough to it."""
     info, passes = first.info, encoder.passes()
     if first is passes[0]:
         return encoder
@@ -215,8 +208,10 @@ def _find_measurements(
     if not required - {(each.backend, each.precision) for each in measured}:
         return measured
     sample = [sources[positions[key]] for key in keys]
-    if not needs_int8 and _are_features_stored(plain, sample[:FIRST_SAMPLE_SIZE], store):
-        return []
+    if not needs_int8 and store is not None and sample:
+        job = ExtractionJob(plain, store)
+        if not any(prepare_image(job, i, source).pixels for i, source in enumerate(sample[:FIRST_SAMPLE_SIZE])):
+            return []  # the features are stored
     squares = read_squares(sample[:FIRST_SAMPLE_SIZE], tower.pixels)
     if needs_int8 and not len(squares):
         raise InputError("int8 needs pictures to calibrate with, but none of those given can be read")
@@ -242,14 +237,6 @@ def _find_measurements(
     return measured
 
 
-def _are_features_stored(plain: Encoder, sample: Sequence[ImageSource], store: FeatureStore | None) -> bool:
-    """Whether the store has the plain encoder's features of these pictures."""
-    if store is None or not sample:
-        return False
-    job = ExtractionJob(plain, store)
-    return not any(prepare_image(job, i, source).pixels for i, source in enumerate(sample))
-
-
 def _add_note(encoder: Encoder, note: str) -> Encoder:
     notes = dict.fromkeys([*filter(None, encoder.info.note.split("; ")), note])
     encoder.info = replace(encoder.info, note="; ".join(notes))
@@ -266,10 +253,8 @@ def _check(backend: str, precision: str) -> None:
 
 
 def _candidates(device: str, backend: str, precision: str) -> list[tuple[str, str]]:
-    """Backends and precisions that this machine can run, the most exact ones first, int8 last.
-
-    ONNX Runtime is tried if the user names it or if OpenVINO is missing: compared with OpenVINO it was hardly faster.
-    """
+    """Backends and precisions that this machine can run, the most exact ones first, int8 last."""
+    # ONNX Runtime is tried if the user names it or if OpenVINO is missing: compared with OpenVINO it was hardly faster.
     names = (
         [backend] if backend != "auto" else [n for n in list_backends() if not backend_info(n).cls.missing_package()]
     )
@@ -319,10 +304,7 @@ def measure(
     text: NDArray[Any] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Measured:
-    """Encode squares (n, s, s, 3) by a result of `with_backend`, and measure the time.
-
-    The features are compared with the measurement of the plain encoder, and by their answers to text (c, d).
-    """
+    """Time squares (n, s, s, 3) by a result of `with_backend`; compare features, and answers to text (c, d)."""
     batches = torch.from_numpy(squares).split(batch_size)
     encoder.encode_pixels(batches[0][:WARMUP_SIZE])
     rows, rate = [], 0.0
@@ -345,10 +327,7 @@ def measure(
 
 
 def choose_measured(measured: Sequence[Measured], is_precision_fixed: bool) -> Measured | None:
-    """The fastest candidate that is near enough to the plain encoder, or any if the precision is fixed.
-
-    They are given most exact first. At similar speed the more exact one is taken.
-    """
+    """The fastest that is near enough to the plain encoder, or any; the more exact, which come first, if similar."""
     choice: Measured | None = None
     for each in measured:
         if is_precision_fixed or each.parity.passes(each.precision):

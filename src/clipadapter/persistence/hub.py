@@ -13,7 +13,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from clipadapter.backends.formats import companion_files, export_suffixes, load_formats
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.persistence.card import make_card, read_card
 from clipadapter.persistence.format import (
@@ -25,6 +24,7 @@ from clipadapter.persistence.format import (
 )
 from clipadapter.persistence.model import load_model
 from clipadapter.persistence.save import write_snapshot
+from clipadapter.runtime.engines.formats import companion_files, export_suffixes, load_formats
 from clipadapter.runtime.model_folder import ARRAY_NAMES, ARRAYS_FOLDER, CARD_FILE, CONFIG_FILE, array_file
 from clipadapter.utils.files import without_paths
 

@@ -1,9 +1,9 @@
 """Predict without torch, with a file that `clipadapter export` wrote.
 
-Needs numpy, Pillow, and ONNX Runtime or OpenVINO.
+Needs numpy, Pillow, and ONNX Runtime or OpenVINO. The public names are resolved at first use: every command imports
+`clipadapter.runtime.engines`, and most of them no numpy.
 """
 
-from clipadapter.runtime.metadata import ExportMetadata
-from clipadapter.runtime.predictor import DEFAULT_BATCH_SIZE, Outputs, Predictor
+import lazy_loader
 
-__all__ = ["DEFAULT_BATCH_SIZE", "ExportMetadata", "Outputs", "Predictor"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

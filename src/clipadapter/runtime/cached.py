@@ -1,6 +1,6 @@
 """The exported file of a saved model in the cache folder: `predict` opens it without torch, and `serve` serves it.
 
-`clipadapter.export.exporter` writes it. See docs/decisions/0015-quick-prediction.md.
+`clipadapter.runtime.export.exporter` writes it. See docs/decisions/0015-quick-prediction.md.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 import logging
 from pathlib import Path
 
-from clipadapter.backends.formats import check_file, get_format, load_formats
 from clipadapter.errors import ArtifactError, ClipAdapterError
+from clipadapter.runtime.engines.formats import check_file, get_format, load_formats
 from clipadapter.runtime.model_folder import CONFIG_FILE, HEAD, UNCERTAINTY, array_file, model_path
 from clipadapter.runtime.predictor import Predictor
 from clipadapter.utils.files import default_cache_dir

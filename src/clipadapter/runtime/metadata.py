@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends.formats import INPUT_NAMES, PRECISIONS, input_names
 from clipadapter.errors import ArtifactError, ClipAdapterError
+from clipadapter.runtime.engines.formats import INPUT_NAMES, PRECISIONS, input_names
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.uncertainty.ood import MARK_RATE
 from clipadapter.utils.blocks import Blocks, as_blocks

@@ -9,8 +9,8 @@ import os
 import re
 from pathlib import Path
 
-from clipadapter.backends.formats import is_exported
 from clipadapter.errors import ArtifactError
+from clipadapter.runtime.engines.formats import is_exported
 from clipadapter.utils.files import explain_missing, path_without_links
 
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"

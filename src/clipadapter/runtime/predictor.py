@@ -14,8 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.adaptation import Adapt, TdaCache
-from clipadapter.backends.base import backend_info
-from clipadapter.backends.formats import (
+from clipadapter.data.image_notes import ImageNotes, find_image_notes
+from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image_shrunk, source_name
+from clipadapter.data.pictures import Pictures, list_pictures
+from clipadapter.errors import ArtifactError, ImageError, InputError, brief
+from clipadapter.runtime.engines.base import backend_info
+from clipadapter.runtime.engines.formats import (
     BLOCKS_OUTPUT,
     FEATURES_OUTPUT,
     check_file,
@@ -25,10 +29,6 @@ from clipadapter.backends.formats import (
     open_graph,
     require_format,
 )
-from clipadapter.data.image_notes import ImageNotes, find_image_notes
-from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image_shrunk, source_name
-from clipadapter.data.pictures import Pictures, list_pictures
-from clipadapter.errors import ArtifactError, ImageError, InputError, brief
 from clipadapter.runtime.metadata import ExportMetadata
 from clipadapter.uncertainty import Answers
 from clipadapter.utils.blocks import total_width
@@ -79,7 +79,7 @@ class Predictor:
     """A model that ``clipadapter export`` wrote. Neither torch nor open_clip is loaded.
 
     Args:
-        path: the file, of any format of `clipadapter.backends.formats`; of an OpenVINO pair the ``.xml``.
+        path: the file, of any format of `clipadapter.runtime.engines.formats`; of an OpenVINO pair the ``.xml``.
         backend: "onnxruntime" or "openvino"; "auto" uses the first that is installed of those that run the format.
         threads: number of threads that run the graph; all cores by default.
 

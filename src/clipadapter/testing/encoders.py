@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from clipadapter.backends import Int8Calibration
 from clipadapter.encoders import Encoder, create_encoder, open_text_tower, with_backend
 from clipadapter.errors import InputError
+from clipadapter.runtime.engines import Int8Calibration
 from clipadapter.utils.towers import TextTower
 
 Check = Callable[[Encoder], None]

@@ -47,8 +47,7 @@ class DeepPromptTuner(TowerTuner):
     """
 
     fingerprint_parameters = ("ctx_init",)
-    min_epochs: ClassVar[int]
-    """Epochs if ``epochs`` is None, or more of them, to make `min_steps`."""
+    min_epochs: ClassVar[int]  # epochs if ``epochs`` is None, or more of them, to make `min_steps`
     min_steps: ClassVar[int]
 
     n_ctx: Annotated[int, at_least(1)] = 4

@@ -83,11 +83,8 @@ class Maple(DeepPromptTuner):
 def initial_coupling(
     blocks: int, image_width: int, text_width: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Weights (blocks, image width, text width) and biases (blocks, image width) of the layers that couple the towers.
-
-    They are drawn as linear layers are at first, within 1 / sqrt(text width). As in the authors' code, the layers of
-    all blocks but the first begin with the same draw.
-    """
+    """Weights (blocks, image width, text width), biases (blocks, image width) of the layers that couple the towers."""
+    # Within 1 / sqrt(text width). As in the authors' code, all blocks but the first begin with the same draw.
     bound = 1 / math.sqrt(text_width)
     n_draws = min(blocks, 2)
     weight = torch.rand(n_draws, image_width, text_width, generator=generator).mul(2).sub(1).mul(bound)

@@ -584,7 +584,7 @@ SCORES = {
     ),
 }
 """Every score by its name in saved models: "negative-labels" is NegLabel. A new score is an entry here, and its
-graph in `clipadapter.export.graph`."""
+graph in `clipadapter.runtime.export.graph`."""
 
 
 # ---- Negative labels: names that mean none of the classes (NegLabel, https://arxiv.org/abs/2403.20078) ----

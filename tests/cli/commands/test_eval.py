@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.export import export_model
+from clipadapter.runtime.export import export_model
 
 
 def test_an_exported_file_is_measured_as_its_model(probe, noisy_squares, tmp_path, run):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.cli.commands import predict
-from clipadapter.cli.prediction_files import PredictionFile, hash_facts
+from clipadapter.cli.prediction_files import PredictionFile
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import open_feature_table
@@ -295,7 +295,7 @@ def test_a_row_with_a_feature_and_an_error_has_no_prediction(suffix, noisy_squar
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
 def test_a_part_without_all_of_its_rows_is_not_kept(suffix, tmp_path):
-    path, stamp = tmp_path / f"answers{suffix}", hash_facts([])
+    path, stamp = tmp_path / f"answers{suffix}", predict.hash_facts([])
     rows = [Prediction('a "b"\nc', None, None, (), 'it,\n"d"'), Prediction("e\n", "f", 0.5, (("f", 0.5),))]
     with PredictionFile(path, {}) as file:
         file.write([rows], stamp)

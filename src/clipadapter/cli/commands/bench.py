@@ -70,7 +70,9 @@ def run(
     ),
     seeds: int | None = option("--seeds N", "Seeds 1 to N in place of the suite's.", type=COUNT),
     order: str | None = option(
-        "--order", "Order of the tasks of a stream: given, classes (classes drawn) or seed (all drawn)."
+        "--order NAME",
+        "Order of the tasks of a stream: given, classes (classes drawn) or seed (all drawn).",
+        type=click.Choice(["given", "classes", "seed"]),
     ),
     per_task: int | None = option(
         "--per-task N", "Approximate number of classes per task of a stream.", type=click.IntRange(0)
@@ -102,11 +104,14 @@ def run(
     from clipadapter.bench.costs import estimate, find_problems
     from clipadapter.bench.launcher import Launcher
     from clipadapter.bench.sources import FeatureSource
+    from clipadapter.bench.suite import ORDERS
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import read_descriptions
     from clipadapter.features import PER_EPOCH
 
-    study = _change_streams(_change_suite(load_suite(suite), heads, shots, seeds), order, per_task)
+    stream: dict[str, Any] = {} if order is None else {"orders": [ORDERS[order]]}
+    stream |= {} if per_task is None else {"classes_per_task": per_task}
+    study = _change_suite(load_suite(suite), heads, shots, seeds, stream)
     specs = data or tuple(study.data)
     if not specs:
         raise InputError(
@@ -174,8 +179,13 @@ def _report_runs(outcome: Outcome, suite: Suite, folder: Path, out: Output) -> N
     out.result(record, f"{study_text(done)}\n\n{_outcome_text(outcome, suite, folder)}")
 
 
-def _change_suite(suite: Suite, heads: str | None, shots: list[int] | None, seeds: int | None) -> Suite:
-    """Return the suite with the changes of the command line."""
+def _change_suite(
+    suite: Suite, heads: str | None, shots: list[int] | None, seeds: int | None, stream: Mapping[str, Any]
+) -> Suite:
+    """Return the suite with the changes of the command line, of which `stream` has those to its streams."""
+    from clipadapter.bench.protocols import create_protocol
+    from clipadapter.bench.suite import ALL
+
     changes: dict[str, object] = {}
     if heads is not None:
         selected = {name.strip() for name in heads.split(",") if name.strip()}
@@ -186,10 +196,14 @@ def _change_suite(suite: Suite, heads: str | None, shots: list[int] | None, seed
             raise InputError(f"suite '{suite.name}' has no head called {', '.join(unknown)}; its heads: {listed}")
         changes["heads"] = [variant for variant in variants if {variant.head, variant.title} & selected]
     if shots is not None:
+        if ALL in shots and not create_protocol(suite.protocol).accepts_all_shots:
+            raise InputError(f"protocol '{suite.protocol}' has no shots 'all': leave --shots all out")
         changes["shots"] = shots
     if seeds is not None:
         changes["seeds"] = list(range(1, seeds + 1))
-    return suite.model_copy(update=changes)
+    if stream and not suite.is_stream:
+        raise InputError(f"suite '{suite.name}' has no stream of tasks: leave --order and --per-task out")
+    return suite.model_copy(update={**changes, "stream": suite.stream.model_copy(update=stream)})
 
 
 def _cost_facts(suite: Suite, encoders: Sequence[str], cost: Estimate) -> list[Fact]:
@@ -242,27 +256,6 @@ def _outcome_text(outcome: Outcome, suite: Suite, folder: Path) -> str:
 
 
 # ---- Streams of tasks ----
-
-
-def _change_streams(suite: Suite, order: str | None, per_task: int | None) -> Suite:
-    """Return the suite with the changes of the command line to its streams."""
-    from clipadapter.bench.protocols import create_protocol
-    from clipadapter.bench.suite import ALL, ORDERS
-    from clipadapter.utils.registry import unknown
-
-    if not suite.is_stream:
-        if ALL in suite.shots and not create_protocol(suite.protocol).accepts_all_shots:
-            raise InputError(f"protocol '{suite.protocol}' has no shots 'all': leave --shots all out")
-        named = [name for name, value in (("--order", order), ("--per-task", per_task)) if value is not None]
-        if named:
-            raise InputError(f"suite '{suite.name}' has no stream of tasks: leave {' and '.join(named)} out")
-        return suite
-    changes: dict[str, Any] = {} if per_task is None else {"classes_per_task": per_task}
-    if order is not None:
-        if order not in ORDERS:
-            raise unknown("order", order, list(ORDERS))
-        changes["orders"] = [ORDERS[order]]
-    return suite.model_copy(update={"stream": suite.stream.model_copy(update=changes)})
 
 
 def _check_data_sets(suite_name: str, cost: Estimate) -> None:

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.backends.formats import is_exported
 from clipadapter.cli import options
 from clipadapter.cli.commands.fit import accuracy_fact, save_model
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
+from clipadapter.cli.inputs import list_pictures
 from clipadapter.cli.options import COUNT, FOLDER
 from clipadapter.cli.output import Fact, Output, note_kept, table
-from clipadapter.errors import ArtifactError, DataError, InputError
-from clipadapter.utils.files import MANIFEST_SUFFIXES, explain_missing, quote_path
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.runtime.engines.formats import is_exported
+from clipadapter.utils.files import MANIFEST_SUFFIXES, quote_path
 from clipadapter.utils.formatting import describe_shots, format_count, format_list
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def add_class(
     The pictures that the model was fitted to are not needed, since the model stores their features. The new class is
     the last one. The folder then has a new version of the model; 'clipadapter undo' goes back.
     """
-    pictures = collect_pictures(inputs)
+    pictures = _collect_pictures(inputs)
     edit.apply(model, out, lambda m, author: m.add_class(name, pictures, descriptions=sentences or None, by=author))
 
 
@@ -107,7 +108,7 @@ def _read_labelled(inputs: Sequence[Path], label: str | None, class_names: Path 
     if label is not None:
         if names:
             raise InputError("--label sets the class of all pictures, so --class-names has no effect: leave one out")
-        pictures = collect_pictures(inputs)
+        pictures = _collect_pictures(inputs)
         return pictures, [label] * len(pictures)
     if any(path.is_file() and path.suffix.lower() not in MANIFEST_SUFFIXES for path in inputs):
         raise InputError(NO_LABEL)
@@ -143,7 +144,7 @@ def correct(
     A picture among the shots of the model gets the new label, even if its file was moved. Any other picture becomes a
     new shot.
     """
-    pictures = collect_pictures(inputs)
+    pictures = _collect_pictures(inputs)
 
     def relabel(classifier: FewShotClassifier, author: str) -> None:
         is_multilabel = classifier.support_.targets is not None
@@ -193,19 +194,12 @@ def find_author(name: str | None) -> str:
         return ""
 
 
-def collect_pictures(inputs: Sequence[Path]) -> list[Path]:
-    """Collect the pictures of files and folders."""
-    from clipadapter.data import list_images
-
-    expected = "pictures, or folders with pictures"
+def _collect_pictures(inputs: Sequence[Path]) -> list[Path]:
+    """The pictures of files, folders and tables."""
     pictures: list[Path] = []
     for path in inputs:
-        if not path.exists():
-            raise DataError(f"{path} does not exist{explain_missing(path, expected)}")
-        new = list_images(path) if path.is_dir() else [path]
-        if not new:
-            raise DataError(f"{path} has no pictures: give {expected}")
-        pictures += new
+        is_picture = path.is_file() and path.suffix.lower() not in MANIFEST_SUFFIXES
+        pictures += [path] if is_picture else list_pictures(path)
     return pictures
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import click
 
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
-from clipadapter.cli.inputs import check_output_file, read_samples
+from clipadapter.cli.inputs import check_own_file, has_parquet_key, read_samples
 from clipadapter.cli.options import COUNT, FILE, FOLDER
 from clipadapter.cli.output import Output, note_kept, plain_facts
-from clipadapter.errors import DataError, InputError, require
+from clipadapter.errors import DataError
 from clipadapter.utils.files import ENCODER_KEY
 from clipadapter.utils.formatting import describe_unreadable
 
@@ -42,7 +41,7 @@ def command(
     processes may write to one feature store. The pictures need no classes.
     """
     if to is not None:
-        _check_table(to)
+        check_own_file(to, (".parquet",), lambda path: has_parquet_key(path, ENCODER_KEY), "table that embed wrote")
         note_kept(f"{to} was not written; {encoder_options.kept}")
     from clipadapter.classifier.encoder_choice import block_names, blocks_of_quality
     from clipadapter.encoders import open_blocks
@@ -100,20 +99,6 @@ def command(
             "table": None if to is None else str(to),
         }
     out.facts(plain_facts(result))
-
-
-def _check_table(path: Path) -> None:
-    """Refuse, before the work, what `write_parquet` would refuse after it, and a file that is not of this command."""
-    check_output_file(path, suffixes=(".parquet",))
-    parquet = require("pyarrow.parquet", "parquet", "The Parquet export")
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
-    if path.exists() and path.stat().st_size:
-        metadata = None
-        with suppress(OSError, ValueError):  # no Parquet
-            metadata = parquet.read_schema(path).metadata
-        if ENCODER_KEY.encode() not in (metadata or {}):
-            raise InputError(f"{path} exists and is no table that embed wrote: give another name, or remove it")
 
 
 @dataclass(frozen=True)

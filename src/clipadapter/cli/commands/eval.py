@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.backends.formats import is_exported
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import (
@@ -22,6 +21,7 @@ from clipadapter.cli.inputs import (
 from clipadapter.cli.options import FILE, FOLDER, FRACTION, PLOT_SUFFIXES
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import ImageError
+from clipadapter.runtime.engines.formats import is_exported
 from clipadapter.utils.files import explain_missing, printable, write_atomically
 from clipadapter.utils.formatting import format_count
 
@@ -113,7 +113,7 @@ def _measure_file(
     """Measure an exported file, and compare it with its model if that is given."""
     predictor = encoder.open_exported(path)
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.export.evaluation import describe_parity, evaluate_file
+    from clipadapter.runtime.export.evaluation import describe_parity, evaluate_file
 
     model = None if original is None else FewShotClassifier.load(original)
     result, parity = evaluate_file(predictor, dataset, model)

@@ -6,13 +6,20 @@ from pathlib import Path
 
 import click
 
-from clipadapter.backends.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_format, get_format, load_formats
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import check_output_file, check_output_folder, path_beside
 from clipadapter.cli.options import FILE, FOLDER
 from clipadapter.cli.output import Fact, Output, plain_facts
 from clipadapter.errors import InputError
+from clipadapter.runtime.engines.formats import (
+    DEFAULT_FORMAT,
+    INPUT_NAMES,
+    PRECISIONS,
+    find_format,
+    get_format,
+    load_formats,
+)
 from clipadapter.utils.files import has_local_weights, quote_path
 
 
@@ -54,8 +61,8 @@ def command(
     differ, no file is written. The head cocoop can't be exported, since its prompts depend on the picture; nor can
     pairs of encoders with different preprocessing.
     """
-    from clipadapter.export import export_model
     from clipadapter.persistence import read_config
+    from clipadapter.runtime.export import export_model
 
     config = read_config(model)  # refuses a wrong folder before torch is imported
     target = _target(model, path, format_name)

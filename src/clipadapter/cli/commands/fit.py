@@ -144,12 +144,13 @@ def command(
 
 
 def save_model(model: FewShotClassifier, folder: Path, with_shots: bool) -> None:
-    """Save a model that was fitted or changed, and the exported file that answers without torch."""
-    from clipadapter.export.exporter import export_to_cache
+    """Save a model that was fitted or changed; after a fit to new pictures also the file that answers without torch."""
+    from clipadapter.runtime.export.exporter import export_to_cache
 
     model.save(folder, support=with_shots)
     note_kept(f"the model is saved in {folder}")
-    export_to_cache(model, folder)
+    if model.support_.provenance.get("computed"):  # otherwise its tower may not be in memory: `predict` exports it
+        export_to_cache(model, folder)
 
 
 def _hold_back(dataset: Dataset, fraction: float, seed: int, data: Path | str) -> tuple[Dataset, Dataset]:
@@ -207,10 +208,7 @@ def _note_view_cost(
 
 
 def _note_training(head: options.HeadOptions, counts: Sequence[int], before: str, out: Output) -> None:
-    """Note how many steps a head makes through a tower, which may take hours, before the first one.
-
-    `before` is what an interrupted command leaves in the folder of the model.
-    """
+    """Note how many steps a head makes through a tower, which may take hours, before the first one."""
     kind = head.create()
     if not (kind.needs_tower or kind.tunes_encoder):
         return

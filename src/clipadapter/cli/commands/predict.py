@@ -11,7 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
 from itertools import accumulate, chain, count, repeat, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,14 +25,14 @@ from tqdm import tqdm
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import check_output_folder, is_feature_table, is_missing, is_model_file, read_lines
-from clipadapter.cli.options import COUNT, COUNT_OR_ALL, FILE, FOLDER
+from clipadapter.cli.options import COUNT_OR_ALL, FILE, FOLDER
 from clipadapter.cli.output import START_AGAIN, Output, note_kept, plain_facts
 from clipadapter.errors import DataError, ImageError, InputError, MissingExtraError, needs_training
 from clipadapter.utils.files import IMAGE_SUFFIXES, explain_missing, printable, quote_path
 from clipadapter.utils.formatting import describe_unreadable, format_count, format_list, table
 
 if TYPE_CHECKING:
-    from clipadapter.cli.prediction_files import AnsweredRows, Rows
+    from clipadapter.cli.prediction_files import Rows
     from clipadapter.uncertainty import Uncertainty
     from clipadapter.utils.prediction import Prediction
 
@@ -39,95 +42,59 @@ PICTURES_PER_PART, ROWS_PER_PART = 1024, 1 << 16
 """Pictures, or rows of a table of features, of each part of --out."""
 MAX_PART_SECONDS = 60.0
 """A part is written after this time, if its pictures are slow."""
+MAX_VIEWS = 1024
+"""Of a picture; they take a minute on two cores. Papers use 64."""
 T = TypeVar("T")
 
 
-@cli_command(
-    "clipadapter predict model/ photo.jpg more/ --top 3 --json",
-    first="--top --out --sort-into --reject --coverage --json",
-)
-def command(
-    out: Output,
-    model: Path = argument(type=FOLDER),
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """The arguments and options of the command."""
+
+    model: Path = argument(type=FOLDER)
     inputs: tuple[str, ...] = argument(
         metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True
-    ),
+    )
     top: int = option(
         "--top K|all", "Number of classes to print for each picture, or all.", type=COUNT_OR_ALL, default=1
-    ),
+    )
     adapt: str | None = option(
         "--adapt",
         "Let earlier pictures change the answers to later ones, for many pictures of one kind. Their order matters.",
         type=click.Choice(["tda"]),
-    ),
+    )
     views: int = option(
         "--views N",
         "Look at N crops of each picture; the most confident ones vote. N times as slow; not for exported files.",
-        type=COUNT,
+        type=click.IntRange(1, MAX_VIEWS),
         default=1,
-    ),
+    )
     file: Path | None = option(
         "--out",
         "File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped "
         "continues if it is started again.",
         type=FILE,
-    ),
+    )
     sorted_folder: Path | None = option(
         "--sort-into",
         'Copy each picture into the folder of its class in this folder, or into "none of these". Of several '
         "labels the most probable counts. Nothing is moved or overwritten.",
         type=FOLDER,
-    ),
-    strict: bool = options.strict_option,
-    decisions: options.DecisionArguments = options_of(options.DecisionArguments),
-    encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
-) -> None:
-    """Predict the class of each picture.
+    )
+    strict: bool = options.strict_option
+    decisions: options.DecisionArguments = options_of(options.DecisionArguments)
+    encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions)
+    out: Output = field(default_factory=Output)
 
-    MODEL is a folder written by fit, or a file written by export, which needs neither PyTorch nor the encoder. An INPUT
-    is a picture, a folder with pictures at any depth, a table (.csv, .tsv, .jsonl, .parquet) with the column path, or -
-    for paths on standard input, one per line. The output has one line per picture, in the order of the pictures: class,
-    probability, picture. A picture that is unlike every class is marked, with a score and a reason; with --reject it
-    has the class "-" and a null label in JSON. --json writes one object per line: source, label, probability, top
-    (label and score of each), nearest, unlike_every_class, ood_score, reason, labels (the set of --coverage) and error.
-    For a folder, a terminal shows the number of pictures per class too, and how many of them are marked.
-
-    If an INPUT has features, no picture is opened: a Parquet file that embed --to wrote, or a folder of shards.
-    """
-    paths = [Path(text) for text in inputs]
-    tables = tuple(path for path in paths if is_feature_table(path))
-    if tables and len(tables) < len(paths):
-        other = next(path for path in paths if path not in tables)
-        raise InputError(f"{tables[0]} has features and {other} has not: predict them one after the other")
-    request = PredictRequest(model, inputs, tables, top, adapt, views, decisions, encoder, out, strict)
-    if sorted_folder is not None and (tables or file is not None):
-        given = "--out" if file is not None else tables[0]
-        raise InputError(f"--sort-into copies each picture when it is predicted, which {given} does not allow")
-    sorter = None if sorted_folder is None else PictureSorter(sorted_folder, _list_folders(inputs))
-    if adapt is not None or (tables and file is None):  # answers depend on all pictures before them, or are not stored
-        note_kept(START_AGAIN)
-    elif file is not None:
-        note_kept(f"the finished parts of {file} are kept, and the same command continues from there")
-    if file is not None:
-        _predict_to_file(request, file)
-    else:
-        _predict_to_output(request, sorter)
-
-
-@dataclass(frozen=True)
-class PredictRequest:
-    """The arguments and options of the command that say what is predicted."""
-
-    model: Path
-    inputs: Sequence[str]
-    tables: Sequence[Path]  # the inputs, if they are tables of features
-    top: int
-    adapt: str | None
-    views: int
-    decisions: options.DecisionArguments
-    encoder: options.ModelEncoderOptions
-    out: Output
-    strict: bool
+    @cached_property
+    def tables(self) -> list[Path]:
+        """The inputs, if they are tables of features."""
+        paths = [Path(text) for text in self.inputs]
+        tables = [path for path in paths if is_feature_table(path)]
+        if tables and len(tables) < len(paths):
+            other = next(path for path in paths if path not in tables)
+            raise InputError(f"{tables[0]} has features and {other} has not: predict them one after the other")
+        return tables
 
     def keywords(self, uncertainty: Uncertainty, class_names: Sequence[str]) -> dict[str, Any]:
         """Return the keyword arguments of ``classify``, checked. All calls with them share one cache of ``adapt``."""
@@ -152,32 +119,20 @@ class PredictRequest:
                 f"{name} is an exported file, which looks at the plain picture only: leave --views out, or give the "
                 "folder of the saved model"
             )
-        if self.views > 1:  # more than memory allows for one picture are refused
-            from clipadapter.features import FEWER_PREDICTION_VIEWS, ViewCost
-            from clipadapter.persistence import read_config
-
-            ViewCost(1, self.views, read_config(self.model).encoder.dim).check(FEWER_PREDICTION_VIEWS)
 
     def describe(self) -> dict[str, Any]:
         """What must be equal so that a run continues an earlier one. Each part says which pictures it answers."""
-        from clipadapter.backends.formats import companion_files
+        from clipadapter.runtime.engines.formats import companion_files
         from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
 
-        path, decisions, encoder = self.model, self.decisions, self.encoder
+        path, cost, values = self.model, self.decisions.cost, vars(self) | vars(self.decisions) | vars(self.encoder)
         files = [model_path(path, CONFIG_FILE)] if path.is_dir() else [path, *companion_files(path)]
+        names = ("top", "adapt", "views", "reject", "coverage", "minimise", "backend", "precision", "max_pixels")
         return {
             "model": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
             "inputs": [text if text == "-" else str(Path(text).absolute()) for text in self.inputs],
-            "top": self.top,
-            "adapt": self.adapt,
-            "views": self.views,
-            "reject": decisions.reject,
-            "coverage": decisions.coverage,
-            "cost": None if decisions.cost is None else hashlib.sha256(decisions.cost.read_bytes()).hexdigest(),
-            "minimise": decisions.minimise,
-            "backend": encoder.backend,
-            "precision": encoder.precision,
-            "max_pixels": encoder.max_pixels,
+            "cost": None if cost is None else hashlib.sha256(cost.read_bytes()).hexdigest(),
+            **{name: values[name] for name in names},
         }
 
     def bar(self, total: int | None, initial: int = 0, prints_rows: bool = True) -> tqdm[Any]:
@@ -202,6 +157,39 @@ class PredictRequest:
         return DataError(describe_unreadable(n_pictures) if n_pictures else empty)
 
 
+@cli_command(
+    "clipadapter predict model/ photo.jpg more/ --top 3 --json",
+    first="--top --out --sort-into --reject --coverage --json",
+)
+def command(out: Output, request: PredictRequest = options_of(PredictRequest)) -> None:
+    """Predict the class of each picture.
+
+    MODEL is a folder written by fit, or a file written by export, which needs neither PyTorch nor the encoder. An INPUT
+    is a picture, a folder with pictures at any depth, a table (.csv, .tsv, .jsonl, .parquet) with the column path, or -
+    for paths on standard input, one per line. The output has one line per picture, in the order of the pictures: class,
+    probability, picture. A picture that is unlike every class is marked, with a score and a reason; with --reject it
+    has the class "-" and a null label in JSON. --json writes one object per line: source, label, probability, top
+    (label and score of each), nearest, unlike_every_class, ood_score, reason, labels (the set of --coverage) and error.
+    For a folder, a terminal shows the number of pictures per class too, and how many of them are marked.
+
+    If an INPUT has features, no picture is opened: a Parquet file that embed --to wrote, or a folder of shards.
+    """
+    request = replace(request, out=out)
+    file, tables, sorted_folder = request.file, request.tables, request.sorted_folder
+    if sorted_folder is not None and (tables or file is not None):
+        given = "--out" if file is not None else tables[0]
+        raise InputError(f"--sort-into copies each picture when it is predicted, which {given} does not allow")
+    sorter = None if sorted_folder is None else PictureSorter(sorted_folder, _list_folders(request.inputs))
+    if request.adapt is not None or (tables and file is None):  # answers depend on all before, or are not stored
+        note_kept(START_AGAIN)
+    elif file is not None:
+        note_kept(f"the finished parts of {file} are kept, and the same command continues from there")
+    if file is not None:
+        _predict_to_file(request, file)
+    else:
+        _predict_to_output(request, sorter)
+
+
 def _list_folders(inputs: Sequence[str]) -> list[Path]:
     return [Path(text) for text in inputs if os.path.isdir(text)]  # noqa: PTH112 - False for a name that is too long
 
@@ -214,10 +202,11 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
     out, n_pictures = request.out, 0
     answers: Counter[tuple[str | None, bool]] = Counter()
     request.check_model()
-    class_names, answered, total = _answer(request)
+    rows = TableRows(request) if request.tables else PictureRows(request)
+    class_names, blocks = rows.answer()
     width = max(map(len, class_names), default=0)
-    with request.bar(total) as bar:
-        for prediction, path in answered:
+    with request.bar(rows.total) as bar:
+        for prediction, path in zip(chain.from_iterable(blocks), rows.paths, strict=False):
             n_pictures += 1
             if prediction.error is not None:
                 request.report(prediction.source, prediction.error)
@@ -238,53 +227,20 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
         out.note(sorter.describe())
 
 
-def _answer(request: PredictRequest) -> tuple[Sequence[str], Iterable[tuple[Prediction, Path | None]], int | None]:
-    """Names of the classes, each prediction with its picture (None for a row of a table), and their number if known."""
-    if request.tables:
-        rows = TableRows(request)
-        answered = chain.from_iterable(block.predictions() for block in rows.blocks())
-        return rows.class_names, zip(answered, repeat(None), strict=False), None
-    pictures: list[Path] | Iterator[Path | None] = _list_pictures(request.inputs)
-    if "-" in request.inputs:
-        pictures, again = tee(pictures)
-        names, predictions = _open_model(request, pictures, quick=True)
-        return names, zip(predictions, filter(None, again), strict=False), None
-    # Their number, which is known, decides whether to look for a faster backend.
-    pictures = [path for path in pictures if path is not None]
-    if not pictures:
-        return (), (), 0
-    names, predictions = _open_model(request, pictures, quick=True)
-    return names, zip(predictions, pictures, strict=False), len(pictures)
-
-
 def _predict_to_file(request: PredictRequest, path: Path) -> None:
     """Write the predictions to a file, in parts, so that a run that was stopped continues."""
-    from clipadapter.cli.prediction_files import PredictionFile, check_prediction_file, file_facts, hash_facts
+    from clipadapter.cli.prediction_files import PredictionFile, check_prediction_file
 
     check_prediction_file(path)
     request.check_model()
     with PredictionFile(path, request.describe(), keep_unreadable=not request.strict) as file:
-        if request.tables:
-            rows = TableRows(request)
-            total, stamp = rows.n_rows, rows.stamp
-        else:
-            pictures = [path for path in _list_pictures(request.inputs) if path is not None]
-            facts = [file_facts(path) for path in pictures]
-            total = len(pictures)
-
-            def stamp(first: int, n: int) -> str:
-                return hash_facts(facts[first : first + n])
-
+        rows = TableRows(request) if request.tables else PictureRows(request, to_file=True)
         # With --adapt the answers depend on those before, which the parts do not have.
-        n_earlier = file.keep_parts(0 if request.adapt is not None else total, stamp)
-        blocks: Iterator[Rows] = iter(())
-        if request.tables:
-            blocks = rows.blocks(n_earlier)
-        elif n_earlier < total:
-            blocks = ([one] for one in _open_model(request, pictures[n_earlier:], quick=False)[1])
-        with request.bar(total, n_earlier, prints_rows=False) as bar:
+        n_earlier = file.keep_parts(0 if request.adapt is not None else rows.total or 0, rows.stamp)
+        _, blocks = rows.answer(n_earlier)
+        with request.bar(rows.total, n_earlier, prints_rows=False) as bar:
             for part in _gather(blocks, request, bar):
-                file.write(part, stamp(file.n_rows, sum(map(len, part))))
+                file.write(part, rows.stamp(file.n_rows, sum(map(len, part))))
         if file.n_unreadable == file.n_rows:
             file.remove_parts()
             raise request.explain_no_answer(file.n_rows)
@@ -293,19 +249,16 @@ def _predict_to_file(request: PredictRequest, path: Path) -> None:
     request.out.facts(plain_facts({"file": str(path), **counts}))
 
 
-def _gather(blocks: Iterator[Rows], request: PredictRequest, bar: tqdm[Any]) -> Iterator[list[Rows]]:
+def _gather(blocks: Iterable[Rows], request: PredictRequest, bar: tqdm[Any]) -> Iterator[list[Rows]]:
     """Blocks that together are a part of the file. Of pictures that can't be read is warned; strict commands end."""
-    from clipadapter.cli.prediction_files import AnsweredRows
+    from clipadapter.cli.prediction_files import list_unreadable
 
     part: list[Rows] = []
     started, n = time.monotonic(), 0
     for rows in blocks:
-        if isinstance(rows, AnsweredRows):
-            unreadable = next((i for i, error in enumerate(rows.errors) if error is not None), None)
-            if request.strict and unreadable is not None:
-                raise ImageError(rows.sources[unreadable], str(rows.errors[unreadable]))
-        elif rows[0].error is not None:
-            request.report(rows[0].source, rows[0].error)
+        for source, reason in list_unreadable(rows):
+            if request.strict or not request.tables:  # a table may have thousands of them
+                request.report(source, reason)
         part.append(rows)
         n += len(rows)
         bar.update(len(rows))
@@ -335,7 +288,7 @@ def _format_prediction(prediction: Prediction, width: int) -> str:
     return "\n".join(map(printable, lines))
 
 
-# ---- What answers: a saved model, its exported file in the cache, an exported file; and a table of features ----
+# ---- What is answered: pictures, by a saved model or an exported file; and rows of tables of features ----
 
 
 def _list_pictures(inputs: Sequence[str]) -> Iterator[Path | None]:
@@ -363,27 +316,70 @@ def _expand(path: Path) -> Iterable[Path]:
         return [path]
 
 
-def _open_model(
-    request: PredictRequest, pictures: list[Path] | Iterator[Path | None], quick: bool
-) -> tuple[Sequence[str], Iterable[Prediction]]:
-    """Open a saved model or an exported file: the names of its classes, and its predictions in order.
+def file_facts(path: Path) -> bytes:
+    """A digest of what changes when a file is written, replaced or renamed. Take it before the file is read."""
+    # A person can set the time of a file (mtime), but not the time of that (ctime). Windows and some file systems over
+    # a network lack it: there, a new file of the same size, time and number counts as the old one.
+    facts: tuple[object, ...] = (str(path),)
+    with suppress(OSError, ValueError):
+        status = path.stat()
+        facts += (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return blake2b(repr(facts).encode(), digest_size=16).digest()
 
-    None among the pictures says that the next one is not there yet. If it may be `quick`, few picture files are
-    answered without torch, by the cached file of the model; if none of them exists, no model is opened.
-    """
+
+def hash_facts(files: Iterable[bytes], *facts: object) -> str:
+    """A stamp: a digest of the `file_facts` of files and of other facts."""
+    digest = blake2b(repr(facts).encode(), digest_size=16)
+    for file in files:
+        digest.update(file)
+    return digest.hexdigest()
+
+
+class PictureRows:
+    """The predictions for all pictures of the inputs. Lines of standard input are answered as they come, if printed."""
+
+    def __init__(self, request: PredictRequest, to_file: bool = False) -> None:
+        self.request = request
+        self.total: int | None = None
+        self.paths: Iterable[Path]
+        self._pictures: list[Path] | Iterator[Path | None]
+        if "-" in request.inputs and not to_file:
+            self._pictures, again = tee(_list_pictures(request.inputs))
+            self.paths = filter(None, again)
+        else:  # a known number decides whether to look for a faster backend
+            self.paths = self._pictures = list(filter(None, _list_pictures(request.inputs)))
+            self.total = len(self._pictures)
+        self._facts = list(map(file_facts, self.paths)) if to_file else []
+
+    def stamp(self, first: int, n: int) -> str:
+        """The stamp of `n` pictures: of their files as they were before they were read."""
+        return hash_facts(self._facts[first : first + n])
+
+    def answer(self, first: int = 0) -> tuple[Sequence[str], Iterable[Rows]]:
+        """The names of the classes, and the predictions from the first picture on that is asked for."""
+        pictures = self._pictures[first:] if isinstance(self._pictures, list) else self._pictures
+        class_names, predictions = _open_model(self.request, pictures) if pictures else ((), ())
+        return class_names, ([one] for one in predictions)
+
+
+def _open_model(
+    request: PredictRequest, pictures: list[Path] | Iterator[Path | None]
+) -> tuple[Sequence[str], Iterable[Prediction]]:
+    """Open a saved model or an exported file: the names of its classes, and its predictions in order."""
+    encoder = request.encoder
     if is_model_file(request.model):
         from clipadapter.runtime import DEFAULT_BATCH_SIZE
 
-        file = request.encoder.open_exported(request.model)
+        file = encoder.open_exported(request.model)
         own = request.keywords(file.uncertainty, file.class_names)
-        batch_size = min(request.encoder.batch_size, DEFAULT_BATCH_SIZE)
+        batch_size = min(encoder.batch_size, DEFAULT_BATCH_SIZE)
         return file.class_names, file.iter_predictions(iter(pictures), batch_size=batch_size, **own)
-    if quick and all(text != "-" and is_missing(Path(text)) for text in request.inputs):
+    if all(text != "-" and is_missing(Path(text)) for text in request.inputs):
         from clipadapter.utils.prediction import unreadable
 
         return (), (unreadable(str(path), "no such file") for path in pictures)
-    is_plain = quick and request.encoder.is_default and request.views == 1
-    if is_plain and isinstance(pictures, list) and len(pictures) <= MAX_QUICK_PICTURES:
+    is_quick = encoder.is_default and request.views == 1
+    if is_quick and isinstance(pictures, list) and len(pictures) <= MAX_QUICK_PICTURES:
         from clipadapter.runtime.cached import open_cached
 
         if all(Path(text).suffix.lower() in IMAGE_SUFFIXES for text in request.inputs) and (
@@ -391,14 +387,8 @@ def _open_model(
         ):
             own = request.keywords(cached.uncertainty, cached.class_names)
             return cached.class_names, cached.classify(pictures, **own)
-    return _open_saved(request, pictures)
-
-
-def _open_saved(
-    request: PredictRequest, pictures: list[Path] | Iterator[Path | None]
-) -> tuple[Sequence[str], Iterable[Prediction]]:
     try:
-        model = request.encoder.load(request.model)
+        model = encoder.load(request.model)
     except ModuleNotFoundError as error:
         missing = needs_training(error, "the folder of a saved model")
         if missing is None:
@@ -409,10 +399,10 @@ def _open_saved(
 
     def predict() -> Iterator[Prediction]:
         yield from model.iter_predictions(pictures, views=request.views, **own)
-        if request.encoder.is_default:
-            from clipadapter.export.exporter import export_to_cache
+        if encoder.is_default:
+            from clipadapter.runtime.export.exporter import export_to_cache
 
-            export_to_cache(model, request.model, load_tower=True)
+            export_to_cache(model, request.model)
 
     return model.class_names_, predict()
 
@@ -423,7 +413,6 @@ class TableRows:
     def __init__(self, request: PredictRequest) -> None:
         from clipadapter.classifier.answers import predict_columns
         from clipadapter.classifier.encoder_choice import find_blocks
-        from clipadapter.cli.prediction_files import file_facts
         from clipadapter.features import open_feature_table
         from clipadapter.persistence import load_model
 
@@ -431,35 +420,37 @@ class TableRows:
         # A head that predicts through the text tower gets it from the encoder.
         if model.head.needs_tower:
             model = replace(model, head=request.encoder.load(request.model).head_)
-        self.class_names: Sequence[str] = model.text.labels
+        self.paths = repeat(None)
+        self._class_names: Sequence[str] = model.text.labels
         tables = [(table, find_blocks(model, table)) for table in map(open_feature_table, request.tables)]
         self._files = [(table, blocks, file) for table, blocks in tables for file in table.files]
         self._facts = [file_facts(Path(file)) for _, _, file in self._files]
         self._starts = list(accumulate((table.count_rows(file) for table, _, file in self._files), initial=0))
-        self.n_rows = self._starts[-1]
-        own = request.keywords(model.uncertainty, self.class_names)
+        self.total = self._starts[-1]
+        own = request.keywords(model.uncertainty, self._class_names)
         top, adapt = own.pop("top"), own.pop("adapt")
-        self._answer = lambda features: predict_columns(model, features, top, own, adapt)
-
-    def blocks(self, first: int = 0) -> Iterator[AnsweredRows]:
-        """The predictions for batches of rows, from the first on that is asked for."""
-        from clipadapter.cli.prediction_files import AnsweredRows
-
-        for (features, blocks, path), start, end in zip(self._files, self._starts, self._starts[1:], strict=False):
-            row = min(max(start, first), end)
-            for batch in _read_ahead(features.batches(path, blocks, row - start)):
-                row += len(batch.paths)
-                yield AnsweredRows(batch.paths, batch.errors, self._answer(batch.features))
-            if row != end:
-                given = f"had {end - start} rows and gave {row - start}"
-                raise DataError(f"{path} {given}: it was changed meanwhile; start again")
+        self._predict = lambda features: predict_columns(model, features, top, own, adapt)
 
     def stamp(self, first: int, n: int) -> str:
         """The stamp of `n` rows: of their files as they were before they were read, and of their numbers."""
-        from clipadapter.cli.prediction_files import hash_facts
-
         spans = zip(self._facts, self._starts, self._starts[1:], strict=False)
         return hash_facts((facts for facts, start, end in spans if start < first + n and end > first), first, n)
+
+    def answer(self, first: int = 0) -> tuple[Sequence[str], Iterable[Rows]]:
+        """The names of the classes, and the predictions for batches of rows from the first on that is asked for."""
+        from clipadapter.cli.prediction_files import AnsweredRows
+
+        def predict() -> Iterator[Rows]:
+            for (features, blocks, path), start, end in zip(self._files, self._starts, self._starts[1:], strict=False):
+                row = min(max(start, first), end)
+                for batch in _read_ahead(features.batches(path, blocks, row - start)):
+                    row += len(batch.paths)
+                    yield AnsweredRows(batch.paths, batch.errors, self._predict(batch.features))
+                if row != end:
+                    given = f"had {end - start} rows and gave {row - start}"
+                    raise DataError(f"{path} {given}: it was changed meanwhile; start again")
+
+        return self._class_names, predict()
 
 
 def _read_ahead(items: Iterator[T]) -> Iterator[T]:
@@ -478,11 +469,7 @@ NONE_OF_THESE = "none of these"
 
 
 def count_answers(answers: Counter[tuple[str | None, bool]]) -> str:
-    """Format the number of pictures per answer as a table, the most frequent answer first.
-
-    An answer is a label, or None, and whether it is marked as unlike every class. A further column counts the marked
-    ones, if there are any.
-    """
+    """Format the number of pictures per answer: a label, or None, and whether it is marked as unlike every class."""
     totals: Counter[str | None] = Counter()
     for (label, _), n in answers.items():
         totals[label] += n
@@ -492,14 +479,10 @@ def count_answers(answers: Counter[tuple[str | None, bool]]) -> str:
 
 
 class PictureSorter:
-    """Copies pictures into the folder of their class. Nothing is moved or overwritten, and no link is followed there.
-
-    The root is made with the first picture. It must not be in a folder of the inputs: its copies would be read the next
-    time.
-    """
+    """Copies pictures into the folder of their class. Nothing is overwritten, and no link is followed there."""
 
     def __init__(self, root: Path, inputs: Sequence[Path]) -> None:
-        real = check_output_folder(root).resolve()
+        real = check_output_folder(root).resolve()  # in an input, its copies would be read the next time
         if source := next((folder for folder in inputs if real.is_relative_to(folder.resolve())), None):
             raise InputError(f"--sort-into {root} is in {source}, whose pictures are read: give a folder elsewhere")
         self.root = root

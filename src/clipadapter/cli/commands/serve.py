@@ -10,12 +10,12 @@ from typing import ClassVar
 
 import click
 
-from clipadapter.backends.formats import list_inference_backends
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.options import COUNT, FILE, LOOPBACK_HOSTS
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
+from clipadapter.runtime.engines.formats import list_inference_backends
 
 TOKEN_VARIABLE = "CLIPADAPTER_TOKEN"
 BACKENDS = options.late_choice(lambda: ["auto", *list_inference_backends()])

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from clipadapter.backends.formats import ExportFormat
+    from clipadapter.runtime.engines.formats import ExportFormat
     from clipadapter.utils.pixels import PixelSpec
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -209,7 +209,7 @@ class ConvertingBackend(Backend, ABC):
 
     def _convert(self, tower: Tower, squares: NDArray[np.uint8] | None, folder: Path) -> None:
         """Write the converted tower into an empty folder; fp32 and bf16 share a folder."""
-        from clipadapter.backends.tracing import tower_graph
+        from clipadapter.runtime.engines.tracing import tower_graph
 
         graph, steps = tower_graph(tower), folder / "steps"
         steps.mkdir()
@@ -314,7 +314,7 @@ def build_in_cache(folder: Path, convert: Callable[[Path], None], facts: Mapping
         ) from error
 
 
-BACKENDS: Registry[Backend] = Registry("backend", "clipadapter.backends")
+BACKENDS: Registry[Backend] = Registry("backend", "clipadapter.runtime.engines")
 register_backend = BACKENDS.register
 backend_info = BACKENDS.info
 create_backend = BACKENDS.create

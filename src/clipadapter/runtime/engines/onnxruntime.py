@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.backends.base import (
+from clipadapter.errors import InputError, require
+from clipadapter.runtime.engines.base import (
     ConvertingBackend,
     InferenceGraph,
     Runner,
@@ -17,9 +18,8 @@ from clipadapter.backends.base import (
     require_without_telemetry,
     unreadable_file,
 )
-from clipadapter.backends.formats import FEATURES_OUTPUT, METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
-from clipadapter.backends.quantize import quantize_onnx
-from clipadapter.errors import InputError, require
+from clipadapter.runtime.engines.formats import FEATURES_OUTPUT, METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
+from clipadapter.runtime.engines.quantize import quantize_onnx
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ OPSET = 17
 
 def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
     """See `ExportFormat.convert`."""
-    from clipadapter.backends.tracing import suppress_logs
+    from clipadapter.runtime.engines.tracing import suppress_logs
 
     if graph.weight_bytes >= MAX_FILE_BYTES:
         raise InputError(
@@ -71,7 +71,7 @@ def write_onnx(
     """Write a module as an ONNX file for any number of rows; each of its example inputs has two."""
     import torch
 
-    from clipadapter.backends.tracing import unfused_attention
+    from clipadapter.runtime.engines.tracing import unfused_attention
 
     # Torch's newer exporter gives the same numbers, but takes four times as long and needs a further package. This one
     # prints the whole graph when it fails.

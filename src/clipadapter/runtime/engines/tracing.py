@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from clipadapter.backends.base import Tower
-from clipadapter.backends.formats import FEATURES_OUTPUT, INPUT_NAMES, TorchGraph
+from clipadapter.runtime.engines.base import Tower
+from clipadapter.runtime.engines.formats import FEATURES_OUTPUT, INPUT_NAMES, TorchGraph
 from clipadapter.utils.pixels import PixelSpec
 
 _CONVERSION_LOCK = threading.RLock()

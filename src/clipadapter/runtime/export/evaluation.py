@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends.parity import MIN_AGREEMENT, MIN_COSINES, measure_parity
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import EvaluationResult, Score, check_label_kind, check_labels, measure_answers
 from clipadapter.data import Dataset
@@ -18,6 +17,7 @@ from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.features import extract
 from clipadapter.metrics import evaluate, evaluate_multilabel
 from clipadapter.runtime import Outputs, Predictor
+from clipadapter.runtime.engines.parity import MIN_AGREEMENT, MIN_COSINES, measure_parity
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.utils.blocks import FINAL, column_slices
 
@@ -55,7 +55,7 @@ def evaluate_file(
 
     Returns:
         The metrics; ``among_shots`` is 0, since the file does not have the shots. And the figures of
-        `clipadapter.export.evaluation.compare_outputs`; None without a model.
+        `clipadapter.runtime.export.evaluation.compare_outputs`; None without a model.
 
     Raises:
         InputError: if a label is no class of the file, or pictures have several labels and the file gives one.

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from clipadapter.backends.base import SWITCHES, telemetry_disabled
-from clipadapter.backends.tracing import suppress_logs
+from clipadapter.runtime.engines.base import SWITCHES, telemetry_disabled
+from clipadapter.runtime.engines.tracing import suppress_logs
 
 
 @pytest.fixture

@@ -10,16 +10,16 @@ import time
 import numpy as np
 import pytest
 
-from clipadapter.backends import Int8Calibration, backend_info, create_backend
-from clipadapter.backends.base import build_in_cache, read_cache_facts
 from clipadapter.errors import StoreError
+from clipadapter.runtime.engines import Int8Calibration, backend_info, create_backend
+from clipadapter.runtime.engines.base import build_in_cache, read_cache_facts
 
 CONVERTING = ["onnxruntime", "openvino"]
 
 SLOW = """
 import os, sys, time
 from pathlib import Path
-from clipadapter.backends.base import build_in_cache
+from clipadapter.runtime.engines.base import build_in_cache
 
 def convert(folder):
     Path(sys.argv[2]).open("a").write("begun\\n")
@@ -35,7 +35,7 @@ WITHOUT_TORCH = """
 import sys
 from pathlib import Path
 import numpy as np
-from clipadapter.backends import create_backend
+from clipadapter.runtime.engines import create_backend
 
 folder, *towers = sys.argv[1:]
 squares = np.load(f"{folder}/squares.npy")
@@ -168,7 +168,7 @@ tried = []
 socket.socket.connect = lambda self, address: tried.append(address)
 socket.getaddrinfo = lambda *args, **kwargs: tried.append(args) or []
 import numpy as np, torch
-from clipadapter.backends import Int8Calibration, Tower, create_backend
+from clipadapter.runtime.engines import Int8Calibration, Tower, create_backend
 from clipadapter.utils.pixels import PixelSpec
 squares = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
 network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()).eval().requires_grad_(False)

@@ -6,12 +6,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from clipadapter.backends.formats import append_checksum, check_file, open_graph
-from clipadapter.backends.litert import append_archive, read_archive
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import ArtifactError
-from clipadapter.export import export_model
 from clipadapter.runtime import Predictor
+from clipadapter.runtime.engines.formats import append_checksum, check_file, open_graph
+from clipadapter.runtime.engines.litert import append_archive, read_archive
+from clipadapter.runtime.export import export_model
 
 GRAPH = b"\x1c\x00\x00\x00TFL3" + bytes(range(256))
 """Stands for a graph."""

@@ -6,7 +6,7 @@ import copy
 import threading
 from typing import TYPE_CHECKING
 
-from clipadapter.backends.base import Backend, Int8Calibration, Runner, Tower, register_backend
+from clipadapter.runtime.engines.base import Backend, Int8Calibration, Runner, Tower, register_backend
 from clipadapter.utils.devices import DEVICES
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class TorchBackend(Backend):
     def _place_on_device(self, tower: Tower, precision: str) -> Module:
         import torch
 
-        from clipadapter.backends.tracing import SquareTower
+        from clipadapter.runtime.engines.tracing import SquareTower
 
         dtype, network = torch.float32, tower.module
         if precision == "bf16":

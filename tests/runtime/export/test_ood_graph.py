@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.export.graph import MahalanobisDistance, OodScores
+from clipadapter.runtime.export.graph import MahalanobisDistance, OodScores
 from clipadapter.uncertainty import Rejector, learn_rejector, ood
 from clipadapter.uncertainty.class_gaussians import fit_class_gaussians
 from clipadapter.uncertainty.ood import SCORES, MemoryBank, ScorePart

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from clipadapter.backends import backend_info
-from clipadapter.backends.base import BACKENDS
-from clipadapter.backends.formats import (
+from clipadapter.errors import InputError, MissingExtraError, install_command
+from clipadapter.runtime.engines import backend_info
+from clipadapter.runtime.engines.base import BACKENDS
+from clipadapter.runtime.engines.formats import (
     PRECISIONS,
     export_suffixes,
     find_format,
@@ -20,7 +21,6 @@ from clipadapter.backends.formats import (
     list_openers,
     load_formats,
 )
-from clipadapter.errors import InputError, MissingExtraError, install_command
 from clipadapter.runtime.predictor import _choose_backend
 
 
@@ -79,7 +79,7 @@ def test_the_backend_of_another_package_adds_its_format_and_opens_files_of_other
 
 def test_the_table_loads_neither_numpy_nor_torch_nor_a_runtime():
     code = (
-        "import sys; from clipadapter.backends.formats import load_formats; load_formats();"
+        "import sys; from clipadapter.runtime.engines.formats import load_formats; load_formats();"
         "print(sorted({'numpy', 'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.backends.base import require_without_telemetry
 from clipadapter.errors import require
+from clipadapter.runtime.engines.base import require_without_telemetry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,7 +1,7 @@
 """Formats of exported models: their files, how they are written, and what runs them.
 
-A backend has its format as the attribute ``format``. `clipadapter.export` writes files and `clipadapter.runtime` opens
-them by this table. Every command reads it: it loads no numpy, no torch and no runtime.
+A backend has its format as the attribute ``format``. `clipadapter.runtime.export` writes files and
+`clipadapter.runtime` opens them by this table. Every command reads it: it loads no numpy, no torch and no runtime.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from clipadapter.backends.base import BACKENDS, require_without_telemetry
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, brief
+from clipadapter.runtime.engines.base import BACKENDS, require_without_telemetry
 from clipadapter.utils.files import open_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from clipadapter.backends.base import InferenceGraph
+    from clipadapter.runtime.engines.base import InferenceGraph
 
 METADATA_KEY = "clipadapter"
 """Key of the metadata in a file, see `clipadapter.runtime.ExportMetadata`."""

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.backends.base import (
+from clipadapter.errors import MissingExtraError
+from clipadapter.runtime.engines.base import (
     ConvertingBackend,
     InferenceGraph,
     Runner,
@@ -18,9 +19,8 @@ from clipadapter.backends.base import (
     telemetry_disabled,
     unreadable_file,
 )
-from clipadapter.backends.formats import INPUT_PATTERN, METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
-from clipadapter.backends.quantize import quantize_openvino
-from clipadapter.errors import MissingExtraError
+from clipadapter.runtime.engines.formats import INPUT_PATTERN, METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
+from clipadapter.runtime.engines.quantize import quantize_openvino
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
     """See `ExportFormat.convert`."""
     import torch
 
-    from clipadapter.backends.tracing import is_transformer, suppress_logs, trace
+    from clipadapter.runtime.engines.tracing import is_transformer, suppress_logs, trace
 
     with telemetry_disabled(), suppress_logs():
         ov = import_openvino()

@@ -17,15 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from clipadapter.backends.formats import get_format
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import ArtifactError, DataError, InputError
-from clipadapter.export import export_model
-from clipadapter.export.evaluation import find_faults
-from clipadapter.export.exporter import choose_pictures, working_folder
-from clipadapter.export.graph import ModelGraph
 from clipadapter.features import FeatureSet
 from clipadapter.runtime import ExportMetadata, Predictor
+from clipadapter.runtime.engines.formats import get_format
+from clipadapter.runtime.export import export_model
+from clipadapter.runtime.export.evaluation import find_faults
+from clipadapter.runtime.export.exporter import choose_pictures, working_folder
+from clipadapter.runtime.export.graph import ModelGraph
 from clipadapter.uncertainty import UncertaintyOptions
 
 FORMATS = {name: get_format(name).suffix for name in ("onnx", "openvino")}
@@ -359,7 +359,7 @@ def test_an_older_pair_stays_where_the_new_one_cant_take_its_place(fitted, write
 
 
 def test_more_costs_than_the_metadata_hold_are_refused(fitted, write, monkeypatch, tmp_path):
-    monkeypatch.setattr("clipadapter.export.exporter.MAX_METADATA_CHARACTERS", 1000)
+    monkeypatch.setattr("clipadapter.runtime.export.exporter.MAX_METADATA_CHARACTERS", 1000)
     with pytest.raises(InputError, match="costs of 3 classes: export the model"):
         write(fitted("auto"))
     assert not list(tmp_path.iterdir())

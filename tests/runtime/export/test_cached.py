@@ -14,11 +14,11 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.cli.app import app
-from clipadapter.export.exporter import MAX_FILES, export_to_cache
 from clipadapter.runtime import cached
+from clipadapter.runtime.export.exporter import MAX_FILES, export_to_cache
 from clipadapter.uncertainty import UncertaintyOptions
 
-from ..configs import array_path
+from ...configs import array_path
 
 ASK = """
 import json, sys
@@ -53,7 +53,7 @@ def fitted(tmp_path_factory):
 def made_ready(fitted, tmp_path_factory):
     """The folder of the fitted model, made ready."""
     folder = fitted[0].save(tmp_path_factory.mktemp("saved") / "model")
-    assert export_to_cache(fitted[0], folder, load_tower=True)
+    assert export_to_cache(fitted[0], folder)
     return folder
 
 
@@ -103,7 +103,7 @@ def test_another_model_in_the_same_folder_is_another(saved):
     model, folder, paths = saved
     model.fit(paths[:8], ["red"] * 4 + ["green"] * 4).save(folder)
     assert cached.open_cached(folder) is None
-    assert export_to_cache(model, folder, load_tower=True)
+    assert export_to_cache(model, folder)
     assert cached.open_cached(folder).class_names == ("green", "red")
 
 
@@ -117,7 +117,7 @@ def test_an_altered_model_is_not_answered_for_and_a_damaged_export_is_made_again
     path.write_bytes(whole[: len(whole) // 2] if damaged in named else whole[:-1] + bytes([whole[-1] ^ 1]))
     assert cached.open_cached(folder) is None
     if damaged == "export":
-        assert export_to_cache(model, folder, load_tower=True)
+        assert export_to_cache(model, folder)
         assert cached.open_cached(folder) is not None
     elif damaged != "config":
         path.unlink()
@@ -134,17 +134,17 @@ def alone(fitted, tmp_path, monkeypatch):
 
 def test_a_model_that_can_not_be_exported_is_tried_once(alone, monkeypatch):
     (model, folder), calls = alone, []
-    monkeypatch.setattr("clipadapter.export.exporter.MAX_WEIGHTS", -1)
-    assert not export_to_cache(model, folder, load_tower=True)
-    monkeypatch.setattr("clipadapter.export.exporter.export_model", lambda *_, **__: calls.append(1))
-    assert not export_to_cache(model, folder, load_tower=True) and not calls
+    monkeypatch.setattr("clipadapter.runtime.export.exporter.MAX_WEIGHTS", -1)
+    assert not export_to_cache(model, folder)
+    monkeypatch.setattr("clipadapter.runtime.export.exporter.export_model", lambda *_, **__: calls.append(1))
+    assert not export_to_cache(model, folder) and not calls
     assert cached.open_cached(folder) is None
 
 
 def test_a_cache_folder_that_can_not_be_written_is_no_error(alone, tmp_path):
     model, folder = alone
     (tmp_path / "clipadapter").write_text("a file where the folder should be")
-    assert not export_to_cache(model, folder, load_tower=True)
+    assert not export_to_cache(model, folder)
     assert cached.open_cached(folder) is None
 
 
@@ -156,14 +156,23 @@ def test_a_model_that_has_more_than_the_file_is_answered_by_itself(made_ready, t
     options = UncertaintyOptions(**options)
     model = FewShotClassifier("toy", "prototype", cache=None, uncertainty=options).fit(*pictures(tmp_path))
     folder = model.save(tmp_path / "model")
-    assert not export_to_cache(model, folder, load_tower=True)
+    assert not export_to_cache(model, folder)
     cached.cached_export(folder, "onnx").parent.mkdir(parents=True)
     shutil.copy(exported, cached.cached_export(folder, "onnx"))  # `serve` makes one
     assert cached.open_cached(folder) is None
 
 
-def test_stored_features_need_no_tower(alone):
-    assert not export_to_cache(FewShotClassifier.load(alone[1]), alone[1])
+def test_after_a_fit_that_encoded_pictures_predict_finds_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for path in pictures(tmp_path)[0]:
+        folder = tmp_path / "data" / path.name.split("-")[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    for name, head, is_exported in (("new", "prototype", True), ("stored", "zero-shot", False)):  # which needs no tower
+        options = ["--encoder", "toy", "--head", head, "--out", str(tmp_path / name)]
+        result = CliRunner().invoke(app, ["fit", str(tmp_path / "data"), *options])
+        assert result.exit_code == 0, result.output
+        assert cached.cached_export(tmp_path / name, "onnx").exists() is is_exported
 
 
 def test_the_oldest_files_are_removed(alone):
@@ -173,7 +182,7 @@ def test_the_oldest_files_are_removed(alone):
     for i in range(MAX_FILES + 2):
         (path.parent / f"{i}.onnx").touch()
         os.utime(path.parent / f"{i}.onnx", (i, i))
-    assert export_to_cache(model, folder, load_tower=True)
+    assert export_to_cache(model, folder)
     assert len(list(path.parent.iterdir())) == MAX_FILES and path.exists()
 
 

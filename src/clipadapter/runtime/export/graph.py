@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clipadapter.backends import Tower
-from clipadapter.backends.formats import BLOCKS_OUTPUT, FEATURES_OUTPUT, TorchGraph, input_names
-from clipadapter.backends.tracing import SquareTower, count_bytes, example_squares
 from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
+from clipadapter.runtime.engines import Tower
+from clipadapter.runtime.engines.formats import BLOCKS_OUTPUT, FEATURES_OUTPUT, TorchGraph, input_names
+from clipadapter.runtime.engines.tracing import SquareTower, count_bytes, example_squares
 from clipadapter.uncertainty import Rejector, Uncertainty
 from clipadapter.uncertainty.class_gaussians import ClassGaussians
 from clipadapter.utils.functional import unit

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.backends import backend_info, create_backend, list_backends
 from clipadapter.errors import InputError, MissingExtraError, UnknownNameError, install_command
+from clipadapter.runtime.engines import backend_info, create_backend, list_backends
 
 KINDS = [(backend, precision) for backend in list_backends() for precision in backend_info(backend).cls.precisions]
 LEAST = {"bf16": 0.99, "int8": 0.98}

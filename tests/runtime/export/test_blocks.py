@@ -6,17 +6,17 @@ import numpy as np
 import onnx
 import pytest
 
-from clipadapter.backends import quantize
-from clipadapter.backends.formats import get_format
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import open_blocks
 from clipadapter.errors import ArtifactError
-from clipadapter.export import export_model
 from clipadapter.runtime import Predictor
+from clipadapter.runtime.engines import quantize
+from clipadapter.runtime.engines.formats import get_format
+from clipadapter.runtime.export import export_model
 from clipadapter.uncertainty import UncertaintyOptions
 from clipadapter.utils.pixels import PixelSpec
 
-from ..tiny_encoder import INNER_WIDTH, WIDTH, NearestMeanOfAll, TinyEncoder
+from ...tiny_encoder import INNER_WIDTH, WIDTH, NearestMeanOfAll, TinyEncoder
 
 SQUASHED = PixelSpec(48, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "squash", "bilinear")
 OTHER_MEAN = PixelSpec(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -99,7 +99,7 @@ def test_openvino_calibrates_all_inputs(several, draw, tmp_path):
 
 
 def test_a_file_with_another_block_than_the_model_is_refused(several, tmp_path, monkeypatch):
-    from clipadapter.export.graph import ImageTowers
+    from clipadapter.runtime.export.graph import ImageTowers
 
     whole = ImageTowers.forward
 

@@ -5,12 +5,9 @@ import open_clip
 import pytest
 import torch
 
-from clipadapter.backends import Int8Calibration, Tower, create_backend
+from clipadapter.runtime.engines import Int8Calibration, Tower, create_backend
 from clipadapter.utils.pixels import PixelSpec
 
-from ..runtime.conftest import write
-
-__all__ = ["write"]
 VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 16}
 TEXT = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 1, "layers": 1}
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.export import export_model
+from clipadapter.runtime.export import export_model
 
-PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "export.md").read_text(encoding="utf-8")
 CHECK = re.search(r"<!-- check -->\n```sh\n(.*?)```", PAGE, re.DOTALL)[1]
 LINES = dict(re.findall(r"<!-- lines: (\w+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
 WITHOUT = """
@@ -88,7 +88,7 @@ def test_int8_passes_the_gate(opened, draw, tmp_path, monkeypatch):
     model.fit(*draw(4, size=60))
     limits = {"MAX_COMPARED_PICTURES": {"int8": 12}, "MAX_CALIBRATION_PICTURES": 12, "MIN_CALIBRATION_PICTURES": 12}
     for name, value in limits.items():
-        monkeypatch.setattr(f"clipadapter.export.exporter.{name}", value)
+        monkeypatch.setattr(f"clipadapter.runtime.export.exporter.{name}", value)
     done = export_model(model, tmp_path / "model.onnx", precision="int8", pictures=draw(8, seed=5, size=60)[0])
     assert (done.parity["n"], done.parity["agreement"]) == (12, 1.0)
     assert 0.98 < done.parity["cosine_least"] < 0.9999

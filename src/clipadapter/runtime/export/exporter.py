@@ -18,18 +18,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipadapter.backends.formats import (
-    DEFAULT_FORMAT,
-    INPUT_NAMES,
-    METADATA_KEY,
-    ExportFormat,
-    Rows,
-    WriteFile,
-    append_checksum,
-    get_format,
-    list_openers,
-    load_formats,
-)
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.data.load import read_listing
@@ -41,13 +29,25 @@ from clipadapter.errors import (
     MissingExtraError,
     brief,
 )
-from clipadapter.export.evaluation import MIN_ROWS, compare_file, describe_parity, find_faults
-from clipadapter.export.graph import ModelGraph, export_towers
 from clipadapter.features import FeatureSet
 from clipadapter.heads.registry import head_name
 from clipadapter.persistence.model import make_provenance
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.runtime.cached import cached_export, can_answer, is_intact
+from clipadapter.runtime.engines.formats import (
+    DEFAULT_FORMAT,
+    INPUT_NAMES,
+    METADATA_KEY,
+    ExportFormat,
+    Rows,
+    WriteFile,
+    append_checksum,
+    get_format,
+    list_openers,
+    load_formats,
+)
+from clipadapter.runtime.export.evaluation import MIN_ROWS, compare_file, describe_parity, find_faults
+from clipadapter.runtime.export.graph import ModelGraph, export_towers
 from clipadapter.runtime.metadata import MAX_METADATA_CHARACTERS
 from clipadapter.utils.files import remove_abandoned, without_paths
 from clipadapter.utils.pixels import PixelSpec
@@ -68,7 +68,7 @@ class ExportResult:
         path: the file to open.
         files: all files, ``path`` among them.
         size_bytes: of all files.
-        parity: numbers of the comparison with the model, see `clipadapter.export.evaluation.compare_outputs`.
+        parity: numbers of the comparison with the model, see `clipadapter.runtime.export.evaluation.compare_outputs`.
         parity_summary: the same as a line for people, with the pictures that were compared.
         notes: what the model can do and the file can't.
     """
@@ -99,7 +99,7 @@ def export_model(
         model: fitted.
         path: ends with the suffix of the format, such as ``.onnx``. OpenVINO adds a ``.bin`` with the weights to its
             ``.xml``. Existing files are replaced.
-        format: one of `clipadapter.backends.formats.load_formats`.
+        format: one of `clipadapter.runtime.engines.formats.load_formats`.
         precision: "fp32", or "int8" for the image tower.
         input: "uint8" takes squares (n, s, s, 3), values 0 .. 255; "float" takes normalised pixels (n, 3, s, s).
         pictures: a folder, a table, or a list, to compare outputs on and to calibrate int8 with. By default the model's
@@ -369,11 +369,8 @@ REFUSED_SUFFIX = ".refused"
 """Suffix of an empty file that says that a model can't be exported, so that it is not tried again."""
 
 
-def export_to_cache(model: FewShotClassifier, folder: str | Path, *, load_tower: bool = False) -> bool:
-    """Export a saved model into the cache folder, if that is cheap; whether the file is there.
-
-    Image towers that are not in memory, because all features were stored ones, are only loaded with ``load_tower``.
-    """
+def export_to_cache(model: FewShotClassifier, folder: str | Path) -> bool:
+    """Export a saved model into the cache folder, if its tower is small; whether the file is there."""
     if model.head_.tunes_encoder or not can_answer(Path(folder)):
         return False
     for name, export_format in load_formats().items():
@@ -386,8 +383,6 @@ def export_to_cache(model: FewShotClassifier, folder: str | Path, *, load_tower:
         except MissingExtraError:
             continue
         towers = model.encoder_.towers()
-        if not load_tower and any("module" not in vars(tower) for tower in towers):
-            return False
         try:
             if sum(each.numel() for tower in towers for each in tower.module.parameters()) > MAX_WEIGHTS:
                 raise InputError(f"the image tower has more than {MAX_WEIGHTS} weights")

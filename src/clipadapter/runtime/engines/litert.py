@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.backends.base import Backend, InferenceGraph, register_backend, unreadable_file
-from clipadapter.backends.formats import METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
 from clipadapter.errors import require
+from clipadapter.runtime.engines.base import Backend, InferenceGraph, register_backend, unreadable_file
+from clipadapter.runtime.engines.formats import METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +30,7 @@ MAX_ENTRY_BYTES = 256 << 20
 
 def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
     """See `ExportFormat.convert`."""
-    from clipadapter.backends.tracing import suppress_logs
+    from clipadapter.runtime.engines.tracing import suppress_logs
 
     with suppress_logs(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

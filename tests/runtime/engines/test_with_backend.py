@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.backends import Int8Calibration
 from clipadapter.encoders import create_encoder, with_backend
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
+from clipadapter.runtime.engines import Int8Calibration
 from clipadapter.testing import check_encoder
 
 
@@ -35,7 +35,7 @@ def test_an_encoder_without_a_tower_is_left_as_it_is():
 
 def test_the_fingerprint_says_what_shapes_the_features(plain, fast, squares, monkeypatch):
     for backend in ("base.ConvertingBackend", "pytorch.TorchBackend"):
-        monkeypatch.setattr(f"clipadapter.backends.{backend}.prepare", lambda *_: None)
+        monkeypatch.setattr(f"clipadapter.runtime.engines.{backend}.prepare", lambda *_: None)
     two = [Int8Calibration(squares(2, 8, seed=seed)) for seed in (0, 1)]
     made = [with_backend(plain, "openvino", "bf16"), *(with_backend(plain, "openvino", "int8", each) for each in two)]
     prints = {encoder.info.fingerprint for encoder in (plain, *made)}

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from clipadapter.backends.formats import check_file, open_graph, open_model
 from clipadapter.errors import ArtifactError
 from clipadapter.runtime import ExportMetadata, Predictor
+from clipadapter.runtime.engines.formats import check_file, open_graph, open_model
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.utils.pixels import PixelSpec
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from clipadapter.backends.formats import get_format
-from clipadapter.export import export_model
 from clipadapter.heads import head_info, list_heads
 from clipadapter.runtime import Predictor
+from clipadapter.runtime.engines.formats import get_format
+from clipadapter.runtime.export import export_model
 
 NOT = ("cocoop",)
 """Heads that can't be exported; tests/cli/commands/test_export.py has what is said."""

@@ -7,13 +7,13 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import create_encoder, open_blocks
 from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.errors import InputError
-from clipadapter.export import export_model
-from clipadapter.export.graph import export_towers
 from clipadapter.pretraining.simclr import SimClrModel
 from clipadapter.runtime import Predictor
+from clipadapter.runtime.export import export_model
+from clipadapter.runtime.export.graph import export_towers
 
-from ..heads.estimators import create_short
-from ..tiny_encoder import NearestMeanOfAll
+from ...heads.estimators import create_short
+from ...tiny_encoder import NearestMeanOfAll
 
 
 @pytest.fixture(scope="module")
