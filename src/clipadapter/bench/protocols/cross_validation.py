@@ -29,6 +29,7 @@ from clipadapter.bench.sources import (
     with_pictures,
 )
 from clipadapter.bench.suite import Suite, Variant
+from clipadapter.errors import InputError
 from clipadapter.heads import Head
 
 
@@ -45,8 +46,10 @@ class CrossValidation(Protocol):
     options = {"folds": DEFAULT_FOLDS}
 
     def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
-        """Each class needs two pictures."""
+        """Each class needs two pictures, and a single fold leaves no shots."""
         super().check_sources(suite, sources)
+        if self.options["folds"] < 2:
+            raise InputError(f"folds must be 2 or more, but are {self.options['folds']}")
         for source in with_pictures(sources):
             count_folds(source.train.labels, self.options["folds"])
 
