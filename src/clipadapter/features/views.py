@@ -165,7 +165,7 @@ class ViewCost:
             raise InputError(
                 f"features of {self.views} views of {format_count(self.pictures, 'picture')} take "
                 f"{_format_bytes(self.n_bytes)}, but at most {_format_bytes(MAX_FEATURE_BYTES)} are allowed: give "
-                "fewer views, such as views=10 (--views 10), fewer epochs if there is a view for each, or fewer pictures"
+                "fewer views, such as views=10 (--views 10), fewer epochs if each has a view, or fewer pictures"
             )
 
     def __str__(self) -> str:
