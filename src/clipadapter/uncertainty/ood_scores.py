@@ -33,7 +33,7 @@ class MemoryBank:
 
     @property
     def of_classes(self) -> Array | None:
-        """(c, d) class means, else class text: every score but that of the logits needs one; None if there is neither."""
+        """(c, d) class means, else class text; None if there is neither, which the score of the logits alone allows."""
         return self.text if self.gaussians is None else self.gaussians.means
 
     def restrict(self, names: Sequence[str]) -> MemoryBank:
