@@ -139,7 +139,8 @@ def with_backend(
         backend: see ``clipadapter.runtime.engines.list_backends()``.
         precision: "fp32" gives the same features up to rounding; "bf16" and "int8" give similar ones with another
             fingerprint.
-        calibration: pictures that set the ranges of int8, for each pass of an encoder of several blocks.
+        calibration: pictures that set the ranges of int8. Of an encoder of several passes, the digests of those with
+            which `choose_backend` converted each.
 
     Raises:
         UnknownNameError: if no backend has the name.

@@ -22,7 +22,7 @@ from clipadapter.encoders.catalogue import QUICK_GELU, check_pretrained, find_li
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_layers import VisualEncoder, find_projection
 from clipadapter.encoders.open_clip_prompts import PromptPlaces, find_prompt_places
-from clipadapter.encoders.open_clip_text import UnpaddedTextTower, open_text_tower
+from clipadapter.encoders.open_clip_text import OpenClipTextTower, UnpaddedTextTower, open_text_tower
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.weights import (
     OPEN_CLIP_WEIGHTS,
@@ -37,7 +37,7 @@ from clipadapter.encoders.weights import (
 )
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError, require
 from clipadapter.utils.pixels import RESIZE_MODES, PixelSpec
-from clipadapter.utils.towers import Projection, TextTower
+from clipadapter.utils.towers import Projection
 
 CONFIG_FILE = "open_clip_config.json"
 PREPROCESS_FIELDS = ("mean", "std", "interpolation", "resize_mode")
@@ -104,7 +104,7 @@ class OpenClipEncoder(VisualEncoder):
         """As the model itself gives them: that of CoCa leaves its tokens out."""
         return self._model.encode_image(pixels)
 
-    def text_tower(self) -> TextTower | None:
+    def text_tower(self) -> OpenClipTextTower | None:
         """The text tower if it is one of CLIP or SigLIP; None for CoCa and the towers of the library transformers."""
         return open_text_tower(self._model, self._tokenizer, self.info.fingerprint, self.device)
 
@@ -117,8 +117,7 @@ class OpenClipEncoder(VisualEncoder):
 
     def prompt_places(self) -> PromptPlaces | None:
         """See `clipadapter.encoders.open_clip_prompts`; None unless the model is a ViT with a causal text tower."""
-        set_tokenizer = partial(setattr, self, "_tokenizer")
-        return find_prompt_places(self._model, self._tokenizer, set_tokenizer, self.device)
+        return find_prompt_places(self._model.visual, self.text_tower(), partial(setattr, self, "_tokenizer"))
 
     def projection(self) -> Projection | None:
         """The last step if the image tower is CLIP's, or one of timm with a linear head; None for SigLIP and CoCa."""

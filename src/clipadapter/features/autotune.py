@@ -87,7 +87,11 @@ def choose_backend(
     >>> choose_backend(create_encoder("toy"), []).info.backend
     'torch'
     """
-    _check(backend, precision)
+    if precision not in ("auto", *PRECISIONS):
+        raise InputError(f"precision must be auto, {', '.join(PRECISIONS)}, but is {brief(precision)}")
+    engine = backend_info("torch" if backend == "auto" else backend).cls
+    if "auto" not in (backend, precision):
+        engine.check_available(precision)
     if len(encoder.passes()) > 1:
         options: dict[str, Any] = {"text": text, "store": store, "progress": progress}
         first = choose_backend(encoder.passes()[0], sources, backend=backend, precision=precision, **options)
@@ -98,18 +102,17 @@ def choose_backend(
         return with_backend(encoder, backend, precision)
     candidates = _candidates(encoder.device, backend, precision)
     measured = _find_measurements(encoder, sources, candidates, text, store, progress)
-    if not measured:
-        return _open_first(encoder, candidates)
     choice = choose_measured([m for m in measured if (m.backend, m.precision) in candidates], precision != "auto")
     if choice is None or (choice.backend, choice.precision) == ("torch", "fp32"):
-        chosen = _open_first(encoder, candidates)
+        # The most exact candidate needs no trial.
+        chosen = encoder if candidates[0] == ("torch", "fp32") else with_backend(encoder, *candidates[0])
     else:
         calibration = Int8Calibration(None, choice.calibration) if choice.calibration else None
         chosen = with_backend(encoder, choice.backend, choice.precision, calibration)
         facts = f"{choice.backend} {choice.precision}, {choice.rate:.0f} pictures/s, {choice.parity.summary()}"
         _add_note(chosen, facts)
     lacks_openvino = encoder.device == "cpu" and backend_info("openvino").cls.missing_package()
-    return _add_note(chosen, OPENVINO_HINT) if lacks_openvino else chosen
+    return _add_note(chosen, OPENVINO_HINT) if measured and lacks_openvino else chosen
 
 
 def _run_like(first: Encoder, encoder: Encoder, sources: Sequence[ImageSource], is_precision_fixed: bool) -> Encoder:
@@ -183,11 +186,6 @@ def is_trial_worthwhile(n_images: int, rate: float) -> bool:
     return n_images >= CONVERSION_SECONDS * rate + SAMPLE_PASSES * SAMPLE_SIZE
 
 
-def _open_first(plain: Encoder, candidates: Sequence[tuple[str, str]]) -> Encoder:
-    """The most exact candidate, which needs no trial."""
-    return plain if candidates[0] == ("torch", "fp32") else with_backend(plain, *candidates[0])
-
-
 def _find_measurements(
     plain: Encoder,
     sources: Sequence[ImageSource],
@@ -241,15 +239,6 @@ def _add_note(encoder: Encoder, note: str) -> Encoder:
     notes = dict.fromkeys([*filter(None, encoder.info.note.split("; ")), note])
     encoder.info = replace(encoder.info, note="; ".join(notes))
     return encoder
-
-
-def _check(backend: str, precision: str) -> None:
-    if backend != "auto":
-        backend_info(backend)
-    if precision not in ("auto", *PRECISIONS):
-        raise InputError(f"precision must be auto, {', '.join(PRECISIONS)}, but is {brief(precision)}")
-    if "auto" not in (backend, precision):
-        backend_info(backend).cls.check_available(precision)
 
 
 def _candidates(device: str, backend: str, precision: str) -> list[tuple[str, str]]:

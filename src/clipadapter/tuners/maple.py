@@ -64,8 +64,8 @@ class Maple(DeepPromptTuner):
         # A pair of prompts needs a block in both towers.
         blocks = min(self.depth, len(places.text_blocks), len(places.image_blocks))
         text = self.initial_text(places, generator)[:blocks].clone()
-        coupling = initial_coupling(blocks, places.image_width, places.text_width, generator)
-        weight, bias = (each.to(places.device).requires_grad_() for each in coupling)
+        coupling = initial_coupling(blocks, places.image_width, places.text.width, generator)
+        weight, bias = (each.to(tunable.device).requires_grad_() for each in coupling)
         text.requires_grad_()
 
         def couple(block: int) -> Tensor:
