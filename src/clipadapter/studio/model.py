@@ -123,16 +123,7 @@ def fit_project_model(
             keys[row]: f"Held out, it was predicted as “{text.labels[k]}”."
             for row, k in zip(rows.rows[wrong], predicted[wrong], strict=True)
         }
-    return ProjectModel(
-        text,
-        zero_shot,
-        classifier,
-        len(labels),
-        n_unlabelled,
-        zero_shot_accuracy,
-        held_out=point,
-        doubts=doubts,
-    )
+    return ProjectModel(text, zero_shot, classifier, len(labels), n_unlabelled, zero_shot_accuracy, point, doubts)
 
 
 def find_unlike_names(logits: Array, labels: Array) -> Array:
