@@ -48,6 +48,7 @@ from clipadapter.features import (
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.heads.estimator import Estimator
 from clipadapter.persistence import History, Model, fetch, load_model, push, save_model
+from clipadapter.tuners import TowerTuner
 from clipadapter.uncertainty import UncertaintyOptions
 from clipadapter.utils.formatting import check_names, format_list, html_block, html_table
 from clipadapter.utils.prediction import Prediction, PredictionColumns, labels_of
@@ -245,7 +246,7 @@ class FewShotClassifier:
             self._encoder, self._tuned_encoder = encoder_choice.tune_encoder(self, head, images, labels, prompts)
 
         def fit_to_pictures() -> None:
-            views = encoder_choice.views_after_tuning(head)
+            views = 1 if isinstance(head, TowerTuner) and not head.learns_from_views else None
             support, pool = self.extract_features(images, labels, names, views=views), None
             if unlabelled is not None:
                 extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict)
