@@ -17,7 +17,7 @@ from functools import partial
 from hashlib import blake2b
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import find_split_folders
@@ -46,14 +46,6 @@ CALL_AGAIN = f"{STORAGE_ADVICE}, then call again: the written shards are kept"
 
 class StorageError(DataError):
     """A storage does not answer, or refuses. Its pictures may be in order: they are no unreadable pictures."""
-
-
-class FileFacts(NamedTuple):
-    """What the stamp of a unit is made of."""
-
-    path: str  # in its file system
-    size: int | None  # bytes
-    mtime_ns: int | None  # time of the last change
 
 
 @dataclass(frozen=True)
@@ -164,31 +156,29 @@ def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:
     return units
 
 
-def _list_files(filesystem: Any, path: str) -> list[FileFacts]:
-    """All files that are not hidden, sorted by path."""
+def _list_files(filesystem: Any, path: str) -> list[Any]:
+    """All files that are not hidden, as pyarrow describes them, sorted by path."""
     fs = require("pyarrow.fs", "parquet", PURPOSE)
     with storage_errors(path):
         info = filesystem.get_file_info(path)
         if info.type == fs.FileType.NotFound:
             raise DataError(f"there is no folder or file '{path}'{' in S3' if filesystem.type_name == 's3' else ''}")
         infos = [info] if info.is_file else filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-    return sorted(
-        FileFacts(file_path, info.size, info.mtime_ns)
-        for info in infos
-        if info.is_file and "/." not in (file_path := info.path)[len(path) :]
-    )
+    shown = (info for info in infos if info.is_file and "/." not in info.path[len(path) :])
+    return sorted(shown, key=lambda info: info.path)
 
 
-def _hash_file_facts(files: Sequence[FileFacts]) -> str:
-    return blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
+def _hash_file_facts(files: Sequence[Any]) -> str:
+    facts = [(file.path, file.size, file.mtime_ns) for file in files]
+    return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
-def _label_files(root: str, files: Sequence[FileFacts]) -> Iterator[tuple[FileFacts, str | None, str]]:
+def _label_files(root: str, files: Sequence[Any]) -> Iterator[tuple[Any, str | None, str]]:
     """Label and split of each file, by the rules of `load_dataset` for folders."""
     first_folders = {folders[0] for file in files if (folders := _folders_of(root, file))}
     split_of = find_split_folders(first_folders)
 
-    def label_file(file: FileFacts) -> tuple[str | None, str] | None:
+    def label_file(file: Any) -> tuple[str | None, str] | None:
         folders = _folders_of(root, file)
         if not split_of:
             return (folders[0] if folders else None), "all"
@@ -205,7 +195,7 @@ def _label_files(root: str, files: Sequence[FileFacts]) -> Iterator[tuple[FileFa
             yield file, *labelled
 
 
-def _folders_of(root: str, file: FileFacts) -> list[str]:
+def _folders_of(root: str, file: Any) -> list[str]:
     return file.path[len(root) :].strip("/").split("/")[:-1]
 
 
