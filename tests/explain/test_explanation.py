@@ -45,7 +45,7 @@ def test_the_margin_is_between_the_best_two_classes_of_what_classify_predicts(mo
     best, second = np.sort(logits)[::-1][:2]
     assert explanation.margin == pytest.approx(best - second, rel=1e-4)
     assert explanation.against == NAMES[int(np.argsort(logits)[-2])]
-    assert (explanation.heat_map, explanation.heat_range) == (None, None)
+    assert explanation.heat_map is None and explanation.to_dict()["heat_range"] is None
     assert any("toy has no features of parts" in note for note in explanation.notes)
 
 
@@ -127,17 +127,18 @@ def test_wrong_arguments_are_errors(tmp_path, model):
 
 
 def test_the_heat_map_has_the_heads_contrast_for_each_patch(opened):
-    """Every value in a plain loop: logit of the class less the mean of the others, scaled to 0..1; of four patches."""
+    """Every value in a plain loop: logit of the class less the mean of the others; of four patches."""
     encoder, image = opened("tiny"), square("red", 9)
     model = fitted(encoder=encoder, head="prototype")
     explanation = explain(model, image, class_name="green")
     patches = encoder.patch_features(image)
     logits = np.array([[model.head_.logits(part.numpy()[None])[0].tolist() for part in row] for row in patches])
     values = logits[..., 1] - (logits[..., 0] + logits[..., 2]) / 2
-    np.testing.assert_allclose(explanation.heat_range, (values.min(), values.max()), rtol=1e-4)
-    expected = (values - values.min()) / (values.max() - values.min())
-    np.testing.assert_allclose(explanation.heat_map, expected, atol=1e-4)
-    assert (explanation.heat_map.min(), explanation.heat_map.max()) == (0.0, pytest.approx(1.0))
+    np.testing.assert_allclose(explanation.heat_map, values, rtol=1e-4)
+    record = explanation.to_dict()  # scaled to 0..1
+    np.testing.assert_allclose(record["heat_range"], (values.min(), values.max()), rtol=1e-4)
+    np.testing.assert_allclose(record["heat"], (values - values.min()) / np.ptp(values), atol=2e-4)
+    assert (np.min(record["heat"]), np.max(record["heat"])) == (0.0, 1.0)
     model.head_.needs_tower_to_predict = True  # it would run the text tower once for each part
     explanation = explain(model, image)
     assert explanation.heat_map is None

@@ -34,8 +34,7 @@ def explanation():
         nearest=(Neighbour(0.9, "cat", "shot 1 of cat"),),
         picture=SQUARE,
         square=SQUARE,
-        heat_map=np.array([[0.0, 1.0], [0.25, 0.5]]),
-        heat_range=(-1.0, 3.0),
+        heat_map=np.array([[-1.0, 3.0], [0.0, 1.0]]),
     )
 
 
@@ -43,7 +42,7 @@ def explanation():
     "changes",
     [
         {},
-        {"heat_map": None, "heat_range": None, "square": None, "notes": ("no heat map",), "nearest": ()},
+        {"heat_map": None, "square": None, "notes": ("no heat map",), "nearest": ()},
         {
             **NO_PARTS,
             "notes": ("no parts of text and shots",),
@@ -57,7 +56,7 @@ def explanation():
         {
             "label": "a $cost_{x}$ of 喵 " * 5,
             **{"text_margin": 0.0, "shots_margin": 0.0, "margin": 0.0},
-            **{"heat_map": np.zeros((7, 7)), "heat_range": (1.0, 1.0)},
+            "heat_map": np.ones((7, 7)),
         },
     ],
     ids=["all", "no map, no shots", "no parts, many shots", "several labels, none of these", "odd name, flat map"],

@@ -14,7 +14,7 @@ from clipadapter.encoders import attention_layers, open_tunable_copy
 from clipadapter.errors import ImageError, InputError
 from clipadapter.features import encode_classes
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.tuners.clip_lora import ClipLora, LoraUpdate, SeededDropout
+from clipadapter.tuners.clip_lora import ClipLora, SeededDropout, attach_update, merge_update
 from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, SplitAttention
 
 from .coloured_squares import COLOURS, picture, squares
@@ -55,9 +55,8 @@ def case():
     return Block(tensors, parameters["heads"]), tensors
 
 
-def update_of(tensors, letters, alpha):
-    a, b = (torch.stack([tensors[f"lora_{part}_{letter}"] for letter in letters])[None] for part in "AB")
-    return LoraUpdate(a, b, letters, alpha)
+def update_of(tensors, letters):
+    return tuple(torch.stack([tensors[f"lora_{part}_{letter}"] for letter in letters])[None] for part in "AB")
 
 
 @pytest.mark.parametrize("merged", [False, True], ids=["beside", "merged"])
@@ -70,11 +69,11 @@ def update_of(tensors, letters, alpha):
 )
 def test_a_layer_answers_as_the_authors(name, letters, alpha, merged, case):
     block, tensors = case
-    update, layers = update_of(tensors, letters, alpha), attention_layers(block)
+    update, layers = update_of(tensors, letters), attention_layers(block)
     if merged:
-        update.merge(layers)
+        merge_update(layers, letters, *update, alpha)
     else:
-        update.attach(layers, no_drop())
+        attach_update(layers, letters, *update, alpha, no_drop())
     mask = torch.full((7, 7), -torch.inf).triu(1) if "causal" in name else None
     tolerance = 1e-4 if name == "out_qv_alpha4" else 1e-5  # values up to 40
     torch.testing.assert_close(block(tensors["x"], mask), tensors[name], rtol=0, atol=tolerance)
@@ -82,26 +81,24 @@ def test_a_layer_answers_as_the_authors(name, letters, alpha, merged, case):
 
 def test_gradients_are_the_authors(case):
     block, tensors = case
-    update = update_of(tensors, "qkv", 1)
-    update.a.requires_grad_(), update.b.requires_grad_()
-    update.attach(attention_layers(block), no_drop(1e-9))
+    a, b = (each.requires_grad_() for each in update_of(tensors, "qkv"))
+    attach_update(attention_layers(block), "qkv", a, b, 1, no_drop(1e-9))
     block(tensors["x"]).square().sum().backward()
     for i, letter in enumerate("qkv"):
-        torch.testing.assert_close(update.a.grad[0, i], tensors[f"grad_A_{letter}"], rtol=1e-5, atol=1e-4)
-        torch.testing.assert_close(update.b.grad[0, i], tensors[f"grad_B_{letter}"], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(a.grad[0, i], tensors[f"grad_A_{letter}"], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(b.grad[0, i], tensors[f"grad_B_{letter}"], rtol=1e-5, atol=1e-4)
 
 
 def test_dropout_stands_before_the_update_alone(case):
     block, tensors = case
-    update = update_of(tensors, "qkv", 1)
-    zero = LoraUpdate(update.a, torch.zeros_like(update.b), "qkv", 1)
+    a, b = update_of(tensors, "qkv")
     drop = no_drop(0.5)
     drop.start_step()
     attention = block.attn
-    zero.attach(attention_layers(block), drop)
+    attach_update(attention_layers(block), "qkv", a, torch.zeros_like(b), 1, drop)
     torch.testing.assert_close(block(tensors["x"]), tensors["out_base"], rtol=0, atol=1e-5)
     block.attn = attention
-    update.attach(attention_layers(block), drop)
+    attach_update(attention_layers(block), "qkv", a, b, 1, drop)
     assert isinstance(block.attn, SplitAttention)
     assert (block(tensors["x"]) - tensors["out_qkv"]).abs().max() > 0.01
 

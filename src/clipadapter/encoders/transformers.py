@@ -42,11 +42,9 @@ WEIGHTS_FILES = ["model.safetensors", "model.safetensors.index.json"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 NEEDED_FILES = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors"]
 """Patterns of the files that are downloaded."""
-RESAMPLING_NAMES = {2: "bilinear", 3: "bicubic"}
-"""Numbers of Pillow, as in the configuration of image processors."""
+RESAMPLING_NAMES = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow, as in the configuration of image processors
 RESCALE_FACTOR = 1 / 255
-CODE_VERSION = 1
-"""Incremented whenever the same weights would give another feature."""
+CODE_VERSION = 1  # incremented whenever the same weights would give another feature
 
 
 @register_encoder("hf")
@@ -188,12 +186,7 @@ def _hub_source(variant: str, names: Sequence[str]) -> HubSource:
 
 
 def load_model(source: TransformersSource) -> Any:
-    """The model in fp32 on the CPU, ready to use.
-
-    Raises:
-        MissingExtraError: if transformers is not installed.
-        EncoderUnavailableError: if the weights can't be loaded, or some are missing.
-    """
+    """The model in fp32 on the CPU, ready to use; weights that are missing or can't be loaded are refused."""
     transformers: Any = require("transformers", "transformers", f"The encoder {source.uri}")
     with loading(f"{source.uri} can't be loaded", advise(source.uri)), _without_bars(transformers.utils.logging):
         model, result = getattr(transformers, source.family.model_class).from_pretrained(
@@ -363,11 +356,10 @@ class ImageNetwork(nn.Module):
 
 
 class TextNetwork:
-    """Texts to features, by the rules of the model's family.
+    """Texts to features, by the rules of the model's family."""
 
-    CLIP: padding has no effect, so a batch is padded to its longest text. SigLIP and SigLIP 2: texts in lower case and
-    padded to the context length, as in training; padding is not masked.
-    """
+    # CLIP: padding has no effect, so a batch is padded to its longest text. SigLIP and SigLIP 2: texts in lower case
+    # and padded to the context length, as in training; padding is not masked.
 
     def __init__(self, source: TransformersSource, model: Any, device: str) -> None:
         self._model, self._device = model, device
@@ -386,8 +378,7 @@ class TextNetwork:
         options: dict[str, Any] = {"truncation": True, "max_length": self._context_length}
         if self._is_siglip:
             texts, options["padding"] = [text.lower() for text in texts], "max_length"
-        ids: list[list[int]] = self._tokenizer(list(texts), **options)["input_ids"]
-        return ids
+        return self._tokenizer(list(texts), **options)["input_ids"]
 
     def __call__(self, texts: Sequence[str], batch_size: int) -> Tensor:
         """Raw features (k, d) float32 on the CPU."""

@@ -88,12 +88,9 @@ class Explanation:
     nearest: tuple[Neighbour, ...]
     picture: NDArray[np.uint8]  # (a, b, 3) uint8, the whole picture, reduced if it was large
     square: NDArray[np.uint8] | None  # (s, s, 3) uint8, the input of the encoder; None if that is not known
-    # (h, w) in 0..1, a grid over the square: the head's logit of ``label`` less the mean of the others, for the
-    # features of each part of the picture, scaled from its minimum to its maximum; None if the encoder has no
-    # features of parts
+    # (h, w) a grid over the square: the head's logit of ``label`` less the mean of the others, for the features of each
+    # part of the picture; None if the encoder has no features of parts. If all are close, no part stands out
     heat_map: NDArray[np.float64] | None
-    # Minimum and maximum before scaling. If they are close, no part of the picture stands out
-    heat_range: tuple[float, float] | None
     notes: tuple[str, ...] = ()  # why values above are None or empty
     # The part of the margin that comes from each block of features, if the head reads several and its logits are a
     # sum over blocks; the parts add up to ``margin``. The heat map is then of the part of ``final``
@@ -122,7 +119,10 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as JSON values, without the pixels."""
-        record = self.prediction.record()
+        record, heat, heat_range = self.prediction.record(), None, None
+        if self.heat_map is not None:
+            low, high = heat_range = [float(self.heat_map.min()), float(self.heat_map.max())]
+            heat = ((self.heat_map - low) / max(high - low, 1e-12)).round(4).tolist()
         return {
             "source": self.source,
             "prediction": {key: value for key, value in record.items() if key not in ("source", "error")},
@@ -137,8 +137,8 @@ class Explanation:
             "nearest_shots": [
                 {"similarity": shot.similarity, "label": shot.label, "source": shot.source} for shot in self.nearest
             ],
-            "heat": None if self.heat_map is None else self.heat_map.round(4).tolist(),
-            "heat_range": None if self.heat_range is None else list(self.heat_range),
+            "heat": heat,  # from 0 to 1, which stand for the ends of the range
+            "heat_range": heat_range,
             "rare_patches": None if self.rare_patches is None else self.rare_patches.round(3).tolist(),
             "notes": list(self.notes),
         }
@@ -293,7 +293,7 @@ def explain(
     picture = read_image(image, shrink_to=min_jpeg_side(first.precision, first.image_size))
     margins, why_no_parts = _split_margin(head, feature, names, class_name or prediction.nearest)
     k = names.index(margins["label"])
-    heat_map, heat_range, note_on_map = compute_heat_map(encoder, head, picture, k, feature)
+    heat_map, note_on_map = compute_heat_map(encoder, head, picture, k, feature)
     support = model.support_
     rows, cosines = nearest_rows(feature[:, : encoder.info.text_dim], support.final, neighbours)
     nearest = tuple(
@@ -315,7 +315,6 @@ def explain(
         picture=np.asarray(reduced),
         square=None if tower is None else tower.pixels.to_square(picture),
         heat_map=heat_map,
-        heat_range=heat_range,
         notes=tuple(note for note in (why_no_parts, why_no_blocks, note_on_map, why_no_shots) if note),
         blocks=blocks,
         rare_patches=compute_rare_patch_map(encoder, image),
@@ -372,11 +371,7 @@ def _best_class(logits: Array, names: Sequence[str]) -> str | None:
 
 
 def nearest_rows(queries: Array, rows: Array, count: int) -> tuple[Array, Array]:
-    """(m, k) rows with the largest cosine to each query, the nearest first, and these cosines; k is at most n.
-
-    >>> nearest_rows(np.array([[2.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8], [3.0, 0.0]]), 2)
-    (array([[2, 1]]), array([[1. , 0.6]]))
-    """
+    """(m, k) rows with the largest cosine to each query, the nearest first, and these cosines; k is at most n."""
     unit_queries, units = (torch.from_numpy(unit_rows(each)) for each in (queries, rows))
     cosines, nearest = nearest_neighbours(unit_queries, units, count)
     return nearest.numpy(), cosines.clamp(-1, 1).numpy()
@@ -403,33 +398,27 @@ def label_of(support: FeatureSet, i: int) -> str:
 
 def compute_heat_map(
     encoder: Encoder, head: Head, picture: Image.Image, k: int, feature: Array
-) -> tuple[NDArray[np.float64] | None, tuple[float, float] | None, str]:
-    """Contrast of a class for each part of a picture: the head is applied to the features of each part.
-
-    Of several blocks it is the contrast of the part of the logits that comes from ``final``, for which alone there are
-    features of each part of a picture.
-    """
+) -> tuple[NDArray[np.float64] | None, str]:
+    """Contrast of a class for each part of a picture, by the head on the features of each part; and a note on it."""
     if head.needs_tower_to_predict:
-        return None, None, "no heat map: this head would run the text tower once for each part of the picture"
+        return None, "no heat map: this head would run the text tower once for each part of the picture"
     has_blocks = len(encoder.info.blocks) > 1
     source = plain_encoder(encoder) if has_blocks else encoder
     patches = source.patch_features(picture)
     if patches is None:
-        return None, None, f"no heat map: {source.info.name} has no features of parts of a picture"
+        return None, f"no heat map: {source.info.name} has no features of parts of a picture"
     h, w, d = patches.shape
     rows, note = patches.reshape(h * w, d).numpy(), ""
-    if has_blocks:
+    if has_blocks:  # only ``final`` has features of each part of a picture
         by_block = head.block_logits(np.concatenate([rows, np.repeat(feature[:, d:], h * w, axis=0)], axis=1))
         if by_block is None:
-            return None, None, f"no heat map: {NOT_BY_BLOCK}"
+            return None, f"no heat map: {NOT_BY_BLOCK}"
         logits, note = by_block[FINAL].astype(np.float64), "the heat map shows what the block final contributes"
     else:
         logits = head.logits(rows).astype(np.float64)
     # The logit of the class less the mean of the others.
     contrast = logits[:, k] - (logits.sum(axis=1) - logits[:, k]) / (logits.shape[1] - 1)
-    values = contrast.reshape(h, w)
-    low, high = float(values.min()), float(values.max())
-    return (values - low) / max(high - low, 1e-12), (low, high), note
+    return contrast.reshape(h, w), note
 
 
 def compute_rare_patch_map(encoder: Encoder, image: ImageSource) -> NDArray[np.float64] | None:
@@ -467,15 +456,15 @@ def _show_image(axes: Axes, pixels: Any, title: str) -> None:
 
 
 def _plot_heat_map(axes: Axes, explanation: Explanation) -> None:
-    if explanation.heat_map is None or explanation.square is None or explanation.heat_range is None:
+    values = explanation.heat_map
+    if values is None or explanation.square is None:
         axes.set_axis_off()
         _show_text(axes, next((note for note in explanation.notes if "heat map" in note), "no heat map"))
         return
-    low, high = explanation.heat_range
+    limits = float(values.min()), float(values.max())
     block = ", block final" if explanation.blocks else ""
     title = f"heat map of '{truncate(explanation.label, 24)}'{block}"
-    values = low + explanation.heat_map * (high - low)
-    _draw_map(axes, explanation.square, values, (low, high), title, "logit less the mean of the others")
+    _draw_map(axes, explanation.square, values, limits, title, "logit less the mean of the others")
 
 
 def plot_rare_patches(axes: Axes, distances: NDArray[np.float64], square: NDArray[np.uint8]) -> None:

@@ -25,8 +25,7 @@ CROPS: Mapping[str, tuple[float, float]] = MappingProxyType({"tip": (0.5, 1.0), 
 """Crop scales of the papers by name: "tip" in the code of Tip-Adapter, LP++ and GDA; "coop" in that of CoOp, TaskRes
 and CLIP-LoRA, which is torchvision's default."""
 
-RATIO = (3 / 4, 4 / 3)
-"""Smallest and largest width / height of a crop, in all these papers."""
+RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of a crop, in all these papers
 PER_EPOCH = "per-epoch"
 """Instead of a number of views: one augmented view for each epoch of the head's training."""
 MAX_FEATURE_BYTES = 4 * 2**30

@@ -95,7 +95,7 @@ class PromptSrc(DeepPromptTuner):
         places = open_prompt_places(tunable)
         text = self.initial_text(places, generator).requires_grad_()
         blocks = min(self.depth, len(places.image_blocks))
-        image = normal((blocks, self.n_ctx_image, places.image_width), generator).to(places.device).requires_grad_()
+        image = normal((blocks, self.n_ctx_image, places.image_width), generator).to(tunable.device).requires_grad_()
         self.insert_sources(places, prompts_of_blocks(text), prompts_of_blocks(image))
         return Trainable({"text_prompts_": text, "image_prompts_": image}, ("image", "text"))
 

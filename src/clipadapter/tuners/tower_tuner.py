@@ -75,7 +75,7 @@ class TowerTuner(TrainingParameters):
     fingerprint_parameters: ClassVar[tuple[str, ...]]
     """Names of the parameters that a tuned encoder depends on, beside the learned arrays."""
     learns_from_views: ClassVar[bool] = False
-    """True if `fit` learns from augmented views by the tuned encoder; else it gets plain pictures."""
+    """True if `fit` is a second training, of augmented views by the tuned encoder; else it gets plain pictures."""
 
     batch_size: int = 32
     precision: Annotated[str, OneOf(*PRECISIONS)] = "fp32"
@@ -83,10 +83,7 @@ class TowerTuner(TrainingParameters):
 
     @abstractmethod
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        """Put parameters into the towers of the tunable copy.
-
-        All random numbers, here and in training, come from the generator.
-        """
+        """Put parameters into the towers of the tunable copy; all random numbers come from the generator."""
 
     @abstractmethod
     def _train_config(self, shots_per_class: int) -> TrainConfig:
@@ -94,15 +91,7 @@ class TowerTuner(TrainingParameters):
 
     @abstractmethod
     def _merge(self, tunable: Encoder) -> str:
-        """Add the learned arrays to the weights of the tunable copy; gives the method's name and what was changed.
-
-        Raises:
-            InputError: if they don't fit its layers; see `_misfit`.
-        """
-
-    def _make_checkpoint(self, digest: str) -> Checkpoint:
-        """Where the state of `tune` is stored."""
-        return Checkpoint(digest, self.checkpoint)
+        """Add what was learned to the tunable copy, or raise `_misfit`; gives the method and what was changed."""
 
     def describe_training(self, counts: Sequence[int]) -> str:
         """How many steps `tune` makes, in words, for these numbers of pictures of each class.
@@ -127,11 +116,7 @@ class TowerTuner(TrainingParameters):
         return ()
 
     def tune(
-        self,
-        encoder: Encoder,
-        squares: NDArray[np.uint8],
-        labels: Sequence[str],
-        prompts: Mapping[str, Sequence[str]],
+        self, encoder: Encoder, squares: NDArray[np.uint8], labels: Sequence[str], prompts: Mapping[str, Sequence[str]]
     ) -> Self:
         """Learn from pictures; `tuned` then gives the encoder.
 
@@ -174,13 +159,15 @@ class TowerTuner(TrainingParameters):
         weights = (weight for tower in trainable.towers for weight in tower_networks(tunable)[tower].parameters())
         texts, info = [(name, list(each)) for name, each in prompts.items()], encoder.info
         digest = digest_of_fit(self, [list(labels), texts, info.logit_scale, info.fingerprint, squares])
+        # A fit that is killed in a second training must not repeat the first, which takes hours.
+        self._checkpoint = Checkpoint(digest, self.checkpoint, keeps_end=self.learns_from_views)
         self.loss_ = train(
             list(trainable.arrays.values()),
             loss,
             len(labels),
             squares.shape[1],
             config,
-            checkpoint=self._make_checkpoint(digest),
+            checkpoint=self._checkpoint,
             generator=generator,
             row_cost=sum(weight.numel() for weight in weights),  # about the multiplications for a token
             epoch_weights=self._epoch_weights(config.count_epochs(len(labels))),
@@ -250,10 +237,8 @@ class PartTuner(TowerTuner):
         towers: "both", "image" or "text".
     """
 
-    parts: ClassVar[str]
-    """What the parts are, for messages."""
-    changed_parts: ClassVar[str] = "of its layers"
-    """What the changed parts of a tower are called after their number."""
+    parts: ClassVar[str]  # what the parts are, for messages
+    changed_parts: ClassVar[str] = "of its layers"  # what the changed parts of a tower are called after their number
 
     towers: Annotated[str, OneOf("both", "image", "text")] = "both"
 
@@ -318,15 +303,11 @@ class ImageFeatures:
         spec = self._tower.pixels
         values = torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(each, device=self._device).view(1, 3, 1, 1) for each in (spec.mean, spec.std))
-        features: Tensor = self._tower.module((values - mean) / std).float()
-        return features
+        return self._tower.module((values - mean) / std).float()
 
 
 class ClassEmbeddings:
-    """Class vectors (c, d): of each class the normalised mean of its prompts' normalised features.
-
-    A frozen tower runs now, and never again.
-    """
+    """Unit class vectors (c, d), each the mean of the unit features of its prompts. A frozen tower runs now only."""
 
     def __init__(self, encoder: Encoder, prompts: Mapping[str, Sequence[str]], frozen: bool) -> None:
         texts = [text for some in prompts.values() for text in some]
@@ -393,8 +374,7 @@ class LayerTuner(PartTuner):
     """
 
     fingerprint_parameters: ClassVar[tuple[str, ...]] = ("matrices", "layers")
-    trainable_matrices: ClassVar[str]
-    """Letters of the matrices that the method can change."""
+    trainable_matrices: ClassVar[str]  # letters of the matrices that the method can change
 
     matrices: str
     layers: Annotated[str, OneOf(*LAYERS)] = "all"
@@ -442,10 +422,7 @@ def select_layers(layers: Sequence[AttentionLayer], which: str) -> list[Attentio
 
 
 class SplitAttention(nn.Module):
-    """Self-attention as in ``nn.MultiheadAttention``, whose linear layers are separate modules.
-
-    ``inner`` gives queries, keys and values (..., 3w) of tokens (..., w), ``outer`` the output.
-    """
+    """Self-attention as in ``nn.MultiheadAttention``: ``inner`` gives q, k, v (..., 3w), ``outer`` the output."""
 
     def __init__(self, base: nn.MultiheadAttention, inner: nn.Module, outer: nn.Module) -> None:
         super().__init__()
@@ -468,11 +445,7 @@ class SplitAttention(nn.Module):
 def replace_linear(
     layer: AttentionLayer, changes: Mapping[str, T], make: Callable[[Tensor, Tensor | None, list[T]], nn.Module]
 ) -> None:
-    """Replace the linear layers that hold some matrices of a layer by other modules.
-
-    These are made from weight, bias and the changes of the matrices in it, by their letters; the output projection of
-    ``nn.MultiheadAttention`` may have none.
-    """
+    """Replace the linear layers that hold some matrices by modules made of weight, bias and the matrices' changes."""
 
     def replacement(owner: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
         return make(weight, bias, [change for letter, change in changes.items() if layer[letter].owner is owner])

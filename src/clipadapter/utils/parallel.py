@@ -12,10 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, TypeVar
 
 from clipadapter.utils.devices import full_float32
 
@@ -113,10 +110,3 @@ def limit_threads(work: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def map_row_batches(run: Callable[[NDArray[Any]], NDArray[Any]], rows: NDArray[Any], size: int) -> NDArray[Any]:
-    """Apply a function to rows in batches of at most ``size``, and concatenate its results."""
-    if len(rows) <= size:
-        return run(rows)
-    return np.concatenate([run(rows[i : i + size]) for i in range(0, len(rows), size)])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import MissingExtraError
 from clipadapter.runtime.engines.base import (
-    ConvertingBackend,
+    Backend,
     InferenceGraph,
     Runner,
     register_backend,
@@ -57,7 +57,7 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
             output.get_tensor().set_names({name})
         if rows is not None:
             calibration = [rows[name] for name in graph.input_names]
-            model = quantize_openvino(model, calibration, is_transformer(graph.tower), graph.tower_output)
+            model = quantize_openvino(model, calibration, is_transformer(graph.module), graph.tower_output)
     numbers = itertools.count(1)
 
     def write(entries: Mapping[str, str]) -> list[Path]:
@@ -78,7 +78,7 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
 
 
 @register_backend("openvino")
-class OpenVinoBackend(ConvertingBackend):
+class OpenVinoBackend(Backend):
     """OpenVINO of Intel, fast on AMD and ARM as well; in int8 post-training quantisation of NNCF."""
 
     title = "OpenVINO"
@@ -128,11 +128,11 @@ class OpenVinoBackend(ConvertingBackend):
         return InferenceGraph(metadata, inputs, widths, run)
 
     def load(self, folder: Path, precision: str) -> Runner:
-        """See `ConvertingBackend.load`."""
+        """See `Backend.load`."""
         from clipadapter.utils.parallel import PICTURES_PER_THREAD
 
         per_core = PICTURES_PER_THREAD if self.is_convolutional(folder) else TRANSFORMER_SQUARES_PER_CORE
-        return _TowerGraph(self.tower_file(folder), precision, per_core)
+        return _TowerGraph(folder / "tower.xml", precision, per_core)
 
 
 class _TowerGraph:

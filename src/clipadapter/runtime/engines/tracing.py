@@ -66,18 +66,11 @@ def tower_graph(tower: Tower) -> TorchGraph:
     """A tower as formats convert it, from squares to features."""
     return TorchGraph(
         SquareTower(tower.module, tower.pixels).eval(),
-        tower.module,
         FEATURES_OUTPUT,
         (INPUT_NAMES["uint8"],),
         (FEATURES_OUTPUT,),
         (example_squares(tower.pixels),),
-        count_bytes(tower.module),
     )
-
-
-def count_bytes(module: nn.Module) -> int:
-    """Bytes of all weights and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
 
 
 def trace(module: nn.Module, *examples: Tensor) -> torch.jit.ScriptModule:
