@@ -44,11 +44,7 @@ def _measured() -> dict[str, list[float]]:
 
 
 def estimate_fit_seconds(head: str, shots: int, classes: int, width: int) -> float:
-    """Seconds of one fit to all shots on two cores, by a power law through the two timed sizes.
-
-    >>> 30 < estimate_fit_seconds("auto", 16_000, 1000, 1024) < 90
-    True
-    """
+    """Seconds of one fit to all shots on two cores, by a power law through the two timed sizes."""
     small, large = _measured().get(head, UNTIMED_HEAD_SECONDS)
     power = math.log(large / small) / math.log(LARGE_FIT_SIZE / SMALL_FIT_SIZE)
     return float(small * (max(shots * classes * width, 1) / SMALL_FIT_SIZE) ** power)
