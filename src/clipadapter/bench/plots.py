@@ -9,14 +9,7 @@ import numpy as np
 
 from clipadapter.bench.run import Run
 from clipadapter.bench.study import Part, Pivot, Row, Spot, fit_seconds, metric_value, pivot_runs
-from clipadapter.bench.tables import (
-    Reference,
-    check_runs,
-    cost_cell,
-    format_head,
-    head_names,
-    transductive_mark,
-)
+from clipadapter.bench.tables import Reference, check_runs, cost_cell, format_head, head_names, transductive_mark
 from clipadapter.metrics import METRICS, mean_sd
 from clipadapter.rendering.method_colours import assign_styles, method_style
 from clipadapter.rendering.plots import (

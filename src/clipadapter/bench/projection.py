@@ -62,9 +62,6 @@ def separation(features: ArrayLike, labels: Sequence[str]) -> tuple[float, float
 
     Silhouette, from -1 to 1, says how much nearer a picture is to its own class than to the next one. Purity, from 0
     to 1, is the fraction of a picture's 10 nearest neighbours that have its class.
-
-    >>> separation([[1, 0], [1, 0], [0, 1], [0, 1]], ["a", "a", "b", "b"])[0]
-    1.0
     """
     from sklearn.metrics import silhouette_score
     from sklearn.neighbors import NearestNeighbors

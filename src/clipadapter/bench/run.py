@@ -109,9 +109,6 @@ class Metrics(RootModel[dict[str, float]]):
     def __getitem__(self, name: str) -> float:
         return self.root[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.root
-
 
 class Seconds(FrozenModel):
     """Duration of the fit and of the prediction."""
@@ -286,9 +283,7 @@ def library_versions() -> dict[str, str]:
 def describe_machine() -> Machine:
     """Describe this machine and process."""
     return Machine(
-        cpus=os.cpu_count() or 1,
-        platform=f"{platform.system()} {platform.machine()}",
-        peak_memory_mb=_peak_memory(),
+        cpus=os.cpu_count() or 1, platform=f"{platform.system()} {platform.machine()}", peak_memory_mb=_peak_memory()
     )
 
 

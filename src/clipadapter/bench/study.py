@@ -105,7 +105,7 @@ class Setting(NamedTuple):
 
 def metric_value(name: str) -> Value:
     """The value of a metric of records."""
-    return lambda run: run.metrics[name] if run.metrics is not None and name in run.metrics else None
+    return lambda run: None if run.metrics is None else run.metrics.root.get(name)
 
 
 ACCURACY = metric_value("accuracy")

@@ -59,9 +59,9 @@ def create_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def style_axes(axes: Axes, grid_colour: str = GRID_GREY) -> None:
+def style_axes(axes: Axes) -> None:
     """A grid behind the data, and lines at the left and the bottom only."""
-    axes.grid(color=grid_colour, linewidth=0.8)
+    axes.grid(color=GRID_GREY, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#999999")
