@@ -53,12 +53,12 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class BlockPart:
-    """What one block of features contributes to a prediction."""
+class MarginPart:
+    """What class text, the shots or a block of features contributes to a prediction."""
 
-    name: str  # of the block (`clipadapter.utils.blocks`)
+    name: str  # "class text", "shots", or that of the block (`clipadapter.utils.blocks`)
     margin: float  # its part of the margin; above 0 it speaks for the class that is explained, below 0 against it
-    label: str | None  # the class with the largest logit from this block alone; None if all are equal
+    label: str | None  # the class with the largest logit from this part alone; None if all are equal
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -77,13 +77,8 @@ class Explanation:
     label: str
     against: str | None  # the best other class, which ``label`` is compared with; None with several labels per picture
     margin: float  # logit of ``label`` less that of ``against``, before calibration; negative if ``against`` is ahead
-    # The part of the margin from class text alone; None if the logits of the head are not a sum
-    text_margin: float | None = None
-    # The rest of the margin, learned from the shots: ``text_margin + shots_margin == margin``
-    shots_margin: float | None = None
-    # The class with the largest logit from text alone; None if all are equal, or there are no parts
-    text_label: str | None = None
-    shots_label: str | None = None  # the class with the largest logit from the shots alone; None likewise
+    # What class text and the shots contribute, which adds up to ``margin``; empty if the logits of the head are no sum
+    parts: tuple[MarginPart, ...] = ()
     # The most similar shots, the nearest first; of several blocks of features ``final`` is compared
     nearest: tuple[Neighbour, ...]
     picture: NDArray[np.uint8]  # (a, b, 3) uint8, the whole picture, reduced if it was large
@@ -94,7 +89,7 @@ class Explanation:
     notes: tuple[str, ...] = ()  # why values above are None or empty
     # The part of the margin that comes from each block of features, if the head reads several and its logits are a
     # sum over blocks; the parts add up to ``margin``. The heat map is then of the part of ``final``
-    blocks: tuple[BlockPart, ...] = ()
+    blocks: tuple[MarginPart, ...] = ()
     # (h, w) how much each patch differs from the rest of the picture, of root mean square 1: a grid over the square
     # without two patches at each side (`Encoder.rare_patch_map`). It shows where a small defect may be. None if the
     # model reads no block ``rare-patches``
@@ -123,16 +118,17 @@ class Explanation:
         if self.heat_map is not None:
             low, high = heat_range = [float(self.heat_map.min()), float(self.heat_map.max())]
             heat = ((self.heat_map - low) / max(high - low, 1e-12)).round(4).tolist()
+        margins, labels = ([getattr(part, key) for part in self.parts] or [None] * 2 for key in ("margin", "label"))
         return {
             "source": self.source,
             "prediction": {key: value for key, value in record.items() if key not in ("source", "error")},
             "explained": self.label,
             "against": self.against,
             "margin": self.margin,
-            "text": self.text_margin,
-            "shots": self.shots_margin,
-            "text_says": self.text_label,
-            "shots_say": self.shots_label,
+            "text": margins[0],
+            "shots": margins[1],
+            "text_says": labels[0],
+            "shots_say": labels[1],
             "blocks": [{"name": part.name, "margin": part.margin, "says": part.label} for part in self.blocks],
             "nearest_shots": [
                 {"similarity": shot.similarity, "label": shot.label, "source": shot.source} for shot in self.nearest
@@ -193,12 +189,13 @@ class Explanation:
             return [f"The logit of '{self.label}' is {self.margin:+.2f}; the label is likely if it is above 0."]
         relation = "leads" if self.margin >= 0 else "is behind"
         lines = [f"'{self.label}' {relation} '{self.against}' by {abs(self.margin):.2f} logits."]
-        if self.text_margin is not None and self.shots_margin is not None:
-            lines.append(f"Of that, class text gives {self.text_margin:+.2f} and the shots {self.shots_margin:+.2f}.")
-            if self.text_label is not None and self.shots_label is not None:
-                says = "and so would the shots alone" if self.text_label == self.shots_label else ""
-                says = says or f"the shots alone '{self.shots_label}'"
-                lines.append(f"Class text alone would predict '{self.text_label}', {says}.")
+        if self.parts:
+            text, shots = self.parts
+            lines.append(f"Of that, class text gives {text.margin:+.2f} and the shots {shots.margin:+.2f}.")
+            if text.label is not None and shots.label is not None:
+                same = text.label == shots.label
+                says = "and so would the shots alone" if same else f"the shots alone '{shots.label}'"
+                lines.append(f"Class text alone would predict '{text.label}', {says}.")
         return lines
 
     def detail_sentences(self) -> list[str]:
@@ -291,8 +288,12 @@ def explain(
     feature = extract(encoder, [image]).features[:, 0]  # as by `classify`: each pass may decode at another size
     first = encoder.passes()[0].info
     picture = read_image(image, shrink_to=min_jpeg_side(first.precision, first.image_size))
-    margins, why_no_parts = _split_margin(head, feature, names, class_name or prediction.nearest)
-    k = names.index(margins["label"])
+    logits, name = head.logits(feature)[0].astype(np.float64), class_name or prediction.nearest
+    order = np.argsort(-logits, kind="stable").tolist()
+    k = order[0] if name is None else names.index(name)
+    other = None if head.task_ == "multilabel" else order[1] if k == order[0] else order[0]
+    parts, why_no_parts = _split_by_source(head, feature, logits, names, k, other)
+    blocks, why_no_blocks = _split_by_block(encoder, head, feature, names, k, other)
     heat_map, note_on_map = compute_heat_map(encoder, head, picture, k, feature)
     support = model.support_
     rows, cosines = nearest_rows(feature[:, : encoder.info.text_dim], support.final, neighbours)
@@ -301,8 +302,6 @@ def explain(
         for i, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
     )
     why_no_shots = "" if nearest or not neighbours else NO_SHOTS
-    other = None if margins["against"] is None else names.index(margins["against"])
-    blocks, why_no_blocks = _split_by_block(encoder, head, feature, names, k, other)
     unconverted = getattr(encoder, "plain", encoder)  # the encoder that a backend runs
     tower = unconverted.tower() if isinstance(unconverted, Encoder) else None
     reduced = picture.copy()
@@ -310,7 +309,10 @@ def explain(
     return Explanation(
         source=source_name(image),
         prediction=prediction,
-        **margins,
+        label=names[k],
+        against=None if other is None else names[other],
+        margin=_margin(logits, k, other),
+        parts=parts,
         nearest=nearest,
         picture=np.asarray(reduced),
         square=None if tower is None else tower.pixels.to_square(picture),
@@ -321,44 +323,39 @@ def explain(
     )
 
 
-def _split_margin(
-    head: Head, feature: Array, names: Sequence[str], class_name: str | None
-) -> tuple[dict[str, Any], str]:
-    """The two classes, the margin and its parts from text and shots; and why there are no parts."""
-    margins: dict[str, Any]
-    logits = head.logits(feature)[0].astype(np.float64)
-    order = [int(i) for i in np.argsort(-logits, kind="stable")]
-    k = order[0] if class_name is None else names.index(class_name)
-    if head.task_ == "multilabel":
-        margins = {"label": names[k], "against": None, "margin": float(logits[k])}
-        return margins, "no parts of text and shots: the bias of each label of a multi-label head is learned"
-    other = order[1] if k == order[0] else order[0]
-    margins = {"label": names[k], "against": names[other], "margin": float(logits[k] - logits[other])}
+def _margin(logits: Array, k: int, other: int | None) -> float:
+    return float(logits[k] - (0 if other is None else logits[other]))
+
+
+def _split_by_source(
+    head: Head, feature: Array, logits: Array, names: Sequence[str], k: int, other: int | None
+) -> tuple[tuple[MarginPart, ...], str]:
+    """The parts of class text and shots in the margin of two classes; and why there are none."""
+    if other is None:
+        return (), "no parts of text and shots: the bias of each label of a multi-label head is learned"
     text_logits = head.text_logits(feature)
     if text_logits is None:
-        return margins, "no parts of text and shots: the logits of this head are not the sum of both"
+        return (), "no parts of text and shots: the logits of this head are not the sum of both"
     text = text_logits[0].astype(np.float64)
-    margins["text_margin"] = float(text[k] - text[other])
-    margins["shots_margin"] = margins["margin"] - margins["text_margin"]
-    margins["text_label"], margins["shots_label"] = _best_class(text, names), _best_class(logits - text, names)
-    return margins, ""
+    by_text = MarginPart("class text", _margin(text, k, other), _best_class(text, names))
+    margin_of_shots = _margin(logits, k, other) - by_text.margin
+    return (by_text, MarginPart("shots", margin_of_shots, _best_class(logits - text, names))), ""
 
 
 def _split_by_block(
     encoder: Encoder, head: Head, feature: Array, names: Sequence[str], k: int, other: int | None
-) -> tuple[tuple[BlockPart, ...], str]:
+) -> tuple[tuple[MarginPart, ...], str]:
     """The part of each block of features in the margin of two classes; and why there are none."""
     if len(encoder.info.blocks) == 1:
         return (), ""
     by_block = head.block_logits(feature)
     if by_block is None:
         return (), NOT_BY_BLOCK
-    parts = []
-    for name, rows in by_block.items():
-        logits = rows[0].astype(np.float64)
-        margin = float(logits[k] - (0 if other is None else logits[other]))
-        parts.append(BlockPart(name, margin, None if other is None else _best_class(logits, names)))
-    return tuple(parts), ""
+    by_name = {name: rows[0].astype(np.float64) for name, rows in by_block.items()}
+    return tuple(
+        MarginPart(name, _margin(logits, k, other), None if other is None else _best_class(logits, names))
+        for name, logits in by_name.items()
+    ), ""
 
 
 def _best_class(logits: Array, names: Sequence[str]) -> str | None:
@@ -514,14 +511,14 @@ def _draw_map(
 
 def _plot_margin(axes: Axes, explanation: Explanation) -> None:
     sentences = explanation.margin_sentences()
-    if explanation.text_margin is None or explanation.shots_margin is None:
+    if not explanation.parts:
         axes.set_axis_off()
         notes = [note for note in explanation.notes if "heat map" not in note]
         _show_text(axes, "\n\n".join(sentences + notes))
         return
-    values = [explanation.text_margin, explanation.shots_margin, explanation.margin]
+    values = [*(part.margin for part in explanation.parts), explanation.margin]
     colours = [POSITIVE_COLOUR if value >= 0 else NEGATIVE_COLOUR for value in values]
-    bars = axes.bar(["class text", "shots", "sum"], values, color=colours, width=0.6)
+    bars = axes.bar([*(part.name for part in explanation.parts), "sum"], values, color=colours, width=0.6)
     axes.bar_label(bars, fmt="{:+.2f}", padding=3, fontsize=9)
     axes.axhline(0, color="black", linewidth=0.8)
     reach = max(*np.abs(values), 1e-9)

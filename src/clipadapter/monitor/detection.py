@@ -191,11 +191,11 @@ def _compare(
     if expected.kind == "shots" and shots is not None:
         probabilities = shots.predict(observed.head_features)  # by the same kind of fits as those of the reference
     if "covariate-shift" not in skip:
-        look = measure_look(expected, observed.features, probabilities, draws, seed)
-        p_values["covariate-shift"] = look.p_value
-    shift = None if "label-shift" in skip else measure_label_shift(expected, probabilities, draws, seed)
-    if shift is not None:
-        p_values["label-shift"] = shift.p_value
+        all_pictures = compare_features(expected, observed.features, probabilities, draws, seed)
+        p_values["covariate-shift"] = all_pictures.p_value
+    label_shift = None if "label-shift" in skip else compare_priors(expected, probabilities, draws, seed)
+    if label_shift is not None:
+        p_values["label-shift"] = label_shift.p_value
     if rejected is not None and "ood-rate" not in skip:
         counts = int(rejected.sum()), len(rejected), expected.n_rejected, expected.n_scored
         p_values["ood-rate"] = fisher_p_value(*counts)
@@ -205,7 +205,7 @@ def _compare(
     is_reliable = significant <= {"label-shift"}
 
     estimates = estimate_with_intervals(observed, shots, expected.assumed_priors, seed)
-    class_p_values = [None] * len(names) if shift is None else shift.class_p_values.tolist()
+    class_p_values = [None] * len(names) if label_shift is None else label_shift.class_p_values.tolist()
     columns = [values.tolist() for values in (expected.priors, *estimates)]
     classes = tuple(ClassPrior(*row) for row in zip(names, *columns, class_p_values, strict=True))
     ood_rate = None
@@ -224,18 +224,18 @@ def _compare(
         for check in CHECKS
     )
 
-    def look_at(rows: NDArray[np.intp]) -> Window:
-        P, look = observed.probabilities[rows], None
+    def measure_window(rows: NDArray[np.intp]) -> Window:
+        P, features, shift = observed.probabilities[rows], observed.features[rows], None
         if "covariate-shift" not in skip:
-            look = measure_look(expected, observed.features[rows], probabilities[rows], WINDOW_DRAWS, seed)
+            shift = compare_features(expected, features, probabilities[rows], WINDOW_DRAWS, seed)
         return Window(
             int(rows[0]),
             int(rows[-1]) + 1,
             None if times is None else float(times[observed.indices[rows[0]]]),
             None if rejected is None else _rate(rejected[rows]),
             float(P.max(axis=1).mean()),
-            None if look is None else look.distance,
-            None if look is None else look.distance_limit,
+            None if shift is None else shift.distance,
+            None if shift is None else shift.distance_limit,
             tuple(estimate_priors(P, expected.assumed_priors).tolist()),
         )
 
@@ -251,13 +251,15 @@ def _compare(
         checks=tuple(checks),
         classes=classes,
         ood_rate=ood_rate,
-        windows=tuple(look_at(rows) for rows in np.array_split(np.arange(m), max(1, m // size))),
+        windows=tuple(measure_window(rows) for rows in np.array_split(np.arange(m), max(1, m // size))),
         knows_confusions=shots is not None,
         is_reliable=is_reliable,
     )
 
 
-def measure_look(expected: Reference, features: Array, probabilities: Array, draws: int, seed: int) -> CovariateShift:
+def compare_features(
+    expected: Reference, features: Array, probabilities: Array, draws: int, seed: int
+) -> CovariateShift:
     """Whether pictures with features (m, d) and probabilities (m, c) look as those of the reference."""
     (m, c), n = probabilities.shape, len(expected)
     priors = estimate_priors(probabilities, expected.assumed_priors)
@@ -277,7 +279,7 @@ def measure_look(expected: Reference, features: Array, probabilities: Array, dra
     return measure_covariate_shift(*samples, (P, Q), (odds(P), odds(Q)), draws=draws, seed=seed)
 
 
-def measure_label_shift(expected: Reference, probabilities: Array, draws: int, seed: int) -> LabelShift | None:
+def compare_priors(expected: Reference, probabilities: Array, draws: int, seed: int) -> LabelShift | None:
     """Whether the class priors changed; None if the shots are too few."""
     labels, options = expected.labels, {"draws": draws, "seed": seed}
     if labels is None:

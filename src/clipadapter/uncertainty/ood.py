@@ -209,7 +209,7 @@ class Rejector:
     def part_scores(self, features: ArrayLike, logits: ArrayLike) -> Array:
         """The score (m, p) of each part; arguments as of `scores`."""
         rows, logit_rows = np.asarray(features), np.asarray(logits, dtype=np.float64)
-        width = self.memory.width
+        width = None if self.memory.of_classes is None else self.memory.of_classes.shape[1]
         if rows.ndim != 2 or logit_rows.ndim != 2 or len(rows) != len(logit_rows) or width not in (rows.shape[1], None):
             raise InputError(
                 f"features {rows.shape} and logits {logit_rows.shape}: give one row of each per picture, features "
@@ -248,17 +248,12 @@ class Rejector:
 
 
 def _normal_tail_bound(ordered: Array, rate: float) -> float:
-    """The score that one more of r ascending ones exceeds with probability ``rate``, if they are normal.
-
-    Student's quantile is by its expansion in 1 / (r - 1) (Abramowitz and Stegun 1964, 26.7.5): within 2 % for rates
-    down to 0.01 from six shots on, and lower than it is with fewer.
-
-    >>> round(_normal_tail_bound(np.array([-1.0, 0.0, 1.0, 0.5, -0.5]), 0.05), 2)  # 0 + 2.13 * 0.79 * sqrt(1.2)
-    1.84
-    """
+    """The score that one more of r ascending ones exceeds with probability ``rate``, if they are normal."""
     r = len(ordered)
     if r < 3:
         return math.inf
+    # Student's quantile by its expansion in 1 / (r - 1) (Abramowitz and Stegun 1964, 26.7.5): within 2 % for rates down
+    # to 0.01 from six shots on, and lower than it is with fewer.
     z, v = -NormalDist().inv_cdf(rate), r - 1
     t = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
     t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)

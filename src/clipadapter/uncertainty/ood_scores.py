@@ -32,17 +32,9 @@ class MemoryBank:
     scale: float = DEFAULT_LOGIT_SCALE  # logit scale of the encoder
 
     @property
-    def width(self) -> int | None:
-        """d, or None if the bank is empty."""
-        means = None if self.gaussians is None else self.gaussians.means
-        arrays = (means, self.text, self.negative_labels, self.outliers)
-        return next((int(each.shape[1]) for each in arrays if each is not None), None)
-
-    @property
-    def classes(self) -> int | None:
-        """c, or None if the bank has neither class means nor class text."""
-        means = None if self.gaussians is None else self.gaussians.means
-        return next((len(each) for each in (means, self.text) if each is not None), None)
+    def of_classes(self) -> Array | None:
+        """(c, d) class means, else class text; None if there is neither, which the score of the logits alone allows."""
+        return self.text if self.gaussians is None else self.gaussians.means
 
     def restrict(self, names: Sequence[str]) -> MemoryBank:
         """A copy with only what the scores of these names need, as float32."""

@@ -46,13 +46,11 @@ def is_convolutional(network: nn.Module) -> bool:
 
 
 def run_in_batches(run: Callable[[Tensor], Tensor], network: nn.Module, pixels: Tensor) -> Tensor:
-    """Run a torch tower without gradients, in batches of the size that suits it.
-
-    On a CPU a convolutional tower gets small batches, one per thread. Threads that shared one layer would wait whenever
-    the threads that read pictures take the core of one of them.
-    """
+    """Run a torch tower without gradients, in batches of the size that suits it."""
     import torch
 
+    # On a CPU a convolutional tower gets small batches, one per thread. Threads that shared one layer would wait
+    # whenever the threads that read pictures take the core of one of them.
     threads = torch.get_num_threads()
     workers = min(threads, MAX_PARALLEL_BATCHES)
     batches = pixels.split(PICTURES_PER_THREAD * (threads // workers))

@@ -94,11 +94,7 @@ class InferenceGraph:
 
 
 class Backend:
-    """Base of all backends. Towers are converted to its ``format``, whose files it opens; or it runs them as they are.
-
-    Args:
-        device: a torch device, one of ``devices``.
-    """
+    """Base of all backends: towers are converted to its ``format``, whose files it opens; or it runs them as is."""
 
     title: ClassVar[str]
     """Its name in a sentence, as its authors write it."""
@@ -109,6 +105,7 @@ class Backend:
     extra: ClassVar[str] = ""
     """The extra that installs them."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Kinds of torch devices that it runs on."""
     format: ClassVar[ExportFormat | None] = None
     """The format of exported models that it brings along, and opens."""
     opens: ClassVar[tuple[str, ...]] = ()
@@ -244,18 +241,15 @@ def read_cache_facts(folder: Path) -> dict[str, Any] | None:
 
 
 def build_in_cache(folder: Path, convert: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
-    """Have a function write files into an empty folder, its argument, and store JSON values with them.
-
-    A second process waits for the first, and uses its files. A killed process leaves only a hidden folder.
-    """
+    """Have a function write files into an empty folder, its argument, and store JSON values with them."""
     from filelock import FileLock  # not in the base install, which only reads
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
-            if read_cache_facts(folder) is not None:
+            if read_cache_facts(folder) is not None:  # another process had the lock, and wrote them
                 return
-            for abandoned in folder.parent.glob(f".{folder.name}.*.part"):
+            for abandoned in folder.parent.glob(f".{folder.name}.*.part"):  # of killed processes
                 shutil.rmtree(abandoned, ignore_errors=True)
             part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
             try:

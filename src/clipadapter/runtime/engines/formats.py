@@ -71,6 +71,7 @@ class TorchGraph:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     example_inputs: tuple[Tensor, ...]  # the inputs of two pictures, to trace with
+    constant_bytes: int = 0  # of tensors that are neither weights nor buffers of the module, such as those of a head
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
     from clipadapter.runtime.engines.tracing import suppress_logs
 
     tensors = (*graph.module.parameters(), *graph.module.buffers())
-    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors) + graph.constant_bytes
     if weight_bytes >= MAX_FILE_BYTES:
         raise InputError(
             f"the model has {weight_bytes / 2**30:.1f} GiB of weights, but an ONNX file holds less than 2 GiB: "

@@ -99,12 +99,9 @@ def unfused_attention() -> Iterator[None]:
 
 @contextmanager
 def suppress_logs() -> Iterator[None]:
-    """Suppress advice to developers from converters, and the handlers that it would add to the root logger.
-
-    One thread at a time: logging is switched off for the process.
-    """
+    """Suppress advice to developers from converters, and the handlers that it would add to the root logger."""
     handler, root = logging.NullHandler(), logging.getLogger()
-    with _CONVERSION_LOCK:
+    with _CONVERSION_LOCK:  # logging is switched off for the process
         before = logging.root.manager.disable
         root.addHandler(handler)
         logging.disable(logging.ERROR)

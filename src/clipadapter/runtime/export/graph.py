@@ -53,6 +53,7 @@ class ModelGraph(nn.Module):
                 example_squares(pixels) if self.input_kind == "uint8" else torch.zeros(2, 3, pixels.size, pixels.size)
                 for pixels in self.inputs
             ),
+            constant_bytes=sum(array.nbytes for array in self.head.state().values()),
         )
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
