@@ -46,10 +46,8 @@ def adapted_features(head: Head, X: ArrayLike) -> Array:
 
     width = np.shape(X)[-1]
     # Text along each axis returns the feature if the head only compares features with text. Random text verifies that.
-    features, others = (
-        inner_products(np.eye(width)),
-        checked_unit_rows(np.random.default_rng(0).normal(size=(3, width))),
-    )
+    features = inner_products(np.eye(width))
+    others = checked_unit_rows(np.random.default_rng(0).normal(size=(3, width)))
     if not np.allclose(inner_products(others), features @ others.T, atol=1e-4):
         raise InputError(f"{name} does more than compare a feature with class text: it has no adapted features")
     if np.allclose(features, checked_unit_rows(X), atol=SAME_FEATURE_DISTANCE):

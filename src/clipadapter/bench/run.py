@@ -32,21 +32,10 @@ if TYPE_CHECKING:
     from clipadapter.classifier.evaluation import Score
 
 FORMAT = 1
-KEY_FIELDS = {
-    "method",
-    "method_version",
-    "measurement_version",
-    "params",
-    "encoder",
-    "data",
-    "templates",
-    "text",
-    "shots",
-    "seed",
-    "rows",
-    "flags",
-    "versions",
-}
+KEY_FIELDS = (
+    *("method", "method_version", "measurement_version", "params", "encoder", "data", "templates", "text"),
+    *("shots", "seed", "rows", "flags", "versions"),
+)
 """The fields that determine the metrics. Two runs with the same values are the same run."""
 MEASUREMENT_VERSION = 1
 """Version of ``classifier.evaluation.score`` and of the metrics. Raise it if the same logits give other metrics."""
