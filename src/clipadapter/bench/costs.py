@@ -151,7 +151,7 @@ def find_problems(suite: Suite, cost: Estimate, encoders: Sequence[str], has_des
     """A sentence for each reason why a suite can't run, with what to do. No weights are loaded or downloaded."""
     problems = list(dict.fromkeys(size.missing for size in cost.sizes if not size.ready))
     if not problems:
-        problems += _reasons(create_protocol(suite.protocol).check_sources, suite, cost.sources)
+        problems += _reasons(create_protocol(suite.protocol, suite.options).check_sources, suite, cost.sources)
     for variant in suite.all_variants():
         problems += [f"{variant.title}: {reason}" for reason in _reasons(make_head(variant).check_parameters)]
     if any(prompts.descriptions for prompts in suite.prompts) and not has_descriptions:
