@@ -14,8 +14,9 @@ from clipadapter.encoders import attention_layers, open_tunable_copy
 from clipadapter.errors import ImageError, InputError
 from clipadapter.features import encode_classes
 from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.tuners import tower_tuner
 from clipadapter.tuners.clip_lora import ClipLora, SeededDropout, attach_update, merge_update
-from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, SplitAttention
+from clipadapter.tuners.tower_tuner import SplitAttention, class_embeddings, image_features
 
 from .coloured_squares import COLOURS, picture, squares
 from .golden_figures import golden
@@ -128,8 +129,8 @@ def test_training_sees_what_the_encoder_sees(name, opened):
     rows, views = torch.arange(2), torch.zeros(2, dtype=torch.int64)
     for frozen in (False, True):
         with torch.no_grad():
-            pictures = ImageFeatures(encoder, array, frozen)(rows, views)
-            texts = ClassEmbeddings(encoder, prompts, frozen)()
+            pictures = image_features(encoder, array, frozen)(rows, views)
+            texts = class_embeddings(encoder, prompts, frozen)()
         torch.testing.assert_close(pictures, encoder.encode_images(images), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(texts, torch.tensor(encode_classes(encoder, prompts).embeddings))
 
@@ -185,8 +186,10 @@ def test_a_bad_picture_is_left_out_or_told(model, tmp_path):
 
 def test_a_tower_that_stays_runs_once(model, monkeypatch):
     runs = []
-    run = ImageFeatures._run
-    monkeypatch.setattr(ImageFeatures, "_run", lambda self, some: (runs.append(len(some)), run(self, some))[1])
+    run = tower_tuner.run_squares
+    monkeypatch.setattr(
+        tower_tuner, "run_squares", lambda tower, some, device: (runs.append(len(some)), run(tower, some, device))[1]
+    )
     model(ClipLora(towers="text", steps=5)).fit(*squares())
     assert runs == [12]
     model(ClipLora(towers="image", steps=5)).fit(*squares())

@@ -166,8 +166,7 @@ def hub_source(variant: str) -> HubSource | None:
         return HubSource(variant, repo, [CONFIG_FILE], revision or None)
     if has_path:
         return None
-    model, tag, facts, _ = look_up(*variant.rpartition("/")[::2])
-    return HubSource(_name(model, tag), *weights_files(facts))
+    return look_up(*variant.rpartition("/")[::2])[0]
 
 
 def find_source(variant: str) -> ModelSource:
@@ -182,8 +181,7 @@ def find_source(variant: str) -> ModelSource:
 
 def find_pretrained(model: str, tag: str) -> ModelSource:
     """A pretrained model by its names in open_clip; with QuickGELU, if its weights were trained with it."""
-    model, tag, facts, config = look_up(model, tag)
-    source = HubSource(_name(model, tag), *weights_files(facts))
+    source, model, facts, config = look_up(model, tag)
     return ModelSource(source.uri, model, config, str(source.path()), facts, find_licence(source.repo))
 
 
@@ -217,8 +215,8 @@ def find_file(model: str, path: str) -> ModelSource:
     file = Path(path).expanduser().resolve()
     name, _, tag = model.partition("/")
     if tag:
-        name, tag, facts, config = look_up(name, tag)
-        return ModelSource(f"{_name(name, tag)}:{file}", name, config, str(file), facts, is_own_file=True)
+        source, name, facts, config = look_up(name, tag)
+        return ModelSource(f"{source.uri}:{file}", name, config, str(file), facts, is_own_file=True)
     config = open_clip.get_model_config(name)
     if config is None:
         raise UnknownNameError(f"open_clip has no architecture '{name}'.{suggest(name, open_clip.list_models())}")
@@ -240,8 +238,8 @@ def check_position_embeddings(shapes: dict[str, tuple[int, ...]], source: ModelS
             )
 
 
-def look_up(model: str, tag: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
-    """Model and tag in open_clip's spelling, its facts of the weights, and its configuration of the model."""
+def look_up(model: str, tag: str) -> tuple[HubSource, str, dict[str, Any], dict[str, Any]]:
+    """Pretrained weights on the hub, and open_clip's name of the model, facts of the weights and configuration."""
     # The model is the form of the architecture that has the activation of the weights.
     check_pretrained(model, tag)
     import open_clip
@@ -250,13 +248,10 @@ def look_up(model: str, tag: str) -> tuple[str, str, dict[str, Any], dict[str, A
     facts = open_clip.get_pretrained_cfg(model, tag)
     if not facts:  # of another release than the one whose names are known
         raise UnknownNameError(f"the installed open_clip has no weights '{tag}' of a model '{model}'")
+    source = HubSource(f"open_clip:{model}/{tag.lower().replace('-', '_')}", *weights_files(facts))
     if facts.get("quick_gelu"):
         model += QUICK_GELU
-    return model, tag.lower().replace("-", "_"), facts, open_clip.get_model_config(model)
-
-
-def _name(model: str, tag: str) -> str:
-    return f"open_clip:{model.removesuffix(QUICK_GELU)}/{tag}"
+    return source, model, facts, open_clip.get_model_config(model)
 
 
 def weights_files(facts: dict[str, Any]) -> tuple[str, list[str]]:

@@ -152,8 +152,8 @@ def write_rows(
     # A list of no fixed size can be null.
     fields += [(column_name(name), pa.list_(pa.float32(), -1 if with_errors else width)) for name, width in blocks]
     fields += [("error", pa.string()), ("digest", pa.binary())] if with_errors else []
-    schema, slices = pa.schema(fields, metadata=facts), column_slices(blocks)
-    columns_of = {column_name(name): columns for name, columns in slices.items()}
+    schema = pa.schema(fields, metadata=facts)
+    columns_of = {column_name(name): columns for name, columns in column_slices(blocks).items()}
     source, count, width = iter(rows), 0, total_width(blocks)
     # Features do not compress, and a dictionary of them would cost time only.
     with parquet.ParquetWriter(sink, schema, compression="none", use_dictionary=["label", "split"]) as writer:
@@ -161,16 +161,10 @@ def write_rows(
             for row in block:
                 if row.feature is not None and len(row.feature) != width:
                     raise InputError(f"features have width {len(row.feature)} but the encoder's is {width}")
-            arrays = []
-            for field in schema:
-                columns = columns_of.get(field.name)
-                values = (
-                    [getattr(row, field.name) for row in block]
-                    if columns is None
-                    else [None if row.feature is None else row.feature[columns] for row in block]
-                )
-                arrays.append(pa.array(values, field.type))
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            values = {name: [getattr(row, name) for row in block] for name in schema.names if name not in columns_of}
+            for name, columns in columns_of.items():
+                values[name] = [None if row.feature is None else row.feature[columns] for row in block]
+            writer.write_table(pa.Table.from_pydict(values, schema))
             count += len(block)
     return count
 
