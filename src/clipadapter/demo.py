@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -120,13 +119,7 @@ class DemoData:
 
 
 def open_demo_data(source: Path | None, note: Callable[[str], None], *, progress: bool = False) -> DemoData:
-    """Open the pictures of the demo. A named data set that is not there is downloaded, if that is possible.
-
-    If the data has the splits train and test, shots are drawn from train; else every other picture of each class is a
-    test picture.
-
-    `note` is called with what the user should know before a download.
-    """
+    """Open the pictures of the demo; `note` gets what the user should know before a data set is downloaded."""
     if source is None:
         return _divide(textiles(), "fabric", TEXTILE_TASK)
     name = source.as_posix()
@@ -169,16 +162,11 @@ def _open_set(known: BenchmarkSet, note: Callable[[str], None], progress: bool) 
     by_hand = [need for need in missing if not need.downloadable]
     sources = "; ".join(dict.fromkeys(need.source for need in missing if need.downloadable))
     folder = data_root() / known.folder
-    if by_hand and not _has_class_folders(known):
-        need = by_hand[0]
-        ready = [
-            one.name
-            for one in map(get_set, list_sets())
-            if _has_class_folders(one) or all(need.downloadable for need in one.list_required())
-        ]
+    reads_folders = isinstance(known, SplitFileSet) and known.has_class_folders
+    if by_hand and not reads_folders:
         raise DataError(
-            f"the data set '{known.name}' needs a file that can't be downloaded by a program, {need.path} "
-            f"({need.source}). These need none: {', '.join(ready)}. {OFFLINE}"
+            f"the data set '{known.name}' needs a file that can't be downloaded by a program, {by_hand[0].path} "
+            f"({by_hand[0].source}). imagenette needs none. {OFFLINE}"
         )
     if sources:
         note(f"downloading {known.title} to {folder}: {sources}. An interrupted download starts again.")
@@ -195,14 +183,10 @@ def _open_set(known: BenchmarkSet, note: Callable[[str], None], progress: bool) 
     return known.load()
 
 
-def _has_class_folders(known: BenchmarkSet) -> bool:
-    return isinstance(known, SplitFileSet) and known.has_class_folders
+# ---- What the figures say, as a table and in words ----
 
-
-# ---- What the figures say, as sentences that are chosen by the figures ----
-
-UNCLEAR_STANDARD_ERRORS = 2.0
-"""Differences below this many standard errors are called unclear."""
+MARGIN_STANDARD_ERRORS = 2.0
+"""The margin of error of a difference, in standard errors."""
 
 
 class Results:
@@ -220,18 +204,8 @@ class Results:
         """The metric of each draw; 0 to 1."""
         return [run.metrics[self.data.metric] for run in self._runs.get((head, shots), ()) if run.metrics is not None]
 
-    def standard_error(self, value: float) -> float:
-        """Standard error of the metric by the choice of the test pictures, at a value that all classes have."""
-        spread, counts = value * (1 - value), self.data.test_counts.values()
-        if self.data.metric == "accuracy":
-            return sqrt(spread / sum(counts))
-        return sqrt(sum(spread / count for count in counts)) / len(counts)
-
     def difference(self, first: tuple[str, int], second: tuple[str, int]) -> tuple[float, float] | None:
-        """The difference of two (head, shots) on the same pictures and draws, and the margin up to which it is unclear.
-
-        None if one of them failed.
-        """
+        """The difference of two (head, shots) on the same pictures and draws, and its margin; None if one failed."""
         from clipadapter.bench.statistics import difference_on_pictures
 
         correct: list[Mapping[int, Any]] = []
@@ -239,7 +213,7 @@ class Results:
             pictures = ((run.seed, run.correct_pictures) for run in self._runs.get(key, ()))
             correct.append({seed: own for seed, own in pictures if own is not None})
         difference = difference_on_pictures(correct[0], correct[1], self.labels)
-        return None if difference is None else (difference[0], UNCLEAR_STANDARD_ERRORS * difference[1])
+        return None if difference is None else (difference[0], MARGIN_STANDARD_ERRORS * difference[1])
 
     def table(self) -> str:
         """The class names alone, about four pictures of each class, and the most: mean and deviation over the draws."""
@@ -258,65 +232,34 @@ class Results:
         return "\n".join(lines)
 
     def findings(self) -> list[str]:
-        """What was learned, in two sentences. What failed is left out."""
-        return [sentence for sentence in (self._gain_by_pictures(), self._gain_by_more()) if sentence]
-
-    def _gain_by_pictures(self) -> str:
-        """How far the class names alone lead, and what the pictures add."""
+        """What pictures add to the class names alone, and what the most add to the fewest. What failed is left out."""
         if not self.shots:
-            return ""
-        most = self.shots[-1]
-        gain = self.difference(("auto", most), ("zero-shot", most))
-        if gain is None:
-            return ""
-        added = {
-            1: f"{_pictures(most)} add {_points(gain[0])}",
-            -1: f"{_pictures(most)} do harm, {_points(gain[0])}",
-            0: f"{_pictures(most)} add nothing that is clear ({100 * gain[0]:+.1f} points, margin of error "
-            f"{_points(gain[1])})",
-        }[_sign(*gain)]
-        names, value = (self._above_chance(fmean(self.values(head, most))) for head in ("zero-shot", "auto"))
-        return f"The class names alone reach {names}; {added}: {value}."
-
-    def _above_chance(self, value: float) -> str:
-        """A figure beside what a die reaches."""
-        chance = self.data.chance
-        above = _sign(value - chance, UNCLEAR_STANDARD_ERRORS * self.standard_error(chance))
-        relation = {-1: "below chance", 0: "not clearly different from chance", 1: "above chance"}[above]
-        return f"{_percent(value)}, {relation} ({_percent(chance)})"
-
-    def _gain_by_more(self) -> str:
-        """What more pictures of each class add to the fewest."""
-        if len(self.shots) < 2:
-            return ""
+            return []
         fewest, most = self.shots[0], self.shots[-1]
-        gain = self.difference(("auto", most), ("auto", fewest))
+        sentences = [
+            self._compare(("zero-shot", most), f"The class names alone (chance is {_percent(self.data.chance)})", most),
+            self._compare(("auto", fewest), _pictures(fewest), most) if fewest < most else "",
+        ]
+        return list(filter(None, sentences))
+
+    def _compare(self, before: tuple[str, int], name: str, most: int) -> str:
+        gain = self.difference(("auto", most), before)
         if gain is None:
             return ""
-        first, last = (_percent(fmean(self.values("auto", n))) for n in (fewest, most))
-        change = f"auto goes from {first} with {_pictures(fewest)} to {last} with {most}"
-        return {
-            1: f"More pictures help: {change}.",
-            -1: f"More pictures did not help: {change}.",
-            0: f"More pictures did not clearly help: {change}, with a margin of error of {_points(gain[1])}.",
-        }[_sign(*gain)]
-
-
-def _sign(difference: float, margin: float) -> int:
-    """1 if the first figure is clearly above the second, -1 if clearly below, else 0."""
-    return 0 if abs(difference) <= margin else 1 if difference > 0 else -1
+        first, last = (_percent(fmean(self.values(*key))) for key in (before, ("auto", most)))
+        relation = "more than" if abs(gain[0]) > gain[1] else "within"
+        return (
+            f"{name}: {first}. {_pictures(most)}: {last}. That is {100 * gain[0]:+.1f} points, {relation} the margin "
+            f"of error ({100 * gain[1]:.1f})."
+        )
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _points(value: float) -> str:
-    return f"{100 * abs(value):.1f} points"
-
-
 def _pictures(shots: int) -> str:
-    return f"{shots} picture{'s' if shots > 1 else ''} of each class"
+    return f"{format_count(shots, 'picture')} of each class"
 
 
 # ---- The sheet: the answer for each picture, whether it is right, and the place to look at, marked and enlarged ----
@@ -358,10 +301,7 @@ class SheetAnswer:
 def draw_answers(
     model: FewShotClassifier, test: Dataset, features: FeatureSet, about: str, folder: Path
 ) -> tuple[list[SheetAnswer], Path]:
-    """Explain the answers for some pictures at random and for some that are wrong, and draw them.
-
-    ``features`` are those of the test pictures; ``about`` is what the title says of the model.
-    """
+    """Explain the answers for some pictures at random and for some that are wrong, and draw them."""
     blocks = [block.name for block in model.encoder_.info.blocks]
     best = model.classify_features(features.select_blocks(blocks).plain).best
     truth = zip(best, features.y, features.provenance["rows"], strict=True)
@@ -381,10 +321,7 @@ def draw_answers(
 
 
 def explain_some(model: FewShotClassifier, test: Dataset, count: int = SHEET_PICTURES) -> list[SheetAnswer]:
-    """Explain the answers for pictures that are drawn at random, the same number of each class as far as possible.
-
-    Pictures that can't be read are passed over.
-    """
+    """Explain the answers for pictures drawn at random, as far as possible the same number of each class."""
     from clipadapter.explain import explain
 
     answers: list[SheetAnswer] = []

@@ -8,13 +8,15 @@ from sklearn.model_selection import StratifiedKFold
 from clipadapter.bench import FEATURES, cross_validate_model, few_shot, load_study, run_suite, write_report
 from clipadapter.bench.bundle import Bundle, save_bundle
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.suite import ALL, parse_suite
+from clipadapter.bench.suite import ALL
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads.prototype import Prototype
 from clipadapter.testing import toy_features
+
+from ..suite_text import parse_suite
 
 SUITE = (
     'title = "t"\nprotocol = "cross-validation"\nheads = ["zero-shot", "prototype"]\nshots = [1, "all"]\nseeds = [1, 2]'
@@ -62,6 +64,8 @@ def test_a_suite_is_cross_validated(pictures, tmp_path):
     source = FEATURES + str(save_bundle(Bundle(features, text), tmp_path / "toys"))
     suite = parse_suite("cv", SUITE + "\noptions = { folds = 3 }")
     launcher = Launcher(workers=1)
+    with pytest.raises(InputError, match="folds must be 2 or more, but are 1"):
+        run_suite(parse_suite("cv", SUITE + "\noptions = { folds = 1 }"), [source], {}, tmp_path / "out", launcher)
     assert run_suite(suite, [source], {}, tmp_path / "out", launcher).n_made == 8
     assert run_suite(suite, [source], {}, tmp_path / "out", launcher).n_existing == 8
     study = load_study(tmp_path / "out", "cv")

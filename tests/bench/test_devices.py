@@ -6,11 +6,12 @@ from tests.simulated_device import DEVICE, simulated_device
 
 from clipadapter.bench import compare_studies, launcher, load_study, open_source, read_runs, run_suite, write_report
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.suite import parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.runtime.engines.pytorch import TorchBackend
 from clipadapter.utils.devices import count_gpus
+
+from ..suite_text import parse_suite
 
 SHORT = """
 title = "t"

@@ -156,7 +156,7 @@ def test_by_default_every_registered_head_but_the_slow_takes_part_the_baselines_
     [
         ([], [1], "cat", "there is nothing to run"),
         ([1], [], "cat", "there is nothing to run"),
-        ([0, 2], [1], "cat", "shots must be 1 or more, but are 0, 2"),
+        ([0, 2], [1], "cat", "shots must be at least 1, got 0"),
         ([1], [1], "cow", "no class of the model: cow"),
     ],
 )

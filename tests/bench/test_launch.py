@@ -2,6 +2,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -16,7 +17,7 @@ from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import append_runs
 from clipadapter.bench.sources import apply_prompts
 from clipadapter.bench.study import load_plan
-from clipadapter.bench.suite import Prompts, load_suite, parse_suite
+from clipadapter.bench.suite import Prompts, load_suite
 from clipadapter.bench.suite_files import list_planned_suites
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
@@ -24,14 +25,16 @@ from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.prototype import Prototype
 
+from ..suite_text import parse_suite
+
 SUITE = 'title = "t"\nheads = ["zero-shot", "prototype"]\nshots = [1, 2]\nseeds = [1, 2]'
 ONE_SHOT = SUITE.replace("[1, 2]\nseeds", "[1]\nseeds")
 
 
 def build_bundle(suite, sources, model, prompts):
     """The features of a suite, as its protocol makes them."""
-    prompted = apply_prompts(suite, model, prompts, sources[0])
-    return create_protocol(suite.protocol).build(suite, sources, prompted, prompts)
+    bundle = create_protocol(suite.protocol).build(suite, sources, partial(apply_prompts, suite, model, prompts))
+    return bundle, bundle.draws
 
 
 def go(source, out, text=SUITE, **more):

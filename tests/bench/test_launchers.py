@@ -12,7 +12,8 @@ import torch
 
 from clipadapter.bench import read_runs, run_suite
 from clipadapter.bench.launcher import Launcher, WorkerDiedError
-from clipadapter.bench.suite import parse_suite
+
+from ..suite_text import parse_suite
 
 TEST_FOLDER = str(Path(__file__).parent)
 sys.path.append(TEST_FOLDER)  # worker processes inherit it

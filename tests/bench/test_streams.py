@@ -27,7 +27,7 @@ from clipadapter.bench.run import RunEncoder, Task, TaskStream
 from clipadapter.bench.stream_report import continual_value
 from clipadapter.bench.streams import DataSetFeatures, draw_tasks, join_data_sets, join_sources
 from clipadapter.bench.study import Spot
-from clipadapter.bench.suite import ALL, ORDERS, Order, Prompts, StreamRules, count_tasks, order_tasks, parse_suite
+from clipadapter.bench.suite import ALL, ORDERS, Order, Prompts, StreamRules, count_tasks, order_tasks
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.cli.app import app
 from clipadapter.data import draw_shots
@@ -35,6 +35,8 @@ from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.knn import Knn
+
+from ..suite_text import parse_suite
 
 SUITE = """
 title = "Tasks"
@@ -343,7 +345,7 @@ def test_the_command_prints_a_table_with_its_definitions(sets, command):
     assert [(one["head"], one["learns"], one["shots"]) for one in data_of_run["streams"]] == [("knn", "joint", ALL)]
     assert "tasks     4, learned one after" in command(*data, "--per-task", "2", "--dry-run").stdout
     wrong = command(*data, "--order", "backwards")
-    assert wrong.exit_code == 1 and "no order is called 'backwards'" in wrong.stderr
+    assert wrong.exit_code == 2 and "backwards" in wrong.stderr
 
 
 def test_the_command_names_missing_data_sets(tmp_path, colour_folder, command):

@@ -6,10 +6,11 @@ import re
 
 import pytest
 
-from clipadapter.bench.suite import Order, Prompts, StreamRules, Suite, Variant, parse_suite
+from clipadapter.bench.suite import Order, Prompts, StreamRules, Suite, Variant
 from clipadapter.heads.registry import describe_arguments
 
 from ..pages import ROOT
+from ..suite_text import parse_suite
 
 PAGE = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
 TITLES = {

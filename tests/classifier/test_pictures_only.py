@@ -1,9 +1,11 @@
 """Encoders without a text tower: alone heads learn from shots only, beside another one its texts are used."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from clipadapter import FewShotClassifier
 from clipadapter.bench import compare, cross_validate_model, evaluate_model
@@ -13,7 +15,7 @@ from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.heads import TextFeatures, create_head
-from clipadapter.persistence.model import from_files, to_files
+from clipadapter.persistence.model import from_snapshot, to_snapshot
 from clipadapter.uncertainty import UncertaintyOptions
 
 from .squares import squares
@@ -86,24 +88,19 @@ def test_a_saved_model_has_no_text_either(fitted, tmp_path):
     np.testing.assert_array_equal(loaded.logits(images), fitted.logits(images))
 
 
-def read_of(blobs, change=lambda arrays: arrays):
-    """What reads the arrays of a model's files by their names."""
-    return lambda name: change(load(blobs[name]))
-
-
 def test_a_saved_class_without_text_stays_without_text():
     toy = FewShotClassifier("toy", cache=None).fit(*draw(2))
     rows = np.where(np.arange(3)[:, None] == 1, np.nan, toy.text_.embeddings)
     toy.fit_features(toy.support_, TextFeatures(toy.class_names_, rows, 20.0, order="given"))
-    config, blobs = to_files(toy._to_model())
-    assert from_files(config, read_of(blobs), "model").text.absent == ("green",)
+    assert from_snapshot(to_snapshot(toy._to_model())).text.absent == ("green",)
 
 
 def test_class_text_that_is_lost_is_noticed():
-    config, blobs = to_files(FewShotClassifier("toy", "tip-adapter", cache=None).fit(*draw(2))._to_model())
-    zeros = read_of(blobs, lambda arrays: {k: 0 * v if k == "class_text" else v for k, v in arrays.items()})
+    saved = to_snapshot(FewShotClassifier("toy", "tip-adapter", cache=None).fit(*draw(2))._to_model())
+    arrays = load(saved.read("head"))
+    zeros = save({**arrays, "class_text": 0 * arrays["class_text"]})
     with pytest.raises(ArtifactError, match="there is no class text of blue"):
-        from_files(config, zeros, "model")
+        from_snapshot(replace(saved, read=lambda _: zeros))
 
 
 @pytest.mark.parametrize("head", ["auto", "gda", "linear-probe"])

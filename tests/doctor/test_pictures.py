@@ -6,11 +6,10 @@ from scipy.ndimage import convolve
 from sklearn.neighbors import NearestNeighbors
 
 from clipadapter.doctor.pictures import (
-    DuplicatePair,
     ImageMeasures,
     Neighbours,
     check_image_quality,
-    find_duplicate_pairs,
+    find_duplicates,
     group_duplicates,
     measure_image,
     measure_images,
@@ -114,7 +113,7 @@ def find(tmp_path):
             image.save(path, **({"quality": options[i]} if i in options else {}))
         neighbours = nearest_neighbours(create_encoder("toy").encode_images(images).numpy())
         measures = [measure_image(path, imagehash) for path in paths]
-        return [(pair.first, pair.second, pair.relation) for pair in find_duplicate_pairs(measures, neighbours)]
+        return [(*pair, relation) for pair, (relation, _) in find_duplicates(measures, neighbours).items()]
 
     return find_pairs
 
@@ -144,23 +143,23 @@ def test_the_more_bits_differ_the_nearer_features_must_be_and_two_bits_make_a_pa
     def pairs(contrast):
         values = enumerate((99, 99 ^ sum(1 << bit for bit in bits)))
         images = [ImageMeasures(bytes([i]), 9, 9, 0.0, contrast, 1.0, value, (1 << 64) - 1) for i, value in values]
-        return find_duplicate_pairs(images, Neighbours(np.array([[1], [0]]), np.full((2, 1), cosine, np.float32)))
+        return find_duplicates(images, Neighbours(np.array([[1], [0]]), np.full((2, 1), cosine, np.float32)))
 
-    assert [pair.relation for pair in pairs(255.0)] == [relation] * (relation is not None)
-    assert relation != "equal hash" or pairs(20.0) == []
+    assert [found for found, _ in pairs(255.0).values()] == [relation] * (relation is not None)
+    assert relation != "equal hash" or pairs(20.0) == {}
 
 
 def test_a_mirrored_copy_is_a_pair(tmp_path, draw):
     draw(0).save(tmp_path / "0.png")
     ImageOps.mirror(draw(0)).save(tmp_path / "1.png")
     near = Neighbours(np.array([[1], [0]]), np.full((2, 1), 0.9, np.float32))
-    (pair,) = find_duplicate_pairs([measure_image(tmp_path / f"{i}.png", imagehash) for i in range(2)], near)
-    assert pair.relation == "mirrored"
+    pairs = find_duplicates([measure_image(tmp_path / f"{i}.png", imagehash) for i in range(2)], near)
+    assert pairs[0, 1][0] == "mirrored"
 
 
 def test_connected_pairs_are_one_finding(make_pictures):
     pictures = make_pictures(["cat"] * 5)
-    chain = [DuplicatePair(0, 1, "equal files", 1.0), DuplicatePair(1, 3, "nearly equal", 0.9)]
+    chain = {(0, 1): ("equal files", 1.0), (1, 3): ("nearly equal", 0.9)}
     (pair,) = group_duplicates(pictures, chain)
     assert [picture.name for picture in pair.pictures] == ["0.png", "1.png", "3.png"]
     assert (pair.kind, pair.score) == ("duplicate", 0.9)
@@ -170,8 +169,8 @@ def test_copies_with_two_labels_are_conflicts_and_in_two_splits_leaks(make_pictu
     pictures = make_pictures(["cat", "dog", "cat", "cat", "ant"], ["train", "train", "test", "train", "test"])
 
     def kinds(a, b):
-        return [pair.kind for pair in group_duplicates(pictures, [DuplicatePair(a, b, "equal files", 1.0)])]
+        return [pair.kind for pair in group_duplicates(pictures, {(a, b): ("equal files", 1.0)})]
 
     expected = [["conflict"], ["leak"], ["duplicate"], ["conflict", "leak"]]
     assert [kinds(0, other) for other in range(1, 5)] == expected
-    assert list(group_duplicates(pictures, [])) == []
+    assert list(group_duplicates(pictures, {})) == []

@@ -9,7 +9,7 @@ from clipadapter.encoders import attention_layers
 from clipadapter.encoders.base import MAX_BATCH_TOKENS, length_batches
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower, find_causal_tower, open_text_tower
 from clipadapter.errors import InputError
-from clipadapter.tuners.clip_lora import SeededDropout, initial_update
+from clipadapter.tuners.clip_lora import SeededDropout, attach_update, initial_update, merge_update
 
 CONTEXT = 77
 END = 49407
@@ -209,16 +209,16 @@ def louder(network):
 
 def branched(network):
     layers = attention_layers(network)
-    update = initial_update(layers, "qkv", 2, 1.0, torch.Generator().manual_seed(0), "cpu")
-    update.b.normal_(generator=torch.Generator().manual_seed(1))
-    update.attach(layers, SeededDropout(0.0, torch.Generator().manual_seed(0), "cpu"))
+    a, b = initial_update(layers, "qkv", 2, torch.Generator().manual_seed(0))
+    b.normal_(generator=torch.Generator().manual_seed(1))
+    attach_update(layers, "qkv", a, b, 1.0, SeededDropout(0.0, torch.Generator().manual_seed(0), "cpu"))
 
 
 def merged(network):
     layers = attention_layers(network)
-    update = initial_update(layers, "qkvo", 2, 1.0, torch.Generator().manual_seed(0), "cpu")
-    update.b.normal_(generator=torch.Generator().manual_seed(1))
-    update.merge(layers)
+    a, b = initial_update(layers, "qkvo", 2, torch.Generator().manual_seed(0))
+    b.normal_(generator=torch.Generator().manual_seed(1))
+    merge_update(layers, "qkvo", a, b, 1.0)
 
 
 @pytest.mark.parametrize(("change", "known"), [(louder, 0), (branched, 0), (merged, 2)])

@@ -45,24 +45,26 @@ def test_the_margin_is_between_the_best_two_classes_of_what_classify_predicts(mo
     best, second = np.sort(logits)[::-1][:2]
     assert explanation.margin == pytest.approx(best - second, rel=1e-4)
     assert explanation.against == NAMES[int(np.argsort(logits)[-2])]
-    assert (explanation.heat_map, explanation.heat_range) == (None, None)
+    assert explanation.heat_map is None and explanation.to_dict()["heat_range"] is None
     assert any("toy has no features of parts" in note for note in explanation.notes)
 
 
 def test_the_parts_add_up_and_that_of_text_is_zero_shot(model):
     image = square("green", 9)
     explanation = explain(model, image)
-    assert explanation.text_margin + explanation.shots_margin == pytest.approx(explanation.margin, abs=1e-9)
+    assert [part.name for part in explanation.parts] == ["class text", "shots"]
+    assert sum(part.margin for part in explanation.parts) == pytest.approx(explanation.margin, abs=1e-9)
     x = model.encoder_.encode_images([image])[0].numpy()
     rows = dict(zip(model.text_.labels, model.text_.embeddings, strict=True))
     text_logits = [model.text_.logit_scale * cosine(x, rows[name]) for name in (explanation.label, explanation.against)]
-    assert explanation.text_margin == pytest.approx(text_logits[0] - text_logits[1], rel=1e-3)
+    assert explanation.parts[0].margin == pytest.approx(text_logits[0] - text_logits[1], rel=1e-3)
 
 
 def test_a_head_whose_logits_are_not_a_sum_has_no_parts():
     explanation = explain(fitted("cross-modal"), square("red", 9))
-    names = ("text_margin", "shots_margin", "text_label", "shots_label")
-    assert [getattr(explanation, name) for name in names] == [None] * 4
+    record = explanation.to_dict()
+    assert explanation.parts == ()
+    assert [record[key] for key in ("text", "shots", "text_says", "shots_say")] == [None] * 4
     assert any("are not the sum of both" in note for note in explanation.notes)
 
 
@@ -72,8 +74,12 @@ def test_text_and_shots_may_disagree():
     labels = [name for name in ("green", "red", "blue") for _ in range(3)]
     model = FewShotClassifier("toy", "tip-adapter", head_params={"alpha": 200.0}, cache=None).fit(images, labels)
     explanation = explain(model, square("red", 9))
-    assert (explanation.label, explanation.text_label, explanation.shots_label) == ("blue", "red", "blue")
-    assert explanation.text_margin < 0 < explanation.margin < explanation.shots_margin
+    text, shots = explanation.parts
+    assert (explanation.label, text.label, shots.label) == ("blue", "red", "blue")
+    assert text.margin < 0 < explanation.margin < shots.margin
+    record = explanation.to_dict()
+    assert (record["text"], record["shots"]) == (text.margin, shots.margin)
+    assert (record["text_says"], record["shots_say"]) == ("red", "blue")
     assert "Class text alone would predict 'red', the shots alone 'blue'." in explanation.sentences()
 
 
@@ -127,17 +133,18 @@ def test_wrong_arguments_are_errors(tmp_path, model):
 
 
 def test_the_heat_map_has_the_heads_contrast_for_each_patch(opened):
-    """Every value in a plain loop: logit of the class less the mean of the others, scaled to 0..1; of four patches."""
+    """Every value in a plain loop: logit of the class less the mean of the others; of four patches."""
     encoder, image = opened("tiny"), square("red", 9)
     model = fitted(encoder=encoder, head="prototype")
     explanation = explain(model, image, class_name="green")
     patches = encoder.patch_features(image)
     logits = np.array([[model.head_.logits(part.numpy()[None])[0].tolist() for part in row] for row in patches])
     values = logits[..., 1] - (logits[..., 0] + logits[..., 2]) / 2
-    np.testing.assert_allclose(explanation.heat_range, (values.min(), values.max()), rtol=1e-4)
-    expected = (values - values.min()) / (values.max() - values.min())
-    np.testing.assert_allclose(explanation.heat_map, expected, atol=1e-4)
-    assert (explanation.heat_map.min(), explanation.heat_map.max()) == (0.0, pytest.approx(1.0))
+    np.testing.assert_allclose(explanation.heat_map, values, rtol=1e-4)
+    record = explanation.to_dict()  # scaled to 0..1
+    np.testing.assert_allclose(record["heat_range"], (values.min(), values.max()), rtol=1e-4)
+    np.testing.assert_allclose(record["heat"], (values - values.min()) / np.ptp(values), atol=2e-4)
+    assert (np.min(record["heat"]), np.max(record["heat"])) == (0.0, 1.0)
     model.head_.needs_tower_to_predict = True  # it would run the text tower once for each part
     explanation = explain(model, image)
     assert explanation.heat_map is None
@@ -149,7 +156,7 @@ def test_the_margin_of_a_multilabel_model_is_the_logit_of_the_class(model):
     targets = np.eye(3, dtype=int)[[NAMES.index(label) for label in multilabel.support_.y]]
     multilabel.head_ = create_head("tip-adapter").fit(multilabel.support_.plain, targets, text=multilabel.text_)
     explanation = explain(multilabel, square("red", 9), class_name="blue")
-    assert (explanation.label, explanation.against, explanation.text_margin) == ("blue", None, None)
+    assert (explanation.label, explanation.against, explanation.parts) == ("blue", None, ())
     assert explanation.margin == pytest.approx(float(multilabel.logits([square("red", 9)])[0, 0]), rel=1e-4)
     assert explanation.sentences()[1].startswith("The logit of 'blue' is -")
 

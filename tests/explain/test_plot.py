@@ -7,11 +7,14 @@ import pytest
 from PIL import Image
 
 from clipadapter.explain import Explanation, Neighbour
-from clipadapter.explain.explanation import read_shot
+from clipadapter.explain.explanation import MarginPart, read_shot
 from clipadapter.utils.prediction import Prediction
 
 SQUARE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-NO_PARTS = {"text_margin": None, "shots_margin": None, "text_label": None, "shots_label": None}
+
+
+def parts(text, shots):
+    return (MarginPart("class text", text, "dog"), MarginPart("shots", shots, "cat"))
 
 
 @pytest.fixture(autouse=True)
@@ -27,15 +30,11 @@ def explanation():
         label="cat",
         against="dog",
         margin=2.0,
-        text_margin=-1.0,
-        shots_margin=3.0,
-        text_label="dog",
-        shots_label="cat",
+        parts=parts(-1.0, 3.0),
         nearest=(Neighbour(0.9, "cat", "shot 1 of cat"),),
         picture=SQUARE,
         square=SQUARE,
-        heat_map=np.array([[0.0, 1.0], [0.25, 0.5]]),
-        heat_range=(-1.0, 3.0),
+        heat_map=np.array([[-1.0, 3.0], [0.0, 1.0]]),
     )
 
 
@@ -43,21 +42,21 @@ def explanation():
     "changes",
     [
         {},
-        {"heat_map": None, "heat_range": None, "square": None, "notes": ("no heat map",), "nearest": ()},
+        {"heat_map": None, "square": None, "notes": ("no heat map",), "nearest": ()},
         {
-            **NO_PARTS,
+            "parts": (),
             "notes": ("no parts of text and shots",),
             "nearest": tuple(Neighbour(0.5, "cat", f"shot {i} of cat") for i in range(9)),
         },
         {
-            **NO_PARTS,
+            "parts": (),
             "against": None,
             "prediction": Prediction("photo.jpg", None, 0.6, (("cat", 0.6),), nearest="cat", reason="like no shot"),
         },
         {
             "label": "a $cost_{x}$ of 喵 " * 5,
-            **{"text_margin": 0.0, "shots_margin": 0.0, "margin": 0.0},
-            **{"heat_map": np.zeros((7, 7)), "heat_range": (1.0, 1.0)},
+            **{"parts": parts(0.0, 0.0), "margin": 0.0},
+            "heat_map": np.ones((7, 7)),
         },
     ],
     ids=["all", "no map, no shots", "no parts, many shots", "several labels, none of these", "odd name, flat map"],

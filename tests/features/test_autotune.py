@@ -239,6 +239,8 @@ def test_each_pass_is_calibrated_by_its_own_squares(pictures):
     images = [Image.open(path) for path in pictures]
     np.testing.assert_array_equal(loaded.encode_images(images), chosen.encode_images(images))
     assert loaded.block_fingerprints() == chosen.block_fingerprints()
+    with pytest.raises(InputError, match="is calibrated for int8 by `choose_backend`"):
+        with_backend(encoder, "onnxruntime", "int8", Int8Calibration(squares[0]))
     with pytest.raises(EncoderUnavailableError, match="was calibrated for int8"):  # elsewhere
         restore_backend(encoder_of("final", "final@48"), "int8", "onnxruntime", Int8Calibration(None, 32 * "0"))
 

@@ -461,7 +461,8 @@ def test_a_suite_on_shards_has_the_records_of_a_suite_on_their_pictures(divided)
     few = {"shots": [4], "seeds": [1, 2], "heads": [Variant(head="tip-adapter")]}
     suite = load_suite("few-shot").model_copy(update=few)
     spec = f"features:{divided / 'shards'}"
-    bundle, rows = create_protocol("few-shot").load(suite, open_source(spec))
+    bundle = create_protocol("few-shot").load(suite, open_source(spec))
+    rows = bundle.draws
     assert len(bundle.support) == len({row for draw in rows.values() for row in draw}) < 27
     model = FewShotClassifier("toy", quality="fast", precision="fp32", cache=None)
     results = {}

@@ -12,7 +12,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.monitor import CHECKS, detect_drift, detection, holm
 from clipadapter.monitor.detection import reference_from_shots
-from clipadapter.monitor.report import describe_label_shift
+from clipadapter.monitor.report import describe_label_shift, format_percent
 from clipadapter.monitor.shift import fisher_p_value
 from clipadapter.uncertainty import UncertaintyOptions
 
@@ -85,6 +85,10 @@ def test_pictures_of_none_of_the_classes_are_found(world):
     first, last = report.windows[0], report.windows[-1]
     assert last.ood_rate[0] > 0.9 > 0.3 > first.ood_rate[0]
     assert last.distance > last.distance_limit
+
+
+def test_small_shares_have_two_digits():
+    assert [format_percent(share) for share in (0.314, 0.0043, 0.0)] == ["31 %", "0.43 %", "0 %"]
 
 
 def test_the_message_on_priors_says_seems_if_the_features_changed(world):

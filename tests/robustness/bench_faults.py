@@ -17,8 +17,9 @@ import torch
 from clipadapter import FewShotClassifier
 from clipadapter.bench import open_source, read_runs, run_suite
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.suite import parse_suite
+from clipadapter.bench.suite import make_suite
 from clipadapter.errors import ClipAdapterError
+from clipadapter.utils.parsing import parse_toml
 
 SUITE = 'title = "t"\nheads = ["zero-shot", "prototype"]\nshots = [1]\nseeds = [1, 2]'
 RECORDS = 4
@@ -37,7 +38,9 @@ def pictures(folder):
 
 def run(data, out):
     model = FewShotClassifier("toy", cache=None, precision="fp32")
-    run_suite(parse_suite("own", SUITE), [open_source(str(data))], {"toy": model}, out, Launcher(workers=1))
+    run_suite(
+        make_suite("own", parse_toml(SUITE, "own")), [open_source(str(data))], {"toy": model}, out, Launcher(workers=1)
+    )
 
 
 def in_child(data, out, around, count=None):

@@ -26,7 +26,7 @@ from safetensors.numpy import load, save
 from clipadapter import FewShotClassifier
 from clipadapter.errors import ClipAdapterError
 from clipadapter.persistence.card import render_card
-from clipadapter.persistence.model import to_files
+from clipadapter.persistence.model import to_snapshot
 from clipadapter.uncertainty import UncertaintyOptions
 
 MEMORY_BYTES = 4 << 30
@@ -45,7 +45,7 @@ EDITS = {
     "rename_class": lambda model, _: model.rename_class(model.class_names_[0], "other"),
     "remove_class": lambda model, _: model.remove_class(model.class_names_[0]),
     "undo": lambda model, _: model.undo(),
-    "card": lambda model, _: render_card(to_files(model._to_model())[0]),
+    "card": lambda model, _: render_card(to_snapshot(model._to_model()).config),
     "repr": lambda model, _: repr(model) + model._repr_html_(),
 }
 """What a person may do with a model, in this order."""

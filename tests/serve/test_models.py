@@ -86,7 +86,7 @@ def test_a_device_is_not_read(serve, files):
     (files / "colours.onnx").symlink_to("/dev/zero")
     refresh(client)
     assert label(client) == "red" and "not a regular file" in client.get("/v1/models/colours").json()["error"]
-    with pytest.raises(ArtifactError, match="neither a regular file nor a folder"):
+    with pytest.raises(ArtifactError, match="neither an exported file"):
         ServedModels([str(files / "colours.onnx")])
 
 
@@ -153,7 +153,7 @@ def test_the_old_model_finishes_its_requests(serve, files):
     [
         (["gone.onnx"], ArtifactError, "there is no file or folder gone.onnx"),
         (["note.txt"], ArtifactError, "clipadapter export"),
-        (["empty"], ArtifactError, "neither exported files nor a saved model"),
+        (["empty"], ArtifactError, "nor a folder of them, nor a saved model"),
         (["files/colours.onnx", "copy/colours.onnx"], InputError, "give one another name"),
         (["a b=files/colours.onnx"], InputError, "can't be a model's name"),
         (["../x=files/colours.onnx"], InputError, "can't be a model's name"),

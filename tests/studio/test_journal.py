@@ -34,10 +34,10 @@ def test_steps_are_undone_in_reverse_order_also_after_a_restart(root):
     journal.perform("second", [("x/a", "y/a"), ("b", "y/b")])
     again = opened(root)
     assert again.names == {"x": "name"} and (root / "y" / "a").read_text() == "a"
-    assert again.undo().description == "second"
+    assert again.undo().what == "second"
     assert (root / "x" / "a").is_file() and (root / "b").is_file()
     again = opened(root)
-    assert again.undo().description == "first"
+    assert again.undo().what == "first"
     assert again.names == {} and (root / "a").is_file() and not (root / "x").exists()
     assert again.undo() is None
 
@@ -116,7 +116,7 @@ def test_an_interrupted_step_that_can_not_be_finished_is_an_error(root):
 
 def test_a_damaged_journal_is_an_error(root):
     write(root, after={"a": ["no text"]})
-    with pytest.raises(InputError, match="a class name is not a text"):
+    with pytest.raises(InputError, match="Input should be a valid string"):
         opened(root)
     place = root / ".studio" / "journal.jsonl"
     place.write_text('{"hello": 1}\n')

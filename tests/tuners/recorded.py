@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import normalize
 
 from clipadapter.encoders import open_tunable_copy
-from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, Step
+from clipadapter.tuners.tower_tuner import Step, class_embeddings, image_features
 
 from .golden_figures import prompts_of
 
@@ -56,8 +56,8 @@ def starting_from_given(tuner, names):
             self._attach(tunable, torch.Generator())
             rows, views = torch.arange(6), torch.zeros(6, dtype=torch.int64)
             squares, prompts = tensors["squares"][:, None].numpy(), prompts_of(parameters["class_names"])
-            features = normalize(ImageFeatures(tunable, squares, frozen=False)(rows, views), dim=1)
-            weight = ClassEmbeddings(tunable, prompts, frozen=False)()
+            features = normalize(image_features(tunable, squares, frozen=False)(rows, views), dim=1)
+            weight = class_embeddings(tunable, prompts, frozen=False)()
             logits = encoder.info.logit_scale * features @ weight.T
             return Step(features, weight, logits, tensors["labels"], rows, views)
 

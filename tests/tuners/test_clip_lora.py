@@ -14,8 +14,9 @@ from clipadapter.encoders import attention_layers, open_tunable_copy
 from clipadapter.errors import ImageError, InputError
 from clipadapter.features import encode_classes
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.tuners.clip_lora import ClipLora, LoraUpdate, SeededDropout
-from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, SplitAttention
+from clipadapter.tuners import tower_tuner
+from clipadapter.tuners.clip_lora import ClipLora, SeededDropout, attach_update, merge_update
+from clipadapter.tuners.tower_tuner import SplitAttention, class_embeddings, image_features
 
 from .coloured_squares import COLOURS, picture, squares
 from .golden_figures import golden
@@ -55,9 +56,8 @@ def case():
     return Block(tensors, parameters["heads"]), tensors
 
 
-def update_of(tensors, letters, alpha):
-    a, b = (torch.stack([tensors[f"lora_{part}_{letter}"] for letter in letters])[None] for part in "AB")
-    return LoraUpdate(a, b, letters, alpha)
+def update_of(tensors, letters):
+    return tuple(torch.stack([tensors[f"lora_{part}_{letter}"] for letter in letters])[None] for part in "AB")
 
 
 @pytest.mark.parametrize("merged", [False, True], ids=["beside", "merged"])
@@ -70,11 +70,11 @@ def update_of(tensors, letters, alpha):
 )
 def test_a_layer_answers_as_the_authors(name, letters, alpha, merged, case):
     block, tensors = case
-    update, layers = update_of(tensors, letters, alpha), attention_layers(block)
+    update, layers = update_of(tensors, letters), attention_layers(block)
     if merged:
-        update.merge(layers)
+        merge_update(layers, letters, *update, alpha)
     else:
-        update.attach(layers, no_drop())
+        attach_update(layers, letters, *update, alpha, no_drop())
     mask = torch.full((7, 7), -torch.inf).triu(1) if "causal" in name else None
     tolerance = 1e-4 if name == "out_qv_alpha4" else 1e-5  # values up to 40
     torch.testing.assert_close(block(tensors["x"], mask), tensors[name], rtol=0, atol=tolerance)
@@ -82,26 +82,24 @@ def test_a_layer_answers_as_the_authors(name, letters, alpha, merged, case):
 
 def test_gradients_are_the_authors(case):
     block, tensors = case
-    update = update_of(tensors, "qkv", 1)
-    update.a.requires_grad_(), update.b.requires_grad_()
-    update.attach(attention_layers(block), no_drop(1e-9))
+    a, b = (each.requires_grad_() for each in update_of(tensors, "qkv"))
+    attach_update(attention_layers(block), "qkv", a, b, 1, no_drop(1e-9))
     block(tensors["x"]).square().sum().backward()
     for i, letter in enumerate("qkv"):
-        torch.testing.assert_close(update.a.grad[0, i], tensors[f"grad_A_{letter}"], rtol=1e-5, atol=1e-4)
-        torch.testing.assert_close(update.b.grad[0, i], tensors[f"grad_B_{letter}"], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(a.grad[0, i], tensors[f"grad_A_{letter}"], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(b.grad[0, i], tensors[f"grad_B_{letter}"], rtol=1e-5, atol=1e-4)
 
 
 def test_dropout_stands_before_the_update_alone(case):
     block, tensors = case
-    update = update_of(tensors, "qkv", 1)
-    zero = LoraUpdate(update.a, torch.zeros_like(update.b), "qkv", 1)
+    a, b = update_of(tensors, "qkv")
     drop = no_drop(0.5)
     drop.start_step()
     attention = block.attn
-    zero.attach(attention_layers(block), drop)
+    attach_update(attention_layers(block), "qkv", a, torch.zeros_like(b), 1, drop)
     torch.testing.assert_close(block(tensors["x"]), tensors["out_base"], rtol=0, atol=1e-5)
     block.attn = attention
-    update.attach(attention_layers(block), drop)
+    attach_update(attention_layers(block), "qkv", a, b, 1, drop)
     assert isinstance(block.attn, SplitAttention)
     assert (block(tensors["x"]) - tensors["out_qkv"]).abs().max() > 0.01
 
@@ -131,8 +129,8 @@ def test_training_sees_what_the_encoder_sees(name, opened):
     rows, views = torch.arange(2), torch.zeros(2, dtype=torch.int64)
     for frozen in (False, True):
         with torch.no_grad():
-            pictures = ImageFeatures(encoder, array, frozen)(rows, views)
-            texts = ClassEmbeddings(encoder, prompts, frozen)()
+            pictures = image_features(encoder, array, frozen)(rows, views)
+            texts = class_embeddings(encoder, prompts, frozen)()
         torch.testing.assert_close(pictures, encoder.encode_images(images), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(texts, torch.tensor(encode_classes(encoder, prompts).embeddings))
 
@@ -188,8 +186,10 @@ def test_a_bad_picture_is_left_out_or_told(model, tmp_path):
 
 def test_a_tower_that_stays_runs_once(model, monkeypatch):
     runs = []
-    run = ImageFeatures._run
-    monkeypatch.setattr(ImageFeatures, "_run", lambda self, some: (runs.append(len(some)), run(self, some))[1])
+    run = tower_tuner.run_squares
+    monkeypatch.setattr(
+        tower_tuner, "run_squares", lambda tower, some, device: (runs.append(len(some)), run(tower, some, device))[1]
+    )
     model(ClipLora(towers="text", steps=5)).fit(*squares())
     assert runs == [12]
     model(ClipLora(towers="image", steps=5)).fit(*squares())

@@ -55,7 +55,7 @@ def inserted(encoder, text, image, words="a photo of a"):
 def test_prompts_that_are_the_words_change_no_text(opened):
     encoder = opened("ViT-B-32")
     places = open_tunable_copy(encoder).prompt_places()
-    words = places.embed(places.token_ids("a photo of a"))[None]
+    words = places.text.embed(torch.tensor(places.token_ids("a photo of a")))[None]
     changed = inserted(encoder, words, noise(1, 4, 128))
     texts = ["a photo of a cat.", "a photo of a dog on a sofa."]
     torch.testing.assert_close(changed.encode_text(texts), encoder.encode_text(texts), rtol=1e-5, atol=1e-6)
@@ -95,7 +95,7 @@ def test_patches_of_a_picture_are_without_prompts(opened):
 def test_words_and_noise_are_the_first_values(tiny, tuner):
     places = open_tunable_copy(tiny).prompt_places()
     values = tuner(n_ctx=2).initial_text(places, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(values[0], places.embed(places.token_ids("a photo of a"))[:2])
+    torch.testing.assert_close(values[0], places.text.embed(torch.tensor(places.token_ids("a photo of a")))[:2])
     random = tuner(n_ctx=16).initial_text(places, torch.Generator().manual_seed(0))
     assert random.std() == pytest.approx(0.02, rel=0.1)
     assert tuner(ctx_init=None).initial_text(places, torch.Generator().manual_seed(0)).abs().max() < 0.1

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 from clipadapter.encoders import create_encoder
 from clipadapter.tuners.deep_prompts import gaussian_weights
 from clipadapter.tuners.prompt_src import PromptSrc, mean_divergence, teacher_vectors
-from clipadapter.tuners.tower_tuner import ImageFeatures, Step
+from clipadapter.tuners.tower_tuner import Step, image_features
 
 from .golden_figures import golden, logits_of, prompts_of, write_clip
 from .recorded import starting_from_given
@@ -64,7 +64,7 @@ def test_the_teacher_is_the_authors(figures, encoder):
     tensors, parameters = figures
     text = teacher_vectors(encoder, parameters["class_names"])
     torch.testing.assert_close(text, tensors["teacher_text"], rtol=1e-5, atol=1e-6)
-    image = ImageFeatures(encoder, tensors["squares"][:, None].numpy(), frozen=True)
+    image = image_features(encoder, tensors["squares"][:, None].numpy(), frozen=True)
     features = normalize(image(torch.arange(6), torch.zeros(6, dtype=torch.int64)), dim=1)
     torch.testing.assert_close(features, tensors["teacher_image"], rtol=1e-5, atol=1e-6)
     divergence = mean_divergence(tensors["zero_shot_logits"], tensors["logits"])
@@ -99,7 +99,7 @@ def test_the_frozen_tower_sees_the_view_of_the_step(figures, encoder):
     rows, views = torch.tensor([4, 0]), torch.tensor([1, 0])
     seen = torch.stack([255 - tensors["squares"][4], tensors["squares"][0]])[:, None].numpy()
     frozen = normalize(
-        ImageFeatures(encoder, seen, frozen=True)(torch.arange(2), torch.zeros(2, dtype=torch.int64)), dim=1
+        image_features(encoder, seen, frozen=True)(torch.arange(2), torch.zeros(2, dtype=torch.int64)), dim=1
     )
     logits, labels = torch.zeros(2, 3), torch.tensor([0, 1])
     step = Step(frozen + 0.01, tensors["teacher_text"], logits, labels, rows, views)

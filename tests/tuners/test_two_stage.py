@@ -13,8 +13,8 @@ from clipadapter.encoders.open_clip import OpenClipEncoder
 from clipadapter.heads import TextFeatures
 from clipadapter.testing import check_tower
 from clipadapter.tuners import tower_tuner
-from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, tower_networks
-from clipadapter.tuners.two_stage import LayerNorms, TwoStage, block_norms
+from clipadapter.tuners.tower_tuner import class_embeddings, tower_networks
+from clipadapter.tuners.two_stage import TwoStage, block_norms, read_norms, set_norms
 from clipadapter.utils.files import default_cache_dir
 from clipadapter.utils.pixels import PixelSpec
 
@@ -76,7 +76,9 @@ def stage1(figures, use_orders, monkeypatch):
     # Squares of bytes can't hold the authors' pictures: each has its number as its bytes.
     n = len(pixels)
     numbers = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None, None], (n, 1, 8, 8, 3))
-    monkeypatch.setattr(ImageFeatures, "_run", lambda self, some: self._tower.module(pixels[some[:, 0, 0, 0].tolist()]))
+    monkeypatch.setattr(
+        tower_tuner, "run_squares", lambda tower, some, device: tower.module(pixels[some[:, 0, 0, 0].tolist()])
+    )
     cross_entropy, attach = tower_tuner.cross_entropy, TwoStage._attach
 
     def recorded(*args):
@@ -205,11 +207,10 @@ def test_norms_before_and_after_the_blocks_are_tuned_if_all_are_asked_for(norms,
 
 
 def test_norms_without_a_bias_or_values_are_no_trap():
-    norms = LayerNorms([nn.LayerNorm(4, bias=False), nn.LayerNorm(3)])
+    norms = [nn.LayerNorm(4, bias=False), nn.LayerNorm(3)]
     values = torch.arange(10.0)
-    norms.use(values)
-    assert norms.size == 10
-    assert torch.equal(norms.values(), values)
+    set_norms(norms, values)
+    assert torch.equal(read_norms(norms), values)
 
 
 def test_a_tuned_text_tower_passes_every_check(model):
@@ -256,5 +257,5 @@ def test_class_vectors_of_the_first_stage_are_those_that_the_second_starts_from(
     fitted = model(TwoStage(steps=4, lr=1e-3), templates=["a {} square", "a photo of {}"]).fit(*squares())
     prompts = {name: [f"a {name} square", f"a photo of {name}"] for name in fitted.class_names_}
     with torch.no_grad():
-        vectors = ClassEmbeddings(fitted.encoder_, prompts, frozen=False)()
+        vectors = class_embeddings(fitted.encoder_, prompts, frozen=False)()
     torch.testing.assert_close(vectors, torch.tensor(fitted.text_.embeddings), rtol=1e-4, atol=1e-5)

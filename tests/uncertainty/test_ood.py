@@ -9,15 +9,9 @@ from scipy.stats import t as student
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.metrics.detection import auroc
-from clipadapter.uncertainty import class_gaussians, ood
-from clipadapter.uncertainty.ood import (
-    SCORES,
-    MemoryBank,
-    Rejector,
-    _normal_tail_bound,
-    learn_rejector,
-    select_negative_labels,
-)
+from clipadapter.uncertainty import class_gaussians, learn_rejector, ood, select_negative_labels
+from clipadapter.uncertainty.ood import Rejector, _normal_tail_bound
+from clipadapter.uncertainty.ood_scores import SCORES, MemoryBank
 from clipadapter.utils.prediction import unit_rows
 
 from .drawn_shots import D, world

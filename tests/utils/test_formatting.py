@@ -2,7 +2,33 @@
 
 import pytest
 
-from clipadapter.utils.formatting import MAX_NAME_LETTERS, html_table, shorten_name, table
+from clipadapter.utils.formatting import (
+    MAX_NAME_LETTERS,
+    describe_classes,
+    describe_shots,
+    format_count,
+    format_list,
+    html_table,
+    shorten_name,
+    table,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (format_list("abcdefg", limit=2), "a, b and 5 more"),
+        (format_count(1, "new picture"), "1 new picture"),
+        (format_count(2, "new picture"), "2 new pictures"),
+        (describe_classes(["cat", "cow", "dog", "hen"]), "4 classes (cat, cow, dog and 1 more)"),
+        (describe_shots({"cat": 4, "dog": 4}, 8), "4 per class"),
+        (describe_shots({"cat": 4, "dog": 5}, 9), "4 to 5 per class, 9 in total"),
+        (table(["class", "all"], [["cat", 12], ["zebra", 3]]), "class  all\ncat     12\nzebra    3"),
+        (table(["", "loss"], [["a model", "0.300"], ["b", "2.055"]]), "          loss\na model  0.300\nb        2.055"),
+    ],
+)
+def test_counts_names_and_numbers_are_text_for_people(text, expected):
+    assert text == expected
 
 
 def test_long_names_keep_their_beginning_and_end():

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier, get_ident
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,7 +16,6 @@ from clipadapter.utils.parallel import (
     PICTURES_PER_THREAD,
     count_cores,
     is_convolutional,
-    map_row_batches,
     parallel_map,
     run_in_batches,
 )
@@ -94,17 +92,6 @@ def test_results_come_in_the_order_of_the_tasks(set_threads):
 def test_patches_and_no_layers_are_not_convolutional():
     assert not is_convolutional(nn.Identity())
     assert not is_convolutional(nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 8)))
-
-
-def test_rows_come_in_order_at_most_so_many():
-    seen = []
-
-    def run(rows):
-        seen.append(len(rows))
-        return rows * 2
-
-    np.testing.assert_array_equal(map_row_batches(run, np.arange(7), 3), np.arange(7) * 2)
-    assert seen == [3, 3, 1]
 
 
 def test_cores_are_those_that_the_process_may_use(monkeypatch):

@@ -32,23 +32,22 @@ from clipadapter.utils.files import RANDOM_END, path_without_links, remove_aband
 from clipadapter.utils.split_types import EvaluationFeatures
 
 TestKind = Literal["given", "shift", "new"]
+Rows = Mapping[tuple[int, int], Sequence[int]]
+"""Rows of a data set by (shots, seed)."""
 UNDRAWN_ROWS = "rest"
 """Name of the test part that consists of the rows that were not drawn."""
 
 
 @dataclass(frozen=True, eq=False)
 class TestPart:
-    """A test part: pictures that heads are measured on, marked for evaluation.
-
-    Its kind is ``"given"``; ``"shift"`` for pictures of another data set with some or all classes of the shots, among
-    which a head then predicts; ``"new"`` for other classes, of which it has the text.
-    """
+    """A test part: pictures that heads are measured on, marked for evaluation."""
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
     features: FeatureSet
+    # "shift": of another data set with classes of the shots, among which a head then predicts; "new": of other classes
     kind: TestKind = "given"
-    text: TextFeatures | None = None
+    text: TextFeatures | None = None  # of new classes
 
     def __post_init__(self) -> None:
         if not isinstance(self.features.X, EvaluationFeatures):
@@ -61,16 +60,14 @@ class TestPart:
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """Features and class text of one comparison.
-
-    A large data set needs features only of the rows that a draw takes: ``rows`` (n,) has the row of each in the data
-    set.
-    """
+    """Features and class text of one comparison."""
 
     support: FeatureSet  # what the shots are drawn from
     text: TextFeatures  # of all its classes
     tests: Mapping[str, TestPart] = field(default_factory=dict)  # without one, the rows that were not drawn are it
-    rows: NDArray[np.int64] | None = None  # None: the support is the whole data set
+    # (n,) the row of each in the data set, if only those have features that a draw takes; None: all have
+    rows: NDArray[np.int64] | None = None
+    draws: Rows | None = None  # of the data set, if they were made before; not stored
     unlabelled: NDArray[Any] | None = None  # features of pictures without labels, for heads that take them; not stored
 
     def __post_init__(self) -> None:
@@ -189,10 +186,7 @@ def count_epochs(head: Head, labels: Sequence[str], text_shape: tuple[int, int] 
 
 
 def select_views(head: Head, shots: FeatureSet) -> FeatureSet:
-    """The views that a head takes: the plain one, and one for each of its epochs; it is refused if there are fewer.
-
-    Features without a view for each epoch are returned as they are.
-    """
+    """The views that a head takes of features with one for each epoch: the plain one, and those of its epochs."""
     if shots.provenance.get("views") != PER_EPOCH:
         return shots
     count = 1 + count_epochs(head, shots.y, (len(shots.class_names), shots.blocks[0].width))

@@ -6,20 +6,21 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle import Bundle, Rows, TestPart
 from clipadapter.bench.fits import attempt, finish_run, run_fits, score_part
+from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds
 from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.report import table
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import Rows, extract_dataset, keep_drawn
+from clipadapter.bench.sources import extract_dataset, keep_drawn
 from clipadapter.bench.tables import Reference
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.edit import find_duplicates
@@ -46,7 +47,6 @@ class Comparison:
     text: TextFeatures
     warnings: list[str]  # sentences about the data
     folds: int | None = None  # of a cross-validation; None if there is a test part
-    rows: NDArray[np.int64] | None = None  # (n,) rows of the support in the data set, if only drawn ones were encoded
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -64,14 +64,6 @@ class Comparison:
             "that was fitted to shots of the other folds.\n\n"
         )
 
-    def shots(self, run: Run) -> FeatureSet:
-        """The features that the head of a run was fitted to."""
-        rows = np.array(run.rows, np.int64)
-        positions = rows if self.rows is None else np.searchsorted(self.rows, rows)
-        sources = [self.support.provenance["sources"][i] for i in positions]
-        shots = self.support.take(positions)
-        return replace(shots, provenance={**shots.provenance, "sources": sources})
-
     def write(
         self,
         folder: Path,
@@ -81,11 +73,8 @@ class Comparison:
         reference: Reference | None = None,
     ) -> list[Path]:
         """Write ``table.md`` and the learning curve of a metric, named by it; the reference is a row and a level."""
-        metrics = [
-            name
-            for name in metrics_shown("comparison", "single-label")
-            if reference is None or name in reference.metrics
-        ]
+        shown = metrics_shown("comparison", "single-label")
+        metrics = [name for name in shown if reference is None or name in reference.metrics]
         tables = [table(self.runs, name, markdown=True, reference=reference) for name in metrics]
         text = f"# {title}\n\n{self.protocol_text}" + "\n".join(tables)
         page = write_atomically(path_without_links(folder, "table.md"), text)
@@ -127,8 +116,7 @@ def compare(
     heads, warnings = _leave_out_without_text(model, heads)
     names = train.class_names
     if test is None:
-        tuners = [name for name, head in heads.items() if head.tunes_encoder]
-        if tuners:
+        if tuners := [name for name, head in heads.items() if head.tunes_encoder]:
             raise InputError(
                 f"{', '.join(tuners)} tunes the encoder, which cross-validation would do for every fold: "
                 "give a test folder"
@@ -137,20 +125,20 @@ def compare(
     else:
         check_labels(test.labels, names)
     model.prepare_encoder(*heads.values())
-    text = model.encode_classes(names)
+    text, n_folds = model.encode_classes(names), None
     if test is None:
-        protocol, support = create_protocol("cross-validation", {"folds": folds}), extract_dataset(model, train, names)
-        bundle = Bundle(support, text)
-        draws = protocol.draws(bundle, shots, seeds)
-        outcome = run_fits(protocol, bundle, heads, draws, records=records, progress=progress)
-        return Comparison(outcome.runs, outcome.n_made, support, support, text, warnings, count_folds(support.y, folds))
-    support, rows, drawn = _encode_drawn(model, train, [(n, seed) for n in shots for seed in seeds])
-    bundle = Bundle(support, text, {"test": TestPart(extract_dataset(model, test, names))}, rows)
-    tested, few_shot = bundle.tests["test"].features, FewShotOnPictures(model, train, test)
-    draws = few_shot.draws(bundle, shots, seeds, drawn)
-    outcome = run_fits(few_shot, bundle, heads, draws, records=records, progress=progress)
-    warnings += _warnings(bundle.shots(drawn[max(shots), seeds[0]]), support, tested, max(shots))
-    return Comparison(outcome.runs, outcome.n_made, support, tested, text, warnings, rows=rows)
+        bundle = Bundle(extract_dataset(model, train, names), text)
+        protocol, n_folds = create_protocol("cross-validation", {"folds": folds}), count_folds(bundle.support.y, folds)
+    else:
+        support, rows, drawn = _encode_drawn(model, train, list(product(shots, seeds)))
+        bundle = Bundle(support, text, {"test": TestPart(extract_dataset(model, test, names))}, rows, drawn)
+        protocol = FewShotOnPictures(model, train, test)
+    draws = protocol.draws(bundle, shots, seeds)
+    outcome = run_fits(protocol, bundle, heads, draws, records=records, progress=progress)
+    tested = bundle.support if test is None else bundle.tests["test"].features
+    if bundle.draws is not None:
+        warnings += _warnings(bundle.shots(bundle.draws[max(shots), seeds[0]]), bundle.support, tested, max(shots))
+    return Comparison(outcome.runs, outcome.n_made, bundle.support, tested, text, warnings, n_folds)
 
 
 def _encode_drawn(

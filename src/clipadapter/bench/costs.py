@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.sources import FEATURES, DataSetSize, FeatureSource, Source, open_source, plan_views
+from clipadapter.bench.sources import FEATURES, AnySource, DataSetSize, FeatureSource, open_source, plan_views
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.data import get_templates
 from clipadapter.data.sets import data_root, get_set, list_sets
@@ -77,7 +77,7 @@ class Estimate:
     """The cost of a suite."""
 
     sizes: list[DataSetSize]
-    sources: list[Source | FeatureSource]  # the data sets; only those that are on disk
+    sources: list[AnySource]  # the data sets; only those that are on disk
     fits: int  # of streams of tasks for a suite of streams; there are fewer if a class has fewer pictures than folds
     pictures: int  # to encode, views included, if none is in the feature store
     fit_seconds: float  # of all fits, one after the other on two cores
@@ -103,7 +103,7 @@ def _missing_size(suite: Suite, spec: str, root: Path | None, error: ClipAdapter
 
 def estimate(suite: Suite, data: Sequence[str], encoders: Sequence[str], root: Path | None = None) -> Estimate:
     """Open data sets, and estimate the cost of a suite on them and encoders."""
-    sizes, sources = list[DataSetSize](), list[Source | FeatureSource]()
+    sizes, sources = list[DataSetSize](), list[AnySource]()
     for spec in data:
         try:
             sources.append(open_source(spec, root))
@@ -111,7 +111,7 @@ def estimate(suite: Suite, data: Sequence[str], encoders: Sequence[str], root: P
         except ClipAdapterError as error:
             sizes.append(_missing_size(suite, spec, root, error))
     protocol = create_protocol(suite.protocol, suite.options)
-    used = [protocol.used_size(size) for size in sizes]
+    used = protocol.used_sizes(sizes)
     draws = len(suite.seeds) * len(suite.prompts) * (len(suite.stream.orders) if suite.is_stream else 1)
     # An epoch takes one view, however many there are.
     views = suite.views if isinstance(suite.views, int) else 1
@@ -152,10 +152,7 @@ def _count_pictures(suite: Suite, sizes: Sequence[DataSetSize], givers: Sequence
 
 
 def find_problems(suite: Suite, cost: Estimate, encoders: Sequence[str], has_descriptions: bool = False) -> list[str]:
-    """A sentence for each reason why a suite can't run, with what to do. No weights are loaded or downloaded.
-
-    Unknown heads and names of parameters are refused by `estimate` already.
-    """
+    """A sentence for each reason why a suite can't run, with what to do. No weights are loaded or downloaded."""
     problems = list(dict.fromkeys(size.missing for size in cost.sizes if not size.ready))
     if not problems:
         problems += _reasons(create_protocol(suite.protocol).check_sources, suite, cost.sources)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import Draw, fit_head, run_fits, score_part
+from clipadapter.bench.folds import DEFAULT_FOLDS, draw_folds, score_folds
 from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import learning_curve_figure
-from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, draw_folds, score_folds
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.run import Metrics, Run, library_versions
 from clipadapter.bench.sources import extract_dataset
@@ -36,17 +36,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ModelEvaluation:
-    """What is measured of a model, or of its head by cross-validation, beside zero-shot and a linear probe.
-
-    The model's own figures are a `Score`, or a `MultiLabelEvaluation` if pictures may have several labels. There is no
-    zero-shot without class text, no linear probe without the model's shots, and no baseline of a head that tunes the
-    encoder: the features of its shots are those of the tuned encoder.
-    """
+    """What is measured of a model, or of its head by cross-validation, beside zero-shot and a linear probe."""
 
     head: str
     data: str = ""  # name of the test pictures; empty for a cross-validation
     n_test: int  # test pictures that could be read; for a cross-validation the shots of the model
-    model: Any
+    model: Any  # a `Score`, or a `MultiLabelEvaluation` if pictures may have several labels
+    # Likewise. None of a head that tunes the encoder: the features of its shots are those of the tuned encoder.
     baselines: dict[str, Any]
     facts: dict[str, Any]  # other fields of ``metrics.json``
     skipped: Sequence[tuple[str, str]] = ()  # (name, reason) of test pictures that can't be read
@@ -238,11 +234,7 @@ def _learning_curve(
     seeds: Sequence[int],
     progress: bool,
 ) -> list[Run]:
-    """Records of the model's head and the baselines on 1, 2, 4 ... shots per class, and of the model itself.
-
-    All fits of the head get the pictures without labels of the model. With all shots a new fit would differ by its seed
-    only, or because the model learned its shots one by one: the last records are of heads that were measured before.
-    """
+    """Records of the model's head and the baselines on 1, 2, 4 ... shots per class, and of the model itself."""
     support = model.support_
     max_shots = max(Counter(support.y).values())
     if max_shots == 1 or model.head_.tunes_encoder:
@@ -255,6 +247,8 @@ def _learning_curve(
     protocol = FewShot()
     fewer = run_fits(protocol, bundle, heads, protocol.draws(bundle, shots, seeds), progress=progress).runs
     whole = Draw(max_shots, seeds[0], range(len(support)))
+    # With all shots a new fit would differ by its seed only, or because the model learned its shots one by one: the
+    # last records are of heads that were measured before.
     complete = [
         run.model_copy(update={"metrics": Metrics.of_score(its_score)})
         for name, (head, its_score) in measured.items()

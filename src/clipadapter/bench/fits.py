@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart, select_views
 from clipadapter.bench.launcher import Launcher, WorkerDiedError
-from clipadapter.bench.methods import clone_with_seed, method_version, package_digest, registered_name
+from clipadapter.bench.methods import method_version, package_digest, registered_name
 from clipadapter.bench.run import (
     Flags,
     Metrics,
@@ -62,6 +63,7 @@ class Fit:
 
     head: Head  # unfitted, with the seed of the draw
     runs: Sequence[Run]
+    tests: Sequence[str]  # names of what its runs are measured on, in tables
     folder: Path = Path()  # of the features, for a worker
     entries: Sequence[Entry] = ()  # of the plan of a suite, one for each record
 
@@ -93,13 +95,10 @@ def fit_head(
     bundle: Bundle,
     continues: bool = False,
 ) -> tuple[Head, float]:
-    """Fit a clone of a head to shots. Returns it, and the seconds that the fit took.
-
-    A transductive head is fitted to the pictures of the first part too, so it takes one; others see no part. With
-    ``continues`` the head is fitted already, and learns these shots too.
-    """
+    """Fit a clone of a head to shots; with ``continues`` it is fitted already and learns them too. Also the seconds."""
     shots, text = select_views(head, shots), bundle.text
     unlabelled = bundle.unlabelled if head.accepts_unlabelled else None
+    # A transductive head is fitted to the pictures of the first part too, so it takes one; others see no part.
     if head.transductive:
         unlabelled = parts[0].features.plain
     start = time.perf_counter()
@@ -193,6 +192,17 @@ def record_failure(run: Run, error: BaseException, note: str = "") -> Run:
 # ---- The loop over all fits ----
 
 
+def plan_fits(protocol: Protocol, bundle: Bundle, heads: Mapping[str, Head], draws: Sequence[Draw]) -> list[Fit]:
+    """A fit of every head to every draw. The parameter ``seed`` of a head, if it has one, is the seed of the draw."""
+    fits = []
+    for draw, (label, head) in product(draws, heads.items()):
+        own = clone(head)
+        if "seed" in own.get_params(deep=False):
+            own.set_params(seed=draw.seed)
+        fits.append(Fit(own, protocol.plan(bundle, label, own, draw), draw.tests))
+    return fits
+
+
 def make_missing(
     fits: Sequence[Fit],
     make: Callable[[Fit], list[Run]],
@@ -200,10 +210,7 @@ def make_missing(
     launcher: Launcher | None = None,
     progress: bool = False,
 ) -> Outcome:
-    """Make every fit that has a missing or failed record in a JSONL file; None to keep no records.
-
-    ``make`` gives the records of a fit, in this process or in those of a launcher. They are appended at once.
-    """
+    """Make every fit that has a missing or failed record in a JSONL file; None to keep no records."""
     known = {key: run for key, run in read_existing_runs(records).items() if run.error is None}
     missing = [fit for fit in fits if not set(fit.keys) <= known.keys()]
     outcome = Outcome(n_existing=sum(len(fit.runs) for fit in fits) - sum(len(fit.runs) for fit in missing))
@@ -244,12 +251,8 @@ def run_fits(
     records: str | Path | None = None,
     progress: bool = False,
 ) -> Outcome:
-    """Fit and measure every head on the same draws, in this process. A parameter ``seed`` gets that of the draw."""
+    """Fit and measure every head on the same draws, in this process."""
     if not heads or not draws:
         raise InputError("there is nothing to run: give at least one head, one number of shots and one seed")
-    fits = []
-    for draw in draws:
-        for label, head in heads.items():
-            own = clone_with_seed(head, draw.seed)
-            fits.append(Fit(own, protocol.plan(bundle, label, own, draw)))
+    fits = plan_fits(protocol, bundle, heads, draws)
     return make_missing(fits, lambda fit: protocol.measure(bundle, fit.head, fit.runs), records, progress=progress)

@@ -10,9 +10,9 @@ from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import run_fits
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.few_shot import FewShot
-from clipadapter.bench.protocols.stream import StreamOfTasks, choose_mode
+from clipadapter.bench.protocols.stream import StreamOfTasks
 from clipadapter.bench.run import Run
-from clipadapter.bench.streams import JoinedDataSets, draw_tasks, join_features
+from clipadapter.bench.streams import JoinedDataSets, choose_mode, draw_tasks, join_features
 from clipadapter.bench.suite import StreamRules
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError

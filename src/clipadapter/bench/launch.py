@@ -11,13 +11,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from clipadapter.bench.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
-from clipadapter.bench.fits import Fit, Outcome, attempt, make_missing
+from clipadapter.bench.fits import Fit, Outcome, attempt, make_missing, plan_fits
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
 from clipadapter.bench.run import Run, digest, records_file
-from clipadapter.bench.sources import FeatureSource, Source, open_source
+from clipadapter.bench.sources import AnySource, open_source
 from clipadapter.bench.study import Entry, Plan
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.classifier import FewShotClassifier
@@ -33,7 +32,7 @@ WORKER_BYTES_PER_BUNDLE_BYTE = 3
 
 def run_suite(
     suite: Suite,
-    sources: Sequence[Source | FeatureSource | str],
+    sources: Sequence[AnySource | str],
     encoders: Mapping[str, FewShotClassifier],
     out: Path,
     launcher: Launcher,
@@ -84,38 +83,25 @@ def run_suite(
 def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: Path) -> list[Fit]:
     """Every fit of a suite on some features."""
     data = str(group.bundle.support.provenance.get("data", ""))
-    variants = [variant.for_data(data) for variant in suite.all_variants()]
-    heads, fits = [(variant, make_head(variant)) for variant in variants], []
-    for draw in group.draws:
-        for variant, head in heads:
-            own = clone_with_seed(head, draw.seed)
-            runs = protocol.plan(group.bundle, variant.title, own, draw)
-            entries = [
-                Entry(
-                    key=run.key,
-                    label=variant.title,
-                    prompts=group.prompts.label,
-                    data=group.data,
-                    encoder=group.encoder,
-                    test=test,
-                    shots=draw.shots,
-                    seed=draw.seed,
-                    value=variant.value,
-                )
-                for run, test in zip(runs, draw.tests, strict=True)
-            ]
-            fits.append(Fit(own, runs, folder, entries))
-    return fits
+    variants = {own.title: own for own in (variant.for_data(data) for variant in suite.all_variants())}
+    heads = {title: make_head(variant) for title, variant in variants.items()}
+    common = {"data": group.data, "encoder": group.encoder, "prompts": group.prompts.label}
+
+    def entry(run: Run, test: str) -> Entry:
+        facts = {"key": run.key, "label": run.head, "shots": run.shots, "seed": run.seed}
+        return Entry.model_validate({**facts, **common, "test": test, "value": variants[run.head].value})
+
+    return [
+        replace(fit, folder=folder, entries=list(map(entry, fit.runs, fit.tests)))
+        for fit in plan_fits(protocol, group.bundle, heads, group.draws)
+    ]
 
 
 def _hash_bundle(bundle: Bundle) -> str:
     """The name of a folder: a hash of everything in the bundle."""
     every = range(len(bundle.support)) if bundle.rows is None else [int(row) for row in bundle.rows]
-    parts = [
-        data.digest + bundle.text_digest(name) + data.protocol
-        for name in bundle.names
-        for data in (bundle.data(name, every),)
-    ]
+    data = {name: bundle.data(name, every) for name in bundle.names}
+    parts = [own.digest + bundle.text_digest(name) + own.protocol for name, own in data.items()]
     return digest([bundle.encoder.fingerprint, *bundle.names, *map(str, every), *parts])
 
 
@@ -124,12 +110,8 @@ def _draw_features(fits: Sequence[Fit], folder: Path, plot_formats: Sequence[str
     from clipadapter.bench.projection import draw_adapted_features
 
     max_shots, seed = max(fit.runs[0].shots for fit in fits), fits[0].runs[0].seed
-    return [
-        path
-        for fit in fits
-        if (fit.runs[0].shots, fit.runs[0].seed) == (max_shots, seed)
-        for path in draw_adapted_features(fit, folder, plot_formats)
-    ]
+    drawn = [fit for fit in fits if (fit.runs[0].shots, fit.runs[0].seed) == (max_shots, seed)]
+    return [path for fit in drawn for path in draw_adapted_features(fit, folder, plot_formats)]
 
 
 @lru_cache(maxsize=2)
@@ -153,10 +135,7 @@ def _tower(name: str, fingerprint: str, device: str) -> TextTower:
 
 
 def run_fit(fit: Fit, protocol: Protocol, device: str) -> list[Run]:
-    """Fit and measure: a record for each test part. Failures are in the records, too.
-
-    A method that trains through a text tower computes on the device.
-    """
+    """Fit and measure: a record for each test part. Only a method that trains through a text tower uses the device."""
     # Also failures outside of the head are recorded, such as no row left to test on.
     runs = attempt(fit.runs, lambda: protocol.measure(_load_bundle(fit.folder, device), fit.head, fit.runs))
     if fit.head.needs_tower:

@@ -97,18 +97,13 @@ def list_gpus(device: str) -> list[str]:
 def _pool(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, threads: int, gpus: Sequence[str]
 ) -> Generator[tuple[int, Result | WorkerDiedError], None, None]:
-    """Run tasks in a pool of processes. The pool is started again if a worker dies, and its tasks are tried again.
-
-    Each worker gets the next of ``gpus``, from the first one again if there are more workers.
-    """
+    """Run tasks in a pool of processes, which is started again if a worker dies, and tries its tasks again."""
     queue, tries = deque(range(len(tasks))), Counter[int]()
 
     def can_submit() -> bool:
-        """Whether the next task may be submitted.
-
-        At most one task per worker is submitted: if a worker dies, each submitted task counts a failed attempt. The
-        last attempt of a task is made alone, so that a task whose worker always dies does not fail others three times.
-        """
+        """Whether the next task may be submitted: one per worker, and alone for its last attempt."""
+        # If a worker dies, each submitted task counts a failed attempt. Made alone, the last attempt of a task whose
+        # worker always dies does not fail others three times.
         if any(tries[i] == MAX_ATTEMPTS - 1 for i in (queue[0], *running.values())):
             return not running
         return len(running) < workers
@@ -150,14 +145,12 @@ def _pool(
 
 
 def _init_worker(threads: int, worker_end: Connection, free_gpus: SimpleQueue[str] | None) -> None:
-    """Prepare a worker process: only the parent handles Ctrl-C, and a worker without a parent exits.
-
-    Only the parent has the other end of the pipe, which ends when the parent closes it, or dies. An event is no
-    alternative: one that a killed process waits for can never be set again.
-    """
+    """Prepare a worker process: only the parent handles Ctrl-C, and a worker without a parent exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
+        # The parent alone has the other end of the pipe, which ends when it closes it, or dies. An event is no
+        # alternative: one that a killed process waits for can never be set again.
         try:
             worker_end.recv_bytes()
         except (EOFError, OSError):

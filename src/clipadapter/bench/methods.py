@@ -9,7 +9,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 from clipadapter.heads import Head, create_head, head_info, list_heads
-from clipadapter.heads.estimator import clone
 from clipadapter.heads.registry import head_name
 
 BASELINES = ("zero-shot", "linear-probe")
@@ -30,26 +29,13 @@ def registered_name(head: Head) -> str:
     return head_name(type(head)) or type(head).__name__
 
 
-def clone_with_seed(head: Head, seed: int) -> Head:
-    """An unfitted clone of a head; its parameter ``seed`` is set to the seed of the draw, if it has one."""
-    copy = clone(head)
-    if "seed" in copy.get_params(deep=False):
-        copy.set_params(seed=seed)
-    return copy
-
-
 @cache
 def method_version(cls: type[Head]) -> str:
-    """The version of a method, part of the key of its records.
-
-    It is what the author states by ``@register_head(NAME, version=2)``; 1 if nothing is stated. The author raises it
-    when a fit with the same parameters gives other logits. An explicit number survives renames, comments and moved
-    code, which a hash of the source does not; ``tests/bench/test_method_versions.py`` fails if a head of this package
-    gives other logits and has the same number.
-
-    No such test covers a head of another package, so its version also has a hash of that module. The hash ignores
-    comments, docstrings and annotations.
-    """
+    """The version of a method, part of the key of its records: what ``register_head(version=2)`` states, else 1."""
+    # The author raises the number when a fit with the same parameters gives other logits. It survives renames, comments
+    # and moved code, which a hash of the source does not; tests/bench/test_method_versions.py fails if a head of this
+    # package gives other logits and has the same number. No such test covers a head of another package, so its version
+    # also has a hash of that module.
     name = head_name(cls)
     stated = 1 if name is None else head_info(name).facts.get("version", 1)
     if cls.__module__.startswith("clipadapter."):

@@ -81,11 +81,7 @@ def draw_learning_curve(
     reference: Reference | None = None,
     front: Row | None = None,
 ) -> Figure:
-    """The learning curve of a table of shots, on a log axis with 0 at its left if zero-shot takes part.
-
-    At most five lines are in colour, with their name at their end: the row in front, the method of the paper, ``auto``,
-    the linear probe, and the best of the others. The rest is thin and grey.
-    """
+    """The learning curve of a table of shots, on a log axis with 0 at its left if zero-shot takes part."""
     info, names, shots, points = METRICS[metric], head_names(table), [int(n) for n in table.parts], {}
     for row in table.rows:
         cells = [(n, cell) for n in shots if (cell := table.cell(row, n, metric_value(metric))).values]
@@ -95,6 +91,8 @@ def draw_learning_curve(
     levels = [row for row in points if methods[row] == WITHOUT_SHOTS]
     by_mean = sorted(points, key=lambda row: float(points[row][:, 1].mean()), reverse=info.higher_is_better)
     lines = [row for row in by_mean if row not in levels]
+    # At most five lines are in colour: the row in front, the method of the paper, auto, the linear probe, and the best
+    # of the others. The rest is thin and grey.
     named = [row for row in lines if row == front or (row.label in NAMED_METHODS and not row.prompts)]
     chosen = [*named, *(row for row in lines if row not in named)][:MAX_COLOURED_LINES]
     # The method of the paper is drawn above the others.
@@ -217,12 +215,10 @@ def _axis_positions(axes: Axes, values: Sequence[float | str]) -> list[float]:
 
 
 def draw_dots(table: Pivot) -> Figure:
-    """Accuracy of each head in each column, as a dot on a band of one standard deviation.
-
-    Dots and not bars from zero: differences of one point would be invisible in bars, and truncated bars mislead.
-    """
+    """Accuracy of each head in each column, as a dot on a band of one standard deviation."""
     names, columns = head_names(table), table.columns()
     rows, n = [row for row in table.rows if any(table.cell(row, column).values for column in columns)], len(columns)
+    # Dots and not bars from zero: differences of one point would be invisible in bars, and truncated bars mislead.
     figure = create_figure(9.0, 1.6 + 0.34 * max(4, len(rows)) + 0.03 * len(rows) * n)
     axes = figure.add_subplot()
     spread = min(0.6, 0.14 * (n - 1))
@@ -355,10 +351,7 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
 
 
 def draw_task_matrices(heads: Sequence[Spot], tasks: Sequence[str], title: str) -> Figure:
-    """One heat map per head: mean accuracy over the seeds on each task (columns) after each task (rows).
-
-    Cells before a task was learned are above the stairs.
-    """
+    """One heat map per head: mean accuracy over the seeds on each task (columns) after each task (rows)."""
     matrices = [100 * np.mean([result.accuracy for result in head.results], axis=0) for head in heads]
     low, n = min(float(matrix.min()) for matrix in matrices), len(tasks)
     across = min(2 if n > 7 else 3, len(heads))

@@ -89,11 +89,7 @@ def separation(features: ArrayLike, labels: Sequence[str]) -> tuple[float, float
 
 
 def draw_adapted_features(fit: Fit, folder: Path, plot_formats: Sequence[str] = ("png",)) -> list[Path]:
-    """Draw features of a test part before and after the head of a fit.
-
-    The second t-SNE starts from the points of the first, and is rotated and mirrored to match it. A head that does not
-    adapt features gives no file.
-    """
+    """Draw features of a test part before and after the head of a fit; none if the head does not adapt features."""
     head, rows = fit.head, fit.runs[0].rows
     name = f"{fit.entries[0].data}-{fit.entries[0].label}"
     bundle = load_bundle(fit.folder)
@@ -110,6 +106,7 @@ def draw_adapted_features(fit: Fit, folder: Path, plot_formats: Sequence[str] = 
         silhouette, purity = separation(X, part.y)
         titles[when] = f"{when}: silhouette {silhouette:.3f}, {N_NEIGHBOURS}-NN purity {100 * purity:.1f} %"
     points = project(part.final, "tsne", seed=1)
+    # The second t-SNE starts from the points of the first, and is rotated and mirrored to match it.
     turned = match_orientation(project(after, "tsne", seed=1, start=points), points)
     panels = {titles["before"]: points, titles["after"]: turned}
     title = f"{len(part)} test pictures before and after {name}, {len(rows)} shots"

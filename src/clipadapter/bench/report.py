@@ -128,12 +128,12 @@ def build_report(study: Study, published: bool = False) -> Document:
         raise InputError(f"suite '{suite.name}' has none of its {len(study.entries)} records yet: run it first")
     if suite.is_stream:
         sections = stream_sections(study, find_published_grid if published else None)
-        return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
-    tables = make_tables(study)
-    means = make_mean_tables(tables)
-    sections = [_heat_section(study, tables)] if means else []
-    sections += [_section(study, table) for table in (*means, *tables)]
-    sections += [make_published_section(study)] if published else []
+    else:
+        tables = make_tables(study)
+        means = make_mean_tables(tables)
+        sections = [_heat_section(study, tables)] if means else []
+        sections += [_section(study, table) for table in (*means, *tables)]
+        sections += [make_published_section(study)] if published else []
     return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
 
 
@@ -250,11 +250,9 @@ def _csv_lines(setting: Setting, run: Run) -> Iterator[dict[str, Any]]:
 def study_text(study: Study) -> str:
     """The accuracy of each head, or the metrics of each stream, with what the marks mean below."""
     if study.suite.is_stream:
+        streams = group_streams(study).items()
         return stream_text(
-            {
-                f"{setting.data}, {format_shots(setting.shots)}, tasks {setting.test}": heads
-                for setting, heads in group_streams(study).items()
-            }
+            {f"{own.data}, {format_shots(own.shots)}, tasks {own.test}": heads for own, heads in streams}
         )
     runs, tables = study.runs, make_tables(study)
     parts = [f"{grid.title}\n{grid.to_text()}" for grid in map(measured_grid, (*make_mean_tables(tables), *tables))]
@@ -438,24 +436,18 @@ def _compared_row(setting: Setting, first: Study, second: Study) -> list[str]:
 
 def _changed_settings(a: Study, b: Study, shared: Sequence[Setting]) -> list[str]:
     """The settings that differ in the shared cells; each change once, with the number of its pairs of runs."""
-    pairs = []
+    changes, n_pairs = Counter[str](), 0
     for setting in shared:
-        runs_of_b = {run.seed: run for run in b.spots[setting].runs}
-        pairs += [(setting.label, run, runs_of_b[run.seed]) for run in a.spots[setting].runs if run.seed in runs_of_b]
-    changes = Counter(change for label, before, after in pairs for change in _changes(label, before, after))
+        second = {run.seed: run for run in b.spots[setting].runs}
+        for run in (run for run in a.spots[setting].runs if run.seed in second):
+            before, after = _facts(setting.label, run), _facts(setting.label, second[run.seed])
+            values = {name: (before.get(name, "none"), after.get(name, "none")) for name in {**before, **after}}
+            changes.update(f"{name}: {old} to {new}" for name, (old, new) in values.items() if old != new)
+            n_pairs += 1
     if not changes:
         return ["All settings are the same: encoder, code, versions, templates, class text, data, parameters."]
-    counted = [
-        f"- {change}" + ("" if n == len(pairs) else f" ({n} of {len(pairs)} runs)") for change, n in changes.items()
-    ]
+    counted = [f"- {change}" + ("" if n == n_pairs else f" ({n} of {n_pairs} runs)") for change, n in changes.items()]
     return ["Settings that differ, first to second:", "\n".join(counted)]
-
-
-def _changes(label: str, a: Run, b: Run) -> Iterator[str]:
-    before, after = _facts(label, a), _facts(label, b)
-    for name in dict.fromkeys([*before, *after]):
-        if before.get(name, "none") != after.get(name, "none"):
-            yield f"{name}: {before.get(name, 'none')} to {after.get(name, 'none')}"
 
 
 def _facts(label: str, run: Run) -> dict[str, str]:

@@ -322,16 +322,13 @@ def records_file(folder: Path) -> Path:
 
 
 def append_runs(path: str | Path, runs: Iterable[Run]) -> None:
-    """Append runs to a file, one line each. Existing lines are not changed.
-
-    Several processes may append: one waits for the other. An incomplete record at the end, as after a full disk, is
-    removed.
-    """
+    """Append runs to a file, one line each; several processes may do so."""
     path = path_without_links(Path(path).parent, Path(path).name)
     data = "".join(f"{run.model_dump_json()}\n" for run in runs).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path_without_links(path.parent, f".{path.name}.lock")), path.open("ab+") as file:
+            # As after a full disk.
             _drop_torn_line(file, path)
             file.write(data)
             file.flush()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.bundle import Bundle, TestPart, count_epochs, load_bundle
+from clipadapter.bench.bundle import Bundle, Rows, TestPart, count_epochs, load_bundle
 from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, draw_shots, get_templates, load_dataset, textiles
@@ -31,8 +31,6 @@ from clipadapter.utils.files import safe_file_name
 
 FEATURES = "features:"
 PLAIN_VIEW = ViewSpec()
-Rows = Mapping[tuple[int, int], Sequence[int]]
-"""Rows of a data set by (shots, seed)."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +100,19 @@ class FeatureSource:
                 f"'{self.spec}' have other views: give the pictures"
             )
 
-    def load(self, suite: Suite, *, only_drawn: bool = False) -> tuple[Bundle, Rows | None]:
-        """The features, and the rows of the draws if only these were read of the shards; they need a test part."""
+    def load(self, suite: Suite, *, only_drawn: bool = False) -> Bundle:
+        """The features; of shards with a test part, if wanted, only those that a draw takes."""
         if self.shards is None:
-            return load_bundle(self.spec.removeprefix(FEATURES)), None
+            return load_bundle(self.spec.removeprefix(FEATURES))
         return _load_shards(suite, self.shards, only_drawn)
 
 
-def open_source(spec: str, root: Path | None = None) -> Source | FeatureSource:
+AnySource = Source | FeatureSource
+Prompted = Callable[[Source], FewShotClassifier]
+"""The encoder with prompts, which may depend on the data set."""
+
+
+def open_source(spec: str, root: Path | None = None) -> AnySource:
     """Open a data set without reading its pictures.
 
     Args:
@@ -149,6 +152,11 @@ def _open_features(spec: str) -> FeatureSource:
     return FeatureSource(spec, size, bundle.support.provenance, None)
 
 
+def with_pictures(sources: Sequence[AnySource]) -> list[Source]:
+    """Those that are no stored features."""
+    return [source for source in sources if isinstance(source, Source)]
+
+
 def require_test_part(suite: Suite, source: Source) -> Dataset:
     """The test part of a data set, for a protocol that needs one."""
     if source.test is None:
@@ -163,11 +171,7 @@ def draw_all_shots(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int],
 
 
 def plan_views(suite: Suite, draws: Iterable[Sequence[str]], text_shape: tuple[int, int] | None = None) -> ViewSpec:
-    """The views of each picture for a suite; with "per-epoch" as many as the head with the most epochs needs.
-
-    ``draws`` are the labels of the shots of each draw. Without the shape (c, d) of the class text there are as many
-    views as a head needs at most.
-    """
+    """The views of each picture, for draws with these labels and class text of this shape, else of any shape."""
     if isinstance(suite.views, int):
         return ViewSpec.from_crop(suite.crop, count=suite.views)
     heads = [make_head(variant) for variant in suite.all_variants()]
@@ -175,18 +179,24 @@ def plan_views(suite: Suite, draws: Iterable[Sequence[str]], text_shape: tuple[i
     return PerEpochViews(ViewSpec.from_crop(suite.crop)).for_epochs(epochs)
 
 
-def extract_drawn_shots(
-    suite: Suite, model: FewShotClassifier, dataset: Dataset, names: Sequence[str]
-) -> tuple[FeatureSet, NDArray[np.int64], Rows]:
-    """Features of the rows that some draw takes, these rows, and the draws without unreadable pictures."""
+def build_drawn_bundle(
+    suite: Suite, model: FewShotClassifier, dataset: Dataset, names: Sequence[str], tests: Mapping[str, TestPart]
+) -> Bundle:
+    """Features of the rows that some draw takes, with these classes and test parts."""
     draws = draw_all_shots(suite, dataset.labels)
-    return keep_drawn(dataset, draws, lambda part, rows: extract_training_views(suite, model, part, names, rows))
+    support, rows, drawn = keep_drawn(
+        dataset, draws, lambda part, rows: extract_training_views(suite, model, part, names, rows)
+    )
+    return Bundle(support, model.encode_classes(names), tests, rows, drawn)
 
 
 def keep_drawn(
     dataset: Dataset, draws: Rows, extract: Callable[[Dataset, list[list[int]]], FeatureSet]
 ) -> tuple[FeatureSet, NDArray[np.int64], Rows]:
-    """As `extract_drawn_shots`; ``extract`` gets the drawn pictures, and which of them each draw takes."""
+    """Features of the rows that some draw takes, these rows, and the draws without unreadable pictures.
+
+    ``extract`` gets the drawn pictures, and which of them each draw takes.
+    """
     drawn_rows = sorted({row for draw in draws.values() for row in draw})
     position = {row: i for i, row in enumerate(drawn_rows)}
     part = replace(dataset, samples=tuple(dataset.samples[row] for row in drawn_rows))
@@ -196,16 +206,15 @@ def keep_drawn(
     return features, rows, {key: [row for row in draw if row in readable] for key, draw in draws.items()}
 
 
-def build_bundle(suite: Suite, source: Source, model: FewShotClassifier) -> tuple[Bundle, Rows | None]:
-    """The features of one data set, and the drawn rows if there is a test part; the model has the prompts."""
+def build_bundle(suite: Suite, source: Source, model: FewShotClassifier) -> Bundle:
+    """The features of one data set; the model has the prompts."""
     train, names = source.train, source.train.class_names
     if source.test is None:
         draws = draw_all_shots(suite, train.labels)
         support = extract_training_views(suite, model, train, names, draws.values())
-        return Bundle(support, model.encode_classes(names)), None
-    support, positions, drawn = extract_drawn_shots(suite, model, train, names)
+        return Bundle(support, model.encode_classes(names))
     tests = {"test": TestPart(extract_dataset(model, source.test, names))}
-    return Bundle(support, model.encode_classes(names), tests, positions), drawn
+    return build_drawn_bundle(suite, model, train, names, tests)
 
 
 def apply_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, source: Source) -> FewShotClassifier:
@@ -259,7 +268,7 @@ def _split_shards(shards: FeatureTable) -> tuple[NDArray[np.int64], NDArray[np.i
     return shards.rows(), np.empty(0, np.int64)
 
 
-def _load_shards(suite: Suite, shards: FeatureTable, only_drawn: bool) -> tuple[Bundle, Rows | None]:
+def _load_shards(suite: Suite, shards: FeatureTable, only_drawn: bool) -> Bundle:
     """As `FeatureSource.load`. Class text comes from the encoder that made the features."""
     train, test = _split_shards(shards)
     labels = shards.labels(train)
@@ -282,7 +291,7 @@ def _load_shards(suite: Suite, shards: FeatureTable, only_drawn: bool) -> tuple[
 
     tests = {"test": TestPart(read(test))} if len(test) else {}
     support = read(train if positions is None else train[positions])
-    return Bundle(support, model.encode_classes(names), tests, positions), rows
+    return Bundle(support, model.encode_classes(names), tests, positions, rows)
 
 
 def split_train_test(dataset: Dataset) -> tuple[Dataset, Dataset]:

@@ -54,10 +54,7 @@ def measure_speed(
     rounds: int = 5,
     on_step: Callable[[str], None] = lambda name: None,
 ) -> SpeedReport:
-    """Time every backend and precision that runs on this machine, on two batches of pictures or more.
-
-    Each round times all of them in turn, so that changes of the machine's speed affect all alike.
-    """
+    """Time every backend and precision that runs on this machine, on two batches of pictures or more."""
     tower = encoder.tower()
     if tower is None:
         raise InputError(f"the image tower of {encoder.info.name} can't be run by other backends: nothing to compare")
@@ -82,6 +79,7 @@ def measure_speed(
             converted.encode_pixels(torch.from_numpy(squares[:1]))
             encoders.append((converted, time.perf_counter() - start))
     measured: list[list[Measured]] = [[] for _ in encoders]
+    # Each round times all of them in turn, so that changes of the machine's speed affect all alike.
     for turn in range(rounds):
         on_step(f"round {turn + 1} of {rounds}")
         for own, (converted, _) in zip(measured, encoders, strict=True):

@@ -20,6 +20,7 @@ from clipadapter.bench.study import (
 )
 from clipadapter.bench.tables import (
     Column,
+    capitalise,
     fidelity_notes,
     format_head,
     format_percent,
@@ -32,22 +33,15 @@ from clipadapter.rendering.tables import BEST, Grid
 from clipadapter.utils.formatting import shorten_name
 
 CONTINUAL_METRICS = {
-    "transfer": "Transfer",
-    "average": "Average",
-    "last": "Last",
-    "forgetting": "forgetting",
-    "forward_transfer": "forward transfer",
+    "transfer": "Transfer: accuracy on a task before it was learned, averaged over all earlier steps.",
+    "average": "Average: accuracy on a task over the whole stream, before and after it was learned.",
+    "last": "Last: accuracy on a task after the last one was learned.",
+    "forgetting": "forgetting: best accuracy on a task since it was learned, minus that at the end.",
+    "forward_transfer": "forward transfer: accuracy on a task just before it was learned, minus zero-shot's.",
 }
-"""Metrics of a stream and their titles in tables."""
+"""Metrics of a stream: title in tables, and definition; each is then averaged over the tasks that have it."""
 LOWER_IS_BETTER = "forgetting"
-METRIC_DEFINITIONS = (
-    "Transfer: accuracy on a task before it was learned, averaged over all earlier steps.",
-    "Average: accuracy on a task over the whole stream, before and after it was learned.",
-    "Last: accuracy on a task after the last one was learned.",
-    "Forgetting: best accuracy on a task since it was learned, minus that at the end.",
-    "Forward transfer: accuracy on a task just before it was learned, minus zero-shot's.",
-)
-"""Definitions of the metrics; each is then averaged over the tasks that have it."""
+METRIC_DEFINITIONS = [capitalise(text) for text in CONTINUAL_METRICS.values()]
 BEST_NOTE = "best of the heads that learn task by task."
 JOINT = (
     "Learns task by task: the head gets the shots of each task once. Joint: it is fitted again to the shots of all "
@@ -75,7 +69,7 @@ def stream_columns(heads: Sequence[Spot], metrics: Sequence[str] = tuple(CONTINU
     """A column for each metric."""
     return [
         Column(
-            CONTINUAL_METRICS[metric],
+            CONTINUAL_METRICS[metric].partition(":")[0],
             [head.cell(continual_value(metric)) for head in heads],
             format_metric(metric),
             min if metric == LOWER_IS_BETTER else max,
@@ -112,20 +106,12 @@ def _failures(heads: Sequence[Spot]) -> list[str]:
 # ---- The report ----
 
 
-def _of_tasks(metric: str) -> Callable[[ContinualResult], list[float | None]]:
-    return lambda result: list(result.metrics.per_task[metric])
-
-
-def _learned(result: ContinualResult) -> list[float]:
-    return [row[t] for t, row in enumerate(result.accuracy)]
-
-
-BY_TASK: tuple[tuple[str, Callable[[ContinualResult], Sequence[float | None]]], ...] = (
-    ("By task, after the last one (Last)", _of_tasks("last")),
-    ("By task, just after it was learned", _learned),
-    ("By task, before it was learned (Transfer)", _of_tasks("transfer")),
-    ("By task, over the whole stream (Average)", _of_tasks("average")),
-)
+BY_TASK: dict[str, Callable[[ContinualResult], Sequence[float | None]]] = {
+    "By task, after the last one (Last)": lambda result: result.metrics.per_task["last"],
+    "By task, just after it was learned": lambda result: [row[t] for t, row in enumerate(result.accuracy)],
+    "By task, before it was learned (Transfer)": lambda result: result.metrics.per_task["transfer"],
+    "By task, over the whole stream (Average)": lambda result: result.metrics.per_task["average"],
+}
 """Tables of accuracies with a column for each task: title, and values of a result."""
 
 
@@ -161,7 +147,7 @@ def _section(title: str, heads: Sequence[Spot], published: Grid | str | None) ->
     if len(tasks) > 1:
         blocks.append(Plot("learned", name, plots.draw_learned_tasks(measured, name)))
     names = [shorten_name(head.label) for head in measured]
-    for kind, values in BY_TASK:
+    for kind, values in BY_TASK.items():
         cells = zip(*(head.by_step(values) for head in measured), strict=True)
         columns = [Column(task, own, format_metric("last")) for task, own in zip(tasks, cells, strict=True)]
         minor = "(Last)" not in kind
@@ -197,14 +183,13 @@ def _story(runs: Sequence[Run]) -> str:
 
 
 def _grid(heads: Sequence[Spot], title: str, runs: Sequence[Run]) -> Grid:
-    sizes = [head.by_step(lambda result: [step.size for step in result.steps]) for head in heads]
-    seconds = [head.by_step(lambda result: [step.seconds for step in result.steps]) for head in heads]
-    fits = [Cell((sum(cell.mean for cell in own),) if own else ()) for own in seconds]
-    stored = [Cell(remark=f"{own[0].mean:,.0f} → {own[-1].mean:,.0f}" if own else "-") for own in sizes]
-    costs = [
-        Column("all fits in s", fits, "{:.3g}".format),
-        Column("stored numbers, first → last task", stored, "{:,.0f}".format),
-    ]
+    fits, stored = [], []
+    for head in heads:
+        seconds = head.by_step(lambda result: [step.seconds for step in result.steps])
+        sizes = [cell.mean for cell in head.by_step(lambda result: [step.size for step in result.steps])]
+        fits.append(Cell((sum(cell.mean for cell in seconds),) if seconds else ()))
+        stored.append(Cell(remark=f"{sizes[0]:,.0f} → {sizes[-1]:,.0f}" if sizes else "-"))
+    costs = [Column("all fits in s", fits, "{:.3g}".format), Column("stored numbers, first → last task", stored, str)]
     definitions = " ".join([f"In %. Bold: {BEST_NOTE}", *METRIC_DEFINITIONS])
     notes = [definitions, JOINT, *fidelity_notes(runs), *_failures(heads)]
     return stream_grid(heads, f"Transfer, Average, Last: {title}", costs, notes)

@@ -10,13 +10,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle import Bundle, Rows, TestPart
 from clipadapter.bench.fits import Draw
 from clipadapter.bench.run import Task
 from clipadapter.bench.sources import (
+    AnySource,
     FeatureSource,
-    Rows,
-    Source,
     apply_prompts,
     build_bundle,
     draw_all_shots,
@@ -27,7 +26,9 @@ from clipadapter.bench.suite import Order, Prompts, StreamRules, Suite, order_ta
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import TextFeatures
+from clipadapter.heads import Head, IncrementalHead, TextFeatures
+
+Mode = Literal["stream", "joint"]
 
 
 class DataSetFeatures(NamedTuple):
@@ -48,13 +49,9 @@ class JoinedDataSets(NamedTuple):
 
 
 def join_sources(
-    suite: Suite, sources: Sequence[Source | FeatureSource], model: FewShotClassifier | None, prompts: Prompts
+    suite: Suite, sources: Sequence[AnySource], model: FewShotClassifier | None, prompts: Prompts
 ) -> JoinedDataSets:
-    """Compute the features of a stream: of all test pictures, and of those training pictures that a draw takes.
-
-    If a data set is not divided, every second picture of a class is a test picture. The model is None if there are no
-    pictures.
-    """
+    """The features of a stream: of all test pictures, and of those training pictures that a draw takes."""
     data_sets, names = [], Counter(source.name for source in sources)
     for source in sources:
         name = source.spec if names[source.name] > 1 else source.name
@@ -65,13 +62,13 @@ def join_sources(
         if source.test is None:
             train, test = split_in_halves(source.train)
             source = replace(source, train=train, test=test)  # noqa: PLW2901
-        bundle, draws = build_bundle(suite, source, apply_prompts(suite, model, prompts, source))
-        data_sets.append(DataSetFeatures(name, bundle, len(source.train.samples), draws or {}))
+        bundle = build_bundle(suite, source, apply_prompts(suite, model, prompts, source))
+        data_sets.append(DataSetFeatures(name, bundle, len(source.train.samples), bundle.draws or {}))
     return join_data_sets(data_sets, suite.stream.same_names)
 
 
 def _from_features(suite: Suite, name: str, source: FeatureSource) -> DataSetFeatures:
-    bundle, _ = source.load(suite)
+    bundle = source.load(suite)
     support = bundle.support
     test = next((part.features for part in bundle.tests.values() if part.kind == "given"), None)
     if test is None:
@@ -180,3 +177,20 @@ def draw_tasks(rules: StreamRules, union: JoinedDataSets, order: Order, shots: i
         rows += task_rows
         tasks.append(Task(name=name, part=part, classes=classes, shots=len(task_rows)))
     return Draw(shots, seed, rows, [rules.title(order)], tasks)
+
+
+def task_part(bundle: Bundle, task: Task, task_known: bool = False) -> TestPart:
+    """The test pictures of a task; if the task of a picture is known, heads predict among its classes."""
+    part, classes = bundle.tests[task.part].features, set(task.classes)
+    own = part.take([row for row, label in enumerate(part.y) if label in classes])
+    return TestPart(replace(own, class_names=tuple(task.classes)), "shift") if task_known else TestPart(own)
+
+
+def choose_mode(name: str, head: Head, requested: Mode | None) -> Mode:
+    """How a head learns a stream: as requested, else incrementally if it can."""
+    can_continue = isinstance(head, IncrementalHead) and head.get_params(deep=False).get("stream", True)
+    if requested == "stream" and not can_continue:
+        takes_part = isinstance(head, IncrementalHead)
+        hint = "set its parameter stream = true" if takes_part else 'leave mode out, or say mode = "joint"'
+        raise InputError(f"{name} can't continue from what it learned: {hint}")
+    return requested or ("stream" if can_continue else "joint")

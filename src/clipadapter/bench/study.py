@@ -68,13 +68,11 @@ class Plan(FrozenModel):
         return write_atomically(plan_file(folder, self.suite.name), self.model_dump_json(indent=1) + "\n")
 
     def with_earlier_entries(self, folder: Path) -> Plan:
-        """The plan with the entries of earlier calls: other data, other encoders, other shots.
-
-        Entries with other views of the pictures are left out: they belong to another study.
-        """
+        """The plan with the entries of earlier calls: other data, other encoders, other shots."""
         if not plan_file(folder, self.suite.name).exists():
             return self
         earlier, known = load_plan(folder, self.suite.name), {entry.key for entry in self.entries}
+        # Other views of the pictures belong to another study.
         if (earlier.suite.views, earlier.suite.crop) != (self.suite.views, self.suite.crop):
             return self
         return Plan(suite=self.suite, entries=[*self.entries, *(e for e in earlier.entries if e.key not in known)])
@@ -318,10 +316,7 @@ class Derived(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Pivot:
-    """Heads by columns, of one data set or several.
-
-    With several data sets a value is their mean, seed by seed; a head without results for every one has none.
-    """
+    """Heads by columns, of one data set, or the mean of several, seed by seed."""
 
     title: str  # above the table
     fixed: Mapping[str, str | int]  # fields of `Setting` that all its runs share
@@ -433,10 +428,7 @@ def pivot_runs(runs: Sequence[Run]) -> Pivot:
 
 
 def make_tables(study: Study) -> list[Pivot]:
-    """The tables of a study. Their columns are test parts or shots, as the protocol says.
-
-    With one number of shots and several encoders, the columns are encoders in place of shots.
-    """
+    """The tables of a study: by test parts or shots, as the protocol says, or by encoders if these alone differ."""
     protocol, everything = create_protocol(study.suite.protocol), list(study.spots)
     counts = {name: len(distinct_values(everything, name)) for name in ("data", "encoder", "test", "shots")}
     axis: Axis = "test" if protocol.report_columns == "test" else "shots"
@@ -479,17 +471,15 @@ def _derived(pivot: Pivot, has_harmonic_mean: bool) -> dict[Part, Derived]:
 
 def make_mean_tables(tables: Sequence[Pivot]) -> list[Pivot]:
     """The means over data sets; none if there is one data set only."""
-    if len({table.fixed["data"] for table in tables}) < 2:
-        return []
-
-    def kind(table: Pivot, *without: str) -> tuple[tuple[str, str | int], ...]:
-        return tuple((name, value) for name, value in table.fixed.items() if name not in without)
-
-    # Rows that were not drawn have another name than a separate test part, but are the test part as well.
-    one_each = len(tables) == len({(kind(table, "data", "test"), table.fixed["data"]) for table in tables})
     groups: dict[tuple[tuple[str, str | int], ...], list[Pivot]] = {}
-    for table in tables:
-        groups.setdefault(kind(table, *(("data", "test") if one_each else ("data",))), []).append(table)
+    # Rows that were not drawn have another name than a separate test part, but are the test part as well.
+    for without in (("data", "test"), ("data",)):
+        groups = {}
+        for table in tables:
+            kind = tuple((name, value) for name, value in table.fixed.items() if name not in without)
+            groups.setdefault(kind, []).append(table)
+        if all(len({table.fixed["data"] for table in group}) == len(group) for group in groups.values()):
+            break
     return [_mean_table(group, list(groups.values())) for group in groups.values() if len(group) > 1]
 
 

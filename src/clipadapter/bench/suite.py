@@ -15,9 +15,9 @@ from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.run import FrozenModel
 from clipadapter.bench.suite_files import read_suite
 from clipadapter.errors import DataError, InputError, brief
+from clipadapter.features import PER_EPOCH
 from clipadapter.heads import Head, create_head, head_info, list_heads
 from clipadapter.utils.files import check_file_name
-from clipadapter.utils.parsing import parse_toml
 from clipadapter.utils.registry import unknown
 
 Scalar = bool | int | float | str
@@ -207,7 +207,11 @@ class Suite(FrozenModel):
             raise ValueError(f'shots = "all" does not suit protocol = "{self.protocol}"')
         if not self.is_stream and (self.stream != StreamRules() or any(one.mode for one in self.heads)):
             raise ValueError('stream and mode are only for protocol = "stream"')
-        protocol.check_suite(self)
+        if unknown_options := sorted(self.options.keys() - protocol.options.keys()):
+            listed = ", ".join(protocol.options) or "none"
+            raise ValueError(f"options of protocol '{self.protocol}' are {listed}, not {', '.join(unknown_options)}")
+        if self.is_stream and self.views == PER_EPOCH:
+            raise ValueError('views = "per-epoch" does not work for a stream of tasks: give a number of views')
         return self
 
     @property
@@ -327,15 +331,11 @@ def load_suite(name: str | Path) -> Suite:
     >>> load_suite("bottleneck").heads[1].vary["reduction"]
     [1, 2, 4, 8, 16, 32]
     """
-    return _make_suite(*read_suite(name))
+    return make_suite(*read_suite(name))
 
 
-def parse_suite(name: str, text: str) -> Suite:
-    """A suite from TOML; an error says where it is wrong."""
-    return _make_suite(name, parse_toml(text, f"suite '{name}'"))
-
-
-def _make_suite(name: str, fields: Mapping[str, Any]) -> Suite:
+def make_suite(name: str, fields: Mapping[str, Any]) -> Suite:
+    """A suite from the fields of its file; an error says which one is wrong."""
     try:
         return Suite(**{"name": name, **fields})
     except ValidationError as error:

@@ -179,7 +179,8 @@ def plain_name(table: Pivot, row: Row) -> str:
 # ---- Tables of a study ----
 
 
-def _capitalise(text: str) -> str:
+def capitalise(text: str) -> str:
+    """With a capital at the start."""
     return text[0].upper() + text[1:]
 
 
@@ -202,12 +203,12 @@ def measured_grid(table: Pivot, metric: str = "accuracy") -> Grid:
     names, info, columns = head_names(table), METRICS[metric], metric_columns(table, metric)
     better = "highest" if info.higher_is_better else "lowest"
     notes = [
-        f"{_capitalise(info.title_with_unit)}. Bold: the {better} of a column among the heads without {TRANSDUCTIVE}."
+        f"{capitalise(info.title_with_unit)}. Bold: the {better} of a column among the heads without {TRANSDUCTIVE}."
     ]
     if any("(" in cell or cell in ("failed", "not run yet") for column in columns for cell in column.texts()):
         notes.append("(2 of 3): two of three planned runs have results; the others failed or are not run yet.")
     return make_grid(
-        f"{_capitalise(info.title)}: {table.title}",
+        f"{capitalise(info.title)}: {table.title}",
         list(names.values()),
         columns,
         takes_part=[not transductive_mark(table.runs(row)) for row in table.rows],
@@ -241,16 +242,20 @@ def cost_grid(table: Pivot, minor: bool = True) -> Grid:
     of_heads = [[run for part in _costed_parts(table) for run in table.runs(row, part)] for row in table.rows]
     costed = [run for own in of_heads for run in own]
     machines = dict.fromkeys(f"{run.machine.cpus} CPUs, {run.machine.platform}" for run in costed)
-    columns = [Column("accuracy in %", [cost_cell(table, row) for row in table.rows], format_percent)]
 
     def predict_milliseconds(run: Run) -> float | None:
         return None if run.seconds is None else 1000 * run.seconds.predict / run.n_test
 
-    for header, value in (("fit in s", fit_seconds), ("predict in ms a picture", predict_milliseconds)):
-        cells = [cost_cell(table, row, value) for row in table.rows]
-        columns.append(Column(header, cells, "{:.3g}".format, format_sd="{:.2g}".format))
-    columns.append(Column("stored numbers", [_mean_size(own) for own in of_heads], "{:,.0f}".format))
-    columns.append(Column("peak memory in MB", [_peak_memory(own) for own in of_heads], "{:,.0f}".format))
+    def column(header: str, value: Value, format_value: Format, format_sd: Format | None = None) -> Column:
+        return Column(header, [cost_cell(table, row, value) for row in table.rows], format_value, format_sd=format_sd)
+
+    columns = [
+        column("accuracy in %", ACCURACY, format_percent),
+        column("fit in s", fit_seconds, "{:.3g}".format, "{:.2g}".format),
+        column("predict in ms a picture", predict_milliseconds, "{:.3g}".format, "{:.2g}".format),
+        Column("stored numbers", [_mean_size(own) for own in of_heads], "{:,.0f}".format),
+        Column("peak memory in MB", [_peak_memory(own) for own in of_heads], "{:,.0f}".format),
+    ]
     return make_grid(
         f"Cost at {format_shots(costed[0].shots)}: {table.title}",
         list(head_names(table).values()),
@@ -326,23 +331,18 @@ def column_notes(table: Pivot) -> tuple[str, ...]:
 
 def _describe_test_kinds(kinds: set[str]) -> list[str]:
     """A text on each kind of test part that records name in `RunData.protocol`."""
-    texts: dict[str, str] = {}
     # Few-shot first, so that a separate test part is explained before others.
-    for name in sorted(list_protocols(), key=lambda name: (name != "few-shot", name)):
-        texts = {**texts, **create_protocol(name).test_kinds}
+    names = sorted(list_protocols(), key=lambda name: (name != "few-shot", name))
+    texts = {kind: text for name in names for kind, text in create_protocol(name).test_kinds.items()}
     return [text for kind, text in texts.items() if kind in kinds]
 
 
 def stream_notes(runs: Sequence[Run]) -> tuple[str, ...]:
     """Notes on how the metrics of streams were measured."""
-    templates = dict.fromkeys(template for run in runs for template in run.templates)
-    return (
-        seeds_note(runs),
-        encoder_note(runs),
-        *device_notes(runs),
-        f"Templates: {_some([f'“{template}”' for template in templates], 3) or 'not known'}.",
-        f"Libraries: {format_versions(runs)}.",
-    )
+    quoted = [f"“{template}”" for template in dict.fromkeys(template for run in runs for template in run.templates)]
+    templates, libraries = _some(quoted, 3) or "not known", format_versions(runs)
+    notes = (f"Templates: {templates}.", f"Libraries: {libraries}.")
+    return (seeds_note(runs), encoder_note(runs), *device_notes(runs), *notes)
 
 
 def device_notes(runs: Iterable[Run]) -> list[str]:
@@ -369,15 +369,14 @@ def encoder_note(runs: Iterable[Run]) -> str:
 
 
 def _size(runs: Sequence[Run]) -> str:
-    if not runs:
-        return ""
-    return f"{number_range(run.n_test for run in runs)} of {number_range(run.n_classes for run in runs)} classes"
+    n_test, n_classes = (number_range(getattr(run, name) for run in runs) for name in ("n_test", "n_classes"))
+    return f"{n_test} of {n_classes} classes" if runs else ""
 
 
 def number_range(numbers: Iterable[int]) -> str:
     """Such as "40" or "40 to 60"."""
     values = sorted(set(numbers))
-    return f"{values[0]}" if len(values) == 1 else f"{values[0]} to {values[-1]}"
+    return " to ".join(map(str, dict.fromkeys([*values[:1], *values[-1:]])))
 
 
 def _templates(table: Pivot) -> str:

@@ -88,11 +88,9 @@ def finite_logits(head: Head, features: NDArray[Any]) -> NDArray[Any]:
 
 
 def prediction_views(count: int, seed: int) -> ViewSpec:
-    """The views of a picture that is predicted.
-
-    Their crops are larger than those of the papers, from 8 % of the area: on development sets heads that were fitted to
-    shots lose by votes of such small crops, and gain by these.
-    """
+    """The views of a picture that is predicted."""
     if type(count) is not int or count < 1:
         raise InputError(f"views of a prediction must be 1 (the plain picture) or more, but got {brief(count)}")
+    # Papers crop from 8 % of the area. By votes of such small crops heads that were fitted to shots lose on development
+    # sets, and by these they gain.
     return ViewSpec.from_crop("tip", count, seed)

@@ -35,7 +35,6 @@ from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.encoders import Encoder, open_blocks, open_text_tower, select_encoder_blocks
 from clipadapter.errors import ImageError, InputError
 from clipadapter.features import (
-    FEWER_PREDICTION_VIEWS,
     Extraction,
     FeatureSet,
     PerEpochViews,
@@ -49,6 +48,7 @@ from clipadapter.features import (
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.heads.estimator import Estimator
 from clipadapter.persistence import History, Model, fetch, load_model, push, save_model
+from clipadapter.tuners import TowerTuner
 from clipadapter.uncertainty import UncertaintyOptions
 from clipadapter.utils.formatting import check_names, format_list, html_block, html_table
 from clipadapter.utils.prediction import Prediction, PredictionColumns, labels_of
@@ -246,7 +246,7 @@ class FewShotClassifier:
             self._encoder, self._tuned_encoder = encoder_choice.tune_encoder(self, head, images, labels, prompts)
 
         def fit_to_pictures() -> None:
-            views = encoder_choice.views_after_tuning(head)
+            views = 1 if isinstance(head, TowerTuner) and not head.learns_from_views else None
             support, pool = self.extract_features(images, labels, names, views=views), None
             if unlabelled is not None:
                 extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict)
@@ -491,7 +491,7 @@ class FewShotClassifier:
         """
         self._check_fitted()
         spec = answers.prediction_views(views, self.seed)
-        self._view_cost(1, spec).check(FEWER_PREDICTION_VIEWS)
+        self._view_cost(1, spec).check()
         cache = self.uncertainty_.open_cache(adapt, len(self.class_names_))
         pictures = images if isinstance(images, Iterator) else list_pictures(images)
         with inputs.open_store(self.cache) as store:

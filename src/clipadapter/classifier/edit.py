@@ -73,10 +73,7 @@ class Edit:
 
 @contextmanager
 def _refusing_damage() -> Iterator[None]:
-    """Raise ArtifactError for everything that an altered model can make a head or a setting of the fit raise.
-
-    Loading checks that the head answers. An edit is the first that reads sums, counts, prompts and settings.
-    """
+    """Raise ArtifactError for all that an altered model can raise: an edit is the first to read sums and settings."""
     try:
         yield
     except (ClipAdapterError, OSError, MemoryError):
@@ -189,10 +186,7 @@ def check_labels(model: Model, edit: Edit, images: Sequence[ImageSource], labels
 
 @_refusing_damage()
 def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: ConflictRule) -> tuple[Edit, dict[str, Any]]:
-    """Add labelled pictures to an edit, without those that are shots with these labels already.
-
-    Also counts and sources of them, for the history.
-    """
+    """Add labelled pictures that are no shots with these labels yet; also counts and sources, for the history."""
     support, is_multilabel, sources = model.support, model.support.targets is not None, examples.provenance["sources"]
     duplicates = find_duplicates(support.final, examples.final)
     new_labels, new_rows, n_known = dict[int, Label](), list[int](), 0
@@ -271,11 +265,7 @@ def check_editable(model: Model, edit: Edit) -> None:
 
 @_refusing_damage()
 def apply_edit(model: Model, edit: Edit) -> Model:
-    """Return the edited model, as if it had been fitted to the new classes and shots.
-
-    The head is fitted again to all shots; a trained one continues from its weights (`Head.fit_from`). Calibration,
-    thresholds and prediction sets are learned again.
-    """
+    """The edited model, as if it had been fitted to the new classes and shots; see `Head.fit_from`."""
     if len(edit.text.labels) < 2:
         raise InputError("a classifier needs two classes or more: add a class before you remove this one")
     check_editable(model, edit)
@@ -295,7 +285,7 @@ def apply_edit(model: Model, edit: Edit) -> Model:
 
 
 def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:
-    """Return the support set after an edit: the shots that stay in their order, then the new ones."""
+    """The support set after an edit: the shots that stay in their order, then the new ones."""
     names = edit.text.labels
     new_name = {support.class_names[old]: names[i] for i, old in enumerate(edit.old_positions) if old >= 0}
     rows = [i for i in range(len(support)) if i not in edit.removed_rows]
@@ -324,10 +314,8 @@ def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:
 def _refit(model: Model, edit: Edit, support: FeatureSet) -> FitResult:
     settings = fit_settings(model)
     options = replace(settings.uncertainty, costs=_edit_costs(settings.uncertainty.costs, edit.old_positions))
-    fit, unfitted = (
-        ShotFit(support, edit.text, options, negatives_of(model, edit.text), settings.seed),
-        clone(model.head),
-    )
+    fit = ShotFit(support, edit.text, options, negatives_of(model, edit.text), settings.seed)
+    unfitted = clone(model.head)
     if options.sets == "split":  # the head is fitted to half of the shots, and which half depends on all of them
         return fit.fit(unfitted, model.head.kept_pictures_)
     return fit.learn(unfitted.fit_from(model.head, support.X, support.labels, text=edit.text, blocks=support.blocks))
@@ -346,10 +334,7 @@ def _edit_costs(costs: ArrayLike | None, old_positions: Sequence[int]) -> NDArra
 
 
 def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
-    """Edit a model that was saved without shots: only its head can be updated.
-
-    The uncertainty keeps the temperature only; all else was learned for the classes of before.
-    """
+    """Edit a model that was saved without shots: only its head can be updated."""
     head, names = model.head, edit.text.labels
     assert isinstance(head, IncrementalHead)
     updated, text = copy.deepcopy(head), edit.text if head.has_text else None
@@ -366,6 +351,7 @@ def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
         counts[name] += 1
     provenance = {**model.support.provenance, "shots": counts}
     support = FeatureSet(model.support.X, (), names, provenance, blocks=model.support.blocks)
+    # All but the temperature was learned for the classes of before.
     calibrator = replace(model.uncertainty.calibrator, weight=None, bias=None)
     uncertainty = Uncertainty(calibrator, decisions=DecisionOptions())
     return replace(edited, head=updated, support=support, uncertainty=uncertainty, fold_heads=())

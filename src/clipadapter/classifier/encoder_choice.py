@@ -68,10 +68,7 @@ def block_names(encoder: Encoder) -> tuple[str, ...]:
 def blocks_to_read(
     encoder: Encoder, others: Sequence[Encoder], heads: Sequence[Head], quality: str, named: Sequence[str] = ()
 ) -> list[str]:
-    """Names of the blocks of features that some heads read, ``final`` first.
-
-    Heads that read all blocks read those that the user named one by one, if there are several.
-    """
+    """Names of the blocks of features that some heads read, ``final`` first."""
     reads = {head.reads for head in heads}
     names = [FINAL]
     if "unprojected" in reads:
@@ -106,10 +103,7 @@ def blocks_of_quality(
 
 
 def relative_cost(encoder: Encoder, others: Sequence[Encoder], names: Sequence[str]) -> float:
-    """The cost per picture of some blocks, in passes of one encoder at its own size.
-
-    The cost of a pass grows with the number of pixels. All encoders count the same.
-    """
+    """The cost per picture of some blocks, in passes of one encoder at its own size; all encoders count the same."""
     sides = {other.info.name: plain_encoder(other).info.image_size for other in others}
     sides[""] = plain_encoder(encoder).info.image_size
     passes = {BlockSource.parse(name).pass_key for name in names}
@@ -147,11 +141,6 @@ def check_head(head: Head, encoder: Encoder, grid: object, unlabelled: object) -
         raise InputError("this head tunes the encoder on labelled pictures only: leave unlabelled out")
 
 
-def views_after_tuning(head: Head) -> int | None:
-    """How many views of each shot a head gets: None for all that are planned, 1 for the plain picture."""
-    return 1 if isinstance(head, TowerTuner) and not head.learns_from_views else None
-
-
 def tune_encoder(
     classifier: FewShotClassifier,
     head: Head,
@@ -159,10 +148,7 @@ def tune_encoder(
     labels: Sequence[Label],
     prompts: Mapping[str, Sequence[str]],
 ) -> tuple[Encoder, Encoder]:
-    """The plain encoder, and the one that a head from `clipadapter.tuners` has tuned, run by the classifier's backend.
-
-    "auto" for both backend and precision keeps torch, since converting takes long.
-    """
+    """The plain encoder, and the one that a tuner has tuned, run by the classifier's backend."""
     assert isinstance(head, TowerTuner)
     views, plain = classifier.planned_views(labels, list(prompts)), plain_encoder(classifier.encoder_)
     tunable = open_tunable_copy(plain)
@@ -172,7 +158,7 @@ def tune_encoder(
     pixels, rows = _read_views(images, views, tower.pixels, classifier.strict)
     head.tune(plain, pixels, [str(labels[i]) for i in rows], prompts)
     tuned, backend, precision = head.tuned(plain), classifier.backend, classifier.precision
-    if (backend, precision) != ("auto", "auto"):
+    if (backend, precision) != ("auto", "auto"):  # else torch, since converting takes long
         backend, precision = backend.replace("auto", "torch"), precision.replace("auto", "fp32")
         tuned = choose_backend(tuned, images, backend=backend, precision=precision)
     return plain, tuned
@@ -187,11 +173,7 @@ def info_of_base(base: EncoderInfo, tuned: EncoderInfo) -> EncoderInfo:
 def open_saved_encoders(
     model: Model, encoder: NamedEncoders | None, device: str, backend: str = "auto", precision: str = "auto"
 ) -> tuple[Encoder, Encoder | None]:
-    """Open the encoder of a saved model; if the head is a tuner, also the encoder that is tuned with its weights.
-
-    "auto" takes a backend that is ready on this machine and the precision of the fit: another precision gives features
-    that are close, but not equal.
-    """
+    """Open the encoder of a saved model; if the head is a tuner, also the encoder that is tuned with its weights."""
     saved, is_tuned = model.encoder, isinstance(model.head, TowerTuner)
     if isinstance(encoder, Encoder) and not is_tuned and encoder.info.fingerprint == saved.fingerprint:
         return encoder, None
@@ -218,21 +200,15 @@ def open_saved_encoders(
 def backend_for_many(
     encoder: Encoder, images: Sequence[ImageSource], store: FeatureStore | None, progress: bool
 ) -> Encoder:
-    """The same encoder in the backend that is fastest for so many pictures, in its precision.
-
-    A model that was fitted to few pictures runs in torch, since a trial of other backends would have taken longer than
-    the fit. Many pictures to predict are worth the trial. The precision stays: another one gives other features.
-    """
+    """The same encoder in the backend that is fastest for so many pictures, in its precision."""
+    # A model that was fitted to few pictures runs in torch: a trial of other backends would have outlasted the fit.
     if (encoder.info.backend, encoder.info.precision) != ("torch", "fp32"):
         return encoder
     return choose_backend(encoder, images, precision="fp32", store=store, progress=progress)
 
 
 def find_blocks(model: Model, table: FeatureTable) -> tuple[str, ...]:
-    """Names of the blocks of a table of features that a saved model needs.
-
-    No encoder is opened, unless a model of several blocks needs some of the blocks of the table.
-    """
+    """Names of the blocks of a table of features that a saved model needs."""
     saved, widths = model.encoder, dict(table.blocks)
     advice = f"extract them again: clipadapter embed PICTURES --encoder '{saved.name}' --precision {saved.precision}"
     if isinstance(model.head, TowerTuner):
@@ -248,7 +224,7 @@ def find_blocks(model: Model, table: FeatureTable) -> tuple[str, ...]:
         return names
     stated = dict(zip(widths, table.block_fingerprints, strict=False))
     own = [saved.fingerprint] if len(names) == 1 else None
-    if own is None and stated:
+    if own is None and stated:  # some of the blocks of the table may be those of the model
         own = list(open_saved_encoders(model, None, "cpu")[0].block_fingerprints())
     if own is not None and own == [stated.get(name) for name in names]:
         return names
@@ -287,7 +263,7 @@ def _check_fingerprint(saved: EncoderInfo, opened: EncoderInfo) -> None:
 
 
 def _restore_precision(saved: EncoderInfo, encoder: Encoder, backend: str, precision: str) -> Encoder:
-    """Run a plain encoder in the precision that a model was fitted with; see `open_saved_encoders`."""
+    """Run a plain encoder in the precision of the fit: another one gives features that are close, but not equal."""
     target = saved.precision if precision == "auto" else precision
     digest = saved.int8_calibration_digest
     calibration = Int8Calibration(None, digest) if target == "int8" and digest else None

@@ -213,16 +213,14 @@ class ShotFit:
         return np.array([position[name] for name in self.support.y])
 
     def _without_shots(self, head: Head, unlabelled: Array | None) -> Array | None:
-        """The pictures without labels that are no shots, also none of the held-out half; None if there are none.
-
-        The head leaves out the shots that it is fitted to. If it learned from those that the sets are calibrated on,
-        these would not be like new pictures. Features that `Head.fit` refuses are returned as they are.
-        """
+        """The pictures without labels that are no shots, also none of the held-out half; None if there are none."""
+        # The head leaves out the shots that it is fitted to. If it learned from those that the sets are calibrated on,
+        # these would not be like new pictures.
         if unlabelled is None or not head.accepts_unlabelled:
             return unlabelled
         pictures = as_matrix(unlabelled)
         if pictures.shape[1] != self.support.X.shape[-1]:
-            return unlabelled
+            return unlabelled  # `Head.fit` refuses them
         final = torch.from_numpy(pictures[:, : self.support.blocks[0].width])
         rows = rows_without_shots(final, torch.from_numpy(self.support.final)).numpy()
         return pictures[rows] if len(rows) else None
@@ -288,10 +286,7 @@ def _is_cheap_to_refit(head: Head) -> bool:
 def learn_multilabel_thresholds(
     head: Head, X: ArrayLike, Y: ArrayLike, text: TextFeatures | None, blocks: Sequence[tuple[str, int]] | None = None
 ) -> MultiLabel:
-    """Calibrated probabilities and the threshold per class with the highest F1, learned from out-of-fold logits.
-
-    The default ones if most classes have one shot only.
-    """
+    """Calibrated probabilities and the threshold per class with the highest F1, learned from out-of-fold logits."""
     targets = np.asarray(Y)
     # A class with one shot keeps it in training: all its held-out logits would be of pictures without the class.
     if not most_classes_repeat(torch.tensor(targets)):

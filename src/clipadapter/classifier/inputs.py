@@ -39,10 +39,7 @@ MIN_TIMED_VIEWS = 8
 def read_labelled(
     images: Pictures, labels: Sequence[Label] | None, default_split: str
 ) -> tuple[list[ImageSource], Sequence[Label], Dataset | None]:
-    """Pictures and labels that are given as such or as a data set, and the data set.
-
-    The default split is that of a folder, table or name, if it has it.
-    """
+    """Pictures and labels that are given as such or as a data set, and the data set."""
     if isinstance(images, FeatureSet):
         raise InputError("features and their labels go to fit_features or evaluate_features, but pictures are needed")
     if labels is None:
@@ -186,11 +183,9 @@ def plan_views(
 def measure_encoding_rate(
     extract: Callable[[Sequence[ImageSource], ViewSpec], Extraction], images: Sequence[ImageSource], spec: ViewSpec
 ) -> float | None:
-    """How many views are encoded per second; None if the features of these pictures were in the store.
-
-    The last pictures are taken: after an interrupted run they are the ones that the store lacks.
-    """
+    """How many views are encoded per second; None if the features of these pictures were in the store."""
     start = time.perf_counter()
+    # After an interrupted run the last pictures are those that the store lacks.
     extraction = extract(images[-TIMED_PICTURES:], replace(spec, count=min(spec.count, 1 + TIMED_VIEWS_PER_PICTURE)))
     seconds = time.perf_counter() - start
     return extraction.computed / seconds if extraction.computed >= MIN_TIMED_VIEWS else None

@@ -40,10 +40,7 @@ shots too; sets of small defects have 0.09 to 0.36."""
 def choose_quality(
     classifier: FewShotClassifier, images: Sequence[ImageSource], fit_again: Callable[[], None]
 ) -> FeatureSet:
-    """Fit a classifier again with a second look if that is worth its price.
-
-    Its shots, whose provenance has the quality and why it was chosen; nothing if the head reads ``final`` only.
-    """
+    """Fit again with a second look if that is worth its price; the shots, whose provenance says why it was chosen."""
     if classifier.head_.reads != "all":
         return classifier.support_
     name, why = classifier.quality, ""
@@ -57,17 +54,13 @@ def choose_quality(
 
 
 def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource]) -> tuple[bool, str]:
-    """Whether a second look is worth its price, and why. If it is, the encoder gives its blocks afterwards.
-
-    The reason is empty if there is nothing to choose: the encoder has no second size or its blocks were named, pictures
-    have several labels, or the precision excludes rare patches.
-    """
+    """Whether a second look is worth its price, and why; if it is, the encoder gives its blocks afterwards."""
     support, head, others = classifier.support_, classifier.head_, classifier._other_encoders
-    if support.targets is not None or classifier.precision not in ("auto", "fp32"):
+    if support.targets is not None or classifier.precision not in ("auto", "fp32"):  # others exclude rare patches
         return False, ""
     once_encoder, named = classifier._encoder, classifier._named_blocks or ()
     once, twice = (blocks_to_read(once_encoder, others, [head], each, named) for each in ("standard", "best"))
-    if once == twice:
+    if once == twice:  # the encoder has no second size, or its blocks were named
         return False, ""
     if why := why_no_trial(head, support, classifier.text_):
         return False, NOT_TRIED.format(why)
@@ -99,13 +92,11 @@ def why_no_trial(head: Head, support: FeatureSet, text: TextFeatures) -> str:
 
 
 def draw_trial_shots(support: FeatureSet, seed: int) -> NDArray[np.int64]:
-    """Rows of the shots of the trial: the same number of each class, as far as a class has so many.
-
-    Where not all classes are drawn, those of one shot come last: nothing of them can be held out.
-    """
+    """Rows of the shots of the trial: the same number of each class, as far as a class has so many."""
     rng, labels = np.random.default_rng(seed), np.asarray(support.y)
     names = [name for name, count in support.counts.items() if count]
     n_classes = min(len(names), MAX_TRIAL_SHOTS // MIN_TRIAL_SHOTS_PER_CLASS)
+    # Where not all classes are drawn, those of one shot come last: nothing of them can be held out.
     drawn = sorted(rng.permutation(names), key=lambda name: support.counts[name] < 2)[:n_classes]
     rows = [rng.permutation(np.flatnonzero(labels == name))[: MAX_TRIAL_SHOTS // n_classes] for name in drawn]
     return np.sort(np.concatenate(rows))
@@ -114,10 +105,7 @@ def draw_trial_shots(support: FeatureSet, seed: int) -> NDArray[np.int64]:
 def compare_looks(
     head: Head, features: FeatureSet, once: Sequence[str], text: TextFeatures, cost: float
 ) -> tuple[bool, str]:
-    """Compare the held-out answers of a head for the same shots with and without the second look.
-
-    Whether the second look, with which a prediction takes ``cost`` times as long, is worth its price, and why.
-    """
+    """Whether a second look, with which a prediction takes ``cost`` times as long, is worth its price, and why."""
     names = [name for name, count in features.counts.items() if count]
     rows = text.embeddings[[text.labels.index(name) for name in names]]
     text = TextFeatures.of_stored_rows(names, rows, text.logit_scale, text.logit_bias, order="given")
@@ -127,24 +115,15 @@ def compare_looks(
         right.append(_held_out_right(fitted, shots, text))
     if right[0] is None or right[1] is None:
         return False, NOT_TRIED.format("too few shots can be held out")
-    differences = right[1] - right[0]
-    gain, held_out = float(differences.mean()), f"on {len(differences)} held-out shots"
+    differences = right[1] - right[0]  # of each held-out shot, -1 to 1
+    n, gain = len(differences), float(differences.mean())
+    held_out = f"on {n} held-out shots"
     points = f"{format_count(round(abs(100 * gain)), 'point')} {'better' if gain >= 0 else 'worse'}"
-    if is_worth_its_price(differences):
+    if n > 1 and gain - differences.std(ddof=1) / n**0.5 >= MIN_GAIN:
         longer = f"a prediction takes {cost:.0f} times as long (--quality standard takes one look)"
         return True, f"looks twice: {points} {held_out}; {longer}"
     price = f"for {cost:.0f} times the prediction time (--quality best takes it)"
     return False, f"looks once: {held_out} a second look is {points}, {price}"
-
-
-def is_worth_its_price(differences: NDArray[Any]) -> bool:
-    """The rule: the mean of n gains of held-out shots, -1 to 1, less its standard error, is at least `MIN_GAIN`.
-
-    >>> is_worth_its_price(np.array([1.0] * 3 + [0.0] * 9)), is_worth_its_price(np.array([1.0] + [0.0] * 11))
-    (True, False)
-    """
-    n = len(differences)
-    return n > 1 and float(differences.mean() - differences.std(ddof=1) / n**0.5) >= MIN_GAIN
 
 
 def _held_out_right(head: Head, shots: FeatureSet, text: TextFeatures) -> NDArray[Any] | None:

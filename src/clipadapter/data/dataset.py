@@ -44,8 +44,7 @@ class Sample:
     label_set: tuple[str, ...] | None = None
 
 
-MAX_SHOWN_CLASSES = 10
-"""Classes that a notebook shows."""
+MAX_SHOWN_CLASSES = 10  # classes that a notebook shows
 THUMBNAILS_PER_CLASS = 4
 THUMBNAIL_SIDE = 72
 THUMBNAIL_QUALITY = 75

@@ -37,8 +37,7 @@ MAX_PARTS = 4_096
 PNG may have one more part per KiB: libpng writes 8 KiB per chunk."""
 MAX_PACKED_TEXTS = 8
 """Compressed texts of a PNG, each of which can unpack to 1 MiB, as a colour profile can. Most have one or two."""
-MAX_TAGS = 1 << 16
-"""Tags of a directory of TIFF or EXIF. BigTIFF could have 2^64."""
+MAX_TAGS = 1 << 16  # tags of a directory of TIFF or EXIF. BigTIFF could have 2^64
 MAX_VALUE_BYTES = 1 << 20
 """Bytes of a tag that Pillow makes Python numbers of. The longest usual one is a palette of 16 bits, with 393,216."""
 MAX_OVERLAP = 4
@@ -46,8 +45,7 @@ MAX_OVERLAP = 4
 
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of one value by the TIFF type of a tag: 1 is BYTE, 3 SHORT, 4 LONG, 5 RATIONAL, 12 DOUBLE, 16 LONG8."""
-_COMPRESSION, _STRIP_BYTES, _TILE_BYTES = 259, 279, 325
-"""TIFF tags Compression, StripByteCounts and TileByteCounts."""
+_COMPRESSION, _STRIP_BYTES, _TILE_BYTES = 259, 279, 325  # TIFF tags Compression, StripByteCounts and TileByteCounts
 _FAST_COMPRESSIONS = frozenset((1, 5, 8, 32773, 32946))
 """Values of tag Compression: none, LZW, Deflate, PackBits, and the older number of Deflate."""
 _PPM_GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
@@ -129,10 +127,8 @@ class _Frame:
 
 
 def read_jpeg(data: bytes, max_scanned_samples: int = sys.maxsize) -> JpegWork:
-    """Count the work of decoding a JPEG from its markers. In a file with one scan its coefficients are not read.
-
-    Damage ends the count, as it ends the decoder. TooCostly: there are too many scans or segments.
-    """
+    """Count the work of decoding a JPEG from its markers; in one with a single scan its coefficients are not read."""
+    # Damage ends the count, as it ends the decoder. TooCostly: there are too many scans or segments.
     work, counts, exif, scans, at = JpegWork(), Counter[str](), b"", 0, 2
     frame: _Frame | None = None
     while (marker := _MARKER.search(data, at)) and (kind := marker[0][1]) != _EOI:
@@ -200,10 +196,8 @@ def _layouts(data: bytes) -> list[bool]:
 
 
 def _is_costly_directory(data: bytes, is_big: bool, compressions: Container[int] = range(1 << 16)) -> bool:
-    """Whether the tags of a TIFF or EXIF block refer to far more bytes than it has, or need a slow decoder.
-
-    ``compressions`` have a fast decoder. If tag Compression occurs twice readers differ in which one they use.
-    """
+    """Whether the tags of a TIFF or EXIF block refer to far more bytes than it has, or need a slow decoder."""
+    # If tag Compression occurs twice, readers differ in which one they use: both must have a fast decoder.
     total, order = 0, "little" if data[:2] == b"II" else "big"
     for count, (tag, kind, at, size) in enumerate(_iterate_tags(data, is_big)):
         values, step = memoryview(data)[at : at + size], _TYPE_BYTES.get(kind, 1)

@@ -37,17 +37,13 @@ if TYPE_CHECKING:
 WAIT_RATIO = 10
 MIN_WAIT_SECONDS = 60.0
 """Limits of the waiting time: a multiple of the processor time, since other processes run too, and a minimum."""
-IDLE_SECONDS = 10.0
-"""Time after which an idle process is ended."""
+IDLE_SECONDS = 10.0  # time after which an idle process is ended
 MIN_BUDGET_BYTES = 256 << 20
-BUDGET_DIVISOR = 4
-"""The budget is the memory of the machine or container, divided by this."""
+BUDGET_DIVISOR = 4  # the budget is the memory of the machine or container, divided by this
 PROCESS_BYTES_PER_PIXEL = 32
 """For formats that a separate process decodes: up to 25 in that process, and 7 in the one that receives the pixels."""
-SPARE_BYTES = 256 << 20
-"""Memory that a process can allocate in addition to that of its picture."""
-MAX_DECODER_THREADS = 4
-"""Threads of one process for AVIF or HEIC."""
+SPARE_BYTES = 256 << 20  # memory that a process can allocate in addition to that of its picture
+MAX_DECODER_THREADS = 4  # threads of one process for AVIF or HEIC
 
 _JPEG_BYTES, _OTHER_BYTES = 12, 20
 """Peak bytes per pixel: the picture in the mode of the file and in RGB, of four bytes each, a copy during rotation, and
@@ -64,11 +60,9 @@ def peak_bytes(kind: str, pixels: int, decoded_pixels: int, is_multi_scan: bool 
 
 
 class MemoryBudget:
-    """A number of bytes that threads share, given out in the order of the requests.
+    """Bytes that threads share, given out in the order of the requests; by default a part of the machine's memory."""
 
-    A request above the whole budget is granted when nothing else is in use, so that it does not wait forever. By
-    default the budget is a part of the machine's memory.
-    """
+    # A request above the whole budget is granted when nothing else is in use, so that it does not wait forever.
 
     def __init__(self, total: int | None = None) -> None:
         self._total = total
@@ -153,8 +147,7 @@ class _DecoderProcess:
         self.write_end.write(json.dumps(request).encode() + b"\n")
         self.write_end.write(body)
         self.write_end.flush()
-        reply: dict[str, Any] = json.loads(self.read_end.readline() or b"-")
-        return reply
+        return json.loads(self.read_end.readline() or b"-")
 
     def end(self) -> int:
         """Kill the process, and return its exit code; a negative number is a signal."""

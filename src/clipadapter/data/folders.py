@@ -23,11 +23,7 @@ LINK_NOTES = {
 
 
 def read_folder(root: Path, follow_links: bool = True) -> Listing:
-    """Read the pictures of a folder, for links see `list_images`.
-
-    ``ROOT/CLASS/**/*.jpg``, ``ROOT/train/CLASS/**/*.jpg`` (also val, test), or ``ROOT/*.jpg`` without labels.
-    Files in nested folders belong to the first-level class. `find_split_folders` says when a folder has splits.
-    """
+    """Read ``ROOT/CLASS/**/*.jpg``, ``ROOT/{train,val,test}/CLASS/**/*.jpg``, or ``ROOT/*.jpg`` without labels."""
     reader = _FolderReader(root, follow_links)
     images, folders = reader.entries(root)
     split_names = find_split_folders([folder.name for folder in folders])
@@ -134,10 +130,8 @@ class _FolderReader:
         return None if is_inside else "link that leads out of the folder"
 
     def images(self, folder: Path, above: tuple[str, ...] = (), read: set[str] | None = None) -> list[Path]:
-        """All pictures in a folder and below, of which the real paths of the folders above are known.
-
-        Each folder is read once: n links to each other can make 2^n paths.
-        """
+        """All pictures in a folder and below, of which the real paths of the folders above are known."""
+        # Each folder is read once: n links to each other can make 2^n paths.
         real, read = os.path.realpath(folder), set() if read is None else read
         if real in above:
             self.leave([folder], LINK_LOOP)

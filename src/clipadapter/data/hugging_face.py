@@ -23,10 +23,8 @@ _LABEL_COLUMNS = ("label", "labels")
 
 
 def read_hugging_face(name: str) -> Listing:
-    """Read ``NAME`` or ``NAME@CONFIG`` of the Hugging Face hub, or a folder that the package ``datasets`` reads.
-
-    Other splits than train, val and test are left out, unless there are only others.
-    """
+    """Read ``NAME`` or ``NAME@CONFIG`` of the Hugging Face hub, or a folder that the package ``datasets`` reads."""
+    # Other splits than train, val and test are left out, unless there are only others.
     package = require("datasets", "hf", "A data set of Hugging Face")
     tables = _load_tables(package, name)
     known_splits = {part: SPLIT_ALIASES[part.lower()] for part in tables if part.lower() in SPLIT_ALIASES}

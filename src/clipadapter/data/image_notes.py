@@ -19,8 +19,7 @@ END_OF_JPEG = b"\xff\xd9"
 _START_OF_SCAN = b"\xff\xda"
 _SEQUENCE_BRANDS = (b"avis", b"hevc", b"hevx", b"hevm", b"hevs", b"msf1")
 """Brands of AVIF and HEIC files whose pictures are the frames of an animation."""
-_MAX_GIF_PARTS = 65_536
-"""Parts of up to 255 bytes after which the search for a second frame of a GIF ends."""
+_MAX_GIF_PARTS = 65_536  # parts of up to 255 bytes after which the search for a second frame of a GIF ends
 
 
 def find_image_notes(data: bytes) -> list[str]:
@@ -31,10 +30,8 @@ def find_image_notes(data: bytes) -> list[str]:
 
 
 def lacks_end_marker(data: bytes) -> bool:
-    """Whether a JPEG has no end marker after its last scan. Pixels may be missing too.
-
-    Neither marker can occur within a scan. An embedded thumbnail has both, but it comes before the scans.
-    """
+    """Whether a JPEG has no end marker after its last scan. Pixels may be missing too."""
+    # Neither marker can occur within a scan. An embedded thumbnail has both, but it comes before the scans.
     end = data.rfind(END_OF_JPEG)
     return data.find(_START_OF_SCAN, max(end, 0)) >= 0
 

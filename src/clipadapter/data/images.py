@@ -37,12 +37,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-MAX_PIXELS = 100_000_000
-"""Larger pictures are refused, unless `set_max_pixels` was called or the caller names a limit."""
+MAX_PIXELS = 100_000_000  # larger pictures are refused, unless `set_max_pixels` was called or the caller names a limit
 MAX_DECODED_JPEG_PIXELS = 100_000_000
 """Larger JPEG files are shrunk while they are decoded, so that they need no more memory than this size."""
-MAX_SIDE_RATIO = 100
-"""Largest ratio of the sides: resizing a longer strip by its shorter side would fill the memory."""
+MAX_SIDE_RATIO = 100  # largest ratio of the sides: resizing a longer strip by its shorter side would fill the memory
 
 ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
 
@@ -54,11 +52,9 @@ if hasattr(os, "register_at_fork"):
 MAX_DECODE_SECONDS = 120.0
 """Processor time for a file that a separate process decodes. 100 megapixels of lossless JPEG 2000 take 50 seconds."""
 WHITE_12_BIT, WHITE_16_BIT = 4095, 65535
-_BAND_PIXELS = 1 << 18
-"""Pictures are converted in bands, so that intermediate modes need only the memory of a band."""
+_BAND_PIXELS = 1 << 18  # pictures are converted in bands, so that intermediate modes need only the memory of a band
 _MAX_FILE_BYTES = 1 << 30
-_MAGIC_BYTES = 1024
-"""Bytes at the beginning of a file that determine its format."""
+_MAGIC_BYTES = 1024  # bytes at the beginning of a file that determine its format
 _JPEG = b"\xff\xd8\xff"
 
 _FILLER = bytes(range(254, 0, -1)) * 4
@@ -137,7 +133,8 @@ def read_image(
         image, is_multi_scan = open_image(data, name, max_pixels)
         pixels = image.width * image.height
         factor = 1 if shrink_to is None else shrink_factor(data, image.size, shrink_to)
-        factor = max(factor, _factor_of_large(kind, pixels))
+        while kind == "JPEG" and factor < 8 and pixels > factor**2 * MAX_DECODED_JPEG_PIXELS:
+            factor *= 2
         with _BUDGET.hold(peak_bytes(kind, pixels, pixels // factor**2, is_multi_scan)):
             if kind == "JPEG" and lacks_end_marker(data):
                 return _read_jpeg_without_end(data, name, max_pixels, factor)
@@ -155,10 +152,7 @@ def read_image_shrunk(
     data: bytes | None = None,
     max_seconds: float = MAX_DECODE_SECONDS,
 ) -> dict[int | None, Image.Image]:
-    """Read a picture for squares of several sizes; each result is that of `read_image` with this ``shrink_to``.
-
-    It is decoded once for each factor that it is shrunk by, so mostly once.
-    """
+    """Read a picture for squares of several sizes, decoded once for each factor; see ``shrink_to`` of `read_image`."""
     if isinstance(source, (str, Path)) and data is None:
         data = image_bytes(source)
     different = list(dict.fromkeys(min_sides))
@@ -194,12 +188,6 @@ def get_max_pixels() -> int:
     return _max_pixels
 
 
-def _factor_of_large(kind: str, pixels: int) -> int:
-    """The factor by which the sides of a picture are divided because of its size; 1 for formats other than JPEG."""
-    factors = (1, 2, 4, 8) if kind == "JPEG" else (1,)
-    return next((factor for factor in factors if pixels <= factor**2 * MAX_DECODED_JPEG_PIXELS), factors[-1])
-
-
 def _draft(image: Image.Image, factor: int) -> Image.Image:
     """Let the decoder divide the sides of a JPEG by 1, 2, 4 or 8."""
     if factor > 1:
@@ -208,11 +196,9 @@ def _draft(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _read_jpeg_without_end(data: bytes, name: str, max_pixels: int, factor: int) -> Image.Image:
-    """Read a JPEG that has no end marker, if nothing else is missing.
-
-    A decoder completes missing pixels without an error. Whether any are missing shows when other bytes follow the data:
-    they are ignored after a complete picture, and change an incomplete one.
-    """
+    """Read a JPEG that has no end marker, if nothing else is missing."""
+    # A decoder completes missing pixels without an error. Whether any are missing shows when other bytes follow the
+    # data: they are ignored after a complete picture, and change an incomplete one.
 
     def decode(end: bytes) -> Image.Image:
         return finish_image(_draft(open_image(data + end, name, max_pixels)[0], factor), name)
@@ -225,19 +211,11 @@ def _read_jpeg_without_end(data: bytes, name: str, max_pixels: int, factor: int)
     if not work.has_all_scans:
         raise ImageError(name, "file is truncated")
     data = data.rstrip(b"\xff")  # the first half of the end marker would make a marker with what follows
-    digest = _digest(decode(_FILLERS + END_OF_JPEG))
+    digest = blake2b(decode(_FILLERS + END_OF_JPEG).tobytes()).digest()  # not its pixels: two pictures are too many
     image = decode(END_OF_JPEG)
-    if _digest(image) != digest:
+    if blake2b(image.tobytes()).digest() != digest:
         raise ImageError(name, "file is truncated")
     return image
-
-
-def _digest(rgb: Image.Image) -> bytes:
-    rows = max(_BAND_PIXELS // rgb.width, 1)
-    digest = blake2b(digest_size=16)
-    for top in range(0, rgb.height, rows):
-        digest.update(rgb.crop((0, top, rgb.width, min(top + rows, rgb.height))).tobytes())
-    return digest.digest()
 
 
 def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bool]:
@@ -245,7 +223,15 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
     kind, reader = _kind(data)
     if not kind:
         raise ImageError(name, "not an image" if data else "file is empty")
-    opener = _find_opener(kind, reader, name)
+    if reader is None:
+        raise ImageError(name, f"unsupported type ({kind})")
+    module, _, cls = reader.rpartition(".")
+    try:  # nothing is registered with Pillow, whose own functions stay as they are
+        opener = getattr(importlib.import_module(module), cls)
+    except ImportError as error:
+        # A reason is short, and the server sends it to clients: it must not name the folder of an installation.
+        hint = "the extra heic: pip install pi-heif" if kind == "HEIC" else "a newer Pillow: pip install -U pillow"
+        raise ImageError(name, f"{kind} needs {hint}") from error
     try:
         limit = MAX_SCANNED_SAMPLES_PER_PIXEL * max_pixels
         is_multi_scan = kind == "JPEG" and read_jpeg(data, limit).is_multi_scan
@@ -254,19 +240,6 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
         raise ImageError(name, _reason(error)) from error
     _check_size(image.size, name, max_pixels)
     return image, is_multi_scan
-
-
-def _find_opener(kind: str, reader: str | None, name: str) -> Any:
-    """Import the class that reads a format. Nothing is registered with Pillow, whose own functions stay as they are."""
-    if reader is None:
-        raise ImageError(name, f"unsupported type ({kind})")
-    module, _, cls = reader.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), cls)
-    except ImportError as error:
-        # A reason is short, and the server sends it to clients: it must not name the folder of an installation.
-        hint = "the extra heic: pip install pi-heif" if kind == "HEIC" else "a newer Pillow: pip install -U pillow"
-        raise ImageError(name, f"{kind} needs {hint}") from error
 
 
 def finish_image(image: Image.Image, name: str) -> Image.Image:
@@ -322,12 +295,7 @@ def stop_decoding() -> None:
 
 
 def is_slow_file(data: bytes, max_pixels: int) -> bool:
-    """Whether decoding a file takes far longer than decoding a usual photograph.
-
-    These are the files that `read_image` decodes in a separate process: JPEG 2000, AVIF, HEIC, PPM as text, BMP with
-    run lengths, TIFF with other compressions than LZW, deflate and PackBits, and files whose structure is unusual. And
-    those with more samples than a photograph of 24 megapixels.
-    """
+    """Whether `read_image` decodes a file in a process, or it has more samples than a photograph of 24 megapixels."""
     kind = _kind(data)[0]
     if is_slow(kind, data):
         return True
@@ -424,11 +392,8 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _white_level(image: Image.Image, bands: Sequence[tuple[int, int, int, int]]) -> int:
-    """The value of white in a picture of 16-bit grey: that of 12 bits if no pixel is above it, else that of 16 bits.
-
-    Cameras and scanners of 12 bits write such files, which would be nearly black. A dark picture of 16 bits without a
-    value above a sixteenth of white is read too bright: it can't be told from the former.
-    """
+    """The value of white in 16-bit grey: that of 12 bits if no pixel is above it, as cameras and scanners write it."""
+    # A dark picture of 16 bits without a value above a sixteenth of white is read too bright: it can't be told apart.
     import numpy as np
 
     if not image.mode.startswith("I"):

@@ -27,8 +27,7 @@ PART_NAMES = frozenset({"shots", "testing", "eval", "holdout", *SPLIT_ALIASES}) 
 CONTAINER_NAMES = PART_NAMES.union(LEARNED_NAMES, ("images", "imgs", "pictures", "data", "dataset", "query"))
 """Names of folders above classes that may also be names of classes."""
 MIN_CLASSES = 2
-MAX_COMPARED_FOLDERS = 100
-"""Folders that are compared in pairs. A mistake shows in a few."""
+MAX_COMPARED_FOLDERS = 100  # folders that are compared in pairs. A mistake shows in a few
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,7 @@ class LayoutFault:
 
 
 def find_layout_fault(source: Path, dataset: Dataset) -> LayoutFault | None:
-    """Find folders that are taken for classes, but hold the folders of classes. Each split is searched by itself.
-
-    None: there are none, as in tables and folders without classes.
-    """
+    """Folders that are taken for classes, but hold the folders of classes; None in tables. Each split is searched."""
     if not dataset.class_names or not source.is_dir():
         return None
     labelled = [sample for sample in dataset.samples if sample.label is not None]

@@ -88,10 +88,7 @@ def check_layout(source: Path, dataset: Dataset) -> None:
 def load_labelled(
     source: str | Path, split: str | None = None, default: str | None = None, *, one_class: bool = False
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """Load labelled pictures: one split of a data set, else its split ``default`` if there is one, else all of it.
-
-    Returns them and the names of all splits of the data set.
-    """
+    """Labelled pictures of a split, else of the split ``default`` if there is one, else of all; and all splits."""
     try:
         dataset = load_dataset(source, one_class=one_class)
     except LayoutError as error:
@@ -127,17 +124,13 @@ def _read_named_set(source: str | Path, root: str | Path | None) -> Listing:
     known = find_set(name)
     if known is not None:
         return Listing(known.load(root))
-    raise DataError(f"there is no folder or file '{printable(source)}'.{_suggest(Path(source), list_sets())}")
-
-
-def _suggest(path: Path, sets: list[str]) -> str:
-    if hint := suggest_path(path):
-        return hint
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        return f" Even '{printable(folder)}' does not exist."
-    close = difflib.get_close_matches(str(path), sets, n=1)
-    return f" Did you mean the data set '{close[0]}'?" if close else ""
+    folder, close = Path(source).absolute().parent, difflib.get_close_matches(str(source), list_sets(), n=1)
+    hint = suggest_path(Path(source))
+    if not hint and not folder.is_dir():
+        hint = f" Even '{printable(folder)}' does not exist."
+    elif not hint and close:
+        hint = f" Did you mean the data set '{close[0]}'?"
+    raise DataError(f"there is no folder or file '{printable(source)}'.{hint}")
 
 
 def _describe_left_out(listing: Listing) -> str:

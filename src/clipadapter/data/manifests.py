@@ -19,15 +19,12 @@ from clipadapter.utils.formatting import format_list
 from clipadapter.utils.parsing import parse_json_lines, read_lines
 
 _NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]
-MAX_ROWS = 4_000_000
-"""Rows of a table, and names in its column ``labels``: each takes 0.7 kB, so all of them 3 GB."""
+MAX_ROWS = 4_000_000  # rows of a table, and names in its column ``labels``: each takes 0.7 kB, so all of them 3 GB
 MAX_COLUMNS = 1000
-MAX_TABLE_CHARACTERS = 1 << 29
-"""Characters of all paths and labels of a table."""
+MAX_TABLE_CHARACTERS = 1 << 29  # characters of all paths and labels of a table
 MAX_NAME_CHARACTERS = 8192
 """Characters of a path or a label of a Parquet table; those of other tables are shorter than a line."""
-_PARQUET_ROWS = 1024
-"""Rows that become Python objects at a time."""
+_PARQUET_ROWS = 1024  # rows that become Python objects at a time
 _READ_COLUMNS = ("path", "label", "labels", "split")
 _PARQUET_ADVICE = "copy or write it again, or give a table that ends with .csv, .tsv or .jsonl"
 

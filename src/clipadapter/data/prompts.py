@@ -98,11 +98,8 @@ def _templates(spec: str) -> tuple[str, ...]:
 
 
 def check_class_names(names: Iterable[str]) -> None:
-    """Refuse class names with line breaks, tabs and other control characters.
-
-    No prompt needs them, they break every table and list of classes, and some change what a terminal shows. A folder or
-    a cell of a table gets such a name by mistake.
-    """
+    """Refuse class names with line breaks, tabs and other control characters, which folders get by mistake."""
+    # No prompt needs them, they break every table and list of classes, and some change what a terminal shows.
     for name in names:
         if any(unicodedata.category(letter) == "Cc" for letter in name):
             shown = ascii(name if len(name) <= MAX_NAME_LETTERS else f"{name[:MAX_NAME_LETTERS]}...")

@@ -15,15 +15,11 @@ from clipadapter.data.images import read_image
 from clipadapter.errors import ImageError
 
 MAX_THREADS = 8
-CHUNK_PICTURES = 64
-"""Pictures that are encoded between two checks of the budget."""
+CHUNK_PICTURES = 64  # pictures that are encoded between two checks of the budget
 
 
 def encode_thumbnails(paths: Sequence[Path], side: int, quality: int, max_letters: int | None = None) -> list[str]:
-    """Thumbnails as JPEG files in base64, one per path. A thumbnail is empty if the picture can't be read.
-
-    All together are no longer than `max_letters`: thumbnails beyond it are empty, so the important ones come first.
-    """
+    """JPEG files in base64, one per path; those of unreadable pictures and beyond `max_letters` together are empty."""
     thumbnails: list[str] = []
     n_letters = 0
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:

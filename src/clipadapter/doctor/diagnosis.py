@@ -25,7 +25,7 @@ from clipadapter.doctor.findings import Diagnosis, Finding, Picture, rank_findin
 from clipadapter.doctor.pictures import (
     Neighbours,
     check_image_quality,
-    find_duplicate_pairs,
+    find_duplicates,
     group_duplicates,
     measure_images,
     nearest_neighbours,
@@ -117,7 +117,7 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     text = encoded if encoded.has_text else None
     neighbours = nearest_neighbours(features.final)
     evidence = collect_label_evidence(features, text, neighbours, seed)
-    findings += group_duplicates(pictures, find_duplicate_pairs(measures, neighbours))
+    findings += group_duplicates(pictures, find_duplicates(measures, neighbours))
     suspects, overlaps = _find_suspected_labels(pictures, evidence)
     shots = [i for i, picture in enumerate(pictures) if picture.split == splits[0]]
     if 0 < len(shots) < len(pictures):
@@ -175,11 +175,7 @@ class LabelEvidence:
 def collect_label_evidence(
     features: FeatureSet, text: TextFeatures | None, neighbours: Neighbours, seed: int = 0
 ) -> LabelEvidence:
-    """Predict each picture by a held-out head, by its neighbours and by class text.
-
-    The head is GDA. It has a closed form, and on held-out shots it is as good as heads that take ten times as long. The
-    pictures of all splits together are its shots. Nothing that is fitted here is used elsewhere.
-    """
+    """Predict each picture by a head that is fitted to the others, by its neighbours and by class text."""
     names = features.class_names
     text = None if text is None else text.with_order("given")
     position = {name: i for i, name in enumerate(names)}
@@ -187,6 +183,7 @@ def collect_label_evidence(
     n, c = len(labels), len(names)
     held_out = np.full((n, c), np.nan)
     if len(labels) and np.bincount(labels).max() > 1 and len(set(features.y)) > 1:
+        # GDA has a closed form, and on held-out shots it is as good as heads that take ten times as long.
         folds = out_of_fold(create_head("gda"), features.final, features.y, text, folds=FOLDS, seed=seed)
         assert folds is not None  # a class has two shots
         # Without class text a head has the classes of its shots only, sorted.
@@ -295,13 +292,11 @@ def check_class_sizes(pictures: Sequence[Picture], names: Sequence[str], splits:
 def find_class_overlaps(
     pictures: Sequence[Picture], evidence: LabelEvidence, wrong_labels: set[Picture]
 ) -> Iterator[Finding]:
-    """Pairs of classes with significantly more than a tenth of their held-out pictures predicted as the other.
-
-    Pictures whose label is likely wrong are no confusions of their classes.
-    """
+    """Pairs of classes with significantly more than a tenth of their held-out pictures predicted as the other."""
     from scipy.stats import binomtest
 
     checked = np.flatnonzero(evidence.is_held_out).tolist()
+    # Pictures whose label is likely wrong are no confusions of their classes.
     rows = np.array([i for i in checked if pictures[i] not in wrong_labels], np.int64)
     c = len(evidence.names)
     labels = evidence.labels[rows]
@@ -337,11 +332,7 @@ def find_same_texts(text: TextFeatures) -> Iterator[Finding]:
 
 
 def find_unknown_names(pictures: Sequence[Picture], evidence: LabelEvidence) -> Iterator[Finding]:
-    """Classes whose pictures zero-shot does not recognise, while a head fitted to other pictures does.
-
-    A finding needs two things: zero-shot is right for at most half as many pictures as the held-out head, and a sign
-    test on the pictures where only one of them is right is significant.
-    """
+    """Classes whose pictures zero-shot does not recognise, while a head fitted to other pictures does."""
     from scipy.stats import binomtest
 
     if evidence.zero_shot is None:
@@ -351,6 +342,8 @@ def find_unknown_names(pictures: Sequence[Picture], evidence: LabelEvidence) -> 
         rows = np.flatnonzero(evidence.is_held_out & (evidence.labels == k))
         by_text, by_shots = zero_shot[rows] == k, held_out[rows] == k
         n_gained, n_lost = int((by_shots & ~by_text).sum()), int((by_text & ~by_shots).sum())
+        # Text must be right for half as many pictures at most, and a sign test on those where one alone is right be
+        # significant.
         if 2 * by_text.sum() > by_shots.sum() or not n_gained:
             continue
         if binomtest(n_gained, n_gained + n_lost, alternative="greater").pvalue > MAX_P_VALUE:

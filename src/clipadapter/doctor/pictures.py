@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import combinations, groupby, pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -100,11 +100,7 @@ def measure_image(path: Path, imagehash: ModuleType) -> ImageMeasures:
 
 
 def reduce_short_side(image: Image.Image, side: int = SHORT_SIDE) -> Image.Image:
-    """The picture with a short side of ``side`` pixels, or unchanged if that is less.
-
-    >>> reduce_short_side(Image.new("L", (300, 1000)), 30).size, reduce_short_side(Image.new("L", (20, 40)), 30).size
-    ((30, 100), (20, 40))
-    """
+    """The picture with a short side of ``side`` pixels, or unchanged if it has fewer."""
     factor = side / min(image.size)
     if factor >= 1:
         return image
@@ -113,10 +109,8 @@ def reduce_short_side(image: Image.Image, side: int = SHORT_SIDE) -> Image.Image
 
 
 def measure_sharpness(grey: np.ndarray) -> float:
-    """Steepness of the steepest edges: the 99th percentile of the absolute Laplacian, divided by the contrast.
-
-    Unlike the variance of the Laplacian it depends neither on the contrast nor on how much of the picture is empty.
-    """
+    """Steepness of the steepest edges: the 99th percentile of the absolute Laplacian, divided by the contrast."""
+    # The variance of the Laplacian would depend on the contrast, and on how much of the picture is empty.
     low, high = np.percentile(grey, [1, 99])
     if min(grey.shape) < 3 or high - low < 1:
         return 1.0
@@ -178,23 +172,15 @@ class Neighbours:
     cosine: NDArray[np.float32]  # (n, k) of centred features
 
 
-@dataclass(frozen=True)
-class DuplicatePair:
-    """Two copies of one picture."""
-
-    first: int  # position
-    second: int  # position, greater
-    relation: str  # "equal files", "equal hash", "nearly equal" or "mirrored"
-    similarity: float  # cosine of their centred features; for an equal hash the share of equal bits
+Duplicates = dict[tuple[int, int], tuple[str, float]]
+"""Pairs of positions, the smaller one first, with their relation ("equal files", "equal hash", "nearly equal" or
+"mirrored") and similarity: the cosine of their centred features; for an equal hash the share of equal bits."""
 
 
 def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neighbours:
-    """The k nearest pictures of each by the cosine of centred features (n, d).
-
-    The features are centred because encoders differ in the similarity of unrelated pictures. (Few cosines of CLIP are
-    below a half.) Cosines of centred features of unrelated pictures are near 0 for every encoder.
-    """
+    """The k nearest pictures of each by the cosine of centred features (n, d)."""
     units = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+    # Few cosines of CLIP are below a half. Of unrelated pictures those of centred features are near 0, by any encoder.
     units = units - units.mean(axis=0)
     units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
     rows = torch.from_numpy(units)
@@ -202,40 +188,30 @@ def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neigh
     return Neighbours(index.numpy(), cosine.numpy())
 
 
-def find_duplicate_pairs(measures: Sequence[ImageMeasures], neighbours: Neighbours) -> list[DuplicatePair]:
+def find_duplicates(measures: Sequence[ImageMeasures], neighbours: Neighbours) -> Duplicates:
     """All pairs of duplicates; of several equal files, each with the next."""
     by_digest: dict[bytes, list[int]] = {}
     for i, image in enumerate(measures):
         by_digest.setdefault(image.digest, []).append(i)
-    pairs = [DuplicatePair(a, b, "equal files", 1.0) for rows in by_digest.values() for a, b in pairwise(rows)]
+    duplicates: Duplicates = {pair: ("equal files", 1.0) for rows in by_digest.values() for pair in pairwise(rows)}
     min_cosine = min(cosine for cosine, _ in (*NEAR_DUPLICATE_RULES, MIRRORED_RULE))
-    compared: set[tuple[int, int]] = set()
     for i, rank in zip(*np.nonzero(neighbours.cosine >= min_cosine), strict=True):
         a, b = sorted((int(i), int(neighbours.index[i, rank])))
-        if (a, b) in compared or measures[a].digest == measures[b].digest:
-            continue
-        compared.add((a, b))
         cosine = float(neighbours.cosine[i, rank])
-        if relation := _relation(measures[a], measures[b], cosine):
-            pairs.append(DuplicatePair(a, b, relation, min(cosine, 1.0)))
-    related = {(pair.first, pair.second) for pair in pairs}
-    return pairs + [pair for pair in _pairs_of_equal_hash(measures) if (pair.first, pair.second) not in related]
-
-
-def _pairs_of_equal_hash(measures: Sequence[ImageMeasures]) -> Iterator[DuplicatePair]:
-    """Pairs of files whose hashes differ in `MAX_BITS_OF_COPIES` at most: of one part more than that, one is equal."""
-    files = {image.digest: i for i, image in reversed(list(enumerate(measures))) if image.contrast >= MIN_CONTRAST}
-    compared: set[tuple[int, int]] = set()
+        if measures[a].digest != measures[b].digest and (relation := _relation(measures[a], measures[b], cosine)):
+            duplicates.setdefault((a, b), (relation, min(cosine, 1.0)))
+    files = [rows[0] for rows in by_digest.values() if measures[rows[0]].contrast >= MIN_CONTRAST]
+    # Of one part more than the bits that may differ, one is equal.
     for part in range(MAX_BITS_OF_COPIES + 1):
         mask = sum(1 << bit for bit in range(part, 64, MAX_BITS_OF_COPIES + 1))
         by_part: dict[int, list[int]] = {}
-        for i in sorted(files.values()):
+        for i in files:
             by_part.setdefault(measures[i].hash & mask, []).append(i)
         for a, b in (pair for rows in by_part.values() for pair in combinations(rows, 2)):
             different_bits = (measures[a].hash ^ measures[b].hash).bit_count()
-            if different_bits <= MAX_BITS_OF_COPIES and (a, b) not in compared:
-                compared.add((a, b))
-                yield DuplicatePair(a, b, "equal hash", 1 - different_bits / 64)
+            if different_bits <= MAX_BITS_OF_COPIES:
+                duplicates.setdefault((a, b), ("equal hash", 1 - different_bits / 64))
+    return duplicates
 
 
 def _relation(a: ImageMeasures, b: ImageMeasures, cosine: float) -> str | None:
@@ -248,23 +224,23 @@ def _relation(a: ImageMeasures, b: ImageMeasures, cosine: float) -> str | None:
     return None
 
 
-def group_duplicates(pictures: Sequence[Picture], pairs: Sequence[DuplicatePair]) -> Iterator[Finding]:
+def group_duplicates(pictures: Sequence[Picture], duplicates: Duplicates) -> Iterator[Finding]:
     """A finding for each group of pictures that pairs connect. It is severe if they differ in label or split."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    if not pairs:
+    if not duplicates:
         return
-    ends = np.array([(pair.first, pair.second) for pair in pairs]).T
-    graph = coo_matrix((np.ones(len(pairs)), tuple(ends)), shape=(len(pictures), len(pictures)))
+    ends = tuple(np.array(list(duplicates)).T)
+    graph = coo_matrix((np.ones(len(duplicates)), ends), shape=(len(pictures), len(pictures)))
     component = connected_components(graph, directed=False)[1].tolist()  # numbered in the order of the pictures
-    in_order = sorted(pairs, key=lambda pair: component[pair.first])
-    for _, connected in groupby(in_order, key=lambda pair: component[pair.first]):
-        group_pairs = list(connected)
-        group = tuple(pictures[i] for i in sorted({i for pair in group_pairs for i in (pair.first, pair.second)}))
-        weakest = min(group_pairs, key=lambda pair: pair.similarity)
-        has_cosine = weakest.relation in ("nearly equal", "mirrored")
-        relation = f"{weakest.relation}, cosine {weakest.similarity:.3f}" if has_cosine else weakest.relation
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for pair in duplicates:
+        groups.setdefault(component[pair[0]], []).append(pair)
+    for _, pairs in sorted(groups.items()):
+        group = tuple(pictures[i] for i in sorted({i for pair in pairs for i in pair}))
+        relation, similarity = min((duplicates[pair] for pair in pairs), key=lambda weakest: weakest[1])
+        cosine = f", cosine {similarity:.3f}" if relation in ("nearly equal", "mirrored") else ""
         names = " = ".join(picture.name for picture in group)
         if len(group) > MAX_LISTED_NAMES:
             names = f"{len(group)} pictures: {format_list((picture.name for picture in group), MAX_LISTED_NAMES)}"
@@ -272,4 +248,4 @@ def group_duplicates(pictures: Sequence[Picture], pairs: Sequence[DuplicatePair]
         kinds = ["conflict"] if len({picture.label for picture in group}) > 1 else []
         kinds += ["leak"] if len({picture.split for picture in group}) > 1 else []
         for kind in kinds or ["duplicate"]:
-            yield Finding(kind, weakest.similarity, f"{names} ({relation})", group, labels)
+            yield Finding(kind, similarity, f"{names} ({relation}{cosine})", group, labels)

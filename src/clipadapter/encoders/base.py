@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.encoders.catalogue import UNKNOWN_LICENCE, EncoderListing, listings_of
+from clipadapter.encoders.catalogue import UNKNOWN_LICENCE, EncoderListing, list_known
 from clipadapter.encoders.registry import ENCODERS
 from clipadapter.errors import InputError, brief
 from clipadapter.runtime.engines import Tower
@@ -133,7 +133,8 @@ class Encoder(ABC):
     def listing(cls) -> list[EncoderListing]:
         """The URIs that this class can open, without loading weights; by default its scheme or what is catalogued."""
         scheme = ENCODERS.name_of(cls) or cls.__name__
-        return listings_of(scheme) or [EncoderListing(scheme, None, UNKNOWN_LICENCE)]
+        known = [one for one in list_known() if one.name.partition(":")[0] == scheme]
+        return known or [EncoderListing(scheme, None, UNKNOWN_LICENCE)]
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> Tensor:
@@ -288,8 +289,7 @@ class TorchEncoder(Encoder):
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Pixels (n, 3, s, s) on the device to raw features (n, d); those of `network` by default."""
-        features: Tensor = self.network()(pixels)
-        return features
+        return self.network()(pixels)
 
     def patches(self, pixels: Tensor) -> Tensor | None:
         """Pixels (1, 3, s, s) on the device to the features (h, w, d) of `patch_features`; None by default."""
@@ -336,10 +336,8 @@ def to_tensor(image: ArrayLike, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 def compute_fingerprint(facts: Any, arrays: Mapping[str, Tensor]) -> str:
-    """32 hex digits of facts that JSON can write, and of the names, shapes, types and values of arrays.
-
-    SHA-256 because processors have instructions for it: 0.5 s for ViT-B/32, half the time of BLAKE2.
-    """
+    """32 hex digits of facts that JSON can write, and of the names, shapes, types and values of arrays."""
+    # SHA-256 because processors have instructions for it: 0.5 s for ViT-B/32, half the time of BLAKE2.
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(arrays):
         array = arrays[name].detach().cpu().contiguous()
@@ -366,11 +364,7 @@ def unique_texts(texts: Sequence[str]) -> tuple[list[str], list[int]]:
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Batches of texts of similar length, shortest first: padding costs as much as words do.
-
-    Yields indices of ``lengths``, the numbers of tokens; each comes once. A batch has fewer than ``batch_size`` texts
-    where they would have more than ``MAX_BATCH_TOKENS`` tokens.
-    """
+    """Indices of texts by their numbers of tokens in batches, shortest first: padding costs as much as words do."""
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, but is {batch_size}: it is how many texts are encoded at once")
     batch: list[int] = []

@@ -25,8 +25,7 @@ from clipadapter.utils.devices import check_device
 from clipadapter.utils.pixels import MIN_JPEG_SIDE_RATIO
 from clipadapter.utils.towers import Projection, TextTower
 
-LAYER_VERSION = 2
-"""Incremented whenever the same layer of the same picture would get another feature."""
+LAYER_VERSION = 2  # incremented whenever the same layer of the same picture would get another feature
 
 
 class EncoderWrapper(Encoder):
@@ -95,10 +94,8 @@ class BackendEncoder(EncoderWrapper):
         return self.plain.layers()
 
     def block_fingerprints(self) -> tuple[str, ...]:
-        """Those of the encoder itself in this precision.
-
-        int8 rounds each layer by ranges that may depend on which other layers are read.
-        """
+        """Those of the encoder itself in this precision."""
+        # int8 rounds each layer by ranges that may depend on which other layers are read.
         info, plain = self.info, self.plain.block_fingerprints()
         if len(plain) == 1:
             return (info.fingerprint,)
@@ -142,7 +139,8 @@ def with_backend(
         backend: see ``clipadapter.runtime.engines.list_backends()``.
         precision: "fp32" gives the same features up to rounding; "bf16" and "int8" give similar ones with another
             fingerprint.
-        calibration: pictures that set the ranges of int8, for each pass of an encoder of several blocks.
+        calibration: pictures that set the ranges of int8. Of an encoder of several passes, the digests of those with
+            which `choose_backend` converted each.
 
     Raises:
         UnknownNameError: if no backend has the name.
@@ -223,8 +221,7 @@ class LayerEncoder(EncoderWrapper, TorchEncoder):
         )
 
     def network(self) -> nn.Module:
-        module: nn.Module = self._tower.module
-        return module
+        return self._tower.module
 
     def tower(self) -> Tower | None:
         """The image tower with these outputs; None if backends don't run that of the encoder."""
@@ -247,8 +244,7 @@ class MirroredMean(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, d)."""
-        mean: Tensor = (self.network(pixels) + self.network(pixels.flip(3))) / 2
-        return mean
+        return (self.network(pixels) + self.network(pixels.flip(3))) / 2
 
 
 class BlockEncoder(EncoderWrapper):

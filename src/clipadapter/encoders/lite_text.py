@@ -28,8 +28,7 @@ from clipadapter.utils.functional import unit
 from clipadapter.utils.imagenet import imagenet_names
 from clipadapter.utils.towers import TextTower
 
-IMAGE_WIDTH = 1280
-"""Width of picture features."""
+IMAGE_WIDTH = 1280  # width of picture features
 N_IMAGENET_CLASSES = 1000
 TEXT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
@@ -106,8 +105,7 @@ class MiniLm(TextTower):
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
     def embed(self, ids: Tensor) -> Tensor:
-        embeddings: Tensor = self._bert.embeddings.word_embeddings(ids.to(self.device))
-        return embeddings
+        return self._bert.embeddings.word_embeddings(ids.to(self.device))
 
     def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings (k, l, 384), of which ``lengths`` (k,) count, to unit vectors (k, 384), or (k, 1280)."""
@@ -132,8 +130,7 @@ class Bert(nn.Module):
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states (k, l, w) of word embeddings (k, l, w); ``mask`` (k, l) is 0 after the end of a text."""
-        hidden: Tensor = self.encoder(self.embeddings(embeddings), mask.bool()[:, None, None])
-        return hidden
+        return self.encoder(self.embeddings(embeddings), mask.bool()[:, None, None])
 
 
 class _BertEmbeddings(nn.Module):
@@ -148,8 +145,7 @@ class _BertEmbeddings(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         positions = self.position_embeddings.weight[: words.shape[1]]
-        output: Tensor = self.LayerNorm(words + self.token_type_embeddings.weight[0] + positions)
-        return output
+        return self.LayerNorm(words + self.token_type_embeddings.weight[0] + positions)
 
 
 class _Rows(nn.Module):
@@ -187,8 +183,7 @@ class _BertBlock(nn.Module):
 
     def forward(self, hidden: Tensor, keys: Tensor) -> Tensor:
         hidden = self.attention["output"](self.attention["self"](hidden, keys), hidden)
-        output: Tensor = self.output(gelu(self.intermediate["dense"](hidden)), hidden)
-        return output
+        return self.output(gelu(self.intermediate["dense"](hidden)), hidden)
 
 
 class _SelfAttention(nn.Module):
@@ -216,8 +211,7 @@ class _BertOutput(nn.Module):
         self.LayerNorm = nn.LayerNorm(TEXT_WIDTH, NORM_EPSILON)
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
-        output: Tensor = self.LayerNorm(self.dense(x) + before)
-        return output
+        return self.LayerNorm(self.dense(x) + before)
 
 
 def _mean_direction(hidden: Tensor, mask: Tensor) -> Tensor:

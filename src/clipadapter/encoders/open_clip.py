@@ -22,7 +22,7 @@ from clipadapter.encoders.catalogue import QUICK_GELU, check_pretrained, find_li
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_layers import VisualEncoder, find_projection
 from clipadapter.encoders.open_clip_prompts import PromptPlaces, find_prompt_places
-from clipadapter.encoders.open_clip_text import UnpaddedTextTower, open_text_tower
+from clipadapter.encoders.open_clip_text import OpenClipTextTower, UnpaddedTextTower, open_text_tower
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.weights import (
     OPEN_CLIP_WEIGHTS,
@@ -37,7 +37,7 @@ from clipadapter.encoders.weights import (
 )
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError, require
 from clipadapter.utils.pixels import RESIZE_MODES, PixelSpec
-from clipadapter.utils.towers import Projection, TextTower
+from clipadapter.utils.towers import Projection
 
 CONFIG_FILE = "open_clip_config.json"
 PREPROCESS_FIELDS = ("mean", "std", "interpolation", "resize_mode")
@@ -50,8 +50,7 @@ POSITION_EMBEDDINGS = (
 """Weights that open_clip silently scales to another length."""
 
 ARCHITECTURE_ADVICE = "Name the architecture of the weights: 'clipadapter encoders open_clip:*' lists all"
-CODE_VERSION = 1
-"""Incremented whenever the same weights would give another feature."""
+CODE_VERSION = 1  # incremented whenever the same weights would give another feature
 
 
 @register_encoder("open_clip")
@@ -61,8 +60,7 @@ class OpenClipEncoder(VisualEncoder):
     A feature does not depend on the batch that it was computed in, up to 1e-4 of its length.
     """
 
-    variant_start = ""
-    """What comes before a variant of this scheme in those of ``open_clip``."""
+    variant_start = ""  # what comes before a variant of this scheme in those of ``open_clip``
 
     def __init__(self, source: ModelSource, device: str = "cpu") -> None:
         from open_clip.transform import PreprocessCfg
@@ -100,15 +98,13 @@ class OpenClipEncoder(VisualEncoder):
             source.check()
 
     def network(self) -> nn.Module:
-        visual: nn.Module = self._model.visual
-        return visual
+        return self._model.visual
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """As the model itself gives them: that of CoCa leaves its tokens out."""
-        features: Tensor = self._model.encode_image(pixels)
-        return features
+        return self._model.encode_image(pixels)
 
-    def text_tower(self) -> TextTower | None:
+    def text_tower(self) -> OpenClipTextTower | None:
         """The text tower if it is one of CLIP or SigLIP; None for CoCa and the towers of the library transformers."""
         return open_text_tower(self._model, self._tokenizer, self.info.fingerprint, self.device)
 
@@ -121,8 +117,7 @@ class OpenClipEncoder(VisualEncoder):
 
     def prompt_places(self) -> PromptPlaces | None:
         """See `clipadapter.encoders.open_clip_prompts`; None unless the model is a ViT with a causal text tower."""
-        set_tokenizer = partial(setattr, self, "_tokenizer")
-        return find_prompt_places(self._model, self._tokenizer, set_tokenizer, self.device)
+        return find_prompt_places(self._model.visual, self.text_tower(), partial(setattr, self, "_tokenizer"))
 
     def projection(self) -> Projection | None:
         """The last step if the image tower is CLIP's, or one of timm with a linear head; None for SigLIP and CoCa."""
@@ -171,15 +166,11 @@ def hub_source(variant: str) -> HubSource | None:
         return HubSource(variant, repo, [CONFIG_FILE], revision or None)
     if has_path:
         return None
-    model, tag, facts, _ = look_up(*variant.rpartition("/")[::2])
-    return HubSource(_name(model, tag), *weights_files(facts))
+    return look_up(*variant.rpartition("/")[::2])[0]
 
 
 def find_source(variant: str) -> ModelSource:
-    """The source of ``MODEL/TAG``, ``MODEL:FILE``, ``MODEL/TAG:FILE``, ``local-dir:FOLDER`` or ``hf-hub:ORG/MODEL``.
-
-    Files of the hub are downloaded if need be; a repository may be followed by ``@REVISION``.
-    """
+    """The source that follows the scheme in the URI of an encoder; files of the hub are downloaded if need be."""
     kind, has_path, rest = variant.partition(":")
     if kind == "local-dir":
         return _find_folder(rest)
@@ -189,13 +180,8 @@ def find_source(variant: str) -> ModelSource:
 
 
 def find_pretrained(model: str, tag: str) -> ModelSource:
-    """A pretrained model by its names in open_clip.
-
-    Weights that were trained with QuickGELU are opened with it: ``ViT-B-32/openai`` and ``ViT-B-32-quickgelu/openai``
-    are one encoder, of the first name.
-    """
-    model, tag, facts, config = look_up(model, tag)
-    source = HubSource(_name(model, tag), *weights_files(facts))
+    """A pretrained model by its names in open_clip; with QuickGELU, if its weights were trained with it."""
+    source, model, facts, config = look_up(model, tag)
     return ModelSource(source.uri, model, config, str(source.path()), facts, find_licence(source.repo))
 
 
@@ -223,17 +209,14 @@ def _find_repository(uri: str) -> ModelSource:
 
 
 def find_file(model: str, path: str) -> ModelSource:
-    """Weights from a file of one's own, safetensors or of ``torch.save``, for an architecture of open_clip.
-
-    For ``MODEL/TAG`` they were fine-tuned from the weights of this name: preprocessing and activation are theirs.
-    """
+    """Weights of one's own for an architecture; of ``MODEL/TAG`` they have the preprocessing and the activation."""
     import open_clip
 
     file = Path(path).expanduser().resolve()
     name, _, tag = model.partition("/")
     if tag:
-        name, tag, facts, config = look_up(name, tag)
-        return ModelSource(f"{_name(name, tag)}:{file}", name, config, str(file), facts, is_own_file=True)
+        source, name, facts, config = look_up(name, tag)
+        return ModelSource(f"{source.uri}:{file}", name, config, str(file), facts, is_own_file=True)
     config = open_clip.get_model_config(name)
     if config is None:
         raise UnknownNameError(f"open_clip has no architecture '{name}'.{suggest(name, open_clip.list_models())}")
@@ -246,10 +229,7 @@ def find_file(model: str, path: str) -> ModelSource:
 
 
 def check_position_embeddings(shapes: dict[str, tuple[int, ...]], source: ModelSource, network: nn.Module) -> None:
-    """Refuse weights for pictures or texts of another size, whose position embeddings open_clip silently scales.
-
-    ``shapes`` are those of the weights in the file, which were loaded into the network.
-    """
+    """Refuse weights of these shapes, whose position embeddings open_clip silently scaled to those of the network."""
     for name, value in network.state_dict().items():
         if name in POSITION_EMBEDDINGS and shapes.get(name, value.shape) != tuple(value.shape):
             raise EncoderUnavailableError(
@@ -258,11 +238,9 @@ def check_position_embeddings(shapes: dict[str, tuple[int, ...]], source: ModelS
             )
 
 
-def look_up(model: str, tag: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
-    """Model and tag in open_clip's spelling, its configuration of the weights, and that of the model.
-
-    The model is the form of the architecture that has the activation of the weights.
-    """
+def look_up(model: str, tag: str) -> tuple[HubSource, str, dict[str, Any], dict[str, Any]]:
+    """Pretrained weights on the hub, and open_clip's name of the model, facts of the weights and configuration."""
+    # The model is the form of the architecture that has the activation of the weights.
     check_pretrained(model, tag)
     import open_clip
 
@@ -270,13 +248,10 @@ def look_up(model: str, tag: str) -> tuple[str, str, dict[str, Any], dict[str, A
     facts = open_clip.get_pretrained_cfg(model, tag)
     if not facts:  # of another release than the one whose names are known
         raise UnknownNameError(f"the installed open_clip has no weights '{tag}' of a model '{model}'")
+    source = HubSource(f"open_clip:{model}/{tag.lower().replace('-', '_')}", *weights_files(facts))
     if facts.get("quick_gelu"):
         model += QUICK_GELU
-    return model, tag.lower().replace("-", "_"), facts, open_clip.get_model_config(model)
-
-
-def _name(model: str, tag: str) -> str:
-    return f"open_clip:{model.removesuffix(QUICK_GELU)}/{tag}"
+    return source, model, facts, open_clip.get_model_config(model)
 
 
 def weights_files(facts: dict[str, Any]) -> tuple[str, list[str]]:
@@ -327,13 +302,7 @@ def _preprocessing_of(model: str, path: str) -> dict[str, Any]:
 
 
 def load_model(source: ModelSource) -> tuple[Any, Any]:
-    """The model in fp32 on the CPU, ready to use, and its tokenizer.
-
-    Raises:
-        InputError: if the model takes pictures that are not square.
-        EncoderUnavailableError: if the weights or the tokenizer can't be loaded.
-        MissingExtraError: if the tokenizer needs the library transformers, which is not installed.
-    """
+    """The model in fp32 on the CPU, ready to use, and its tokenizer; what is wrong with either is refused."""
     import open_clip
 
     size = source.config.get("vision_cfg", {}).get("image_size", 224)

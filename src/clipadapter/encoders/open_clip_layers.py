@@ -16,7 +16,6 @@ they load weights for another size.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -39,8 +38,7 @@ from clipadapter.errors import InputError
 from clipadapter.utils.blocks import FINAL, UNPROJECTED
 from clipadapter.utils.towers import Projection
 
-CONVOLUTION_STEP = 32
-"""Product of the strides of convolutional towers."""
+CONVOLUTION_STEP = 32  # product of the strides of convolutional towers
 
 
 class VisualEncoder(TorchEncoder):
@@ -101,8 +99,7 @@ class VisualEncoder(TorchEncoder):
                 bias = None if last_step.bias is None else torch.cat([*biases, torch.zeros(n_inputs)])
                 visual = replace_projection(visual, Projection(weight, bias))
         if self._inner is None or not self._inner.widths.keys() & set(layers):
-            network: nn.Module = visual
-            return network
+            return visual
         final_width = self.info.dim if FINAL in layers else 0
         width = sum(widths[layer] for layer in layers)
         return _LayerNetwork(visual, self._inner, final_width, layers, width).eval()
@@ -143,15 +140,14 @@ class VisualEncoder(TorchEncoder):
             pool.positional_embedding = _resample(pool.positional_embedding, (side, side), grid)
             visual.image_size = size
         elif hasattr(visual.trunk, "set_input_size"):
-            _set_input_size(visual.trunk, size)
+            visual.trunk.set_input_size(img_size=(size, size))
         return visual.eval()
 
 
 class ClipTokens:
     """Tokens of CLIP's transformer after some of its layers."""
 
-    pooled_layer = INNER_TOKEN
-    """Layer that the input of a linear last step belongs to; "" if it has it already."""
+    pooled_layer = INNER_TOKEN  # layer that the input of a linear last step belongs to; "" if it has it already
 
     def __init__(self, visual: Any) -> None:
         self.indices = token_layers(len(visual.transformer.resblocks))
@@ -239,11 +235,9 @@ InnerFeatures = ClipTokens | TimmTokens | StageMaps
 
 
 class _LayerNetwork(nn.Module):
-    """A tower with its inner features.
+    """A tower with its inner features; the layers that are wanted have ``width`` columns."""
 
-    If the tower ends in a linear step, this step gives the final feature, of ``final_width`` columns, if that is
-    wanted, then its own input. The layers that are wanted have ``width`` columns.
-    """
+    # A linear last step gives the final feature, of ``final_width`` columns if that is wanted, then its own input.
 
     def __init__(
         self, visual: nn.Module, inner: InnerFeatures, final_width: int, layers: Sequence[str], width: int
@@ -311,17 +305,6 @@ def _resample(embedding: Tensor, grid: Sequence[int], new_grid: int) -> nn.Param
     return nn.Parameter(resampled[0], requires_grad=False)
 
 
-def _set_input_size(trunk: Any, size: int) -> None:
-    """Interpolate the position embeddings of a network of timm, without its log."""
-    logger = logging.getLogger("timm.layers.pos_embed")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        trunk.set_input_size(img_size=(size, size))
-    finally:
-        logger.setLevel(level)
-
-
 def encode_patches(visual: Any, pixels: Tensor) -> Tensor | None:
     """A feature for each patch of a picture, in the space of the picture's feature.
 
@@ -353,8 +336,7 @@ class QueryAttention(nn.Module):
         qkv = torch.nn.functional.linear(self.block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
         q, _, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (n, heads, l, width) each
         mixed = torch.nn.functional.scaled_dot_product_attention(q, q, v).transpose(1, 2).flatten(2)
-        output: Tensor = self.block.ls_1(attention.out_proj(mixed))
-        return output
+        return self.block.ls_1(attention.out_proj(mixed))
 
 
 def _transformer_patches(visual: Any, pixels: Tensor) -> Tensor | None:
@@ -412,11 +394,7 @@ def _timm_patches(visual: Any, pixels: Tensor) -> Tensor | None:
 
 
 def find_projection(visual: Any) -> Projection | None:
-    """The last step of an image tower, in float32 on the CPU; None if it is not linear or not supported.
-
-    CLIP's transformer and ResNet and the networks of timm that end in one linear layer are supported. The result is
-    None for SigLIP, whose feature is the output of an attention pool, and for CoCa, whose tower also returns tokens.
-    """
+    """The last step of an image tower, in float32 on the CPU; None if it is not linear, as SigLIP's, or CoCa's."""
     path = _path_of_projection(visual)
     if path is None:
         return None
@@ -429,22 +407,22 @@ def find_projection(visual: Any) -> Projection | None:
 
 
 def replace_projection(visual: Any, projection: Projection) -> nn.Module:
-    """The same tower, one with a projection, with another last step; all other weights are shared with the tower.
-
-    The new projection (p, any width) has a bias if the tower's has one.
-    """
+    """The same tower with another last step (p, any width), with a bias if it has one; other weights are shared."""
     path = _path_of_projection(visual)
     assert path is not None
     tower: nn.Module = copy_sharing_weights(visual)
     parent, _, name = path.rpartition(".")
     owner = tower.get_submodule(parent)
     last = getattr(owner, name)
-    if isinstance(last, nn.Linear):
-        new: nn.Module | nn.Parameter = _linear(projection, last.weight)
-    else:
+    if not isinstance(last, nn.Linear):
         assert projection.bias is None
-        new = _frozen(projection.weight, last)
-    setattr(owner, name, new)
+        setattr(owner, name, nn.Parameter(projection.weight.to(last), requires_grad=False))
+        return tower
+    linear = nn.utils.skip_init(nn.Linear, *projection.weight.shape, bias=projection.bias is not None)
+    linear.weight = nn.Parameter(projection.weight.T.contiguous().to(last.weight), requires_grad=False)
+    if projection.bias is not None:
+        linear.bias = nn.Parameter(projection.bias.to(last.weight), requires_grad=False)
+    setattr(owner, name, linear.eval())
     return tower
 
 
@@ -473,15 +451,3 @@ def _path_of_projection(visual: Any) -> str | None:
     if type(last) is not nn.Linear:
         return None
     return next(f"trunk.{name}" for name, module in visual.trunk.named_modules() if module is last)
-
-
-def _linear(projection: Projection, like: Tensor) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, *projection.weight.shape, bias=projection.bias is not None)
-    layer.weight = _frozen(projection.weight.T.contiguous(), like)
-    if projection.bias is not None:
-        layer.bias = _frozen(projection.bias, like)
-    return layer.eval()
-
-
-def _frozen(values: Tensor, like: Tensor) -> nn.Parameter:
-    return nn.Parameter(values.to(like), requires_grad=False)

@@ -20,15 +20,11 @@ import torch
 from torch import Tensor
 
 from clipadapter.encoders.layers import FixedPrompts, PromptedBlock, PromptedInput, PromptSource
-from clipadapter.encoders.open_clip_text import CausalTower, find_causal_tower
-from clipadapter.utils.towers import count_special_tokens
+from clipadapter.encoders.open_clip_text import CausalTower, OpenClipTextTower
 
 
 class PromptTokenizer:
-    """A tokenizer that leaves places for n prompts after the start token.
-
-    They replace the tokens ``first_ids`` if a text begins with these.
-    """
+    """A tokenizer with n places after the start token, instead of the tokens ``first_ids`` if a text has them."""
 
     def __init__(self, tokenizer: Any, causal: CausalTower, first_ids: Sequence[int], n: int) -> None:
         self._tokenizer, self._causal = tokenizer, causal
@@ -63,15 +59,13 @@ class PromptPlaces:
     """Where prompts go in both towers of a model."""
 
     visual: Any  # the image tower
-    causal: CausalTower  # the text tower
-    tokenizer: Any
-    set_tokenizer: Callable[[Any], None]  # replaces it in the encoder
-    device: str
+    text: OpenClipTextTower  # which is causal
+    set_tokenizer: Callable[[Any], None]  # replaces that of the encoder
 
     @property
     def text_blocks(self) -> Any:
         """The blocks of the text tower."""
-        return self.causal.layers.transformer.resblocks
+        return self.text.layers.transformer.resblocks
 
     @property
     def image_blocks(self) -> Any:
@@ -79,38 +73,18 @@ class PromptPlaces:
         return self.visual.transformer.resblocks
 
     @property
-    def text_width(self) -> int:
-        """Width of a text prompt."""
-        return int(self.causal.layers.positional_embedding.shape[1])
-
-    @property
     def image_width(self) -> int:
         """Width of an image prompt."""
         return int(self.visual.positional_embedding.shape[1])
 
-    @property
-    def context_length(self) -> int:
-        """Maximum number of tokens in a text, with start and end tokens."""
-        return int(self.causal.layers.positional_embedding.shape[0])
-
     def token_ids(self, words: str) -> list[int]:
         """The tokens of some words, without start and end tokens."""
-        tokens: Tensor = self.tokenizer([words])
-        return tokens[0, 1 : int(self.causal.end_positions(tokens))].tolist()
-
-    def embed(self, ids: Sequence[int]) -> Tensor:
-        """Token embeddings (k, w)."""
-        with torch.no_grad():
-            embeddings: Tensor = self.causal.layers.token_embedding(torch.tensor(ids, device=self.device))
-        return embeddings.clone()
+        return self.text.tokenize([words])[0][1:-1]
 
     def insert(self, text: Sequence[PromptSource], image: Sequence[PromptSource], first_ids: Sequence[int]) -> None:
-        """Put prompts into the towers, before as many of their first blocks as there are sources.
-
-        Text prompts replace the tokens ``first_ids`` if a text begins with these.
-        """
+        """Put prompts into the towers, before as many of their first blocks as there are sources."""
         n = len(text[0]())
-        positions = self.causal.layers.positional_embedding[1 : 1 + n].detach()
+        positions = self.text.layers.positional_embedding[1 : 1 + n].detach()
         at_input = text[0]
 
         def with_positions() -> Tensor:
@@ -123,34 +97,24 @@ class PromptPlaces:
         self.visual.ln_pre = PromptedInput(self.visual.ln_pre, image[0])
         for i, source in enumerate(image[1:], start=1):
             self.image_blocks[i] = PromptedBlock(self.image_blocks[i], source, is_text=False)
-        self.set_tokenizer(PromptTokenizer(self.tokenizer, self.causal, first_ids, n))
+        assert self.text.causal is not None
+        self.set_tokenizer(PromptTokenizer(self.text.tokenizer, self.text.causal, first_ids, n))
 
 
 def find_prompt_places(
-    model: Any, tokenizer: Any, set_tokenizer: Callable[[Any], None], device: str
+    visual: Any, text: OpenClipTextTower | None, set_tokenizer: Callable[[Any], None]
 ) -> PromptPlaces | None:
-    """The places for prompts in a model of open_clip, whose modules may be changed.
-
-    None if its image tower is not CLIP's transformer that reads a class token, or its text tower is not causal.
-    """
+    """The places; None unless the image tower is CLIP's and reads a class token, and the text tower is causal."""
     from open_clip.transformer import Transformer, VisionTransformer
 
-    visual, causal = model.visual, find_causal_tower(model)
+    if text is None or text.causal is None or text.special_token_counts != (1, 1):
+        return None
     # Not isinstance: a derived class may order its tokens in another way.
-    if causal is None or type(visual) is not VisionTransformer or isinstance(visual.ln_pre, PromptedInput):
+    if type(visual) is not VisionTransformer or isinstance(visual.ln_pre, PromptedInput):
         return None
     reads_class_token = visual.attn_pool is None and visual.pool_type == "tok" and not visual.output_tokens
     are_plain = all(
         type(each) is Transformer and each.batch_first and not each.grad_checkpointing
-        for each in (visual.transformer, causal.layers.transformer)
+        for each in (visual.transformer, text.layers.transformer)
     )
-    if not (reads_class_token and are_plain):
-        return None
-
-    def tokenize(texts: Sequence[str]) -> list[list[int]]:
-        tokens = tokenizer(list(texts))
-        ends = causal.end_positions(tokens).tolist()
-        return [row[: end + 1] for row, end in zip(tokens.tolist(), ends, strict=True)]
-
-    has_marks = count_special_tokens(tokenize) == (1, 1)
-    return PromptPlaces(visual, causal, tokenizer, set_tokenizer, device) if has_marks else None
+    return PromptPlaces(visual, text, set_tokenizer) if reads_class_token and are_plain else None

@@ -31,8 +31,7 @@ from clipadapter.utils.towers import Prefix, TextTower
 MAX_RELATIVE_ERROR = 1e-4
 """Largest distance of a feature without padding to the model's own, relative to its length; rounding gives 1e-6."""
 
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values of the prefix in one layer, (h, p, w / h) each, for h heads."""
+KeysValues = tuple[Tensor, Tensor]  # keys and values of the prefix in one layer, (h, p, w / h) each, for h heads
 
 
 class OpenClipTextTower(TextTower):
@@ -40,7 +39,7 @@ class OpenClipTextTower(TextTower):
 
     def __init__(self, layers: Any, causal: CausalTower | None, tokenizer: Any, fingerprint: str, device: str) -> None:
         self.fingerprint, self.device = fingerprint, device
-        self._layers, self._causal, self._tokenizer = layers, causal, tokenizer
+        self.layers, self.causal, self.tokenizer = layers, causal, tokenizer
         self.context_length = int(layers.context_length)
         self.width = int(layers.token_embedding.weight.shape[1])
         self.dim = int(_project(torch.zeros(1, self.width, device=device), layers.text_projection).shape[1])
@@ -48,9 +47,9 @@ class OpenClipTextTower(TextTower):
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text with its special tokens, without padding."""
-        tokens = self._tokenizer(list(texts), context_length=self.context_length)  # (k, context)
-        if self._causal is not None:
-            lengths = self._causal.end_positions(tokens) + 1
+        tokens = self.tokenizer(list(texts), context_length=self.context_length)  # (k, context)
+        if self.causal is not None:
+            lengths = self.causal.end_positions(tokens) + 1
         else:
             is_token = (tokens != self._padding_id).int()
             lengths = is_token.shape[1] - is_token.flip(1).argmax(dim=1)
@@ -58,30 +57,27 @@ class OpenClipTextTower(TextTower):
         return [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
 
     def network(self) -> nn.Module:
-        transformer: nn.Module = self._layers.transformer
-        return transformer
+        return self.layers.transformer
 
     def final_norm(self) -> nn.Module:
         """The norm between the transformer and the projection."""
-        norm: nn.Module = self._layers.ln_final
-        return norm
+        return self.layers.ln_final
 
     def embed(self, ids: Tensor) -> Tensor:
-        embeddings: Tensor = self._layers.token_embedding(ids.to(self.device))
-        return embeddings
+        return self.layers.token_embedding(ids.to(self.device))
 
     def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         lengths = lengths.to(self.device)
-        if self._causal is not None:
-            return self._causal.encode(embeddings[:, : int(lengths.max())], lengths - 1)
+        if self.causal is not None:
+            return self.causal.encode(embeddings[:, : int(lengths.max())], lengths - 1)
         k, length, width = embeddings.shape
         padding = self.embed(torch.tensor([self._padding_id])).to(embeddings.dtype)  # (1, w)
         embeddings = torch.cat([embeddings, padding.expand(k, self.context_length - length, width)], dim=1)
         positions = torch.arange(self.context_length, device=self.device)
         is_token = (positions < lengths[:, None])[..., None]  # (k, context, 1)
-        hidden = torch.where(is_token, embeddings, padding) + self._layers.positional_embedding
-        hidden = self._layers.ln_final(self._layers.transformer(hidden, attn_mask=None))
-        return _project(hidden[:, -1], self._layers.text_projection)
+        hidden = torch.where(is_token, embeddings, padding) + self.layers.positional_embedding
+        hidden = self.layers.ln_final(self.layers.transformer(hidden, attn_mask=None))
+        return _project(hidden[:, -1], self.layers.text_projection)
 
     def encode_prefix(self, embeddings: Tensor) -> Prefix:
         """(p, w), run through the layers if they are causal and of the kind that `plain_blocks` knows."""
@@ -97,16 +93,16 @@ class OpenClipTextTower(TextTower):
             return super().encode_after_prefix(prefix, embeddings, lengths)
         lengths = lengths.to(self.device)
         hidden = self._add_positions(embeddings[:, : int(lengths.max())], len(prefix.embeddings))
-        last_hidden = self._layers.ln_final(run_after_prefix(blocks, prefix.keys_values, hidden, lengths))
-        return _project(last_hidden, self._layers.text_projection)
+        last_hidden = self.layers.ln_final(run_after_prefix(blocks, prefix.keys_values, hidden, lengths))
+        return _project(last_hidden, self.layers.text_projection)
 
     def _blocks(self) -> list[Any] | None:
-        return None if self._causal is None else plain_blocks(self._layers.transformer)
+        return None if self.causal is None else plain_blocks(self.layers.transformer)
 
     def _add_positions(self, embeddings: Tensor, start: int) -> Tensor:
         """Embeddings (..., l, w) plus the positional embeddings from position `start` on."""
-        dtype = self._layers.transformer.get_cast_dtype()
-        positions: Tensor = self._layers.positional_embedding[start : start + embeddings.shape[-2]]
+        dtype = self.layers.transformer.get_cast_dtype()
+        positions: Tensor = self.layers.positional_embedding[start : start + embeddings.shape[-2]]
         return embeddings.to(dtype) + positions.to(dtype)
 
 
@@ -136,8 +132,7 @@ def _siglip_layers(model: Any) -> Any:
 def _project(features: Tensor, projection: Any) -> Tensor:
     if projection is None:
         return features
-    projected: Tensor = projection(features) if isinstance(projection, nn.Linear) else features @ projection
-    return projected
+    return projection(features) if isinstance(projection, nn.Linear) else features @ projection
 
 
 class UnpaddedTextTower:
@@ -328,5 +323,4 @@ def _finish_block(block: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
     """What follows attention in a block: tokens (..., w) and the output of their attention, (..., h, w / h)."""
     out = block.attn.out_proj
     hidden = hidden + block.ls_1(linear(mixed.flatten(-2), out.weight, out.bias))
-    output: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
-    return output
+    return hidden + block.ls_2(block.mlp(block.ln_2(hidden)))

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-PATCH_COUNTS = (1, 4, 16, 48)
-"""The feature has the mean of this many of the rarest patches, for each number."""
+PATCH_COUNTS = (1, 4, 16, 48)  # the feature has the mean of this many of the rarest patches, for each number
 BORDER = 2
 """Patches at each side that are left out. Zero padding makes them rarer than any defect: on fabric with spots they take
 the area under the ROC curve from 0.98 to 0.52."""
-SHRINKAGE = 0.1
-"""Part of the identity in the correlation matrix. So each of its eigenvalues is at least this large."""
+SHRINKAGE = 0.1  # part of the identity in the correlation matrix. So each of its eigenvalues is at least this large
 MIN_RELATIVE_STD = 1e-3
 """Lower bound of the deviation of a channel, as a share of the root mean square over the channels: else a channel that
 is constant up to rounding would count as much as the others."""
@@ -58,11 +56,7 @@ def patch_distances(maps: Tensor) -> Tensor:
 
 
 def describe_rare_patches(maps: Tensor) -> Tensor:
-    """The rarest patches of each picture, by `patch_distances`: (n, c, h, w), larger than 4 x 4, to (n, 4 c).
-
-    For 1, 4, 16 and 48 patches of the largest distances, the mean of each channel over them, less the channel's mean
-    over the picture, in units of its deviation. A picture with fewer patches takes all.
-    """
+    """Means of the 1, 4, 16 and 48 rarest patches by `patch_distances`, in standard units: (n, c, h, w) to (n, 4 c)."""
     z = _standardize(maps)
     n_patches = z.shape[2]
     rarest = _squared_distances(z).topk(min(PATCH_COUNTS[-1], n_patches), dim=1).indices
@@ -88,11 +82,9 @@ def _squared_distances(z: Tensor) -> Tensor:
 
 
 def _inverse(matrices: Tensor) -> Tensor:
-    """Inverse of symmetric matrices (n, c, c) with eigenvalues of `SHRINKAGE` or more, by the Newton-Schulz iteration.
-
-    In matrix products alone, since ONNX has no operator for the inverse. Schulz 1933,
-    https://doi.org/10.1002/zamm.19330130111.
-    """
+    """Inverse of symmetric matrices (n, c, c) with eigenvalues of `SHRINKAGE` or more."""
+    # The Newton-Schulz iteration (Schulz 1933, https://doi.org/10.1002/zamm.19330130111) needs matrix products alone:
+    # ONNX has no operator for the inverse.
     identity = torch.eye(matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
     largest = matrices.abs().sum(dim=2).amax(dim=1)[:, None, None]  # no eigenvalue is larger
     inverse = 2 / (largest + SHRINKAGE) * identity

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from clipadapter.utils.towers import TextTower
 
 ENCODERS: Registry[Encoder] = Registry("encoder", "clipadapter.encoders")
-TEST_SCHEME = "toy"
-"""The encoder of the tests, which is not listed."""
+TEST_SCHEME = "toy"  # the encoder of the tests, which is not listed
 register_encoder = ENCODERS.register
 list_encoders = ENCODERS.list
 encoder_info = ENCODERS.info

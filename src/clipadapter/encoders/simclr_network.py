@@ -22,17 +22,12 @@ FILE = "encoder.safetensors"
 FORMAT = 1
 WIDTH = 512
 STAGE_WIDTHS = (64, 128, 256, 512)
-STRIDE = 32
-"""Product of the strides of all stages."""
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, as torchvision's weights expect them."""
+STRIDE = 32  # product of the strides of all stages
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect them
 
 
 def empty_tower() -> Module:
-    """A ResNet-18 without its classifier, (n, 3, s, s) to (n, 512). Its values must be loaded afterwards.
-
-    Nothing is drawn from a random generator.
-    """
+    """A ResNet-18 without classifier, (n, 3, s, s) to (n, 512), and without values, so that nothing is drawn."""
     from torchvision.models import resnet18
 
     with torch.device("meta"):

@@ -34,10 +34,8 @@ from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 CONFIG_FILE = "config.json"
 SAFE_NAMES = {"pytorch_model.bin": "model.safetensors", "open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
 """How the hub calls the same weights as safetensors, as in timm."""
-CODE_VERSION = 1
-"""Incremented whenever the same weights would give another feature."""
-RESIZE_MODES = {"center": "shortest", "squash": "squash"}
-"""The ways of cropping of timm and those of `PixelSpec`."""
+CODE_VERSION = 1  # incremented whenever the same weights would give another feature
+RESIZE_MODES = {"center": "shortest", "squash": "squash"}  # the ways of cropping of timm and those of `PixelSpec`
 
 
 @register_encoder("timm")
@@ -112,11 +110,7 @@ def find_source(variant: str) -> TimmSource:
 
 
 def load_model(source: TimmSource) -> Any:
-    """The model in fp32 on the CPU, without its classifier, in inference mode.
-
-    Raises:
-        EncoderUnavailableError: if the weights can't be loaded, or are not those of the model.
-    """
+    """The model in fp32 on the CPU, without its classifier, in inference mode; weights that do not fit are refused."""
     import timm
 
     options: dict[str, Any] = {} if source.n_classes is None else {"num_classes": source.n_classes}
@@ -187,8 +181,7 @@ def as_open_clip_tower(network: nn.Module, size: int) -> nn.Module:
     tower: Any = TimmModel.__new__(TimmModel)  # its constructor would build another network
     nn.Module.__init__(tower)
     tower.trunk, tower.head, tower.image_size = network, nn.Sequential(), (size, size)
-    module: nn.Module = tower.eval()
-    return module
+    return tower.eval()
 
 
 def read_pixels(uri: str, facts: Mapping[str, Any]) -> PixelSpec:

@@ -81,18 +81,13 @@ class ToyEncoder(Encoder):
             return torch.stack(rows).cpu() if rows else torch.empty(0, WIDTH)
 
     def towers(self) -> tuple[Tower, ...]:
-        """The same projection as a graph, whose rounding may depend on the size of the batch.
-
-        There is no `tower`: no backend would be faster.
-        """
+        """The same projection as a graph, whose rounding may depend on the size of the batch."""
+        # There is no `tower`: no backend would be faster.
         network = self.layer_network([FINAL], IMAGE_SIZE)
         return (Tower(self.info.name, self.info.fingerprint, WIDTH, PIXELS, network),)
 
     def layers(self) -> Mapping[str, int]:
-        """``final``, ``inner`` and ``rare-patches``.
-
-        ``inner``: mean, maximum and deviation of the pixels in each of 4 x 4 squares by channel. Each pixel is a patch.
-        """
+        """``final``; ``inner``: mean, maximum and deviation of 4 x 4 squares by channel; ``rare-patches`` of pixels."""
         return {FINAL: WIDTH, INNER: N_STATISTICS * 3 * INNER_GRID**2, RARE_PATCHES: len(PATCH_COUNTS) * 3}
 
     def second_size(self) -> int:

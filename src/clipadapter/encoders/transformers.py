@@ -42,11 +42,9 @@ WEIGHTS_FILES = ["model.safetensors", "model.safetensors.index.json"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 NEEDED_FILES = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors"]
 """Patterns of the files that are downloaded."""
-RESAMPLING_NAMES = {2: "bilinear", 3: "bicubic"}
-"""Numbers of Pillow, as in the configuration of image processors."""
+RESAMPLING_NAMES = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow, as in the configuration of image processors
 RESCALE_FACTOR = 1 / 255
-CODE_VERSION = 1
-"""Incremented whenever the same weights would give another feature."""
+CODE_VERSION = 1  # incremented whenever the same weights would give another feature
 
 
 @register_encoder("hf")
@@ -60,7 +58,9 @@ class TransformersEncoder(TorchEncoder):
     def __init__(self, source: TransformersSource, device: str = "cpu") -> None:
         model = load_model(source)
         self.has_text, self.device, self.pixels = source.family.has_text, device, source.pixels
-        self._text = TextNetwork(source, model, device) if self.has_text else None
+        if self.has_text:
+            self._tokenizer, self._is_siglip = open_tokenizer(source, model), source.family.title == "SigLIP"
+            self._context_length = int(model.config.text_config.max_position_embeddings)
         network = ImageNetwork(model, self.has_text).eval()
         size = source.pixels.size
         try:
@@ -72,7 +72,7 @@ class TransformersEncoder(TorchEncoder):
         scale, bias = getattr(model, "logit_scale", None), getattr(model, "logit_bias", None)
         # Not the versions and paths that the library writes into a configuration.
         config = {k: value for k, value in source.config.items() if not k.startswith("_") and "version" not in k}
-        tokens = [] if self._text is None else self._text.tokenize(TOKENIZER_PROBES)
+        tokens = self._tokenize(TOKENIZER_PROBES) if self.has_text else []
         facts = [CODE_VERSION, config, source.pixels.to_dict(), tokens]
         self.info = EncoderInfo(
             name=source.uri,
@@ -127,11 +127,34 @@ class TransformersEncoder(TorchEncoder):
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (k, d), by the model's own tokenizer."""
-        if self._text is None:
+        if not self.has_text:
             return super().encode_text(texts)
         different, index = unique_texts(texts)
-        with torch.inference_mode():
-            return self._text(different, batch_size)[index]
+        tokens = self._tokenize(different)
+        order: list[int] = []
+        rows = []
+        for batch in length_batches([len(ids) for ids in tokens], batch_size):
+            longest = max(len(tokens[i]) for i in batch)
+            # CLIP reads its feature at the first end token, and the padding behind it is masked.
+            padding = self._tokenizer.pad_token_id
+            ids = torch.tensor([tokens[i] + [padding] * (longest - len(tokens[i])) for i in batch]).to(self.device)
+            lengths = torch.tensor([len(tokens[i]) for i in batch])
+            mask = None if self._is_siglip else (torch.arange(longest) < lengths[:, None]).long().to(self.device)
+            with torch.inference_mode():
+                features = self._model.get_text_features(input_ids=ids, attention_mask=mask)
+            # Since version 5 the library returns the outputs of the tower, with the feature in the place of the pooled.
+            rows.append((features if isinstance(features, Tensor) else features.pooler_output).float().cpu())
+            order += batch
+        return torch.cat(rows)[torch.tensor(order).argsort()][index]
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text with its special tokens, and with padding for SigLIP."""
+        # CLIP: padding has no effect, so a batch is padded to its longest text. SigLIP and SigLIP 2: texts in lower
+        # case and padded to the context length, as in training; padding is not masked.
+        options: dict[str, Any] = {"truncation": True, "max_length": self._context_length}
+        if self._is_siglip:
+            texts, options["padding"] = [text.lower() for text in texts], "max_length"
+        return self._tokenizer(list(texts), **options)["input_ids"]
 
 
 @dataclass(frozen=True)
@@ -188,12 +211,7 @@ def _hub_source(variant: str, names: Sequence[str]) -> HubSource:
 
 
 def load_model(source: TransformersSource) -> Any:
-    """The model in fp32 on the CPU, ready to use.
-
-    Raises:
-        MissingExtraError: if transformers is not installed.
-        EncoderUnavailableError: if the weights can't be loaded, or some are missing.
-    """
+    """The model in fp32 on the CPU, ready to use; weights that are missing or can't be loaded are refused."""
     transformers: Any = require("transformers", "transformers", f"The encoder {source.uri}")
     with loading(f"{source.uri} can't be loaded", advise(source.uri)), _without_bars(transformers.utils.logging):
         model, result = getattr(transformers, source.family.model_class).from_pretrained(
@@ -219,16 +237,23 @@ def _without_bars(logging: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def open_tokenizer(source: TransformersSource) -> Any:
-    """The tokenizer in the folder."""
+def open_tokenizer(source: TransformersSource, model: Any) -> Any:
+    """The tokenizer in the folder, which must belong to the model."""
     transformers: Any = require("transformers", "transformers", f"The encoder {source.uri}")
     if not any((source.folder / name).is_file() for name in TOKENIZER_FILES):
         # The library would make an empty one.
         raise EncoderUnavailableError(f"{source.uri} has no tokenizer: {', '.join(TOKENIZER_FILES)} are missing")
     with loading(f"the tokenizer of {source.uri} can't be opened", advise(source.uri)):
-        return transformers.AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(source.folder), local_files_only=True, trust_remote_code=False
         )
+    vocabulary = int(model.config.text_config.vocab_size)
+    if len(tokenizer) > vocabulary:
+        raise EncoderUnavailableError(
+            f"the tokenizer of {source.uri} has {len(tokenizer)} tokens, but the model {vocabulary}: they do not "
+            "belong together"
+        )
+    return tokenizer
 
 
 def read_pixels(uri: str, processor: Mapping[str, Any], family: Family) -> PixelSpec:
@@ -360,49 +385,3 @@ class ImageNetwork(nn.Module):
             features[INNER_TOKEN] = [each[:, 0] for each in tokens] + ([] if self.projection is None else [pooled])
         parts = [part for layer in self.layers for part in features[layer]]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-class TextNetwork:
-    """Texts to features, by the rules of the model's family.
-
-    CLIP: padding has no effect, so a batch is padded to its longest text. SigLIP and SigLIP 2: texts in lower case and
-    padded to the context length, as in training; padding is not masked.
-    """
-
-    def __init__(self, source: TransformersSource, model: Any, device: str) -> None:
-        self._model, self._device = model, device
-        self._tokenizer = open_tokenizer(source)
-        self._is_siglip = source.family.title == "SigLIP"
-        self._context_length = int(model.config.text_config.max_position_embeddings)
-        vocabulary = int(model.config.text_config.vocab_size)
-        if len(self._tokenizer) > vocabulary:
-            raise EncoderUnavailableError(
-                f"the tokenizer of {source.uri} has {len(self._tokenizer)} tokens, but the model {vocabulary}: they do "
-                "not belong together"
-            )
-
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text with its special tokens, and with padding for SigLIP."""
-        options: dict[str, Any] = {"truncation": True, "max_length": self._context_length}
-        if self._is_siglip:
-            texts, options["padding"] = [text.lower() for text in texts], "max_length"
-        ids: list[list[int]] = self._tokenizer(list(texts), **options)["input_ids"]
-        return ids
-
-    def __call__(self, texts: Sequence[str], batch_size: int) -> Tensor:
-        """Raw features (k, d) float32 on the CPU."""
-        tokens = self.tokenize(texts)
-        order: list[int] = []
-        rows = []
-        for batch in length_batches([len(ids) for ids in tokens], batch_size):
-            longest = max(len(tokens[i]) for i in batch)
-            # CLIP reads its feature at the first end token, and the padding behind it is masked.
-            padding = self._tokenizer.pad_token_id
-            ids = torch.tensor([tokens[i] + [padding] * (longest - len(tokens[i])) for i in batch]).to(self._device)
-            lengths = torch.tensor([len(tokens[i]) for i in batch])
-            mask = None if self._is_siglip else (torch.arange(longest) < lengths[:, None]).long().to(self._device)
-            features = self._model.get_text_features(input_ids=ids, attention_mask=mask)
-            # Since version 5 the library returns the outputs of the tower, with the feature in the place of the pooled.
-            rows.append((features if isinstance(features, Tensor) else features.pooler_output).float().cpu())
-            order += batch
-        return torch.cat(rows)[torch.tensor(order).argsort()]

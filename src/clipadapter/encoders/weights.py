@@ -35,11 +35,9 @@ CHECKPOINT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where checkpoints of open_clip and timm have the weights, in timm's order."""
 WRAPPER_PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
 """What training on several devices and torch.compile put before the names of weights."""
-PATH_START = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]")
-"""How a path starts that is no repository."""
+PATH_START = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]")  # how a path starts that is no repository
 TIMM_EXAMPLE = "timm:vit_small_patch14_dinov2.lvd142m"
-MAX_TIMM_SIZE = 4096
-"""Pixels."""
+MAX_TIMM_SIZE = 4096  # pixels
 
 
 def check_open_clip(variant: str) -> None:
@@ -58,24 +56,16 @@ def check_open_clip(variant: str) -> None:
         check_file(rest, f"open_clip:{kind}:FILE", "open_clip:local-dir")
         if model:  # else the tag is an architecture: `find_file` of open_clip looks for it
             check_pretrained(model, tag)
-    elif variant.endswith(WEIGHTS_SUFFIXES):
+    elif not model or not tag or variant.endswith(WEIGHTS_SUFFIXES):
+        name = variant.strip("/")
+        facts = read_models().get(name.removesuffix(QUICK_GELU))
+        example = f"{name}/{next(iter(facts.tags))}" if facts and facts.tags else "ViT-B-32/laion2b_s34b_b79k"
         raise InputError(
-            f"'open_clip:{variant}' names a file but no architecture: say open_clip:MODEL:{variant}, such as "
-            f"open_clip:ViT-B-32:{variant}"
-        )
-    elif not model or not tag:
-        raise InputError(
-            f"'open_clip:{variant}' names no weights: say open_clip:MODEL/TAG, such as "
-            f"open_clip:{_example(variant)}, open_clip:MODEL:FILE, or open_clip:local-dir:FOLDER"
+            f"'open_clip:{variant}' names no weights: say open_clip:MODEL/TAG, such as open_clip:{example}, "
+            "open_clip:MODEL:FILE, or open_clip:local-dir:FOLDER"
         )
     else:
         check_pretrained(model, tag)
-
-
-def _example(model: str) -> str:
-    """The first pretrained weights of a model; of ViT-B-32 if there is no such model."""
-    facts = read_models().get(model.strip("/").removesuffix(QUICK_GELU))
-    return f"{model.strip('/')}/{next(iter(facts.tags))}" if facts and facts.tags else "ViT-B-32/laion2b_s34b_b79k"
 
 
 def as_folder(variant: str) -> Path | None:
@@ -96,11 +86,7 @@ def check_transformers(variant: str) -> None:
 
 
 def parse_timm(variant: str) -> tuple[str, int | None, str]:
-    """Parse ``MODEL``, ``MODEL@SIZE``, ``MODEL:FILE``, ``MODEL@SIZE:FILE`` or ``local-dir:FOLDER``.
-
-    What can't be found is refused, as far as the text shows. Returns the model, with or without the tag of its weights,
-    which is empty for a folder; the side of the square in pixels, if it is stated; the file or folder, or "".
-    """
+    """Model, side of the square in pixels or None, and path of MODEL, MODEL@SIZE, MODEL@SIZE:FILE, local-dir:FOLDER."""
     model, _, path = variant.partition(":")
     if model == "local-dir":
         check_folder(path, "timm:local-dir:FOLDER")
@@ -109,13 +95,11 @@ def parse_timm(variant: str) -> tuple[str, int | None, str]:
     if has_size and not (size.isdecimal() and 0 < int(size) <= MAX_TIMM_SIZE):
         raise InputError(f"'timm:{variant}' names no size: say timm:MODEL@PIXELS, such as {TIMM_EXAMPLE}@224")
     model = model.removeprefix("timm/")  # the organisation of the repositories on the hub
-    if not model or "/" in model:
+    if not model or "/" in model or model.endswith(WEIGHTS_SUFFIXES):
         raise InputError(
             f"'timm:{variant}' names no model of timm: say timm:MODEL, such as {TIMM_EXAMPLE}, timm:MODEL:FILE or "
             "timm:local-dir:FOLDER"
         )
-    if model.endswith(WEIGHTS_SUFFIXES):
-        raise InputError(f"'timm:{variant}' names a file but no model: say timm:MODEL:{variant}")
     if path:
         check_file(path, f"timm:{model}:FILE", "timm:local-dir")
     check_timm_model(model, needs_weights=not path)
@@ -146,11 +130,7 @@ def check_has_weights(folder: Path, name: str) -> None:
 
 
 def read_config(uri: str, file: Path) -> dict[str, Any]:
-    """A configuration, an object of JSON.
-
-    Raises:
-        EncoderUnavailableError: if it can't be read, or is another kind of JSON.
-    """
+    """A configuration, which must be an object of JSON."""
     try:
         content = read_json(file)
     except DataError as error:

@@ -53,12 +53,12 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class BlockPart:
-    """What one block of features contributes to a prediction."""
+class MarginPart:
+    """What class text, the shots or a block of features contributes to a prediction."""
 
-    name: str  # of the block (`clipadapter.utils.blocks`)
+    name: str  # "class text", "shots", or that of the block (`clipadapter.utils.blocks`)
     margin: float  # its part of the margin; above 0 it speaks for the class that is explained, below 0 against it
-    label: str | None  # the class with the largest logit from this block alone; None if all are equal
+    label: str | None  # the class with the largest logit from this part alone; None if all are equal
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -77,27 +77,19 @@ class Explanation:
     label: str
     against: str | None  # the best other class, which ``label`` is compared with; None with several labels per picture
     margin: float  # logit of ``label`` less that of ``against``, before calibration; negative if ``against`` is ahead
-    # The part of the margin from class text alone; None if the logits of the head are not a sum
-    text_margin: float | None = None
-    # The rest of the margin, learned from the shots: ``text_margin + shots_margin == margin``
-    shots_margin: float | None = None
-    # The class with the largest logit from text alone; None if all are equal, or there are no parts
-    text_label: str | None = None
-    shots_label: str | None = None  # the class with the largest logit from the shots alone; None likewise
+    # What class text and the shots contribute, which adds up to ``margin``; empty if the logits of the head are no sum
+    parts: tuple[MarginPart, ...] = ()
     # The most similar shots, the nearest first; of several blocks of features ``final`` is compared
     nearest: tuple[Neighbour, ...]
     picture: NDArray[np.uint8]  # (a, b, 3) uint8, the whole picture, reduced if it was large
     square: NDArray[np.uint8] | None  # (s, s, 3) uint8, the input of the encoder; None if that is not known
-    # (h, w) in 0..1, a grid over the square: the head's logit of ``label`` less the mean of the others, for the
-    # features of each part of the picture, scaled from its minimum to its maximum; None if the encoder has no
-    # features of parts
+    # (h, w) a grid over the square: the head's logit of ``label`` less the mean of the others, for the features of each
+    # part of the picture; None if the encoder has no features of parts. If all are close, no part stands out
     heat_map: NDArray[np.float64] | None
-    # Minimum and maximum before scaling. If they are close, no part of the picture stands out
-    heat_range: tuple[float, float] | None
     notes: tuple[str, ...] = ()  # why values above are None or empty
     # The part of the margin that comes from each block of features, if the head reads several and its logits are a
     # sum over blocks; the parts add up to ``margin``. The heat map is then of the part of ``final``
-    blocks: tuple[BlockPart, ...] = ()
+    blocks: tuple[MarginPart, ...] = ()
     # (h, w) how much each patch differs from the rest of the picture, of root mean square 1: a grid over the square
     # without two patches at each side (`Encoder.rare_patch_map`). It shows where a small defect may be. None if the
     # model reads no block ``rare-patches``
@@ -122,23 +114,27 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as JSON values, without the pixels."""
-        record = self.prediction.record()
+        record, heat, heat_range = self.prediction.record(), None, None
+        if self.heat_map is not None:
+            low, high = heat_range = [float(self.heat_map.min()), float(self.heat_map.max())]
+            heat = ((self.heat_map - low) / max(high - low, 1e-12)).round(4).tolist()
+        margins, labels = ([getattr(part, key) for part in self.parts] or [None] * 2 for key in ("margin", "label"))
         return {
             "source": self.source,
             "prediction": {key: value for key, value in record.items() if key not in ("source", "error")},
             "explained": self.label,
             "against": self.against,
             "margin": self.margin,
-            "text": self.text_margin,
-            "shots": self.shots_margin,
-            "text_says": self.text_label,
-            "shots_say": self.shots_label,
+            "text": margins[0],
+            "shots": margins[1],
+            "text_says": labels[0],
+            "shots_say": labels[1],
             "blocks": [{"name": part.name, "margin": part.margin, "says": part.label} for part in self.blocks],
             "nearest_shots": [
                 {"similarity": shot.similarity, "label": shot.label, "source": shot.source} for shot in self.nearest
             ],
-            "heat": None if self.heat_map is None else self.heat_map.round(4).tolist(),
-            "heat_range": None if self.heat_range is None else list(self.heat_range),
+            "heat": heat,  # from 0 to 1, which stand for the ends of the range
+            "heat_range": heat_range,
             "rare_patches": None if self.rare_patches is None else self.rare_patches.round(3).tolist(),
             "notes": list(self.notes),
         }
@@ -193,12 +189,13 @@ class Explanation:
             return [f"The logit of '{self.label}' is {self.margin:+.2f}; the label is likely if it is above 0."]
         relation = "leads" if self.margin >= 0 else "is behind"
         lines = [f"'{self.label}' {relation} '{self.against}' by {abs(self.margin):.2f} logits."]
-        if self.text_margin is not None and self.shots_margin is not None:
-            lines.append(f"Of that, class text gives {self.text_margin:+.2f} and the shots {self.shots_margin:+.2f}.")
-            if self.text_label is not None and self.shots_label is not None:
-                says = "and so would the shots alone" if self.text_label == self.shots_label else ""
-                says = says or f"the shots alone '{self.shots_label}'"
-                lines.append(f"Class text alone would predict '{self.text_label}', {says}.")
+        if self.parts:
+            text, shots = self.parts
+            lines.append(f"Of that, class text gives {text.margin:+.2f} and the shots {shots.margin:+.2f}.")
+            if text.label is not None and shots.label is not None:
+                same = text.label == shots.label
+                says = "and so would the shots alone" if same else f"the shots alone '{shots.label}'"
+                lines.append(f"Class text alone would predict '{text.label}', {says}.")
         return lines
 
     def detail_sentences(self) -> list[str]:
@@ -291,9 +288,13 @@ def explain(
     feature = extract(encoder, [image]).features[:, 0]  # as by `classify`: each pass may decode at another size
     first = encoder.passes()[0].info
     picture = read_image(image, shrink_to=min_jpeg_side(first.precision, first.image_size))
-    margins, why_no_parts = _split_margin(head, feature, names, class_name or prediction.nearest)
-    k = names.index(margins["label"])
-    heat_map, heat_range, note_on_map = compute_heat_map(encoder, head, picture, k, feature)
+    logits, name = head.logits(feature)[0].astype(np.float64), class_name or prediction.nearest
+    order = np.argsort(-logits, kind="stable").tolist()
+    k = order[0] if name is None else names.index(name)
+    other = None if head.task_ == "multilabel" else order[1] if k == order[0] else order[0]
+    parts, why_no_parts = _split_by_source(head, feature, logits, names, k, other)
+    blocks, why_no_blocks = _split_by_block(encoder, head, feature, names, k, other)
+    heat_map, note_on_map = compute_heat_map(encoder, head, picture, k, feature)
     support = model.support_
     rows, cosines = nearest_rows(feature[:, : encoder.info.text_dim], support.final, neighbours)
     nearest = tuple(
@@ -301,8 +302,6 @@ def explain(
         for i, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
     )
     why_no_shots = "" if nearest or not neighbours else NO_SHOTS
-    other = None if margins["against"] is None else names.index(margins["against"])
-    blocks, why_no_blocks = _split_by_block(encoder, head, feature, names, k, other)
     unconverted = getattr(encoder, "plain", encoder)  # the encoder that a backend runs
     tower = unconverted.tower() if isinstance(unconverted, Encoder) else None
     reduced = picture.copy()
@@ -310,56 +309,53 @@ def explain(
     return Explanation(
         source=source_name(image),
         prediction=prediction,
-        **margins,
+        label=names[k],
+        against=None if other is None else names[other],
+        margin=_margin(logits, k, other),
+        parts=parts,
         nearest=nearest,
         picture=np.asarray(reduced),
         square=None if tower is None else tower.pixels.to_square(picture),
         heat_map=heat_map,
-        heat_range=heat_range,
         notes=tuple(note for note in (why_no_parts, why_no_blocks, note_on_map, why_no_shots) if note),
         blocks=blocks,
         rare_patches=compute_rare_patch_map(encoder, image),
     )
 
 
-def _split_margin(
-    head: Head, feature: Array, names: Sequence[str], class_name: str | None
-) -> tuple[dict[str, Any], str]:
-    """The two classes, the margin and its parts from text and shots; and why there are no parts."""
-    margins: dict[str, Any]
-    logits = head.logits(feature)[0].astype(np.float64)
-    order = [int(i) for i in np.argsort(-logits, kind="stable")]
-    k = order[0] if class_name is None else names.index(class_name)
-    if head.task_ == "multilabel":
-        margins = {"label": names[k], "against": None, "margin": float(logits[k])}
-        return margins, "no parts of text and shots: the bias of each label of a multi-label head is learned"
-    other = order[1] if k == order[0] else order[0]
-    margins = {"label": names[k], "against": names[other], "margin": float(logits[k] - logits[other])}
+def _margin(logits: Array, k: int, other: int | None) -> float:
+    return float(logits[k] - (0 if other is None else logits[other]))
+
+
+def _split_by_source(
+    head: Head, feature: Array, logits: Array, names: Sequence[str], k: int, other: int | None
+) -> tuple[tuple[MarginPart, ...], str]:
+    """The parts of class text and shots in the margin of two classes; and why there are none."""
+    if other is None:
+        return (), "no parts of text and shots: the bias of each label of a multi-label head is learned"
     text_logits = head.text_logits(feature)
     if text_logits is None:
-        return margins, "no parts of text and shots: the logits of this head are not the sum of both"
+        return (), "no parts of text and shots: the logits of this head are not the sum of both"
     text = text_logits[0].astype(np.float64)
-    margins["text_margin"] = float(text[k] - text[other])
-    margins["shots_margin"] = margins["margin"] - margins["text_margin"]
-    margins["text_label"], margins["shots_label"] = _best_class(text, names), _best_class(logits - text, names)
-    return margins, ""
+    by_text = MarginPart("class text", _margin(text, k, other), _best_class(text, names))
+    margin_of_shots = _margin(logits, k, other) - by_text.margin
+    return (by_text, MarginPart("shots", margin_of_shots, _best_class(logits - text, names))), ""
 
 
 def _split_by_block(
     encoder: Encoder, head: Head, feature: Array, names: Sequence[str], k: int, other: int | None
-) -> tuple[tuple[BlockPart, ...], str]:
+) -> tuple[tuple[MarginPart, ...], str]:
     """The part of each block of features in the margin of two classes; and why there are none."""
     if len(encoder.info.blocks) == 1:
         return (), ""
     by_block = head.block_logits(feature)
     if by_block is None:
         return (), NOT_BY_BLOCK
-    parts = []
-    for name, rows in by_block.items():
-        logits = rows[0].astype(np.float64)
-        margin = float(logits[k] - (0 if other is None else logits[other]))
-        parts.append(BlockPart(name, margin, None if other is None else _best_class(logits, names)))
-    return tuple(parts), ""
+    by_name = {name: rows[0].astype(np.float64) for name, rows in by_block.items()}
+    return tuple(
+        MarginPart(name, _margin(logits, k, other), None if other is None else _best_class(logits, names))
+        for name, logits in by_name.items()
+    ), ""
 
 
 def _best_class(logits: Array, names: Sequence[str]) -> str | None:
@@ -372,11 +368,7 @@ def _best_class(logits: Array, names: Sequence[str]) -> str | None:
 
 
 def nearest_rows(queries: Array, rows: Array, count: int) -> tuple[Array, Array]:
-    """(m, k) rows with the largest cosine to each query, the nearest first, and these cosines; k is at most n.
-
-    >>> nearest_rows(np.array([[2.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8], [3.0, 0.0]]), 2)
-    (array([[2, 1]]), array([[1. , 0.6]]))
-    """
+    """(m, k) rows with the largest cosine to each query, the nearest first, and these cosines; k is at most n."""
     unit_queries, units = (torch.from_numpy(unit_rows(each)) for each in (queries, rows))
     cosines, nearest = nearest_neighbours(unit_queries, units, count)
     return nearest.numpy(), cosines.clamp(-1, 1).numpy()
@@ -403,33 +395,27 @@ def label_of(support: FeatureSet, i: int) -> str:
 
 def compute_heat_map(
     encoder: Encoder, head: Head, picture: Image.Image, k: int, feature: Array
-) -> tuple[NDArray[np.float64] | None, tuple[float, float] | None, str]:
-    """Contrast of a class for each part of a picture: the head is applied to the features of each part.
-
-    Of several blocks it is the contrast of the part of the logits that comes from ``final``, for which alone there are
-    features of each part of a picture.
-    """
+) -> tuple[NDArray[np.float64] | None, str]:
+    """Contrast of a class for each part of a picture, by the head on the features of each part; and a note on it."""
     if head.needs_tower_to_predict:
-        return None, None, "no heat map: this head would run the text tower once for each part of the picture"
+        return None, "no heat map: this head would run the text tower once for each part of the picture"
     has_blocks = len(encoder.info.blocks) > 1
     source = plain_encoder(encoder) if has_blocks else encoder
     patches = source.patch_features(picture)
     if patches is None:
-        return None, None, f"no heat map: {source.info.name} has no features of parts of a picture"
+        return None, f"no heat map: {source.info.name} has no features of parts of a picture"
     h, w, d = patches.shape
     rows, note = patches.reshape(h * w, d).numpy(), ""
-    if has_blocks:
+    if has_blocks:  # only ``final`` has features of each part of a picture
         by_block = head.block_logits(np.concatenate([rows, np.repeat(feature[:, d:], h * w, axis=0)], axis=1))
         if by_block is None:
-            return None, None, f"no heat map: {NOT_BY_BLOCK}"
+            return None, f"no heat map: {NOT_BY_BLOCK}"
         logits, note = by_block[FINAL].astype(np.float64), "the heat map shows what the block final contributes"
     else:
         logits = head.logits(rows).astype(np.float64)
     # The logit of the class less the mean of the others.
     contrast = logits[:, k] - (logits.sum(axis=1) - logits[:, k]) / (logits.shape[1] - 1)
-    values = contrast.reshape(h, w)
-    low, high = float(values.min()), float(values.max())
-    return (values - low) / max(high - low, 1e-12), (low, high), note
+    return contrast.reshape(h, w), note
 
 
 def compute_rare_patch_map(encoder: Encoder, image: ImageSource) -> NDArray[np.float64] | None:
@@ -467,15 +453,15 @@ def _show_image(axes: Axes, pixels: Any, title: str) -> None:
 
 
 def _plot_heat_map(axes: Axes, explanation: Explanation) -> None:
-    if explanation.heat_map is None or explanation.square is None or explanation.heat_range is None:
+    values = explanation.heat_map
+    if values is None or explanation.square is None:
         axes.set_axis_off()
         _show_text(axes, next((note for note in explanation.notes if "heat map" in note), "no heat map"))
         return
-    low, high = explanation.heat_range
+    limits = float(values.min()), float(values.max())
     block = ", block final" if explanation.blocks else ""
     title = f"heat map of '{truncate(explanation.label, 24)}'{block}"
-    values = low + explanation.heat_map * (high - low)
-    _draw_map(axes, explanation.square, values, (low, high), title, "logit less the mean of the others")
+    _draw_map(axes, explanation.square, values, limits, title, "logit less the mean of the others")
 
 
 def plot_rare_patches(axes: Axes, distances: NDArray[np.float64], square: NDArray[np.uint8]) -> None:
@@ -525,14 +511,14 @@ def _draw_map(
 
 def _plot_margin(axes: Axes, explanation: Explanation) -> None:
     sentences = explanation.margin_sentences()
-    if explanation.text_margin is None or explanation.shots_margin is None:
+    if not explanation.parts:
         axes.set_axis_off()
         notes = [note for note in explanation.notes if "heat map" not in note]
         _show_text(axes, "\n\n".join(sentences + notes))
         return
-    values = [explanation.text_margin, explanation.shots_margin, explanation.margin]
+    values = [*(part.margin for part in explanation.parts), explanation.margin]
     colours = [POSITIVE_COLOUR if value >= 0 else NEGATIVE_COLOUR for value in values]
-    bars = axes.bar(["class text", "shots", "sum"], values, color=colours, width=0.6)
+    bars = axes.bar([*(part.name for part in explanation.parts), "sum"], values, color=colours, width=0.6)
     axes.bar_label(bars, fmt="{:+.2f}", padding=3, fontsize=9)
     axes.axhline(0, color="black", linewidth=0.8)
     reach = max(*np.abs(values), 1e-9)

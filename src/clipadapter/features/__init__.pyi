@@ -16,7 +16,6 @@ from .tables import open_feature_table as open_feature_table
 from .tables import read_features as read_features
 from .tables import write_parquet as write_parquet
 from .text import encode_classes as encode_classes
-from .views import FEWER_PREDICTION_VIEWS as FEWER_PREDICTION_VIEWS
 from .views import PER_EPOCH as PER_EPOCH
 from .views import PerEpochViews as PerEpochViews
 from .views import ViewCost as ViewCost

@@ -41,20 +41,16 @@ from clipadapter.utils.files import write_atomically
 from clipadapter.utils.pixels import PixelSpec
 from clipadapter.utils.progress import progress_bar
 
-SAMPLE_SIZE = 64
-"""Pictures that candidates are tested on and int8 is calibrated with."""
-FIRST_SAMPLE_SIZE = 8
-"""Pictures that show whether a trial is worth its time."""
+SAMPLE_SIZE = 64  # pictures that candidates are tested on and int8 is calibrated with
+FIRST_SAMPLE_SIZE = 8  # pictures that show whether a trial is worth its time
 OPENVINO_HINT = "OpenVINO, which is mostly faster, is not installed: " + install_command("openvino")
 CONVERSION_SECONDS, SAMPLE_PASSES = 2.0, 3
 """Cost of a trial: about 2 s to convert the tower, and the time of 3 passes of the sample through the plain encoder."""
-MIN_SECONDS_FOR_INT8 = 40.0
-"""int8 is tried if all pictures would take more seconds with the fastest candidate so far."""
+MIN_SECONDS_FOR_INT8 = 40.0  # int8 is tried if all pictures would take more seconds with the fastest candidate so far
 
 BATCH_SIZE, WARMUP_SIZE = 32, 16
 """Squares that are timed together, and squares before them: enough for a backend to compile for large batches."""
-MIN_SPEEDUP = 1.1
-"""A less exact candidate is taken if it is faster by this factor."""
+MIN_SPEEDUP = 1.1  # a less exact candidate is taken if it is faster by this factor
 RECORD_FORMAT = 1
 
 
@@ -91,7 +87,11 @@ def choose_backend(
     >>> choose_backend(create_encoder("toy"), []).info.backend
     'torch'
     """
-    _check(backend, precision)
+    if precision not in ("auto", *PRECISIONS):
+        raise InputError(f"precision must be auto, {', '.join(PRECISIONS)}, but is {brief(precision)}")
+    engine = backend_info("torch" if backend == "auto" else backend).cls
+    if "auto" not in (backend, precision):
+        engine.check_available(precision)
     if len(encoder.passes()) > 1:
         options: dict[str, Any] = {"text": text, "store": store, "progress": progress}
         first = choose_backend(encoder.passes()[0], sources, backend=backend, precision=precision, **options)
@@ -102,25 +102,21 @@ def choose_backend(
         return with_backend(encoder, backend, precision)
     candidates = _candidates(encoder.device, backend, precision)
     measured = _find_measurements(encoder, sources, candidates, text, store, progress)
-    if not measured:
-        return _open_first(encoder, candidates)
     choice = choose_measured([m for m in measured if (m.backend, m.precision) in candidates], precision != "auto")
     if choice is None or (choice.backend, choice.precision) == ("torch", "fp32"):
-        chosen = _open_first(encoder, candidates)
+        # The most exact candidate needs no trial.
+        chosen = encoder if candidates[0] == ("torch", "fp32") else with_backend(encoder, *candidates[0])
     else:
         calibration = Int8Calibration(None, choice.calibration) if choice.calibration else None
         chosen = with_backend(encoder, choice.backend, choice.precision, calibration)
         facts = f"{choice.backend} {choice.precision}, {choice.rate:.0f} pictures/s, {choice.parity.summary()}"
         _add_note(chosen, facts)
     lacks_openvino = encoder.device == "cpu" and backend_info("openvino").cls.missing_package()
-    return _add_note(chosen, OPENVINO_HINT) if lacks_openvino else chosen
+    return _add_note(chosen, OPENVINO_HINT) if measured and lacks_openvino else chosen
 
 
 def _run_like(first: Encoder, encoder: Encoder, sources: Sequence[ImageSource], is_precision_fixed: bool) -> Encoder:
-    """An encoder of several passes, all in the backend and precision that were chosen for the first one.
-
-    If another pass is not near enough to fp32 in this precision, all passes run in fp32.
-    """
+    """All passes in the backend and precision chosen for the first; in fp32 if another one is not near enough to it."""
     info, passes = first.info, encoder.passes()
     if first is passes[0]:
         return encoder
@@ -190,11 +186,6 @@ def is_trial_worthwhile(n_images: int, rate: float) -> bool:
     return n_images >= CONVERSION_SECONDS * rate + SAMPLE_PASSES * SAMPLE_SIZE
 
 
-def _open_first(plain: Encoder, candidates: Sequence[tuple[str, str]]) -> Encoder:
-    """The most exact candidate, which needs no trial."""
-    return plain if candidates[0] == ("torch", "fp32") else with_backend(plain, *candidates[0])
-
-
 def _find_measurements(
     plain: Encoder,
     sources: Sequence[ImageSource],
@@ -215,8 +206,10 @@ def _find_measurements(
     if not required - {(each.backend, each.precision) for each in measured}:
         return measured
     sample = [sources[positions[key]] for key in keys]
-    if not needs_int8 and _are_features_stored(plain, sample[:FIRST_SAMPLE_SIZE], store):
-        return []
+    if not needs_int8 and store is not None and sample:
+        job = ExtractionJob(plain, store)
+        if not any(prepare_image(job, i, source).pixels for i, source in enumerate(sample[:FIRST_SAMPLE_SIZE])):
+            return []  # the features are stored
     squares = read_squares(sample[:FIRST_SAMPLE_SIZE], tower.pixels)
     if needs_int8 and not len(squares):
         raise InputError("int8 needs pictures to calibrate with, but none of those given can be read")
@@ -242,34 +235,15 @@ def _find_measurements(
     return measured
 
 
-def _are_features_stored(plain: Encoder, sample: Sequence[ImageSource], store: FeatureStore | None) -> bool:
-    """Whether the store has the plain encoder's features of these pictures."""
-    if store is None or not sample:
-        return False
-    job = ExtractionJob(plain, store)
-    return not any(prepare_image(job, i, source).pixels for i, source in enumerate(sample))
-
-
 def _add_note(encoder: Encoder, note: str) -> Encoder:
     notes = dict.fromkeys([*filter(None, encoder.info.note.split("; ")), note])
     encoder.info = replace(encoder.info, note="; ".join(notes))
     return encoder
 
 
-def _check(backend: str, precision: str) -> None:
-    if backend != "auto":
-        backend_info(backend)
-    if precision not in ("auto", *PRECISIONS):
-        raise InputError(f"precision must be auto, {', '.join(PRECISIONS)}, but is {brief(precision)}")
-    if "auto" not in (backend, precision):
-        backend_info(backend).cls.check_available(precision)
-
-
 def _candidates(device: str, backend: str, precision: str) -> list[tuple[str, str]]:
-    """Backends and precisions that this machine can run, the most exact ones first, int8 last.
-
-    ONNX Runtime is tried if the user names it or if OpenVINO is missing: compared with OpenVINO it was hardly faster.
-    """
+    """Backends and precisions that this machine can run, the most exact ones first, int8 last."""
+    # ONNX Runtime is tried if the user names it or if OpenVINO is missing: compared with OpenVINO it was hardly faster.
     names = (
         [backend] if backend != "auto" else [n for n in list_backends() if not backend_info(n).cls.missing_package()]
     )
@@ -319,10 +293,7 @@ def measure(
     text: NDArray[Any] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Measured:
-    """Encode squares (n, s, s, 3) by a result of `with_backend`, and measure the time.
-
-    The features are compared with the measurement of the plain encoder, and by their answers to text (c, d).
-    """
+    """Time squares (n, s, s, 3) by a result of `with_backend`; compare features, and answers to text (c, d)."""
     batches = torch.from_numpy(squares).split(batch_size)
     encoder.encode_pixels(batches[0][:WARMUP_SIZE])
     rows, rate = [], 0.0
@@ -345,10 +316,7 @@ def measure(
 
 
 def choose_measured(measured: Sequence[Measured], is_precision_fixed: bool) -> Measured | None:
-    """The fastest candidate that is near enough to the plain encoder, or any if the precision is fixed.
-
-    They are given most exact first. At similar speed the more exact one is taken.
-    """
+    """The fastest that is near enough to the plain encoder, or any; the more exact, which come first, if similar."""
     choice: Measured | None = None
     for each in measured:
         if is_precision_fixed or each.parity.passes(each.precision):

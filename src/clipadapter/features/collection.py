@@ -24,22 +24,19 @@ from clipadapter.data.folders import find_split_folders
 from clipadapter.errors import DataError, ImageError, require
 from clipadapter.utils.files import IMAGE_SUFFIXES, describe_parquet_error, path_without_links
 
-MAX_IMAGE_BYTES = 1 << 30
-"""Larger files are refused."""
+MAX_IMAGE_BYTES = 1 << 30  # larger files are refused
 TOO_LARGE = "too large: over {} MiB"
 NOT_OPENED = "can't be opened"
 MAX_SAMPLE_BYTES = 256 << 20
 """Bytes of all pictures of a sample of an archive, which are in memory together; a picture alone may have more."""
-MAX_SAMPLE_MEMBERS = 1000
-"""Files of an archive with one name up to the first dot."""
+MAX_SAMPLE_MEMBERS = 1000  # files of an archive with one name up to the first dot
 EXTENDED_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE) + (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
 """Headers of an archive with more facts of the next file, such as a long name. tarfile reads each at once."""
 MAX_HEADER_BYTES = 1 << 20
-ROWS_PER_BATCH = 64
-"""Rows of a table in memory at a time. Each row may hold a picture."""
+ROWS_PER_BATCH = 64  # rows of a table in memory at a time. Each row may hold a picture
 BUFFER_BYTES = 4 << 20
 """Bytes of a file that are read at a time. In S3 each read is a request: 10 kB if nothing is buffered."""
 PURPOSE = "Reading pictures through pyarrow"
@@ -69,8 +66,7 @@ class ImageRef:
     read: Callable[[], bytes]  # returns the bytes of its file; safe to call from threads
 
 
-FileRow = tuple[str, str | None, str]
-"""Path, label and split of a picture."""
+FileRow = tuple[str, str | None, str]  # path, label and split of a picture
 
 
 @dataclass(frozen=True)
@@ -143,10 +139,7 @@ def refuse_links(filesystem: Any, folder: str, names: str) -> None:
 
 
 def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:
-    """Divide a collection into units of work: one per archive, one per row group of a table, or one per `size` files.
-
-    It is a folder of class folders, of ``.tar`` or of ``.parquet`` files, or one such file.
-    """
+    """Units of work of class folders, ``.tar`` or ``.parquet`` files: an archive, a row group, or `size` pictures."""
     files = _list_files(filesystem, path)
     kinds = {"archives (.tar)": {".tar"}, "tables (.parquet)": {".parquet"}, "pictures": IMAGE_SUFFIXES}
     suffixes = {posixpath.splitext(file.path)[1].lower() for file in files}
@@ -238,11 +231,9 @@ def storage_errors(path: str, problem: str = "can't be read", advice: str = STOR
 
 
 def _read_file(filesystem: Any, path: str, is_last_try: bool) -> bytes:
-    """Read a single file. Other storages than local disks try again by themselves.
-
-    Before the last try a StorageError says that another storage does not give it: an outage would make pictures
-    unreadable for good.
-    """
+    """Read a single file. Other storages than local disks try again by themselves."""
+    # Before the last try a StorageError says that another storage does not give it: an outage would make pictures
+    # unreadable for good.
     parts: list[bytes] = []
     try:
         with filesystem.open_input_stream(path) as stream:
@@ -317,10 +308,8 @@ def _table_images(filesystem: Any, path: str, group: int, is_last_try: bool) -> 
 
 
 def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
-    """Pictures of a WebDataset archive: files with one name up to the first dot are a sample; ``.cls`` is its class.
-
-    A damaged archive ends with a picture that says so.
-    """
+    """Pictures of a WebDataset archive: files with one name up to the first dot are a sample; ``.cls`` is its class."""
+    # A damaged archive ends with a picture that says so.
     try:
         with (
             filesystem.open_input_stream(path, buffer_size=BUFFER_BYTES) as stream,

@@ -35,15 +35,12 @@ from clipadapter.utils.blocks import column_slices
 from clipadapter.utils.pixels import min_jpeg_side
 from clipadapter.utils.progress import progress_bar
 
-Skipped = tuple[int, str, str]
-"""Position, name and reason of a picture that can't be read."""
+Skipped = tuple[int, str, str]  # position, name and reason of a picture that can't be read
 MAX_WAITING_BYTES = 2**30
 """Pixels that wait to be encoded. With a view for each epoch one picture has more than 100 MB of them."""
-MAX_STORED_BATCHES = 4
-"""Batches of features from the store that are given at once."""
+MAX_STORED_BATCHES = 4  # batches of features from the store that are given at once
 Source: TypeAlias = "ImageSource | ImageRef"
-Vectors: TypeAlias = dict[bytes, NDArray[np.float32]]
-"""Features of blocks by their key in the store."""
+Vectors: TypeAlias = dict[bytes, NDArray[np.float32]]  # features of blocks by their key in the store
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,11 +262,9 @@ class ExtractedImage:
 def run_job(
     job: ExtractionJob, sources: Iterable[Source | None], threads: Executor
 ) -> Generator[list[ExtractedImage], None, None]:
-    """Extract pictures in their order, of which a window is in memory.
-
-    A source of None says that the next one is not there yet: all before it are given first. Close the generator
-    (``contextlib.closing``) to cancel what its threads would do next.
-    """
+    """Extract pictures in their order, of which a window is in memory."""
+    # A source of None says that the next one is not there yet: all before it are given first. Close the generator
+    # (``contextlib.closing``) to cancel what its threads would do next.
     max_waiting, batch_passes = job.max_waiting, job.batch_size * len(job.encoder.passes())
     max_pictures = max(1, MAX_STORED_BATCHES * job.batch_size // job.views.count)
     window: deque[Future[ExtractedImage]] = deque()

@@ -23,8 +23,7 @@ from clipadapter.utils.formatting import (
 )
 from clipadapter.utils.split_types import mark_for_evaluation
 
-MAX_SHOWN_CLASSES = 20
-"""Classes that a notebook shows."""
+MAX_SHOWN_CLASSES = 20  # classes that a notebook shows
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -49,14 +49,11 @@ from clipadapter.features.tables import (
 )
 from clipadapter.utils.files import ABANDONED_SECONDS, SHARDS_FILE
 
-MAX_ATTEMPTS = 3
-"""How often a shard is tried whose worker or node dies, the first time included."""
-STORAGE_RETRY_SECONDS = (1.0, 4.0)
-"""Waits before a shard is tried again whose storage does not answer."""
+MAX_ATTEMPTS = 3  # how often a shard is tried whose worker or node dies, the first time included
+STORAGE_RETRY_SECONDS = (1.0, 4.0)  # waits before a shard is tried again whose storage does not answer
 REMOTE_READERS = 16
 """Threads of a process that read from a storage that is no local disk: they wait for answers most of the time."""
-CHECK_SECONDS = 5.0
-"""How often the size of the cluster is looked up, so that nodes that join later work too."""
+CHECK_SECONDS = 5.0  # how often the size of the cluster is looked up, so that nodes that join later work too
 CONNECT_TIMEOUT_SECONDS = 10.0
 MAX_SECONDS_WITHOUT_NODES = 300.0
 """After this time without any node, the call ends. An autoscaler needs minutes to start one."""
@@ -150,11 +147,9 @@ class RayJob:
 def _open_worker(
     uri: str, fingerprint: str, device: str, cores: int, readers: int
 ) -> tuple[Encoder, ThreadPoolExecutor]:
-    """The encoder of this process, and its threads that read.
-
-    The same threads for all shards: glibc keeps 40 MB of freed pixels for each thread, and new ones at each shard took
-    new memory each time, up to 700 MB.
-    """
+    """The encoder of this process, and its threads that read."""
+    # The same threads for all shards: glibc keeps 40 MB of freed pixels for each thread, and new ones at each shard
+    # took new memory each time, up to 700 MB.
     import torch
 
     torch.set_num_threads(cores)
@@ -168,10 +163,7 @@ def _open_worker(
 
 
 def write_unit(job: RayJob, unit: WorkUnit) -> tuple[int, int]:
-    """Write one file, unless a worker wrote it before it died, or another call meanwhile.
-
-    Returns the number of its pictures, and of unreadable ones.
-    """
+    """Write one file, unless it is there; gives the numbers of its pictures and of the unreadable ones."""
     set_max_pixels(job.max_pixels)
     for seconds in STORAGE_RETRY_SECONDS:
         try:
@@ -219,21 +211,15 @@ def write_shard(filesystem: Any, path: str, rows: Sequence[FeatureRow], plan: Sh
 
 
 def count_pictures(filesystem: Any, path: str) -> tuple[int, int]:
-    """Count the pictures of a shard, and those that could not be read. Only the metadata of the file is read."""
+    """How many pictures a shard has, and how many of them could not be read."""
     with open_table(filesystem, path, advice="delete it and call extract_with_ray again") as reader:
-        metadata = reader.metadata
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-        readable = sum(chunk.statistics.null_count for chunk in chunks if chunk.path_in_schema == "error")
-        return metadata.num_rows, metadata.num_rows - readable
+        errors = reader.read(columns=["error"]).column("error")
+        return len(errors), len(errors) - errors.null_count
 
 
 @contextmanager
 def _connect(ray: Any, n_cores: int | None) -> Iterator[None]:
-    """A connection to the Ray that runs in this process, at RAY_ADDRESS, or is started on this machine with n cores.
-
-    A connection that is opened here is closed at the end.
-    """
+    """The Ray of this process or at RAY_ADDRESS, or one started here with n cores; what is opened here is closed."""
     if ray.is_initialized():
         yield
         return
@@ -274,7 +260,12 @@ def _write_units(ray: Any, job: RayJob, units: Iterable[WorkUnit], workers: int 
             slots = _count_slots(ray, job.cores, gpus)
             last_node = time.monotonic() if slots else last_node
             if time.monotonic() - last_node > MAX_SECONDS_WITHOUT_NODES:
-                raise _no_node(ray, len(queue) + len(running))
+                cluster = ray.cluster_resources()
+                raise InputError(
+                    f"the cluster has {cluster.get('CPU', 0):g} cores and {cluster.get('GPU', 0):g} GPUs; no node has "
+                    f"enough for one of {len(queue) + len(running)} shards: request fewer (cores=, gpus=), or add "
+                    "nodes and call again"
+                )
             while queue and len(running) < (workers or max(1, slots)):
                 unit = queue.popleft()
                 running[task.remote(shared_job, unit)] = unit
@@ -309,14 +300,6 @@ def _count_slots(ray: Any, cores: int, gpus: float) -> int:
         (one.get("CPU", 0) // cores, one.get("GPU", 0) // gpus if gpus else one.get("CPU", 0)) for one in resources
     ]
     return int(sum(map(min, limits)))
-
-
-def _no_node(ray: Any, missing: int) -> InputError:
-    cores, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
-    return InputError(
-        f"the cluster has {cores:g} cores and {gpus:g} GPUs; no node has enough for one of {missing} shards: request "
-        "fewer (cores=, gpus=), or add nodes and call again"
-    )
 
 
 def _explain(cause: BaseException) -> ClipAdapterError:

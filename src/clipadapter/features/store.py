@@ -28,10 +28,8 @@ from typing_extensions import Self
 from clipadapter.errors import StoreError
 from clipadapter.utils.files import default_cache_dir, path_without_links, read_ends
 
-FORMAT = 1
-"""Format number of the file; part of each key."""
-APPLICATION_ID = 0x434C4950
-""""CLIP" in the file header, which distinguishes a feature store from other SQLite files."""
+FORMAT = 1  # format number of the file; part of each key
+APPLICATION_ID = 0x434C4950  # "CLIP" in the file header, which distinguishes a feature store from other SQLite files
 JOURNAL_MARK = bytes.fromhex("d9d505f920a163d7")
 """First bytes of a journal of SQLite. They are its last ones too if it names a file to delete, which ours never do."""
 ROWS_PER_STATEMENT = 200
@@ -43,8 +41,7 @@ CREATE_TABLE = "CREATE TABLE feature (key BLOB PRIMARY KEY, dtype TEXT, checksum
 
 Row = tuple[Any, ...]
 """Key, dtype, checksum and value as SQLite gives them, texts as bytes. A damaged row may hold anything."""
-DTYPE = "float32"
-"""Type of the stored numbers, in little-endian order; part of each key and checksum."""
+DTYPE = "float32"  # type of the stored numbers, in little-endian order; part of each key and checksum
 NUMBER = np.dtype("<f4")
 CHECKSUM_START = crc32(DTYPE.encode())
 

@@ -41,50 +41,28 @@ from clipadapter.features.collection import (
 from clipadapter.features.extraction import extract
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
-from clipadapter.utils.blocks import (
-    FINAL,
-    MAX_BLOCK_WIDTH,
-    MAX_BLOCKS,
-    Blocks,
-    as_blocks,
-    column_slices,
-    total_width,
-)
-from clipadapter.utils.files import (
-    ENCODER_KEY,
-    SHARDS_FILE,
-    describe_parquet_error,
-    is_number_list,
-    path_without_links,
-)
+from clipadapter.utils.blocks import FINAL, MAX_BLOCK_WIDTH, MAX_BLOCKS, Blocks, as_blocks, column_slices, total_width
+from clipadapter.utils.files import ENCODER_KEY, SHARDS_FILE, describe_parquet_error, is_number_list, path_without_links
 
 PURPOSE = "A table of features"
 TABLE_ADVICE = "give a file that 'clipadapter embed --to' wrote"
 READ_ADVICE = "copy it, or write the features, again"
 FINGERPRINT_KEY = "clipadapter.fingerprint"
-BLOCKS_KEY = "clipadapter.blocks"
-"""Key of the blocks in the metadata of a table."""
+BLOCKS_KEY = "clipadapter.blocks"  # key of the blocks in the metadata of a table
 BLOCK_FINGERPRINTS_KEY = "clipadapter.block_fingerprints"
 """Key of the fingerprint of each block: a model may need some of the blocks only."""
-ROWS_PER_GROUP = 1024
-"""Rows that are written at a time."""
-ROWS_PER_BATCH = 8192
-"""Rows that are read at a time: 16 MB with 512 columns."""
-READ_BYTES = 1 << 20
-"""Bytes of a column that are read at a time. Without this limit all of a row group would be."""
+ROWS_PER_GROUP = 1024  # rows that are written at a time
+ROWS_PER_BATCH = 8192  # rows that are read at a time: 16 MB with 512 columns
+READ_BYTES = 1 << 20  # bytes of a column that are read at a time. Without this limit all of a row group would be
 TEXTS = ("path", "label", "split", "error")
 """Columns of texts. They are read as dictionaries: a file of 1 kB can repeat a text a million times."""
 SPLITS = ("all", "test", "train", "val")
-UNREADABLE = -1
-"""In place of the number of a split: the picture has an error."""
+UNREADABLE = 255  # in place of the number of a split: the picture has an error
 MAX_WIDTH = 1 << 16
 """Numbers of a feature in a file that does not state its width. It bounds the memory that a small file can ask for."""
-MAX_FEATURE_BYTES = 8 << 30
-"""Bytes of features that are read at once: 4 million rows of 512 numbers."""
-SHARDS_FORMAT = 1
-"""Format number of a folder of shards."""
-OWN_NAMES = rf"{re.escape(SHARDS_FILE)}|.*\.(parquet|partial)"
-"""Names of files in a folder of shards."""
+MAX_FEATURE_BYTES = 8 << 30  # bytes of features that are read at once: 4 million rows of 512 numbers
+SHARDS_FORMAT = 1  # format number of a folder of shards
+OWN_NAMES = rf"{re.escape(SHARDS_FILE)}|.*\.(parquet|partial)"  # names of files in a folder of shards
 MAX_PLAN_BYTES = 256 << 20
 NO_FEATURE, NOT_FINITE = "it has no feature", "its feature is not finite"
 
@@ -174,8 +152,8 @@ def write_rows(
     # A list of no fixed size can be null.
     fields += [(column_name(name), pa.list_(pa.float32(), -1 if with_errors else width)) for name, width in blocks]
     fields += [("error", pa.string()), ("digest", pa.binary())] if with_errors else []
-    schema, slices = pa.schema(fields, metadata=facts), column_slices(blocks)
-    columns_of = {column_name(name): columns for name, columns in slices.items()}
+    schema = pa.schema(fields, metadata=facts)
+    columns_of = {column_name(name): columns for name, columns in column_slices(blocks).items()}
     source, count, width = iter(rows), 0, total_width(blocks)
     # Features do not compress, and a dictionary of them would cost time only.
     with parquet.ParquetWriter(sink, schema, compression="none", use_dictionary=["label", "split"]) as writer:
@@ -183,16 +161,10 @@ def write_rows(
             for row in block:
                 if row.feature is not None and len(row.feature) != width:
                     raise InputError(f"features have width {len(row.feature)} but the encoder's is {width}")
-            arrays = []
-            for field in schema:
-                columns = columns_of.get(field.name)
-                values = (
-                    [getattr(row, field.name) for row in block]
-                    if columns is None
-                    else [None if row.feature is None else row.feature[columns] for row in block]
-                )
-                arrays.append(pa.array(values, field.type))
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            values = {name: [getattr(row, name) for row in block] for name in schema.names if name not in columns_of}
+            for name, columns in columns_of.items():
+                values[name] = [None if row.feature is None else row.feature[columns] for row in block]
+            writer.write_table(pa.Table.from_pydict(values, schema))
             count += len(block)
     return count
 
@@ -215,7 +187,7 @@ class FeatureBatch(NamedTuple):
 class FeatureTable:
     """A Parquet file of features, or a folder of shards; see `open_feature_table`.
 
-    Labels and splits are read when they are asked for, and take 5 bytes of memory per row.
+    Labels and splits are read when they are asked for, and take 9 bytes of memory per row.
 
     Args:
         path: of the file or the folder, as it was named.
@@ -266,7 +238,7 @@ class FeatureTable:
         Raises:
             DataError: if a picture has no label.
         """
-        labels = _decode(self._index.labels.take(rows))
+        labels = [self._index.labels[row] for row in rows]
         unlabelled = labels.count(None)
         if unlabelled:
             raise DataError(f"{unlabelled} of {len(labels)} pictures of '{self.path}' have no label")
@@ -301,7 +273,11 @@ class FeatureTable:
             for batch in self.batches(file, [block.name for block in self.blocks], start):
                 own = (inside >= start) & (inside < start + len(batch.paths))
                 own_rows = inside[own] - start
-                features[positions[own]] = _select_features(file, batch, start, own_rows)
+                for row in own_rows:
+                    if error := batch.errors[row]:
+                        raise DataError(f"'{file}' is damaged: row {start + row}: {error}; {READ_ADVICE}")
+                numbers = np.cumsum([error is None for error in batch.errors]) - 1
+                features[positions[own]] = batch.features[numbers[own_rows]]
                 if with_sources:
                     sources[positions[own]] = [batch.paths[row] for row in own_rows]
                 start += len(batch.paths)
@@ -348,9 +324,8 @@ class FeatureTable:
 
     @cached_property
     def _index(self) -> _Index:
-        pa, compute = (require(name, "parquet", PURPOSE) for name in ("pyarrow", "pyarrow.compute"))
-        text_type = pa.dictionary(pa.int32(), pa.string())
-        starts, labels, splits = [0], [], []
+        pa = require("pyarrow", "parquet", PURPOSE)
+        starts, labels, splits = [0], list[Any](), bytearray()
         for file in self.files:
             with self._open(file) as reader:
                 n_rows = reader.metadata.num_rows
@@ -358,23 +333,20 @@ class FeatureTable:
                 names = [name for name in ("label", "split", "error") if name in reader.schema_arrow.names]
                 for batch in reader.iter_batches(ROWS_PER_BATCH, columns=names) if names else ():
                     _check_texts(batch)
-                    columns = dict(zip(names, batch.columns, strict=True))
-                    empty = pa.nulls(len(batch), text_type)
-                    labels.append(columns.get("label", empty).cast(pa.string()).dictionary_encode())
-                    split = compute.index_in(columns.get("split", empty).cast(pa.string()), pa.array(SPLITS))
-                    numbers = split.fill_null(0 if "split" not in names else UNREADABLE).to_numpy().astype(np.int8)
-                    has_error = columns.get("error", empty).cast(pa.string()).fill_null("").to_numpy(False) != ""
-                    wrong = np.flatnonzero(numbers == UNREADABLE)
-                    if len(wrong):
-                        text = brief(str(columns["split"][int(wrong[0])].as_py()))
-                        raise ValueError(f"a split is {text}, not one of {', '.join(SPLITS)}")
-                    splits.append(np.where(has_error, np.int8(UNREADABLE), numbers))
+                    encoded = (batch.column(name).cast(pa.string()).dictionary_encode() for name in names)
+                    texts = dict(zip(names, map(_decode, encoded), strict=True))
+                    unknown = set(texts.get("split", ())) - set(SPLITS)
+                    if unknown:
+                        raise ValueError(f"a split is {brief(str(unknown.pop()))}, not one of {', '.join(SPLITS)}")
+                    errors = texts.get("error", [None] * len(batch))
+                    numbers = map(SPLITS.index, texts.get("split", [SPLITS[0]] * len(batch)))
+                    splits += bytes(UNREADABLE if error else i for i, error in zip(numbers, errors, strict=True))
+                    labels += texts.get("label", [None] * len(batch))
                 if not names:
-                    labels.append(pa.nulls(n_rows, text_type))
-                    splits.append(np.zeros(n_rows, np.int8))
+                    labels += [None] * n_rows
+                    splits += bytes(n_rows)  # zeros: all are of the first split
                 starts.append(starts[-1] + n_rows)
-        whole = pa.chunked_array(labels, text_type).unify_dictionaries().combine_chunks()
-        return _Index(np.array(starts), whole, np.concatenate([np.empty(0, np.int8), *splits]))
+        return _Index(np.array(starts), labels, np.frombuffer(splits, np.uint8))
 
     @contextmanager
     def _open(self, file: str) -> Iterator[Any]:
@@ -390,8 +362,8 @@ class _Index(NamedTuple):
     """What is known of all rows of a table."""
 
     starts: NDArray[np.int64]  # (files + 1,) the first row of each file
-    labels: Any  # (n,) dictionary of pyarrow
-    splits: NDArray[np.int8]  # (n,) positions in `SPLITS`, or `UNREADABLE`
+    labels: Sequence[str | None]  # (n,) of which equal ones share their memory
+    splits: NDArray[np.uint8]  # (n,) positions in `SPLITS`, or `UNREADABLE`
 
 
 def open_feature_table(path: str | Path, filesystem: Any = None) -> FeatureTable:
@@ -519,15 +491,6 @@ def _read_batch(batch: Any, columns: Mapping[str, int]) -> FeatureBatch:
     return FeatureBatch(list(map(str, paths)), errors, features if is_finite.all() else features[is_finite], digests)
 
 
-def _select_features(file: str, batch: FeatureBatch, start: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Features of some rows of a batch, which begins with row ``start`` of its file."""
-    for row in rows:
-        if batch.errors[row] is not None:
-            raise DataError(f"'{file}' is damaged: row {start + row}: {batch.errors[row]}; {READ_ADVICE}")
-    numbers = np.cumsum([error is None for error in batch.errors]) - 1
-    return batch.features[numbers[rows]]
-
-
 def _decode(column: Any) -> list[Any]:
     """The texts of a column. Equal ones of a dictionary share their memory, which they do not in ``to_pylist``."""
     if not hasattr(column, "dictionary"):
@@ -553,10 +516,8 @@ def _measure_width(reader: Any) -> int:
 
 
 def _check_numbers(metadata: Any, widths: Mapping[str, int]) -> None:
-    """Refuse columns with more numbers than their rows can have, before they are read.
-
-    Equal numbers are compressed so well that a file of 1 KB can have a list of 100 million.
-    """
+    """Refuse columns with more numbers than their rows can have, before they are read."""
+    # Equal numbers are compressed so well that a file of 1 KB can have a list of 100 million.
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
             name = max((name for name in widths if column.path_in_schema.startswith(f"{name}.")), key=len, default=None)

@@ -25,19 +25,11 @@ CROPS: Mapping[str, tuple[float, float]] = MappingProxyType({"tip": (0.5, 1.0), 
 """Crop scales of the papers by name: "tip" in the code of Tip-Adapter, LP++ and GDA; "coop" in that of CoOp, TaskRes
 and CLIP-LoRA, which is torchvision's default."""
 
-RATIO = (3 / 4, 4 / 3)
-"""Smallest and largest width / height of a crop, in all these papers."""
+RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of a crop, in all these papers
 PER_EPOCH = "per-epoch"
 """Instead of a number of views: one augmented view for each epoch of the head's training."""
 MAX_FEATURE_BYTES = 4 * 2**30
 """Maximum size of the features of views for each epoch. Training needs one to three copies in addition."""
-FEWER_VIEWS = (
-    "give a number of views such as views=10 (--views 10), of which one is drawn at random in each step, or fewer "
-    "epochs, or fewer pictures"
-)
-"""Advice before training if the features are too large."""
-FEWER_PREDICTION_VIEWS = "give fewer views, such as views=32 (--views 32), or fewer pictures at once"
-"""Advice before a prediction if the features are too large."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +155,8 @@ class ViewCost:
         """Seconds to encode all images at the measured rate; None without one."""
         return None if self.rate is None else self.n_images / self.rate
 
-    def check(self, advice: str = FEWER_VIEWS) -> None:
+    def check(self) -> None:
         """Check the memory that the features take.
-
-        Args:
-            advice: what the error tells to do; by default what helps before training.
 
         Raises:
             InputError: if they take more than 4 GiB.
@@ -175,7 +164,8 @@ class ViewCost:
         if self.n_bytes > MAX_FEATURE_BYTES:
             raise InputError(
                 f"features of {self.views} views of {format_count(self.pictures, 'picture')} take "
-                f"{_format_bytes(self.n_bytes)}, but at most {_format_bytes(MAX_FEATURE_BYTES)} are allowed: {advice}"
+                f"{_format_bytes(self.n_bytes)}, but at most {_format_bytes(MAX_FEATURE_BYTES)} are allowed: give "
+                "fewer views, such as views=10 (--views 10), fewer epochs if each has a view, or fewer pictures"
             )
 
     def __str__(self) -> str:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -139,7 +138,7 @@ def detect_drift(
     _check_size(len(observed), "the stream has")
     _check_size(len(expected), "the reference has" if reference is not None else "the model has kept shots of")
     names = model.class_names if isinstance(model, Predictor) else model.class_names_
-    return _Comparison(names, expected, observed, alpha, frozenset(skip), rate, seed).report(window, times)
+    return _compare(names, expected, observed, alpha, skip, rate, window, times, seed)
 
 
 def _check_options(
@@ -173,152 +172,121 @@ def _check_size(count: int, subject: str) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Comparison:
-    """The reference and the stream of one run, which each check compares."""
+def _compare(
+    names: Sequence[str],
+    expected: Reference,
+    observed: Observations,
+    alpha: float,
+    skip: Collection[str],
+    reject: float | None,
+    window: int | None,
+    times: Sequence[float] | None,
+    seed: int,
+) -> DriftReport:
+    """All checks, and the stream over time; ``reject`` None if the model can't reject."""
+    rejected, shots, p_values = observed.rejected, expected.held_out, dict[str, float]()
+    # The smallest p-value is then a twentieth of alpha; Holm's correction multiplies the smallest of three by 3.
+    draws = max(MIN_DRAWS, min(MAX_DRAWS, math.ceil(20 / alpha) - 1))
+    probabilities = observed.probabilities
+    if expected.kind == "shots" and shots is not None:
+        probabilities = shots.predict(observed.head_features)  # by the same kind of fits as those of the reference
+    if "covariate-shift" not in skip:
+        all_pictures = compare_features(expected, observed.features, probabilities, draws, seed)
+        p_values["covariate-shift"] = all_pictures.p_value
+    label_shift = None if "label-shift" in skip else compare_priors(expected, probabilities, draws, seed)
+    if label_shift is not None:
+        p_values["label-shift"] = label_shift.p_value
+    if rejected is not None and "ood-rate" not in skip:
+        counts = int(rejected.sum()), len(rejected), expected.n_rejected, expected.n_scored
+        p_values["ood-rate"] = fisher_p_value(*counts)
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    significant = {check for check, p in corrected.items() if p <= alpha}
+    # Estimates of priors assume that pictures of a class look as before, and can't be trusted otherwise.
+    is_reliable = significant <= {"label-shift"}
 
-    names: Sequence[str]  # of the classes
-    expected: Reference
-    observed: Observations
-    alpha: float  # probability of a false alarm
-    skip: frozenset[str]  # names of checks that are not run
-    reject: float | None  # rate of "none of these"; None if the model can't reject
-    seed: int  # of all random numbers
+    estimates = estimate_with_intervals(observed, shots, expected.assumed_priors, seed)
+    class_p_values = [None] * len(names) if label_shift is None else label_shift.class_p_values.tolist()
+    columns = [values.tolist() for values in (expected.priors, *estimates)]
+    classes = tuple(ClassPrior(*row) for row in zip(names, *columns, class_p_values, strict=True))
+    ood_rate = None
+    if rejected is not None and reject is not None:
+        usual = expected.n_rejected / expected.n_scored if expected.n_scored else reject
+        ood_rate = OodRate(reject, usual, *_rate(rejected))
+    messages = {
+        "covariate-shift": f"the pictures look different (p = {corrected.get('covariate-shift', 1.0):.2g})",
+        "label-shift": describe_label_shift(classes, alpha, is_reliable),
+        "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.kind),
+    }
+    checks = (
+        CheckResult(check, p_values[check], corrected[check], check in significant, messages[check])
+        if check in p_values
+        else CheckResult(check, None, None, False, "skipped" if check in skip else NOT_TESTED[check])
+        for check in CHECKS
+    )
 
-    def report(self, window: int | None, times: Sequence[float] | None) -> DriftReport:
-        """All checks, and the stream over time."""
-        expected, observed, checks = self.expected, self.observed, self.check_results()
-        return DriftReport(
-            len(observed),
-            observed.n_repeated,
-            observed.skipped,
-            expected.kind,
-            len(expected),
-            self.alpha,
-            checks,
-            self.classes,
-            self.ood_rate,
-            tuple(self.windows(window, times)),
-            expected.held_out is not None,
-            not any(result.is_significant for result in checks if result.check != "label-shift"),
+    def measure_window(rows: NDArray[np.intp]) -> Window:
+        P, features, shift = observed.probabilities[rows], observed.features[rows], None
+        if "covariate-shift" not in skip:
+            shift = compare_features(expected, features, probabilities[rows], WINDOW_DRAWS, seed)
+        return Window(
+            int(rows[0]),
+            int(rows[-1]) + 1,
+            None if times is None else float(times[observed.indices[rows[0]]]),
+            None if rejected is None else _rate(rejected[rows]),
+            float(P.max(axis=1).mean()),
+            None if shift is None else shift.distance,
+            None if shift is None else shift.distance_limit,
+            tuple(estimate_priors(P, expected.assumed_priors).tolist()),
         )
 
-    @property
-    def draws(self) -> int:
-        """Draws per test.
+    m = len(observed)
+    size = window or max(MIN_PICTURES, math.ceil(m / DEFAULT_WINDOWS))
+    return DriftReport(
+        n_pictures=m,
+        n_repeated=observed.n_repeated,
+        skipped=observed.skipped,
+        reference=expected.kind,
+        n_reference=len(expected),
+        alpha=alpha,
+        checks=tuple(checks),
+        classes=classes,
+        ood_rate=ood_rate,
+        windows=tuple(measure_window(rows) for rows in np.array_split(np.arange(m), max(1, m // size))),
+        knows_confusions=shots is not None,
+        is_reliable=is_reliable,
+    )
 
-        The smallest p-value is then a twentieth of alpha; Holm's correction multiplies the smallest of three by 3.
-        """
-        return max(MIN_DRAWS, min(MAX_DRAWS, math.ceil(20 / self.alpha) - 1))
 
-    @cached_property
-    def probabilities(self) -> Array:
-        """(m, c) of the stream, by the same kind of fits as those of the reference."""
-        shots = self.expected.held_out if self.expected.kind == "shots" else None
-        return self.observed.probabilities if shots is None else shots.predict(self.observed.head_features)
+def compare_features(
+    expected: Reference, features: Array, probabilities: Array, draws: int, seed: int
+) -> CovariateShift:
+    """Whether pictures with features (m, d) and probabilities (m, c) look as those of the reference."""
+    (m, c), n = probabilities.shape, len(expected)
+    priors = estimate_priors(probabilities, expected.assumed_priors)
+    # One picture more of each class, in the reference's proportions: a class that is missing in the stream needs odds
+    # above zero.
+    ratio = ((m * priors + c * expected.sample_priors) / (m + c)) / np.maximum(expected.sample_priors, 1 / (n + c))
+    rng = np.random.default_rng(seed)
+    rows, current_rows = (np.sort(rng.permutation(size)[:MAX_COMPARED_PICTURES]) for size in (n, m))
+    P, Q = expected.probabilities[rows], probabilities[current_rows]
 
-    @cached_property
-    def label_shift(self) -> LabelShift | None:
-        """Whether the class priors changed; None if the check is skipped or can't be run."""
-        reference, labels, priors = self.expected.probabilities, self.expected.labels, self.expected.priors
-        if "label-shift" in self.skip:
-            return None
-        if labels is None:
-            return compare_priors_with_pictures(reference, self.probabilities, draws=self.draws, seed=self.seed)
-        if len(labels) < MIN_SHOTS_PER_CLASS * len(np.unique(labels)):
-            return None
-        return compare_priors_with_shots(
-            reference, labels, priors, self.probabilities, draws=self.draws, seed=self.seed
-        )
+    def odds(sample: Array) -> Array:
+        """How much likelier each picture is in the stream, given the classes that it may have."""
+        joint = sample / expected.assumed_priors * np.maximum(expected.sample_priors, 1e-6)
+        return np.asarray(joint @ ratio / joint.sum(axis=1))
 
-    def covariate_shift(self, part: slice | NDArray[np.intp], draws: int) -> CovariateShift | None:
-        """Whether the features of a part of the stream changed; None if the check is skipped."""
-        if "covariate-shift" in self.skip:
-            return None
-        expected, probabilities = self.expected, self.probabilities[part]
-        (m, c), n = probabilities.shape, len(expected)
-        priors = estimate_priors(probabilities, expected.assumed_priors)
-        # One picture more of each class, in the reference's proportions: a class that is missing in the stream needs
-        # odds above zero.
-        ratio = ((m * priors + c * expected.sample_priors) / (m + c)) / np.maximum(expected.sample_priors, 1 / (n + c))
-        rng = np.random.default_rng(self.seed)
-        rows, current_rows = (np.sort(rng.permutation(size)[:MAX_COMPARED_PICTURES]) for size in (n, m))
-        P, Q = expected.probabilities[rows], probabilities[current_rows]
+    samples = expected.features[rows], features[current_rows]
+    return measure_covariate_shift(*samples, (P, Q), (odds(P), odds(Q)), draws=draws, seed=seed)
 
-        def odds(sample: Array) -> Array:
-            """How much likelier each picture is in the stream, given the classes that it may have."""
-            joint = sample / expected.assumed_priors * np.maximum(expected.sample_priors, 1e-6)
-            return np.asarray(joint @ ratio / joint.sum(axis=1))
 
-        return measure_covariate_shift(
-            expected.features[rows],
-            self.observed.features[part][current_rows],
-            (P, Q),
-            (odds(P), odds(Q)),
-            draws=draws,
-            seed=self.seed,
-        )
-
-    @cached_property
-    def classes(self) -> tuple[ClassPrior, ...]:
-        """How frequent each class is."""
-        expected, shift = self.expected, self.label_shift
-        estimates = estimate_with_intervals(self.observed, expected.held_out, expected.assumed_priors, self.seed)
-        columns = [values.tolist() for values in (expected.priors, *estimates)]
-        p_values = [None] * len(self.names) if shift is None else shift.class_p_values.tolist()
-        return tuple(ClassPrior(*row) for row in zip(self.names, *columns, p_values, strict=True))
-
-    @property
-    def ood_rate(self) -> OodRate | None:
-        """How many pictures show none of the classes; None if the model can't reject."""
-        expected, rejected = self.expected, self.observed.rejected
-        if rejected is None or self.reject is None:
-            return None
-        reference = expected.n_rejected / expected.n_scored if expected.n_scored else self.reject
-        return OodRate(self.reject, reference, *_rate(rejected))
-
-    def check_results(self) -> tuple[CheckResult, ...]:
-        """The result of each check, with p-values that are corrected for their number."""
-        rejected, expected, p_values = self.observed.rejected, self.expected, dict[str, float]()
-        if (covariate_shift := self.covariate_shift(slice(None), self.draws)) is not None:
-            p_values["covariate-shift"] = covariate_shift.p_value
-        if self.label_shift is not None:
-            p_values["label-shift"] = self.label_shift.p_value
-        if rejected is not None and "ood-rate" not in self.skip:
-            counts = int(rejected.sum()), len(rejected), expected.n_rejected, expected.n_scored
-            p_values["ood-rate"] = fisher_p_value(*counts)
-        corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-        significant = {check for check, p in corrected.items() if p <= self.alpha}
-        # Estimates of priors assume that pictures of a class look as before, and can't be trusted otherwise.
-        is_reliable = significant <= {"label-shift"}
-        messages = {
-            "covariate-shift": f"the pictures look different (p = {corrected.get('covariate-shift', 1.0):.2g})",
-            "label-shift": describe_label_shift(self.classes, self.alpha, is_reliable),
-            "ood-rate": "" if self.ood_rate is None else describe_ood_rate(self.ood_rate, expected.kind),
-        }
-        return tuple(
-            CheckResult(check, p_values[check], corrected[check], check in significant, messages[check])
-            if check in p_values
-            else CheckResult(check, None, None, False, "skipped" if check in self.skip else NOT_TESTED[check])
-            for check in CHECKS
-        )
-
-    def windows(self, window: int | None, times: Sequence[float] | None) -> Iterator[Window]:
-        """The stream over time."""
-        m, rejected = len(self.observed), self.observed.rejected
-        size = window or max(MIN_PICTURES, math.ceil(m / DEFAULT_WINDOWS))
-        for rows in np.array_split(np.arange(m), max(1, m // size)):
-            shift, P = self.covariate_shift(rows, WINDOW_DRAWS), self.observed.probabilities[rows]
-            yield Window(
-                int(rows[0]),
-                int(rows[-1]) + 1,
-                None if times is None else float(times[self.observed.indices[rows[0]]]),
-                None if rejected is None else _rate(rejected[rows]),
-                float(P.max(axis=1).mean()),
-                None if shift is None else shift.distance,
-                None if shift is None else shift.distance_limit,
-                tuple(estimate_priors(P, self.expected.assumed_priors).tolist()),
-            )
+def compare_priors(expected: Reference, probabilities: Array, draws: int, seed: int) -> LabelShift | None:
+    """Whether the class priors changed; None if the shots are too few."""
+    labels, options = expected.labels, {"draws": draws, "seed": seed}
+    if labels is None:
+        return compare_priors_with_pictures(expected.probabilities, probabilities, **options)
+    if len(labels) < MIN_SHOTS_PER_CLASS * len(np.unique(labels)):
+        return None
+    return compare_priors_with_shots(expected.probabilities, labels, expected.priors, probabilities, **options)
 
 
 def _rate(rejected: NDArray[np.bool_]) -> tuple[float, float, float]:
@@ -488,12 +456,8 @@ def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
 def estimate_with_intervals(
     observations: Observations, held_out: HeldOutShots | None, assumed: Array, seed: int = 0
 ) -> tuple[Array, Array, Array]:
-    """Priors (c,) of the classes in a sample of pictures, and the ends of their 95 % intervals.
-
-    With held-out shots: mean and percentiles of the posterior of `draw_priors`. Without: the EM on the model's
-    probabilities, with the intervals of `prior_intervals`, which take the probabilities to be right.
-    """
-    if held_out is None:
+    """Priors (c,) of the classes in a sample of pictures, and the ends of their 95 % intervals."""
+    if held_out is None:  # the intervals take the probabilities to be right
         return prior_intervals(observations.probabilities, assumed, seed=seed)
     predictions = held_out.predict(observations.head_features).argmax(axis=1)
     confusions = np.zeros((len(assumed), len(assumed)))  # shots by their class and by the predicted one

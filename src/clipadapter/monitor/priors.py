@@ -107,17 +107,14 @@ def prior_intervals(
 
 
 def estimate_assumed_priors(probabilities: Array, labels: NDArray[np.int64]) -> Array:
-    """Estimate the priors (c,) that probabilities (n, c) are for, from pictures with labels (n,).
-
-    Some heads learn the class frequencies of unequal shots, some treat all classes alike, some are between. So the
-    frequencies are raised to a power between 0 (all alike) and 1 (as in the sample). The power with the largest
-    likelihood of the labels is taken. It does not matter if all classes have the same number of pictures.
-    """
+    """Estimate the priors (c,) that probabilities (n, c) are for, from pictures with labels (n,)."""
     n, c = probabilities.shape
     counts = np.bincount(labels, minlength=c)
     # A class without a shot is known by its text, and needs a prior above zero.
     frequencies = counts / n if (counts > 0).all() else (counts + 1) / (n + c)
     best, best_priors = -np.inf, frequencies
+    # Some heads learn the class frequencies of unequal shots (power 1), some treat all classes alike (0), some are
+    # between: the power with the largest likelihood of the labels is taken.
     for power in PRIOR_POWERS:
         priors = frequencies**power / (frequencies**power).sum()
         joint = probabilities * frequencies / priors
@@ -156,10 +153,7 @@ def check_probabilities(probabilities: ArrayLike, assumed: ArrayLike | None) -> 
 
 
 def _run_em(ratio: Array, weights: Array, start: Array, tolerance: float = TOLERANCE) -> Array:
-    """Maximum-likelihood priors (b, c), each row for its weights (b, m) of the pictures; ratio (m, c) is p / prior.
-
-    All resamples are computed together, as two products of matrices per step.
-    """
+    """Maximum-likelihood priors (b, c), each row for its weights (b, m) of the pictures; ratio (m, c) is p / prior."""
     priors, total = start.astype(np.float64), weights.sum(axis=1, keepdims=True)
     for _ in range(MAX_ITERATIONS):
         density = np.maximum(priors @ ratio.T, MIN_DENSITY)  # (b, m)
@@ -195,10 +189,7 @@ CLASS_PRIOR_WEIGHT = 0.5
 
 
 def draw_priors(predicted_counts: NDArray[np.int64], confusions: Array, *, draws: int = DRAWS, seed: int = 0) -> Array:
-    """Draw class priors (b, c) from the number of predictions of each class (c,); b is fewer with many classes.
-
-    The confusions (c, c) are how often shots of each class are predicted as each class, by fits without the shot.
-    """
+    """Draw class priors (b, c) from predictions by class (c,) and confusions (c, c) of shots by fits without them."""
     rng, c = np.random.default_rng(seed), len(predicted_counts)
     columns = np.flatnonzero(predicted_counts)  # a class that is never predicted adds no factor to the likelihood
     values = c * len(columns)  # that are drawn per step of a chain
@@ -224,11 +215,9 @@ def draw_priors(predicted_counts: NDArray[np.int64], confusions: Array, *, draws
 
 
 def _draw_row_priors(counts: Array, chains: int, rng: np.random.Generator) -> Array:
-    """Draw parameters (g, c, c) of the Dirichlet priors of all rows, one set per chain.
-
-    The accuracy and the weight come from a grid, with probabilities proportional to the likelihood of the counts
-    (Dirichlet-multinomial distribution).
-    """
+    """Draw parameters (g, c, c) of the Dirichlet priors of all rows, one set per chain."""
+    # The accuracy and the weight come from a grid, with probabilities proportional to the likelihood of the counts
+    # (Dirichlet-multinomial distribution).
     c = len(counts)
     accuracies = np.linspace(1 / c, MAX_ACCURACY, ACCURACY_STEPS)[:, None]
     diagonal, other = PRIOR_WEIGHTS * accuracies, PRIOR_WEIGHTS * (1 - accuracies) / max(c - 1, 1)
@@ -245,10 +234,8 @@ def _draw_row_priors(counts: Array, chains: int, rng: np.random.Generator) -> Ar
 
 
 def _log_rising_factorials(start: Array, counts: Array) -> Array:
-    """Sum over the counts of log(a (a + 1) ... (a + count - 1)), for each a in ``start``.
-
-    That is the difference of two log-gamma functions, which NumPy lacks; the counts are the few shots of a class.
-    """
+    """Sum over the counts of log(a (a + 1) ... (a + count - 1)), for each a in ``start``."""
+    # That is the difference of two log-gamma functions, which NumPy lacks; the counts are the few shots of a class.
     repeats = [int((counts > i).sum()) for i in range(int(counts.max(initial=0)))]
     return np.asarray(sum((times * np.log(start + i) for i, times in enumerate(repeats)), np.zeros_like(start)))
 

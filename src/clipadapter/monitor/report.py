@@ -247,11 +247,7 @@ def _describe_class(prior: ClassPrior, verb: str) -> str:
 
 
 def format_percent(share: float) -> str:
-    """A share in percent.
-
-    >>> format_percent(0.314), format_percent(0.004), format_percent(0.0)
-    ('31 %', '0.4 %', '0 %')
-    """
+    """A share in percent, such as "31 %", "0.4 %" or "0 %"."""
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
 
 

@@ -174,10 +174,8 @@ def draw_permutations(odds: ArrayLike, m: int, draws: int, rng: np.random.Genera
 
 
 def _log_symmetric_sums(log_odds: Array, m: int) -> Array:
-    """Logarithms (N + 1, m + 1) of elementary symmetric polynomials.
-
-    Row i, column j: the sum, over all sets of j of the pictures i ... N, of the product of their odds.
-    """
+    """Logarithms (N + 1, m + 1) of elementary symmetric polynomials."""
+    # Row i, column j: the sum, over all sets of j of the pictures i ... N, of the product of their odds.
     sums = np.full((len(log_odds) + 1, m + 1), -np.inf)
     sums[-1, 0] = 0.0
     for i in range(len(log_odds) - 1, -1, -1):
@@ -249,12 +247,9 @@ def compare_priors_with_shots(
 
 
 def _class_distribution(shots: Array, labels: NDArray[np.int64], k: int) -> tuple[Array, Array]:
-    """Distribution of the probabilities that pictures of class k get: weights (r,) of rows (r, c).
-
-    Each shot of the class has a weight of one. Some shots of all classes are added as if they were of class k: the
-    probabilities of their class and of k are exchanged. Their weight in all is `SMOOTHING_WEIGHT_SHOTS`. Otherwise a
-    confusion that no shot of the class shows would be taken for impossible.
-    """
+    """Distribution of the probabilities that pictures of class k get: weights (r,) of rows (r, c)."""
+    # Beside the shots of the class, some of all classes are taken as if they were of class k: otherwise a confusion
+    # that no shot of the class shows would be taken for impossible.
     of_class = np.flatnonzero(labels == k)
     sample = np.arange(0, len(shots), max(1, len(shots) // SMOOTHING_SAMPLE_SIZE))
     rows, indices, classes = shots[sample].copy(), np.arange(len(sample)), labels[sample]

@@ -1,6 +1,5 @@
 from .format import ModelConfig as ModelConfig
 from .format import check_target_folder as check_target_folder
-from .format import read_arrays as read_arrays
 from .format import read_config as read_config
 from .history import Change as Change
 from .history import History as History

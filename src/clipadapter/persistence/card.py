@@ -163,11 +163,7 @@ def hub_repositories(encoder: str) -> list[str]:
 
 
 def _encoders_of(name: str) -> list[str]:
-    """The encoder that has the class text, and those of its blocks.
-
-    >>> _encoders_of("lite[final,inner,timm:resnet50.a1_in1k/final]")
-    ['lite', 'timm:resnet50.a1_in1k']
-    """
+    """The encoder that has the class text, and those of its blocks."""
     first, names = split_blocks(name)
     return [first, *filter(None, (BlockSource.parse(each).encoder for each in names))]
 

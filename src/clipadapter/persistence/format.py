@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.metrics import check_metrics, metrics_shown
@@ -42,7 +41,9 @@ from clipadapter.runtime.model_folder import (
     CONFIG_FILE,
     HEAD,
     LOCK_FILE,
+    SUPPORT,
     UNCERTAINTY,
+    UNLABELLED,
     array_file,
     list_own_files,
     model_path,
@@ -66,11 +67,13 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 T = TypeVar("T")
 
 
-class _FrozenModel(BaseModel):
+class FrozenModel(BaseModel):
+    """No other keys, and no changes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SavedEncoder(_FrozenModel):
+class SavedEncoder(FrozenModel):
     """The encoder that the head was fitted on; see `encoders.EncoderInfo` for the facts of every encoder."""
 
     name: str = Field(min_length=1, max_length=8192, pattern=r"^[^\x00]*$")  # URI; paths in it are long
@@ -92,14 +95,14 @@ class SavedEncoder(_FrozenModel):
     int8_calibration_digest: str = Field(default="", pattern="^[0-9a-f]{0,1024}$")
 
 
-class SavedHead(_FrozenModel):
+class SavedHead(FrozenModel):
     """The head: its registered name and its parameters."""
 
     name: str
     params: dict[str, bool | int | float | str | list[float] | None]
 
 
-class ModelConfig(_FrozenModel):
+class ModelConfig(FrozenModel):
     """Content of ``config.json``."""
 
     format: Literal[1] = FORMAT  # format number
@@ -124,6 +127,7 @@ class Snapshot:
     config: ModelConfig
     raw: bytes  # content of ``config.json``
     read: Callable[[str], bytes]  # bytes of a file of arrays by its name, checked against the config
+    folder: Path = Path()  # where the files are, for messages
 
     @cached_property
     def digest(self) -> str:
@@ -132,13 +136,28 @@ class Snapshot:
         content.get("provenance", {}).pop(EVALUATION_KEY, None)
         return _content_checksum(content)
 
+    def arrays(self, name: str) -> Arrays:
+        """The arrays of one file, such as "head"."""
+        data = self.read(name)
+        path = self.folder / array_file(name, self.config.files[name])
+        try:
+            arrays: Arrays = load_tensors(data)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise ArtifactError(f"{path} is no safetensors file: {error}") from error
+        for key, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ArtifactError(f"{path}: the array {key} has values that are not finite")
+        return arrays
 
-def pack_arrays(files: Mapping[str, Mapping[str, NDArray[Any]]]) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Convert arrays by file and name to the bytes of each safetensors file, and its hash."""
-    blobs = {
-        name: save_tensors({k: np.asarray(v, order="C") for k, v in arrays.items()}) for name, arrays in files.items()
-    }
-    return blobs, {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
+    def is_same_model(self, other: ModelConfig) -> bool:
+        """Whether another config describes this model, regardless of its time and evaluation."""
+        return self.config.model_dump(exclude={"provenance"}) == other.model_dump(exclude={"provenance"})
+
+    def without_shots(self) -> Snapshot:
+        """Without the features and names of the shots and of pictures without labels."""
+        files = {name: sha256 for name, sha256 in self.config.files.items() if name not in (SUPPORT, UNLABELLED)}
+        config = self.config.model_copy(update={"files": files, "sources": []})
+        return replace(self, config=config, raw=config_bytes(config))
 
 
 def config_bytes(config: ModelConfig) -> bytes:
@@ -190,7 +209,7 @@ def read_snapshot(folder: str | Path, name: str = CONFIG_FILE) -> Snapshot:
         raise ArtifactError(f"{path} is not a model's config: {describe_first_error(error)}") from error
     except (ValueError, OSError, RecursionError) as error:
         raise ArtifactError(f"{path} can't be read: {error}") from error
-    return Snapshot(config, data, partial(read_array_bytes, folder, config))
+    return Snapshot(config, data, partial(_read_array_bytes, folder, config), Path(folder))
 
 
 def read_consistently(folder: str | Path, read: Callable[[], T]) -> T:
@@ -246,7 +265,7 @@ def describe_first_error(error: ValidationError) -> str:
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
-def read_array_bytes(folder: str | Path, config: ModelConfig, name: str) -> bytes:
+def _read_array_bytes(folder: str | Path, config: ModelConfig, name: str) -> bytes:
     """Read the bytes of one file of arrays, checked against the hash in the config."""
     if name not in config.files:
         raise ArtifactError(f"{Path(folder)} was saved without the arrays of its {name}")
@@ -258,20 +277,6 @@ def read_array_bytes(folder: str | Path, config: ModelConfig, name: str) -> byte
             "again"
         )
     return data
-
-
-def read_arrays(folder: str | Path, config: ModelConfig, name: str) -> Arrays:
-    """Read the arrays of one file of a model, such as "head"."""
-    data = read_array_bytes(folder, config, name)
-    path = Path(folder) / array_file(name, config.files[name])
-    try:
-        arrays: Arrays = load_tensors(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path} is no safetensors file: {error}") from error
-    for key, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ArtifactError(f"{path}: the array {key} has values that are not finite")
-    return arrays
 
 
 MAX_WORST_CLASSES = 5

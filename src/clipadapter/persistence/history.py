@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.persistence.format import (
+    FrozenModel,
     ModelConfig,
     Snapshot,
     check_format,
     describe_first_error,
-    read_arrays,
     read_consistently,
     read_file,
     read_snapshot,
@@ -46,10 +46,8 @@ TIME_PATTERN = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"
 Log = tuple["Change", ...]
 
 
-class Change(BaseModel):
+class Change(FrozenModel):
     """One version of a model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: int = Field(ge=1)  # number of the version, from 1
     action: str = Field(min_length=1, max_length=100)  # what was done: "fit", "add-class", "undo" and so on
@@ -65,9 +63,7 @@ class Change(BaseModel):
     config: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
 
-class _LogFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _LogFile(FrozenModel):
     format: int
     changes: list[Change] = Field(min_length=1)
 
@@ -118,26 +114,35 @@ class History:
         """Return the history with one more version."""
         self.check()
         change = new_change(self.changes, action, facts, by, **_count(model))
-        return self._append(change, {self.changes[-1].content: before, change.version: model})
+        return self.append(change, {self.changes[-1].content: before, change.version: model})
 
     def undo(self, to: int | None = None, by: str = "") -> tuple[History, Model]:
         """Restore the model before its last change, or that of version `to`, also of one that was undone."""
-        target = self.undo_target(to)
-        model = self.models.get(target)
+        change = self.next_undo(to, by)
+        model = self.models.get(change.content)
         if model is None and self.folder is not None:
-            model = read_consistently(self.folder, partial(self._read_model, target))
+            model = read_consistently(self.folder, partial(self._read_model, self.folder, change.content))
         if model is None:
-            raise self.not_stored(target)
-        return self.with_undo(to, target, by, {target: model}), model
+            raise self.not_stored(change.content)
+        return self.append(change, {change.content: model}), model
 
-    def with_undo(
-        self, to: int | None, target: int, by: str = "", models: Mapping[int, Model] | None = None
-    ) -> History:
-        """The history with an undo as one more version; see `undo_target`. A model in memory is given in `models`."""
-        facts = {"undone": self.changes[-1].content} if to is None else {"to": to}
+    def next_undo(self, to: int | None = None, by: str = "") -> Change:
+        """The change that an undo is. Its ``content`` is the version that it restores, that which first had it."""
+        self.check()
+        current = self.changes[-1].content
+        if to is None:
+            if current == 1:
+                raise InputError("there is nothing to undo: the model is what it was in version 1")
+            target, facts = self.changes[current - 2].content, {"undone": current}
+        else:
+            if not 1 <= to <= self.version:
+                raise InputError(f"there is no version {to}: this model has 1 to {self.version}")
+            target, facts = self.changes[to - 1].content, {"to": to}
+            if target == current:
+                raise InputError(f"the model is what it was in version {to}: there is nothing to undo")
         restored = self.changes[target - 1]
         counts = {"classes": restored.classes, "pictures": restored.pictures}
-        return self._append(new_change(self.changes, "undo", facts, by, content=target, **counts), models or {})
+        return new_change(self.changes, "undo", facts, by, content=target, **counts)
 
     def not_stored(self, number: int) -> InputError:
         """The error about a version whose snapshot is not stored."""
@@ -148,20 +153,6 @@ class History:
         """Raise ArtifactError if the log can't be read."""
         if self.damage:
             raise ArtifactError(self.damage)
-
-    def undo_target(self, to: int | None = None) -> int:
-        """The number of the snapshot that `undo` restores, which is the version that first had it."""
-        self.check()
-        current = self.changes[-1].content
-        if to is None:
-            if current == 1:
-                raise InputError("there is nothing to undo: the model is what it was in version 1")
-            return self.changes[current - 2].content
-        if not 1 <= to <= self.version:
-            raise InputError(f"there is no version {to}: this model has 1 to {self.version}")
-        if self.changes[to - 1].content == current:
-            raise InputError(f"the model is what it was in version {to}: there is nothing to undo")
-        return self.changes[to - 1].content
 
     def stored_versions(self) -> list[int]:
         """Return the versions that can be restored, in ascending order."""
@@ -178,16 +169,14 @@ class History:
             }
         return [change.version for change in self.changes if change.content in stored]
 
-    def _read_model(self, number: int) -> Model | None:
-        from clipadapter.persistence.model import from_files
+    def _read_model(self, folder: Path, number: int) -> Model | None:
+        from clipadapter.persistence.model import from_snapshot
 
-        assert self.folder is not None
-        stored = find_snapshot(self.folder, self.changes[number - 1].config)
-        if stored is None:
-            return None
-        return from_files(stored.config, partial(read_arrays, self.folder, stored.config), self.folder)
+        stored = find_snapshot(folder, self.changes[number - 1].config)
+        return None if stored is None else from_snapshot(stored)
 
-    def _append(self, change: Change, models: Mapping[int, Model]) -> History:
+    def append(self, change: Change, models: Mapping[int, Model]) -> History:
+        """The history with one more change, and further snapshots in memory."""
         changes = (*self.changes, change)
         in_memory = {**self.models, **models}
         retained = {number: in_memory[number] for number in retained_snapshots(changes) if number in in_memory}
@@ -228,14 +217,7 @@ def read_version(folder: str | Path, digest: str) -> Snapshot | None:
 
 
 def retained_snapshots(changes: Sequence[Change]) -> list[int]:
-    """Numbers of the stored snapshots, ascending: the first one and those that the model had last.
-
-    >>> changes = ()
-    >>> for i in range(30):
-    ...     changes = (*changes, new_change(changes, "fit", {}))
-    >>> retained_snapshots(changes)[:3]
-    [1, 11, 12]
-    """
+    """Numbers of the stored snapshots, ascending: the first one and those that the model had last."""
     latest_first = dict.fromkeys(change.content for change in reversed(changes))
     return sorted({changes[0].content, *list(latest_first)[:MAX_SNAPSHOTS]})
 
@@ -252,16 +234,12 @@ def read_changes(folder: Path, current: Snapshot | None) -> Log:
 
 
 def _read_log(folder: Path, digest: str) -> Log:
-    """Read and check the log of the model with a digest.
-
-    If there is none, as when the files of an earlier version were copied into the folder, it is the longest log, and ()
-    if there is no log.
-    """
+    """Read and check the log of the model with a digest; () if there is no log."""
     files = {file for file in list_own_files(folder) if file.startswith(f"{HISTORY_FOLDER}/log-")}
     if not files:
         return ()
     file = history_file("log", digest)
-    if file not in files:
+    if file not in files:  # as when the files of an earlier version were copied into the folder
         file = max(files, key=lambda each: ((folder / each).stat().st_size, each))
     path = folder / file
     todo = f"move the folder {folder / HISTORY_FOLDER} away to continue without the history"
@@ -297,10 +275,7 @@ def log_bytes(changes: Sequence[Change]) -> bytes:
 
 
 def merge_logs(folder: str | Path, on_disk: Sequence[Change], ours: Sequence[Change]) -> Log:
-    """Merge the log in a folder with the changes of the model that is saved into it.
-
-    A model that was loaded from the folder appends its new changes. Another model appends all its changes.
-    """
+    """The log in a folder, and the changes that a model saved into it adds: new ones, or all if it is another model."""
     keys = [change.key for change in on_disk]
     offset = keys.index(ours[0].key) if ours[0].key in keys else len(keys)
     shared = keys[offset:]
@@ -343,11 +318,7 @@ def _infer_change(current: Snapshot, log: Log) -> Change:
 
 
 def count_shots(provenance: Mapping[str, Any]) -> int:
-    """Number of shots that a provenance names.
-
-    >>> count_shots({"shots": {"cat": 2, "dog": 3}})
-    5
-    """
+    """Number of shots that a provenance names."""
     shots = provenance.get("shots")
     counts = shots.values() if isinstance(shots, Mapping) else ()
     return sum(count for count in counts if isinstance(count, int) and count > 0)

@@ -166,10 +166,7 @@ def pull(repo_id: str, folder: str | Path, **options: Any) -> Path:
 
 
 def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
-    """Read a valid model without paths of this machine, which are private.
-
-    The paths of the shots are left out. The folder of an encoder keeps its last part only.
-    """
+    """Read a valid model without paths of this machine, which are private."""
     load_model(folder)
     snapshot = read_snapshot(folder)
     config = snapshot.config

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save as save_tensors
 
 from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
@@ -21,15 +22,14 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, list_heads
 from clipadapter.heads.registry import head_name
 from clipadapter.persistence.format import (
-    Arrays,
     ModelConfig,
     SavedEncoder,
     SavedHead,
-    pack_arrays,
-    read_arrays,
-    read_config,
+    Snapshot,
+    config_bytes,
     read_consistently,
     read_evaluation,
+    read_snapshot,
 )
 from clipadapter.runtime.model_folder import FOLD_HEADS, HEAD, SUPPORT, UNCERTAINTY, UNLABELLED
 from clipadapter.uncertainty import Uncertainty
@@ -61,15 +61,10 @@ class Model:
 
 def load_model(folder: str | Path) -> Model:
     """Load and check the model in a folder."""
-
-    def read() -> Model:
-        config = read_config(folder)
-        return from_files(config, partial(read_arrays, folder, config), folder)
-
-    return read_consistently(folder, read)
+    return read_consistently(folder, lambda: from_snapshot(read_snapshot(folder)))
 
 
-def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict[str, bytes]]:
+def to_snapshot(model: Model, keep_support: bool = True) -> Snapshot:
     """Convert a model to its config and its files of arrays."""
     info, names, support, name = model.encoder, model.text.labels, model.support, head_name(type(model.head))
     if name is None:
@@ -86,8 +81,13 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
     files[FOLD_HEADS] = {
         f"{i}.{key}": value for i, head in enumerate(model.fold_heads) for key, value in head.state().items()
     }
-    blobs, parts = pack_arrays({name: arrays for name, arrays in files.items() if arrays})
-    evaluation = read_evaluation(support.provenance, parts)
+    blobs = {
+        name: save_tensors({key: np.asarray(value, order="C") for key, value in arrays.items()})
+        for name, arrays in files.items()
+        if arrays
+    }
+    hashes = {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
+    evaluation, provenance = read_evaluation(support.provenance, hashes), make_provenance(support)
     config = ModelConfig(
         class_names=list(names),
         head=SavedHead(name=name, params=model.head.get_params(deep=False)),
@@ -97,10 +97,10 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         prompts={name: list(texts) for name, texts in model.prompts.items()},
         uncertainty=uncertainty_facts,
         sources=list(support.provenance.get("sources", ())) if SUPPORT in files else [],
-        provenance=make_provenance(support) if evaluation is None else evaluation.recorded_in(make_provenance(support)),
-        files=parts,
+        provenance=provenance if evaluation is None else evaluation.recorded_in(provenance),
+        files=hashes,
     )
-    return config, blobs
+    return Snapshot(config, config_bytes(config), blobs.__getitem__)
 
 
 def _halve_exactly(array: NDArray[Any]) -> NDArray[Any]:
@@ -110,10 +110,10 @@ def _halve_exactly(array: NDArray[Any]) -> NDArray[Any]:
     return half if (half == array).all() else array
 
 
-def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | Path) -> Model:
-    """Convert a config and checked arrays to a model."""
-    arrays = read(HEAD)
-    encoder, names = config.encoder, tuple(config.class_names)
+def from_snapshot(snapshot: Snapshot) -> Model:
+    """Convert a config and its arrays to a model."""
+    config, read, path = snapshot.config, snapshot.arrays, snapshot.folder
+    arrays, encoder, names = read(HEAD), config.encoder, tuple(config.class_names)
     if config.head.name not in list_heads():
         known = ", ".join(list_heads())
         raise ArtifactError(f"the model's head '{config.head.name}' is not installed; known: {known}")
@@ -139,12 +139,12 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
         fold_heads = _read_fold_heads(read(FOLD_HEADS), config) if FOLD_HEADS in config.files else ()
         info = EncoderInfo(**{**encoder.model_dump(), "blocks": blocks})
     except InputError as error:
-        raise ArtifactError(f"{Path(path)} is damaged: {error}") from error
+        raise ArtifactError(f"{path} is damaged: {error}") from error
     except ClipAdapterError:
         raise
     # Altered arrays can make a head, also one of a plug-in, raise any exception, MemoryError among them.
     except Exception as error:
-        raise ArtifactError(f"{Path(path)} is damaged: {type(error).__name__}: {error}") from error
+        raise ArtifactError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     return Model(head, text, support, config.prompts, info, uncertainty, fold_heads)
 
 

@@ -54,8 +54,6 @@ from clipadapter.runtime.model_folder import (
     CONFIG_FILE,
     HISTORY_FOLDER,
     LOCK_FILE,
-    SUPPORT,
-    UNLABELLED,
     array_file,
     list_own_files,
     model_path,
@@ -101,11 +99,11 @@ def count_stored_pictures(head: Head) -> int:
 def restore_version(folder: str | Path, to: int | None = None, by: str = "") -> History:
     """Restore an earlier version of the model in a folder, as a new version; see `History.undo`. No array is parsed."""
     history = History.load(folder)
-    target = history.undo_target(to)
-    snapshot = find_snapshot(folder, history.changes[target - 1].config)
+    change = history.next_undo(to, by)
+    snapshot = find_snapshot(folder, history.changes[change.content - 1].config)
     if snapshot is None:
-        raise history.not_stored(target)
-    restored = history.with_undo(to, target, by)
+        raise history.not_stored(change.content)
+    restored = history.append(change, {})
     write_snapshot(folder, snapshot, restored)
     return restored
 
@@ -135,11 +133,7 @@ def write_snapshot(
     card: bytes | None = None,
     keep_support: bool = True,
 ) -> Path:
-    """Write a snapshot into a folder, as a new version if there is a model.
-
-    Without a history that version is one change: a fit, or ``change`` with its action and facts. ``card`` replaces the
-    one that is made.
-    """
+    """Write a snapshot into a folder. Without a history it is one change, a fit or ``change`` with action and facts."""
     with _lock_folder(folder) as target:
         save = _Save(target, history, keep_support)
         if (target / CONFIG_FILE).exists():
@@ -158,7 +152,7 @@ def write_snapshot(
                 save.write(history_file("log", save.current.digest), log_bytes(log), stays=False)
             snapshot = save.write_history(changes, snapshot)
         save.write_arrays(snapshot, check=True)
-        made = make_card(folder, snapshot.config)  # None: a person has edited it
+        made = make_card(folder, snapshot.config)  # None: a person has edited it, so that no other replaces it
         _commit(target, snapshot.raw, made if made is None or card is None else card)
         # The save is done. What can't be removed now is removed by the next one. What could not be read may be readable
         # again, so everything stays, unless the shots must go.
@@ -188,10 +182,9 @@ class _Save:
 
     def has_model(self, config: ModelConfig) -> bool:
         """Whether the folder has this model already."""
-        current = self.current
-        if current is not None and not self.keep_support:
-            current = _without_shots(current)
-        return current is not None and _is_same_model(current, config)
+        if self.current is None:
+            return False
+        return (self.current if self.keep_support else self.current.without_shots()).is_same_model(config)
 
     def write_arrays(self, snapshot: Snapshot, check: bool = False) -> None:
         """Those of earlier versions are not read again: one that was altered since is noticed by who restores it."""
@@ -215,7 +208,7 @@ class _Save:
         """Write the log, and the configs and arrays of earlier versions. The snapshot of the current version."""
         number = changes[-1].content
         before = self.find(changes[number - 1])
-        if before is not None and _is_same_model(before, snapshot.config):
+        if before is not None and before.is_same_model(snapshot.config):
             # A restored version keeps its time and its evaluation.
             snapshot = replace(snapshot, config=before.config, raw=before.raw)
         digest = snapshot.digest
@@ -241,7 +234,7 @@ class _Save:
         if stored is None and self.history is not None and self.history.folder not in (None, self.target):
             with self.tolerant():
                 stored = find_snapshot(self.history.folder, change.config)
-        return stored if stored is None or self.keep_support else _without_shots(stored)
+        return stored if stored is None or self.keep_support else stored.without_shots()
 
     def find_in_memory(self, change: Change) -> Snapshot | None:
         """The snapshot of a version that was not saved yet."""
@@ -311,19 +304,6 @@ def _lock_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def _snapshot_of(model: Model, keep_support: bool) -> Snapshot:
-    from clipadapter.persistence.model import to_files  # late: to restore a version needs no torch
+    from clipadapter.persistence.model import to_snapshot  # late: to restore a version needs no torch
 
-    config, blobs = to_files(model, keep_support)
-    return Snapshot(config, config_bytes(config), blobs.__getitem__)
-
-
-def _is_same_model(snapshot: Snapshot, config: ModelConfig) -> bool:
-    """Whether a config describes the same model, regardless of its time and evaluation."""
-    return snapshot.config.model_dump(exclude={"provenance"}) == config.model_dump(exclude={"provenance"})
-
-
-def _without_shots(snapshot: Snapshot) -> Snapshot:
-    """The snapshot without the features and names of the shots and of pictures without labels."""
-    files = {name: sha256 for name, sha256 in snapshot.config.files.items() if name not in (SUPPORT, UNLABELLED)}
-    config = snapshot.config.model_copy(update={"files": files, "sources": []})
-    return replace(snapshot, config=config, raw=config_bytes(config))
+    return to_snapshot(model, keep_support)

@@ -41,13 +41,11 @@ from clipadapter.utils.progress import progress_bar
 
 CHECKPOINT = "checkpoint.safetensors"
 TEMPERATURE = 0.5
-LR_FOR_BATCH_OF_256 = 0.03
-"""For other batch sizes the learning rate is proportional."""
+LR_FOR_BATCH_OF_256 = 0.03  # for other batch sizes the learning rate is proportional
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 PROJECTION_WIDTH = 128
 MAX_WORKERS = 8
-MAX_CACHED_BYTES = 1 << 30
-"""Shrunk pictures that stay in memory. The others are read again each time."""
+MAX_CACHED_BYTES = 1 << 30  # shrunk pictures that stay in memory. The others are read again each time
 
 # Augmentation of Chen et al. 2020, appendix A.
 MIN_CROP_AREA = 0.08
@@ -324,10 +322,7 @@ class SimClrModel:
 
 
 def read_weights(weights: str | Path) -> tuple[dict[str, Tensor], str]:
-    """The weights of a ResNet-18 under torchvision's names, without the classifier, and the SHA-256 of their file.
-
-    "imagenet", or the path of a safetensors file or of a state dict as torchvision publishes it.
-    """
+    """Weights of a ResNet-18 as torchvision names them, without the classifier, and the SHA-256 of their file."""
     path, hint = Path(weights).expanduser(), ""
     if str(weights) == "imagenet":
         from torchvision.models import ResNet18_Weights

@@ -119,11 +119,7 @@ class Curve:
 
 
 def draw_curves(axes: Axes, curves: Sequence[Curve], others: Sequence[tuple[Array, Array]] = ()) -> None:
-    """Draw lines with bands, earlier ones above later ones, and write the name of each at its right end.
-
-    The axes have their scale and ticks; limits are set here, so that all bands are seen. Others, (x, y), are thin and
-    grey, without a name.
-    """
+    """Draw lines with bands, earlier ones above later ones, and their names at the end; others are thin and grey."""
     for x, y in others:
         axes.plot(x, y, color=PALE_GREY, linewidth=0.9, zorder=1)
     for rank, curve in enumerate(reversed(curves)):
@@ -245,13 +241,9 @@ def draw_cells(
     size: float = 8.5,
     rotation: float = 0.0,
 ) -> Any:
-    """Draw coloured cells with a text in each, and the names of columns and rows, the first at the top.
-
-    A layer is masked values of all cells, and their colour map with its limits; masked cells are left out. Returns what
-    a colour bar of the last layer is made of.
-    """
+    """Draw coloured cells with a text in each, the first row at the top; masked ones are left out. For a colour bar."""
     lightness, mesh = np.ones((len(rows), len(columns))), None
-    for values, colours, low, high in layers:
+    for values, colours, low, high in layers:  # masked values of all cells, and their colour map with its limits
         masked = np.ma.masked_invalid(values)
         mesh = axes.pcolormesh(masked, cmap=colours, vmin=low, vmax=high, edgecolors="white", linewidth=1.0)
         known = ~np.ma.getmaskarray(masked)
@@ -345,10 +337,7 @@ def parse_plot_formats(text: str) -> tuple[str, ...]:
 
 
 def save_plot(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as a PNG, PDF or SVG file, completely or not at all. The suffix of the path says which.
-
-    Text is text in PDF and SVG files, and these contain the font. A figure that is drawn again gives the same bytes.
-    """
+    """Write a figure as a PNG, PDF or SVG file, as the suffix says; drawn again it gives the same bytes."""
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
     if kind not in PLOT_FORMATS:

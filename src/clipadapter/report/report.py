@@ -280,10 +280,7 @@ def measure_uncertainty(
     coverage: float | None = None,
     outliers: Array | None = None,
 ) -> UncertaintyResults:
-    """Predict with rejection and prediction sets, as far as the model has learned them from its shots.
-
-    Features have all blocks. A rate that is not given is that of the model, else 5 % rejection and 90 % coverage.
-    """
+    """Predict with rejection and prediction sets, as far as the model has learned them; features have all blocks."""
     uncertainty, defaults = model.uncertainty_, model.uncertainty_.decisions
     reject_rate = None if uncertainty.rejector is None else reject or defaults.reject or DEFAULT_REJECT_RATE
     set_coverage = None if uncertainty.conformal is None else coverage or defaults.coverage or DEFAULT_COVERAGE
@@ -311,15 +308,7 @@ class Projection:
 
 
 def project_features(test: Array, shots: Array, seed: int = 0) -> Projection:
-    """PCA and t-SNE of (m, d) test features and (n, d) shots, which are rows m to m + n - 1.
-
-    Of more than 2,000 rows some are drawn, at equal distances.
-
-    >>> rng = np.random.default_rng(0)
-    >>> projection = project_features(rng.normal(size=(20, 8)), rng.normal(size=(5, 8)))
-    >>> list(projection.views), projection.views["PCA"].shape
-    (['t-SNE', 'PCA'], (25, 2))
-    """
+    """PCA and t-SNE of (m, d) test features and (n, d) shots, rows m to m + n - 1, or of some of them."""
     X = np.concatenate([np.asarray(test), np.asarray(shots)])
     rows = np.linspace(0, len(X) - 1, min(len(X), MAX_POINTS)).astype(int)
     X = X[rows]

@@ -118,22 +118,17 @@ class Predictor:
 
     def _check_graph(self) -> None:
         """Refuse a graph whose inputs and outputs do not fit the metadata."""
-        widths, rejector, blocks = self._graph.widths, self.uncertainty.rejector, self.metadata.blocks
-        expected = {"logits": len(self.class_names), "probabilities": len(self.class_names)}
+        blocks, rejector = self.metadata.blocks, self.uncertainty.rejector
+        widths: dict[str, set[int]] = {name: {len(self.class_names)} for name in ("logits", "probabilities")}
         if rejector is not None:
-            expected["ood_score_parts"] = len(rejector.parts)
-        for name, width in expected.items():
-            if widths.get(name) != width:
-                raise ArtifactError(
-                    f"{self.path} has {widths.get(name)} {name} per picture where its metadata say {width}: export the "
-                    "model again"
-                )
-        # 0: a graph need not state the width. The metadata of files of one block do not state it either.
-        block_widths = {FEATURES_OUTPUT: blocks[0].width, BLOCKS_OUTPUT: total_width(blocks)} if blocks else {}
-        if any(widths.get(name) not in (0, width) for name, width in block_widths.items()):
-            raise ArtifactError(f"{self.path} has other blocks of features than its metadata say: export it again")
-        if FEATURES_OUTPUT not in widths or sorted(self._graph.inputs) != sorted(self._input_names):
-            raise ArtifactError(f"{self.path} does not fit its metadata: export the model again")
+            widths["ood_score_parts"] = {len(rejector.parts)}
+        if blocks:  # of one block the metadata do not state the width; a graph need not state it, which gives 0
+            widths |= {FEATURES_OUTPUT: {0, blocks[0].width}, BLOCKS_OUTPUT: {0, total_width(blocks)}}
+        graph, names = self._graph, sorted(self._input_names)
+        wrong = [name for name, accepted in widths.items() if graph.widths.get(name) not in accepted]
+        if wrong or FEATURES_OUTPUT not in graph.widths or sorted(graph.inputs) != names:
+            outputs = f" in its outputs {', '.join(wrong)}" if wrong else ""
+            raise ArtifactError(f"{self.path} does not fit its metadata{outputs}: export the model again")
 
     @property
     def is_multilabel(self) -> bool:

@@ -18,9 +18,9 @@ from pydantic_core import to_json
 
 from clipadapter import __version__
 from clipadapter.errors import ImageError
-from clipadapter.serve.batching import Answer
+from clipadapter.serve.batching import Result
 from clipadapter.serve.logs import METRICS_TYPE
-from clipadapter.serve.middleware import RequestMiddleware, add_error_handlers
+from clipadapter.serve.middleware import ERROR_HANDLERS, RequestMiddleware
 from clipadapter.serve.models import REFRESH_SECONDS, ServedModel, ServedModels
 from clipadapter.serve.prediction_request import JSON, PredictionRequest, ServerState, body_schema, load_picture
 from clipadapter.utils.prediction import unreadable
@@ -72,12 +72,12 @@ def create_app(models: ServedModels, token: str | None = None, refresh_seconds: 
         description=DESCRIPTION,
         redoc_url=None,
         lifespan=lifespan,
+        exception_handlers=ERROR_HANDLERS,
         swagger_ui_parameters={"validatorUrl": None},
         telemetry={"auto_configure": False},
     )
     app.state.server = state
     app.include_router(router)
-    add_error_handlers(app)
     app.openapi = lambda: _document(app, models.limits.max_pictures, token is not None)  # type: ignore[method-assign]
     app.add_middleware(RequestMiddleware, state=state, token=token)
     return app
@@ -257,7 +257,7 @@ async def _predict(request: PredictionRequest, name: str | None) -> Response:
     options = pictures.options.model_dump(include={"reject", "coverage"}, exclude_unset=True)
     model.check_options(options)
     loaders = [partial(load_picture, model.predictor, file, request.limits) for file in pictures.files]
-    job = model.batcher.submit(loaders, options, request.deadline)
+    job = model.batcher.submit(loaders, options, request.deadline)  # not before: a slow body holds no slot of the queue
     del pictures, loaders  # the job drops each when its picture is loaded
     results = await request.wait_for(job)
     if len(results) * min(top, len(model.predictor.class_names)) <= MAX_INLINE_SCORES:
@@ -265,17 +265,16 @@ async def _predict(request: PredictionRequest, name: str | None) -> Response:
     return await asyncio.to_thread(_prediction_response, model, results, names, top)
 
 
-def _prediction_response(
-    model: ServedModel, results: Sequence[Answer | ImageError], sources: Sequence[str], top: int
-) -> Response:
-    predictions = [
-        unreadable(source, result.reason)
-        if isinstance(result, ImageError)
-        else result.answers.prediction(result.row, source, model.predictor.class_names, top)
-        for result, source in zip(results, sources, strict=True)
-    ]
-    records = [prediction.record() for prediction in predictions]
-    content = {"model": model.name, "version": model.version, "predictions": records}
+def _prediction_response(model: ServedModel, results: Sequence[Result], sources: Sequence[str], top: int) -> Response:
+    predictions = []
+    for result, source in zip(results, sources, strict=True):
+        if isinstance(result, ImageError):
+            prediction = unreadable(source, result.reason)
+        else:
+            answers, row = result
+            prediction = answers.prediction(row, source, model.predictor.class_names, top)
+        predictions.append(prediction.record())
+    content = {"model": model.name, "version": model.version, "predictions": predictions}
     return Response(to_json(content), media_type=JSON)
 
 

@@ -30,19 +30,17 @@ from clipadapter.serve.logs import Metrics
 from clipadapter.uncertainty import Answers
 
 Square = NDArray[np.uint8]
-Loader = Callable[[], Square]
-"""Returns a square (s, s, 3), or raises ImageError, SlowPicture or RequestRefused."""
+Loader = Callable[[], "Square | Loader"]
+"""Returns a square (s, s, 3), or for a picture that is slow to decode another loader, so that other pictures need not
+wait for it. Raises ImageError or RequestRefused."""
+Result = tuple[Answers, int] | ImageError
+"""Of a picture: the answers for the batch that it ran in, and its row; or why it can't be read."""
 MAX_RETRY_SECONDS = 60
 logger = logging.getLogger(__name__)
 
 
 class Batcher:
-    """Runs the pictures of one model.
-
-    Attributes:
-        slow_pending: pictures that were found to be slow and have no result yet. They have places of their own, as
-            many as one request may bring, so that other pictures always find theirs.
-    """
+    """Runs the pictures of one model."""
 
     def __init__(
         self, predictor: Predictor, limits: Limits, metrics: Metrics, name: str, pool: Executor, slow_pool: Executor
@@ -53,7 +51,10 @@ class Batcher:
         self._changed = threading.Condition()  # reentrant: `submit` holds it and calls `check_room`
         self._queue: deque[_QueuedSquare] = deque()
         self._jobs: set[Job] = set()  # those with pictures in the queue
-        self._slots_taken = self._loading = self.slow_pending = self._departed = 0
+        self._slots_taken = self._loading = self._departed = 0
+        # Slow pictures without a result. They have places of their own, as many as one request may bring, so that other
+        # pictures always find theirs
+        self.slow_pending = 0
         self._rate_since = self._pictures_per_second = 0.0
         self._is_closed = False
         self._thread: threading.Thread | None = None  # until the batcher is closed and no picture is pending
@@ -169,15 +170,15 @@ class Batcher:
         square: Square | None = None
         failure: ImageError | RequestRefused | None = None
         try:
-            try:
-                square = None if job.is_abandoned else loader()
-            except SlowPicture as slow:
-                self._load_slowly(job, index, slow.loader)
+            loaded = None if job.is_abandoned else loader()
+            if callable(loaded):
+                self._load_slowly(job, index, loaded)
                 return
-        except RequestRefused as refusal:
-            job.refuse(refusal)
+            square = loaded
         except ImageError as error:
             failure = error.without_traceback()
+        except RequestRefused as refusal:
+            failure = refusal
         except Exception:
             logger.exception("a picture could not be loaded")
             failure = RequestRefused(500, SERVER_FAILED)
@@ -189,7 +190,10 @@ class Batcher:
         if square is None:
             self._set_result(job, index, failure)
 
-    def _set_result(self, job: Job, index: int, result: Result | None) -> None:
+    def _set_result(self, job: Job, index: int, result: Result | RequestRefused | None) -> None:
+        """Note the result of a picture; None if it was dropped. A refusal is that of the whole request."""
+        if isinstance(result, RequestRefused):
+            job.refuse(result)
         with self._changed:
             if index in job.slow:
                 self.slow_pending -= 1
@@ -197,7 +201,7 @@ class Batcher:
             else:
                 self._departed += result is not None  # one that was dropped took no time
                 self._leave_queue(job)
-            job.results[index] = result
+            job.results[index] = None if isinstance(result, RequestRefused) else result
             job.unfinished -= 1
             is_last = job.unfinished == 0
         if is_last:
@@ -241,7 +245,7 @@ class Batcher:
                 group = outputs if len(rows) == len(batch) else outputs.rows(cast(Any, np.array(rows)))
                 answers = self._predictor.answer(group, **options)
                 for group_row, row in enumerate(rows):
-                    self._set_result(batch[row].job, batch[row].index, Answer(answers, group_row))
+                    self._set_result(batch[row].job, batch[row].index, (answers, group_row))
         except Exception:
             logger.exception("a batch of %d pictures failed", len(batch))
             for item in batch:
@@ -270,29 +274,28 @@ class Job:
     """The pictures of one request, made in the event loop that waits for them."""
 
     def __init__(self, loaders: Sequence[Loader], options: Mapping[str, Any], deadline: float) -> None:
-        self.options, self.deadline = dict(options), deadline
+        self.options, self._deadline = dict(options), deadline
         # One per picture; None until it is known, and if the picture was dropped
         self.results: list[Result | None] = [None] * len(loaders)
         self.waiting = deque(enumerate(loaders))  # index and loader of the pictures whose turn has not come
         self.unfinished = len(loaders)  # pictures that wait for their result
         self.queued = len(loaders)  # pictures that have a slot of the queue
         self.slow: set[int] = set()  # indices of the pictures that are slow to decode
-        self.refusal: RequestRefused | None = None  # why the request is refused
+        self.refusal: Exception | None = None  # why there is no answer
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self._loop.create_future()  # resolved when no picture is unfinished
-        self._is_abandoned = False
 
     @property
     def is_abandoned(self) -> bool:
         """Whether no client waits for it any more."""
-        return self._is_abandoned or time.monotonic() > self.deadline
+        return time.monotonic() > self._deadline
 
     def abandon(self) -> None:
         """Drop the pictures that have not run."""
-        self._is_abandoned = True
+        self._deadline = -math.inf
 
-    def refuse(self, refusal: RequestRefused) -> None:
-        """Drop the pictures that have not run, and tell the client at once; may be called from any thread."""
+    def refuse(self, refusal: Exception) -> None:
+        """Drop the pictures that have not run, and end the wait at once; may be called from any thread."""
         self.refusal = refusal
         self.abandon()
         self.notify()
@@ -307,26 +310,6 @@ class Job:
     def _resolve(self) -> None:
         if not self.done.done():
             self.done.set_result(None)
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """The result for a picture: one row of the batch that it ran in."""
-
-    answers: Answers  # decisions for the batch
-    row: int  # of the picture
-
-
-Result = Answer | ImageError | RequestRefused
-"""Of a picture; the first error says why it can't be read, the second that the backend failed on it."""
-
-
-class SlowPicture(Exception):
-    """Raised by a loader whose picture is slow to decode, so that other pictures need not wait for it."""
-
-    def __init__(self, loader: Loader) -> None:
-        super().__init__("to be loaded by the thread for slow pictures")
-        self.loader = loader
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic_core import to_json
@@ -118,12 +118,8 @@ class RequestMiddleware:
             metrics.refused.labels(context.refusal_reason).inc()
         facts: dict[str, Any] = {"id": context.id, "method": scope["method"][:10], "route": route, "status": status}
         if context.model:
-            facts |= {
-                "model": context.model,
-                "pictures": context.pictures,
-                "bad": context.unreadable,
-                "bytes": context.body_bytes,
-            }
+            facts |= {"model": context.model, "pictures": context.pictures, "bad": context.unreadable}
+            facts["bytes"] = context.body_bytes
         if context.refusal_reason:
             facts["why"] = context.refusal_reason
         is_probe = route in PUBLIC_PATHS or route == "/metrics"
@@ -135,28 +131,22 @@ def error_response(status: int, text: str, headers: Mapping[str, str] | None = N
     return Response(to_json({"error": text}), status, dict(headers or {}), "application/json")
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Let all errors of the app have the shape of `error_response`."""
-
-    @app.exception_handler(RequestRefused)
-    async def handle_refused(request: Request, error: RequestRefused) -> Response:
+async def answer_error(request: Request, error: Exception) -> Response:
+    """The answer to a request that raised an error."""
+    if isinstance(error, RequestRefused):
         request.scope["clipadapter"].refusal_reason = error.reason
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
         return error_response(error.status, str(error), headers)
-
-    @app.exception_handler(InputError)
-    async def handle_input_error(request: Request, error: InputError) -> Response:
-        return error_response(422, str(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def handle_validation_error(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return error_response(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-
-    @app.exception_handler(HTTPException)
-    async def handle_http_exception(request: Request, error: HTTPException) -> Response:
+    if isinstance(error, HTTPException):
         text = "there is nothing at this address: see /docs" if error.status_code == 404 else error.detail
         return error_response(error.status_code, text, error.headers)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return error_response(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    return error_response(422, str(error))
+
+
+ERROR_HANDLERS = dict.fromkeys([RequestRefused, HTTPException, RequestValidationError, InputError], answer_error)
 
 
 def host_name(host: str) -> str:

@@ -192,17 +192,13 @@ class ServedModels:
 
 
 class ServedModel:
-    """A model that is served.
-
-    Attributes:
-        error: why its newer file could not be loaded; None if there is none.
-    """
+    """A model that is served."""
 
     def __init__(self, source: ModelSource, version: str, predictor: Predictor, batcher: Batcher) -> None:
         self.source, self.name, self.version = source, source.name, version
         self.predictor, self.batcher = predictor, batcher
         self.loaded_at = datetime.now(timezone.utc)
-        self.error: str | None = None
+        self.error: str | None = None  # why its newer file could not be loaded; None if there is none
         self._no_outputs = predictor.run(predictor.grey_pictures(0))  # the first run: it may fail
 
     def check_options(self, options: Mapping[str, Any]) -> None:
@@ -272,18 +268,14 @@ def find_sources(spec: str) -> list[ModelSource]:
         raise ArtifactError(f"there is no file or folder {path}{explain_missing(path, wanted)}")
     if path.is_file() and is_exported(path):
         return [ModelSource(name or path.stem, path)]
-    if path.is_file():
-        raise ArtifactError(
-            f"{path} is no exported model: those end in {' or '.join(export_suffixes())}; "
-            "'clipadapter export' makes one"
-        )
-    if not path.is_dir():
-        raise ArtifactError(f"{path} is neither a regular file nor a folder: give an exported file or a folder")
     if (path / CONFIG_FILE).is_file():
         return [ModelSource(name or path.resolve().name, path)]
-    files = sorted(file for file in path.iterdir() if is_exported(file) and file.is_file())
+    files = sorted(file for file in path.iterdir() if is_exported(file) and file.is_file()) if path.is_dir() else []
     if not files:
-        raise ArtifactError(f"{path} holds neither exported files nor a saved model: see 'clipadapter export'")
+        raise ArtifactError(
+            f"{path} is neither an exported file ({' or '.join(export_suffixes())}), nor a folder of them, nor a saved "
+            "model: 'clipadapter export' writes an exported file"
+        )
     if name:
         raise InputError(f"{name!r} can't name the {len(files)} files in {path}: their file names are their names")
     return [ModelSource(file.stem, file, is_from_folder=True) for file in files]

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import math
 import re
 import sys
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
@@ -31,7 +32,7 @@ from starlette.requests import ClientDisconnect, Request
 from clipadapter.data.images import image_format, is_slow_file
 from clipadapter.errors import ImageError
 from clipadapter.runtime import Predictor
-from clipadapter.serve.batching import Answer, Job, SlowPicture, Square
+from clipadapter.serve.batching import Job, Loader, Result, Square
 from clipadapter.serve.limits import BUFFERED_BODIES, SMALL_BODY_BYTES, Limits, RequestRefused
 from clipadapter.serve.models import ServedModel, ServedModels
 
@@ -83,18 +84,14 @@ class RequestContext:
 
 
 class PredictionRequest:
-    """A request with pictures, in the order of its steps: find its model, read its body, wait for the results.
-
-    The pictures take their slots of the queue when the body is there, so that a slow body holds none.
-    """
+    """A request with pictures, in the order of its steps: find its model, read its body, wait for the results."""
 
     def __init__(self, request: Request, timeout: float | None) -> None:
         self.request = request
         self.state: ServerState = request.app.state.server
         self.context: RequestContext = request.scope["clipadapter"]
         self.limits = self.state.models.limits
-        longest = self.limits.deadline
-        self.seconds = longest if timeout is None else min(timeout, longest)
+        self.seconds = min(timeout or math.inf, self.limits.deadline)
         self.deadline = self.context.started_at + self.seconds
 
     def find_model(self, name: str | None) -> ServedModel:
@@ -117,30 +114,20 @@ class PredictionRequest:
             return pictures
         raise RequestRefused(408, f"the body did not come within {self.seconds:g} seconds", reason="deadline")
 
-    async def wait_for(self, job: Job) -> list[Answer | ImageError]:
+    async def wait_for(self, job: Job) -> list[Result]:
         """The results of the pictures, if they come before the deadline and while the client is connected."""
-        disconnected = asyncio.ensure_future(self._wait_for_disconnect())
+        watching = asyncio.ensure_future(self._refuse_if_disconnected(job))
         try:
-            await asyncio.wait(
-                {job.done, disconnected}, timeout=self._remaining_seconds(), return_when=asyncio.FIRST_COMPLETED
-            )
-            if disconnected.done() and not job.done.done():
-                raise ClientDisconnect
+            await asyncio.wait([job.done], timeout=self._remaining_seconds())
         finally:
             job.abandon()
-            disconnected.cancel()
-            with suppress(asyncio.CancelledError):
-                await disconnected
+            watching.cancel()
         if job.refusal is not None:
             raise job.refusal
-        results: list[Answer | ImageError] = []
-        for result in job.results:
-            if isinstance(result, RequestRefused):
-                raise result
-            if result is None:
-                text = f"no answer within {self.seconds:g} seconds: send fewer pictures, or fewer requests at a time"
-                raise RequestRefused(504, text, reason="deadline")
-            results.append(result)
+        results = [result for result in job.results if result is not None]
+        if len(results) < len(job.results):
+            text = f"no answer within {self.seconds:g} seconds: send fewer pictures, or fewer requests at a time"
+            raise RequestRefused(504, text, reason="deadline")
         self.context.unreadable = sum(isinstance(result, ImageError) for result in results)
         return results
 
@@ -161,9 +148,10 @@ class PredictionRequest:
     def _remaining_seconds(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
 
-    async def _wait_for_disconnect(self) -> None:
+    async def _refuse_if_disconnected(self, job: Job) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
+        job.refuse(ClientDisconnect())
 
 
 def _body_too_long(limits: Limits) -> RequestRefused:
@@ -202,7 +190,7 @@ class JsonPredictionBody(PredictionOptions):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     images: list[Annotated[str, Field(json_schema_extra={"pattern": "^[ -~]*$"})]] = Field(
-        min_length=1, description="Files of pictures in base64; data: URLs will do."
+        min_length=1, description="Files of pictures in base64; data: URLs will do.", repr=False
     )
 
 
@@ -212,8 +200,8 @@ class Pictures:
 
     options: PredictionOptions  # of the request
     names: list[str]  # of the pictures, as the answer repeats them
-    # Of the pictures; texts are in base64
-    files: Sequence[bytes | str] = field(repr=False)  # asyncio makes the repr of a task's result, which would copy them
+    # Of the pictures; texts are in base64. Not in the repr, here and in `images`: asyncio makes that of a task's result
+    files: Sequence[bytes | str] = field(repr=False)
 
 
 async def read_pictures(headers: Headers, chunks: AsyncGenerator[bytes, None], limits: Limits) -> Pictures:
@@ -293,12 +281,11 @@ def parse_json(body: bytes | bytearray, limits: Limits) -> Pictures:
     if len(parsed.images) > limits.max_pictures:
         raise RequestRefused(413, f"{_at_most(limits)} {len(parsed.images)} came: send them in several requests")
     names = [f"image {i}" for i in range(len(parsed.images))]
-    options = PredictionOptions(**parsed.model_dump(exclude={"images"}, exclude_unset=True))
-    return Pictures(options, names, [*parsed.images])
+    return Pictures(parsed, names, parsed.images)
 
 
-def load_picture(predictor: Predictor, file: bytes | str, limits: Limits) -> Square:
-    """Decode a picture into a square."""
+def load_picture(predictor: Predictor, file: bytes | str, limits: Limits) -> Square | Loader:
+    """Decode a picture into a square; a loader that does so if that is slow."""
     try:
         data = _decode(file) if isinstance(file, str) else file
     except ValueError as error:
@@ -310,9 +297,7 @@ def load_picture(predictor: Predictor, file: bytes | str, limits: Limits) -> Squ
     loader = partial(
         predictor.preprocess, "picture", data=data, max_pixels=limits.max_pixels, max_seconds=MAX_SLOW_SECONDS
     )
-    if is_slow_file(data, limits.max_pixels):
-        raise SlowPicture(loader)
-    return loader()
+    return loader if is_slow_file(data, limits.max_pixels) else loader()
 
 
 def body_schema(max_pictures: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import ipaddress
 import logging
 import math
@@ -105,11 +106,7 @@ class Server(uvicorn.Server):
     """As uvicorn's, but a signal ends it with exit status 0, after all requests that have begun."""
 
     def __init__(
-        self,
-        config: uvicorn.Config,
-        state: ServerState,
-        grace: float = 0.0,
-        on_listening: Callable[[str], None] | None = None,
+        self, config: uvicorn.Config, state: ServerState, grace: float, on_listening: Callable[[str], None] | None
     ) -> None:
         super().__init__(config)
         self._state, self._grace, self._on_listening = state, grace, on_listening
@@ -122,15 +119,16 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's; then reports the URLs at which it listens."""
+        """As uvicorn's; then reports the URL at which it listens."""
         await super().startup(sockets)
         if self.started:
-            addresses = [listening.getsockname() for server in self.servers for listening in server.sockets]
-            for host, port, *_ in addresses:
-                url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-                log_event("listening", url=url)
-                if self._on_listening is not None:
-                    self._on_listening(url)
+            gc.collect()
+            gc.freeze()  # else each of the many collections visits all objects of the imported modules
+            host, port, *_ = self.servers[0].sockets[0].getsockname()
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            log_event("listening", url=url)
+            if self._on_listening is not None:
+                self._on_listening(url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, after the grace, and after idle connections had time for one more request."""

@@ -233,11 +233,7 @@ def _get_list(data: Data, key: str) -> list[Any]:
 
 
 def to_sentence(text: str) -> str:
-    """Return the text of an error as a sentence.
-
-    >>> to_sentence("there is no class 'cat'")
-    "There is no class 'cat'."
-    """
+    """Return the text of an error as a sentence."""
     return f"{text[:1].upper()}{text[1:]}.".replace("..", ".")
 
 

@@ -11,9 +11,11 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
 
 from clipadapter.errors import InputError
 from clipadapter.utils.files import is_same_name, path_without_links, sync_folder
@@ -24,34 +26,14 @@ Move = tuple[str, str]
 
 @dataclass(frozen=True)
 class Step:
-    """One change that a person made."""
+    """One change that a person made, with the fields of its line in the file."""
 
-    number: int  # counts up
-    description: str  # what was done, in words; names the step that undo reverts
+    step: int  # its number, which counts up
+    what: str  # was done, in words; names the step that undo reverts
     moves: tuple[Move, ...]  # moves of files and folders, in this order
     folders: tuple[str, ...]  # folders that the step makes
-    names_before: Mapping[str, str]  # class names by folder before the step
-    names_after: Mapping[str, str]  # class names by folder after the step
-
-    @classmethod
-    def from_line(cls, line: Mapping[str, Any]) -> Step:
-        """Read a step from a line of the file."""
-        moves = tuple((str(source), str(target)) for source, target in line["moves"])
-        before, after = dict(line["before"]), dict(line["after"])
-        if not all(isinstance(name, str) for name in [*before.values(), *after.values()]):
-            raise TypeError("a class name is not a text")
-        return cls(int(line["step"]), str(line["what"]), moves, tuple(line["folders"]), before, after)
-
-    def to_line(self) -> dict[str, Any]:
-        """Return the line of the file."""
-        return {
-            "step": self.number,
-            "what": self.description,
-            "moves": self.moves,
-            "folders": self.folders,
-            "before": self.names_before,
-            "after": self.names_after,
-        }
+    before: dict[str, str]  # class names by folder before the step
+    after: dict[str, str]  # class names by folder after the step
 
 
 class Journal:
@@ -91,7 +73,7 @@ class Journal:
         after = self.names if names is None else dict(names)
         step = Step(self.next_number, description, tuple(moves), tuple(folders), self.names, after)
         self._check_paths(step)
-        self._run(step, step.to_line(), is_undo=False)
+        self._run(step, vars(step), is_undo=False)
         return step
 
     def undo(self) -> Step | None:
@@ -100,7 +82,7 @@ class Journal:
             return None
         step = self.steps[-1]
         self._check_paths(step)
-        self._run(step, {"undo": step.number}, is_undo=True)
+        self._run(step, {"undo": step.step}, is_undo=True)
         return step
 
     def blocked_moves(self) -> list[Move]:
@@ -127,7 +109,7 @@ class Journal:
             except (OSError, InputError):
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else error
                 raise InputError(
-                    f"{step.description} was interrupted: {reason}; open the project again to finish it"
+                    f"{step.what} was interrupted: {reason}; open the project again to finish it"
                 ) from error
             self.steps, self.names = before
             raise
@@ -137,10 +119,10 @@ class Journal:
         """Put a step on the list of those that can be undone, or take it off."""
         if is_undo:
             self.steps.pop()
-            self.names = dict(step.names_before)
+            self.names = step.before
         else:
             self.steps.append(step)
-            self.next_number, self.names = max(self.next_number, step.number + 1), dict(step.names_after)
+            self.next_number, self.names = max(self.next_number, step.step + 1), step.after
 
     # ---- The file ----
 
@@ -158,10 +140,11 @@ class Journal:
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
                 unfinished = self._apply_line(json.loads(line))
-            except (ArithmeticError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            except (LookupError, ValueError, TypeError, RecursionError) as error:
+                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
                 raise InputError(
-                    f"{self.path}: line {number} is not a step of the studio ({error}); move the file away to continue "
-                    "without undo of earlier steps"
+                    f"{self.path}: line {number} is not a step of the studio ({reason}); move the file away to "
+                    "continue without undo of earlier steps"
                 ) from error
         if unfinished is not None:
             step, is_undo = unfinished
@@ -169,7 +152,7 @@ class Journal:
                 self._move_all(step, is_undo)
             except OSError as error:
                 raise InputError(
-                    f"{step.description} was interrupted and can't be finished: {error.filename or self.root}: "
+                    f"{step.what} was interrupted and can't be finished: {error.filename or self.root}: "
                     f"{error.strerror or error}; correct this, then open the project again"
                 ) from error
             self._log_done(step)
@@ -180,8 +163,8 @@ class Journal:
         if "done" in line:
             return None
         is_undo = "undo" in line
-        step = self.steps[-1] if is_undo else Step.from_line(line)
-        if is_undo and step.number != line["undo"]:
+        step = self.steps[-1] if is_undo else Step(**line)
+        if is_undo and step.step != line["undo"]:
             raise ValueError("the undo is not of the last step")
         self._check_paths(step)
         self._list(step, is_undo)
@@ -214,7 +197,7 @@ class Journal:
     def _log_done(self, step: Step) -> None:
         """Log that all moves of the last line are made. Without this line, the next opening checks them again."""
         with suppress(OSError):
-            self._append({"done": step.number})
+            self._append({"done": step.step})
 
     # ---- Moves ----
 

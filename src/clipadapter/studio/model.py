@@ -123,16 +123,7 @@ def fit_project_model(
             keys[row]: f"Held out, it was predicted as “{text.labels[k]}”."
             for row, k in zip(rows.rows[wrong], predicted[wrong], strict=True)
         }
-    return ProjectModel(
-        text,
-        zero_shot,
-        classifier,
-        len(labels),
-        n_unlabelled,
-        zero_shot_accuracy,
-        held_out=point,
-        doubts=doubts,
-    )
+    return ProjectModel(text, zero_shot, classifier, len(labels), n_unlabelled, zero_shot_accuracy, point, doubts)
 
 
 def find_unlike_names(logits: Array, labels: Array) -> Array:
@@ -302,10 +293,11 @@ def explain_prediction(
     explanation = explain(model.classifier, image, top=MAX_PREDICTED_CLASSES, neighbours=MAX_NEIGHBOURS)
     nearest = tuple(one for one in explanation.nearest if contents.label(one.source) is not None)
     same = [one.label for one in nearest if one.similarity > SAME_PICTURE_SIMILARITY]
+    text_label = explanation.parts[0].label if explanation.parts else None
     return ExplainedPrediction(
         explanation.prediction.top,
         model.shot_count,
-        _describe_reason(explanation.label, explanation.text_label, [one.label for one in nearest]),
+        _describe_reason(explanation.label, text_label, [one.label for one in nearest]),
         tuple(explanation.sentences()[1:]),  # the first one repeats the probabilities
         nearest,
         same[0] if same else None,

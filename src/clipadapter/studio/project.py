@@ -23,7 +23,7 @@ from clipadapter.data import read_class_names
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import list_images
 from clipadapter.data.images import image_bytes, read_image
-from clipadapter.errors import ImageError, InputError
+from clipadapter.errors import DataError, ImageError, InputError
 from clipadapter.studio.journal import Journal, Move
 from clipadapter.studio.pictures import (
     Contents,
@@ -47,6 +47,7 @@ from clipadapter.utils.files import (
     write_atomically,
 )
 from clipadapter.utils.formatting import format_count
+from clipadapter.utils.parsing import parse_json, read_text
 
 STUDIO_FOLDER = ".studio"
 """The studio's own folder in a project."""
@@ -167,7 +168,7 @@ class Project:
     def next_undo(self) -> str:
         """The step that `undo` would revert, in words; empty if there is none."""
         with self._guard:
-            return self._journal.steps[-1].description if self._journal.steps else ""
+            return self._journal.steps[-1].what if self._journal.steps else ""
 
     def refresh(self) -> Contents:
         """Read the project from the disk again."""
@@ -190,10 +191,8 @@ class Project:
     def _read_settings(self) -> dict[str, str]:
         """The settings; those that are no text are left out, so that a damaged file only loses choices."""
         try:
-            if self._settings_file.stat().st_size > MAX_SETTINGS_BYTES:
-                return {}
-            settings = json.loads(self._settings_file.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            settings = parse_json(read_text(self._settings_file, MAX_SETTINGS_BYTES), "the settings")
+        except DataError:
             return {}
         pairs = settings.items() if isinstance(settings, dict) else ()
         return {name: value for name, value in pairs if isinstance(value, str)}
@@ -272,11 +271,11 @@ class Project:
             blocked = self._journal.blocked_moves()
             with self._step():
                 step = self._journal.undo()
-            texts = [step.description if step is not None else ""]
-            texts += [
-                f"but there is a new '{printable(old)}': the old one stays in {printable(new)}" for old, new in blocked
+            notes = [
+                f", but there is a new '{printable(old)}': the old one stays in {printable(new)}"
+                for old, new in blocked
             ]
-            return ", ".join(texts)
+            return "".join([step.what if step is not None else "", *notes])
 
     # ---- Steps ----
 
@@ -361,11 +360,10 @@ class _Batch:
     def __init__(self, project: Project, target: str, class_name: str | None) -> None:
         self.moves: list[Move] = []
         self.result = AddResult()
+        self._root, self._contents, self._duplicates = project.root, project.contents, project.duplicates
+        self._target, self._class_name = target, class_name
         # Each step has its own folder of uploads, so that its undo finds their old paths free.
         self._incoming = f"{INCOMING_FOLDER}/{project._journal.next_number}"
-        self._root, self._contents = project.root, project.contents
-        self._duplicates, self._target, self._class_name = project.duplicates, target, class_name
-        self._test = [picture for pictures in project.contents.test.values() for picture in pictures]
         self._new_uploads: set[bytes] = set()
         self._used_names = {fold_name(name) for name in _list_names(self._root / target)}
 
@@ -376,7 +374,7 @@ class _Batch:
         except ImageError as error:
             self.result.rejected.append((upload.name, error.reason))
             return
-        if self._duplicates.find(upload.data, self._test):
+        if any(self._duplicates.find(upload.data, pictures) for pictures in self._contents.test.values()):
             self.result.rejected.append((upload.name, "it is one of the test pictures"))
             return
         equal = self._duplicates.find(upload.data, self._contents.pictures())

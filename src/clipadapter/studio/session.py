@@ -115,11 +115,7 @@ def check_head(head: str) -> None:
 
 
 def why_no_unlabelled(head: str) -> str:
-    """Return why the head can't learn from unlabelled pictures; empty if it can.
-
-    >>> why_no_unlabelled("auto"), why_no_unlabelled("knn")
-    ('', "The head 'knn' learns from labelled pictures only.")
-    """
+    """Return why the head can't learn from unlabelled pictures; empty if it can."""
     return "" if head_info(head).cls.accepts_unlabelled else f"The head '{head}' learns from labelled pictures only."
 
 
@@ -133,13 +129,7 @@ def why_no_choice(head: str, encoder: Encoder) -> str:
 
 
 class Session:
-    """Learns from a project whenever it changes.
-
-    Attributes:
-        quality: what was chosen. The model has it as soon as the features are computed.
-        why_no_choice: why the quality makes no difference; empty if it does.
-        learns_unlabelled: whether the model may learn from the unlabelled pictures, which the project remembers.
-    """
+    """Learns from a project whenever it changes."""
 
     def __init__(
         self,
@@ -160,6 +150,7 @@ class Session:
         self.why_no_choice = why_no_choice(head, self.encoder)
         self.learns_unlabelled = project.setting(UNLABELLED_SETTING) == "yes" and not why_no_unlabelled(head)
         remembered = project.setting(QUALITY_SETTING)
+        # What was chosen; the model has it as soon as the features are computed
         self.quality = remembered if remembered in QUALITIES else DEFAULT_QUALITY
         if quality is not None and check_quality(quality, QUALITIES) != self.quality:
             project.save_setting(QUALITY_SETTING, quality)
@@ -199,22 +190,19 @@ class Session:
         check_quality(quality, QUALITIES)
         if self.why_no_choice:
             raise InputError(self.why_no_choice.rstrip("."))
-        if quality == self.quality:
-            return
-        self.project.save_setting(QUALITY_SETTING, quality)
-        self.quality = quality
-        self.notify_change()
+        if quality != self.quality:
+            self.project.save_setting(QUALITY_SETTING, quality)
+            self.quality = quality
+            self.notify_change()
 
     def learn_unlabelled(self, is_on: bool) -> None:
         """Choose whether the model may learn from the unlabelled pictures. It does if held-out pictures show a gain."""
-        reason = why_no_unlabelled(self.head)
-        if is_on and reason:
+        if is_on and (reason := why_no_unlabelled(self.head)):
             raise InputError(reason.rstrip("."))
-        if is_on == self.learns_unlabelled:
-            return
-        self.project.save_setting(UNLABELLED_SETTING, "yes" if is_on else "")
-        self.learns_unlabelled = is_on
-        self.notify_change()
+        if is_on != self.learns_unlabelled:
+            self.project.save_setting(UNLABELLED_SETTING, "yes" if is_on else "")
+            self.learns_unlabelled = is_on
+            self.notify_change()
 
     def skip_picture(self, key: str) -> None:
         """Move a picture to the end of the pictures to label."""
@@ -313,15 +301,11 @@ class Session:
 
     def _cache_of(self, quality: str) -> FeatureCache:
         """The features that the head reads at a quality."""
-        names = tuple(
-            blocks_to_read(
-                self.encoder, self.other_encoders, [create_head(self.head)], quality, block_names(self.encoder)
-            )
-        )
+        encoder, others = self.encoder, self.other_encoders
+        names = tuple(blocks_to_read(encoder, others, [create_head(self.head)], quality, block_names(encoder)))
         if names not in self._caches:
-            cost = relative_cost(self.encoder, self.other_encoders, names)
-            encoder = open_blocks(self.encoder, names, self.other_encoders)
-            self._caches[names] = FeatureCache(encoder, self._params, cost)
+            cost = relative_cost(encoder, others, names)
+            self._caches[names] = FeatureCache(open_blocks(encoder, names, others), self._params, cost)
         return self._caches[names]
 
     # ---- The computing thread ----
@@ -369,9 +353,9 @@ class Session:
         if model is not None and model.classifier is not None and self.state.pool != pool:
             self._fit(contents, quality)  # again, with the pictures whose features were missing before
             self._select_queue(contents)
-        test = [(name, picture) for name, pictures in contents.test.items() for picture in pictures]
-        self._extract(features, [picture for _, picture in test], "reading the test pictures")
-        self._measure(contents, test)
+        test = [picture for pictures in contents.test.values() for picture in pictures]
+        self._extract(features, test, "reading the test pictures")
+        self._measure(contents)
 
     def _extract(
         self,
@@ -397,21 +381,13 @@ class Session:
             self._publish(activity="learning", progress=None)
             params = {key: value for key, value in self._params.items() if key not in ("backend", "precision")}
             classifier = FewShotClassifier(self._features.encoder, self.head, **params)
-            pictures, labels = self._labelled(contents)
-            text, features = classifier.encode_classes(names), self._features
-            keys = [one.key for one in pictures]
-            model = fit_project_model(
-                classifier,
-                text,
-                keys,
-                features.matrix(pictures),
-                labels,
-                features.blocks,
-                unlabelled=features.matrix(pool) if pool else None,
-            )
-        queue = self.state.queue
-        if self.state.model is None or model is None or model.class_names != self.state.model.class_names:
-            queue = ()
+            (pictures, labels), features = self._readable(contents.classes), self._features
+            keys, unlabelled = [one.key for one in pictures], features.matrix(pool) if pool else None
+            text, X = classifier.encode_classes(names), features.matrix(pictures)
+            model = fit_project_model(classifier, text, keys, X, labels, features.blocks, unlabelled=unlabelled)
+        old = self.state.model
+        has_old_classes = model is not None and old is not None and model.class_names == old.class_names
+        queue = self.state.queue if has_old_classes else ()
         pool_keys = () if model is None or model.classifier is None else tuple(one.key for one in pool)
         self._check_superseded()
         self._publish(
@@ -447,19 +423,19 @@ class Session:
             if not rows:
                 self._skipped.clear()
                 rows = list(range(len(unlabelled)))
-            final, labelled = self._features.final(unlabelled), self._features.final(self._labelled(contents)[0])
+            final = self._features.final(unlabelled)
+            labelled = self._features.final(self._readable(contents.classes)[0])
             selected = select_for_labelling(final[rows], [uncertainty[i] for i in rows], QUEUE_PICTURES, labelled)
             queue = tuple(unlabelled[rows[i]].key for i in selected)
         self._check_superseded()
         self._publish(guesses=guesses, queue=queue)
 
-    def _measure(self, contents: Contents, test: Sequence[tuple[str, PictureFile]]) -> None:
+    def _measure(self, contents: Contents) -> None:
         model = self.state.model
         if model is None or model.classifier is None or self.state.curve is not None:
             return
-        pictures, labels = self._labelled(contents)
-        test = [(name, picture) for name, picture in test if self._features.has(picture)]
-        test_set = (self._features.matrix([one for _, one in test]), [name for name, _ in test]) if test else None
+        (pictures, labels), (test, test_labels) = self._readable(contents.classes), self._readable(contents.test)
+        test_set = (self._features.matrix(test), test_labels) if test else None
         self._publish(activity="measuring", progress=None)
         curve = learning_curve(model, self._features.matrix(pictures), labels, test_set, self._check_superseded)
         self._publish(curve=curve)
@@ -472,10 +448,10 @@ class Session:
         rows = np.linspace(0, len(pictures) - 1, MAX_UNLABELLED).round().astype(int)
         return pictures if len(pictures) <= MAX_UNLABELLED else [pictures[i] for i in rows]
 
-    def _labelled(self, contents: Contents) -> tuple[list[PictureFile], list[str]]:
-        """Readable labelled pictures and their classes."""
-        labelled = [(name, picture) for name, picture in contents.labelled() if self._features.has(picture)]
-        return [picture for _, picture in labelled], [name for name, _ in labelled]
+    def _readable(self, classes: Mapping[str, Sequence[PictureFile]]) -> tuple[list[PictureFile], list[str]]:
+        """Pictures that have features, and their classes."""
+        pictures = [(one, name) for name, members in classes.items() for one in members if self._features.has(one)]
+        return [one for one, _ in pictures], [name for _, name in pictures]
 
     def _check_superseded(self) -> None:
         if self._wake.is_set():
@@ -491,16 +467,10 @@ class Session:
 
 
 class FeatureCache:
-    """Features of one quality by the stamps of files, so that a picture that was moved keeps its features.
-
-    Blocks that another quality has too are read from the feature store, unless `params` switch that off.
-
-    Attributes:
-        encoder: gives the features, in the backend that was chosen.
-    """
+    """Features of one quality by the stamps of files, so that a picture that was moved keeps its features."""
 
     def __init__(self, encoder: Encoder, params: Mapping[str, Any], cost: float = 1.0) -> None:
-        self.encoder = encoder
+        self.encoder = encoder  # after `compute` in the backend that was chosen
         self._backend, self._precision = params.get("backend", "auto"), params.get("precision", "auto")
         self._is_backend_chosen = (self._backend, self._precision) == ("torch", "fp32")
         # "auto", a path of the feature store, or None for no store.

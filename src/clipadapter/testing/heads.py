@@ -63,10 +63,7 @@ def toy_features(
 
 
 def toy_multilabel(n: int = 24, noise: float = 0.3, seed: int = 0) -> tuple[Array, Array, TextFeatures]:
-    """X (n, d), Y (n, 3) and text features: each picture is the sum of the means of its classes, half of three each.
-
-    The first eight pictures have all combinations of the classes, from none to all three.
-    """
+    """X (n, d), Y (n, 3), text: pictures are sums of the means of their classes; eight have all combinations."""
     rng = np.random.default_rng(seed)
     text = toy_features()[2]
     d, count = text.embeddings.shape[1], 2 ** len(CLASSES)
@@ -179,10 +176,7 @@ def check_state_round_trip(head: Head) -> None:
 
 
 def check_picture_features_are_declared(head: Head) -> None:
-    """No learned array has features of shots as rows, raw or centred, but those that ``picture_features`` names.
-
-    Rows of another width, such as selected columns, are not compared.
-    """
+    """No learned array has features of shots as rows, raw or centred, but those that ``picture_features`` names."""
     X, y, text = toy_features(d=32, noise=2.0)
     pool = toy_features(d=32, noise=2.0, seed=2)[0] if head.transductive else None
     state = head.fit(X, y, text=text, unlabelled=pool).state()

@@ -68,17 +68,18 @@ class ClipLora(LayerTuner):
         arrays: dict[str, Tensor] = {}
         layers_of = self._tower_parts(tunable)
         for tower, layers in layers_of.items():
-            update = initial_update(layers, self.matrices, self.rank, self.alpha, generator, tunable.device)
-            arrays[f"{tower}_a_"], arrays[f"{tower}_b_"] = update.a.requires_grad_(), update.b.requires_grad_()
-            update.attach(layers, drop)
+            a, b = (each.to(tunable.device) for each in initial_update(layers, self.matrices, self.rank, generator))
+            arrays[f"{tower}_a_"], arrays[f"{tower}_b_"] = a.requires_grad_(), b.requires_grad_()
+            attach_update(layers, self.matrices, a, b, self.alpha, drop)
         return Trainable(arrays, layers_of.keys(), drop.start_step)
 
     def _merge_tower(self, tower: str, parts: list[AttentionLayer]) -> bool:
         a, b = (getattr(self, f"{tower}_{letter}_", None) for letter in "ab")
-        update = None if a is None or b is None else LoraUpdate(a, b, self.matrices, self.alpha)
-        if update is None or not update.fits(parts):
+        if a is None or b is None or not a.shape[:2] == b.shape[:2] == (len(parts), len(self.matrices)):
             return False
-        update.merge(parts)
+        if {layer[letter].values.shape for layer in parts for letter in self.matrices} != {(b.shape[2], a.shape[3])}:
+            return False
+        merge_update(parts, self.matrices, a, b, self.alpha)
         return True
 
 
@@ -127,54 +128,38 @@ class LoraLinear(nn.Module):
         return torch.cat([*parts, output[..., stop:]], dim=-1)
 
 
-@dataclass(frozen=True, eq=False)
-class LoraUpdate:
-    """A low-rank update of the attention layers of a network: that of a weight is ``alpha / sqrt(r) * b @ a``."""
+# The update of a weight is ``alpha / sqrt(r) * b @ a``. a (L, p, r, in) and b (L, p, out, r) have those of L layers and
+# of p matrices in each, which letters such as "qkv" name.
 
-    a: Tensor  # (L, p, r, in): for each of L layers and p matrices
-    b: Tensor  # (L, p, out, r)
-    letters: str  # which p matrices, such as "qkv"
-    alpha: float
 
-    @property
-    def scale(self) -> float:
-        """What ``b @ a`` is multiplied by."""
-        return self.alpha / math.sqrt(self.a.shape[2])
+def attach_update(
+    layers: Sequence[AttentionLayer], letters: str, a: Tensor, b: Tensor, alpha: float, drop: SeededDropout
+) -> None:
+    """Put branches into the layers, to train an update there."""
+    scale = alpha / math.sqrt(a.shape[2])
 
-    def add(self, layer: int, matrix: int, x: Tensor) -> Tensor:
-        """What it adds to the outputs of a matrix for inputs (..., in), (..., out)."""
-        return self.scale * linear(linear(x, self.a[layer, matrix]), self.b[layer, matrix])
+    def branch(i: int, j: int, x: Tensor) -> Tensor:
+        return scale * linear(linear(x, a[i, j]), b[i, j])
 
-    def fits(self, layers: Sequence[AttentionLayer]) -> bool:
-        """Whether these are the layers it was made for, by their number and shapes."""
-        shape = (len(layers), len(self.letters))
-        return shape == self.a.shape[:2] == self.b.shape[:2] and all(
-            layer[letter].values.shape == (self.b.shape[2], self.a.shape[3])
-            for layer in layers
-            for letter in self.letters
-        )
+    for i, layer in enumerate(layers):
+        branches = {letter: (layer[letter].rows, partial(branch, i, j)) for j, letter in enumerate(letters)}
+        replace_linear(layer, branches, partial(LoraLinear, drop))
 
-    def attach(self, layers: Sequence[AttentionLayer], drop: SeededDropout) -> None:
-        """Put branches into the layers, to be trained there."""
-        for i, layer in enumerate(layers):
-            branches = {letter: (layer[letter].rows, partial(self.add, i, j)) for j, letter in enumerate(self.letters)}
-            replace_linear(layer, branches, partial(LoraLinear, drop))
 
-    def merge(self, layers: Sequence[AttentionLayer]) -> None:
-        """Put weights into the layers that the update is added to."""
-        with torch.no_grad():
-            for i, layer in enumerate(layers):
-                for j, letter in enumerate(self.letters):
-                    add_to_weight(layer[letter], self.scale * self.b[i, j] @ self.a[i, j])
+@torch.no_grad()
+def merge_update(layers: Sequence[AttentionLayer], letters: str, a: Tensor, b: Tensor, alpha: float) -> None:
+    """Put weights into the layers that an update is added to."""
+    for i, layer in enumerate(layers):
+        for j, letter in enumerate(letters):
+            add_to_weight(layer[letter], alpha / math.sqrt(a.shape[2]) * b[i, j] @ a[i, j])
 
 
 def initial_update(
-    layers: Sequence[AttentionLayer], letters: str, rank: int, alpha: float, generator: torch.Generator, device: str
-) -> LoraUpdate:
+    layers: Sequence[AttentionLayer], letters: str, rank: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """An update that is zero: ``a`` is drawn as linear layers are at first (within 1 / sqrt(in)), ``b`` is zero."""
     shapes = {tuple(layer[letter].values.shape) for layer in layers for letter in letters}
     assert len(shapes) == 1, f"attention layers differ in width: {shapes}"
     ((out, width),) = shapes
     a = torch.rand(len(layers), len(letters), rank, width, generator=generator).mul(2).sub(1).div(math.sqrt(width))
-    b = torch.zeros(len(layers), len(letters), out, rank)
-    return LoraUpdate(a.to(device), b.to(device), letters, alpha)
+    return a, torch.zeros(len(layers), len(letters), out, rank)

@@ -124,17 +124,10 @@ def decompose(weight: Tensor) -> SvdFactors:
 
 
 class FactoredLinear(nn.Module):
-    """A linear layer of which some matrices are factors whose singular values change; the weight gives other outputs.
-
-    Of each of these matrices: which outputs it gives, which of the changes (n,) are its own, and its factors.
-    """
+    """A linear layer of which some rows are factors: (outputs, which of the changes (n,) are their own, factors)."""
 
     def __init__(
-        self,
-        change: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        factored: Sequence[tuple[slice, slice, SvdFactors]],
+        self, change: Tensor, weight: Tensor, bias: Tensor | None, factored: Sequence[tuple[slice, slice, SvdFactors]]
     ) -> None:
         super().__init__()
         self.change, self.weight, self.bias = change, weight, bias
@@ -159,10 +152,7 @@ class FactoredLinear(nn.Module):
 
 
 def attach_factors(layers: Sequence[AttentionLayer], change: Tensor) -> None:
-    """Put factors into layers, to train the changes (n,) of all their singular values there.
-
-    The changes are in order: layer by layer, in a layer matrix by matrix.
-    """
+    """Put factors into layers, to train the changes (n,) of their singular values, layer by layer, matrix by matrix."""
     parts = _parts(layers)
 
     def factor(weight: Tensor) -> SvdFactors:

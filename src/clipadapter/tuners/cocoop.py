@@ -83,11 +83,7 @@ class CoCoOp(PromptTuner):
         return (trained + predictions // TRAINING_COST) * self._tokens_of_prompts(classes)
 
     def attach(self, text: TextFeatures) -> Self:
-        """Give a head that was loaded the text tower that its prompts go through.
-
-        Args:
-            text: of the head's classes, from `encode_classes`.
-        """
+        """Give a loaded head the text tower that its prompts go through, with class text by `encode_classes`."""
         if text.tower is None:
             raise InputError(f"{type(self).__name__} needs the text tower to predict: use encode_classes(...)")
         names = text.arranged(self.classes_).labels

@@ -47,8 +47,7 @@ class DeepPromptTuner(TowerTuner):
     """
 
     fingerprint_parameters = ("ctx_init",)
-    min_epochs: ClassVar[int]
-    """Epochs if ``epochs`` is None, or more of them, to make `min_steps`."""
+    min_epochs: ClassVar[int]  # epochs if ``epochs`` is None, or more of them, to make `min_steps`
     min_steps: ClassVar[int]
 
     n_ctx: Annotated[int, at_least(1)] = 4
@@ -63,7 +62,7 @@ class DeepPromptTuner(TowerTuner):
 
     def check_encoder(self, tunable: Encoder) -> None:
         """Refuse an encoder without places for so many prompts in both towers."""
-        context_length = open_prompt_places(tunable).context_length
+        context_length = open_prompt_places(tunable).text.context_length
         if self.n_ctx + 3 > context_length:
             raise InputError(
                 f"n_ctx is {self.n_ctx}, but the text tower takes {context_length} tokens, of which two are marks and "
@@ -73,11 +72,11 @@ class DeepPromptTuner(TowerTuner):
     def initial_text(self, places: PromptPlaces, generator: torch.Generator) -> Tensor:
         """The first text prompts, (blocks, n, w): words before the first block if they are enough, else noise."""
         blocks = min(self.depth, len(places.text_blocks))
-        values = normal((blocks, self.n_ctx, places.text_width), generator)
+        values = normal((blocks, self.n_ctx, places.text.width), generator)
         ids = [] if self.ctx_init is None else places.token_ids(self.ctx_init)
         if len(ids) >= self.n_ctx:
-            values[0] = places.embed(ids[: self.n_ctx]).cpu()
-        return values.to(places.device)
+            values[0] = places.text.embed(torch.tensor(ids[: self.n_ctx])).cpu()
+        return values.to(places.text.device)
 
     def insert_sources(self, places: PromptPlaces, text: Sequence[PromptSource], image: Sequence[PromptSource]) -> None:
         """Put prompts into the towers."""
@@ -93,13 +92,13 @@ class DeepPromptTuner(TowerTuner):
         places = open_prompt_places(tunable)
         sources, changed = {}, []
         for tower, width, blocks in (
-            ("text", places.text_width, places.text_blocks),
+            ("text", places.text.width, places.text_blocks),
             ("image", places.image_width, places.image_blocks),
         ):
             prompts = getattr(self, f"{tower}_prompts_", None)
             if prompts is None or prompts.ndim != 3 or prompts.shape[2] != width or len(prompts) > len(blocks):
                 raise self._misfit(tower, tunable)
-            sources[tower] = [FixedPrompts(each.to(places.device)) for each in prompts]
+            sources[tower] = [FixedPrompts(each.to(tunable.device)) for each in prompts]
             changed.append(f"{tower} tower ({prompts.shape[1]} prompts before each of {len(prompts)} blocks)")
         self.insert_sources(places, **sources)
         return f"{self.method_name}: {', '.join(changed)}"

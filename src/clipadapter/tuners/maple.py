@@ -64,8 +64,8 @@ class Maple(DeepPromptTuner):
         # A pair of prompts needs a block in both towers.
         blocks = min(self.depth, len(places.text_blocks), len(places.image_blocks))
         text = self.initial_text(places, generator)[:blocks].clone()
-        coupling = initial_coupling(blocks, places.image_width, places.text_width, generator)
-        weight, bias = (each.to(places.device).requires_grad_() for each in coupling)
+        coupling = initial_coupling(blocks, places.image_width, places.text.width, generator)
+        weight, bias = (each.to(tunable.device).requires_grad_() for each in coupling)
         text.requires_grad_()
 
         def couple(block: int) -> Tensor:
@@ -83,11 +83,8 @@ class Maple(DeepPromptTuner):
 def initial_coupling(
     blocks: int, image_width: int, text_width: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Weights (blocks, image width, text width) and biases (blocks, image width) of the layers that couple the towers.
-
-    They are drawn as linear layers are at first, within 1 / sqrt(text width). As in the authors' code, the layers of
-    all blocks but the first begin with the same draw.
-    """
+    """Weights (blocks, image width, text width), biases (blocks, image width) of the layers that couple the towers."""
+    # Within 1 / sqrt(text width). As in the authors' code, all blocks but the first begin with the same draw.
     bound = 1 / math.sqrt(text_width)
     n_draws = min(blocks, 2)
     weight = torch.rand(n_draws, image_width, text_width, generator=generator).mul(2).sub(1).mul(bound)

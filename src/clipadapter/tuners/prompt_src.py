@@ -37,7 +37,7 @@ from clipadapter.encoders import Encoder, open_prompt_places, open_tunable_copy
 from clipadapter.heads import register_head
 from clipadapter.heads.parameters import POSITIVE, at_least
 from clipadapter.tuners.deep_prompts import DeepPromptTuner, gaussian_weights, normal, prompts_of_blocks
-from clipadapter.tuners.tower_tuner import ImageFeatures, Step, Trainable
+from clipadapter.tuners.tower_tuner import Step, Trainable, image_features
 from clipadapter.utils.functional import unit
 
 LATE_AVERAGE = {"average_mean": 45.0, "average_std": 5.0}
@@ -95,7 +95,7 @@ class PromptSrc(DeepPromptTuner):
         places = open_prompt_places(tunable)
         text = self.initial_text(places, generator).requires_grad_()
         blocks = min(self.depth, len(places.image_blocks))
-        image = normal((blocks, self.n_ctx_image, places.image_width), generator).to(places.device).requires_grad_()
+        image = normal((blocks, self.n_ctx_image, places.image_width), generator).to(tunable.device).requires_grad_()
         self.insert_sources(places, prompts_of_blocks(text), prompts_of_blocks(image))
         return Trainable({"text_prompts_": text, "image_prompts_": image}, ("image", "text"))
 
@@ -104,7 +104,7 @@ class PromptSrc(DeepPromptTuner):
     ) -> Callable[[Step], Tensor]:
         frozen = open_tunable_copy(encoder)
         text = teacher_vectors(frozen, list(prompts))
-        features_of = ImageFeatures(frozen, squares, frozen=True)
+        features_of = image_features(frozen, squares, frozen=True)
         scale = frozen.info.logit_scale
 
         def loss(step: Step) -> Tensor:

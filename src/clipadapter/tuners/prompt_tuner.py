@@ -91,10 +91,7 @@ class PromptTuner(ScheduleParameters):
     checkpoint: float | None = 30.0
 
     def planned_tower_tokens(self, shots: int, classes: int, predictions: int) -> int:
-        """How many tokens will go through the text tower and back: each step runs the prompts of all classes.
-
-        `fit` gets so many shots per class; the fitted head makes so many predictions.
-        """
+        """Tokens through the text tower and back in a fit to so many shots per class, and in predictions after it."""
         steps = -(-shots * classes // self.batch_size)
         return self._planned_epochs(shots) * steps * self._tokens_of_prompts(classes)
 

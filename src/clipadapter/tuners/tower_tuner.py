@@ -75,7 +75,7 @@ class TowerTuner(TrainingParameters):
     fingerprint_parameters: ClassVar[tuple[str, ...]]
     """Names of the parameters that a tuned encoder depends on, beside the learned arrays."""
     learns_from_views: ClassVar[bool] = False
-    """True if `fit` learns from augmented views by the tuned encoder; else it gets plain pictures."""
+    """True if `fit` is a second training, of augmented views by the tuned encoder; else it gets plain pictures."""
 
     batch_size: int = 32
     precision: Annotated[str, OneOf(*PRECISIONS)] = "fp32"
@@ -83,10 +83,7 @@ class TowerTuner(TrainingParameters):
 
     @abstractmethod
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        """Put parameters into the towers of the tunable copy.
-
-        All random numbers, here and in training, come from the generator.
-        """
+        """Put parameters into the towers of the tunable copy; all random numbers come from the generator."""
 
     @abstractmethod
     def _train_config(self, shots_per_class: int) -> TrainConfig:
@@ -94,15 +91,7 @@ class TowerTuner(TrainingParameters):
 
     @abstractmethod
     def _merge(self, tunable: Encoder) -> str:
-        """Add the learned arrays to the weights of the tunable copy; gives the method's name and what was changed.
-
-        Raises:
-            InputError: if they don't fit its layers; see `_misfit`.
-        """
-
-    def _make_checkpoint(self, digest: str) -> Checkpoint:
-        """Where the state of `tune` is stored."""
-        return Checkpoint(digest, self.checkpoint)
+        """Add what was learned to the tunable copy, or raise `_misfit`; gives the method and what was changed."""
 
     def describe_training(self, counts: Sequence[int]) -> str:
         """How many steps `tune` makes, in words, for these numbers of pictures of each class.
@@ -127,11 +116,7 @@ class TowerTuner(TrainingParameters):
         return ()
 
     def tune(
-        self,
-        encoder: Encoder,
-        squares: NDArray[np.uint8],
-        labels: Sequence[str],
-        prompts: Mapping[str, Sequence[str]],
+        self, encoder: Encoder, squares: NDArray[np.uint8], labels: Sequence[str], prompts: Mapping[str, Sequence[str]]
     ) -> Self:
         """Learn from pictures; `tuned` then gives the encoder.
 
@@ -157,15 +142,15 @@ class TowerTuner(TrainingParameters):
             )
         generator = torch.Generator().manual_seed(self.seed)
         trainable = self._attach(tunable, generator)
-        image_features = ImageFeatures(tunable, squares, frozen="image" not in trainable.towers)
-        class_embeddings = ClassEmbeddings(tunable, prompts, frozen="text" not in trainable.towers)
+        features_of = image_features(tunable, squares, frozen="image" not in trainable.towers)
+        vectors_of_classes = class_embeddings(tunable, prompts, frozen="text" not in trainable.towers)
         truth = torch.tensor([names[label] for label in labels], device=tunable.device)
         loss_of = self._make_loss(encoder, squares, prompts)
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
             trainable.start_step()
             with torch.autocast(tunable.device.partition(":")[0], torch.bfloat16, enabled=self.precision == "bf16"):
-                features, weight = image_features(rows, views).float(), class_embeddings().float()
+                features, weight = features_of(rows, views).float(), vectors_of_classes().float()
             features = unit(features)
             logits = tunable.info.logit_scale * features @ weight.T
             return loss_of(Step(features, weight, logits, truth[rows.to(truth.device)], rows, views))
@@ -174,13 +159,15 @@ class TowerTuner(TrainingParameters):
         weights = (weight for tower in trainable.towers for weight in tower_networks(tunable)[tower].parameters())
         texts, info = [(name, list(each)) for name, each in prompts.items()], encoder.info
         digest = digest_of_fit(self, [list(labels), texts, info.logit_scale, info.fingerprint, squares])
+        # A fit that is killed in a second training must not repeat the first, which takes hours.
+        self._checkpoint = Checkpoint(digest, self.checkpoint, keeps_end=self.learns_from_views)
         self.loss_ = train(
             list(trainable.arrays.values()),
             loss,
             len(labels),
             squares.shape[1],
             config,
-            checkpoint=self._make_checkpoint(digest),
+            checkpoint=self._checkpoint,
             generator=generator,
             row_cost=sum(weight.numel() for weight in weights),  # about the multiplications for a token
             epoch_weights=self._epoch_weights(config.count_epochs(len(labels))),
@@ -250,10 +237,8 @@ class PartTuner(TowerTuner):
         towers: "both", "image" or "text".
     """
 
-    parts: ClassVar[str]
-    """What the parts are, for messages."""
-    changed_parts: ClassVar[str] = "of its layers"
-    """What the changed parts of a tower are called after their number."""
+    parts: ClassVar[str]  # what the parts are, for messages
+    changed_parts: ClassVar[str] = "of its layers"  # what the changed parts of a tower are called after their number
 
     towers: Annotated[str, OneOf("both", "image", "text")] = "both"
 
@@ -288,77 +273,55 @@ class PartTuner(TowerTuner):
 BATCH_SIZE = 64  # pictures per batch of a frozen tower
 
 
-class ImageFeatures:
-    """Features (b, d) of views of pictures, squares (n, v, s, s, 3). A frozen tower runs now, and never again."""
-
-    def __init__(self, encoder: Encoder, squares: NDArray[np.uint8], frozen: bool) -> None:
-        self._tower, self._device = _tower(encoder), encoder.device
-        size = self._tower.pixels.size
-        if squares.ndim != 5 or squares.shape[2:] != (size, size, 3) or squares.dtype != np.uint8:
-            raise InputError(
-                f"pictures must be squares (n, v, {size}, {size}, 3) of uint8, but are {squares.shape} of "
-                f"{squares.dtype}"
-            )
-        self._squares = squares
-        self._features: Tensor | None = None
-        if frozen:
-            n, v = squares.shape[:2]
-            flat = squares.reshape(n * v, *squares.shape[2:])
-            with torch.no_grad():  # not inference mode: a gradient goes through what is made of them
-                features = torch.cat([self._run(flat[i : i + BATCH_SIZE]) for i in range(0, n * v, BATCH_SIZE)])
-            self._features = features.reshape(n, v, -1)
-
-    def __call__(self, rows: Tensor, views: Tensor) -> Tensor:
-        """Of rows (b,) the views (b,)."""
-        if self._features is not None:
-            return self._features[rows.to(self._device), views.to(self._device)]
-        return self._run(self._squares[rows.numpy(), views.numpy()])
-
-    def _run(self, squares: NDArray[np.uint8]) -> Tensor:
-        spec = self._tower.pixels
-        values = torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).float() / 255
-        mean, std = (torch.tensor(each, device=self._device).view(1, 3, 1, 1) for each in (spec.mean, spec.std))
-        features: Tensor = self._tower.module((values - mean) / std).float()
-        return features
+def image_features(encoder: Encoder, squares: NDArray[np.uint8], frozen: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """Gives features (b, d) of pictures, squares (n, v, s, s, 3), by row and view. A frozen tower runs now only."""
+    tower, device = _tower(encoder), encoder.device
+    size = tower.pixels.size
+    if squares.ndim != 5 or squares.shape[2:] != (size, size, 3) or squares.dtype != np.uint8:
+        raise InputError(
+            f"pictures must be squares (n, v, {size}, {size}, 3) of uint8, but are {squares.shape} of {squares.dtype}"
+        )
+    if not frozen:
+        return lambda rows, views: run_squares(tower, squares[rows.numpy(), views.numpy()], device)
+    flat = squares.reshape(-1, size, size, 3)
+    with torch.no_grad():  # not inference mode: a gradient goes through what is made of them
+        parts = [run_squares(tower, flat[i : i + BATCH_SIZE], device) for i in range(0, len(flat), BATCH_SIZE)]
+    features = torch.cat(parts).reshape(*squares.shape[:2], -1)
+    return lambda rows, views: features[rows.to(device), views.to(device)]
 
 
-class ClassEmbeddings:
-    """Class vectors (c, d): of each class the normalised mean of its prompts' normalised features.
+def run_squares(tower: Tower, squares: NDArray[np.uint8], device: str) -> Tensor:
+    """Squares (b, s, s, 3) to features (b, d)."""
+    values = torch.from_numpy(squares).to(device).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(each, device=device).view(1, 3, 1, 1) for each in (tower.pixels.mean, tower.pixels.std))
+    return tower.module((values - mean) / std).float()
 
-    A frozen tower runs now, and never again.
-    """
 
-    def __init__(self, encoder: Encoder, prompts: Mapping[str, Sequence[str]], frozen: bool) -> None:
-        texts = [text for some in prompts.values() for text in some]
-        counts = torch.tensor([len(some) for some in prompts.values()])
-        self._classes = len(counts)
-        self._owner = torch.arange(self._classes).repeat_interleave(counts).to(encoder.device)
-        self._share = (1 / counts)[self._owner.cpu(), None].to(encoder.device)
-        self._vectors: Tensor | None = None
-        if frozen:
-            self._vectors = self._by_class(encoder.encode_text(texts).to(encoder.device))
-            return
-        self._tower = open_text_tower(encoder)
-        tokens = [torch.tensor(each) for each in self._tower.tokenize(texts)]
-        self._lengths = torch.tensor([len(each) for each in tokens])
-        # What all texts begin with is run once, by a tower that can do so; at least one token of each text is left.
-        length = min(len(row) for row in tokens) - 1
-        same = torch.stack([row[:length] for row in tokens]).eq(tokens[0][:length]).all(dim=0)
-        self._n_shared = int(same.cumprod(dim=0).sum())
-        with torch.no_grad():
-            self._embeddings = self._tower.embed(pad_sequence(tokens, batch_first=True))
+def class_embeddings(encoder: Encoder, prompts: Mapping[str, Sequence[str]], frozen: bool) -> Callable[[], Tensor]:
+    """Gives unit class vectors (c, d), each the mean of its prompts' unit features. A frozen tower runs now only."""
+    texts = [text for some in prompts.values() for text in some]
+    counts = torch.tensor([len(some) for some in prompts.values()])
+    owner = torch.arange(len(counts)).repeat_interleave(counts).to(encoder.device)
+    share = (1 / counts)[owner.cpu(), None].to(encoder.device)
 
-    def __call__(self) -> Tensor:
-        """Unit rows."""
-        if self._vectors is not None:
-            return self._vectors
-        shared, own = self._embeddings[0, : self._n_shared], self._embeddings[:, self._n_shared :]
-        prefix = self._tower.encode_prefix(shared)
-        return self._by_class(self._tower.encode_after_prefix(prefix, own, self._lengths - self._n_shared).float())
+    def by_class(rows: Tensor) -> Tensor:
+        total = torch.zeros(len(counts), rows.shape[1], device=rows.device)
+        return unit(total.index_add(0, owner, unit(rows) * share))
 
-    def _by_class(self, rows: Tensor) -> Tensor:
-        total = torch.zeros(self._classes, rows.shape[1], device=rows.device)
-        return unit(total.index_add(0, self._owner, unit(rows) * self._share))
+    if frozen:
+        vectors = by_class(encoder.encode_text(texts).to(encoder.device))
+        return lambda: vectors
+    tower = open_text_tower(encoder)
+    tokens = [torch.tensor(each) for each in tower.tokenize(texts)]
+    # What all texts begin with is run once, by a tower that can do so; at least one token of each text is left.
+    length = min(len(row) for row in tokens) - 1
+    same = torch.stack([row[:length] for row in tokens]).eq(tokens[0][:length]).all(dim=0)
+    n_shared = int(same.cumprod(dim=0).sum())
+    own_lengths = torch.tensor([len(each) for each in tokens]) - n_shared
+    with torch.no_grad():
+        embeddings = tower.embed(pad_sequence(tokens, batch_first=True))
+    shared, own = embeddings[0, :n_shared], embeddings[:, n_shared:]
+    return lambda: by_class(tower.encode_after_prefix(tower.encode_prefix(shared), own, own_lengths).float())
 
 
 def tower_networks(encoder: Encoder) -> dict[str, nn.Module]:
@@ -393,8 +356,7 @@ class LayerTuner(PartTuner):
     """
 
     fingerprint_parameters: ClassVar[tuple[str, ...]] = ("matrices", "layers")
-    trainable_matrices: ClassVar[str]
-    """Letters of the matrices that the method can change."""
+    trainable_matrices: ClassVar[str]  # letters of the matrices that the method can change
 
     matrices: str
     layers: Annotated[str, OneOf(*LAYERS)] = "all"
@@ -442,10 +404,7 @@ def select_layers(layers: Sequence[AttentionLayer], which: str) -> list[Attentio
 
 
 class SplitAttention(nn.Module):
-    """Self-attention as in ``nn.MultiheadAttention``, whose linear layers are separate modules.
-
-    ``inner`` gives queries, keys and values (..., 3w) of tokens (..., w), ``outer`` the output.
-    """
+    """Self-attention as in ``nn.MultiheadAttention``: ``inner`` gives q, k, v (..., 3w), ``outer`` the output."""
 
     def __init__(self, base: nn.MultiheadAttention, inner: nn.Module, outer: nn.Module) -> None:
         super().__init__()
@@ -468,11 +427,7 @@ class SplitAttention(nn.Module):
 def replace_linear(
     layer: AttentionLayer, changes: Mapping[str, T], make: Callable[[Tensor, Tensor | None, list[T]], nn.Module]
 ) -> None:
-    """Replace the linear layers that hold some matrices of a layer by other modules.
-
-    These are made from weight, bias and the changes of the matrices in it, by their letters; the output projection of
-    ``nn.MultiheadAttention`` may have none.
-    """
+    """Replace the linear layers that hold some matrices by modules made of weight, bias and the matrices' changes."""
 
     def replacement(owner: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
         return make(weight, bias, [change for letter, change in changes.items() if layer[letter].owner is owner])

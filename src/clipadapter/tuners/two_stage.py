@@ -26,7 +26,7 @@ from clipadapter.encoders import Encoder, attention_layers
 from clipadapter.errors import InputError
 from clipadapter.heads import SupportSet, TextFeatures, register_head
 from clipadapter.heads.parameters import OneOf, Within
-from clipadapter.heads.training import Checkpoint, TrainConfig, gather_views, train
+from clipadapter.heads.training import TrainConfig, gather_views, train
 from clipadapter.tuners.tower_tuner import PartTuner, Trainable
 from clipadapter.utils.functional import unit
 
@@ -75,12 +75,12 @@ class TwoStage(PartTuner):
     stage1_share: Annotated[float, Within(0, 1, closed="neither")] = 0.6
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        norms_of: dict[str, LayerNorms] = self._tower_parts(tunable)
-        arrays = {f"{tower}_norms_": norms.values().requires_grad_() for tower, norms in norms_of.items()}
+        norms_of: dict[str, list[nn.LayerNorm]] = self._tower_parts(tunable)
+        arrays = {f"{tower}_norms_": read_norms(norms).requires_grad_() for tower, norms in norms_of.items()}
 
         def start_step() -> None:
             for norms, values in zip(norms_of.values(), arrays.values(), strict=True):
-                norms.use(values)
+                set_norms(norms, values)
 
         start_step()
         return Trainable(arrays, norms_of.keys(), start_step)
@@ -109,16 +109,11 @@ class TwoStage(PartTuner):
         """See `TowerTuner.describe_training`; the second stage is fast."""
         return f"{super().describe_training(counts)} through the towers, then a second stage on features"
 
-    def _make_checkpoint(self, digest: str) -> Checkpoint:
-        # The first stage takes hours, and a fit that is killed in the second one must not repeat it.
-        self._stage1_checkpoint = Checkpoint(digest, self.checkpoint, keeps_end=True)
-        return self._stage1_checkpoint
-
-    def _merge_tower(self, tower: str, parts: LayerNorms) -> bool:
+    def _merge_tower(self, tower: str, parts: list[nn.LayerNorm]) -> bool:
         values = getattr(self, f"{tower}_norms_", None)
-        if values is None or values.shape != (parts.size,):
+        if values is None or values.shape != read_norms(parts).shape:
             return False
-        parts.merge(values)
+        set_norms(parts, values, is_learned=False)
         return True
 
     def _fit(self, shots: SupportSet) -> None:
@@ -134,16 +129,11 @@ class TwoStage(PartTuner):
 
         self.head_loss_ = train([weight], loss, len(views), views.shape[1], config, row_cost=weight.numel())
         self.weight_, self.scale_ = weight.detach(), shots.scale
-        checkpoint = self.__dict__.pop("_stage1_checkpoint", None)
-        if checkpoint is not None:
+        if checkpoint := self.__dict__.pop("_checkpoint", None):
             checkpoint.remove()
 
     def for_classes(self, text: TextFeatures) -> Self:
-        """A copy that predicts other classes: those of `fit` by their trained vectors, new ones by their text.
-
-        Args:
-            text: of all classes that are predicted, by the tuned encoder.
-        """
+        """A copy that predicts classes of `fit` by trained vectors, new ones by their text from the tuned encoder."""
         other = super().for_classes(text)
         row_of = {label: row for row, label in enumerate(self.classes_.tolist())}
         rows = [(new, row_of[label]) for new, label in enumerate(other.classes_.tolist()) if label in row_of]
@@ -152,7 +142,7 @@ class TwoStage(PartTuner):
             other.weight_ = other.weight_.to(self.weight_.dtype).index_copy(0, new, self.weight_[old])
         return other
 
-    def _parts_of(self, tower: str, network: nn.Module, tunable: Encoder) -> LayerNorms:
+    def _parts_of(self, tower: str, network: nn.Module, tunable: Encoder) -> list[nn.LayerNorm]:
         """The layer norms that are tuned."""
         norms = block_norms(network)
         if self.norms == "all" and norms:  # a tower without attention blocks stays, whatever norms it has
@@ -160,14 +150,11 @@ class TwoStage(PartTuner):
             last = None if text is None else text.final_norm()
             modules = [*network.modules(), *([] if last is None else [last])]
             norms = [norm for norm in modules if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine]
-        return LayerNorms(norms)
+        return norms
 
 
 def block_norms(network: nn.Module) -> list[nn.LayerNorm]:
-    """The layer norms inside the attention blocks of a network, from the input to the output; see `attention_layers`.
-
-    Norms before the first block and after the last one are not included.
-    """
+    """The layer norms inside the attention blocks of a network, not those before the first or after the last one."""
     owners = {id(layer["q"].owner) for layer in attention_layers(network)}
     blocks = [
         block
@@ -180,40 +167,23 @@ def block_norms(network: nn.Module) -> list[nn.LayerNorm]:
     return [norm for norm in dict.fromkeys(norms) if norm.elementwise_affine]
 
 
-class LayerNorms:
-    """Weights and biases of some layer norms, which are changed, as one array."""
+def _list_values(norms: Sequence[nn.LayerNorm]) -> list[tuple[nn.LayerNorm, str, Tensor]]:
+    """Norm by norm the weight, then the bias, if it has them."""
+    every = [(norm, name, getattr(norm, name)) for norm in norms for name in ("weight", "bias")]
+    return [(norm, name, value) for norm, name, value in every if value is not None]
 
-    def __init__(self, norms: Sequence[nn.LayerNorm]) -> None:
-        self._norms = norms
-        self._owners = [
-            (norm, name) for norm in norms for name in ("weight", "bias") if getattr(norm, name) is not None
-        ]
-        self._shapes = [getattr(norm, name).shape for norm, name in self._owners]
 
-    def __len__(self) -> int:
-        """Number of norms."""
-        return len(self._norms)
+def read_norms(norms: Sequence[nn.LayerNorm]) -> Tensor:
+    """A copy of the values of some layer norms as one array, (size,)."""
+    return torch.cat([value.detach().flatten() for _, _, value in _list_values(norms)])
 
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        return sum(shape.numel() for shape in self._shapes)
 
-    def values(self) -> Tensor:
-        """A copy of the values, (size,): norm by norm, of each the weight, then the bias."""
-        return torch.cat([getattr(norm, name).detach().flatten() for norm, name in self._owners])
-
-    def use(self, values: Tensor) -> None:
-        """Make the norms compute with parts of an array (size,), so that gradients reach it."""
-        for (norm, name), part in zip(self._owners, self._parts(values), strict=True):
-            norm._parameters.pop(name, None)  # a parameter can't be a part of another tensor
-            setattr(norm, name, part)
-
-    def merge(self, values: Tensor) -> None:
-        """Give the norms new parameters; the old ones, which another encoder may share, stay as they are."""
-        for (norm, name), part in zip(self._owners, self._parts(values), strict=True):
-            setattr(norm, name, nn.Parameter(part.to(getattr(norm, name), copy=True), requires_grad=False))
-
-    def _parts(self, values: Tensor) -> list[Tensor]:
-        parts = values.split([shape.numel() for shape in self._shapes])
-        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+def set_norms(norms: Sequence[nn.LayerNorm], values: Tensor, is_learned: bool = True) -> None:
+    """Make the norms compute with parts of an array (size,), so that gradients reach it, or with parameters of them."""
+    listed = _list_values(norms)
+    parts = values.split([value.numel() for _, _, value in listed])
+    for (norm, name, value), part in zip(listed, parts, strict=True):
+        norm._parameters.pop(name, None)  # a parameter can't be a part of another tensor
+        own = part.view(value.shape)
+        # The old parameters, which another encoder may share, stay as they are.
+        setattr(norm, name, own if is_learned else nn.Parameter(own.to(value, copy=True), requires_grad=False))

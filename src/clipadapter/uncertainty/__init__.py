@@ -9,7 +9,8 @@ from clipadapter.uncertainty.conformal import Conformal, learn_conformal
 from clipadapter.uncertainty.costs import decide, parse_costs, read_costs
 from clipadapter.uncertainty.decisions import Answers, DecisionOptions, HeldOutAccuracy, Uncertainty, UncertaintyOptions
 from clipadapter.uncertainty.multilabel import MultiLabel, learn_multilabel
-from clipadapter.uncertainty.ood import Rejector, learn_rejector, select_negative_labels
+from clipadapter.uncertainty.negative_labels import select_negative_labels
+from clipadapter.uncertainty.ood import Rejector, learn_rejector
 
 __all__ = [
     "Answers",

@@ -167,11 +167,8 @@ def learn_calibrator(
 
 
 def equal_share(n: int) -> float:
-    """Share of equal probabilities after n held-out shots: 6 % for four shots, 1.5 % for eight, 0.4 % for sixteen.
-
-    It falls as the square: more shots show by their answers how alike the classes are
-    (docs/decisions/0016-calibration.md).
-    """
+    """Share of equal probabilities after n held-out shots: 6 % for four, 1.5 % for eight, 0.4 % for sixteen."""
+    # More shots show by their answers how alike the classes are (docs/decisions/0016-calibration.md).
     return 1 / (1 + n**2)
 
 

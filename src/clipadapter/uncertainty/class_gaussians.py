@@ -53,11 +53,7 @@ class ClassGaussians:
     floor: float  # a t, the variance that every direction has; 1 where no class has two shots
 
     def distances(self, rows: Array) -> Array:
-        """Squared distances (m, c) of rows (m, d) to the means.
-
-        >>> ClassGaussians(np.array([[0.0, 1.0]]), np.zeros((0, 2)), 1.0).distances(np.array([[2.0, 1.0]]))
-        array([[4.]])
-        """
+        """Squared distances (m, c) of rows (m, d) to the means."""
         return self._compare(self._project(rows))[0]
 
     def nearest(self, rows: Array) -> Array:
@@ -153,18 +149,14 @@ def _some_shots(rows: Array, labels: Array, c: int) -> tuple[Array, Array]:
 def _leave_one_out(
     gaussians: ClassGaussians, rows: Array, labels: Array, counts: Array, share: float, centres: Array
 ) -> Array:
-    """Distances (b, c) of some shots (b, d) as from `fit_class_gaussians`.
-
-    ``share`` is the weight of one contrast in the covariance; ``centres`` (b, c) are the products of the mean of each
-    shot's class and all means.
-    """
+    """Distances (b, c) of some shots (b, d); ``centres`` (b, c): their classes' means times all means."""
     class_counts, row_numbers = counts[labels].astype(np.float64), np.arange(len(rows))
     n_others = np.maximum(class_counts - 1, 1)
     distances, squares, cross = gaussians._compare(gaussians._project(rows))
     # The mean of the other shots is k / (k - 1) times as far from a shot as the mean of all.
     ratio = class_counts / n_others
     own_distances = ratio**2 * distances[row_numbers, labels]
-    step = share * n_others / class_counts
+    step = share * n_others / class_counts  # the share is the weight of one contrast in the covariance
     correction = 1 / (1 - step * own_distances)  # rank-one downdate of the inverse (Sherman and Morrison 1950)
     inner = ratio[:, None] * ((squares - cross[row_numbers, labels])[:, None] - cross + centres)  # (b, c)
     distances += (step * correction)[:, None] * inner**2
@@ -207,12 +199,10 @@ def _shrink_covariance(means: Array, contrasts: Array) -> tuple[ClassGaussians, 
 
 
 def _basis(contrasts: Array, gram: Array, trace: float, floor: float) -> Array:
-    """Rows B with B'B = V diag(g) V' (q, d), by Cholesky factors: an eigendecomposition takes three times as long.
-
-    With any F so that F'F is the sum of squares of the contrasts, V diag(g) V' = F' (F F' + floor I)^-1 F.
-    """
+    """Rows B with B'B = V diag(g) V' (q, d), by Cholesky factors: an eigendecomposition takes three times as long."""
     from scipy.linalg import solve_triangular
 
+    # With any F so that F'F is the sum of squares of the contrasts, V diag(g) V' = F' (F F' + floor I)^-1 F.
     r, d = contrasts.shape
     factor = contrasts
     if r > d:  # the factor of the gram matrix, which may be singular, has fewer rows than the contrasts

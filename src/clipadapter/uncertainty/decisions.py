@@ -365,9 +365,10 @@ class Uncertainty:
             costs = None if "costs" not in arrays else check_costs(arrays["costs"])
         except InputError as error:
             raise ArtifactError(f"the model's costs are damaged: {error}") from error
+        of_classes = None if rejector is None else rejector.memory.of_classes
         for what, count in (
             ("costs", None if costs is None else len(costs)),
-            ("rejector", None if rejector is None else rejector.memory.classes),
+            ("rejector", None if of_classes is None else len(of_classes)),
             ("prediction sets", None if conformal is None else conformal.n_classes),
         ):
             if count not in (None, classes):

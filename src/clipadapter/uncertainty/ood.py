@@ -1,8 +1,8 @@
 """Out-of-distribution detection: whether a picture shows any of the classes at all ("none of these").
 
 A `Rejector` is learned from the shots alone. It scores how far a picture is from the classes. Its threshold is set so
-that a chosen share of pictures of the classes is rejected, by out-of-fold scores of the shots. `SCORES` has the scores,
-each with its paper.
+that a chosen share of pictures of the classes is rejected, by out-of-fold scores of the shots. `ood_scores` has the
+scores, each with its paper.
 
 The score is a weighted sum of standardised scores (by mean and deviation of the held-out shots): the maximum logit, the
 Mahalanobis distance to the class means, the text (the score of the negative labels if there are some, else the distance
@@ -19,8 +19,7 @@ the classes are rejected than the rate says (``Threshold.rate_is_upper_bound``).
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
@@ -31,11 +30,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.uncertainty.class_gaussians import ClassGaussians, fit_class_gaussians
+from clipadapter.uncertainty.ood_scores import SCORES, HeldOutShots, MemoryBank
 from clipadapter.uncertainty.saved_state import SavedState
 from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE, unit_rows
 
 Array = NDArray[Any]
-Scores = NDArray[np.float64]
 MARK_RATE = 0.04
 """Rate of the threshold above which pictures are marked if none are rejected. With 0.05, 5.8 % of the pictures of the
 classes were marked at two shots per class, with 0.04 at most 4.9 % at any number of shots (docs/trust.md)."""
@@ -70,7 +69,6 @@ class Threshold:
     """The score above which pictures are rejected."""
 
     value: float  # pictures with a higher score are rejected
-    rate: float  # share of pictures of the classes to reject
     min_rate: float  # smallest rate that so many held-out shots can set, 1 / (r + 1)
     is_attainable: bool  # whether the rate is not below it; if it is, a normal tail is assumed
     rate_is_upper_bound: bool  # whether fewer pictures than the rate are rejected, since every class has one shot
@@ -143,7 +141,7 @@ class Rejector:
         r = len(ordered)
         position = math.ceil((r + 1) * (1 - rate) - 1e-9)
         value = float(ordered[position - 1]) if position <= r else _normal_tail_bound(ordered, rate)
-        return Threshold(value, rate, 1 / (r + 1), position <= r, self.rate_is_upper_bound, r)
+        return Threshold(value, 1 / (r + 1), position <= r, self.rate_is_upper_bound, r)
 
     @property
     def mark_threshold(self) -> float:
@@ -211,7 +209,7 @@ class Rejector:
     def part_scores(self, features: ArrayLike, logits: ArrayLike) -> Array:
         """The score (m, p) of each part; arguments as of `scores`."""
         rows, logit_rows = np.asarray(features), np.asarray(logits, dtype=np.float64)
-        width = self.memory.width
+        width = None if self.memory.of_classes is None else self.memory.of_classes.shape[1]
         if rows.ndim != 2 or logit_rows.ndim != 2 or len(rows) != len(logit_rows) or width not in (rows.shape[1], None):
             raise InputError(
                 f"features {rows.shape} and logits {logit_rows.shape}: give one row of each per picture, features "
@@ -250,17 +248,12 @@ class Rejector:
 
 
 def _normal_tail_bound(ordered: Array, rate: float) -> float:
-    """The score that one more of r ascending ones exceeds with probability ``rate``, if they are normal.
-
-    Student's quantile is by its expansion in 1 / (r - 1) (Abramowitz and Stegun 1964, 26.7.5): within 2 % for rates
-    down to 0.01 from six shots on, and lower than it is with fewer.
-
-    >>> round(_normal_tail_bound(np.array([-1.0, 0.0, 1.0, 0.5, -0.5]), 0.05), 2)  # 0 + 2.13 * 0.79 * sqrt(1.2)
-    1.84
-    """
+    """The score that one more of r ascending ones exceeds with probability ``rate``, if they are normal."""
     r = len(ordered)
     if r < 3:
         return math.inf
+    # Student's quantile by its expansion in 1 / (r - 1) (Abramowitz and Stegun 1964, 26.7.5): within 2 % for rates down
+    # to 0.01 from six shots on, and lower than it is with fewer.
     z, v = -NormalDist().inv_cdf(rate), r - 1
     t = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
     t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
@@ -314,24 +307,10 @@ def learn_rejector(
     }
     if arrays["outliers"] is not None:
         arrays["outliers"] = arrays["outliers"][_draw(len(arrays["outliers"]), MAX_OUTLIERS)]
-    judged = None  # all shots are compared with the others
-    if len(X) * c > MAX_COMPARISONS:
-        is_given = logits is not None and rows is not None
-        judged = np.asarray(rows) if is_given else _draw(len(X), max(1, MAX_JUDGED_COMPARISONS // c))
-    logit_rows = _check_rows(logits, rows, len(X), c)
-    if judged is None and logit_rows is not None:
-        held_out_logits = np.full((len(X), c), np.nan)  # NaN for the other shots
-        held_out_logits[np.arange(len(X)) if rows is None else np.asarray(rows)] = logit_rows
-        logit_rows = held_out_logits
-    units, counts = unit_rows(X), np.bincount(y, minlength=c)
-    held_out_rows, held_out_labels = (units, y) if judged is None else (units[judged], y[judged])
-    gaussians, distances = None, np.full((len(held_out_rows), c), np.nan)
-    if (counts > 0).all():  # a class without a shot has no mean
-        gaussians, distances = fit_class_gaussians(units, y, c, judged)
-    shots = HeldOutShots(held_out_rows, held_out_labels, logit_rows, distances, counts)
+    gaussians, shots = _hold_out(unit_rows(X), y, c, logits, rows)
     memory = MemoryBank(gaussians, **arrays, scale=float(scale))
-    one_shot = bool(counts.max() < 2)
-    score_names = _select_scores(memory, logit_rows is not None and not one_shot, not one_shot or c > 1)
+    one_shot = bool(shots.counts.max() < 2)
+    score_names = _select_scores(memory, shots.logits is not None and not one_shot, not one_shot or c > 1)
     columns = [SCORES[name].of_shots(memory, shots) for name in score_names]
     known, other = (np.stack([column[i] for column in columns], axis=1) for i in (0, 1))
     # The only shot of a class can be compared with other classes only. Its distance is too large: fewer are rejected.
@@ -350,6 +329,34 @@ def learn_rejector(
     parts = tuple(ScorePart(name, *each) for name, each in zip(score_names, numbers, strict=True))
     stored_names = tuple(map(str, names)) if "negative-labels" in score_names else ()
     return Rejector(parts, known, rate_is_upper_bound, stored_names, memory.restrict(score_names))
+
+
+def _hold_out(
+    units: Array, y: Array, c: int, logits: ArrayLike | None, rows: ArrayLike | None
+) -> tuple[ClassGaussians | None, HeldOutShots]:
+    """The Gaussians, None if a class has no shot; and the shots that are compared with the others."""
+    n = len(units)
+    row_numbers, held_out_logits = np.arange(n) if rows is None else np.asarray(rows), None
+    judged = None  # all shots
+    if n * c > MAX_COMPARISONS:
+        judged = row_numbers if logits is not None else _draw(n, max(1, MAX_JUDGED_COMPARISONS // c))
+    if logits is not None:
+        held_out_logits = np.asarray(logits, dtype=np.float64)
+        is_row = len(row_numbers) == 0 or 0 <= row_numbers.min() <= row_numbers.max() < n
+        if held_out_logits.shape != (len(row_numbers), c) or not is_row:
+            expected = f"({len(row_numbers)}, {c}) of {n} shots"
+            raise InputError(
+                f"held-out predictions {held_out_logits.shape} of rows {row_numbers.shape}: give {expected}"
+            )
+        if judged is None:
+            of_all = np.full((n, c), np.nan)  # NaN for the other shots
+            of_all[row_numbers] = held_out_logits
+            held_out_logits = of_all
+    part, counts = slice(None) if judged is None else judged, np.bincount(y, minlength=c)
+    gaussians, distances = None, np.full((len(y[part]), c), np.nan)
+    if (counts > 0).all():  # a class without a shot has no mean
+        gaussians, distances = fit_class_gaussians(units, y, c, judged)
+    return gaussians, HeldOutShots(units[part], y[part], held_out_logits, distances, counts)
 
 
 def _select_scores(memory: MemoryBank, logits: bool, distances: bool) -> list[str]:
@@ -407,247 +414,8 @@ def _draw(n: int, k: int) -> Array:
     return np.sort(np.random.default_rng(0).permutation(n)[:k]) if n > k else np.arange(n)
 
 
-def _check_rows(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: int) -> Array | None:
-    """Checked values (r, c) of some shots, float64."""
-    if values is None:
-        return None
-    values_array, row_numbers = np.asarray(values, dtype=np.float64), np.asarray(np.arange(n) if rows is None else rows)
-    if values_array.shape != (len(row_numbers), c) or (
-        len(row_numbers) and not 0 <= row_numbers.min() <= row_numbers.max() < n
-    ):
-        expected = f"({len(row_numbers)}, {c}) of {n} shots"
-        raise InputError(f"held-out predictions {values_array.shape} of rows {row_numbers.shape}: give {expected}")
-    return values_array
-
-
 def _read_part(fact: Any) -> ScorePart:
     saved = SavedState("rejector's score", fact, {})
     name = saved.fact("name", str, lambda name: name in SCORES)
     weight, deviation = saved.fact("weight", float, lambda x: x >= 0), saved.fact("deviation", float, lambda x: x > 0)
     return ScorePart(name, weight, saved.fact("centre", float), deviation)
-
-
-# ---- The scores of pictures and of held-out shots ----
-# All are higher for pictures that are farther from the classes. Letters: m pictures, n shots, c classes, d width.
-
-
-def log_sum_exp(x: Array) -> Scores:
-    """Logarithm of the sum of exp over each row; -inf adds nothing.
-
-    >>> log_sum_exp(np.array([[0.0, -np.inf], [1000.0, 1000.0]]))
-    array([   0.        , 1000.69314718])
-    """
-    top = x.max(axis=1)
-    finite = np.where(np.isneginf(top), 0.0, top)
-    with np.errstate(divide="ignore"):  # of a row of -inf only
-        return np.asarray(finite + np.log(np.exp(x - finite[:, None]).sum(axis=1)))
-
-
-def without_own(values: Array, labels: Array) -> Array:
-    """A copy of (n, c) with -inf for each row's own class: it simulates pictures of none of the classes."""
-    other = np.array(values, dtype=np.float64)
-    other[np.arange(len(labels)), labels] = -np.inf
-    return other
-
-
-@dataclass(frozen=True, eq=False)
-class MemoryBank:
-    """The features that scores compare a picture with. A field is None if it is not available."""
-
-    gaussians: ClassGaussians | None = None  # class means and covariance
-    text: Array | None = None  # (c, d) unit text features of the classes
-    negative_labels: Array | None = None  # (k, d) unit text features of names of things that are none of the classes
-    outliers: Array | None = None  # (b, d) unit features of pictures of none of the classes
-    scale: float = DEFAULT_LOGIT_SCALE  # logit scale of the encoder
-
-    @property
-    def width(self) -> int | None:
-        """d, or None if the bank is empty."""
-        means = None if self.gaussians is None else self.gaussians.means
-        arrays = (means, self.text, self.negative_labels, self.outliers)
-        return next((int(each.shape[1]) for each in arrays if each is not None), None)
-
-    @property
-    def classes(self) -> int | None:
-        """c, or None if the bank has neither class means nor class text."""
-        means = None if self.gaussians is None else self.gaussians.means
-        return next((len(each) for each in (means, self.text) if each is not None), None)
-
-    def restrict(self, names: Sequence[str]) -> MemoryBank:
-        """A copy with only what the scores of these names need, as float32."""
-        needed = {attribute for name in names for attribute in SCORES[name].arrays}
-        arrays = {name: getattr(self, name).astype(np.float32, order="C") for name in needed - {"gaussians"}}
-        gaussians = self.gaussians.single() if self.gaussians and "gaussians" in needed else None
-        return MemoryBank(gaussians, **arrays, scale=self.scale)
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOutShots:
-    """The shots with out-of-fold logits and leave-one-out distances; some of them, if there are very many."""
-
-    rows: Array  # (n, d) unit features
-    labels: Array  # (n,) class positions
-    logits: Array | None  # (n, c) out-of-fold, NaN rows where a shot was not held out
-    distances: Array  # (n, c) leave-one-out squared Mahalanobis distances; NaN for the only shot of a class
-    counts: Array  # (c,) shots of each class among all shots
-
-
-@dataclass(frozen=True, eq=False)
-class Score:
-    """One out-of-distribution score. Its functions get a memory bank whose ``arrays`` are not None."""
-
-    reason: str
-    """What is said of a picture with a high score; "than 90 % of the shots are" follows."""
-    of_pictures: Callable[[Any, Array, Array], Scores]
-    """Scores (m,) from a memory bank, unit features (m, d) and logits (m, c)."""
-    of_shots: Callable[[Any, Any], tuple[Array, Array]]
-    """Scores (n,) of held-out shots, and the same as if the shot's own class did not exist, which simulates pictures of
-    none of the classes. NaN where a shot is the only one of its class, or has no out-of-fold logits."""
-    arrays: tuple[str, ...] = ()
-    """Attributes of `MemoryBank` that it needs."""
-    compares_with_shots: bool = False
-    """Whether it compares a picture with shots: the only shot of a class can be compared with other classes only."""
-
-
-def _minus_largest(values: Array) -> Scores:
-    return np.asarray(-values.max(axis=1))
-
-
-def _shots_by_logits(memory: Any, shots: HeldOutShots) -> tuple[Array, Array]:
-    assert shots.logits is not None
-    return _minus_largest(shots.logits), _minus_largest(without_own(shots.logits, shots.labels))
-
-
-def _negative_labels(memory: Any, rows: Array, cosines: Array) -> Scores:
-    """Logarithm of the mass of the negative labels over the mass of the classes, by exp of scaled cosines.
-
-    NegLabel's score (Jiang et al. 2024, eq. 5, https://arxiv.org/abs/2403.20078) is one over one plus exp of it: the
-    order is the same, but it doesn't saturate.
-    """
-    return log_sum_exp(memory.scale * (rows @ memory.negative_labels.T)) - log_sum_exp(memory.scale * cosines)
-
-
-def _text_score(function: Callable[[Any, Array, Array], Scores], reason: str, arrays: tuple[str, ...]) -> Score:
-    """A score of a memory bank, unit features (m, d) and their cosines to the class text (m, c)."""
-
-    def of_pictures(memory: Any, rows: Array, logits: Array) -> Scores:
-        rows = rows.astype(memory.text.dtype)  # numpy would convert the text of all classes instead
-        return function(memory, rows, rows @ memory.text.T)
-
-    def of_shots(memory: Any, shots: HeldOutShots) -> tuple[Array, Array]:
-        cosines = shots.rows @ memory.text.T
-        return function(memory, shots.rows, cosines), function(memory, shots.rows, without_own(cosines, shots.labels))
-
-    return Score(reason, of_pictures, of_shots, arrays)
-
-
-def _shots_by_distances(memory: Any, shots: HeldOutShots) -> tuple[Array, Array]:
-    return shots.distances.min(axis=1), _minus_largest(without_own(-shots.distances, shots.labels))
-
-
-def _by_outliers(memory: Any, rows: Array, logits: Array) -> Scores:
-    """Cosine to the nearest outlier minus the cosine to the nearest class mean."""
-    cosines = rows @ unit_rows(memory.gaussians.means).T
-    return np.asarray((rows @ memory.outliers.T).max(axis=1) - cosines.max(axis=1))
-
-
-def _shots_by_outliers(memory: Any, shots: HeldOutShots) -> tuple[Array, Array]:
-    """The mean of a shot's own class is computed without it."""
-    means, labels = memory.gaussians.means, shots.labels
-    cosines = shots.rows @ unit_rows(means).T
-    k = shots.counts[labels]
-    others = (k[:, None] * means[labels] - shots.rows) / np.maximum(k - 1, 1)[:, None]
-    own = np.einsum("nd,nd->n", shots.rows, unit_rows(others))
-    cosines[np.arange(len(labels)), labels] = np.where(k > 1, own, np.nan)
-    nearest = (shots.rows @ memory.outliers.T).max(axis=1)
-    return nearest - cosines.max(axis=1), nearest - without_own(cosines, labels).max(axis=1)
-
-
-SCORES = {
-    # Hendrycks et al. 2022, https://arxiv.org/abs/1911.11132
-    "max-logit": Score("less like any class", lambda memory, rows, logits: _minus_largest(logits), _shots_by_logits),
-    "text": _text_score(lambda memory, rows, cosines: 1 - cosines.max(axis=1), "less like any class name", ("text",)),
-    "negative-labels": _text_score(_negative_labels, "nearer to names of other things", ("text", "negative_labels")),
-    "mahalanobis": Score(
-        "farther from every class",
-        lambda memory, rows, logits: memory.gaussians.nearest(rows),
-        _shots_by_distances,
-        ("gaussians",),
-        compares_with_shots=True,
-    ),
-    "outliers": Score(
-        "closer to an outlier picture, relative to the class means,",
-        _by_outliers,
-        _shots_by_outliers,
-        ("gaussians", "outliers"),
-        compares_with_shots=True,
-    ),
-}
-"""Every score by its name in saved models: "negative-labels" is NegLabel. A new score is an entry here, and its
-graph in `clipadapter.runtime.export.graph`."""
-
-
-# ---- Negative labels: names that mean none of the classes (NegLabel, https://arxiv.org/abs/2403.20078) ----
-
-_STOP_WORDS = {"a", "an", "and", "in", "of", "on", "or", "the", "with"}
-
-
-def select_negative_labels(
-    class_names: Sequence[str], class_text: Array, names: Sequence[str], text: Array
-) -> NDArray[np.int64]:
-    """Select the names of a list that mean something else than every class.
-
-    A name is left out if it shares a word with a class name, or if its text is too close to a class text: closer than
-    half of the names are to their nearest other name, and closer than nine in ten classes are to theirs. Those mean
-    different objects, so a name that is closer is probably a synonym or a kind of that class.
-
-    Args:
-        class_names: c names.
-        class_text: (c, d); a row of zeros is a class without text.
-        names: k names.
-        text: (k, d), by the same encoder and prompts.
-
-    Returns:
-        Positions in ``names``, ascending; possibly none.
-
-    Raises:
-        InputError: if counts or widths differ.
-
-    >>> names = ["tabby cat", "kitten", "sports car", "teapot"]
-    >>> text = np.array([[1, 0.1, 0], [1, 0.2, 0], [0, 1, 0.5], [0, 0, 1.0]])
-    >>> select_negative_labels(["cat", "dog"], np.array([[1, 0, 0], [0.5, 0.5, 0]]), names, text)
-    array([2, 3])
-    """
-    class_rows, name_rows = unit_rows(class_text), unit_rows(text)
-    if (
-        len(class_rows) != len(class_names)
-        or len(name_rows) != len(names)
-        or class_rows.shape[1:] != name_rows.shape[1:]
-    ):
-        raise InputError(
-            f"{len(class_names)} classes with text {class_rows.shape} and {len(names)} negative labels with text "
-            f"{name_rows.shape}: give a row for each name, all of one width"
-        )
-    if not len(names):
-        return np.zeros(0, dtype=np.int64)
-    max_cosine = max(np.quantile(_nearest_cosines(name_rows), 0.5), np.quantile(_nearest_cosines(class_rows), 0.9))
-    class_words = set().union(*(_split_words(name) for name in class_names))
-    shares_word = np.array([bool(_split_words(name) & class_words) for name in names])
-    return np.flatnonzero(~shares_word & ((name_rows @ class_rows.T).max(axis=1) <= max_cosine))
-
-
-def _nearest_cosines(rows: Array) -> Array:
-    """The cosine of each row to the nearest other row; -1 if there is no other."""
-    cosines = rows @ rows.T
-    np.fill_diagonal(cosines, -1.0)
-    return np.asarray(cosines.max(axis=1))
-
-
-def _split_words(name: str) -> set[str]:
-    """Lower-case words of a name in the singular, without stop words.
-
-    >>> sorted(_split_words("Cups_of the Glass"))
-    ['cup', 'glass']
-    """
-    words = set(re.findall(r"[^\W_]+", name.lower())) - _STOP_WORDS
-    return {word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in words}

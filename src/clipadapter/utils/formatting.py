@@ -23,11 +23,7 @@ MAX_NAME_LETTERS = 60
 
 
 def format_list(items: Iterable[object], limit: int = 5) -> str:
-    """The first items of a list, and the number of the others, for a message.
-
-    >>> format_list("abcdefg", limit=2)
-    'a, b and 5 more'
-    """
+    """The first items of a list and the number of the others for a message: "a, b and 5 more"."""
     every = list(items)
     texts = [printable(item if isinstance(item, str | Path) else brief(item)) for item in every[:limit]]
     more = f" and {len(every) - limit} more" if len(every) > limit else ""
@@ -44,20 +40,13 @@ def check_names(names: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def shorten_name(name: str, limit: int = MAX_NAME_LETTERS) -> str:
-    r"""A name as one line of printable text for a table; of a long one the beginning and the end.
-
-    Names often differ at their end only, so that is kept.
-    """
+    """A name as one line of printable text for a table; of a long one the beginning and the end, where names differ."""
     line, tail = printable(name), limit // 3
     return line if len(line) <= limit else f"{line[: limit - tail - 1]}…{line[-tail:]}"
 
 
 def format_count(count: int, noun: str) -> str:
-    """A number with its noun, whose plural ends in "s".
-
-    >>> format_count(1, "new picture"), format_count(2, "new picture")
-    ('1 new picture', '2 new pictures')
-    """
+    """A number with its noun, whose plural ends in "s": "1 new picture", "2 new pictures"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
@@ -74,39 +63,19 @@ def describe_unreadable(count: int) -> str:
 
 
 def describe_classes(names: Sequence[str]) -> str:
-    """The number of classes and the first names.
-
-    >>> describe_classes(["cat", "cow", "dog", "hen"])
-    '4 classes (cat, cow, dog and 1 more)'
-    """
+    """The number of classes and the first names: "4 classes (cat, cow, dog and 1 more)"."""
     return f"{len(names):,} class{'' if len(names) == 1 else 'es'} ({format_list(names, limit=3)})"
 
 
 def describe_shots(shots: Mapping[str, int], total: int) -> str:
-    """Describe the numbers of shots.
-
-    >>> describe_shots({"cat": 4, "dog": 4}, 8), describe_shots({"cat": 4, "dog": 5}, 9)
-    ('4 per class', '4 to 5 per class, 9 in total')
-    """
+    """The numbers of shots: "4 per class", or "4 to 5 per class, 9 in total"."""
     smallest, largest = min(shots.values()), max(shots.values())
     return f"{smallest} per class" if smallest == largest else f"{smallest} to {largest} per class, {total} in total"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], text_columns: Collection[int] | None = None) -> str:
-    """Format rows as aligned columns. Columns of numbers are right-aligned, also of numbers that are formatted already.
-
-    Long cells are shortened, except those of the last column, which have no column beside them. ``text_columns`` None:
-    those with a cell that is no number.
-
-    >>> print(table(["class", "all"], [["cat", 12], ["zebra", 3]]))
-    class  all
-    cat     12
-    zebra    3
-    >>> print(table(["", "log-loss"], [["this model", "0.300"], ["zero-shot", "2.055"]]))
-                log-loss
-    this model     0.300
-    zero-shot      2.055
-    """
+    """Format rows as aligned columns, of numbers to the right; ``text_columns`` None: those with another cell."""
+    # Long cells are shortened, except those of the last column, which have no column beside them.
     cells = [list(map(str, row)) for row in (header, *rows)]
     lines = [[*map(shorten_name, row[:-1]), *map(printable, row[-1:])] for row in cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -123,10 +92,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], text_columns:
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Format rows as an HTML table. Texts are escaped; columns of numbers are right-aligned.
-
-    Long cells are shortened, except those of the last column, as in `table`.
-    """
+    """Format rows as an HTML table like `table`; texts are escaped."""
     is_number = [_is_number_column(rows, i) for i in range(len(header))]
     limits = [MAX_NAME_LETTERS] * (len(header) - 1) + [MAX_TEXT_LETTERS]
     aligned = [f"{CELL_STYLE}text-align:{'right' if is_right else 'left'};" for is_right in is_number]

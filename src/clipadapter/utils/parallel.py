@@ -12,10 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, TypeVar
 
 from clipadapter.utils.devices import full_float32
 
@@ -49,13 +46,11 @@ def is_convolutional(network: nn.Module) -> bool:
 
 
 def run_in_batches(run: Callable[[Tensor], Tensor], network: nn.Module, pixels: Tensor) -> Tensor:
-    """Run a torch tower without gradients, in batches of the size that suits it.
-
-    On a CPU a convolutional tower gets small batches, one per thread. Threads that shared one layer would wait whenever
-    the threads that read pictures take the core of one of them.
-    """
+    """Run a torch tower without gradients, in batches of the size that suits it."""
     import torch
 
+    # On a CPU a convolutional tower gets small batches, one per thread. Threads that shared one layer would wait
+    # whenever the threads that read pictures take the core of one of them.
     threads = torch.get_num_threads()
     workers = min(threads, MAX_PARALLEL_BATCHES)
     batches = pixels.split(PICTURES_PER_THREAD * (threads // workers))
@@ -113,10 +108,3 @@ def limit_threads(work: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def map_row_batches(run: Callable[[NDArray[Any]], NDArray[Any]], rows: NDArray[Any], size: int) -> NDArray[Any]:
-    """Apply a function to rows in batches of at most ``size``, and concatenate its results."""
-    if len(rows) <= size:
-        return run(rows)
-    return np.concatenate([run(rows[i : i + size]) for i in range(0, len(rows), size)])

@@ -101,13 +101,7 @@ class PixelSpec:
 
 
 def different_squares(specs: Sequence[PixelSpec]) -> tuple[tuple[PixelSpec, ...], tuple[int, ...]]:
-    """The different squares that some image towers take, so that each is made once.
-
-    >>> small, large = (PixelSpec(size, (0.5,) * 3, (0.5,) * 3) for size in (32, 64))
-    >>> squares, numbers = different_squares([small, large, small])
-    >>> [spec.size for spec in squares], numbers
-    ([32, 64], (0, 1, 0))
-    """
+    """The different squares that some image towers take, so that each is made once, and the number of each tower's."""
     different: list[PixelSpec] = []
     for spec in specs:
         if not any(spec.makes_same_square(other) for other in different):
@@ -117,13 +111,7 @@ def different_squares(specs: Sequence[PixelSpec]) -> tuple[tuple[PixelSpec, ...]
 
 
 def pack_squares(squares: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """The squares (s, s, 3) of one picture as one array: a single square itself, several flattened to (l,).
-
-    >>> pack_squares([np.zeros((4, 4, 3), np.uint8)]).shape
-    (4, 4, 3)
-    >>> pack_squares([np.zeros((4, 4, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)]).shape
-    (240,)
-    """
+    """The squares (s, s, 3) of one picture as one array: a single square itself, several flattened to (l,)."""
     return squares[0] if len(squares) == 1 else np.concatenate([square.reshape(-1) for square in squares])
 
 
@@ -133,12 +121,7 @@ def packed_shape(specs: Sequence[PixelSpec]) -> tuple[int, ...]:
 
 
 def unpack_squares(pictures: NDArray[np.uint8], specs: Sequence[PixelSpec]) -> list[NDArray[np.uint8]]:
-    """The squares (n, s, s, 3) of each spec of n pictures (n, ...) that `pack_squares` packed; copies nothing.
-
-    >>> specs = [PixelSpec(size, (0.5,) * 3, (0.5,) * 3) for size in (4, 8)]
-    >>> [squares.shape for squares in unpack_squares(np.zeros((2, 240), np.uint8), specs)]
-    [(2, 4, 4, 3), (2, 8, 8, 3)]
-    """
+    """The squares (n, s, s, 3) of each spec of n pictures (n, ...) that `pack_squares` packed; copies nothing."""
     if len(specs) == 1:
         return [pictures]
     ends = np.cumsum([3 * spec.size**2 for spec in specs])

@@ -86,13 +86,7 @@ class TextTower(ABC):
 
 
 def count_special_tokens(tokenize: Callable[[Sequence[str]], list[list[int]]]) -> tuple[int, int]:
-    """How many special tokens a tokenizer puts at the beginning and at the end of every text.
-
-    It compares the tokens of an empty text with those of one word.
-
-    >>> count_special_tokens(lambda texts: [[101, *map(ord, text), 102] for text in texts])
-    (1, 1)
-    """
+    """How many special tokens a tokenizer puts at the beginning and at the end of every text, such as (1, 1)."""
     empty, word = tokenize(["", "cat"])
     at_beginning = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(empty, word, strict=False)))
     return at_beginning, len(empty) - at_beginning

@@ -34,7 +34,7 @@ def test_an_encoder_without_a_tower_is_left_as_it_is():
 
 
 def test_the_fingerprint_says_what_shapes_the_features(plain, fast, squares, monkeypatch):
-    for backend in ("base.ConvertingBackend", "pytorch.TorchBackend"):
+    for backend in ("base.Backend", "pytorch.TorchBackend"):
         monkeypatch.setattr(f"clipadapter.runtime.engines.{backend}.prepare", lambda *_: None)
     two = [Int8Calibration(squares(2, 8, seed=seed)) for seed in (0, 1)]
     made = [with_backend(plain, "openvino", "bf16"), *(with_backend(plain, "openvino", "int8", each) for each in two)]

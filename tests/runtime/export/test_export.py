@@ -271,6 +271,13 @@ def test_wrong_values_are_refused(fitted, tmp_path):
     model = fitted("auto")
     (tmp_path / "folder.onnx").mkdir()
     (tmp_path / "loop.onnx").symlink_to("loop.onnx")
+    large = copy.copy(
+        model
+    )  # torch would write weights beyond 2 GiB into files beside the graph, which do not come along
+    large.head_ = copy.copy(model.head_)
+    large.head_.state = lambda: {"memory": np.broadcast_to(np.float32(0), (1 << 15, 1 << 14))}
+    with pytest.raises(InputError, match="the model has 2.0 GiB of weights"):
+        export_model(large, tmp_path / "large.onnx")
     for name, more, words in (
         ("model.onnx", {"format": "tflite"}, "format is onnx.* or .*, not 'tflite'"),
         ("model.onnx", {"precision": "bf16"}, "precision of ONNX is fp32 or int8"),

@@ -9,7 +9,8 @@ import torch
 from clipadapter.runtime.export.graph import MahalanobisDistance, OodScores
 from clipadapter.uncertainty import Rejector, learn_rejector, ood
 from clipadapter.uncertainty.class_gaussians import fit_class_gaussians
-from clipadapter.uncertainty.ood import SCORES, MemoryBank, ScorePart
+from clipadapter.uncertainty.ood import ScorePart
+from clipadapter.uncertainty.ood_scores import SCORES, MemoryBank
 
 D, C = 48, 4
 

@@ -8,13 +8,23 @@ from itertools import product
 from typing import ClassVar, Literal, NamedTuple
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fits import Draw, attempt, finish_run, fit_head, plan_run, record_failure, score_part
+from clipadapter.bench.fits import Draw, attempt, finish_run, fit_head, plan_run, score_part
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import DataSetSize, FeatureSource, Rows, Source, apply_prompts, build_bundle
+from clipadapter.bench.sources import (
+    AnySource,
+    DataSetSize,
+    FeatureSource,
+    Prompted,
+    Source,
+    apply_prompts,
+    build_bundle,
+    with_pictures,
+)
 from clipadapter.bench.suite import Prompts, Suite, Variant
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
+from clipadapter.features import FeatureSet
 from clipadapter.heads import Head
 
 SEPARATE_PART_TEXT = "given: the test part stands apart from what the shots are drawn from"
@@ -51,13 +61,6 @@ class Protocol:
 
     # ---- What it refuses ----
 
-    def check_suite(self, suite: Suite) -> None:
-        """Raise a ValueError for a suite with settings that do not suit the protocol."""
-        known = type(self).options
-        if unknown := sorted(suite.options.keys() - known.keys()):
-            listed = ", ".join(known) or "none"
-            raise ValueError(f"options of protocol '{suite.protocol}' are {listed}, not {', '.join(unknown)}")
-
     def why_not(self, cls: type[Head]) -> str:
         """Why the protocol can't measure a head; empty if it can. ``heads = ["all"]`` leaves such heads out."""
         return ""
@@ -67,7 +70,7 @@ class Protocol:
         if why := self.why_not(cls):
             raise InputError(f"{name} {why}: leave it out")
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
         """Refuse data sets that the protocol can't use, before features are computed."""
         for source in (source for source in sources if isinstance(source, FeatureSource)):
             if not self.accepts_features or len(suite.prompts) > 1:
@@ -79,71 +82,48 @@ class Protocol:
 
     # ---- What it costs, from the sizes of the data sets that a bundle is built from ----
 
-    def used_size(self, size: DataSetSize) -> DataSetSize:
-        """The size of what the protocol uses of a data set."""
-        return size
+    def used_sizes(self, sizes: Sequence[DataSetSize]) -> Sequence[DataSetSize]:
+        """The sizes of what the protocol uses of the data sets, with the number of test parts of a draw."""
+        return sizes
 
     def fits_of_draw(self, suite: Suite, sizes: Sequence[DataSetSize], variant: Variant, head: Head) -> list[float]:
-        """For each fit of a head to one draw, to which part of the shots it is fitted.
-
-        A transductive head is fitted again for each test part.
-        """
-        return [1.0] * (self.count_test_parts(sizes) if head.transductive else 1)
-
-    def count_test_parts(self, sizes: Sequence[DataSetSize]) -> int:
-        """Number of test parts."""
-        return sizes[0].test_parts
+        """For each fit of a head to one draw, to which part of the shots it is fitted."""
+        # A transductive head is fitted again for each test part.
+        return [1.0] * (sizes[0].test_parts if head.transductive else 1)
 
     # ---- From data sets to shots ----
 
     def bundles(
-        self, suite: Suite, sources: Sequence[Source | FeatureSource], encoders: Mapping[str, FewShotClassifier]
+        self, suite: Suite, sources: Sequence[AnySource], encoders: Mapping[str, FewShotClassifier]
     ) -> Iterator[BundleOfDraws]:
         """Compute the features of a suite by each encoder, and draw from them."""
         self.check_sources(suite, sources)
         for ready in (source for source in sources if isinstance(source, FeatureSource)):
-            bundle, rows = self.load(suite, ready)
-            draws = self.draws(bundle, suite.shots, suite.seeds, rows)
+            bundle = self.load(suite, ready)
+            draws = self.draws(bundle, suite.shots, suite.seeds)
             yield BundleOfDraws(bundle, draws, ready.name, bundle.encoder.name, suite.prompts[0])
-        pictures = [source for source in sources if isinstance(source, Source)]
+        pictures = with_pictures(sources)
         for group in [pictures] if self.combines_data_sets and pictures else [[source] for source in pictures]:
             for (name, model), prompts in product(encoders.items(), suite.prompts):
-                prompted = apply_prompts(suite, model, prompts, group[0])
-                bundle, rows = self.build(suite, group, prompted, prompts)
-                draws = self.draws(bundle, suite.shots, suite.seeds, rows)
+                bundle = self.build(suite, group, partial(apply_prompts, suite, model, prompts))
+                draws = self.draws(bundle, suite.shots, suite.seeds)
                 yield BundleOfDraws(bundle, draws, group[0].name, name, prompts)
 
-    def load(self, suite: Suite, source: FeatureSource) -> tuple[Bundle, Rows | None]:
-        """Load features, and the rows of the draws; None to draw from the support."""
+    def load(self, suite: Suite, source: FeatureSource) -> Bundle:
+        """The same from stored features."""
         return source.load(suite, only_drawn=True)
 
-    def build(
-        self, suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts
-    ) -> tuple[Bundle, Rows | None]:
-        """The features of all test pictures and of those training pictures that a draw takes, and the drawn rows.
+    def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> Bundle:
+        """The features of all test pictures and of those training pictures that a draw takes."""
+        return build_bundle(suite, sources[0], prompted(sources[0]))
 
-        A protocol that combines data sets gets several sources. The model has the prompts of the first one. The rows
-        are None if they are drawn from the bundle's support.
-        """
-        return build_bundle(suite, sources[0], model)
-
-    def draws(self, bundle: Bundle, shots: Sequence[int], seeds: Sequence[int], rows: Rows | None = None) -> list[Draw]:
-        """A draw for each number of shots and seed; rows are those that were drawn before."""
-        if shots and min(shots) < 1:
-            raise InputError(f"shots must be 1 or more, but are {', '.join(map(str, shots))}")
+    def draws(self, bundle: Bundle, shots: Sequence[int], seeds: Sequence[int]) -> list[Draw]:
+        """A draw for each number of shots and seed."""
+        labels, drawn = bundle.support.y, bundle.draws
         return [
-            Draw(n, seed, self.draw_rows(bundle, n, seed) if rows is None else rows[n, seed], self.test_names(bundle))
-            for n in shots
-            for seed in seeds
+            Draw(n, seed, draw_shots(labels, n, seed) if drawn is None else drawn[n, seed], bundle.names)
+            for n, seed in product(shots, seeds)
         ]
-
-    def draw_rows(self, bundle: Bundle, shots: int, seed: int) -> list[int]:
-        """Draw from the support of a bundle."""
-        return draw_shots(bundle.support.y, shots, seed)
-
-    def test_names(self, bundle: Bundle) -> Sequence[str]:
-        """What heads are measured on; each has a record."""
-        return bundle.names
 
     # ---- From shots to records ----
 
@@ -156,24 +136,26 @@ class Protocol:
         return runs
 
     def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
-        """Fit a head and measure it: the planned records of one fit with their metrics, or the reason why it failed.
-
-        A transductive head is fitted again for each test part. The records do not name the pictures without labels.
-        """
+        """Fit a head and measure it: the planned records of one fit with their metrics, or the reason why it failed."""
         names = {bundle.data(name, runs[0].rows): name for name in bundle.names}
-        shots, finished = bundle.shots(runs[0].rows), []
-        for group in [[run] for run in runs] if head.transductive else [runs]:
-            parts = [bundle.test(names[run.data], run.rows) for run in group]
-            try:
-                fitted, seconds = fit_head(head, shots, parts, bundle)
-            except Exception as error:  # of any head, also of plug-ins: the other heads must still run
-                finished += [record_failure(run, error) for run in group]
-                continue
-            for run, part in zip(group, parts, strict=True):
-                # A head may know no other classes than those of its shots.
-                finished += attempt([run], partial(_score, run, fitted, seconds, part))
-        return finished
+        shots = bundle.shots(runs[0].rows)
+        # A transductive head is fitted again for each test part. The records do not name the pictures without labels.
+        groups = [[run] for run in runs] if head.transductive else [runs]
+        parts = [[bundle.test(names[run.data], run.rows) for run in group] for group in groups]
+        measured = [
+            attempt(group, partial(_fit_and_score, head, shots, own, bundle, group))
+            for group, own in zip(groups, parts, strict=True)
+        ]
+        return [run for group in measured for run in group]
 
 
-def _score(run: Run, fitted: Head, seconds: float, part: TestPart) -> list[Run]:
-    return [finish_run(run, fitted, seconds, score_part(fitted, part))]
+def _fit_and_score(
+    head: Head, shots: FeatureSet, parts: Sequence[TestPart], bundle: Bundle, runs: Sequence[Run]
+) -> list[Run]:
+    fitted, seconds = fit_head(head, shots, parts, bundle)
+
+    def score(run: Run, part: TestPart) -> list[Run]:
+        return [finish_run(run, fitted, seconds, score_part(fitted, part))]
+
+    # On some parts a head may fail, such as one that knows no other classes than those of its shots.
+    return [attempt([run], partial(score, run, part))[0] for run, part in zip(runs, parts, strict=True)]

@@ -7,38 +7,30 @@ folds are made. One draw of shots gives one record, whose seconds are those of o
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
-from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fits import (
-    Draw,
-    attempt,
-    count_stored_numbers,
-    finish_run,
-    fit_head,
-    plan_run,
-    score_part,
-)
+from clipadapter.bench.bundle import Bundle
+from clipadapter.bench.fits import Draw, attempt, count_stored_numbers, finish_run, plan_run
+from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds, draw_folds, score_folds
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.run import Run, RunData, pack_correct
-from clipadapter.bench.sources import DataSetSize, FeatureSource, Rows, Source, extract_training_views
-from clipadapter.bench.suite import ALL, Prompts, Suite, Variant
-from clipadapter.classifier import FewShotClassifier
-from clipadapter.classifier.evaluation import Score
-from clipadapter.data import draw_shots
+from clipadapter.bench.sources import (
+    AnySource,
+    DataSetSize,
+    FeatureSource,
+    Prompted,
+    Source,
+    extract_training_views,
+    with_pictures,
+)
+from clipadapter.bench.suite import Suite, Variant
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
-from clipadapter.metrics import evaluate
-
-DEFAULT_FOLDS = 5
-
-Split = tuple[list[int], list[int]]
-"""Rows of the shots, and rows that a head fitted to them predicts."""
 
 
 @register_protocol("cross-validation")
@@ -53,47 +45,41 @@ class CrossValidation(Protocol):
     accepts_all_shots = True
     options = {"folds": DEFAULT_FOLDS}
 
-    def check_suite(self, suite: Suite) -> None:
-        """A single fold leaves no shots."""
-        super().check_suite(suite)
-        if suite.options.get("folds", DEFAULT_FOLDS) < 2:
-            raise ValueError("folds must be 2 or more")
-
-    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
-        """Each class needs two pictures."""
+    def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
+        """Each class needs two pictures, and a single fold leaves no shots."""
         super().check_sources(suite, sources)
-        for source in (source for source in sources if isinstance(source, Source)):
+        if self.options["folds"] < 2:
+            raise InputError(f"folds must be 2 or more, but are {self.options['folds']}")
+        for source in with_pictures(sources):
             count_folds(source.train.labels, self.options["folds"])
 
-    def used_size(self, size: DataSetSize) -> DataSetSize:
+    def used_sizes(self, sizes: Sequence[DataSetSize]) -> Sequence[DataSetSize]:
         """A separate test part is not used."""
-        return replace(size, test=size.train, divided=False, test_parts=1)
+        return [replace(size, test=size.train, divided=False, test_parts=1) for size in sizes]
 
     def fits_of_draw(self, suite: Suite, sizes: Sequence[DataSetSize], variant: Variant, head: Head) -> list[float]:
         """A fit for each fold."""
         return [1.0] * self.options["folds"]
 
-    def load(self, suite: Suite, source: FeatureSource) -> tuple[Bundle, Rows | None]:
+    def load(self, suite: Suite, source: FeatureSource) -> Bundle:
         """Separate test parts are left out."""
-        bundle, _ = source.load(suite)
-        return Bundle(bundle.support, bundle.text), None
+        bundle = source.load(suite)
+        return Bundle(bundle.support, bundle.text)
 
-    def build(
-        self, suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts
-    ) -> tuple[Bundle, Rows | None]:
+    def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> Bundle:
         """Of a data set with a test part, the training part is cut into folds."""
-        train = sources[0].train
+        train, model = sources[0].train, prompted(sources[0])
         support = extract_training_views(suite, model, train, train.class_names, [range(len(train.samples))])
-        return Bundle(support, model.encode_classes(train.class_names)), None
+        return Bundle(support, model.encode_classes(train.class_names))
 
-    def draw_rows(self, bundle: Bundle, shots: int, seed: int) -> list[int]:
+    def draws(self, bundle: Bundle, shots: Sequence[int], seeds: Sequence[int]) -> list[Draw]:
         """The shots of all folds one after the other; a picture is a shot of several folds."""
-        splits = draw_folds(bundle.support.y, self.options["folds"], seed, shots)
-        return [row for drawn, _ in splits for row in drawn]
-
-    def test_names(self, bundle: Bundle) -> list[str]:
-        """All folds are one record."""
-        return [f"{count_folds(bundle.support.y, self.options['folds'])} folds"]
+        labels, folds = bundle.support.y, self.options["folds"]
+        tests = [f"{count_folds(labels, folds)} folds"]
+        return [
+            Draw(n, seed, [row for drawn, _ in draw_folds(labels, folds, seed, n) for row in drawn], tests)
+            for n, seed in product(shots, seeds)
+        ]
 
     def plan(self, bundle: Bundle, label: str, head: Head, draw: Draw) -> list[Run]:
         """All folds are one record."""
@@ -115,50 +101,3 @@ class CrossValidation(Protocol):
             return [finish_run(run, largest, seconds, pooled, correct=correct, learned={})]
 
         return attempt(runs, make)
-
-
-def count_folds(labels: Sequence[str], folds: int) -> int:
-    """The number of folds: as requested, but at most the number of pictures of the smallest class.
-
-    >>> count_folds(["cat"] * 3 + ["dog"] * 9, 5)
-    3
-    """
-    if folds < 2:
-        raise InputError(f"folds must be 2 or more, but are {folds}")
-    counts = Counter(labels)
-    single = sorted(name for name, n in counts.items() if n < 2)
-    if single or not counts:
-        raise InputError(
-            f"cross-validation needs two pictures of each class, but has one of: {', '.join(single[:5])}. "
-            "Give a test folder, or more pictures"
-        )
-    return min(folds, *counts.values())
-
-
-def draw_folds(labels: Sequence[str], folds: int, seed: int, shots: int = ALL) -> list[Split]:
-    """Cut pictures into stratified folds, and draw the shots of each fold from the other folds."""
-    from sklearn.model_selection import StratifiedKFold  # late: to compare on a test part needs no scikit-learn
-
-    cut = StratifiedKFold(count_folds(labels, folds), shuffle=True, random_state=seed)
-    splits = []
-    for others, fold in cut.split(np.zeros(len(labels)), list(labels)):
-        drawn = draw_shots([labels[row] for row in others], shots, seed)
-        splits.append((others[drawn].tolist(), fold.tolist()))
-    return splits
-
-
-def score_folds(head: Head, bundle: Bundle, splits: Sequence[Split]) -> tuple[Score, float, list[Head]]:
-    """Cross-validate one head: the score over all pictures, mean seconds of a fit, and the fitted heads."""
-    scores, heads, seconds = list[Score](), list[Head](), 0.0
-    for shots, fold in splits:
-        part = TestPart(bundle.support.take(fold))
-        fitted, duration = fit_head(head, bundle.support.take(shots), [part], bundle)
-        scores.append(score_part(fitted, part))
-        heads.append(fitted)
-        seconds += duration
-    classes = [item.name for item in scores[0].evaluation.classes]
-    labels = [classes[i] for score in scores for i in score.labels]
-    log_probabilities = np.concatenate([score.evaluation.predictions.log_probabilities for score in scores])
-    logits, predict_seconds = np.concatenate([score.logits for score in scores]), sum(score.seconds for score in scores)
-    pooled = Score(evaluate(labels, log_probabilities, classes), logits, predict_seconds)
-    return pooled, seconds / len(splits), heads

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import SEPARATE_PART_TEXT, Protocol
-from clipadapter.bench.sources import FeatureSource, Source
+from clipadapter.bench.sources import AnySource, FeatureSource
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError
 
@@ -23,7 +23,7 @@ class FewShot(Protocol):
     report_columns = "shots"
     accepts_features = True
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
         """Of a data set without a test part the shots must leave pictures to test on."""
         super().check_sources(suite, sources)
         for source in sources:

@@ -11,69 +11,39 @@ again to the shots of all tasks so far, which needs their features: "joint". All
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import product
-from typing import Literal
 
 import numpy as np
 
-from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.fits import Draw, count_stored_numbers, fit_head, plan_run, record_failure, score_part
 from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
-from clipadapter.bench.run import (
-    ContinualResult,
-    Metrics,
-    Run,
-    RunData,
-    Seconds,
-    Step,
-    Task,
-    TaskStream,
-    describe_machine,
-)
-from clipadapter.bench.sources import DataSetSize, FeatureSource, Source
-from clipadapter.bench.streams import draw_tasks, join_features, join_sources
+from clipadapter.bench.run import ContinualResult, Metrics, Run, RunData, Seconds, Step, TaskStream, describe_machine
+from clipadapter.bench.sources import AnySource, DataSetSize, with_pictures
+from clipadapter.bench.streams import Mode, choose_mode, draw_tasks, join_features, join_sources, task_part
 from clipadapter.bench.suite import Suite, Variant, count_tasks
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.errors import InputError
-from clipadapter.features import PER_EPOCH
-from clipadapter.heads import Head, IncrementalHead, create_head
-
-Mode = Literal["stream", "joint"]
+from clipadapter.heads import Head, create_head
 
 
 @register_protocol("stream")
 class StreamOfTasks(Protocol):
     """The data sets, or parts of their classes, are tasks that are learned one after the other."""
 
+    accepts_features = True
     accepts_all_shots = True
 
     def __init__(self, task_known: bool = False) -> None:
         self.task_known = task_known
-        self.modes: dict[str, Mode | None] = {}
-        """How a head learns, by its name in tables."""
-
-    def check_suite(self, suite: Suite) -> None:
-        """A stream has no views for each epoch."""
-        super().check_suite(suite)
-        if suite.views == PER_EPOCH:
-            raise ValueError('views = "per-epoch" does not work for a stream of tasks: give a number of views')
+        self.modes: dict[str, Mode | None] = {}  # how a head learns, by its name in tables
 
     def why_not(self, cls: type[Head]) -> str:
         """A head must be fitted without test pictures, to features."""
         if cls.transductive:
             return "is fitted to all test pictures together, which no stream of tasks allows"
         return "tunes the encoder, which no stream of tasks allows" if cls.tunes_encoder else ""
-
-    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
-        """Stored features have one kind of prompts."""
-        features = [source for source in sources if isinstance(source, FeatureSource)]
-        if len(features) == len(sources) and len(suite.prompts) > 1:
-            raise InputError(f"suite '{suite.name}' compares prompts: it needs pictures and an encoder, not features")
-        for source in features:
-            source.check_views(suite)
 
     def fits_of_draw(self, suite: Suite, sizes: Sequence[DataSetSize], variant: Variant, head: Head) -> list[float]:
         """A fit for each task; joint fits grow with the number of tasks."""
@@ -82,34 +52,28 @@ class StreamOfTasks(Protocol):
         return [(t + 1) / n if joint else 1 / n for t in range(n)]
 
     def bundles(
-        self, suite: Suite, sources: Sequence[Source | FeatureSource], encoders: Mapping[str, FewShotClassifier]
+        self, suite: Suite, sources: Sequence[AnySource], encoders: Mapping[str, FewShotClassifier]
     ) -> Iterator[BundleOfDraws]:
         """All data sets make one stream for each number of shots, order and seed."""
         self.check_sources(suite, sources)
         self.task_known = suite.stream.task_known
         self.modes = {variant.title: variant.mode for variant in suite.all_variants()}
-        has_pictures = any(isinstance(source, Source) for source in sources)
-        for name, model in encoders.items() if has_pictures else [("", None)]:
-            for prompts in suite.prompts:
-                union = join_sources(suite, sources, model, prompts)
-                planned = product(suite.shots, suite.stream.orders, suite.seeds)
-                draws = [draw_tasks(suite.stream, union, order, n, seed) for n, order, seed in planned]
-                encoder = name or union.bundle.encoder.name
-                data = " + ".join(source.name for source in sources)
-                yield BundleOfDraws(union.bundle, draws, data, encoder, prompts)
+        models = encoders.items() if with_pictures(sources) else [("", None)]
+        for (name, model), prompts in product(models, suite.prompts):
+            union = join_sources(suite, sources, model, prompts)
+            planned = product(suite.shots, suite.stream.orders, suite.seeds)
+            draws = [draw_tasks(suite.stream, union, order, n, seed) for n, order, seed in planned]
+            data = " + ".join(source.name for source in sources)
+            yield BundleOfDraws(union.bundle, draws, data, name or union.bundle.encoder.name, prompts)
 
     def plan(self, bundle: Bundle, label: str, head: Head, draw: Draw) -> list[Run]:
         """A stream is one record."""
         joint = choose_mode(label, head, self.modes.get(label)) == "joint"
         stream = TaskStream(task_known=self.task_known, joint=joint, tasks=list(draw.tasks))
         parts = list(dict.fromkeys(task.part for task in draw.tasks))
-        data = RunData(
-            support=bundle.support_name,
-            test=" + ".join(parts),
-            protocol="stream",
-            digest=bundle.hash_data(draw.rows, parts),
-        )
-        n_test = sum(len(_test_part(bundle, task, False).features) for task in draw.tasks)
+        digest = bundle.hash_data(draw.rows, parts)
+        data = RunData(support=bundle.support_name, test=" + ".join(parts), protocol="stream", digest=digest)
+        n_test = sum(len(task_part(bundle, task).features) for task in draw.tasks)
         return [plan_run(bundle, label, head, draw, data, parts[0], len(bundle.text.labels), n_test, stream)]
 
     def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
@@ -122,29 +86,9 @@ class StreamOfTasks(Protocol):
             return [record_failure(run, error, f" (after {len(steps)} of {len(run.stream.tasks)} tasks)")]
 
 
-def choose_mode(name: str, head: Head, requested: Mode | None) -> Mode:
-    """How a head learns a stream: as requested, else incrementally if it can.
-
-    A head may have a parameter ``stream``, which says whether it keeps the state for further tasks.
-    """
-    can_continue = isinstance(head, IncrementalHead) and head.get_params(deep=False).get("stream", True)
-    if requested == "stream" and not can_continue:
-        takes_part = isinstance(head, IncrementalHead)
-        hint = "set its parameter stream = true" if takes_part else 'leave mode out, or say mode = "joint"'
-        raise InputError(f"{name} can't continue from what it learned: {hint}")
-    return requested or ("stream" if can_continue else "joint")
-
-
-def _test_part(bundle: Bundle, task: Task, task_known: bool) -> TestPart:
-    """The test pictures of a task; if the task of a picture is known, heads predict among its classes."""
-    part, classes = bundle.tests[task.part].features, set(task.classes)
-    own = part.take([row for row, label in enumerate(part.y) if label in classes])
-    return TestPart(replace(own, class_names=tuple(task.classes)), "shift") if task_known else TestPart(own)
-
-
 def _learn_tasks(bundle: Bundle, head: Head, run: Run, stream: TaskStream, steps: list[Step]) -> Run:
     """The finished record; ``steps`` says how far a head came that failed."""
-    parts = [_test_part(bundle, task, stream.task_known) for task in stream.tasks]
+    parts = [task_part(bundle, task, stream.task_known) for task in stream.tasks]
     ends = np.cumsum([task.shots for task in stream.tasks])
     shots = [bundle.shots(rows.tolist()) for rows in np.split(np.array(run.rows, np.int64), ends[:-1])]
     zero_shot = None  # where a class has no text

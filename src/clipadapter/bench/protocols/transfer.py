@@ -10,19 +10,17 @@ from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEXT, Protocol
 from clipadapter.bench.sources import (
+    AnySource,
     DataSetSize,
-    FeatureSource,
-    Rows,
+    Prompted,
     Source,
-    apply_prompts,
+    build_drawn_bundle,
     extract_dataset,
-    extract_drawn_shots,
     require_test_part,
+    with_pictures,
 )
-from clipadapter.bench.suite import Prompts, Suite
-from clipadapter.classifier import FewShotClassifier
+from clipadapter.bench.suite import Suite
 from clipadapter.errors import DataError, InputError
-from clipadapter.features import FeatureSet
 
 
 @register_protocol("base-to-new")
@@ -32,37 +30,30 @@ class BaseToNew(Protocol):
     test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
     has_harmonic_mean = True
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
         """Each data set needs a test part."""
         super().check_sources(suite, sources)
-        for source in (source for source in sources if isinstance(source, Source)):
+        for source in with_pictures(sources):
             require_test_part(suite, source)
 
-    def count_test_parts(self, sizes: Sequence[DataSetSize]) -> int:
-        """The two halves of the classes."""
-        return 2
+    def used_sizes(self, sizes: Sequence[DataSetSize]) -> Sequence[DataSetSize]:
+        """Of each data set the two halves of the classes."""
+        return [replace(size, test_parts=2) for size in sizes]
 
-    def build(
-        self, suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts
-    ) -> tuple[Bundle, Rows | None]:
+    def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> Bundle:
         """The features of one data set."""
-        (source,) = sources
+        (source,), model = sources, prompted(sources[0])
         test, names = require_test_part(suite, source), source.train.class_names
         half = math.ceil(len(names) / 2)
         base, new = names[:half], names[half:]
-        of_base = tuple(sample for sample in source.train.samples if sample.label in set(base))
-        support, positions, drawn = extract_drawn_shots(suite, model, replace(source.train, samples=of_base), base)
+        train = replace(source.train, samples=tuple(one for one in source.train.samples if one.label in base))
         features = extract_dataset(model, test, names)
-        tests = {
-            "base": TestPart(_of_classes(features, base)),
-            "new": TestPart(_of_classes(features, new), "new", model.encode_classes(new)),
-        }
-        return Bundle(support, model.encode_classes(base), tests, positions), drawn
-
-
-def _of_classes(features: FeatureSet, names: Sequence[str]) -> FeatureSet:
-    rows = [row for row, label in enumerate(features.y) if label in set(names)]
-    return replace(features.take(rows), class_names=tuple(names))
+        of_base, of_new = (
+            replace(features.take([row for row, label in enumerate(features.y) if label in own]), class_names=own)
+            for own in (base, new)
+        )
+        tests = {"base": TestPart(of_base), "new": TestPart(of_new, "new", model.encode_classes(new))}
+        return build_drawn_bundle(suite, model, train, base, tests)
 
 
 @register_protocol("cross-dataset")
@@ -72,7 +63,7 @@ class CrossDataset(Protocol):
     test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
     combines_data_sets = True
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
         """The first data set needs a test part, and there must be another one."""
         super().check_sources(suite, sources)
         if len(sources) < 2:
@@ -80,29 +71,24 @@ class CrossDataset(Protocol):
                 f"protocol '{suite.protocol}' measures heads on other data sets than that of the shots, but there is "
                 "only one: give --data once more"
             )
-        for first in (source for source in sources[:1] if isinstance(source, Source)):
-            require_test_part(suite, first)
+        require_test_part(suite, with_pictures(sources)[0])
 
-    def count_test_parts(self, sizes: Sequence[DataSetSize]) -> int:
-        """Each data set has one."""
-        return len(sizes)
+    def used_sizes(self, sizes: Sequence[DataSetSize]) -> Sequence[DataSetSize]:
+        """Each data set is a test part."""
+        return [replace(size, test_parts=len(sizes)) for size in sizes]
 
-    def build(
-        self, suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts
-    ) -> tuple[Bundle, Rows | None]:
+    def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> Bundle:
         """The shots of the first data set, and the test parts of all."""
         first, *others = sources
-        test, names = require_test_part(suite, first), first.train.class_names
-        support, positions, drawn = extract_drawn_shots(suite, model, first.train, names)
+        test, names, model = require_test_part(suite, first), first.train.class_names, prompted(first)
         tests = {"test": TestPart(extract_dataset(model, test, names))}
-        for other in others:
-            tests[other.spec] = self.build_part(suite, other, model, prompts)
-        return Bundle(support, model.encode_classes(names), tests, positions), drawn
+        tests |= {other.spec: self.build_part(first, other, prompted) for other in others}
+        return build_drawn_bundle(suite, model, first.train, names, tests)
 
-    def build_part(self, suite: Suite, source: Source, model: FewShotClassifier, prompts: Prompts) -> TestPart:
+    def build_part(self, first: Source, other: Source, prompted: Prompted) -> TestPart:
         """The test part of a data set that gives no shots; the class text is that of the data set itself."""
-        own, names = apply_prompts(suite, model, prompts, source), source.any_test.class_names
-        return TestPart(extract_dataset(own, source.any_test, names), "new", own.encode_classes(names))
+        own, names = prompted(other), other.any_test.class_names
+        return TestPart(extract_dataset(own, other.any_test, names), "new", own.encode_classes(names))
 
 
 @register_protocol("shift")
@@ -114,15 +100,14 @@ class Shift(CrossDataset):
         "shift": "shift: pictures from elsewhere that show classes of the shots, among which alone a head chooses",
     }
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | FeatureSource]) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
         """The first data set needs all classes of the others."""
         super().check_sources(suite, sources)
-        first, *others = [source for source in sources if isinstance(source, Source)]
+        first, *others = with_pictures(sources)
         for source in others:
-            unknown = sorted(set(source.any_test.class_names) - set(first.train.class_names))
-            if unknown:
+            if unknown := sorted(set(source.any_test.class_names) - set(first.train.class_names)):
                 raise DataError(f"'{source.spec}' has classes that '{first.spec}' has not: {', '.join(unknown[:5])}")
 
-    def build_part(self, suite: Suite, source: Source, model: FewShotClassifier, prompts: Prompts) -> TestPart:
+    def build_part(self, first: Source, other: Source, prompted: Prompted) -> TestPart:
         """The class text is that of the first data set."""
-        return TestPart(extract_dataset(model, source.any_test, source.any_test.class_names), "shift")
+        return TestPart(extract_dataset(prompted(first), other.any_test, other.any_test.class_names), "shift")

@@ -60,7 +60,6 @@ NO_PUBLISHED_STREAM = (
 )
 STREAM_METRICS = ("transfer", "average", "last")
 TAKES_NO_SHOTS = "takes none"
-NOT_MEASURED = "not measured"
 
 
 # ---- What the files have ----
@@ -150,25 +149,17 @@ def make_published_section(study: Study) -> Section:
     order = list(dict.fromkeys(ours.dataset for ours in measured))
     heads = list(dict.fromkeys(ours.head for ours in measured))
     measured.sort(key=lambda ours: (order.index(ours.dataset), heads.index(ours.head), ours.shots))
-    pairs = [(ours, theirs) for ours in measured for theirs in _matches(ours)]
-    rows, sources = [], {theirs.source for _, theirs in pairs}
-    for ours, theirs in pairs:
-        shots = format_shots(ours.shots) if theirs.shots else TAKES_NO_SHOTS
-        difference = format_points(ours.cell.mean - theirs.accuracy / 100)
-        mean = format_cell(ours.cell, format_percent)
-        rows.append(_cells(format_head(ours.head, ours.runs), shots, mean, difference, theirs))
-    for theirs in _zero_shot_not_measured(measured):
-        rows.append(_cells(HEAD_WITHOUT_SHOTS, TAKES_NO_SHOTS, NOT_MEASURED, "-", theirs))
-        sources.add(theirs.source)
+    pairs = [(ours, theirs) for ours in measured for theirs in _matches(ours)] + _zero_shot_not_measured(measured)
+    rows = list(dict.fromkeys(_cells(ours, theirs) for ours, theirs in pairs))
     if not rows:
         return Section(TITLE, (), (NO_PUBLISHED_FIGURE,))
     notes = (
         "Accuracy in %. Published results are from other draws of shots, and mostly from other protocols: many were "
         "tuned with labels beyond the shots. So the difference is in points, without an interval, and no target.",
         "Unverified: backbone, shots or source are inferred, or sources contradict each other.",
-        *_source_notes(sources),
+        *_source_notes(theirs.source for _, theirs in pairs),
     )
-    title, rows = "Accuracy beside published results", list(dict.fromkeys(rows))
+    title = "Accuracy beside published results"
     return Section(TITLE, (Grid(title, HEADER, tuple(rows), notes=notes, text_columns=TEXT_COLUMNS),))
 
 
@@ -234,14 +225,17 @@ def _published(method: str, dataset: str, encoder: str, shots: set[int]) -> list
     ]
 
 
-def _zero_shot_not_measured(measured: Sequence[Measured]) -> Iterator[PublishedAccuracy]:
+def _zero_shot_not_measured(measured: Sequence[Measured]) -> list[tuple[Measured, PublishedAccuracy]]:
     """Published zero-shot accuracies of the data sets and encoders on which zero-shot was not measured."""
     methods: dict[tuple[str, str], set[str]] = {}
     for ours in measured:
         methods.setdefault((ours.dataset, ours.runs[0].encoder.name), set()).add(ours.runs[0].method)
-    for (dataset, encoder), own in methods.items():
-        if HEAD_WITHOUT_SHOTS not in own:
-            yield from _published(HEAD_WITHOUT_SHOTS, dataset, encoder, {0})
+    return [
+        (Measured(dataset, Row(HEAD_WITHOUT_SHOTS), 0, Cell(remark="not measured"), ()), theirs)
+        for (dataset, encoder), own in methods.items()
+        if HEAD_WITHOUT_SHOTS not in own
+        for theirs in _published(HEAD_WITHOUT_SHOTS, dataset, encoder, {0})
+    ]
 
 
 def backbone_of(encoder: str) -> str | None:
@@ -259,13 +253,21 @@ def backbone_of(encoder: str) -> str | None:
     return "SigLIP2 ViT-B/16" if encoder == "open_clip:ViT-B-16-SigLIP2/webli" else None
 
 
-def _cells(head: str, shots: str, measured: str, difference: str, theirs: PublishedAccuracy) -> tuple[str, ...]:
-    margin = f" ± {theirs.margin:.2f}" if theirs.margin else ""
-    dataset = MEAN_TITLES.get(theirs.dataset, shorten_name(theirs.dataset))
-    variant, protocol = theirs.variant or "-", theirs.protocol or "not stated"
-    published, checked = f"{theirs.accuracy:.2f}{margin}", "verified" if theirs.verified else "unverified"
-    beside = (measured, published, difference, theirs.source)
-    return (head, dataset, theirs.backbone, shots, *beside, variant, protocol, checked)
+def _cells(ours: Measured, theirs: PublishedAccuracy) -> tuple[str, ...]:
+    """The row of two results, as `HEADER` says."""
+    return (
+        format_head(ours.head, ours.runs),
+        MEAN_TITLES.get(theirs.dataset, shorten_name(theirs.dataset)),
+        theirs.backbone,
+        format_shots(ours.shots) if theirs.shots else TAKES_NO_SHOTS,
+        format_cell(ours.cell, format_percent),
+        f"{theirs.accuracy:.2f}" + (f" ± {theirs.margin:.2f}" if theirs.margin else ""),
+        format_points(ours.cell.mean - theirs.accuracy / 100) if ours.cell.values else "-",
+        theirs.source,
+        theirs.variant or "-",
+        theirs.protocol or "not stated",
+        "verified" if theirs.verified else "unverified",
+    )
 
 
 # ---- Beside measured streams ----

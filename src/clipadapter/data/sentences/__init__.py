@@ -19,8 +19,7 @@ from clipadapter.errors import InputError
 from clipadapter.utils.parsing import parse_toml
 from clipadapter.utils.registry import unknown
 
-ARTICLE = re.compile(r"\b([Aa]) \{\}")
-"""An article before the class name."""
+ARTICLE = re.compile(r"\b([Aa]) \{\}")  # an article before the class name
 VOWELS = "aeiou"
 
 

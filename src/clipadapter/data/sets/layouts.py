@@ -33,8 +33,7 @@ INSTRUCTIONS_URL = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 SPLITS = ("train", "val", "test")
 _ADVICE = "a split file has lists train, val and test of [path, label, class name]; download it again"
 
-SamplesAndClasses = tuple[tuple[Sample, ...], tuple[str, ...]]
-"""The samples, and the class names in order."""
+SamplesAndClasses = tuple[tuple[Sample, ...], tuple[str, ...]]  # the samples, and the class names in order
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -358,10 +357,7 @@ class SplitFile(BaseModel):
 
 
 def read_split(path: Path, image_folder: Path) -> SamplesAndClasses:
-    """Read a split file: its rows as samples, and the class names in the order of their labels.
-
-    Its paths are relative to `image_folder`. Those that leave it are refused. Pictures need not exist.
-    """
+    """The samples of a split file, whose pictures need not exist, and the class names in the order of their labels."""
     where = printable(path)
     try:
         content = SplitFile.model_validate(read_json(path, "download the file again"))

@@ -121,6 +121,7 @@ def fit_stacking(
     `BIAS_PRIOR_STD`, and ``row_weights`` is one number.
     """
     from scipy.optimize import minimize  # late: a fitted head needs no scipy
+    from threadpoolctl import threadpool_limits
 
     is_multilabel, k, c = truth.ndim == 2, len(logits), logits[0].shape[1]
     stack = torch.stack([part if is_multilabel else centre_logits(part) for part in logits]).double()
@@ -158,7 +159,9 @@ def fit_stacking(
 
     start, options = np.zeros(k + (1 + c) * is_multilabel), {"ftol": 1e-11, "gtol": 1e-7}
     start[k : k + 1] = -1.0
-    result = minimize(negative_log_posterior, start, jac=True, method="L-BFGS-B", options=options)
+    # A second thread of BLAS would only wait, busily, between products of ten rows.
+    with threadpool_limits(1, user_api="blas"):
+        result = minimize(negative_log_posterior, start, jac=True, method="L-BFGS-B", options=options)
     weights = (median * np.exp(log_std * result.x[:k])).tolist()
     return Stacking(weights, -float(result.fun), torch.as_tensor(result.x[k : k + 1] + result.x[k + 1 :]))
 

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from clipadapter.utils.pixels import PixelSpec
 
 PRECISIONS = ("fp32", "bf16", "int8")
-DIGEST_BYTES = 8
-"""Length of the digest of the pictures of a calibration."""
 Runner: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.float32]]"
 """Squares (n, s, s, 3), values 0 .. 255, to raw features (n, d). May be called from several threads."""
 
@@ -71,23 +68,18 @@ class Int8Calibration:
 
     # (m, s, s, 3), values 0 .. 255; None to load a tower that was converted with them before
     squares: NDArray[np.uint8] | None
-    name: str = ""  # digest of the squares, if these are None
-    # Those of the further passes of an encoder of several blocks, which may see squares of other sizes
-    further: tuple[Int8Calibration, ...] = ()
+    name: str = ""  # digest of the squares, if these are None; of an encoder of several passes, those of all
 
     @cached_property
     def digest(self) -> str:
         """16 hex digits for each pass that identify the squares."""
-        if self.squares is None:
-            return self.name
-        own = blake2b(self.squares.tobytes(), digest_size=DIGEST_BYTES).hexdigest()
-        return own + "".join(each.digest for each in self.further)
+        return self.name if self.squares is None else blake2b(self.squares.tobytes(), digest_size=8).hexdigest()
 
     def of_pass(self, i: int) -> Int8Calibration:
-        """The calibration of one pass: the i-th of those whose tower backends run."""
-        if self.squares is None:
-            return Int8Calibration(None, self.name[2 * DIGEST_BYTES * i : 2 * DIGEST_BYTES * (i + 1)])
-        return Int8Calibration(self.squares) if i == 0 else self.further[i - 1]
+        """The calibration of the i-th of the passes whose tower backends run."""
+        if self.squares is not None:  # which have one size, and passes may see several
+            raise InputError("an encoder of several passes is calibrated for int8 by `choose_backend`: call that")
+        return Int8Calibration(None, self.name[16 * i : 16 * (i + 1)])
 
 
 @dataclass(frozen=True)
@@ -102,11 +94,7 @@ class InferenceGraph:
 
 
 class Backend:
-    """Base of all backends.
-
-    Args:
-        device: a torch device, one of ``devices``.
-    """
+    """Base of all backends: towers are converted to its ``format``, whose files it opens; or it runs them as is."""
 
     title: ClassVar[str]
     """Its name in a sentence, as its authors write it."""
@@ -117,6 +105,7 @@ class Backend:
     extra: ClassVar[str] = ""
     """The extra that installs them."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Kinds of torch devices that it runs on."""
     format: ClassVar[ExportFormat | None] = None
     """The format of exported models that it brings along, and opens."""
     opens: ClassVar[tuple[str, ...]] = ()
@@ -136,13 +125,8 @@ class Backend:
 
     @classmethod
     def open_file(cls, path: Path, threads: int | None = None) -> InferenceGraph:
-        """Open the file of a graph.
-
-        Args:
-            path: of its own format, or of one of ``opens``.
-            threads: None for all cores.
-        """
-        raise InputError(f"the {cls.title} backend opens no files: use another")
+        """Open a file of its own format, or of one of ``opens``; None stands for the threads of all cores."""
+        raise NotImplementedError
 
     @classmethod
     def missing_package(cls) -> str:
@@ -163,26 +147,11 @@ class Backend:
     @classmethod
     def is_ready(cls, fingerprint: str, precision: str, calibration: Int8Calibration | None = None) -> bool:
         """Whether an encoder with this fingerprint can run without being converted first."""
-        return True
+        digest = "" if calibration is None else calibration.digest
+        return read_cache_facts(cls.cache_folder(fingerprint, precision, digest)) is not None
 
     def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
-        """Make a tower ready to run.
-
-        Args:
-            tower: the tower.
-            precision: one of ``precisions``.
-            calibration: pictures for int8; a tower that was converted with them before is loaded from the cache.
-        """
-        raise InputError(f"the {self.title} backend runs exported models only: use another for an image tower")
-
-
-class ConvertingBackend(Backend, ABC):
-    """A backend that converts towers to files of its format, once, in the cache folder."""
-
-    format: ClassVar[ExportFormat]
-
-    def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
-        """See `Backend.prepare`."""
+        """Make a tower ready to run. It is converted once, into the cache folder, for int8 with the pictures given."""
         from clipadapter.utils.parallel import is_convolutional
 
         self.check_available(precision)
@@ -192,7 +161,7 @@ class ConvertingBackend(Backend, ABC):
             raise InputError(f"{tower.name} in int8 needs pictures to calibrate with")
         squares, digest = (None, "") if calibration is None else (calibration.squares, calibration.digest)
         folder = self.cache_folder(tower.fingerprint, precision, digest)
-        if read_cache_facts(folder) is None:  # otherwise `tower.module` is not used, which may take seconds to load
+        if read_cache_facts(folder) is None:  # only then `tower.module` is used, which may take seconds to load
             if calibration is not None and squares is None:
                 raise EncoderUnavailableError(
                     f"{tower.name} was calibrated for int8 on other pictures, and the converted tower is not on this "
@@ -211,20 +180,14 @@ class ConvertingBackend(Backend, ABC):
         """Write the converted tower into an empty folder; fp32 and bf16 share a folder."""
         from clipadapter.runtime.engines.tracing import tower_graph
 
-        graph, steps = tower_graph(tower), folder / "steps"
-        steps.mkdir()
+        assert self.format is not None
+        graph, path = tower_graph(tower), folder / "steps" / f"tower{self.format.suffix}"
+        path.parent.mkdir()
         rows = None if squares is None else {graph.input_names[0]: squares}
         name = f"the image tower of {tower.name}"
-        write = self.format.convert_model(graph, self.tower_file(steps), rows, name, "backend, such as 'torch'")
-        for file in write({}):
+        for file in self.format.convert_model(graph, path, rows, name, "backend, such as 'torch'")({}):
             file.replace(folder / file.name)
-        shutil.rmtree(steps)
-
-    @classmethod
-    def is_ready(cls, fingerprint: str, precision: str, calibration: Int8Calibration | None = None) -> bool:
-        """See `Backend.is_ready`."""
-        digest = "" if calibration is None else calibration.digest
-        return read_cache_facts(cls.cache_folder(fingerprint, precision, digest)) is not None
+        shutil.rmtree(path.parent)
 
     @classmethod
     def cache_folder(cls, fingerprint: str, precision: str, calibration: str = "") -> Path:
@@ -233,19 +196,14 @@ class ConvertingBackend(Backend, ABC):
         name = cls.title.lower().replace(" ", "")
         return cache_root() / f"{fingerprint}-{name}-{_version(cls.packages[0])}-{kind}"
 
-    @classmethod
-    def tower_file(cls, folder: Path) -> Path:
-        """The file to open of a converted tower."""
-        return folder / f"tower{cls.format.suffix}"
-
     @staticmethod
     def is_convolutional(folder: Path) -> bool:
         """Whether the converted tower in a folder is known to be convolutional."""
         return bool((read_cache_facts(folder) or {}).get("convolutional", False))
 
-    @abstractmethod
     def load(self, folder: Path, precision: str) -> Runner:
-        """Open the files that `_convert` wrote, without torch."""
+        """Open a converted tower, without torch."""
+        raise NotImplementedError
 
 
 def unreadable_file(path: Path, backend: str, error: Exception, line: int = 0) -> ArtifactError:
@@ -283,19 +241,15 @@ def read_cache_facts(folder: Path) -> dict[str, Any] | None:
 
 
 def build_in_cache(folder: Path, convert: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
-    """Have a function write files into an empty folder, its argument, and store JSON values with them.
-
-    A folder that is complete stays. A second process waits for the first, and uses its files. A killed process leaves
-    only a hidden folder, which the next one removes.
-    """
+    """Have a function write files into an empty folder, its argument, and store JSON values with them."""
     from filelock import FileLock  # not in the base install, which only reads
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
-            if read_cache_facts(folder) is not None:
+            if read_cache_facts(folder) is not None:  # another process had the lock, and wrote them
                 return
-            for abandoned in folder.parent.glob(f".{folder.name}.*.part"):
+            for abandoned in folder.parent.glob(f".{folder.name}.*.part"):  # of killed processes
                 shutil.rmtree(abandoned, ignore_errors=True)
             part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
             try:

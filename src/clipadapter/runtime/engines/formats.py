@@ -67,12 +67,11 @@ class TorchGraph:
     """A torch module as formats convert it."""
 
     module: nn.Module
-    tower: nn.Module  # the image towers in it
     tower_output: str  # name of the output of the image towers; in int8 everything after it stays in float32
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     example_inputs: tuple[Tensor, ...]  # the inputs of two pictures, to trace with
-    weight_bytes: int
+    constant_bytes: int = 0  # of tensors that are neither weights nor buffers of the module, such as those of a head
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,6 @@ class ExportFormat:
             reason = str(error).strip().split("\n")[0]
             raise InputError(f"{name} can't be written as {self.title} ({reason}): try another {advice}") from error
 
-    def companions(self, path: Path) -> tuple[Path, ...]:
-        """The other files of a file to open."""
-        return tuple(path.with_suffix(suffix) for suffix in self.companion_suffixes)
-
     def existing_files(self, path: Path) -> tuple[Path, ...]:
         """The files that a backend reads, the one that is opened last."""
         files = []
@@ -145,8 +140,7 @@ def get_format(name: str) -> ExportFormat:
 
 def find_format(path: Path) -> ExportFormat | None:
     """The format of a file by its suffix, in lower or upper case; None if it is no exported model."""
-    suffix = path.suffix.lower()
-    return next((each for each in load_formats().values() if each.suffix == suffix), None)
+    return next((each for each in load_formats().values() if each.suffix == path.suffix.lower()), None)
 
 
 def require_format(path: Path) -> ExportFormat:
@@ -173,7 +167,7 @@ def export_suffixes() -> tuple[str, ...]:
 def companion_files(path: Path) -> tuple[Path, ...]:
     """Paths of the other files of an exported model, whether they exist or not."""
     export_format = find_format(path)
-    return () if export_format is None else export_format.companions(path)
+    return () if export_format is None else tuple(map(path.with_suffix, export_format.companion_suffixes))
 
 
 def list_openers(format_name: str) -> list[str]:
@@ -197,10 +191,9 @@ def open_graph(path: Path, backend: str, threads: int | None = None) -> Inferenc
 
 
 # ---- The SHA-256 at the end of the file to open ----
-# The exporter writes it, and `Predictor` checks it before a backend opens the file. It shows damage, not malice:
-# whoever changes a file on purpose can write another one. Its digits stand between the two parts of
-# `checksum_ending`. They cover the companion files first, then the file itself up to the digits, so that a graph with
-# the weights of another export is noticed as well.
+# `Predictor` checks it before a backend opens the file. It shows damage, not malice: whoever changes a file on purpose
+# can write another one. Its digits stand between the two parts of `checksum_ending`. They cover the companion files
+# first, then the file itself up to the digits, so that a graph with the weights of another export is noticed as well.
 
 N_DIGITS = 64
 BLOCK_BYTES = 1 << 20

@@ -95,7 +95,7 @@ class LiteRtBackend(Backend):
 
     @classmethod
     def open_file(cls, path: Path, threads: int | None = None) -> InferenceGraph:
-        """See `Backend.open_file`. It runs on the CPU."""
+        """See `Backend.open_file`."""
         interpreters = require("ai_edge_litert.interpreter", "litert", "An exported .tflite file")
         data = path.read_bytes()  # a mapped file that is overwritten would change an open model
         try:

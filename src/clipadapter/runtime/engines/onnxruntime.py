@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import InputError, require
 from clipadapter.runtime.engines.base import (
-    ConvertingBackend,
+    Backend,
     InferenceGraph,
     Runner,
     register_backend,
@@ -36,9 +36,11 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
     """See `ExportFormat.convert`."""
     from clipadapter.runtime.engines.tracing import suppress_logs
 
-    if graph.weight_bytes >= MAX_FILE_BYTES:
+    tensors = (*graph.module.parameters(), *graph.module.buffers())
+    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors) + graph.constant_bytes
+    if weight_bytes >= MAX_FILE_BYTES:
         raise InputError(
-            f"the model has {graph.weight_bytes / 2**30:.1f} GiB of weights, but an ONNX file holds less than 2 GiB: "
+            f"the model has {weight_bytes / 2**30:.1f} GiB of weights, but an ONNX file holds less than 2 GiB: "
             "use OpenVINO (format openvino, backend openvino), or a smaller encoder"
         )
     steps = path.parent / "onnx"
@@ -90,7 +92,7 @@ def write_onnx(
 
 
 @register_backend("onnxruntime")
-class OnnxRuntimeBackend(ConvertingBackend):
+class OnnxRuntimeBackend(Backend):
     """ONNX Runtime of Microsoft; in int8 its static quantisation, of products with weights only."""
 
     title = "ONNX Runtime"
@@ -135,17 +137,19 @@ class OnnxRuntimeBackend(ConvertingBackend):
         return InferenceGraph(metadata, tuple(each.name for each in session.get_inputs()), widths, run)
 
     def load(self, folder: Path, precision: str) -> Runner:
-        """See `ConvertingBackend.load`."""
-        graph = self.open_file(self.tower_file(folder))
+        """See `Backend.load`."""
+        import numpy as np
+
+        from clipadapter.utils.parallel import PICTURES_PER_THREAD, count_cores
+
+        graph, size = self.open_file(folder / "tower.onnx"), PICTURES_PER_THREAD * count_cores()
+        is_convolutional = self.is_convolutional(folder)
 
         def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-            return graph.run({graph.inputs[0]: squares})[FEATURES_OUTPUT]
+            batches = [squares[i : i + size] for i in range(0, len(squares), size)] if is_convolutional else [squares]
+            return np.concatenate([graph.run({graph.inputs[0]: batch})[FEATURES_OUTPUT] for batch in batches])
 
-        if not self.is_convolutional(folder):
-            return run
-        from clipadapter.utils.parallel import PICTURES_PER_THREAD, count_cores, map_row_batches
-
-        return lambda squares: map_row_batches(run, squares, PICTURES_PER_THREAD * count_cores())
+        return run
 
 
 def _width(shape: Sequence[Any]) -> int:

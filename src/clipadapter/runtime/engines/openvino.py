@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import MissingExtraError
 from clipadapter.runtime.engines.base import (
-    ConvertingBackend,
+    Backend,
     InferenceGraph,
     Runner,
     register_backend,
@@ -57,7 +57,7 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
             output.get_tensor().set_names({name})
         if rows is not None:
             calibration = [rows[name] for name in graph.input_names]
-            model = quantize_openvino(model, calibration, is_transformer(graph.tower), graph.tower_output)
+            model = quantize_openvino(model, calibration, is_transformer(graph.module), graph.tower_output)
     numbers = itertools.count(1)
 
     def write(entries: Mapping[str, str]) -> list[Path]:
@@ -78,7 +78,7 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
 
 
 @register_backend("openvino")
-class OpenVinoBackend(ConvertingBackend):
+class OpenVinoBackend(Backend):
     """OpenVINO of Intel, fast on AMD and ARM as well; in int8 post-training quantisation of NNCF."""
 
     title = "OpenVINO"
@@ -128,58 +128,49 @@ class OpenVinoBackend(ConvertingBackend):
         return InferenceGraph(metadata, inputs, widths, run)
 
     def load(self, folder: Path, precision: str) -> Runner:
-        """See `ConvertingBackend.load`."""
+        """See `Backend.load`. A tower is compiled for low latency with few squares, and for throughput with many."""
         from clipadapter.utils.parallel import PICTURES_PER_THREAD
 
         per_core = PICTURES_PER_THREAD if self.is_convolutional(folder) else TRANSFORMER_SQUARES_PER_CORE
-        return _TowerGraph(self.tower_file(folder), precision, per_core)
-
-
-class _TowerGraph:
-    """A tower as a function of squares, compiled for low latency with few squares and for throughput with many.
-
-    Either is quick to compile once the other was, but each has its copy of the weights in memory. The one for few
-    squares is dropped when many come for the first time. Both stay if few come after that.
-    """
-
-    def __init__(self, path: Path, precision: str, squares_per_core: int) -> None:
-        self._path, self._precision, self._squares_per_core = path, precision, squares_per_core
-        self._lock = threading.Lock()
-        self._runs = {"LATENCY": self._compile("LATENCY")}
-
-    def __call__(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Squares (n, s, s, 3) to (n, d)."""
-        hint = "LATENCY" if len(squares) < MIN_THROUGHPUT_SQUARES else "THROUGHPUT"
-        with self._lock:
-            if hint not in self._runs:
-                if hint == "THROUGHPUT":
-                    self._runs.clear()  # first, so that the weights are in memory once
-                self._runs[hint] = self._compile(hint)
-            run = self._runs[hint]
-        return run(squares)
-
-    def _compile(self, performance_hint: str) -> Runner:
-        import numpy as np
-
-        # Opened by its path: what was compiled once is in this folder.
-        cache_folder = str(self._path.parent / "compiled")
-        compiled = _compile(_core(), self._path, self._precision, performance_hint, CACHE_DIR=cache_folder)
-        is_split = performance_hint == "THROUGHPUT"
-        n_requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if is_split else 1
-        queue, lock = import_openvino().AsyncInferQueue(compiled, n_requests), threading.Lock()
-        queue.set_callback(_store_output)
+        compile_tower, lock = partial(_compile_tower, folder, precision, per_core), threading.Lock()
+        # Either is quick to compile once the other was, but each has its copy of the weights in memory. The one for few
+        # squares is dropped when many come for the first time. Both stay if few come after that.
+        runs = {"LATENCY": compile_tower("LATENCY")}
 
         def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-            per_request = -(-len(squares) // n_requests)
-            batch_size = max(1, min(self._squares_per_core, per_request) if is_split else per_request)
-            outputs: dict[int, NDArray[np.float32]] = {}
+            hint = "LATENCY" if len(squares) < MIN_THROUGHPUT_SQUARES else "THROUGHPUT"
             with lock:
-                for start in range(0, len(squares), batch_size):
-                    queue.start_async({0: squares[start : start + batch_size]}, (outputs, start))
-                queue.wait_all()
-            return np.concatenate([outputs[start] for start in sorted(outputs)])
+                if hint not in runs:
+                    if hint == "THROUGHPUT":
+                        runs.clear()  # first, so that the weights are in memory once
+                    runs[hint] = compile_tower(hint)
+                compiled = runs[hint]
+            return compiled(squares)
 
         return run
+
+
+def _compile_tower(folder: Path, precision: str, squares_per_core: int, performance_hint: str) -> Runner:
+    """A converted tower as a function of squares. It is opened by its path: what was compiled once is beside it."""
+    import numpy as np
+
+    compiled = _compile(_core(), folder / "tower.xml", precision, performance_hint, CACHE_DIR=str(folder / "compiled"))
+    is_split = performance_hint == "THROUGHPUT"
+    n_requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if is_split else 1
+    queue, lock = import_openvino().AsyncInferQueue(compiled, n_requests), threading.Lock()
+    queue.set_callback(_store_output)
+
+    def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        per_request = -(-len(squares) // n_requests)
+        batch_size = max(1, min(squares_per_core, per_request) if is_split else per_request)
+        outputs: dict[int, NDArray[np.float32]] = {}
+        with lock:
+            for start in range(0, len(squares), batch_size):
+                queue.start_async({0: squares[start : start + batch_size]}, (outputs, start))
+            queue.wait_all()
+        return np.concatenate([outputs[start] for start in sorted(outputs)])
+
+    return run
 
 
 def _store_output(request: Any, target: tuple[dict[int, NDArray[np.float32]], int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from clipadapter.runtime.engines.base import Backend, Int8Calibration, Runner, Tower, register_backend
@@ -24,25 +25,29 @@ class TorchBackend(Backend):
     precisions = ("fp32", "bf16")
     devices = DEVICES
 
+    @classmethod
+    def is_ready(cls, fingerprint: str, precision: str, calibration: Int8Calibration | None = None) -> bool:
+        """Always: nothing is converted."""
+        return True
+
     def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
-        """See `Backend.prepare`; nothing is converted, and the module is created with the first squares."""
+        """See `Backend.prepare`; the module is created with the first squares."""
         import torch
 
         from clipadapter.utils.parallel import run_in_batches
 
         self.check_available(precision)
         on_gpu, lock = self.device.startswith("cuda"), threading.Lock()
-        modules: list[Module] = []  # empty until the first call
+        place_on_device = cache(partial(self._place_on_device, tower, precision))
 
         def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
             with lock:
-                if not modules:
-                    modules.append(self._place_on_device(tower, precision))
+                module = place_on_device()
             batch: Tensor = torch.from_numpy(squares)
             if on_gpu:
                 batch = batch.pin_memory()
             with torch.inference_mode():
-                features = run_in_batches(modules[0], modules[0], batch.to(self.device, non_blocking=True)).cpu()
+                features = run_in_batches(module, module, batch.to(self.device, non_blocking=True)).cpu()
             rows: NDArray[np.float32] = features.numpy()
             return rows
 

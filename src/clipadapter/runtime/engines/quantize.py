@@ -31,10 +31,7 @@ NO_NAMES: frozenset[str] = frozenset()
 
 
 def quantize_onnx(source: Path, target: Path, rows: Mapping[str, NDArray[Any]], float_after: str) -> None:
-    """Quantise a file statically, with rows (m, ...) of each input by its name; the file in float is removed.
-
-    Dynamic ranges would let the batch change the features.
-    """
+    """Quantise a file, with rows (m, ...) of each input by its name; the file in float is removed."""
     quantization = require_without_telemetry("onnxruntime.quantization", "onnx", "int8 as ONNX")
     prepared = source.with_name("ready.onnx")
     # Inference of symbolic shapes needs a further package and fails on attention.
@@ -48,7 +45,7 @@ def quantize_onnx(source: Path, target: Path, rows: Mapping[str, NDArray[Any]], 
         def get_next(self) -> dict[str, NDArray[Any]] | None:
             return next(batches, None)
 
-    quantization.quantize_static(
+    quantization.quantize_static(  # dynamic ranges would let the batch change the features
         str(prepared),
         str(target),
         Batches(),

@@ -66,18 +66,11 @@ def tower_graph(tower: Tower) -> TorchGraph:
     """A tower as formats convert it, from squares to features."""
     return TorchGraph(
         SquareTower(tower.module, tower.pixels).eval(),
-        tower.module,
         FEATURES_OUTPUT,
         (INPUT_NAMES["uint8"],),
         (FEATURES_OUTPUT,),
         (example_squares(tower.pixels),),
-        count_bytes(tower.module),
     )
-
-
-def count_bytes(module: nn.Module) -> int:
-    """Bytes of all weights and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
 
 
 def trace(module: nn.Module, *examples: Tensor) -> torch.jit.ScriptModule:
@@ -106,12 +99,9 @@ def unfused_attention() -> Iterator[None]:
 
 @contextmanager
 def suppress_logs() -> Iterator[None]:
-    """Suppress advice to developers from converters, and the handlers that it would add to the root logger.
-
-    One thread at a time: logging is switched off for the process.
-    """
+    """Suppress advice to developers from converters, and the handlers that it would add to the root logger."""
     handler, root = logging.NullHandler(), logging.getLogger()
-    with _CONVERSION_LOCK:
+    with _CONVERSION_LOCK:  # logging is switched off for the process
         before = logging.root.manager.disable
         root.addHandler(handler)
         logging.disable(logging.ERROR)

@@ -119,20 +119,7 @@ def compare_file(model: FewShotClassifier, predictor: Predictor, pictures: Seque
 def compare_outputs(model: FewShotClassifier, features: Array, logits: Array, outputs: Outputs) -> dict[str, Any]:
     """Numbers of a comparison of a model with its file, whose names are keys in the metadata of files.
 
-    Args:
-        model: the file was exported from it.
-        features: (n, d) of the model's encoder.
-        logits: (n, c) of the model's head.
-        outputs: of the file, for the same pictures.
-
-    Returns:
-        ``n``; ``cosine_least`` and ``cosine_mean`` of features, for each picture in its worst block; with several
-        blocks ``blocks``, both by the name of the block; ``logits``, the largest difference in standard
-        deviations of all logits; ``probabilities``, the largest difference; ``calibration``, the largest difference
-        between the file's probabilities and those that the model computes from the file's logits; ``agreement``,
-        the share of equal predictions, or of pairs of picture and class if there may be several labels. With a rejector
-        also ``ood_scores``, the largest difference of the score of "none of these" in standard deviations of the
-        shots' scores, and ``rejected``, the share of equal rejections at ``rate``.
+    ``features`` (n, d) and ``logits`` (n, c) are the model's, of the pictures whose outputs the file gave.
     """
     uncertainty, blocks = model.uncertainty_, model.encoder_.info.blocks
     features = np.asarray(features, np.float32)
@@ -141,11 +128,15 @@ def compare_outputs(model: FewShotClassifier, features: Array, logits: Array, ou
     assert outputs.probabilities is not None
     measured = {
         "n": len(features),
+        # Of features, for each picture in its worst block.
         "cosine_least": parity.min_cosine,
         "cosine_mean": parity.mean_cosine,
+        # The largest differences: in standard deviations of all logits; and of the file's probabilities to those of the
+        # model, and to those that the model computes from the file's logits.
         "logits": _max_difference(logits, outputs.logits) / max(float(np.std(logits)), 1e-12),
         "probabilities": _max_difference(uncertainty.probabilities(logits), outputs.probabilities),
         "calibration": _max_difference(uncertainty.probabilities(outputs.logits), outputs.probabilities),
+        # The share of equal predictions, or of pairs of picture and class if there may be several labels.
         "agreement": float((_predict(uncertainty, logits) == _predict(uncertainty, outputs.logits)).mean()),
     }
     slices, rejector = column_slices(blocks), uncertainty.rejector
@@ -156,7 +147,7 @@ def compare_outputs(model: FewShotClassifier, features: Array, logits: Array, ou
         spread = float(np.std(rejector.weighted_sum(rejector.held_out_scores)))
         # Both are compared: other programs read the total, `Predictor` the parts.
         file_scores = np.stack([outputs.ood_scores, rejector.weighted_sum(outputs.ood_score_parts)])
-        measured |= {
+        measured |= {  # in standard deviations of the shots' scores, and the share of equal rejections
             "ood_scores": _max_difference(model_scores, file_scores) / (spread if spread > 1e-6 else 1.0),
             "rejected": float(((model_scores > threshold) == (file_scores > threshold)).all(axis=0).mean()),
             "rate": rate,

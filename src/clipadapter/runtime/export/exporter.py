@@ -154,7 +154,7 @@ def _check_target(path: Path, export_format: ExportFormat) -> Path:
             path.stat()  # Path.resolve raises no error for a link to itself from Python 3.13 on
         target = path.resolve()
         leads_nowhere = path.is_symlink() and not target.exists()
-        files = (target, *export_format.companions(target))
+        files = (target, *map(target.with_suffix, export_format.companion_suffixes))
         irregular = [file for file in files if file.exists() and not file.is_file()]
     except (OSError, ValueError) as error:  # too long, a link to itself, a null character
         raise InputError(f"{path} can't be the name of a file ({error}): give another name") from error
@@ -328,10 +328,7 @@ def _calibration_rows(pictures: ExportPictures, graph: ModelGraph) -> Rows:
 
 @contextmanager
 def working_folder(target: Path) -> Iterator[Path]:
-    """Create a folder beside the target, so on the same file system, and remove it after use.
-
-    Folders of exports to the same target that were killed are removed once they are a day old.
-    """
+    """A folder beside the target, so on the same file system. Those of killed exports are removed after a day."""
     prefix = f".{target.name[:100]}-export-"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

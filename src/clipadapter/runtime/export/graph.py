@@ -16,7 +16,7 @@ from clipadapter.errors import InputError
 from clipadapter.heads import Head
 from clipadapter.runtime.engines import Tower
 from clipadapter.runtime.engines.formats import BLOCKS_OUTPUT, FEATURES_OUTPUT, TorchGraph, input_names
-from clipadapter.runtime.engines.tracing import SquareTower, count_bytes, example_squares
+from clipadapter.runtime.engines.tracing import SquareTower, example_squares
 from clipadapter.uncertainty import Rejector, Uncertainty
 from clipadapter.uncertainty.class_gaussians import ClassGaussians
 from clipadapter.utils.functional import unit
@@ -46,7 +46,6 @@ class ModelGraph(nn.Module):
         blocks = (BLOCKS_OUTPUT,) if self.has_blocks else ()
         return TorchGraph(
             self,
-            self.tower,
             tower_output=BLOCKS_OUTPUT if self.has_blocks else FEATURES_OUTPUT,
             input_names=input_names(self.input_kind, [pixels.size for pixels in self.inputs]),
             output_names=(FEATURES_OUTPUT, "logits", "probabilities", *scores, *blocks),
@@ -54,7 +53,7 @@ class ModelGraph(nn.Module):
                 example_squares(pixels) if self.input_kind == "uint8" else torch.zeros(2, 3, pixels.size, pixels.size)
                 for pixels in self.inputs
             ),
-            weight_bytes=count_bytes(self) + sum(array.nbytes for array in self.head.state().values()),
+            constant_bytes=sum(array.nbytes for array in self.head.state().values()),
         )
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -162,7 +161,7 @@ class OodScores(nn.Module):
         return ((parts - self.centre) * self.factor).sum(dim=1), parts
 
     def _score(self, name: str, rows: Tensor, logits: Tensor) -> Tensor:
-        """One score (n,); the formulas are those of `clipadapter.uncertainty.ood`."""
+        """One score (n,); the formulas are those of `clipadapter.uncertainty.ood_scores`."""
         if name == "max-logit":
             return -logits.amax(dim=1)
         if name == "mahalanobis" and self.distance is not None:
