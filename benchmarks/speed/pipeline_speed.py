@@ -18,7 +18,6 @@ from _measure import copy_pictures, find_pictures, peak_mb, print_table, script_
 from clipadapter.data import read_image
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.features import FeatureStore, extract
-from clipadapter.runtime.engines import Int8Calibration
 
 BATCH = 32
 CALIBRATION = 64
@@ -32,7 +31,7 @@ def prepare(encoder: Encoder, backend: str, precision: str, paths: list[Path]) -
     tower, calibration = encoder.tower(), None
     if precision == "int8" and tower is not None:
         squares = [tower.pixels.to_square(read_image(path)) for path in spread(paths, CALIBRATION)]
-        calibration = Int8Calibration(np.stack(squares))
+        calibration = np.stack(squares)
     return with_backend(encoder, backend, precision, calibration)
 
 

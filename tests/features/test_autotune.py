@@ -13,7 +13,7 @@ from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtra
 from clipadapter.features import FeatureStore, ViewSpec, autotune, choose_backend, extract, restore_backend
 from clipadapter.features.autotune import Measured, choose_measured, read_record, read_squares, source_key, write_record
 from clipadapter.heads import create_head
-from clipadapter.runtime.engines import Int8Calibration, cache_root
+from clipadapter.runtime.engines import cache_root, calibration_digest
 from clipadapter.runtime.engines.openvino import OpenVinoBackend
 from clipadapter.runtime.engines.parity import Parity, measure_parity
 from clipadapter.utils.pixels import PixelSpec
@@ -232,17 +232,17 @@ def test_each_pass_is_calibrated_by_its_own_squares(pictures):
     assert [each.info.precision for each in chosen.passes()] == ["int8", "fp32", "int8", "int8"]
     digests = [each.info.int8_calibration_digest for each in chosen.passes()]
     squares = [read_squares(pictures, PixelSpec(size, (0.5,) * 3, (0.5,) * 3)) for size in (48, 48)]
-    assert digests[1:] == ["", *(Int8Calibration(each).digest for each in squares)]
+    assert digests[1:] == ["", *(calibration_digest(each) for each in squares)]
     assert chosen.info.int8_calibration_digest == "".join(digests)
-    loaded = restore_backend(encoder, "int8", "onnxruntime", Int8Calibration(None, "".join(digests)))
+    loaded = restore_backend(encoder, "int8", "onnxruntime", "".join(digests))
     assert loaded.info.fingerprint == chosen.info.fingerprint
     images = [Image.open(path) for path in pictures]
     np.testing.assert_array_equal(loaded.encode_images(images), chosen.encode_images(images))
     assert loaded.block_fingerprints() == chosen.block_fingerprints()
     with pytest.raises(InputError, match="is calibrated for int8 by `choose_backend`"):
-        with_backend(encoder, "onnxruntime", "int8", Int8Calibration(squares[0]))
+        with_backend(encoder, "onnxruntime", "int8", squares[0])
     with pytest.raises(EncoderUnavailableError, match="was calibrated for int8"):  # elsewhere
-        restore_backend(encoder_of("final", "final@48"), "int8", "onnxruntime", Int8Calibration(None, 32 * "0"))
+        restore_backend(encoder_of("final", "final@48"), "int8", "onnxruntime", 32 * "0")
 
 
 def test_a_model_of_two_int8_passes_opens_again(pictures, tmp_path):

@@ -14,7 +14,7 @@ from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import InputError
 from clipadapter.features.autotune import Measured, measure, read_squares
-from clipadapter.runtime.engines import Int8Calibration, backend_info, list_backends
+from clipadapter.runtime.engines import backend_info, list_backends
 from clipadapter.runtime.engines.parity import Parity
 from clipadapter.utils.formatting import describe_unreadable
 
@@ -74,8 +74,7 @@ def measure_speed(
         for precision in cls.precisions:
             on_step(f"{backend} {precision}")
             start = time.perf_counter()
-            calibration = Int8Calibration(squares) if precision == "int8" else None
-            converted = with_backend(encoder, backend, precision, calibration)
+            converted = with_backend(encoder, backend, precision, squares)
             converted.encode_pixels(torch.from_numpy(squares[:1]))
             encoders.append((converted, time.perf_counter() - start))
     measured: list[list[Measured]] = [[] for _ in encoders]

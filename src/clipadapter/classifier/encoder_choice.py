@@ -37,7 +37,6 @@ from clipadapter.errors import (
 from clipadapter.features import FeatureStore, FeatureTable, ViewSpec, augment, choose_backend, restore_backend
 from clipadapter.heads import Head
 from clipadapter.persistence import Model
-from clipadapter.runtime.engines import Int8Calibration
 from clipadapter.tuners import TowerTuner
 from clipadapter.utils.blocks import FINAL, RARE_PATCHES, UNPROJECTED, BlockSource
 from clipadapter.utils.pixels import PixelSpec
@@ -265,8 +264,7 @@ def _check_fingerprint(saved: EncoderInfo, opened: EncoderInfo) -> None:
 def _restore_precision(saved: EncoderInfo, encoder: Encoder, backend: str, precision: str) -> Encoder:
     """Run a plain encoder in the precision of the fit: another one gives features that are close, but not equal."""
     target = saved.precision if precision == "auto" else precision
-    digest = saved.int8_calibration_digest
-    calibration = Int8Calibration(None, digest) if target == "int8" and digest else None
+    calibration = saved.int8_calibration_digest or None
     if all(each.tower() is None for each in encoder.passes()):
         return encoder
     if backend != "auto":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clipadapter.encoders.base import Encoder, EncoderInfo, TorchEncoder
 from clipadapter.encoders.registry import check_uri, encoder_info, schemes_with, split_blocks
 from clipadapter.errors import InputError, brief
-from clipadapter.runtime.engines import PRECISIONS, Int8Calibration, Runner, Tower, create_backend
+from clipadapter.runtime.engines import PRECISIONS, Int8Calibration, Runner, Tower, calibration_digest, create_backend
 from clipadapter.utils.blocks import FINAL, UNPROJECTED, Block, BlockSource
 from clipadapter.utils.devices import check_device
 from clipadapter.utils.pixels import MIN_JPEG_SIDE_RATIO
@@ -111,7 +111,11 @@ class BackendEncoder(EncoderWrapper):
 def calibrations_of_passes(encoder: Encoder, calibration: Int8Calibration | None) -> dict[int, Int8Calibration]:
     """The calibration of each pass of an encoder by its number; none for passes that only the encoder itself runs."""
     numbers = [i for i, each in enumerate(encoder.passes()) if each.tower() is not None]
-    return {} if calibration is None else {i: calibration.of_pass(n) for n, i in enumerate(numbers)}
+    if calibration is None:
+        return {}
+    if not isinstance(calibration, str):  # squares have one size, and passes may see several
+        raise InputError("an encoder of several passes is calibrated for int8 by `choose_backend`: call that")
+    return {i: calibration[16 * n : 16 * (n + 1)] for n, i in enumerate(numbers)}
 
 
 def precision_fingerprint(fingerprint: str, backend: str, precision: str, calibration: str = "") -> str:
@@ -139,8 +143,8 @@ def with_backend(
         backend: see ``clipadapter.runtime.engines.list_backends()``.
         precision: "fp32" gives the same features up to rounding; "bf16" and "int8" give similar ones with another
             fingerprint.
-        calibration: pictures that set the ranges of int8. Of an encoder of several passes, the digests of those with
-            which `choose_backend` converted each.
+        calibration: squares (m, s, s, 3) that set the ranges of int8; or the digest of those that it was converted with
+            before, which an encoder of several passes needs: `choose_backend` converts each.
 
     Raises:
         UnknownNameError: if no backend has the name.
@@ -170,7 +174,7 @@ def with_backend(
             return plain
         raise InputError(f"the image tower of {plain.info.name} can't be converted: use backend 'torch' and fp32")
     run = runtime.prepare(tower, precision, calibration)
-    digest = calibration.digest if calibration is not None and precision == "int8" else ""
+    digest = calibration_digest(calibration) if precision == "int8" else ""
     return BackendEncoder(plain, tower, run, backend, precision, digest)
 
 

@@ -107,8 +107,7 @@ def choose_backend(
         # The most exact candidate needs no trial.
         chosen = encoder if candidates[0] == ("torch", "fp32") else with_backend(encoder, *candidates[0])
     else:
-        calibration = Int8Calibration(None, choice.calibration) if choice.calibration else None
-        chosen = with_backend(encoder, choice.backend, choice.precision, calibration)
+        chosen = with_backend(encoder, choice.backend, choice.precision, choice.calibration or None)
         facts = f"{choice.backend} {choice.precision}, {choice.rate:.0f} pictures/s, {choice.parity.summary()}"
         _add_note(chosen, facts)
     lacks_openvino = encoder.device == "cpu" and backend_info("openvino").cls.missing_package()
@@ -127,8 +126,7 @@ def _run_like(first: Encoder, encoder: Encoder, sources: Sequence[ImageSource], 
             run.append(each)
             continue
         squares = read_squares(sources[:SAMPLE_SIZE], tower.pixels) if info.precision != "fp32" else None
-        calibration = Int8Calibration(squares) if info.precision == "int8" else None
-        candidate = with_backend(each, info.backend, info.precision, calibration)
+        candidate = with_backend(each, info.backend, info.precision, squares)
         if squares is not None and len(squares) and not is_precision_fixed:
             few = torch.from_numpy(squares[:FIRST_SAMPLE_SIZE])
             reference = with_backend(each).encode_pixels(few).numpy()
@@ -227,8 +225,7 @@ def _find_measurements(
             is_needless = precision == "int8" and not needs_int8 and seconds < MIN_SECONDS_FOR_INT8
             if (backend, precision) != ("torch", "fp32") and not is_needless:
                 bar.set_postfix_str(f"{backend} {precision}")
-                calibration = Int8Calibration(squares) if precision == "int8" else None
-                candidate = with_backend(plain, backend, precision, calibration)
+                candidate = with_backend(plain, backend, precision, squares)
                 measured.append(measure(candidate, squares, reference, text_embeddings))
             bar.update()
     write_record(path, keys, measured)

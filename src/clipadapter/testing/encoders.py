@@ -20,7 +20,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.encoders import Encoder, create_encoder, open_text_tower, with_backend
 from clipadapter.errors import InputError
-from clipadapter.runtime.engines import Int8Calibration
 from clipadapter.utils.towers import TextTower
 
 Check = Callable[[Encoder], None]
@@ -50,8 +49,7 @@ def check_opens_again_by_its_name(encoder: Encoder) -> None:
     info = encoder.info
     again = create_encoder(info.name, device=encoder.device)
     if (info.backend, info.precision) != ("torch", "fp32"):
-        calibration = Int8Calibration(None, info.int8_calibration_digest) if info.int8_calibration_digest else None
-        again = with_backend(again, info.backend, info.precision, calibration)
+        again = with_backend(again, info.backend, info.precision, info.int8_calibration_digest or None)
     require(
         again.info.fingerprint == info.fingerprint, "the fingerprint is another one when the encoder is opened again"
     )

@@ -5,7 +5,7 @@ import open_clip
 import pytest
 import torch
 
-from clipadapter.runtime.engines import Int8Calibration, Tower, create_backend
+from clipadapter.runtime.engines import Tower, create_backend
 from clipadapter.utils.pixels import PixelSpec
 
 VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 16}
@@ -58,7 +58,7 @@ def runner(towers, squares):
         key = name, backend, precision
         if key not in kept:
             tower = towers[name]
-            calibration = Int8Calibration(squares(8, tower.pixels.size, seed=1)) if precision == "int8" else None
+            calibration = squares(8, tower.pixels.size, seed=1) if precision == "int8" else None
             kept[key] = create_backend(backend).prepare(tower, precision, calibration)
         return kept[key]
 

@@ -6,6 +6,7 @@ from .base import Runner as Runner
 from .base import Tower as Tower
 from .base import backend_info as backend_info
 from .base import cache_root as cache_root
+from .base import calibration_digest as calibration_digest
 from .base import create_backend as create_backend
 from .base import list_backends as list_backends
 from .base import register_backend as register_backend

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +40,16 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "bf16", "int8")
 Runner: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.float32]]"
 """Squares (n, s, s, 3), values 0 .. 255, to raw features (n, d). May be called from several threads."""
+Int8Calibration: TypeAlias = "NDArray[np.uint8] | str"
+"""Squares (m, s, s, 3), values 0 .. 255, that set the ranges of int8; or the digest of those with which a tower was
+converted before, of an encoder of several passes that of each. The features depend on them."""
+
+
+def calibration_digest(calibration: Int8Calibration | None) -> str:
+    """16 hex digits that identify the squares; "" without any."""
+    if calibration is None or isinstance(calibration, str):
+        return calibration or ""
+    return blake2b(calibration.tobytes(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -60,26 +70,6 @@ class Tower:
         import torch
 
         return self.network if isinstance(self.network, torch.nn.Module) else self.network()
-
-
-@dataclass(frozen=True, eq=False)
-class Int8Calibration:
-    """Pictures that set the ranges of int8 values; the features depend on them."""
-
-    # (m, s, s, 3), values 0 .. 255; None to load a tower that was converted with them before
-    squares: NDArray[np.uint8] | None
-    name: str = ""  # digest of the squares, if these are None; of an encoder of several passes, those of all
-
-    @cached_property
-    def digest(self) -> str:
-        """16 hex digits for each pass that identify the squares."""
-        return self.name if self.squares is None else blake2b(self.squares.tobytes(), digest_size=8).hexdigest()
-
-    def of_pass(self, i: int) -> Int8Calibration:
-        """The calibration of the i-th of the passes whose tower backends run."""
-        if self.squares is not None:  # which have one size, and passes may see several
-            raise InputError("an encoder of several passes is calibrated for int8 by `choose_backend`: call that")
-        return Int8Calibration(None, self.name[16 * i : 16 * (i + 1)])
 
 
 @dataclass(frozen=True)
@@ -147,8 +137,8 @@ class Backend:
     @classmethod
     def is_ready(cls, fingerprint: str, precision: str, calibration: Int8Calibration | None = None) -> bool:
         """Whether an encoder with this fingerprint can run without being converted first."""
-        digest = "" if calibration is None else calibration.digest
-        return read_cache_facts(cls.cache_folder(fingerprint, precision, digest)) is not None
+        folder = cls.cache_folder(fingerprint, precision, calibration_digest(calibration))
+        return read_cache_facts(folder) is not None
 
     def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
         """Make a tower ready to run. It is converted once, into the cache folder, for int8 with the pictures given."""
@@ -159,10 +149,10 @@ class Backend:
             calibration = None
         elif calibration is None:
             raise InputError(f"{tower.name} in int8 needs pictures to calibrate with")
-        squares, digest = (None, "") if calibration is None else (calibration.squares, calibration.digest)
+        digest = calibration_digest(calibration)
         folder = self.cache_folder(tower.fingerprint, precision, digest)
         if read_cache_facts(folder) is None:  # only then `tower.module` is used, which may take seconds to load
-            if calibration is not None and squares is None:
+            if isinstance(calibration, str):
                 raise EncoderUnavailableError(
                     f"{tower.name} was calibrated for int8 on other pictures, and the converted tower is not on this "
                     "machine: use another precision, or fit again"
@@ -173,7 +163,7 @@ class Backend:
                 "calibration": digest,
                 "convolutional": is_convolutional(tower.module),
             }
-            build_in_cache(folder, lambda part: self._convert(tower, squares, part), facts)
+            build_in_cache(folder, partial(self._convert, tower, calibration), facts)
         return self.load(folder, precision)
 
     def _convert(self, tower: Tower, squares: NDArray[np.uint8] | None, folder: Path) -> None:
