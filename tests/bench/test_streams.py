@@ -124,8 +124,10 @@ def test_a_named_order_sorts_the_given_data_sets_and_those_of_mtil_are_the_publi
 
 def data_set(name, classes, seed, text=None):
     support, test = features(classes, 2, seed, data=name), features(classes, 1, seed + 9)
-    bundle = Bundle(support, text or words(classes), {"test": TestPart(test)}, np.arange(len(support)))
-    return DataSetFeatures(name, bundle, 10, {(1, 1): [0, 2]})
+    bundle = Bundle(
+        support, text or words(classes), {"test": TestPart(test)}, np.arange(len(support)), {(1, 1): [0, 2]}
+    )
+    return DataSetFeatures(name, bundle, 10)
 
 
 def test_a_name_that_two_data_sets_have_is_one_class_or_two():

@@ -193,14 +193,8 @@ class FewShotOnPictures(FewShot):
         model, train, test, tuner = self.model, self.train, self.test, clone(head)
         if "progress" in tuner.get_params(deep=False):
             tuner.set_params(progress=shows_progress(model.progress))
-        tuned = FewShotClassifier(
-            model.encoder_,
-            tuner,
-            templates=model.templates,
-            descriptions=model.descriptions,
-            cache=None,
-            batch_size=model.batch_size,
-        )
+        kept = {name: getattr(model, name) for name in ("templates", "descriptions", "batch_size")}
+        tuned = FewShotClassifier(model.encoder_, tuner, cache=None, **kept)
         names, start = train.class_names, time.perf_counter()
         tuned.fit([train.paths[i] for i in run.rows], [train.labels[i] for i in run.rows], names)
         seconds = time.perf_counter() - start

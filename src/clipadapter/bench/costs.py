@@ -44,11 +44,7 @@ def _measured() -> dict[str, list[float]]:
 
 
 def estimate_fit_seconds(head: str, shots: int, classes: int, width: int) -> float:
-    """Seconds of one fit to all shots on two cores, by a power law through the two timed sizes.
-
-    >>> 30 < estimate_fit_seconds("auto", 16_000, 1000, 1024) < 90
-    True
-    """
+    """Seconds of one fit to all shots on two cores, by a power law through the two timed sizes."""
     small, large = _measured().get(head, UNTIMED_HEAD_SECONDS)
     power = math.log(large / small) / math.log(LARGE_FIT_SIZE / SMALL_FIT_SIZE)
     return float(small * (max(shots * classes * width, 1) / SMALL_FIT_SIZE) ** power)
@@ -155,7 +151,7 @@ def find_problems(suite: Suite, cost: Estimate, encoders: Sequence[str], has_des
     """A sentence for each reason why a suite can't run, with what to do. No weights are loaded or downloaded."""
     problems = list(dict.fromkeys(size.missing for size in cost.sizes if not size.ready))
     if not problems:
-        problems += _reasons(create_protocol(suite.protocol).check_sources, suite, cost.sources)
+        problems += _reasons(create_protocol(suite.protocol, suite.options).check_sources, suite, cost.sources)
     for variant in suite.all_variants():
         problems += [f"{variant.title}: {reason}" for reason in _reasons(make_head(variant).check_parameters)]
     if any(prompts.descriptions for prompts in suite.prompts) and not has_descriptions:

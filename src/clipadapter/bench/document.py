@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipadapter import __version__
 from clipadapter.rendering.html import create_environment
@@ -13,9 +13,7 @@ from clipadapter.rendering.plots import render_plot
 from clipadapter.rendering.tables import WIDE_CELL_CHARACTERS, Grid, escape_markdown, latex_comment
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Figure
-else:
-    Figure = Any
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)

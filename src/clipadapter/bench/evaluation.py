@@ -82,9 +82,10 @@ class ModelEvaluation:
             counts = {"protocol": "cross-validation", "folds": self.folds, "n_pictures": self.n_test}
             return {"head": self.head, **counts, "accuracy_interval": list(self.accuracy_interval), **common}
         skipped = [{"path": name, "reason": reason} for name, reason in self.skipped]
-        more = {"among_shots": self.among_shots, "curve": [run.model_dump() for run in self.curve]}
-        more = {} if self.is_multilabel else more
-        return {"head": self.head, "data": self.data, "n_test": self.n_test, "skipped": skipped, **common, **more}
+        record = {"head": self.head, "data": self.data, "n_test": self.n_test, "skipped": skipped, **common}
+        if not self.is_multilabel:
+            record |= {"among_shots": self.among_shots, "curve": [run.model_dump() for run in self.curve]}
+        return record
 
     def figures(self, title: str) -> dict[str, Figure]:
         """``confusion``, and ``learning-curve`` where shots vary; by default their title is what they show."""
@@ -141,12 +142,10 @@ def evaluate_model(
         test = model.extract_features(dataset.paths, dataset.label_sets, names, views=1).mark_for_evaluation()
         result = model.evaluate_features(test)
         own: Any = result.evaluation
-        heads = _create_baselines(model.text_) if len(support) else {}
-        others = {name: FewShotClassifier(model.encoder_, head, cache=None) for name, head in heads.items()}
-        baselines: dict[str, Any] = {
-            name: one.fit_features(support, model.text_).evaluate_features(test).evaluation
-            for name, one in others.items()
-        }
+        baselines: dict[str, Any] = {}
+        for name, head in _create_baselines(model.text_).items() if len(support) else ():
+            baseline = FewShotClassifier(model.encoder_, head, cache=None).fit_features(support, model.text_)
+            baselines[name] = baseline.evaluate_features(test).evaluation
     else:
         check_labels(dataset.labels, names)
         test = extract_dataset(model, dataset, names).mark_for_evaluation()
@@ -177,9 +176,11 @@ def _fit_baselines(model: FewShotClassifier, test: FeatureSet) -> dict[str, tupl
     # Zero-shot does not look at the shots: if there are none, it is fitted to the class text instead.
     shots = support if len(support) else FeatureSet(text.embeddings, text.labels, text.labels)
     part = TestPart(test if len(support) else test.select_blocks([FINAL]))
-    heads = {name: head for name, head in _create_baselines(text).items() if name in names}
-    bundle = Bundle(shots, text)
-    fitted = {name: fit_head(head, shots, [part], bundle)[0] for name, head in heads.items()}
+    fitted = {
+        name: fit_head(head, shots, [part], Bundle(shots, text))[0]
+        for name, head in _create_baselines(text).items()
+        if name in names
+    }
     return {name: (head, score_part(head, part)) for name, head in fitted.items()}
 
 
@@ -206,15 +207,13 @@ def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, s
     if not len(support):
         raise InputError("the model was saved without its shots (--no-support): give test pictures")
     bundle = Bundle(support, model.refit_text(), unlabelled=head.kept_pictures_)
-    splits = draw_folds(support.y, folds, seed)
+    splits, baselines = draw_folds(support.y, folds, seed), _create_baselines(bundle.text)
     return ModelEvaluation(
         head=registered_name(head),
         n_test=len(support),
         folds=len(splits),
         model=score_folds(head, bundle, splits)[0],
-        baselines={
-            name: score_folds(baseline, bundle, splits)[0] for name, baseline in _create_baselines(bundle.text).items()
-        },
+        baselines={name: score_folds(baseline, bundle, splits)[0] for name, baseline in baselines.items()},
         facts={**_model_facts(model), "shots": support.counts},
         test=support,
     )

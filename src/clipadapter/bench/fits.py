@@ -89,11 +89,7 @@ class Outcome:
 
 
 def fit_head(
-    head: Head,
-    shots: FeatureSet,
-    parts: Sequence[TestPart],
-    bundle: Bundle,
-    continues: bool = False,
+    head: Head, shots: FeatureSet, parts: Sequence[TestPart], bundle: Bundle, continues: bool = False
 ) -> tuple[Head, float]:
     """Fit a clone of a head to shots; with ``continues`` it is fitted already and learns them too. Also the seconds."""
     shots, text = select_views(head, shots), bundle.text

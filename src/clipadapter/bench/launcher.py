@@ -82,11 +82,7 @@ def free_memory() -> int:
 
 
 def list_gpus(device: str) -> list[str]:
-    """The GPUs that workers share, as CUDA_VISIBLE_DEVICES names them; none if the name of the device says which one.
-
-    >>> list_gpus("cuda:1")
-    []
-    """
+    """The GPUs that workers share, as CUDA_VISIBLE_DEVICES names them; none if the device's name says which one."""
     count = count_gpus(device)
     if count < 2:
         return []

@@ -9,16 +9,9 @@ import numpy as np
 
 from clipadapter.bench.run import Run
 from clipadapter.bench.study import Part, Pivot, Row, Spot, fit_seconds, metric_value, pivot_runs
-from clipadapter.bench.tables import (
-    Reference,
-    check_runs,
-    cost_cell,
-    format_head,
-    head_names,
-    transductive_mark,
-)
+from clipadapter.bench.tables import Reference, check_runs, cost_cell, format_head, head_names, transductive_mark
 from clipadapter.metrics import METRICS, mean_sd
-from clipadapter.rendering.method_colours import assign_styles
+from clipadapter.rendering.method_colours import assign_styles, method_style
 from clipadapter.rendering.plots import (
     GREY,
     INK,
@@ -133,11 +126,7 @@ def _method(table: Pivot, row: Row) -> str:
 
 
 def describe_spread(runs: Iterable[Run]) -> str:
-    """What points and bands are.
-
-    >>> describe_spread([])
-    'one draw'
-    """
+    """What points and bands are."""
     n_seeds = len({run.seed for run in runs})
     return f"mean ± sd of {n_seeds} draws" if n_seeds > 1 else "one draw"
 
@@ -154,9 +143,8 @@ def _shot_colours(n: int) -> list[str]:
 def draw_parameter_axes(table: Pivot, values: Mapping[str, float | str]) -> dict[str, Figure]:
     """A figure for each parameter, by its name: a line per number of shots; heads without a value are level lines."""
     series: dict[str, list[Row]] = {}
-    for row in table.rows:
-        if row.label in values:
-            series.setdefault(row.label.rpartition("=")[0] or "value", []).append(row)
+    for row in (row for row in table.rows if row.label in values):
+        series.setdefault(row.label.rpartition("=")[0] or "value", []).append(row)
     return {name: _axis_figure(table, name, rows, values) for name, rows in series.items()}
 
 
@@ -171,8 +159,7 @@ def _axis_figure(table: Pivot, parameter: str, rows: Sequence[Row], values: Mapp
         points = [(position, table.cell(row, n)) for position, row in zip(positions, rows, strict=True)]
         points = sorted((position, cell) for position, cell in points if cell.values)
         if points:
-            x = np.array([position for position, _ in points])
-            y, sd = (np.array([100 * getattr(cell, name) for _, cell in points]) for name in ("mean", "sd"))
+            x, y, sd = np.array([(position, 100 * cell.mean, 100 * cell.sd) for position, cell in points]).T
             curves.append(Curve(format_count(int(n), "shot"), x, y, sd if len(x) > 1 else None, colours[n]))
     draw_curves(axes, curves[::-1])
     level = [row for row in table.rows if row.label not in values]
@@ -253,8 +240,7 @@ def draw_dots(table: Pivot) -> Figure:
 
 
 def _dots(axes: Axes, points: Sequence[tuple[float, Any]], colour: str, marker: str, label_values: bool) -> Any:
-    y = np.array([height for height, _ in points])
-    mean, sd = (np.array([100 * getattr(cell, name) for _, cell in points]) for name in ("mean", "sd"))
+    y, mean, sd = np.array([(height, 100 * cell.mean, 100 * cell.sd) for height, cell in points]).T
     axes.hlines(y, mean - sd, mean + sd, color=colour, alpha=0.25, linewidth=6)
     (dots,) = axes.plot(mean, y, linestyle="none", color=colour, marker=marker, markersize=6)
     if label_values:
@@ -302,7 +288,7 @@ def draw_efficiency(table: Pivot) -> Figure:
             accuracy, sd = mean_sd([100 * value for value in values])
             seconds = max(cost_cell(table, row, fit_seconds).mean, MIN_FIT_SECONDS)
             points.append((seconds, accuracy, name))
-            style = assign_styles([_method(table, row)])[0]
+            style = method_style(_method(table, row))
             fill = "white" if transductive_mark(table.runs(row)) else style.colour
             axes.vlines(seconds, accuracy - sd, accuracy + sd, color=style.colour, alpha=0.25, linewidth=6)
             axes.plot(seconds, accuracy, color=style.colour, marker=style.marker, markerfacecolor=fill, markersize=7)

@@ -36,14 +36,7 @@ N_NEIGHBOURS = 10
 
 
 def adapted_features(head: Head, X: ArrayLike) -> Array:
-    """(m, d) picture features as a fitted head, such as "clip-adapter" or "rla", compares them with class text.
-
-    >>> from clipadapter.heads import create_head
-    >>> text = TextFeatures(["cat", "dog"], [[1, 0, 0], [0, 1, 0]])
-    >>> head = create_head("clip-adapter", alpha=0.2).fit([[3, 1, 1], [1, 3, 1]], ["cat", "dog"], text=text)
-    >>> adapted_features(head, [[3, 1, 1], [1, 3, 1]]).shape
-    (2, 3)
-    """
+    """(m, d) picture features as a fitted head, such as "clip-adapter" or "rla", compares them with class text."""
     name = type(head).__name__
 
     def inner_products(directions: Array) -> Array:
@@ -53,10 +46,8 @@ def adapted_features(head: Head, X: ArrayLike) -> Array:
 
     width = np.shape(X)[-1]
     # Text along each axis returns the feature if the head only compares features with text. Random text verifies that.
-    features, others = (
-        inner_products(np.eye(width)),
-        checked_unit_rows(np.random.default_rng(0).normal(size=(3, width))),
-    )
+    features = inner_products(np.eye(width))
+    others = checked_unit_rows(np.random.default_rng(0).normal(size=(3, width)))
     if not np.allclose(inner_products(others), features @ others.T, atol=1e-4):
         raise InputError(f"{name} does more than compare a feature with class text: it has no adapted features")
     if np.allclose(features, checked_unit_rows(X), atol=SAME_FEATURE_DISTANCE):
@@ -69,9 +60,6 @@ def separation(features: ArrayLike, labels: Sequence[str]) -> tuple[float, float
 
     Silhouette, from -1 to 1, says how much nearer a picture is to its own class than to the next one. Purity, from 0
     to 1, is the fraction of a picture's 10 nearest neighbours that have its class.
-
-    >>> separation([[1, 0], [1, 0], [0, 1], [0, 1]], ["a", "a", "b", "b"])[0]
-    1.0
     """
     from sklearn.metrics import silhouette_score
     from sklearn.neighbors import NearestNeighbors

@@ -311,10 +311,7 @@ def summarise(runs: Sequence[Run], metric: str = "accuracy") -> dict[str, Any]:
 
 
 def table(
-    runs: Sequence[Run],
-    metric: str = "accuracy",
-    markdown: bool = False,
-    reference: Reference | None = None,
+    runs: Sequence[Run], metric: str = "accuracy", markdown: bool = False, reference: Reference | None = None
 ) -> str:
     """Mean ± sd (the mean alone for one seed) by head and shots, with the best of each column marked, and notes below.
 

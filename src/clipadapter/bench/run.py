@@ -32,21 +32,10 @@ if TYPE_CHECKING:
     from clipadapter.classifier.evaluation import Score
 
 FORMAT = 1
-KEY_FIELDS = {
-    "method",
-    "method_version",
-    "measurement_version",
-    "params",
-    "encoder",
-    "data",
-    "templates",
-    "text",
-    "shots",
-    "seed",
-    "rows",
-    "flags",
-    "versions",
-}
+KEY_FIELDS = (
+    *("method", "method_version", "measurement_version", "params", "encoder", "data", "templates", "text"),
+    *("shots", "seed", "rows", "flags", "versions"),
+)
 """The fields that determine the metrics. Two runs with the same values are the same run."""
 MEASUREMENT_VERSION = 1
 """Version of ``classifier.evaluation.score`` and of the metrics. Raise it if the same logits give other metrics."""
@@ -108,9 +97,6 @@ class Metrics(RootModel[dict[str, float]]):
 
     def __getitem__(self, name: str) -> float:
         return self.root[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.root
 
 
 class Seconds(FrozenModel):
@@ -286,9 +272,7 @@ def library_versions() -> dict[str, str]:
 def describe_machine() -> Machine:
     """Describe this machine and process."""
     return Machine(
-        cpus=os.cpu_count() or 1,
-        platform=f"{platform.system()} {platform.machine()}",
-        peak_memory_mb=_peak_memory(),
+        cpus=os.cpu_count() or 1, platform=f"{platform.system()} {platform.machine()}", peak_memory_mb=_peak_memory()
     )
 
 

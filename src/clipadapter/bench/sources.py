@@ -219,21 +219,16 @@ def build_bundle(suite: Suite, source: Source, model: FewShotClassifier) -> Bund
 
 def apply_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, source: Source) -> FewShotClassifier:
     """The same encoder with the prompts of a suite, prepared for the heads of the suite."""
+    if prompts.descriptions and model.descriptions is None:
+        raise InputError("this suite compares descriptions: give them with --descriptions FILE")
     templates = source.templates if prompts.templates == "own" else prompts.templates
+    kept = ("quality", "device", "backend", "precision", "cache", "batch_size", "progress")
     prompted = FewShotClassifier(
         model.encoder_,
         templates=templates if isinstance(templates, str) else list(get_templates(templates)),
         descriptions=model.descriptions if prompts.descriptions else None,
-        quality=model.quality,
-        device=model.device,
-        backend=model.backend,
-        precision=model.precision,
-        cache=model.cache,
-        batch_size=model.batch_size,
-        progress=model.progress,
+        **{name: getattr(model, name) for name in kept},
     )
-    if prompts.descriptions and model.descriptions is None:
-        raise InputError("this suite compares descriptions: give them with --descriptions FILE")
     prompted.prepare_encoder(*(make_head(variant) for variant in suite.all_variants()))
     return prompted
 

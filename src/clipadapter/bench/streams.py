@@ -35,9 +35,8 @@ class DataSetFeatures(NamedTuple):
     """A data set of a stream."""
 
     name: str  # in tables
-    bundle: Bundle  # with one test part, and the row of each shot in the data set
+    bundle: Bundle  # with one test part, the row of each shot in the data set, and the draws
     n_rows: int  # of the data set
-    draws: Rows  # drawn rows of the data set
 
 
 class JoinedDataSets(NamedTuple):
@@ -63,7 +62,7 @@ def join_sources(
             train, test = split_in_halves(source.train)
             source = replace(source, train=train, test=test)  # noqa: PLW2901
         bundle = build_bundle(suite, source, apply_prompts(suite, model, prompts, source))
-        data_sets.append(DataSetFeatures(name, bundle, len(source.train.samples), bundle.draws or {}))
+        data_sets.append(DataSetFeatures(name, bundle, len(source.train.samples)))
     return join_data_sets(data_sets, suite.stream.same_names)
 
 
@@ -75,8 +74,8 @@ def _from_features(suite: Suite, name: str, source: FeatureSource) -> DataSetFea
         support, test = (support.take(rows) for rows in halve(support.y))
     rows = np.arange(len(support)) if bundle.rows is None else bundle.rows
     draws = {key: [int(rows[i]) for i in draw] for key, draw in draw_all_shots(suite, support.y).items()}
-    own = Bundle(support, bundle.text, {"test": TestPart(test)}, rows)
-    return DataSetFeatures(name, own, int(rows.max()) + 1, draws)
+    own = Bundle(support, bundle.text, {"test": TestPart(test)}, rows, draws)
+    return DataSetFeatures(name, own, int(rows.max()) + 1)
 
 
 def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["share", "apart"]) -> JoinedDataSets:
@@ -85,29 +84,36 @@ def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["sh
     if len(set(names)) < len(names):
         raise InputError(f"data sets of a stream need different names, but are called {', '.join(names)}")
     bundles = [data_set.bundle for data_set in data_sets]
-    _check_goes_together([bundle.support for bundle in bundles])
     if same_names == "apart":
         counts = Counter(label for bundle in bundles for label in bundle.text.labels)
         shared = {label for label, n in counts.items() if n > 1}
         bundles = [_rename(bundle, name, shared) for name, bundle in zip(names, bundles, strict=True)]
+    labels = dict.fromkeys(label for bundle in bundles for label in bundle.text.labels)
+    support = join_features([bundle.support for bundle in bundles], tuple(labels))
     text = _text_of_all([bundle.text for bundle in bundles])
     tests, rows, draws, start = {}, [], {}, 0
     for data_set, bundle in zip(data_sets, bundles, strict=True):
-        assert bundle.rows is not None
+        assert bundle.rows is not None and bundle.draws is not None
         (part,) = bundle.tests.values()
         tests[data_set.name] = TestPart(join_features([part.features], text.labels))
         rows.append(bundle.rows + start)
-        draws[data_set.name] = {key: [start + row for row in drawn] for key, drawn in data_set.draws.items()}
+        draws[data_set.name] = {key: [start + row for row in drawn] for key, drawn in bundle.draws.items()}
         start += data_set.n_rows
-    support = join_features([bundle.support for bundle in bundles], text.labels)
     classes = {name: bundle.text.labels for name, bundle in zip(names, bundles, strict=True)}
     return JoinedDataSets(Bundle(support, text, tests, np.concatenate(rows)), classes, draws)
 
 
 def join_features(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> FeatureSet:
-    """Concatenate the rows of several sets of one encoder."""
-    _check_goes_together(sets)
+    """Concatenate the rows of several sets, which must be of one encoder, width, number of views and crop scale."""
     first = sets[0]
+    for other in sets[1:]:
+        if other.X.shape[1:] != first.X.shape[1:] or other.blocks != first.blocks:
+            raise InputError(f"features of one stream must have one shape, but are {first.X.shape}, {other.X.shape}")
+        if other.provenance.get("fingerprint") != first.provenance.get("fingerprint"):
+            raise InputError("the data sets of a stream need features of one encoder, but have those of several")
+        crops = [str(features.provenance.get("crop", "tip")) for features in (first, other)]
+        if first.X.ndim == 3 and crops[0] != crops[1]:
+            raise InputError(f"the data sets of a stream need views of one crop scale, but have {' and '.join(crops)}")
     provenance = dict(first.provenance)
     templates = [template for features in sets for template in features.provenance.get("templates", ())]
     if templates:
@@ -117,20 +123,6 @@ def join_features(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> Fea
     y = tuple(label for features in sets for label in features.y)
     X = np.concatenate([features.X for features in sets])
     return FeatureSet(X, y, tuple(class_names), provenance, blocks=first.blocks)
-
-
-def _check_goes_together(sets: Sequence[FeatureSet]) -> None:
-    """Refuse features of several encoders, or that differ in width, views or crop scale."""
-    first = sets[0]
-    for other in sets[1:]:
-        if other.X.shape[1:] != first.X.shape[1:] or other.blocks != first.blocks:
-            raise InputError(f"features of one stream must have one shape, but are {first.X.shape}, {other.X.shape}")
-        fingerprints = [features.provenance.get("fingerprint") for features in (first, other)]
-        if fingerprints[0] != fingerprints[1]:
-            raise InputError("the data sets of a stream need features of one encoder, but have those of several")
-        crops = [str(features.provenance.get("crop", "tip")) for features in (first, other)]
-        if first.X.ndim == 3 and crops[0] != crops[1]:
-            raise InputError(f"the data sets of a stream need views of one crop scale, but have {' and '.join(crops)}")
 
 
 def _rename(bundle: Bundle, name: str, shared_labels: set[str]) -> Bundle:
@@ -144,7 +136,7 @@ def _rename(bundle: Bundle, name: str, shared_labels: set[str]) -> Bundle:
     renamed = TextFeatures.of_stored_rows(
         tuple(new.values()), text.embeddings, text.logit_scale, text.logit_bias, text.tower, prompts=text.prompts
     )
-    return Bundle(support, renamed, {"test": TestPart(test)}, bundle.rows)
+    return Bundle(support, renamed, {"test": TestPart(test)}, bundle.rows, bundle.draws)
 
 
 def _text_of_all(texts: Sequence[TextFeatures]) -> TextFeatures:

@@ -105,7 +105,7 @@ class Setting(NamedTuple):
 
 def metric_value(name: str) -> Value:
     """The value of a metric of records."""
-    return lambda run: run.metrics[name] if run.metrics is not None and name in run.metrics else None
+    return lambda run: None if run.metrics is None else run.metrics.root.get(name)
 
 
 ACCURACY = metric_value("accuracy")
@@ -399,11 +399,7 @@ def combine_by_seed(
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """2ab / (a + b) of two values; 0 if both are.
-
-    >>> harmonic_mean([0.75, 0.25])
-    0.375
-    """
+    """2ab / (a + b) of two values; 0 if both are."""
     a, b = values
     return 2 * a * b / (a + b) if a + b else 0.0
 
@@ -441,7 +437,6 @@ def make_tables(study: Study) -> list[Pivot]:
         settings = [setting for setting in everything if all(getattr(setting, k) == v for k, v in fixed.items())]
         if not any(study.spots[setting].runs for setting in settings):
             continue
-        varying = [name for name in fixed if counts[name] > 1]
         rows = [
             Row(str(label), str(prompts))
             for label in distinct_values(settings, "label")
@@ -451,7 +446,8 @@ def make_tables(study: Study) -> list[Pivot]:
         spots: dict[tuple[Row, Part], list[Spot]] = {spot: [Spot()] for spot in product(rows, parts)}
         for setting in settings:
             spots[Row(setting.label, setting.prompts), getattr(setting, axis)] = [study.spots[setting]]
-        title = [shorten_name(str(fixed["data"])), *(str(fixed[k]) for k in ("encoder", "test") if k in varying)]
+        title = [shorten_name(str(fixed["data"]))]
+        title += [str(fixed[name]) for name in ("encoder", "test") if name in fixed and counts[name] > 1]
         title += [format_shots(int(fixed["shots"]))] if "shots" in fixed else []
         pivot = Pivot(", ".join(title), fixed, axis, tuple(rows), tuple(parts), spots)
         tables.append(replace(pivot, derived=_derived(pivot, protocol.has_harmonic_mean)))

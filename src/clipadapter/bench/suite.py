@@ -253,27 +253,14 @@ class Suite(FrozenModel):
 
 
 def count_tasks(classes: int, classes_per_task: int) -> int:
-    """The number of tasks that a data set is divided into.
-
-    >>> count_tasks(101, 20), count_tasks(3, 20), count_tasks(101, 0)
-    (5, 1, 1)
-    """
+    """The number of tasks that a data set is divided into."""
     return max(1, round(classes / classes_per_task)) if classes_per_task else 1
 
 
 def order_tasks(
     sets: Mapping[str, Sequence[str]], rules: StreamRules, order: Order, seed: int
 ) -> list[tuple[str, str, list[str]]]:
-    """The tasks of a stream: (name, data set, classes). ``sets`` has classes by data set, in the order of the user.
-
-    >>> rules = StreamRules(classes_per_task=2)
-    >>> sets = {"pets": ["ant", "cat", "cow", "dog"], "cars": ["bus", "van"]}
-    >>> for task in order_tasks(sets, rules, ORDERS["given"], seed=1):
-    ...     print(task)
-    ('pets 1/2', 'pets', ['ant', 'cat'])
-    ('pets 2/2', 'pets', ['cow', 'dog'])
-    ('cars', 'cars', ['bus', 'van'])
-    """
+    """The tasks of a stream: (name, data set, classes). ``sets`` has classes by data set, in the order of the user."""
     rng = random.Random(seed)
     tasks = []
     for name in _in_order(list(sets), order):

@@ -82,11 +82,7 @@ paper and the methods that most plots show have colours of their own."""
 
 
 def method_style(method: str) -> MethodStyle:
-    """The style of a method by its registered name; that of a method without an entry depends on its name alone.
-
-    >>> method_style("clip-adapter").colour, method_style("my-head") == method_style("my-head")
-    ('#0072B2', True)
-    """
+    """The style of a method by its registered name; that of a method without an entry depends on its name alone."""
     if method in METHOD_STYLES:
         return METHOD_STYLES[method]
     number = zlib.crc32(method.encode())
@@ -94,14 +90,7 @@ def method_style(method: str) -> MethodStyle:
 
 
 def assign_styles(methods: Sequence[str]) -> list[MethodStyle]:
-    """Styles of the lines of one plot.
-
-    A method has its own style. If a method has more than one line, such as one per value of a parameter, the first has
-    the style of the method, and the others get other colours.
-
-    >>> [style.colour for style in assign_styles(["clip-adapter", "auto", "clip-adapter"])]
-    ['#0072B2', '#D55E00', '#CC79A7']
-    """
+    """Styles of the lines of one plot: the first line of a method has its style, further ones get other colours."""
     first = {method: i for i, method in reversed(list(enumerate(methods)))}
     used = {method_style(method).colour for method in methods}
     free = [pair for pair in (*SHARED, BLUE, VERMILION, GREEN, BLACK) if pair[0] not in used] or list(SHARED)

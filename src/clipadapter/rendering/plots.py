@@ -59,9 +59,9 @@ def create_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def style_axes(axes: Axes, grid_colour: str = GRID_GREY) -> None:
+def style_axes(axes: Axes) -> None:
     """A grid behind the data, and lines at the left and the bottom only."""
-    axes.grid(color=grid_colour, linewidth=0.8)
+    axes.grid(color=GRID_GREY, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#999999")
@@ -93,11 +93,7 @@ def label_axes(axes: Axes, title: str, note: str, x: str = "", y: str = "") -> N
 
 
 def truncate(name: str, length: int = MAX_NAME_CHARACTERS) -> str:
-    """A name for a plot: of a long one the beginning and the end, as `shorten_name` in tables.
-
-    >>> truncate("a long name", 6), truncate("short", 6)
-    ('a l…me', 'short')
-    """
+    """A name for a plot: of a long one the beginning and the end, as `shorten_name` in tables."""
     return shorten_name(name, length)
 
 
@@ -132,21 +128,14 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], others: Sequence[tuple[Arra
 
 
 def _draw(axes: Axes, curve: Curve, zorder: float) -> None:
-    style: dict[str, Any] = {"color": curve.colour, "zorder": zorder}
+    style: dict[str, Any] = {"color": curve.colour, "zorder": zorder, "marker": curve.marker}
     if curve.is_level:
-        axes.plot(curve.x, curve.y, linestyle=(0, (1, 2)), linewidth=1.3, **style)
-        axes.plot(
-            curve.x[:1], curve.y[:1], marker=curve.marker, markersize=14, linestyle="none", clip_on=False, **style
-        )
+        axes.plot(curve.x, curve.y, linestyle=(0, (1, 2)), linewidth=1.3, **{**style, "marker": ""})
+        axes.plot(curve.x[:1], curve.y[:1], markersize=14, linestyle="none", clip_on=False, **style)
         return
     # White edges, so that markers on one another can be distinguished.
-    marker: dict[str, Any] = {
-        "marker": curve.marker,
-        "markersize": 6.5,
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.8,
-    }
-    axes.plot(curve.x, curve.y, linestyle=curve.linestyle, linewidth=2.0, **style, **marker)
+    edge: dict[str, Any] = {"markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.8}
+    axes.plot(curve.x, curve.y, linestyle=curve.linestyle, linewidth=2.0, **style, **edge)
     if curve.sd is not None:
         axes.fill_between(curve.x, curve.y - curve.sd, curve.y + curve.sd, color=curve.colour, alpha=0.14, linewidth=0)
 
@@ -215,18 +204,14 @@ def _start(group: Sequence[float], gap: float, low: float, high: float) -> float
     return max(low, min(sum(group) / len(group) - extent / 2, high - extent))
 
 
-def darken(colour: str, share: float = 0.25) -> str:
-    """A colour such as "#0072B2", mixed with the colour of text, so that letters in it can be read.
+def darken(colour: str) -> str:
+    """A colour such as "#0072B2", mixed with a quarter of the colour of text, so that letters in it can be read.
 
-    >>> darken("#ffffff", 0.5)
-    '#909090'
+    >>> darken("#ffffff")
+    '#c7c7c7'
     """
-    mixed = ((1 - share) * a + share * b for a, b in zip(_channels(colour), _channels(INK), strict=True))
-    return "#" + "".join(f"{int(channel):02x}" for channel in mixed)
-
-
-def _channels(colour: str) -> list[int]:
-    return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    channels = zip(*(bytes.fromhex(own[1:]) for own in (colour, INK)), strict=True)
+    return "#" + bytes(int(0.75 * own + 0.25 * ink) for own, ink in channels).hex()
 
 
 # ---- Heat maps with a text in each cell: confusions, accuracies by data set, and accuracies by task ----
@@ -325,11 +310,7 @@ def worst_classes(confusion: NDArray[np.int64], limit: int) -> list[int]:
 
 
 def parse_plot_formats(text: str) -> tuple[str, ...]:
-    """The formats in a text such as "png,pdf", each once, in the order of the text.
-
-    >>> parse_plot_formats("PDF, png,pdf")
-    ('pdf', 'png')
-    """
+    """The formats in a text such as "png,pdf", each once, in the order of the text."""
     formats = tuple(dict.fromkeys(part.strip().lower().removeprefix(".") for part in text.split(",") if part.strip()))
     if not formats or not set(formats) <= set(PLOT_FORMATS):
         raise InputError(f"plots are written as {', '.join(PLOT_FORMATS)}, but '{text}' was given: give png,pdf")

@@ -41,10 +41,6 @@ def project(
 
     t-SNE keeps neighbours together, but distances between groups have no meaning; 10,000 rows take minutes. It begins
     from (n, 2) points, so that two projections are alike, or from those of PCA.
-
-    >>> points = project(np.eye(6), method="pca")
-    >>> points.shape
-    (6, 2)
     """
     rows = checked_unit_rows(features)
     if len(rows) < MIN_ROWS or rows.shape[1] < 2:

@@ -86,13 +86,7 @@ def _rows(name: str) -> Iterator[dict[str, str]]:
 
 @cache
 def find_published() -> tuple[PublishedAccuracy, ...]:
-    """All published accuracies, source by source.
-
-    >>> for result in find_published():
-    ...     if (result.method, result.dataset, result.backbone) == ("clip-adapter", "imagenet", "ViT-B/16"):
-    ...         print(result.shots, result.accuracy, result.source, result.protocol)
-    16 71.13 S2 tuned on the test part where a method has parameters to search
-    """
+    """All published accuracies, source by source."""
     results = []
     for row in _rows("accuracies.csv"):
         facts = {name: row[name] for name in ("method", "variant", "dataset", "backbone", "source", "protocol")}
@@ -112,21 +106,13 @@ def find_published() -> tuple[PublishedAccuracy, ...]:
 
 @cache
 def find_published_streams() -> tuple[Mapping[str, str], ...]:
-    """The rows of ``streams.csv``: results of one method, in %, see `metrics.continual`; ``data`` is in their order.
-
-    >>> [row["last"] for row in find_published_streams() if row["method"] == "zscl"]
-    ['83.6', '83.4']
-    """
+    """The rows of ``streams.csv``: results of one method, in %, see `metrics.continual`; ``data`` is in their order."""
     return tuple(_rows("streams.csv"))
 
 
 @cache
 def published_sources() -> dict[str, Mapping[str, str]]:
-    """The rows of ``sources.csv`` by their tags; a secondary source copies the results of the original paper.
-
-    >>> published_sources()["S5"]["title"]
-    "GDA (ICLR 2024), the authors' released logs"
-    """
+    """The rows of ``sources.csv`` by their tags; a secondary source copies the results of the original paper."""
     return {row["tag"]: row for row in _rows("sources.csv")}
 
 
