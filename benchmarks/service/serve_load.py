@@ -110,9 +110,9 @@ class Server:
         return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[0]) / 1024
 
     def pictures(self) -> int:
-        """How many pictures it has seen."""
+        """How many pictures have run. Requests that end with a measurement have no answer, but ran for a part."""
         text = urlopen(f"{self.url}/metrics").read().decode()
-        return round(sum(map(float, re.findall(r"^clipadapter_pictures_total\S* (\S+)$", text, re.MULTILINE))))
+        return round(sum(map(float, re.findall(r"^clipadapter_batch_pictures_sum\S* (\S+)$", text, re.MULTILINE))))
 
     def end(self) -> int:
         self.process.terminate()
@@ -163,8 +163,9 @@ def throughput(server: Server, model: Path, paths: list[Path], args: argparse.Na
         offline.append((n / (time.perf_counter() - clock), 1e3 * (time.process_time() - cpu) / n))
         for k in args.sizes:
             cpu, before = server.cpu(), server.pictures()
-            rate = wrk(server, bodies[k], args.seconds)["rate"] * k
-            rates[k].append((rate, 1e3 * (server.cpu() - cpu) / max(1, server.pictures() - before)))
+            wrk(server, bodies[k], args.seconds)
+            count = server.pictures() - before
+            rates[k].append((count / max(1, round(args.seconds)), 1e3 * (server.cpu() - cpu) / max(1, count)))
     total_rate, cpu_per_picture = (statistics.median(values) for values in zip(*offline, strict=True))
     row("offline, pictures a second", f"{total_rate:.1f}", f"{cpu_per_picture:.2f} ms of CPU a picture")
     for k in args.sizes:

@@ -70,7 +70,7 @@ def test_a_picture_that_is_decoded_for_long_holds_no_batch_back(serve, post_late
         assert file != base64_of(BLUE) or go.wait(20)
         return load_picture(predictor, file, limits)
 
-    monkeypatch.setattr("clipadapter.serve.app.load_picture", load)
+    monkeypatch.setattr("clipadapter.serve.prediction_request.load_picture", load)
     client = serve()
     slow = post_later(client, BLUE)
     wait_until(lambda: batcher(client)._loading == 1)

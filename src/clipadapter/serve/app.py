@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -14,16 +13,12 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
-from pydantic_core import to_json
 
 from clipadapter import __version__
-from clipadapter.errors import ImageError
-from clipadapter.serve.batching import Result
 from clipadapter.serve.logs import METRICS_TYPE
 from clipadapter.serve.middleware import ERROR_HANDLERS, RequestMiddleware
 from clipadapter.serve.models import REFRESH_SECONDS, ServedModel, ServedModels
-from clipadapter.serve.prediction_request import JSON, PredictionRequest, ServerState, body_schema, load_picture
-from clipadapter.utils.prediction import unreadable
+from clipadapter.serve.prediction_request import ServerState, answer_pictures, body_schema
 
 DESCRIPTION = (
     'Predicts the classes of pictures with models that `clipadapter export` wrote. Errors are `{"error": "why"}`.'
@@ -33,8 +28,6 @@ PAGE_POLICY = (
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 """The page talks to this server alone, and no other page frames it."""
-MAX_INLINE_SCORES = 2000
-"""Answers with more scores are written in a thread."""
 Timeout = Annotated[
     float | None, Query(ge=0.001, le=3600, description="Seconds you wait; the server's deadline if shorter.")
 ]
@@ -191,7 +184,7 @@ PREDICTION_RESPONSES: dict[int | str, dict[str, Any]] = {200: {"model": Predicti
 )
 async def predict_by_the_only_model(request: Request, timeout: Timeout = None) -> Response:
     """As `/v1/models/{name}/predict`, where one model is served."""
-    return await _predict(PredictionRequest(request, timeout), None)
+    return await answer_pictures(request, None, timeout)
 
 
 @router.post("/v1/models/{name}/predict", tags=["pictures"], responses=PREDICTION_RESPONSES, summary="Predict classes")
@@ -200,7 +193,7 @@ async def predict(request: Request, name: str, timeout: Timeout = None) -> Respo
 
     Send files in a form (`curl -F images=@a.jpg -F images=@b.jpg -F top=3`), or JSON with base64.
     """
-    return await _predict(PredictionRequest(request, timeout), name)
+    return await answer_pictures(request, name, timeout)
 
 
 @router.get("/v1/models", tags=["models"], summary="Models that are served")
@@ -248,34 +241,6 @@ async def root() -> Response:
     style = (package / "rendering" / "templates" / "base.css").read_text(encoding="utf-8")
     page = (package / "serve" / "templates" / "page.html").read_text(encoding="utf-8")
     return HTMLResponse(page.replace("/* base.css */", style), headers={"Content-Security-Policy": PAGE_POLICY})
-
-
-async def _predict(request: PredictionRequest, name: str | None) -> Response:
-    request.find_model(name).batcher.check_room()  # before the body is read
-    pictures = await request.read_pictures()
-    model, names, top = request.find_model(name), pictures.names, pictures.options.top
-    options = pictures.options.model_dump(include={"reject", "coverage"}, exclude_unset=True)
-    model.check_options(options)
-    loaders = [partial(load_picture, model.predictor, file, request.limits) for file in pictures.files]
-    job = model.batcher.submit(loaders, options, request.deadline)  # not before: a slow body holds no slot of the queue
-    del pictures, loaders  # the job drops each when its picture is loaded
-    results = await request.wait_for(job)
-    if len(results) * min(top, len(model.predictor.class_names)) <= MAX_INLINE_SCORES:
-        return _prediction_response(model, results, names, top)
-    return await asyncio.to_thread(_prediction_response, model, results, names, top)
-
-
-def _prediction_response(model: ServedModel, results: Sequence[Result], sources: Sequence[str], top: int) -> Response:
-    predictions = []
-    for result, source in zip(results, sources, strict=True):
-        if isinstance(result, ImageError):
-            prediction = unreadable(source, result.reason)
-        else:
-            answers, row = result
-            prediction = answers.prediction(row, source, model.predictor.class_names, top)
-        predictions.append(prediction.record())
-    content = {"model": model.name, "version": model.version, "predictions": predictions}
-    return Response(to_json(content), media_type=JSON)
 
 
 def _describe(model: ServedModel) -> ModelDescription:

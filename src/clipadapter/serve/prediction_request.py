@@ -1,4 +1,4 @@
-"""A request with pictures: admission, reading and parsing its body, and waiting for its results.
+"""A request with pictures: admission, reading and parsing its body, waiting for its results, and its answer.
 
 A body is a form with files, or JSON with base64. Nothing is written to disk, no address is opened. Starlette reads
 forms while they arrive. A JSON body is parsed as a whole, after its commas and brackets are counted: the parser makes
@@ -15,7 +15,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,11 +23,13 @@ from typing import Annotated, Any
 
 import anyio
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
 from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from clipadapter.data.images import image_format, is_slow_file
 from clipadapter.errors import ImageError
@@ -35,6 +37,7 @@ from clipadapter.runtime import Predictor
 from clipadapter.serve.batching import Job, Loader, Result, Square
 from clipadapter.serve.limits import BUFFERED_BODIES, SMALL_BODY_BYTES, Limits, RequestRefused
 from clipadapter.serve.models import ServedModel, ServedModels
+from clipadapter.utils.prediction import unreadable
 
 MULTIPART, JSON = "multipart/form-data", "application/json"
 CURL_HINT = "send files as curl does with -F images=@photo.jpg"
@@ -42,8 +45,8 @@ MAX_FIELDS = 20
 MAX_FIELD_BYTES = 1024
 MAX_OTHER_VALUES = 256
 """Values in a JSON body besides the pictures."""
-MAX_INLINE_BYTES = 64 << 10
-"""Longer JSON bodies are parsed in a thread."""
+MAX_INLINE_BYTES, MAX_INLINE_SCORES = 64 << 10, 2000
+"""Longer JSON bodies are parsed in a thread, and answers with more scores are written in one."""
 MAX_TOP = 1000
 MIN_RATE = 1e-6
 """Smallest rejection rate or coverage of a request; no number of shots supports a smaller one."""
@@ -83,75 +86,83 @@ class RequestContext:
     refusal_reason: str = ""  # one word, if the request was refused because of load or time
 
 
-class PredictionRequest:
-    """A request with pictures, in the order of its steps: find its model, read its body, wait for the results."""
+async def answer_pictures(request: Request, name: str | None, timeout: float | None) -> Response:
+    """The predictions for the pictures of a request, by the model of a name or the only one."""
+    state: ServerState = request.app.state.server
+    context: RequestContext = request.scope["clipadapter"]
+    limits = state.models.limits
+    seconds = min(timeout or math.inf, limits.deadline)
+    deadline = context.started_at + seconds
 
-    def __init__(self, request: Request, timeout: float | None) -> None:
-        self.request = request
-        self.state: ServerState = request.app.state.server
-        self.context: RequestContext = request.scope["clipadapter"]
-        self.limits = self.state.models.limits
-        self.seconds = min(timeout or math.inf, self.limits.deadline)
-        self.deadline = self.context.started_at + self.seconds
-
-    def find_model(self, name: str | None) -> ServedModel:
-        """The model of a name, or the only one."""
-        model = self.state.models.get(name)
-        self.context.model = model.name
+    def find_model() -> ServedModel:
+        model = state.models.get(name)
+        context.model = model.name
         return model
 
-    async def read_pictures(self) -> Pictures:
-        """What the body asks for."""
-        limits, headers = self.limits, self.request.headers
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise RequestRefused(415, "the body is packed by a Content-Encoding: send it as it is")
-        declared = headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > limits.max_bytes:
+    find_model().batcher.check_room()
+    with anyio.move_on_after(deadline - time.monotonic()) as reading:
+        pictures = await read_pictures(request.headers, _count_chunks(request.stream(), state, context), limits)
+        context.pictures = len(pictures.files)
+    if reading.cancelled_caught:
+        raise RequestRefused(408, f"the body did not come within {seconds:g} seconds", reason="deadline")
+    model, names, top = find_model(), pictures.names, pictures.options.top
+    options = pictures.options.model_dump(include={"reject", "coverage"}, exclude_unset=True)
+    model.check_options(options)
+    loaders = [partial(load_picture, model.predictor, file, limits) for file in pictures.files]
+    job = model.batcher.submit(loaders, options, deadline)  # not before: a slow body holds no slot of the queue
+    del pictures, loaders  # the job drops each when its picture is loaded
+    watching = asyncio.ensure_future(_refuse_if_disconnected(request, job))
+    try:
+        await asyncio.wait([job.done], timeout=max(0.0, deadline - time.monotonic()))
+    finally:
+        job.abandon()
+        watching.cancel()
+    if job.refusal is not None:
+        raise job.refusal
+    results = [result for result in job.results if result is not None]
+    if len(results) < len(job.results):
+        text = f"no answer within {seconds:g} seconds: send fewer pictures, or fewer requests at a time"
+        raise RequestRefused(504, text, reason="deadline")
+    context.unreadable = sum(isinstance(result, ImageError) for result in results)
+    if len(results) * min(top, len(model.predictor.class_names)) <= MAX_INLINE_SCORES:
+        return _response(model, results, names, top)
+    return await asyncio.to_thread(_response, model, results, names, top)
+
+
+async def _count_chunks(
+    chunks: AsyncIterator[bytes], state: ServerState, context: RequestContext
+) -> AsyncGenerator[bytes, None]:
+    limits = state.models.limits
+    async for chunk in chunks:
+        context.body_bytes += len(chunk)
+        context.buffered_bytes += len(chunk)
+        state.buffered_bytes += len(chunk)
+        if context.body_bytes > limits.max_bytes:
             raise _body_too_long(limits)
-        with anyio.move_on_after(self._remaining_seconds()):
-            pictures = await read_pictures(headers, self._count_chunks(), limits)
-            self.context.pictures = len(pictures.files)
-            return pictures
-        raise RequestRefused(408, f"the body did not come within {self.seconds:g} seconds", reason="deadline")
+        is_small = context.body_bytes <= SMALL_BODY_BYTES
+        if state.buffered_bytes > BUFFERED_BODIES * limits.max_bytes * (2 if is_small else 1):
+            text = "too many large requests are under way: try again soon"
+            raise RequestRefused(503, text, reason="memory", retry_after=1)
+        yield chunk
 
-    async def wait_for(self, job: Job) -> list[Result]:
-        """The results of the pictures, if they come before the deadline and while the client is connected."""
-        watching = asyncio.ensure_future(self._refuse_if_disconnected(job))
-        try:
-            await asyncio.wait([job.done], timeout=self._remaining_seconds())
-        finally:
-            job.abandon()
-            watching.cancel()
-        if job.refusal is not None:
-            raise job.refusal
-        results = [result for result in job.results if result is not None]
-        if len(results) < len(job.results):
-            text = f"no answer within {self.seconds:g} seconds: send fewer pictures, or fewer requests at a time"
-            raise RequestRefused(504, text, reason="deadline")
-        self.context.unreadable = sum(isinstance(result, ImageError) for result in results)
-        return results
 
-    async def _count_chunks(self) -> AsyncGenerator[bytes, None]:
-        state, context, limits = self.state, self.context, self.limits
-        async for chunk in self.request.stream():
-            context.body_bytes += len(chunk)
-            context.buffered_bytes += len(chunk)
-            state.buffered_bytes += len(chunk)
-            if context.body_bytes > limits.max_bytes:
-                raise _body_too_long(limits)
-            is_small = context.body_bytes <= SMALL_BODY_BYTES
-            if state.buffered_bytes > BUFFERED_BODIES * limits.max_bytes * (2 if is_small else 1):
-                text = "too many large requests are under way: try again soon"
-                raise RequestRefused(503, text, reason="memory", retry_after=1)
-            yield chunk
+async def _refuse_if_disconnected(request: Request, job: Job) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    job.refuse(ClientDisconnect())
 
-    def _remaining_seconds(self) -> float:
-        return max(0.0, self.deadline - time.monotonic())
 
-    async def _refuse_if_disconnected(self, job: Job) -> None:
-        while (await self.request.receive())["type"] != "http.disconnect":
-            pass
-        job.refuse(ClientDisconnect())
+def _response(model: ServedModel, results: Sequence[Result], sources: Sequence[str], top: int) -> Response:
+    predictions = []
+    for result, source in zip(results, sources, strict=True):
+        if isinstance(result, ImageError):
+            prediction = unreadable(source, result.reason)
+        else:
+            answers, row = result
+            prediction = answers.prediction(row, source, model.predictor.class_names, top)
+        predictions.append(prediction.record())
+    content = {"model": model.name, "version": model.version, "predictions": predictions}
+    return Response(to_json(content), media_type=JSON)
 
 
 def _body_too_long(limits: Limits) -> RequestRefused:
@@ -205,7 +216,12 @@ class Pictures:
 
 
 async def read_pictures(headers: Headers, chunks: AsyncGenerator[bytes, None], limits: Limits) -> Pictures:
-    """Read a body."""
+    """What a body asks for."""
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise RequestRefused(415, "the body is packed by a Content-Encoding: send it as it is")
+    declared = headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limits.max_bytes:
+        raise _body_too_long(limits)
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == MULTIPART:
         return await _read_form(headers, chunks, limits)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import ipaddress
 import logging
 import math
@@ -122,8 +121,6 @@ class Server(uvicorn.Server):
         """As uvicorn's; then reports the URL at which it listens."""
         await super().startup(sockets)
         if self.started:
-            gc.collect()
-            gc.freeze()  # else each of the many collections visits all objects of the imported modules
             host, port, *_ = self.servers[0].sockets[0].getsockname()
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             log_event("listening", url=url)

@@ -99,9 +99,7 @@ class DuplicateFinder:
     def find(self, data: bytes, pictures: Sequence[PictureFile]) -> list[PictureFile]:
         """Return the pictures whose bytes equal these."""
         same_size = [picture for picture in pictures if picture.stamp[2] == len(data)]
-        if not same_size:
-            return []
-        digest = blake2b(data, digest_size=32).digest()
+        digest = blake2b(data, digest_size=32).digest() if same_size else b""
         return [picture for picture in same_size if self.digest(picture) == digest]
 
     def exclude(self, pictures: Sequence[PictureFile], others: Sequence[PictureFile]) -> tuple[PictureFile, ...]:

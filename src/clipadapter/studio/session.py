@@ -471,8 +471,8 @@ class FeatureCache:
 
     def __init__(self, encoder: Encoder, params: Mapping[str, Any], cost: float = 1.0) -> None:
         self.encoder = encoder  # after `compute` in the backend that was chosen
-        self._backend, self._precision = params.get("backend", "auto"), params.get("precision", "auto")
-        self._is_backend_chosen = (self._backend, self._precision) == ("torch", "fp32")
+        self._how = {name: params.get(name, "auto") for name in ("backend", "precision")}
+        self._is_backend_chosen = self._how == {"backend": "torch", "precision": "fp32"}
         # "auto", a path of the feature store, or None for no store.
         self._store_path, self._batch_size = params.get("cache", "auto"), params.get("batch_size", 32)
         self._pictures_per_step = max(MIN_PICTURES_PER_STEP, round(PICTURES_PER_STEP / cost))
@@ -516,9 +516,7 @@ class FeatureCache:
                 base, paths = self.encoder, [picture.path for picture in missing]
                 prompts = class_prompts(class_names) if len(class_names) > 1 else None
                 text = None if prompts is None else lambda: encode_classes(base, prompts, store)
-                self.encoder = choose_backend(
-                    base, paths, backend=self._backend, precision=self._precision, text=text, store=store
-                )
+                self.encoder = choose_backend(base, paths, **self._how, text=text, store=store)
                 self._is_backend_chosen = True
             for start in range(0, len(missing), self._pictures_per_step):
                 part = missing[start : start + self._pictures_per_step]
