@@ -5,7 +5,6 @@ And encoders to test: models of open_clip with random weights, written to disk o
 
 import atexit
 import gc
-import importlib
 import json
 import math
 import os
@@ -104,21 +103,6 @@ def save_work(monkeypatch):
     """
     monkeypatch.setattr("clipadapter.rendering.plots._render", lambda figure, **options: b"not drawn")
     monkeypatch.setattr("clipadapter.features.autotune.FIRST_SAMPLE_SIZE", 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def folds_are_drawn_once(request):
-    """What is repeated up to five times with few shots, most of the work of a fit, is for the tests of heads."""
-    repeated = {"heads", "bench", "test_counted_work.py", "test_quality.py"}
-    with pytest.MonkeyPatch.context() as patch:
-        if not repeated & {request.path.name, request.path.parent.name}:
-            auto, out_of_fold = (
-                importlib.import_module(f"clipadapter.heads.{name}") for name in ("auto.head", "out_of_fold")
-            )
-            patch.setattr(auto, "MAX_REPEATS", 1)
-            patch.setattr(auto, "MAX_MULTILABEL_REPEATS", 1)
-            patch.setattr(out_of_fold, "MAX_REPEATS", 1)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -62,9 +62,9 @@ def test_several_encoders_may_be_named_and_a_fitted_model_has_its_own_by_default
 def test_settings_override_a_recipe_or_a_preset():
     for recipe in ("official", "paper"):
         expected = getattr(ClipAdapter, recipe)(epochs=3, seed=5).get_params()
-        chosen = HeadOptions("clip-adapter", settings=("epochs=3", "seed=5"), recipe=recipe)
+        chosen = HeadOptions("clip-adapter", settings=(("epochs", 3), ("seed", 5)), recipe=recipe)
         assert chosen.create().get_params() == expected
-    params = HeadOptions("tip-adapter", settings=("beta=9",), preset="dtd").parameters()
+    params = HeadOptions("tip-adapter", settings=(("beta", 9),), preset="dtd").parameters()
     assert (params["alpha"], params["beta"]) == (2, 9)
 
 

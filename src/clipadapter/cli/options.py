@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from clipadapter.cli.declarations import flag, option
-from clipadapter.cli.output import CONTINUE, START_AGAIN, Output
+from clipadapter.cli.output import Output
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads.registry import HEADS as HEAD_REGISTRY
 from clipadapter.runtime.engines import PRECISIONS, list_backends
@@ -110,6 +110,35 @@ def parse_counts(text: str) -> list[int]:
     if counts[0] < 1:
         raise click.BadParameter(f"expected numbers of 1 or more such as 1,2,4, but got '{text}'")
     return counts
+
+
+def parse_value(text: str) -> Any:
+    """Parse the value of a parameter: a JSON scalar, else the text itself.
+
+    >>> [parse_value(text) for text in ("0.2", "true", "cosine", "[1]")]
+    [0.2, True, 'cosine', '[1]']
+    """
+    if text in ("NaN", "Infinity", "-Infinity"):
+        return float(text)
+    try:
+        value = parse_json(text, "the value")
+    except DataError:
+        return text
+    return text if isinstance(value, dict | list) else value
+
+
+def _parse_setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--set takes key=value, such as seed=1, but got '{text}'")
+    return key, parse_value(value)
+
+
+def _parse_grid(text: str) -> tuple[str, list[Any]]:
+    key, equals, values = text.partition("=")
+    if not equals:
+        raise InputError(f"--grid takes key=value,value,... such as alpha=0.5,1,2, but got '{text}'")
+    return key, [parse_value(value) for value in values.split(",")]
 
 
 def _parse_plot_formats(text: str) -> tuple[str, ...]:
@@ -230,11 +259,6 @@ class BackendOptions:
     def store(self) -> str | Path | None:
         """The feature store, as `FewShotClassifier` takes it."""
         return None if self.no_cache else self.cache or "auto"
-
-    @property
-    def kept(self) -> str:
-        """What is kept if the command is interrupted, and how to go on."""
-        return START_AGAIN if self.no_cache else CONTINUE
 
     @property
     def run_parameters(self) -> dict[str, Any]:
@@ -403,10 +427,16 @@ class HeadOptions:
 
     HEADING: ClassVar[str] = "Head"
     name: str = option("--head NAME", "Head to fit; 'clipadapter heads' lists them.", type=HEAD, default="auto")
-    settings: Sequence[str] = option("--set KEY=VALUE", "Parameter, such as alpha=0.2. May be repeated.", multiple=True)
-    grids: Sequence[str] = option(
+    settings: Sequence[tuple[str, Any]] = option(
+        "--set KEY=VALUE",
+        "Parameter, such as alpha=0.2. May be repeated.",
+        type=Parsed(_parse_setting),
+        multiple=True,
+    )
+    grids: Sequence[tuple[str, list[Any]]] = option(
         "--grid KEY=V1,V2,...",
         "Values to try; held-out shots select the best, by fits without --unlabelled. May be repeated.",
+        type=Parsed(_parse_grid),
         multiple=True,
     )
     recipe: str | None = option(
@@ -424,8 +454,7 @@ class HeadOptions:
         """Refuse, without an import of torch, what a head does not take, as far as its declarations show."""
         from clipadapter.encoders.registry import check_trainable
 
-        grids = [(key, value) for key, values in self.grid().items() for value in values]
-        for key, value in (*self._settings().items(), *grids):
+        for key, value in (*self.settings, *((key, value) for key, values in self.grids for value in values)):
             HEAD_REGISTRY.check_parameter(self.name, key)
             HEAD_REGISTRY.check_value(self.name, key, value)
         declared = HEAD_REGISTRY.info(self.name).attributes
@@ -440,10 +469,9 @@ class HeadOptions:
 
     def classifier_parameters(self) -> dict[str, Any]:
         """Return the parameters of `FewShotClassifier` about the head, with which it can be fitted."""
-        grid = self.grid()
-        for choice in ({}, *({key: value} for key, values in grid.items() for value in values)):
+        for choice in ({}, *({key: value} for key, values in self.grids for value in values)):
             self.create(**choice)
-        return {"head": self.name, "head_params": self.parameters(), "grid": grid}
+        return {"head": self.name, "head_params": self.parameters(), "grid": dict(self.grids)}
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the head: those of the preset or recipe, overridden by the settings."""
@@ -456,16 +484,7 @@ class HeadOptions:
             chosen.update({} if name is None else known[name])
         if self.preset is not None and self.recipe is not None:
             raise InputError(f"give --preset or --recipe, not both. {cls.preset_note}")
-        return {**chosen, **self._settings()}
-
-    def grid(self) -> dict[str, list[Any]]:
-        """Return the values to try, by parameter."""
-        texts = _split_pairs(self.grids, "--grid takes key=value,value,... such as alpha=0.5,1,2")
-        return {key: [parse_value(value) for value in text.split(",")] for key, text in texts}
-
-    def _settings(self) -> dict[str, Any]:
-        texts = _split_pairs(self.settings, "--set takes key=value, such as seed=1")
-        return {key: parse_value(text) for key, text in texts}
+        return {**chosen, **dict(self.settings)}
 
     def create(self, **changes: Any) -> Head:
         """Create the head, with some parameters changed."""
@@ -474,29 +493,6 @@ class HeadOptions:
         head = create_head(self.name, **{**self.parameters(), **changes})
         head.check_parameters()
         return head
-
-
-def _split_pairs(texts: Sequence[str], rule: str) -> list[tuple[str, str]]:
-    """Split texts at their first "="; the rule begins the message about a text that has none."""
-    for text in texts:
-        if "=" not in text:
-            raise InputError(f"{rule}, but got '{text}'")
-    return [(key, value) for key, _, value in (text.partition("=") for text in texts)]
-
-
-def parse_value(text: str) -> Any:
-    """Parse the value of a parameter: a JSON scalar, else the text itself.
-
-    >>> [parse_value(text) for text in ("0.2", "true", "cosine", "[1]")]
-    [0.2, True, 'cosine', '[1]']
-    """
-    if text in ("NaN", "Infinity", "-Infinity"):
-        return float(text)
-    try:
-        value = parse_json(text, "the value")
-    except DataError:
-        return text
-    return text if isinstance(value, dict | list) else value
 
 
 # ---- Decisions beside the best class: none of these, a set of classes, unequal costs ----

@@ -27,11 +27,11 @@ CONTINUE = "features that were computed are in the feature store, and the same c
 START_AGAIN = "the same command starts from the beginning"
 
 
-def note_kept(text: str) -> None:
+def note_kept(text: str, and_features: bool = False) -> None:
     """Set what the program says if the command is interrupted from here on: what is kept, and how to go on."""
     context = click.get_current_context(silent=True)
     if context is not None:
-        context.meta[KEPT_KEY] = text
+        context.meta[KEPT_KEY] = f"{text}; {context.meta[KEPT_KEY]}" if and_features else text
 
 
 def echo(text: str, err: bool = False) -> None:

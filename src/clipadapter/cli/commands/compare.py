@@ -110,7 +110,7 @@ def _create_heads(names: Sequence[str] | None, settings: Sequence[str]) -> dict[
 
 def _head_options(names: Sequence[str], settings: Sequence[str]) -> dict[str, options.HeadOptions]:
     """Return heads with their settings by name, checked without importing torch."""
-    texts: dict[tuple[str, str], str] = {}
+    own: dict[str, dict[str, Any]] = {name: {} for name in names}
     for setting in settings:
         path, equals, value = setting.partition("=")
         name, dot, key = path.rpartition(".")
@@ -119,13 +119,12 @@ def _head_options(names: Sequence[str], settings: Sequence[str]) -> dict[str, op
         name = name or names[0]
         if name not in names:
             raise unknown("head of this comparison", name, list(names))
-        if (name, key) in texts:
+        if key in own[name]:
             raise InputError(
                 f"{name}.{key} is set twice: several values are compared by a suite with 'vary', see docs/studies.md"
             )
-        texts[name, key] = f"{key}={value}"
-    own = {name: [text for (head, _), text in texts.items() if head == name] for name in names}
-    heads = {name: options.HeadOptions(name, settings=own[name]) for name in names}
+        own[name][key] = options.parse_value(value)
+    heads = {name: options.HeadOptions(name, settings=tuple(values.items())) for name, values in own.items()}
     for head in heads.values():
         head.check()
     return heads

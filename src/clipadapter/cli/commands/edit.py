@@ -44,7 +44,7 @@ class EditOptions(options.ModelEncoderOptions):
         if is_exported(folder) and folder.is_file():
             raise ArtifactError(f"{folder} is an exported file, which can't be changed: give the folder of its model")
         _check_head(folder)
-        note_kept(f"the model in {folder} is as it was; {self.kept}")
+        note_kept(f"the model in {folder} is as it was", and_features=True)
         started = time.monotonic()
         model = self.load(folder, strict=self.strict, progress=out.progress)
         version, has_shots = model.history_.version, bool(len(model.support_))

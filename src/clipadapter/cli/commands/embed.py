@@ -42,7 +42,7 @@ def command(
     """
     if to is not None:
         check_own_file(to, (".parquet",), lambda path: has_parquet_key(path, ENCODER_KEY), "table that embed wrote")
-        note_kept(f"{to} was not written; {encoder_options.kept}")
+        note_kept(f"{to} was not written", and_features=True)
     from clipadapter.classifier.encoder_choice import block_names, blocks_of_quality
     from clipadapter.encoders import open_blocks
     from clipadapter.features import (

@@ -87,7 +87,7 @@ def command(
     without_labels = None if unlabelled is None else list_pictures(unlabelled, "--unlabelled")
     version_before = _check_folder(folder)
     before = "no model was saved" if version_before is None else f"the model in {folder} is as it was"
-    note_kept(f"{before}; {encoder_options.kept}")
+    note_kept(before, and_features=True)
     dataset, shards, has_test = _open_data(data, split, prompts.class_names)
     if shards is not None:
         used = {"views": views.views != 1, "unlabelled": unlabelled is not None, "outliers": bool(uncertainty.outliers)}

@@ -106,9 +106,7 @@ class PredictRequest:
         """Refuse, before torch is imported, what is no model, or can't do what is asked."""
         is_file, name = is_model_file(self.model), self.model.name
         if self.tables and is_file:
-            raise InputError(
-                f"{name} is an exported file, which takes pictures only: give the folder of the saved model"
-            )
+            raise InputError(f"{name} is an exported file, which takes pictures only: give the folder of its model")
         if self.tables and (self.views > 1 or not self.encoder.is_default):
             raise InputError(
                 f"{self.tables[0]} has features of plain pictures, which need no encoder: leave out --views, "

@@ -100,8 +100,8 @@ def doctor(
     else:
         if encoder.uris != ("auto",):
             raise InputError("--model and --encoder both say the encoder: give one of them")
-        run = {name: value for name, value in vars(encoder).items() if name not in ("uris", "quality")}
-        own = options.ModelEncoderOptions(**run).load(model).encoder_
+        device = options.find_device(encoder.device)
+        own = FewShotClassifier.load(model, device=device, **encoder.run_parameters).encoder_
         out.note(f"encoder {own.info.name}: that of {printable(model)}")
         classifier = FewShotClassifier(own, progress=out.progress, **encoder.run_parameters, **prompt_parameters)
     opened = classifier.encoder_
