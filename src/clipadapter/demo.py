@@ -185,8 +185,7 @@ def _open_set(known: BenchmarkSet, note: Callable[[str], None], progress: bool) 
 
 # ---- What the figures say, as a table and in words ----
 
-MARGIN_STANDARD_ERRORS = 2.0
-"""The margin of error of a difference, in standard errors."""
+MARGIN_STANDARD_ERRORS = 2.0  # the margin of error of a difference, in standard errors
 
 
 class Results:
@@ -268,12 +267,9 @@ COLUMNS = 3
 SHEET_PICTURES, SHEET_MISTAKES = 9, 3
 """Pictures that are drawn at random from all, and beside them from those that are wrong."""
 SQUARE_INCHES, GAP_INCHES, CAPTION_INCHES, TITLE_INCHES = 1.75, 0.22, 0.52, 0.72
-BORDER_INCHES = 0.06
-"""Between a picture and its enlarged place."""
-MIN_WIDTH_INCHES = 9.0
-"""Below, the title would not fit."""
-PLACE_SHARE = 0.2
-"""Side of the enlarged place, as a share of the side of the picture."""
+BORDER_INCHES = 0.06  # between a picture and its enlarged place
+MIN_WIDTH_INCHES = 9.0  # below, the title would not fit
+PLACE_SHARE = 0.2  # side of the enlarged place, as a share of the side of the picture
 PLACE_COLOUR = "#f0e442"
 """Yellow of Okabe and Ito's palette, which the other two colours are from."""
 

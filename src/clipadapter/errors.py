@@ -36,8 +36,7 @@ TRAIN = frozenset(
     + ("matplotlib", "fontTools", "jinja2", "filelock", "threadpoolctl", "tomli")
 )
 """Modules of the extra ``train``: all parts but those that answer with an exported model import them freely."""
-MAX_NAMED_FILES = 5
-"""Files that a warning names; it counts the others."""
+MAX_NAMED_FILES = 5  # files that a warning names; it counts the others
 
 
 class ClipAdapterError(Exception):

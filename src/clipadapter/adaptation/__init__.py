@@ -8,9 +8,7 @@ from __future__ import annotations
 from clipadapter.adaptation.tda import TdaCache, TdaSettings
 from clipadapter.adaptation.zero import count_votes, vote
 
-Adapt = str | TdaCache | None
-"""A method, a cache that goes on, or None for no adaptation."""
-METHODS = ("tda",)
-"""What ``adapt`` of predictions may name."""
+Adapt = str | TdaCache | None  # a method, a cache that goes on, or None for no adaptation
+METHODS = ("tda",)  # what ``adapt`` of predictions may name
 
 __all__ = ["METHODS", "Adapt", "TdaCache", "TdaSettings", "count_votes", "vote"]

@@ -38,8 +38,7 @@ from clipadapter.utils.prediction import softmax
 Array = NDArray[Any]
 SAME_FEATURE = 1e-5
 """Largest difference of a column between unit features of the same picture: batches of other sizes round otherwise."""
-ROUNDING = 1e-6
-"""Largest amount by which a sum of probabilities may differ from one."""
+ROUNDING = 1e-6  # largest amount by which a sum of probabilities may differ from one
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,8 @@ from clipadapter.utils.files import RANDOM_END, path_without_links, remove_aband
 from clipadapter.utils.split_types import EvaluationFeatures
 
 TestKind = Literal["given", "shift", "new"]
-Rows = Mapping[tuple[int, int], Sequence[int]]
-"""Rows of a data set by (shots, seed)."""
-UNDRAWN_ROWS = "rest"
-"""Name of the test part that consists of the rows that were not drawn."""
+Rows = Mapping[tuple[int, int], Sequence[int]]  # rows of a data set by (shots, seed)
+UNDRAWN_ROWS = "rest"  # name of the test part that consists of the rows that were not drawn
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,18 +24,14 @@ from clipadapter.utils.parsing import parse_toml
 
 SMALL_FIT_SIZE, LARGE_FIT_SIZE = 1600 * 100 * 512, 16_000 * 1000 * 1024
 """Shots x classes x width of the two sizes at which fits were timed."""
-UNTIMED_HEAD_SECONDS = (2.0, 60.0)
-"""Seconds at the two sizes for a head that was not timed."""
+UNTIMED_HEAD_SECONDS = (2.0, 60.0)  # seconds at the two sizes for a head that was not timed
 ENCODED_IMAGES_PER_SECOND = 25.0
 """Pictures per second of a small encoder on two cores; a GPU encodes hundreds to thousands."""
 TRAINED_TOKENS_PER_SECOND = {"lite": 1200.0}
 """Tokens per second through the text tower of an encoder and back, on two cores: fits of CoOp to 10 and 50 classes."""
-TRAINED_TOKENS_PER_SECOND_OF_CLIP = 230.0
-"""The same for all other encoders: that of the text tower of CLIP ViT-B/32."""
-FEATURE_WIDTH = 512
-"""Numbers of a feature, as of CLIP ViT-B."""
-OVERHEAD_SECONDS_PER_RUN = 0.1
-"""Seconds of a run besides its fit: measuring and writing."""
+TRAINED_TOKENS_PER_SECOND_OF_CLIP = 230.0  # the same for all other encoders: that of the text tower of CLIP ViT-B/32
+FEATURE_WIDTH = 512  # numbers of a feature, as of CLIP ViT-B
+OVERHEAD_SECONDS_PER_RUN = 0.1  # seconds of a run besides its fit: measuring and writing
 
 
 @cache

@@ -17,8 +17,7 @@ from clipadapter.heads import Head
 from clipadapter.metrics import evaluate
 
 DEFAULT_FOLDS = 5
-Split = tuple[list[int], list[int]]
-"""Rows of the shots, and rows that a head fitted to them predicts."""
+Split = tuple[list[int], list[int]]  # rows of the shots, and rows that a head fitted to them predicts
 
 
 def count_folds(labels: Sequence[str], folds: int) -> int:

@@ -22,12 +22,9 @@ from tqdm import tqdm
 from clipadapter.utils.devices import count_gpus
 from clipadapter.utils.parallel import count_cores
 
-PROCESS_BYTES = 700 << 20
-"""Bytes of Python, torch and a fit of typical size, besides the features."""
-MEMORY_FRACTION = 0.8
-"""How much of the free memory is used."""
-MAX_ATTEMPTS = 3
-"""How often a task is tried whose worker dies."""
+PROCESS_BYTES = 700 << 20  # bytes of Python, torch and a fit of typical size, besides the features
+MEMORY_FRACTION = 0.8  # how much of the free memory is used
+MAX_ATTEMPTS = 3  # how often a task is tried whose worker dies
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-NAMED_METHODS = ("clip-adapter", "auto", "linear-probe")
-"""Always among the lines in colour, if they take part."""
-WITHOUT_SHOTS = "zero-shot"
-"""Drawn as a star at 0 shots, as in the papers."""
+NAMED_METHODS = ("clip-adapter", "auto", "linear-probe")  # always among the lines in colour, if they take part
+WITHOUT_SHOTS = "zero-shot"  # drawn as a star at 0 shots, as in the papers
 MAX_LABEL_CHARACTERS = 44
 SHOT_COLOURS = ("#A3BEE0", "#6F9BD1", "#4178B5", "#245A91", "#0F3C66", "#08233F")
 """From few to many shots: one hue, since these are no methods."""
@@ -48,10 +46,8 @@ LEVEL_STYLES: dict[str, Any] = {
     "dash and two dots": (0, (6, 2, 1, 2, 1, 2)),
 }
 """Of heads without the varied parameter; of more heads the lines could not be told apart."""
-MIN_FIT_SECONDS = 1e-5
-"""Shorter fits are drawn at this time."""
-MAX_TASKS_WITH_NUMBERS = 12
-"""With more tasks, numbers in cells can't be read."""
+MIN_FIT_SECONDS = 1e-5  # shorter fits are drawn at this time
+MAX_TASKS_WITH_NUMBERS = 12  # with more tasks, numbers in cells can't be read
 
 
 def learning_curve_figure(

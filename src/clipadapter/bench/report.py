@@ -75,8 +75,7 @@ from clipadapter.rendering.tables import BEST, TRANSDUCTIVE, Grid, markdown_tabl
 from clipadapter.utils.files import csv_text, folder_without_links, write_atomically
 from clipadapter.utils.formatting import shorten_name
 
-MAX_DOT_COLUMNS = 7
-"""The colours of more columns can't be distinguished."""
+MAX_DOT_COLUMNS = 7  # the colours of more columns can't be distinguished
 RECORDED = tuple(metrics_shown("record", "single-label"))
 
 

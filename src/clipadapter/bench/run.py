@@ -296,8 +296,7 @@ def digest(*parts: bytes | Sequence[str]) -> str:
 
 # ---- The file of records: one run a line, of several lines with the same key the last one counts ----
 
-RECORD_START = b'{"format":'
-"""First bytes of each record."""
+RECORD_START = b'{"format":'  # first bytes of each record
 
 
 def records_file(folder: Path) -> Path:

@@ -108,8 +108,7 @@ class FeatureSource:
 
 
 AnySource = Source | FeatureSource
-Prompted = Callable[[Source], FewShotClassifier]
-"""The encoder with prompts, which may depend on the data set."""
+Prompted = Callable[[Source], FewShotClassifier]  # the encoder with prompts, which may depend on the data set
 
 
 def open_source(spec: str, root: Path | None = None) -> AnySource:

@@ -18,8 +18,7 @@ from clipadapter.runtime.engines import backend_info, list_backends
 from clipadapter.runtime.engines.parity import Parity
 from clipadapter.utils.formatting import describe_unreadable
 
-MATRIX_SIDE = 2048
-"""Side of the matrices whose product measures the limit of the processor."""
+MATRIX_SIDE = 2048  # side of the matrices whose product measures the limit of the processor
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -18,8 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from clipadapter.errors import InputError, brief
 
 Key = TypeVar("Key", bound=Hashable)
-MIN_PAIRS = 3
-"""Fewer pairs in a group are not resampled: two pairs have only three different means."""
+MIN_PAIRS = 3  # fewer pairs in a group are not resampled: two pairs have only three different means
 RESAMPLES = 10_000
 
 

@@ -32,12 +32,10 @@ REFERENCE = "clip-adapter"
 HARMONIC = "harmonic mean"
 
 Axis = Literal["shots", "test", "encoder"]
-Part = str | int
-"""A column: a number of shots, a test part or an encoder."""
+Part = str | int  # a column: a number of shots, a test part or an encoder
 Draw = tuple[tuple[int, Part], int, tuple[int, ...]]
 """(data set, column), seed, drawn rows: the key by which two heads are compared in pairs."""
-Value = Callable[[Run], float | None]
-"""A number of a run; None if the run has none, as if it failed."""
+Value = Callable[[Run], float | None]  # a number of a run; None if the run has none, as if it failed
 
 
 # ---- The plan ----

@@ -27,8 +27,7 @@ Figure = Literal["curves", "axis", "bars", "efficiency", "projection"]
 
 ALL = 1_000_000
 """The number of shots per class for "all" in a suite: more than any class has, so that each gives all pictures."""
-OWN = "own"
-"""In place of the name of a preset: the preset of the data set."""
+OWN = "own"  # in place of the name of a preset: the preset of the data set
 ShotCount = Annotated[int, BeforeValidator(lambda value: ALL if value == "all" else value)]
 
 

@@ -19,10 +19,8 @@ from clipadapter.uncertainty import Answers
 from clipadapter.utils.parallel import parallel_map
 from clipadapter.utils.prediction import Prediction, PredictionColumns, unreadable
 
-ROWS_PER_BLOCK = 512
-"""Rows that are answered at once: their features and probabilities stay in the processor's cache."""
-MAX_VALUES_PER_BLOCK = 1 << 19
-"""Probabilities of a block, with many classes."""
+ROWS_PER_BLOCK = 512  # rows that are answered at once: their features and probabilities stay in the processor's cache
+MAX_VALUES_PER_BLOCK = 1 << 19  # probabilities of a block, with many classes
 
 
 def predict_columns(

@@ -53,8 +53,7 @@ MAX_RELATIVE_DISTANCE = 1e-3
 MIN_CANDIDATE_COSINE = 1 - 1e-4
 """Pairs above this cosine are compared exactly. At the distance above, the cosine is more than 0.9999995."""
 ROWS_PER_BLOCK = 1024
-MAX_LISTED_SOURCES = 20
-"""Pictures that the history names; all are counted."""
+MAX_LISTED_SOURCES = 20  # pictures that the history names; all are counted
 ConflictRule = Literal["refuse", "replace", "merge"]
 """If a picture is a shot with another label: refuse it, replace the label, or add to the labels (multi-label)."""
 

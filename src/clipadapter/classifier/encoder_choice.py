@@ -48,8 +48,7 @@ NamedEncoders = str | Encoder | Sequence[str | Encoder]
 QUALITIES = ("fast", "standard", "best")
 DEFAULT_QUALITY = "auto"
 """`FewShotClassifier.fit` chooses "standard" or "best" (`second_look`); everything else reads "standard"."""
-MAX_PIXEL_BYTES_IN_MEMORY = 2**30
-"""More pixels go to a temporary file. A view of 224 x 224 pixels has 150,528 bytes."""
+MAX_PIXEL_BYTES_IN_MEMORY = 2**30  # more pixels go to a temporary file. A view of 224 x 224 pixels has 150,528 bytes.
 
 
 def check_quality(quality: str, known: Sequence[str] = (DEFAULT_QUALITY, *QUALITIES)) -> str:

@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 MAX_LISTED_CLASSES = 20
 """How many classes are listed for a person, the worst first; `EvaluationResult.to_dict` has all of them."""
 CONFUSION_HEADER = ["class", "predicted as", "times"]
-MAX_SHOWN_ERRORS = 6
-"""Wrong predictions that a notebook shows with thumbnails."""
+MAX_SHOWN_ERRORS = 6  # wrong predictions that a notebook shows with thumbnails
 THUMBNAIL_SIDE = 72
 THUMBNAIL_QUALITY = 80
 

@@ -42,8 +42,7 @@ from clipadapter.uncertainty.costs import check_costs
 from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
 from clipadapter.utils.imagenet import imagenet_names
 
-FIT_KEY = "fit"
-"""Key of the fit settings in the provenance of the support set."""
+FIT_KEY = "fit"  # key of the fit settings in the provenance of the support set
 LEARNED_OPTIONS = ("calibration", "sets", "by_class", "negative_labels")
 """Options that decide what is learned. `Uncertainty` saves the others."""
 Array = NDArray[Any]

@@ -24,14 +24,11 @@ from clipadapter.heads.estimator import clone
 from clipadapter.metrics.table import Task
 from clipadapter.utils.formatting import check_names, describe_unreadable, format_count
 
-Label = str | Collection[str]
-"""Class name of a picture, or all its class names."""
-Skipped = tuple[int, str, str]
-"""Position, name and reason of an unreadable picture."""
+Label = str | Collection[str]  # class name of a picture, or all its class names
+Skipped = tuple[int, str, str]  # position, name and reason of an unreadable picture
 TASKS = ("auto", *get_args(Task))
 TIMED_PICTURES = 2
-TIMED_VIEWS_PER_PICTURE = 16
-"""Augmented views: with two pictures they make one batch of the default size."""
+TIMED_VIEWS_PER_PICTURE = 16  # augmented views: with two pictures they make one batch of the default size
 MIN_TIMED_VIEWS = 8
 """With fewer computed views the rest came from the store, and the time says nothing about the encoder."""
 

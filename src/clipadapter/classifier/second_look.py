@@ -25,8 +25,7 @@ from clipadapter.utils.formatting import format_count
 if TYPE_CHECKING:
     from clipadapter.classifier.classifier import FewShotClassifier
 
-QUALITY_KEY = "quality"
-"""Key of the quality of a fit, and of why it was chosen, in the provenance of the support set."""
+QUALITY_KEY = "quality"  # key of the quality of a fit, and of why it was chosen, in the provenance of the support set
 MAX_TRIAL_SHOTS, MIN_TRIAL_SHOTS_PER_CLASS = 32, 4
 """Shots that are read at the second size: about two seconds on two cores. With many classes only some of them are
 tried, with so many shots each where they have them: fewer shots of more classes would say less about a look."""

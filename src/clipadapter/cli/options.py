@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from clipadapter.runtime import Predictor
     from clipadapter.uncertainty import Uncertainty, UncertaintyOptions
 
-DEFAULT_MAX_PIXELS = 100_000_000
-"""`clipadapter.data.images.MAX_PIXELS`, which ``--help`` does not import."""
+DEFAULT_MAX_PIXELS = 100_000_000  # `clipadapter.data.images.MAX_PIXELS`, which ``--help`` does not import
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 

@@ -18,8 +18,7 @@ from clipadapter.errors import DataWarning, MethodWarning
 from clipadapter.utils.files import printable
 from clipadapter.utils.formatting import table as table
 
-MAX_LISTED = 10
-"""How many similar lines are printed for a person; JSON has all of them."""
+MAX_LISTED = 10  # how many similar lines are printed for a person; JSON has all of them
 
 
 KEPT_KEY = "clipadapter.kept"

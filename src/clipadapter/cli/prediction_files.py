@@ -25,8 +25,7 @@ from clipadapter.errors import DataError, InputError, require
 from clipadapter.utils.files import RANDOM_END, csv_text, folder_without_links, sync_folder, write_atomically
 from clipadapter.utils.prediction import Prediction, PredictionColumns, unreadable
 
-MAX_SHOWN_VALUE = 40
-"""Characters of a value that a message shows."""
+MAX_SHOWN_VALUE = 40  # characters of a value that a message shows
 PURPOSE = "A Parquet file of predictions"
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
@@ -35,10 +34,8 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP})
 RUN_KEY = "clipadapter.predictions"
 """Key of the run in ``run.json`` and in the metadata of a Parquet file, by which they are known as ours."""
 PARTS_SUFFIX = ".parts"
-ROWS_PER_GROUP = 1 << 16
-"""Rows of a row group of the finished Parquet file."""
-SEPARATOR = "|"
-"""Between several classes in a field of CSV."""
+ROWS_PER_GROUP = 1 << 16  # rows of a row group of the finished Parquet file
+SEPARATOR = "|"  # between several classes in a field of CSV
 PART_NAME = re.compile(r"\d{8}-\d+-\d+-[0-9a-f]{32}-[0-9a-f]{32}\.\w+")
 """Number of the part, rows, rows without a prediction, digest of the inputs, and digest of the content."""
 UNFINISHED_NAME = re.compile(rf"\.(\d{{8}}-\d+-\d+-[0-9a-f]{{32}}|joined)\.\w+|\.{RUN_FILE}{RANDOM_END}")
@@ -66,8 +63,7 @@ class AnsweredRows:
             yield next(answered) if error is None else unreadable(source, error)
 
 
-Rows: TypeAlias = Sequence[Prediction] | AnsweredRows
-"""Predictions that are ready at once."""
+Rows: TypeAlias = Sequence[Prediction] | AnsweredRows  # predictions that are ready at once
 
 
 def list_unreadable(rows: Rows) -> list[tuple[str, str]]:

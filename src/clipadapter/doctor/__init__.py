@@ -1,14 +1,7 @@
 """Faults in a set of labelled pictures, before or after a fit. Pictures are never changed."""
 
 from clipadapter.doctor.diagnosis import diagnose
-from clipadapter.doctor.findings import (
-    KINDS,
-    Diagnosis,
-    Finding,
-    Kind,
-    Picture,
-    render_findings,
-)
+from clipadapter.doctor.findings import KINDS, Diagnosis, Finding, Kind, Picture, render_findings
 
 __all__ = [
     "KINDS",

@@ -35,10 +35,8 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures, create_head, out_of_fold
 from clipadapter.uncertainty import learn_calibrator
 
-FOLDS = 8
-"""Folds of the held-out predictions: each head is fitted to seven eighths of the pictures."""
-VOTING_NEIGHBOURS = 5
-"""Nearest pictures whose labels are counted."""
+FOLDS = 8  # folds of the held-out predictions: each head is fitted to seven eighths of the pictures
+VOTING_NEIGHBOURS = 5  # nearest pictures whose labels are counted
 MAX_MIN_ODDS = 10.0
 """Ratio of the probabilities of another class and of the given one from which a label is doubtful; with fewer classes
 it is their number. Probabilities are calibrated on the labels, of which some are wrong: with two classes and 10 % wrong
@@ -48,15 +46,11 @@ MAX_SUPPORTING_VOTES = 1
 TOP_TEXT_SHARE = 0.05
 """Class text supports a label that is among this share of the classes with the largest zero-shot probability: none if
 there are fewer than 20, of which text ranks many a wrong label first."""
-MIN_SHOTS = 4
-"""Shots below which a class is small: held-out checks then have two or three pictures only."""
-MAX_SIZE_RATIO = 5
-"""Ratio of the sizes of two classes from which they are imbalanced."""
+MIN_SHOTS = 4  # shots below which a class is small: held-out checks then have two or three pictures only
+MAX_SIZE_RATIO = 5  # ratio of the sizes of two classes from which they are imbalanced
 MAX_P_VALUE = 0.05
-MAX_CONFUSION_RATE = 0.1
-"""Share of two classes' pictures that are predicted as the other, above which they overlap."""
-MIN_CONFUSIONS = 3
-"""Confusions that an overlap must have."""
+MAX_CONFUSION_RATE = 0.1  # share of two classes' pictures that are predicted as the other, above which they overlap
+MIN_CONFUSIONS = 3  # confusions that an overlap must have
 SAME_TEXT_COSINE = 0.995
 """Cosine from which two class texts are the same; two different words for one object stay below it."""
 MAX_SHOWN_PICTURES = 4

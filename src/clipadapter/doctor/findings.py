@@ -16,8 +16,7 @@ from clipadapter.rendering.html import create_environment
 from clipadapter.utils.files import printable, write_atomically
 
 PACKAGE = "clipadapter.doctor"
-THUMBNAIL_SIDE = 192
-"""In pixels: twice that of the page, for screens with two pixels per point."""
+THUMBNAIL_SIDE = 192  # in pixels: twice that of the page, for screens with two pixels per point
 THUMBNAIL_QUALITY = 80
 MAX_PICTURES_PER_FINDING = 8
 

@@ -27,26 +27,19 @@ from clipadapter.heads import transductive
 from clipadapter.utils.formatting import format_list
 from clipadapter.utils.progress import progress_bar
 
-SHORT_SIDE = 256
-"""Short side in pixels at which pictures are measured; smaller pictures are not resized."""
-SHARPNESS_SIDE = 96
-"""Short side at which sharpness is measured: that of a larger picture would depend on its size."""
-HASH_SIDE = 32
-"""Side in pixels of the input of the perceptual hash."""
+SHORT_SIDE = 256  # short side in pixels at which pictures are measured; smaller pictures are not resized
+SHARPNESS_SIDE = 96  # short side at which sharpness is measured: that of a larger picture would depend on its size
+HASH_SIDE = 32  # side in pixels of the input of the perceptual hash
 MAX_THREADS = 8
 
 # The limits of brightness were chosen on half of Caltech-101's training pictures. By these limits none of them is dark
 # or bright. Darkened to a fifth, all of them are dark. The limit of sharpness was tried on 40 pictures of each of six
 # sets (clothing, Caltech-101, textures, satellite pictures, steel, fabric). None of them is blurred. Blurred by 2 % of
 # the short side, 233 of 240 are, and 223 of 240 at a short side of 100 pixels; by 1 %, 48 and 32.
-MAX_GREY_OF_DARK = 70.0
-"""A picture is dark if its lightest grey, of 255, is below."""
-MIN_GREY_OF_BRIGHT = 190.0
-"""A picture is bright if its darkest grey is above."""
-MIN_CONTRAST = 30.0
-"""A picture is empty if its lightest and darkest grey differ by less."""
-MIN_SHARPNESS = 0.15
-"""A picture is blurred if its sharpness (see `measure_sharpness`) is below."""
+MAX_GREY_OF_DARK = 70.0  # a picture is dark if its lightest grey, of 255, is below
+MIN_GREY_OF_BRIGHT = 190.0  # a picture is bright if its darkest grey is above
+MIN_CONTRAST = 30.0  # a picture is empty if its lightest and darkest grey differ by less
+MIN_SHARPNESS = 0.15  # a picture is blurred if its sharpness (see `measure_sharpness`) is below
 MAX_USUAL_ASPECT_RATIO = 2.5
 """A picture is cut or squeezed too much if its long side is more than this times its short side."""
 
@@ -159,8 +152,7 @@ NEAR_DUPLICATE_RULES = ((0.75, 10), (0.85, 16), (0.95, 22))
 MAX_BITS_OF_COPIES = 2
 """Different bits of 64 up to which two pictures are copies, whatever their features: those of a copy that was saved
 smaller or compressed more may be far away. Pictures with little contrast are left out, since their hashes are noise."""
-MIRRORED_RULE = (0.85, 8)
-"""The same for a mirrored picture."""
+MIRRORED_RULE = (0.85, 8)  # the same for a mirrored picture
 MAX_LISTED_NAMES = 4
 
 

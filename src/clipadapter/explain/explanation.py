@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = NDArray[Any]
-MAX_PICTURE_SIDE = 512
-"""Longest side, in pixels, of the picture in an explanation."""
-MIN_RELATIVE_LOGIT_RANGE = 1e-4
-"""Logits that differ by less, relative to the largest, are equal up to rounding."""
+MAX_PICTURE_SIDE = 512  # longest side, in pixels, of the picture in an explanation
+MIN_RELATIVE_LOGIT_RANGE = 1e-4  # logits that differ by less, relative to the largest, are equal up to rounding
 NOT_BY_BLOCK = "no parts of blocks: the logits of this head are not a sum over blocks of features"
 NO_SHOTS = "no nearest shots: the model was saved without its shots (--no-support)"
 BLOCK_HEADER = ("block", "for (+) or against (-)", "alone it says")
@@ -435,10 +433,8 @@ WIDTH_INCHES = 10.5
 WIDTH_OF_FOUR_PANELS = 14.0
 TEXT_LINE_INCHES = 0.2
 POSITIVE_COLOUR, NEGATIVE_COLOUR = BLUE, VERMILION
-MAX_SHOTS = 5
-"""Nearest shots that are drawn; `Explanation.to_dict` has all."""
-SHOT_SIDE = 192
-"""Longest side of a drawn shot in pixels."""
+MAX_SHOTS = 5  # nearest shots that are drawn; `Explanation.to_dict` has all
+SHOT_SIDE = 192  # longest side of a drawn shot in pixels
 MIN_RARE_DISTANCE, MAX_USUAL_DISTANCE = 1.0, 2.0
 """Of the map of rare patches: the first colour is the distance of an ordinary patch. The last colour is at least the
 second value, so that a picture without rare patches has no strong colours."""

@@ -17,39 +17,19 @@ from .knn import Knn as Knn
 from .linear_probe import LinearProbe as LinearProbe
 from .lp_plus_plus import LpPlusPlus as LpPlusPlus
 from .nearest_mean import NearestMean as NearestMean
-from .out_of_fold import (
-    OutOfFold as OutOfFold,
-)
-from .out_of_fold import (
-    mean_shots_per_class as mean_shots_per_class,
-)
-from .out_of_fold import (
-    out_of_fold as out_of_fold,
-)
+from .out_of_fold import OutOfFold as OutOfFold
+from .out_of_fold import mean_shots_per_class as mean_shots_per_class
+from .out_of_fold import out_of_fold as out_of_fold
 from .proker import Proker as Proker
 from .prototype import Prototype as Prototype
 from .rail import Rail as Rail
-from .registry import (
-    Fidelity as Fidelity,
-)
-from .registry import (
-    create_head as create_head,
-)
-from .registry import (
-    default_parameters as default_parameters,
-)
-from .registry import (
-    fidelity_of as fidelity_of,
-)
-from .registry import (
-    head_info as head_info,
-)
-from .registry import (
-    list_heads as list_heads,
-)
-from .registry import (
-    register_head as register_head,
-)
+from .registry import Fidelity as Fidelity
+from .registry import create_head as create_head
+from .registry import default_parameters as default_parameters
+from .registry import fidelity_of as fidelity_of
+from .registry import head_info as head_info
+from .registry import list_heads as list_heads
+from .registry import register_head as register_head
 from .rla import Rla as Rla
 from .select import Candidate as Candidate
 from .select import Selection as Selection

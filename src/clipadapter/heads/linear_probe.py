@@ -34,8 +34,7 @@ from clipadapter.utils.parallel import limit_threads
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)  # values of C that ``C="auto"`` chooses from
 ONE_SHOT_C = 10.0  # C if no shot can be held out
-SEARCH_TOL = 3e-3
-"""`tol` while C is chosen: the penalised log-loss is then within about 0.001 of its minimum."""
+SEARCH_TOL = 3e-3  # `tol` while C is chosen: the penalised log-loss is then within about 0.001 of its minimum
 COARSE_GRID = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 """Values of C that `search_c` starts with, in the order of CoOp's code."""
 

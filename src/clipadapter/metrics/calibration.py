@@ -15,8 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from clipadapter.errors import InputError, brief
 
 Binning = Literal["equal-width", "equal-mass"]
-DEFAULT_BINS = 15
-"""As in Guo et al. 2017."""
+DEFAULT_BINS = 15  # as in Guo et al. 2017.
 
 
 @dataclass(frozen=True, eq=False)

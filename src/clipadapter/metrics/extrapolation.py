@@ -22,8 +22,7 @@ from clipadapter.metrics.intervals import Estimate
 Array = NDArray[Any]
 MIN_EXPONENT, MAX_EXPONENT = 0.02, 1.0
 """Range of c. At 0 the curve is undefined; 0.02 differs from a line in log n by less than 3 % over a factor of 5."""
-MAX_EXTRAPOLATION_FACTOR = 5.0
-"""Largest ratio of the requested shots to the most shots of a fit."""
+MAX_EXTRAPOLATION_FACTOR = 5.0  # largest ratio of the requested shots to the most shots of a fit
 PRIOR_WEIGHT = 0.5
 """Weight of one right and of one wrong imaginary picture, as in Jeffreys' prior of a proportion. Without it, the
 interval has length zero if every prediction is right."""

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from clipadapter.metrics.evaluation import Predictions
 from clipadapter.metrics.table import MetricInfo, metrics_shown
 
-Z_95 = 1.959963984540054
-"""97.5 % quantile of the standard normal distribution, for two-sided intervals at 95 %."""
+Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution, for two-sided intervals at 95 %
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ Place = Literal["record", "metrics.json", "terminal", "comparison", "card", "rep
 - ``card``: model card of a saved model
 - ``report``: HTML report
 """
-ROUNDING_TOLERANCE = 1e-9
-"""A loss of certain and correct predictions can be below 0 by rounding errors."""
+ROUNDING_TOLERANCE = 1e-9  # a loss of certain and correct predictions can be below 0 by rounding errors
 EVERYWHERE: frozenset[Place] = frozenset({"record", "metrics.json", "terminal", "comparison", "card", "report"})
 
 

@@ -59,20 +59,16 @@ if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
 
 AnyModel: TypeAlias = "FewShotClassifier | Predictor"
-MIN_PICTURES = 20
-"""Pictures that a stream, a reference and a window must have."""
-MAX_COMPARED_PICTURES = 1000
-"""Pictures of a sample whose features are compared; of more, as many are drawn."""
+MIN_PICTURES = 20  # pictures that a stream, a reference and a window must have
+MAX_COMPARED_PICTURES = 1000  # pictures of a sample whose features are compared; of more, as many are drawn
 MIN_SHOTS_PER_CLASS = 3
 """Mean shots per class that class priors are compared with: two show too little of a model's confusions."""
-DEFAULT_WINDOWS = 12
-"""Number of windows that the stream is divided into."""
+DEFAULT_WINDOWS = 12  # number of windows that the stream is divided into
 DEFAULT_REJECT_RATE = 0.05
 """Share of pictures of the classes that may be called "none of these", if the model has none set."""
 MIN_DRAWS, MAX_DRAWS = 199, 99_999
 """Draws per test. With b draws the smallest p-value is 1 / (b + 1): 0.005 and 0.00001."""
-WINDOW_DRAWS = MIN_DRAWS
-"""Draws per window: these give the limit of a plot, and no p-value is reported."""
+WINDOW_DRAWS = MIN_DRAWS  # draws per window: these give the limit of a plot, and no p-value is reported
 NOT_TESTED = {
     "label-shift": f"it takes {MIN_SHOTS_PER_CLASS} shots per class or more, or pictures of the usual situation",
     "ood-rate": "the model can't reject pictures of none of its classes, that takes two shots per class or more",

@@ -35,16 +35,14 @@ from clipadapter.metrics import wilson_interval
 
 Array = NDArray[np.float64]
 MAX_ITERATIONS = 500
-TOLERANCE = 1e-6
-"""EM stops if no prior changes by more."""
+TOLERANCE = 1e-6  # EM stops if no prior changes by more
 RESAMPLE_TOLERANCE = 1e-4
 """The same for resamples. A percentile of many resamples needs less precision than an estimate."""
 MIN_DENSITY = 1e-12
 PRIOR_POWERS = np.linspace(0, 1, 21)
 RESAMPLES = 400
 INTERVAL_QUANTILES = (0.025, 0.975)
-MAX_CHUNK_VALUES = 4_000_000
-"""Values (m, b) that are in memory at a time."""
+MAX_CHUNK_VALUES = 4_000_000  # values (m, b) that are in memory at a time
 
 
 def estimate_priors(probabilities: ArrayLike, assumed: ArrayLike | None = None) -> Array:
@@ -171,21 +169,16 @@ def _run_em(ratio: Array, weights: Array, start: Array, tolerance: float = TOLER
 WARM_UP = 60
 """Steps of each chain that are not used. With 400 and with 2,000, mean widths and coverage of intervals were within 2 %
 of those with 60 (10 classes of clothing, 6 shots, 20 streams)."""
-DRAWS = 2000
-"""Draws that intervals are made of, if classes are few."""
+DRAWS = 2000  # draws that intervals are made of, if classes are few
 MAX_CHAINS = 50
-MIN_STEPS = 40
-"""Steps of each chain that are used, at least."""
+MIN_STEPS = 40  # steps of each chain that are used, at least
 MIN_DRAWS = 120
 MAX_VALUES = 20_000_000
 """Random values that are drawn in all, about 1 s, unless that gives fewer than `MIN_DRAWS`: 1,000 classes take 6 s."""
-ACCURACY_STEPS = 40
-"""Accuracies that the prior of the confusions may have."""
-PRIOR_WEIGHTS = 2.0 ** np.arange(7)
-"""Weights, in shots, that the prior of a row of the confusions may have."""
+ACCURACY_STEPS = 40  # accuracies that the prior of the confusions may have
+PRIOR_WEIGHTS = 2.0 ** np.arange(7)  # weights, in shots, that the prior of a row of the confusions may have
 MAX_ACCURACY = 0.999
-CLASS_PRIOR_WEIGHT = 0.5
-"""Weight, in pictures, of the prior of each class prior."""
+CLASS_PRIOR_WEIGHT = 0.5  # weight, in pictures, of the prior of each class prior
 
 
 def draw_priors(predicted_counts: NDArray[np.int64], confusions: Array, *, draws: int = DRAWS, seed: int = 0) -> Array:

@@ -23,12 +23,10 @@ CHECKS = {
 """Title of each check by its name; the last one is the rate of pictures of none of the classes."""
 MAX_NAMED_CLASSES = 3
 CURRENT_COLOUR, REFERENCE_COLOUR = VERMILION, BLUE
-MAX_CLASSES = 15
-"""Classes that are drawn: those whose prior changed most."""
+MAX_CLASSES = 15  # classes that are drawn: those whose prior changed most
 MAX_NAME_LETTERS = 24
 SECONDS_PER_DAY = 86_400
-FORMAT = 1
-"""Format of `DriftReport.to_dict`, which files of ``--history`` have."""
+FORMAT = 1  # format of `DriftReport.to_dict`, which files of ``--history`` have
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,8 @@ from clipadapter.utils.prediction import unit_rows
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-RIDGE = 0.1
-"""Weight of the ridge penalty: as if each class had so many more pictures, without any feature."""
-MIN_RELATIVE_ODDS = 1e-3
-"""Smallest odds of a picture; the mean of the odds is 1."""
+RIDGE = 0.1  # weight of the ridge penalty: as if each class had so many more pictures, without any feature
+MIN_RELATIVE_ODDS = 1e-3  # smallest odds of a picture; the mean of the odds is 1
 
 
 @dataclass(frozen=True)
@@ -186,8 +184,7 @@ def _log_symmetric_sums(log_odds: Array, m: int) -> Array:
 
 # ---- Label shift ----
 
-MAX_CHUNK_VALUES = 2_000_000
-"""Values (draws times pictures) that are in memory at a time."""
+MAX_CHUNK_VALUES = 2_000_000  # values (draws times pictures) that are in memory at a time
 SMOOTHING_WEIGHT_SHOTS = 2.0
 """Weight in all, in shots, of the shots of any class that smooth the distribution of a class."""
 SMOOTHING_SAMPLE_SIZE = 20

@@ -30,8 +30,7 @@ GENERATED_MARK = (
     "<!-- Made by clipadapter from config.json, and made anew by it; take out this line to keep what you write. -->"
 )
 """Last line of a generated card. A card without it was edited by a person and is not overwritten."""
-MAX_LISTED_CLASSES = 30
-"""Longer tables of classes are folded."""
+MAX_LISTED_CLASSES = 30  # longer tables of classes are folded
 EXTRAS = {
     "efficientnet-lite1": "efficientnet",
     "efficientnet-lite2": "efficientnet",
@@ -39,8 +38,7 @@ EXTRAS = {
     "hf": "transformers",
 }
 """What installs encoders by their schemes; those with more packages first."""
-MIN_RELIABLE_TEST_PICTURES = 50
-"""With fewer test pictures the card calls the scores rough."""
+MIN_RELIABLE_TEST_PICTURES = 50  # with fewer test pictures the card calls the scores rough
 CARD_METRICS = metrics_shown("card")
 
 

@@ -53,14 +53,11 @@ from clipadapter.utils.blocks import MAX_BLOCKS
 from clipadapter.utils.files import Stamp, open_regular, printable, stamp_files
 
 FORMAT: Final = 1
-CHECKSUM_KEY = "checksum"
-"""Key of the checksum: SHA-256 of all other content of ``config.json``."""
-EVALUATION_KEY = "evaluation"
-"""Key of the scores of the model in its provenance."""
+CHECKSUM_KEY = "checksum"  # key of the checksum: SHA-256 of all other content of ``config.json``
+EVALUATION_KEY = "evaluation"  # key of the scores of the model in its provenance
 MAX_CONFIG_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 8 << 30
-MAX_READS = 100
-"""Reads of a folder that a save interrupts, before it is an error."""
+MAX_READS = 100  # reads of a folder that a save interrupts, before it is an error
 Arrays = dict[str, NDArray[Any]]
 ArrayName = Annotated[str, Field(pattern=f"^({'|'.join(ARRAY_NAMES)})$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -279,8 +276,7 @@ def _read_array_bytes(folder: str | Path, config: ModelConfig, name: str) -> byt
     return data
 
 
-MAX_WORST_CLASSES = 5
-"""Classes that are recorded by name, those with the lowest F1 first."""
+MAX_WORST_CLASSES = 5  # classes that are recorded by name, those with the lowest F1 first
 
 
 class _Record(BaseModel):

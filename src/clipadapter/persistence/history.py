@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 
 LOG_FORMAT = 1
 MAX_LOG_BYTES = 256 << 20
-MAX_SNAPSHOTS = 20
-"""Snapshots that are stored besides the first one: the latest ones."""
+MAX_SNAPSHOTS = 20  # snapshots that are stored besides the first one: the latest ones
 TIME_PATTERN = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"
 Log = tuple["Change", ...]
 

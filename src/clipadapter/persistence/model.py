@@ -36,8 +36,7 @@ from clipadapter.uncertainty import Uncertainty
 from clipadapter.utils.blocks import as_blocks
 from clipadapter.utils.formatting import format_list
 
-TEXT_KEY = "class_text"
-"""Name of the text features in the file of the head."""
+TEXT_KEY = "class_text"  # name of the text features in the file of the head
 UNLABELLED_KEY = "unlabelled"
 """Name of the pictures without labels in their file; see `Head.kept_pictures_`. They have a file of their own, so that
 the versions of a model share it while the shots change."""

@@ -33,8 +33,7 @@ PURPLE, ORANGE, SKY, BROWN = (
     ("#56B4E9", "#9CCDF3"),
     ("#7A4B2A", "#CB8354"),
 )
-SHARED = (PURPLE, ORANGE, SKY, BROWN)
-"""Colours of several methods each; those above them have one method."""
+SHARED = (PURPLE, ORANGE, SKY, BROWN)  # colours of several methods each; those above them have one method
 MARKERS = "osD^vPX<>"
 METHOD_STYLES = {
     "clip-adapter": MethodStyle(*BLUE, "o"),

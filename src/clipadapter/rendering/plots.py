@@ -41,13 +41,11 @@ SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "clipadapter",
 }
-MAX_COLOURED_LINES = 5
-"""More lines can't be distinguished: the others are thin and grey."""
+MAX_COLOURED_LINES = 5  # more lines can't be distinguished: the others are thin and grey
 LABEL_POINTS = 9.5
 LABEL_LINE_POINTS = 1.4 * LABEL_POINTS
 MAX_LABEL_CHARACTERS = 34
-DARK = 0.52
-"""On a background of a lower lightness, text is white."""
+DARK = 0.52  # on a background of a lower lightness, text is white
 
 
 def create_figure(width: float, height: float) -> Figure:

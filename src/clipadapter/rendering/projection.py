@@ -20,13 +20,10 @@ if TYPE_CHECKING:
 
 Method = Literal["tsne", "pca"]
 METHOD_TITLES = {"tsne": "t-SNE", "pca": "PCA"}
-MIN_ROWS = 5
-"""Fewer rows are not projected."""
-MAX_POINTS = 2000
-"""Points in a plot: t-SNE of more takes minutes, and they could not be distinguished."""
+MIN_ROWS = 5  # fewer rows are not projected
+MAX_POINTS = 2000  # points in a plot: t-SNE of more takes minutes, and they could not be distinguished
 TSNE_PERPLEXITY = 30.0
-SAME_FEATURE_DISTANCE = 1e-6
-"""Unit features closer than this, in single precision, are the same."""
+SAME_FEATURE_DISTANCE = 1e-6  # unit features closer than this, in single precision, are the same
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7A4B2A", "#6A3D9A", "#999933")
 """One colour per class, as many as can be distinguished."""
 GREY = "#cccccc"

@@ -11,14 +11,10 @@ from clipadapter.utils.formatting import table as format_text_table
 
 # Marks of names and figures in tables and plots: each has one meaning, which a table that uses it says below.
 # All of them are in the code page of western Windows terminals.
-BEST = "•"
-"""Before the best figure of a column, where bold type is not possible."""
-TRANSDUCTIVE = "*"
-"""After a head that uses the unlabelled test pictures when it is fitted."""
-NOT_AS_PUBLISHED = "‡"
-"""After a head that is not the published method, by `heads.Fidelity`."""
-UNVERIFIED = "?"
-"""After a data set whose numbers of pictures were not verified."""
+BEST = "•"  # before the best figure of a column, where bold type is not possible
+TRANSDUCTIVE = "*"  # after a head that uses the unlabelled test pictures when it is fitted
+NOT_AS_PUBLISHED = "‡"  # after a head that is not the published method, by `heads.Fidelity`
+UNVERIFIED = "?"  # after a data set whose numbers of pictures were not verified
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -39,8 +35,7 @@ LATEX = {
     **{character: f"\\{character}" for character in "{}&%$#_"},
 }
 MARKS = {TRANSDUCTIVE: "transductive", NOT_AS_PUBLISHED: "not the published method"}
-WIDE_CELL_CHARACTERS = 40
-"""Columns with longer text are broken into lines."""
+WIDE_CELL_CHARACTERS = 40  # columns with longer text are broken into lines
 COMMENT_CHARACTERS = 100
 
 

@@ -36,14 +36,11 @@ from clipadapter.utils.formatting import shorten_name
 from clipadapter.utils.prediction import softmax
 
 Array = NDArray[Any]
-THIS_MODEL = "this model"
-"""Name of the model among the systems that are compared."""
+THIS_MODEL = "this model"  # name of the model among the systems that are compared
 SHOT_COUNT_KINDS = ("no-shots", "few-shots", "imbalance")
 """Kinds of findings that count the shots. They are wrong if files of shots are missing."""
-MIN_TSNE_POINTS = 10
-"""Points below which neighbourhoods, and so t-SNE, mean nothing."""
-NEAREST_SHOTS = 3
-"""Shots that are shown with each picture."""
+MIN_TSNE_POINTS = 10  # points below which neighbourhoods, and so t-SNE, mean nothing
+NEAREST_SHOTS = 3  # shots that are shown with each picture
 DEFAULT_REJECT_RATE, DEFAULT_COVERAGE = 0.05, 0.9
 
 
@@ -328,8 +325,7 @@ def _scale_to_unit(points: Array) -> Array:
 
 # ---- The page ----
 
-PictureKey = tuple[str, int]
-"""("test" or "shots", row)"""
+PictureKey = tuple[str, int]  # ("test" or "shots", row)
 PACKAGE = "clipadapter.report"
 UNCALIBRATED = "without calibration"
 MAX_THUMBNAIL_LETTERS = 4_000_000

@@ -16,15 +16,12 @@ from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.runtime.predictor import Predictor
 
 TIMEOUT_SECONDS = 120.0
-REFUSED = 3
-"""Exit status of a child whose last line of stdout is the reason why it refused the file."""
-ENCODING = "utf-8"
-"""Of the reason, which may name any file, whatever the encoding of streams is here."""
+REFUSED = 3  # exit status of a child whose last line of stdout is the reason why it refused the file
+ENCODING = "utf-8"  # of the reason, which may name any file, whatever the encoding of streams is here
 PACKAGE_PARENT = Path(__file__).parents[2]
 """Working folder of the child: "-m" searches modules there first, and the server's own may hold anyone's files."""
 
-_children: set[subprocess.Popen[bytes]] = set()
-"""Those that are running, which `stop_children` ends."""
+_children: set[subprocess.Popen[bytes]] = set()  # those that are running, which `stop_children` ends
 
 
 def stop_children() -> None:

@@ -19,8 +19,7 @@ ARRAY_NAMES = ("head", "support", "unlabelled", "uncertainty", "folds")
 HEAD, SUPPORT, UNLABELLED, UNCERTAINTY, FOLD_HEADS = ARRAY_NAMES
 ARRAYS_FOLDER, HISTORY_FOLDER = "arrays", "history"
 """Subfolders with the arrays of all versions, and with the log and the configs of earlier versions."""
-LOCK_FILE = ".lock"
-"""In the folder of arrays: a save locks it."""
+LOCK_FILE = ".lock"  # in the folder of arrays: a save locks it
 OWN_FILES = {
     ARRAYS_FOLDER: re.compile(
         rf"(?:{'|'.join(ARRAY_NAMES)})-[0-9a-f]{{16}}\.safetensors|new-(?:file|config\.json|README\.md)"

@@ -36,8 +36,7 @@ from clipadapter.utils.files import explain_missing, stamp_files
 from clipadapter.utils.pixels import min_jpeg_side, pack_squares, packed_shape, unpack_squares
 from clipadapter.utils.prediction import Prediction, labels_of, unreadable
 
-DEFAULT_BATCH_SIZE = 8
-"""In larger batches ONNX Runtime takes 1.5 times as long per picture."""
+DEFAULT_BATCH_SIZE = 8  # in larger batches ONNX Runtime takes 1.5 times as long per picture
 PREFETCHED_BATCHES = 2
 """Batches that are read ahead, the one that runs included: threads read the next while the graph runs."""
 
@@ -330,8 +329,7 @@ class LoadedPicture:
     notes: Sequence[str] = ()
 
 
-OUTPUTS = tuple(field.name for field in fields(Outputs))
-"""Outputs that are read; a file may have others."""
+OUTPUTS = tuple(field.name for field in fields(Outputs))  # outputs that are read; a file may have others
 
 
 def _batches(images: Iterable[ImageSource | None], size: int) -> Iterator[list[ImageSource]]:

@@ -10,8 +10,7 @@ from clipadapter.errors import ClipAdapterError, InputError
 
 BUFFERED_BODIES = 8
 """Number of bodies of the largest size that may be in memory together; small bodies have as much memory again."""
-SMALL_BODY_BYTES = 1 << 20
-"""A few usual photographs: large bodies, however many come, leave room for them."""
+SMALL_BODY_BYTES = 1 << 20  # a few usual photographs: large bodies, however many come, leave room for them
 SERVER_FAILED = "the server failed on this request; its log says how"
 
 

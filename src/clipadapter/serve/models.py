@@ -36,11 +36,9 @@ from clipadapter.serve.logs import Metrics, log_event
 from clipadapter.utils.files import Stamp, explain_missing, quote_path, stamp_files
 from clipadapter.utils.parallel import count_cores
 
-REFRESH_SECONDS = 1.0
-"""Time between two checks of the files."""
+REFRESH_SECONDS = 1.0  # time between two checks of the files
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-VERSION_CHARS = 12
-"""Of the SHA-256 that a model's file ends with."""
+VERSION_CHARS = 12  # of the SHA-256 that a model's file ends with
 
 
 class ServedModels:

@@ -43,16 +43,13 @@ MULTIPART, JSON = "multipart/form-data", "application/json"
 CURL_HINT = "send files as curl does with -F images=@photo.jpg"
 MAX_FIELDS = 20
 MAX_FIELD_BYTES = 1024
-MAX_OTHER_VALUES = 256
-"""Values in a JSON body besides the pictures."""
+MAX_OTHER_VALUES = 256  # values in a JSON body besides the pictures
 MAX_INLINE_BYTES, MAX_INLINE_SCORES = 64 << 10, 2000
 """Longer JSON bodies are parsed in a thread, and answers with more scores are written in one."""
 MAX_TOP = 1000
-MIN_RATE = 1e-6
-"""Smallest rejection rate or coverage of a request; no number of shots supports a smaller one."""
+MIN_RATE = 1e-6  # smallest rejection rate or coverage of a request; no number of shots supports a smaller one
 MAX_SOURCE_CHARS = 200
-MAX_SLOW_SECONDS = 10.0
-"""Processor time for a picture of a slow format, such as JPEG 2000."""
+MAX_SLOW_SECONDS = 10.0  # processor time for a picture of a slow format, such as JPEG 2000
 DATA_URL = re.compile(r"data:[\w.+/-]{0,100};base64,")
 
 

@@ -31,13 +31,11 @@ from clipadapter.serve.prediction_request import ServerState
 
 KEEP_ALIVE_SECONDS = 75
 """An idle connection is kept longer than the 60 seconds of common proxies, which else use a closed one."""
-SHUTDOWN_MARGIN_SECONDS = 5
-"""Beyond the deadline of the last request, until it is cut off."""
+SHUTDOWN_MARGIN_SECONDS = 5  # beyond the deadline of the last request, until it is cut off
 LAST_REQUEST_SECONDS = 1.0
 """After the signal, in which idle connections may send one more request; its answer closes them."""
 POLL_SECONDS = 0.1
-MAX_HEAD_BYTES = 16 << 10
-"""Of a request's line and headers; up to twice as many if they arrive at once."""
+MAX_HEAD_BYTES = 16 << 10  # of a request's line and headers; up to twice as many if they arrive at once
 UNCHECKED_CHUNKS = 1000
 MIN_CHUNK_BYTES = 256
 """On average, after the first ``UNCHECKED_CHUNKS`` chunks of a body: each costs the parser as much as a kilobyte."""

@@ -25,8 +25,7 @@ from clipadapter.utils.files import encodable
 from clipadapter.utils.formatting import format_count, format_list
 
 Data = Mapping[str, Any]
-MAX_FILE_NAME_LETTERS = 60
-"""Letters of an uploaded file's name that are shown."""
+MAX_FILE_NAME_LETTERS = 60  # letters of an uploaded file's name that are shown
 
 
 @dataclass(frozen=True)

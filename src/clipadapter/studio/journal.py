@@ -20,8 +20,7 @@ from pydantic.dataclasses import dataclass
 from clipadapter.errors import InputError
 from clipadapter.utils.files import is_same_name, path_without_links, sync_folder
 
-Move = tuple[str, str]
-"""Old and new path, relative to the folder, with slashes."""
+Move = tuple[str, str]  # old and new path, relative to the folder, with slashes
 
 
 @dataclass(frozen=True)

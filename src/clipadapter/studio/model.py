@@ -30,12 +30,9 @@ from clipadapter.utils.blocks import FINAL, Blocks
 from clipadapter.utils.prediction import softmax
 
 Array = NDArray[Any]
-DRAWS_PER_POINT = 3
-"""Random draws of shots for each point of the learning curve."""
-MORE_SHOTS = 10
-"""Pictures per class to add in the forecast."""
-MAX_CURVE_SHOTS = 32
-"""Most shots per class of a point that is drawn."""
+DRAWS_PER_POINT = 3  # random draws of shots for each point of the learning curve
+MORE_SHOTS = 10  # pictures per class to add in the forecast
+MAX_CURVE_SHOTS = 32  # most shots per class of a point that is drawn
 MAX_UNLIKE_SCORE, MIN_NAME_SCORE = 0.5, 2.0
 """Of `find_unlike_names`, in standard deviations of the pictures of other classes: below the first, a class name does
 not fit a picture; it counts if it fits a quarter of its class by more than the second. Chosen on four data sets."""

@@ -28,16 +28,13 @@ from clipadapter.studio.session import Session
 from clipadapter.utils.files import encodable, folder_without_links, printable, quote_path
 from clipadapter.utils.formatting import format_list
 
-POLL_SECONDS = 0.7
-"""Time between two checks for changes by another tab or by the computing thread."""
-MAX_TABS = 500
-"""Tabs in memory; a tab that was dropped starts again at its next check."""
+POLL_SECONDS = 0.7  # time between two checks for changes by another tab or by the computing thread
+MAX_TABS = 500  # tabs in memory; a tab that was dropped starts again at its next check
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 FETCH_PATH_PATTERN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
 """Paths for which Gradio would fetch from another host."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-Update = Any
-"""New value of a Gradio component, or `gr.skip` for none."""
+Update = Any  # new value of a Gradio component, or `gr.skip` for none
 
 
 class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]

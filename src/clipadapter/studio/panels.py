@@ -23,20 +23,13 @@ from clipadapter.utils.formatting import format_count, format_list
 
 PACKAGE = "clipadapter.studio"
 PANELS = ("status", "classes", "queue", "prediction", "accuracy", "quality")
-SMALL_PIXELS, LARGE_PIXELS = 96, 360
-"""Longest sides of the pictures on the page."""
-CLASS_PICTURES, OPEN_CLASS_PICTURES = 8, 400
-"""Most pictures that are shown of a class, and of the open class."""
-MAX_UNLABELLED_PICTURES = 200
-"""Most unlabelled pictures that are shown at once."""
-PAGE_PICTURES = 240
-"""Most pictures of all classes together; each class shows one at least."""
-NUMBER_KEYS = 9
-"""Classes that have a number key."""
-RECOMMENDED_SHOTS_PER_CLASS = 4
-"""Fewer pictures in a class make the page ask for more."""
-MAX_CACHED_THUMBNAILS = 4000
-"""Thumbnails in memory, a few kilobytes each."""
+SMALL_PIXELS, LARGE_PIXELS = 96, 360  # longest sides of the pictures on the page
+CLASS_PICTURES, OPEN_CLASS_PICTURES = 8, 400  # most pictures that are shown of a class, and of the open class
+MAX_UNLABELLED_PICTURES = 200  # most unlabelled pictures that are shown at once
+PAGE_PICTURES = 240  # most pictures of all classes together; each class shows one at least
+NUMBER_KEYS = 9  # classes that have a number key
+RECOMMENDED_SHOTS_PER_CLASS = 4  # fewer pictures in a class make the page ask for more
+MAX_CACHED_THUMBNAILS = 4000  # thumbnails in memory, a few kilobytes each
 THUMBNAIL_JPEG_QUALITY = 75
 
 

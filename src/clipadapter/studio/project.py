@@ -49,22 +49,17 @@ from clipadapter.utils.files import (
 from clipadapter.utils.formatting import format_count
 from clipadapter.utils.parsing import parse_json, read_text
 
-STUDIO_FOLDER = ".studio"
-"""The studio's own folder in a project."""
+STUDIO_FOLDER = ".studio"  # the studio's own folder in a project
 INCOMING_FOLDER = f"{STUDIO_FOLDER}/incoming"
 UNLABELLED_FOLDER = f"{STUDIO_FOLDER}/unlabelled"
 TRASH_FOLDER = f"{STUDIO_FOLDER}/trash"
-EXPORT_FOLDER = "export"
-"""Folder in ``.studio`` for the files that the page offers for download."""
-UPLOADS_FOLDER = "uploads"
-"""Folder in ``.studio`` for the temporary files of the page."""
-UPLOAD_NAME = "[0-9a-f]{20}"
-"""Pattern of the names of uploads in the folder of a step."""
+EXPORT_FOLDER = "export"  # folder in ``.studio`` for the files that the page offers for download
+UPLOADS_FOLDER = "uploads"  # folder in ``.studio`` for the temporary files of the page
+UPLOAD_NAME = "[0-9a-f]{20}"  # pattern of the names of uploads in the folder of a step
 UPLOAD_PATTERN = rf"[0-9a-f]{{40,64}}|tried{RANDOM_END}|tmp[a-z0-9_]{{8}}"
 """Names of what Gradio and the page write there."""
 MAX_NAME_LETTERS = 120
-MAX_SETTINGS_BYTES = 2**16
-"""A larger file of settings is ignored: the studio did not write it."""
+MAX_SETTINGS_BYTES = 2**16  # a larger file of settings is ignored: the studio did not write it
 
 
 def studio_path(root: Path, *names: str) -> Path:

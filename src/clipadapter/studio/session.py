@@ -48,29 +48,22 @@ from clipadapter.utils.blocks import Blocks, total_width
 from clipadapter.utils.files import Stamp, path_without_links, printable
 
 Array = NDArray[Any]
-QUALITY_SETTING = "quality"
-"""Name of the setting of a project that remembers the quality."""
+QUALITY_SETTING = "quality"  # name of the setting of a project that remembers the quality
 DEFAULT_QUALITY = "standard"
 UNLABELLED_SETTING = "learn_unlabelled"
 """Name of the setting that remembers whether the model learns from unlabelled pictures: "yes" or nothing."""
 EXPORT_SETTING = "exported"
 """Name of the setting that remembers the checksum of the exported file: another file is not replaced."""
-QUEUE_PICTURES = 8
-"""Pictures that are selected for labelling at a time."""
-FIRST_PICTURES = 4 * QUEUE_PICTURES
-"""Unlabelled pictures after which the first queue is selected."""
+QUEUE_PICTURES = 8  # pictures that are selected for labelling at a time
+FIRST_PICTURES = 4 * QUEUE_PICTURES  # unlabelled pictures after which the first queue is selected
 PICTURES_PER_MATRIX = 1024
 """Unlabelled pictures that are predicted at once: all blocks of thousands of pictures would be copied."""
-MAX_UNLABELLED = 1024
-"""Unlabelled pictures that the model may learn from; of more, some are taken at equal distances."""
-FIT_TIMEOUT_SECONDS = 60.0
-"""How long `Session.save_model` waits until the last change is learned."""
-MAX_PARITY_PICTURES = 64
-"""Pictures on which an exported file is compared with the model."""
+MAX_UNLABELLED = 1024  # unlabelled pictures that the model may learn from; of more, some are taken at equal distances
+FIT_TIMEOUT_SECONDS = 60.0  # how long `Session.save_model` waits until the last change is learned
+MAX_PARITY_PICTURES = 64  # pictures on which an exported file is compared with the model
 PICTURES_PER_STEP = 16
 """Pictures between two reports of progress, where a computation can stop, if each takes one pass through a tower."""
-MIN_PICTURES_PER_STEP = 4
-"""The same if each takes many passes."""
+MIN_PICTURES_PER_STEP = 4  # the same if each takes many passes
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,14 +34,11 @@ MIN_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE, GRID_STEPS = -4.0, 6.0, 41
 WRONG_LABELS = 0.25
 """Number of wrong labels that is assumed among all n, whatever n is: the soft target of each label gives this over
 n + 1 to another class."""
-LOG_TEMPERATURE_DEVIATION = 0.4
-"""Standard deviation of the prior of the log-temperature, over data sets."""
-LOG_TEMPERATURE_DEVIATION_OF_TEXT = 1.5
-"""The same for heads that need class text."""
+LOG_TEMPERATURE_DEVIATION = 0.4  # standard deviation of the prior of the log-temperature, over data sets
+LOG_TEMPERATURE_DEVIATION_OF_TEXT = 1.5  # the same for heads that need class text
 WEIGHT_DEVIATION, BIAS_DEVIATION = 0.2, 0.5
 """Standard deviations of the priors of vector scaling: of the factors around 1 and of the biases around 0."""
-MAX_LOGITS = 2_000_000
-"""If there are more held-out logits, a random subset of the rows is used."""
+MAX_LOGITS = 2_000_000  # if there are more held-out logits, a random subset of the rows is used
 
 
 @dataclass(frozen=True, eq=False)

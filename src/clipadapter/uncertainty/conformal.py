@@ -24,8 +24,7 @@ from clipadapter.uncertainty.saved_state import SavedState
 Array = NDArray[Any]
 
 CONFORMAL_METHODS = ("split", "cross", "cv+")
-RANK_DECIMALS = 9
-"""Decimals of a rank: (r + 1) times a rate such as 0.9 is a little off its true value in binary."""
+RANK_DECIMALS = 9  # decimals of a rank: (r + 1) times a rate such as 0.9 is a little off its true value in binary
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,7 @@ from clipadapter.utils.registry import unknown
 
 Array = NDArray[Any]
 
-DEFAULT_WEIGHT = 10.0
-"""Cost of named errors without a weight of their own."""
+DEFAULT_WEIGHT = 10.0  # cost of named errors without a weight of their own
 PART_SEPARATOR = re.compile(r",\s*(?=(?:false|missed)\s)", re.IGNORECASE)
 """Separator of the parts in `parse_costs`. Class names can contain commas too."""
 

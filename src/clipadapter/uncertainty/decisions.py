@@ -25,8 +25,7 @@ Array = NDArray[Any]
 CALIBRATION = ("auto", *METHODS, "none")
 PARTS = ("calibrator", "rejector", "conformal", "multilabel")
 """Attributes of `Uncertainty` that have a state of their own."""
-MAX_SEARCHED_CLASSES = 8
-"""Up to so many best classes, a search for each takes less time than sorting all classes."""
+MAX_SEARCHED_CLASSES = 8  # up to so many best classes, a search for each takes less time than sorting all classes
 NO_HELD_OUT_SHOTS = (
     "no shot can be held out. Give two shots of each class or more, and a head that can be fitted to a part of them "
     "(not a transductive one, nor one that tunes the encoder), on features of one encoder"

@@ -43,15 +43,12 @@ MIN_SHOTS_TO_MARK = 10
 LOGIT_WEIGHT = 0.35
 """Part of its weight that the maximum logit gets. With the whole weight a picture of something else is not marked if
 the head is sure of its answer, however far it is from all shots; the best of 0 to 1 on the sets of docs/trust.md."""
-SAVED_ARRAYS = ("text", "negative_labels", "outliers")
-"""Attributes of `MemoryBank` that are saved under their name."""
-MAX_OUTLIERS = 512
-"""Outliers that are stored; of more, as many are drawn."""
+SAVED_ARRAYS = ("text", "negative_labels", "outliers")  # attributes of `MemoryBank` that are saved under their name
+MAX_OUTLIERS = 512  # outliers that are stored; of more, as many are drawn
 MAX_COMPARISONS = 2**25
 """Shots times classes up to which each shot is compared with each class: 268 MB for each kind of score. With more,
 those shots are compared that have out-of-fold logits, or that are drawn if there are none."""
-MAX_JUDGED_COMPARISONS = 2**24
-"""Shots times classes of those that are drawn."""
+MAX_JUDGED_COMPARISONS = 2**24  # shots times classes of those that are drawn
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from clipadapter.errors import ArtifactError, brief
 
 Array = NDArray[Any]
-MAX_NUMBER = 1e300
-"""Bound of a number of a model. An integer that is larger can't be converted to a float."""
+MAX_NUMBER = 1e300  # bound of a number of a model. An integer that is larger can't be converted to a float.
 
 
 class SavedState:

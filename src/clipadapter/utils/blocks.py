@@ -21,15 +21,12 @@ from typing import NamedTuple
 
 from clipadapter.errors import InputError, brief
 
-FINAL = "final"
-"""The block that class text is compared with: always the first one."""
-UNPROJECTED = "unprojected"
-"""The layer before the last, linear step of an image tower."""
+FINAL = "final"  # the block that class text is compared with: always the first one
+UNPROJECTED = "unprojected"  # the layer before the last, linear step of an image tower
 RARE_PATCHES = "rare-patches"
 """What differs most from the rest of the picture, such as small defects; see `clipadapter.encoders.rare_patches`."""
 MIRRORED = "+mirrored"
-MAX_BLOCKS = 64
-"""A saved model is untrusted input, and each of its blocks may open an encoder."""
+MAX_BLOCKS = 64  # a saved model is untrusted input, and each of its blocks may open an encoder
 MAX_BLOCK_WIDTH = 1 << 20
 NAME_PATTERN = re.compile(
     r"(?:(?P<encoder>.+)/)?(?P<layer>[a-z][a-z0-9-]*)(?:@(?P<size>[1-9]\d{0,4}))?(?P<view>\+mirrored)?"
@@ -43,8 +40,7 @@ class Block(NamedTuple):
     width: int  # how many they are
 
 
-Blocks = tuple[Block, ...]
-"""The blocks of a matrix from left to right, ``final`` first."""
+Blocks = tuple[Block, ...]  # the blocks of a matrix from left to right, ``final`` first
 
 
 @dataclass(frozen=True)

@@ -50,25 +50,18 @@ IMAGE_SUFFIXES = frozenset(
     + (".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".heic", ".heif", ".hif")
 )
 """Lower-case suffixes of the pictures that are read from folders."""
-MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-"""Suffixes of the tables that list pictures."""
-SHARDS_FILE = "shards.json"
-"""The file that makes a folder one of feature shards."""
-ENCODER_KEY = "clipadapter.encoder"
-"""Key of the encoder in the metadata of a Parquet file of features."""
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")  # suffixes of the tables that list pictures
+SHARDS_FILE = "shards.json"  # the file that makes a folder one of feature shards
+ENCODER_KEY = "clipadapter.encoder"  # key of the encoder in the metadata of a Parquet file of features
 
 LOCAL_WEIGHTS = re.compile(
     r"(?:open_clip:|timm:)?local-dir:|simclr:|(?:open_clip|timm):[^:\[,]+:|hf:(?=[/\\~.]|[A-Za-z]:)"
 )
 """What stands before a path in the name of an encoder."""
-PARQUET_MARK = b"PAR1"
-"""First and last bytes of a Parquet file."""
-MAX_COMPARED_NAMES = 10_000
-"""Names of a folder that a misspelt one is compared with, which takes 0.1 s."""
-ABANDONED_SECONDS = 24 * 3600
-"""Age from which a temporary file counts as abandoned."""
-RANDOM_END = "-[a-z0-9_]{8}"
-"""Pattern of what `tempfile` appends to the prefix of a temporary file or folder."""
+PARQUET_MARK = b"PAR1"  # first and last bytes of a Parquet file
+MAX_COMPARED_NAMES = 10_000  # names of a folder that a misspelt one is compared with, which takes 0.1 s
+ABANDONED_SECONDS = 24 * 3600  # age from which a temporary file counts as abandoned
+RANDOM_END = "-[a-z0-9_]{8}"  # pattern of what `tempfile` appends to the prefix of a temporary file or folder
 UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]"
 )
@@ -81,8 +74,7 @@ DEVICE_NAMES = frozenset(
     + tuple(f"{kind}{n}" for kind in ("com", "lpt") for n in "0123456789¹²³")
 )
 """Names that Windows reserves, with any suffix."""
-MAX_FILE_NAME_BYTES = 100
-"""File systems allow 255; temporary files beside an entry have longer names."""
+MAX_FILE_NAME_BYTES = 100  # file systems allow 255; temporary files beside an entry have longer names
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "＝", "＋", "－", "＠")
 """First characters of a cell that spreadsheets may run as a formula. Some languages use the full-width forms."""
 

@@ -16,8 +16,7 @@ CELL_STYLE = "padding:2px 10px;vertical-align:middle;border:0;border-bottom:1px 
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 DECIMAL = re.compile(r"[+-]?\d+\.\d+")
-MAX_TEXT_LETTERS = 1000
-"""Letters in the last column of a table for notebooks, which has no column beside it."""
+MAX_TEXT_LETTERS = 1000  # letters in the last column of a table for notebooks, which has no column beside it
 MAX_NAME_LETTERS = 60
 """Letters of a name in a table. The names of folders may have 255, and those in a list of pictures any number."""
 

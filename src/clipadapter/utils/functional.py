@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ABSENT_LOGIT = -1e4
-"""Logit of a class without shots and text: finite, so that it can be saved, and never the largest."""
+ABSENT_LOGIT = -1e4  # logit of a class without shots and text: finite, so that it can be saved, and never the largest
 
 
 def unit(x: Tensor) -> Tensor:

@@ -19,12 +19,9 @@ from clipadapter.utils.devices import full_float32
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-PICTURES_PER_THREAD = 2
-"""Pictures per thread and batch of a convolutional tower."""
-MAX_PARALLEL_BATCHES = 8
-"""Batches at the same time. With more, threads wait for Python's global lock."""
-MIN_MULTITHREADED_WORK = 50_000_000
-"""Multiplications of a step below which a second thread gains nothing."""
+PICTURES_PER_THREAD = 2  # pictures per thread and batch of a convolutional tower
+MAX_PARALLEL_BATCHES = 8  # batches at the same time. With more, threads wait for Python's global lock.
+MIN_MULTITHREADED_WORK = 50_000_000  # multiplications of a step below which a second thread gains nothing
 MIN_PARALLEL_TASK_WORK = 2_000_000
 """Multiplications of a task's products below which several threads mostly wait for Python's global lock."""
 MAX_TRANSFORMER_CONVOLUTIONS = 8

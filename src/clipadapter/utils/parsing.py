@@ -17,19 +17,15 @@ from typing import Any, NoReturn, TextIO
 from clipadapter.errors import DataError
 from clipadapter.utils.files import explain_missing, open_regular, printable
 
-MAX_FILE_BYTES = 256 << 20
-"""Largest file that is read."""
-MAX_LINE_CHARACTERS = 1 << 20
-"""Longest line of a table or of JSON lines."""
-MAX_DEPTH = 100
-"""Largest nesting depth of lists and objects."""
+MAX_FILE_BYTES = 256 << 20  # largest file that is read
+MAX_LINE_CHARACTERS = 1 << 20  # longest line of a table or of JSON lines
+MAX_DEPTH = 100  # largest nesting depth of lists and objects
 _TOML_TEXT = re.compile(
     r'"""(?:[^\\]|\\.)*?(?:"""|\Z)|' + r"'''.*?(?:'''|\Z)|" + r'"(?:[^"\\\n]|\\.)*"?|' + r"'[^'\n]*'?|#[^\n]*",
     re.DOTALL,
 )
 """A text or a comment of TOML."""
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-"""A lone surrogate as an escape of JSON."""
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # a lone surrogate as an escape of JSON
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> str:

@@ -26,8 +26,7 @@ MIN_JPEG_SIDE_RATIO = 4
 """Minimum short side of a JPEG that is shrunk while it is decoded, as a multiple of the side of the square."""
 RESAMPLING_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "squash")
-MIN_CROP = 0.5
-"""A smaller fraction would scale pictures to much larger squares than the one that is kept."""
+MIN_CROP = 0.5  # a smaller fraction would scale pictures to much larger squares than the one that is kept
 
 
 @dataclass(frozen=True)

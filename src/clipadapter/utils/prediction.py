@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import ImageError
 
-DEFAULT_LOGIT_SCALE = 100.0
-"""Logit scale if none is given: that of CLIP's released checkpoints."""
+DEFAULT_LOGIT_SCALE = 100.0  # logit scale if none is given: that of CLIP's released checkpoints
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
 KERNEL_MODULES = ("ipykernel.zmqshell", "IPython.utils._process_emscripten")
 """Modules that a running kernel of a notebook has imported: Jupyter, Colab and VS Code; JupyterLite."""
-BRIEF_SECONDS = 0.5
-"""A fit that takes less shows no bar: the fits of folds would show one after the other."""
+BRIEF_SECONDS = 0.5  # a fit that takes less shows no bar: the fits of folds would show one after the other
 MIN_STEPS_MEASURED, MIN_SECONDS_MEASURED = 3, 2.0
 """Steps and seconds of a training from which its duration is estimated, without the first step, which is slower."""
-MIN_SECONDS_REPORTED = 30.0
-"""An estimate of less is not reported."""
+MIN_SECONDS_REPORTED = 30.0  # an estimate of less is not reported
 _report_estimate: ContextVar[Callable[[float, int, int], None] | None] = ContextVar("report_estimate", default=None)
 
 

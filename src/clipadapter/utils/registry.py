@@ -23,14 +23,11 @@ from clipadapter.errors import MAX_BRIEF_CHARACTERS, InputError, UnknownNameErro
 from clipadapter.utils.formatting import format_list
 
 T = TypeVar("T")
-ROOT = Path(__file__).parents[1]
-"""The folder of this package, whose source files are read."""
-MAX_OWNERS = 5
-"""Members that an error lists as those which take a parameter."""
+ROOT = Path(__file__).parents[1]  # the folder of this package, whose source files are read
+MAX_OWNERS = 5  # members that an error lists as those which take a parameter
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
 """Types of parameters whose values are checked, in words."""
-MAX_LISTED_NAMES = 100
-"""Known names that an error lists: all heads, but not all of a thousand classes."""
+MAX_LISTED_NAMES = 100  # known names that an error lists: all heads, but not all of a thousand classes
 
 
 @dataclass(frozen=True)

@@ -157,8 +157,7 @@ def comparison_record(result: Comparison, files: Sequence[Path], metric: str = "
     }
 
 
-SHOWN_HEAD = "auto"
-"""The head of the table beside the class names alone, and of the saved model."""
+SHOWN_HEAD = "auto"  # the head of the table beside the class names alone, and of the saved model
 
 
 @cli_command("clipadapter demo --data my-pictures/ --shots 1,4", extra="demo")

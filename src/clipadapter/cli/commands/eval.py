@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from clipadapter.explain import Explanation
     from clipadapter.report import Report
 
-MIN_UNBIASED_SHOTS = 8
-"""Shots per class from which cross-validation was at most two points too low on development sets."""
+MIN_UNBIASED_SHOTS = 8  # shots per class from which cross-validation was at most two points too low on development sets
 VALIDATION_BIAS = (
     f"below {MIN_UNBIASED_SHOTS} shots per class these figures are pessimistic, since each fold is fitted to fewer "
     "shots: with 2 shots per class accuracy was 3 (auto) to 8 points (linear-probe) too low on small development sets"

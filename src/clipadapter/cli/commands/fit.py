@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from clipadapter.features import FeatureTable
     from clipadapter.uncertainty import Uncertainty
 
-FEW_HELD_OUT_SHOTS = 10
-"""With fewer held-out shots a person is told that they say little of the calibration."""
+FEW_HELD_OUT_SHOTS = 10  # with fewer held-out shots a person is told that they say little of the calibration
 
 
 @cli_command(

@@ -99,10 +99,8 @@ def _describe_head(name: str) -> str:
 
 
 COLUMNS = ("parameters", "fp32", "pixels", "width", "licence", "texts", "note")
-BYTES_PER_PARAMETER = 4
-"""In fp32."""
-FORMS_OF_OWN = "own"
-"""Group of the forms of a URI of one's own weights, of which no facts are known."""
+BYTES_PER_PARAMETER = 4  # in fp32
+FORMS_OF_OWN = "own"  # group of the forms of a URI of one's own weights, of which no facts are known
 
 
 @cli_command("clipadapter encoders 'open_clip:ViT-B*'")

@@ -22,10 +22,8 @@ from clipadapter.utils.files import path_without_links, printable
 if TYPE_CHECKING:
     from clipadapter.monitor import DriftReport
 
-DRIFT_EXIT_CODE = 3
-"""Exit code if there is drift."""
-MAX_LISTED_CLASSES = 10
-"""Classes in the table; JSON has all."""
+DRIFT_EXIT_CODE = 3  # exit code if there is drift
+MAX_LISTED_CLASSES = 10  # classes in the table; JSON has all
 CHECK_NAMES = click.Choice(["covariate-shift", "label-shift", "ood-rate"])
 
 

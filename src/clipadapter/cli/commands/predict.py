@@ -36,14 +36,10 @@ if TYPE_CHECKING:
     from clipadapter.uncertainty import Uncertainty
     from clipadapter.utils.prediction import Prediction
 
-MAX_QUICK_PICTURES = 32
-"""Up to this number, predicting without torch is faster than importing torch."""
-PICTURES_PER_PART, ROWS_PER_PART = 1024, 1 << 16
-"""Pictures, or rows of a table of features, of each part of --out."""
-MAX_PART_SECONDS = 60.0
-"""A part is written after this time, if its pictures are slow."""
-MAX_VIEWS = 1024
-"""Of a picture; they take a minute on two cores. Papers use 64."""
+MAX_QUICK_PICTURES = 32  # up to this number, predicting without torch is faster than importing torch
+PICTURES_PER_PART, ROWS_PER_PART = 1024, 1 << 16  # pictures, or rows of a table of features, of each part of --out
+MAX_PART_SECONDS = 60.0  # a part is written after this time, if its pictures are slow
+MAX_VIEWS = 1024  # of a picture; they take a minute on two cores. Papers use 64.
 T = TypeVar("T")
 
 
@@ -462,8 +458,7 @@ def _read_ahead(items: Iterator[T]) -> Iterator[T]:
 
 # ---- Counts and copies of pictures ----
 
-NONE_OF_THESE = "none of these"
-"""Name, and folder, of pictures without a class."""
+NONE_OF_THESE = "none of these"  # name, and folder, of pictures without a class
 
 
 def count_answers(answers: Counter[tuple[str | None, bool]]) -> str:

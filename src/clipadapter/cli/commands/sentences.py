@@ -14,8 +14,7 @@ from clipadapter.cli.output import Fact, Output, echo, plain_facts, table
 from clipadapter.errors import DataError, InputError
 from clipadapter.utils.files import quote_path, write_atomically
 
-NAMES_SUFFIX = ".txt"
-"""Suffix of a list of class names."""
+NAMES_SUFFIX = ".txt"  # suffix of a list of class names
 
 
 @cli_command("clipadapter sentences shots/ --domain food --out sentences.json")

@@ -26,25 +26,19 @@ if TYPE_CHECKING:
 
     from clipadapter.runtime.engines.base import InferenceGraph
 
-METADATA_KEY = "clipadapter"
-"""Key of the metadata in a file, see `clipadapter.runtime.ExportMetadata`."""
-PRECISIONS = ("fp32", "int8")
-"""Of the image tower; a format may have fewer."""
+METADATA_KEY = "clipadapter"  # key of the metadata in a file, see `clipadapter.runtime.ExportMetadata`
+PRECISIONS = ("fp32", "int8")  # of the image tower; a format may have fewer
 DEFAULT_FORMAT = "onnx"
-INPUT_NAMES = {"uint8": "squares", "float": "pixels"}
-"""Names of the input of a graph, by its kind."""
+INPUT_NAMES = {"uint8": "squares", "float": "pixels"}  # names of the input of a graph, by its kind
 FEATURES_OUTPUT = "features"
 """Name of the output with the block ``final`` of the features, which class text is compared with."""
-BLOCKS_OUTPUT = "blocks"
-"""Name of the output with all blocks of the features, in files of models that read several."""
-Rows: TypeAlias = "Mapping[str, NDArray[Any]]"
-"""Rows (m, ...) of each input of a graph by its name."""
+BLOCKS_OUTPUT = "blocks"  # name of the output with all blocks of the features, in files of models that read several
+Rows: TypeAlias = "Mapping[str, NDArray[Any]]"  # rows (m, ...) of each input of a graph by its name
 WriteFile = Callable[[Mapping[str, str]], list[Path]]
 """Writes a converted graph with metadata entries, texts by key, and returns the paths; the file to open comes last.
 It may be called twice, first to compare the file with the model, and each time writes the file anew.
 Raises OSError if there is no room."""
-INPUT_PATTERN = re.compile(rf"({'|'.join(INPUT_NAMES.values())})(_\d+){{0,2}}")
-"""The names that `input_names` gives."""
+INPUT_PATTERN = re.compile(rf"({'|'.join(INPUT_NAMES.values())})(_\d+){{0,2}}")  # the names that `input_names` gives
 
 
 def input_names(kind: str, sizes: Sequence[int]) -> tuple[str, ...]:

@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-MAX_FILE_BYTES = 1 << 31
-"""Limit of the format; larger models need a second file for their weights."""
-OPSET = 17
-"""The first version of ONNX with layer norm as one operator; torch 2.6 and later can write it."""
+MAX_FILE_BYTES = 1 << 31  # limit of the format; larger models need a second file for their weights
+OPSET = 17  # the first version of ONNX with layer norm as one operator; torch 2.6 and later can write it
 
 
 def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:

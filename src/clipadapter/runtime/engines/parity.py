@@ -13,8 +13,7 @@ from clipadapter.utils.prediction import unit_rows
 
 MIN_COSINES = {"fp32": (0.99999, 0.99999), "bf16": (0.999, 0.9995), "int8": (0.98, 0.995)}
 """Smallest and mean cosine that each precision must reach."""
-MIN_AGREEMENT = 0.98
-"""Share of pictures that must keep their zero-shot class."""
+MIN_AGREEMENT = 0.98  # share of pictures that must keep their zero-shot class
 
 
 @dataclass(frozen=True)

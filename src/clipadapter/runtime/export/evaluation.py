@@ -23,12 +23,10 @@ from clipadapter.utils.blocks import FINAL, column_slices
 
 Array = NDArray[Any]
 FIRST_BATCH_SIZES = (1, 2)
-BATCH_SIZE = 32
-"""Size of the batches after the first two."""
+BATCH_SIZE = 32  # size of the batches after the first two
 MIN_ROWS = sum(FIRST_BATCH_SIZES) + 3
 """Pictures that are compared at least. The last 3 are a batch of more than two, as `_run_in_batches` tries."""
-DEFAULT_REJECTION_RATE = 0.05
-"""Rate at which rejections are compared if the model has none set."""
+DEFAULT_REJECTION_RATE = 0.05  # rate at which rejections are compared if the model has none set
 LIMITS = (
     ("logits", 1e-3, None, "logits differ by {:.2g} of their spread, more than {:g}"),
     ("calibration", 1e-3, 1e-3, "probabilities differ by {:.2g} from those of its logits"),
@@ -39,8 +37,7 @@ LIMITS = (
 """For each number of `compare_outputs`: the limit where model and file are both in fp32, so that only a picture at a
 boundary between two classes may change its class; the limit where one of them is not, None if it does not matter; and
 the fault in words. Cosines of features have the limits of backends."""
-SHARES = ("agreement", "rejected")
-"""Numbers whose limit is the smallest value, not the largest."""
+SHARES = ("agreement", "rejected")  # numbers whose limit is the smallest value, not the largest
 
 
 def evaluate_file(

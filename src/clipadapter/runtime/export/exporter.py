@@ -21,14 +21,7 @@ from PIL import Image
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.data.load import read_listing
-from clipadapter.errors import (
-    ArtifactError,
-    DataError,
-    ImageError,
-    InputError,
-    MissingExtraError,
-    brief,
-)
+from clipadapter.errors import ArtifactError, DataError, ImageError, InputError, MissingExtraError, brief
 from clipadapter.features import FeatureSet
 from clipadapter.heads.registry import head_name
 from clipadapter.persistence.model import make_provenance
@@ -239,8 +232,7 @@ def describe_model(
 
 # ---- Pictures to compare the file with the model on, and to calibrate int8 with ----
 
-MAX_COMPARED_PICTURES = {"fp32": 32, "int8": 64}
-"""Number of pictures that a file is compared on, by precision."""
+MAX_COMPARED_PICTURES = {"fp32": 32, "int8": 64}  # number of pictures that a file is compared on, by precision
 MAX_CALIBRATION_PICTURES = 64
 MIN_CALIBRATION_PICTURES = 32
 """With fewer pictures left over, int8 is calibrated with those that the file is compared on."""
@@ -360,8 +352,7 @@ def move_into_place(written: Sequence[Path], target: Path) -> tuple[Path, ...]:
 
 MAX_WEIGHTS = 32_000_000
 """Models with larger image towers are exported by `serve` only: that takes many seconds, and a second copy of them."""
-MAX_FILES = 20
-"""Older files are removed; they can be made again."""
+MAX_FILES = 20  # older files are removed; they can be made again
 REFUSED_SUFFIX = ".refused"
 """Suffix of an empty file that says that a model can't be exported, so that it is not tried again."""
 
