@@ -39,7 +39,8 @@ class MetricInfo:
 
     Args:
         title: what tables call it.
-        function: computes it from `Predictions` or `MultiLabelPredictions`.
+        function: computes it from `Predictions`, always as a number, or from `MultiLabelPredictions`; there None says
+            that it is not defined.
         unit: ``%`` for a share from 0 to 1 that is shown as a percentage, ``nats``, or ``""`` for a plain number.
         higher_is_better: False for losses and errors.
         shown: where it is shown.

@@ -58,8 +58,7 @@ def command(
 
     The file contains the image tower, the head, calibrated probabilities and the scores of "none of these" as one
     graph, and class names and preprocessing as metadata. The graph is compared with MODEL on pictures first. If they
-    differ, no file is written. The head cocoop can't be exported, since its prompts depend on the picture; nor can
-    pairs of encoders with different preprocessing.
+    differ, no file is written. The head cocoop can't be exported, since its prompts depend on the picture.
     """
     from clipadapter.persistence import read_config
     from clipadapter.runtime.export import export_model
