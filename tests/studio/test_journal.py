@@ -116,7 +116,7 @@ def test_an_interrupted_step_that_can_not_be_finished_is_an_error(root):
 
 def test_a_damaged_journal_is_an_error(root):
     write(root, after={"a": ["no text"]})
-    with pytest.raises(InputError, match="Input should be a valid string"):
+    with pytest.raises(InputError, match=r"after\.a\S*: Input should be a valid string"):
         opened(root)
     place = root / ".studio" / "journal.jsonl"
     place.write_text('{"hello": 1}\n')

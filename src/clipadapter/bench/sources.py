@@ -174,6 +174,7 @@ def plan_views(suite: Suite, draws: Iterable[Sequence[str]], text_shape: tuple[i
     if isinstance(suite.views, int):
         return ViewSpec.from_crop(suite.crop, count=suite.views)
     heads = [make_head(variant) for variant in suite.all_variants()]
+    # "per-epoch": as many as the head with the most epochs needs
     epochs = max(count_epochs(head, labels, text_shape) for labels in draws for head in heads)
     return PerEpochViews(ViewSpec.from_crop(suite.crop)).for_epochs(epochs)
 

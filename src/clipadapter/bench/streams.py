@@ -51,6 +51,7 @@ def join_sources(
     suite: Suite, sources: Sequence[AnySource], model: FewShotClassifier | None, prompts: Prompts
 ) -> JoinedDataSets:
     """The features of a stream: of all test pictures, and of those training pictures that a draw takes."""
+    # If a data set is not divided, every second picture of a class is a test picture.
     data_sets, names = [], Counter(source.name for source in sources)
     for source in sources:
         name = source.spec if names[source.name] > 1 else source.name

@@ -66,7 +66,7 @@ def block_names(encoder: Encoder) -> tuple[str, ...]:
 def blocks_to_read(
     encoder: Encoder, others: Sequence[Encoder], heads: Sequence[Head], quality: str, named: Sequence[str] = ()
 ) -> list[str]:
-    """Names of the blocks of features that some heads read, ``final`` first."""
+    """Names of the blocks of features that some heads read, ``final`` first; ``named`` are those named one by one."""
     reads = {head.reads for head in heads}
     names = [FINAL]
     if "unprojected" in reads:

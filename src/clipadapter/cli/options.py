@@ -42,6 +42,7 @@ class Parsed(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """The type of an option whose text a function turns into the value, before the command imports torch."""
 
     # A `click.BadParameter` of the function is an error of usage (exit code 2), other errors are the command's own (1).
+    # Choices are listed only when the help is printed, since listing plug-ins takes long.
 
     def __init__(self, parse: Callable[[Any], Any], choices: Callable[[], Iterable[str]] | None = None) -> None:
         self.name, self._parse, self._choices = "value", parse, choices

@@ -225,7 +225,7 @@ def _is_whole(part: Path) -> bool:
 
 
 def _lock(folder: Path) -> BinaryIO:
-    """Make a folder with a lock, which no other process can take until this one ends. Some disks have none."""
+    """Make a folder with a lock that no process can take while this one lives; Windows and some disks have none."""
     refusal = InputError(f"another process writes to {folder}: wait for it, or give another name")
     try:
         folder.mkdir(exist_ok=True)

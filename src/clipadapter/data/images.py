@@ -211,11 +211,19 @@ def _read_jpeg_without_end(data: bytes, name: str, max_pixels: int, factor: int)
     if not work.has_all_scans:
         raise ImageError(name, "file is truncated")
     data = data.rstrip(b"\xff")  # the first half of the end marker would make a marker with what follows
-    digest = blake2b(decode(_FILLERS + END_OF_JPEG).tobytes()).digest()  # not its pixels: two pictures are too many
+    digest = _digest(decode(_FILLERS + END_OF_JPEG))  # not its pixels: two pictures are too many
     image = decode(END_OF_JPEG)
-    if blake2b(image.tobytes()).digest() != digest:
+    if _digest(image) != digest:
         raise ImageError(name, "file is truncated")
     return image
+
+
+def _digest(rgb: Image.Image) -> bytes:
+    """By bands, since the bytes of a whole picture would be one more copy of it."""
+    digest, rows = blake2b(digest_size=16), max(_BAND_PIXELS // rgb.width, 1)
+    for top in range(0, rgb.height, rows):
+        digest.update(rgb.crop((0, top, rgb.width, min(top + rows, rgb.height))).tobytes())
+    return digest.digest()
 
 
 def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bool]:

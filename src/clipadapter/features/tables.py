@@ -187,7 +187,7 @@ class FeatureBatch(NamedTuple):
 class FeatureTable:
     """A Parquet file of features, or a folder of shards; see `open_feature_table`.
 
-    Labels and splits are read when they are asked for, and take 9 bytes of memory per row.
+    Labels and splits are read when they are asked for, and take 9 bytes of memory per row, beside the texts.
 
     Args:
         path: of the file or the folder, as it was named.
@@ -326,6 +326,7 @@ class FeatureTable:
     def _index(self) -> _Index:
         pa = require("pyarrow", "parquet", PURPOSE)
         starts, labels, splits = [0], list[Any](), bytearray()
+        known: dict[Any, Any] = {None: None}  # equal labels of several batches share their memory
         for file in self.files:
             with self._open(file) as reader:
                 n_rows = reader.metadata.num_rows
@@ -335,13 +336,12 @@ class FeatureTable:
                     _check_texts(batch)
                     encoded = (batch.column(name).cast(pa.string()).dictionary_encode() for name in names)
                     texts = dict(zip(names, map(_decode, encoded), strict=True))
-                    unknown = set(texts.get("split", ())) - set(SPLITS)
-                    if unknown:
-                        raise ValueError(f"a split is {brief(str(unknown.pop()))}, not one of {', '.join(SPLITS)}")
+                    if unknown := [each for each in texts.get("split", ()) if each not in SPLITS]:
+                        raise ValueError(f"a split is {brief(str(unknown[0]))}, not one of {', '.join(SPLITS)}")
                     errors = texts.get("error", [None] * len(batch))
                     numbers = map(SPLITS.index, texts.get("split", [SPLITS[0]] * len(batch)))
                     splits += bytes(UNREADABLE if error else i for i, error in zip(numbers, errors, strict=True))
-                    labels += texts.get("label", [None] * len(batch))
+                    labels += [known.setdefault(each, each) for each in texts.get("label", [None] * len(batch))]
                 if not names:
                     labels += [None] * n_rows
                     splits += bytes(n_rows)  # zeros: all are of the first split

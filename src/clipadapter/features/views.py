@@ -26,7 +26,8 @@ CROPS: Mapping[str, tuple[float, float]] = MappingProxyType({"tip": (0.5, 1.0), 
 and CLIP-LoRA, which is torchvision's default."""
 
 RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of a crop, in all these papers
-PER_EPOCH = "per-epoch"  # instead of a number of views: one augmented view for each epoch of the head's training
+PER_EPOCH = "per-epoch"
+"""Instead of a number of views: one augmented view for each epoch of the head's training."""
 MAX_FEATURE_BYTES = 4 * 2**30
 """Maximum size of the features of views for each epoch. Training needs one to three copies in addition."""
 

@@ -170,7 +170,7 @@ def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
     load_model(folder)
     snapshot = read_snapshot(folder)
     config = snapshot.config
-    name = without_paths(config.encoder.name)
+    name = without_paths(config.encoder.name)  # the last part of its folder; the paths of the shots are left out
     public = config.model_copy(update={"sources": [], "encoder": config.encoder.model_copy(update={"name": name})})
     return public, {array_file(name, sha256): snapshot.read(name) for name, sha256 in config.files.items()}
 

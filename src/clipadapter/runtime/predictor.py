@@ -36,7 +36,8 @@ from clipadapter.utils.files import explain_missing, stamp_files
 from clipadapter.utils.pixels import min_jpeg_side, pack_squares, packed_shape, unpack_squares
 from clipadapter.utils.prediction import Prediction, labels_of, unreadable
 
-DEFAULT_BATCH_SIZE = 8  # in larger batches ONNX Runtime takes 1.5 times as long per picture
+DEFAULT_BATCH_SIZE = 8
+"""In larger batches ONNX Runtime takes 1.5 times as long per picture."""
 PREFETCHED_BATCHES = 2
 """Batches that are read ahead, the one that runs included: threads read the next while the graph runs."""
 

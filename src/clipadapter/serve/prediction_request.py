@@ -96,7 +96,7 @@ async def answer_pictures(request: Request, name: str | None, timeout: float | N
         context.model = model.name
         return model
 
-    find_model().batcher.check_room()
+    find_model().batcher.check_room()  # before the body is read
     with anyio.move_on_after(deadline - time.monotonic()) as reading:
         pictures = await read_pictures(request.headers, _count_chunks(request.stream(), state, context), limits)
         context.pictures = len(pictures.files)

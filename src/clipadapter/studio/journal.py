@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pydantic.dataclasses import dataclass
 
 from clipadapter.errors import InputError
+from clipadapter.persistence.format import describe_first_error
 from clipadapter.utils.files import is_same_name, path_without_links, sync_folder
 
 Move = tuple[str, str]  # old and new path, relative to the folder, with slashes
@@ -140,7 +141,7 @@ class Journal:
             try:
                 unfinished = self._apply_line(json.loads(line))
             except (LookupError, ValueError, TypeError, RecursionError) as error:
-                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+                reason = describe_first_error(error) if isinstance(error, ValidationError) else error
                 raise InputError(
                     f"{self.path}: line {number} is not a step of the studio ({reason}); move the file away to "
                     "continue without undo of earlier steps"

@@ -462,6 +462,8 @@ class Session:
 class FeatureCache:
     """Features of one quality by the stamps of files, so that a picture that was moved keeps its features."""
 
+    # Blocks that another quality has too are read from the feature store, if there is one.
+
     def __init__(self, encoder: Encoder, params: Mapping[str, Any], cost: float = 1.0) -> None:
         self.encoder = encoder  # after `compute` in the backend that was chosen
         self._how = {name: params.get(name, "auto") for name in ("backend", "precision")}

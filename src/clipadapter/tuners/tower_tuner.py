@@ -159,15 +159,18 @@ class TowerTuner(TrainingParameters):
         weights = (weight for tower in trainable.towers for weight in tower_networks(tunable)[tower].parameters())
         texts, info = [(name, list(each)) for name, each in prompts.items()], encoder.info
         digest = digest_of_fit(self, [list(labels), texts, info.logit_scale, info.fingerprint, squares])
-        # A fit that is killed in a second training must not repeat the first, which takes hours.
-        self._checkpoint = Checkpoint(digest, self.checkpoint, keeps_end=self.learns_from_views)
+        checkpoint = Checkpoint(digest, self.checkpoint, keeps_end=self.learns_from_views)
+        if self.learns_from_views:
+            # A fit that is killed in a second training must not repeat the first, which takes hours. Whoever does the
+            # second one removes the file.
+            self._checkpoint = checkpoint
         self.loss_ = train(
             list(trainable.arrays.values()),
             loss,
             len(labels),
             squares.shape[1],
             config,
-            checkpoint=self._checkpoint,
+            checkpoint=checkpoint,
             generator=generator,
             row_cost=sum(weight.numel() for weight in weights),  # about the multiplications for a token
             epoch_weights=self._epoch_weights(config.count_epochs(len(labels))),

@@ -73,7 +73,7 @@ def describe_shots(shots: Mapping[str, int], total: int) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], text_columns: Collection[int] | None = None) -> str:
-    """Format rows as aligned columns, of numbers to the right; ``text_columns`` None: those with another cell."""
+    """Format rows as aligned columns, of numbers to the right; ``text_columns`` None: those with any text."""
     # Long cells are shortened, except those of the last column, which have no column beside them.
     cells = [list(map(str, row)) for row in (header, *rows)]
     lines = [[*map(shorten_name, row[:-1]), *map(printable, row[-1:])] for row in cells]

@@ -76,7 +76,7 @@ class Protocol:
             if not self.accepts_features or len(suite.prompts) > 1:
                 raise InputError(
                     f"'{source.spec}' are features: suite '{suite.name}' needs pictures and an encoder, "
-                    "for its text or classes"
+                    "for its prompts, text or classes"
                 )
             source.check_views(suite)
 

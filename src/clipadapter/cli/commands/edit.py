@@ -16,9 +16,9 @@ from clipadapter.cli.declarations import argument, cli_command, option, options_
 from clipadapter.cli.inputs import list_pictures
 from clipadapter.cli.options import COUNT, FOLDER
 from clipadapter.cli.output import Fact, Output, note_kept, table
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.runtime.engines.formats import is_exported
-from clipadapter.utils.files import MANIFEST_SUFFIXES, quote_path
+from clipadapter.utils.files import MANIFEST_SUFFIXES, explain_missing, quote_path
 from clipadapter.utils.formatting import describe_shots, format_count, format_list
 
 if TYPE_CHECKING:
@@ -195,9 +195,11 @@ def find_author(name: str | None) -> str:
 
 
 def _collect_pictures(inputs: Sequence[Path]) -> list[Path]:
-    """The pictures of files, folders and tables."""
+    """The pictures of files, folders and tables; the name of a data set is no input: it would become one class."""
     pictures: list[Path] = []
     for path in inputs:
+        if not path.exists():
+            raise DataError(f"{path} does not exist{explain_missing(path, 'pictures, or folders with pictures')}")
         is_picture = path.is_file() and path.suffix.lower() not in MANIFEST_SUFFIXES
         pictures += [path] if is_picture else list_pictures(path)
     return pictures

@@ -357,7 +357,10 @@ class SplitFile(BaseModel):
 
 
 def read_split(path: Path, image_folder: Path) -> SamplesAndClasses:
-    """The samples of a split file, whose pictures need not exist, and the class names in the order of their labels."""
+    """The samples of a split file, whose pictures need not exist, and the class names in the order of their labels.
+
+    Its paths are relative to ``image_folder``; those that leave it are refused.
+    """
     where = printable(path)
     try:
         content = SplitFile.model_validate(read_json(path, "download the file again"))

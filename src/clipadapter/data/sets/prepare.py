@@ -78,6 +78,7 @@ def _download(benchmark_set: BenchmarkSet, download: Download, folder: Path) -> 
 
 def _clean(staging: Path, keep_archives: bool) -> None:
     """Remove what an interrupted run unpacked: torchvision takes an existing folder as complete."""
+    # Archives are kept if torchvision compares their checksums.
     if not staging.exists():
         return
     if not keep_archives:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from clipadapter.heads.losses import BIAS_PRIOR_STD, binary_losses
 from clipadapter.heads.softmax_regression import MAX_LOGITS, MAX_SOLVE_COST, LinearOffset, SoftmaxRegression
+from clipadapter.utils.devices import SharedChange
 from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import parallel_map
 
@@ -98,6 +99,16 @@ def predict_held_out(
     return [torch.cat(parts) for parts in zip(*by_split, strict=True)]
 
 
+def _limit_blas() -> Callable[[], None]:
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas").restore_original_limits
+
+
+_one_blas_thread = SharedChange(_limit_blas)
+"""A second thread of BLAS would only wait, busily, between products of ten rows. The limit is one of the process."""
+
+
 class Stacking(NamedTuple):
     """What `fit_stacking` chose."""
 
@@ -121,7 +132,6 @@ def fit_stacking(
     `BIAS_PRIOR_STD`, and ``row_weights`` is one number.
     """
     from scipy.optimize import minimize  # late: a fitted head needs no scipy
-    from threadpoolctl import threadpool_limits
 
     is_multilabel, k, c = truth.ndim == 2, len(logits), logits[0].shape[1]
     stack = torch.stack([part if is_multilabel else centre_logits(part) for part in logits]).double()
@@ -159,8 +169,7 @@ def fit_stacking(
 
     start, options = np.zeros(k + (1 + c) * is_multilabel), {"ftol": 1e-11, "gtol": 1e-7}
     start[k : k + 1] = -1.0
-    # A second thread of BLAS would only wait, busily, between products of ten rows.
-    with threadpool_limits(1, user_api="blas"):
+    with _one_blas_thread.needed():
         result = minimize(negative_log_posterior, start, jac=True, method="L-BFGS-B", options=options)
     weights = (median * np.exp(log_std * result.x[:k])).tolist()
     return Stacking(weights, -float(result.fun), torch.as_tensor(result.x[k : k + 1] + result.x[k + 1 :]))

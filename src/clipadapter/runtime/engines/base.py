@@ -116,7 +116,7 @@ class Backend:
     @classmethod
     def open_file(cls, path: Path, threads: int | None = None) -> InferenceGraph:
         """Open a file of its own format, or of one of ``opens``; None stands for the threads of all cores."""
-        raise NotImplementedError
+        raise InputError(f"the {cls.title} backend opens no files: use another")
 
     @classmethod
     def missing_package(cls) -> str:

@@ -144,7 +144,8 @@ class OnnxRuntimeBackend(Backend):
         is_convolutional = self.is_convolutional(folder)
 
         def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-            batches = [squares[i : i + size] for i in range(0, len(squares), size)] if is_convolutional else [squares]
+            starts = range(0, len(squares), size) if is_convolutional else ()
+            batches = [squares[i : i + size] for i in starts] or [squares]
             return np.concatenate([graph.run({graph.inputs[0]: batch})[FEATURES_OUTPUT] for batch in batches])
 
         return run
