@@ -146,7 +146,7 @@ def find_repository_name(repo: str) -> str | None:
     names = (
         f"open_clip:{name}/{tag}" for name, its in read_models().items() for tag in its.tags if its.tags[tag] == repo
     )
-    converted: str | None = _catalogue()["converted"].get(repo)
+    converted: str | None = _content(CATALOGUE_FILE)["converted"].get(repo)
     return converted or next(names, None)
 
 
@@ -195,8 +195,8 @@ def names_are_current(library: str = "open_clip") -> bool:
 
 def find_licence(repo: str) -> str:
     """Licence of the weights in a repository of the hub as their makers state it, or "unknown"."""
-    licences = (entry["licence"] for entry in _catalogue()["licences"] if fnmatch.fnmatchcase(repo, entry["repo"]))
-    return next(licences, UNKNOWN_LICENCE)
+    entries = _content(CATALOGUE_FILE)["licences"]
+    return next((each["licence"] for each in entries if fnmatch.fnmatchcase(repo, each["repo"])), UNKNOWN_LICENCE)
 
 
 @cache
@@ -213,19 +213,19 @@ def read_models() -> Mapping[str, KnownModel]:
 @cache
 def read_groups() -> tuple[Group, ...]:
     """The groups of encoders, in the order in which they are shown."""
-    return tuple(Group(**group) for group in _catalogue()["groups"])
+    return tuple(Group(**group) for group in _content(CATALOGUE_FILE)["groups"])
 
 
 @cache
 def read_hardware() -> Mapping[str, Mapping[str, str]]:
     """Encoders by hardware: URIs, each with the reason."""
-    return {entry["title"]: entry["encoders"] for entry in _catalogue()["hardware"]}
+    return {entry["title"]: entry["encoders"] for entry in _content(CATALOGUE_FILE)["hardware"]}
 
 
 def _listing(uri: str) -> EncoderListing:
     """What is known of an encoder."""
     notes = [(group.name, group.encoders[uri]) for group in read_groups() if uri in group.encoders]
-    stated = dict(_catalogue()["encoders"].get(uri, {}))
+    stated = dict(_content(CATALOGUE_FILE)["encoders"].get(uri, {}))
     scheme, _, variant = uri.partition(":")
     model, _, tag = variant.rpartition("/")
     repo = variant if scheme == "hf-hub" else ""
@@ -247,9 +247,5 @@ def _similarity(name: str, other: str) -> float:
 
 @cache
 def _content(file: Path) -> dict[str, Any]:
-    return parse_json(file.read_text(encoding="utf-8"), file.name)
-
-
-@cache
-def _catalogue() -> dict[str, Any]:
-    return parse_toml(CATALOGUE_FILE.read_text(encoding="utf-8"), CATALOGUE_FILE.name)
+    parse = parse_toml if file.suffix == ".toml" else parse_json
+    return parse(file.read_text(encoding="utf-8"), file.name)

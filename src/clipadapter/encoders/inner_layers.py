@@ -8,7 +8,7 @@ one block for each statistic than from one for each stage, or from one of all (d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,34 +22,29 @@ INNER_TOKEN = "inner-token"  # class tokens of a transformer; the means of its p
 N_STATISTICS = 3  # columns for each channel: mean, maximum, standard deviation
 
 
-def select_statistics(maps: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Mean, maximum, deviation in float32 of each channel (n, c, h, w), (n, c) each: the wanted ones, by layer."""
+def add_statistics(parts: Mapping[str, list[Tensor]], maps: Tensor, layers: Sequence[str]) -> None:
+    """Append mean, maximum, deviation in float32 of each channel (n, c, h, w), (n, c) each, to the wanted layers."""
     maps = maps.float()
-    statistics = {}
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    mean = maps.mean(dim=(2, 3)) if {INNER_MEAN, INNER_STD} & set(layers) else None
-    if INNER_MEAN in layers and mean is not None:
-        statistics[INNER_MEAN] = mean
+    if {INNER_MEAN, INNER_STD} & set(layers):
+        mean = maps.mean(dim=(2, 3))
+    if INNER_MEAN in layers:
+        parts[INNER_MEAN].append(mean)
     if INNER_MAX in layers:
         # Pooling is faster in torch, which has no fast maximum over the first dimension of a matrix. OpenVINO and ONNX
         # Runtime have a maximum as an operator of its own.
         pooled = maps.amax(dim=(2, 3)) if is_traced else nn.functional.adaptive_max_pool2d(maps, 1).flatten(1)
-        statistics[INNER_MAX] = pooled
-    if INNER_STD in layers and mean is not None:
-        statistics[INNER_STD] = _deviation(maps, mean, is_traced)
-    return statistics
-
-
-def _deviation(maps: Tensor, mean: Tensor, is_traced: bool) -> Tensor:
-    # The variance is the difference of two moments: `Tensor.var` takes ten times as long on channels-last maps.
-    if is_traced:
-        # One pass: OpenVINO and ONNX Runtime have the norm as an operator of its own.
-        n_positions = int(maps.shape[2]) * int(maps.shape[3])
-        second_moment = torch.linalg.vector_norm(maps, dim=(2, 3)) ** 2 / n_positions
-    else:
-        # Faster in torch, which has no fast norm over the first dimension of a matrix.
-        second_moment = (maps * maps).mean(dim=(2, 3))
-    return (second_moment - mean * mean).clamp(min=0).sqrt()
+        parts[INNER_MAX].append(pooled)
+    if INNER_STD in layers:
+        # The variance is the difference of two moments: `Tensor.var` takes ten times as long on channels-last maps.
+        if is_traced:
+            # One pass: OpenVINO and ONNX Runtime have the norm as an operator of its own.
+            n_positions = int(maps.shape[2]) * int(maps.shape[3])
+            second_moment = torch.linalg.vector_norm(maps, dim=(2, 3)) ** 2 / n_positions
+        else:
+            # Faster in torch, which has no fast norm over the first dimension of a matrix.
+            second_moment = (maps * maps).mean(dim=(2, 3))
+        parts[INNER_STD].append((second_moment - mean * mean).clamp(min=0).sqrt())
 
 
 class StageNetwork(nn.Module):
@@ -80,23 +75,18 @@ class StageNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, sum of widths) float32."""
         maps = self.stem(pixels)
-        rare: list[Tensor] = []
-        parts: dict[str, list[Tensor]] = {INNER_MEAN: [], INNER_MAX: [], INNER_STD: []}
+        parts: dict[str, list[Tensor]] = {INNER_MEAN: [], INNER_MAX: [], INNER_STD: [], RARE_PATCHES: []}
         for i, stage in enumerate(self.stages):
             before, maps = maps, stage(maps)
             if RARE_PATCHES in self.layers and i == self.patch_stage:
-                rare.append(describe_rare_patches(join_maps(before, maps)))
+                parts[RARE_PATCHES].append(describe_rare_patches(join_maps(before, maps)))
             if i >= self.first_stage:
-                for layer, values in select_statistics(maps, self.layers).items():
-                    parts[layer].append(values)
+                add_statistics(parts, maps, self.layers)
         if self.last is not None and self.pool is not None:
             maps = self.last(maps)
             if FINAL in self.layers:
                 parts[FINAL] = [self.pool(maps).float()]
-            without_mean = [layer for layer in self.layers if layer != INNER_MEAN]
-            for layer, values in select_statistics(maps, without_mean).items():
-                parts[layer].append(values)
-        parts[RARE_PATCHES] = rare
+            add_statistics(parts, maps, [layer for layer in self.layers if layer != INNER_MEAN])
         return torch.cat([each for layer in self.layers for each in parts[layer]], dim=1)
 
     def patch_distances(self, pixels: Tensor) -> Tensor:

@@ -108,24 +108,19 @@ def _timm(attention: nn.Module) -> Iterator[AttentionLayer]:
         return
     size = packed.out_features // 3
     qkv = {letter: Matrix(attention, "qkv", packed, "weight", _rows(i, size)) for i, letter in enumerate("qkv")}
-    yield {**qkv, "o": Matrix(attention, "proj", out, "weight", slice(0, out.out_features))}
+    yield {**qkv, "o": _whole(attention, "proj", out)}
 
 
 def _bert(attention: nn.Module) -> Iterator[AttentionLayer]:
     """One linear layer for each matrix; the output layer is in a sibling of the module that has the others."""
     inner, outer = getattr(attention, "self", None), getattr(attention, "output", None)
     out = getattr(outer, "dense", None)
-    names = {"q": "query", "k": "key", "v": "value"}
     if not isinstance(inner, nn.Module) or not isinstance(outer, nn.Module) or not isinstance(out, nn.Linear):
         return
-    linears = {letter: getattr(inner, name, None) for letter, name in names.items()}
-    qkv = {
-        letter: Matrix(inner, names[letter], linear, "weight", slice(0, linear.out_features))
-        for letter, linear in linears.items()
-        if isinstance(linear, nn.Linear)
-    }
-    if len(qkv) == len(names):
-        yield {**qkv, "o": Matrix(outer, "dense", out, "weight", slice(0, out.out_features))}
+    linears = {name: getattr(inner, name, None) for name in ("query", "key", "value")}
+    if all(isinstance(linear, nn.Linear) for linear in linears.values()):
+        qkv = {name[0]: _whole(inner, name, linear) for name, linear in linears.items()}
+        yield {**qkv, "o": _whole(outer, "dense", out)}
 
 
 def _mlp(block: nn.Module) -> AttentionLayer:
@@ -133,14 +128,13 @@ def _mlp(block: nn.Module) -> AttentionLayer:
     for names in MLP_LAYERS:
         parents = [(getattr(block, parent, None), child) for parent, child in names]
         linears = [getattr(parent, child, None) for parent, child in parents]
-        matrices = {
-            letter: Matrix(parent, child, linear, "weight", slice(0, linear.out_features))
-            for letter, (parent, child), linear in zip("ud", parents, linears, strict=True)
-            if isinstance(parent, nn.Module) and isinstance(linear, nn.Linear)
-        }
-        if len(matrices) == len(names):
-            return matrices
+        if all(isinstance(linear, nn.Linear) for linear in linears):
+            return {name: _whole(*place, linear) for name, place, linear in zip("ud", parents, linears, strict=True)}
     return {}
+
+
+def _whole(parent: Any, child: str, linear: Any) -> Matrix:
+    return Matrix(parent, child, linear, "weight", slice(0, linear.out_features))
 
 
 def _rows(i: int, size: int) -> slice:

@@ -19,7 +19,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, gelu, scaled_dot_product_attention
-from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.encoders.base import length_batches
 from clipadapter.encoders.layers import copy_sharing_weights
@@ -76,14 +75,10 @@ class MiniLm(TextTower):
 
     def __call__(self, texts: list[str], batch_size: int) -> Tensor:
         """The mean of the last hidden states of the tokens, scaled to length one, (k, 384) on the CPU."""
-        tokens = [torch.tensor(ids) for ids in self.tokenize(texts)]
+        tokens = self.tokenize(texts)
         vectors = torch.empty(len(texts), TEXT_WIDTH)
         for batch in length_batches([len(ids) for ids in tokens], batch_size):
-            ids = pad_sequence([tokens[i] for i in batch], batch_first=True)  # (k, l); BERT's padding is token 0
-            lengths = torch.tensor([len(tokens[i]) for i in batch])
-            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device)
-            hidden = self._bert(self.embed(ids), mask)
-            vectors[batch] = _mean_direction(hidden, mask).cpu()
+            vectors[batch] = self.encode_tokens([tokens[i] for i in batch]).cpu()
         return vectors
 
     def with_bridge(self, bridge: Bridge, fingerprint: str) -> MiniLm:
@@ -109,8 +104,9 @@ class MiniLm(TextTower):
 
     def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings (k, l, 384), of which ``lengths`` (k,) count, to unit vectors (k, 384), or (k, 1280)."""
-        mask = (torch.arange(embeddings.shape[1]) < lengths.cpu()[:, None]).long().to(self.device)
-        vectors = _mean_direction(self._bert(embeddings, mask), mask)
+        mask = (torch.arange(embeddings.shape[1]) < lengths.cpu()[:, None]).long().to(self.device)  # (k, l)
+        hidden = self._bert(embeddings, mask)
+        vectors = unit((hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))  # the mean of the tokens
         return vectors if self.bridge is None else self.bridge(vectors)
 
 
@@ -212,11 +208,6 @@ class _BertOutput(nn.Module):
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
         return self.LayerNorm(self.dense(x) + before)
-
-
-def _mean_direction(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The mean (k, w) over the tokens (k, l, w) where a mask (k, l) is 1, scaled to length one."""
-    return unit((hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
 
 
 class Bridge:

@@ -7,7 +7,7 @@ timm also give the tokens of the last layer. The input of a linear last step fol
 ``inner-mean`` if there is no class token.
 
 Convolutional towers give ``inner-mean``, ``inner-max`` and ``inner-std``: statistics of the channels of their stages
-(`clipadapter.encoders.inner_layers.select_statistics`). Maximum and deviation of the last map follow, if it is not the
+(`clipadapter.encoders.inner_layers.add_statistics`). Maximum and deviation of the last map follow, if it is not the
 output of the last stage. The input of a linear last step follows in ``inner-mean``.
 
 At another size position embeddings are interpolated on their grid (bicubic, antialiased), as open_clip and timm do when
@@ -30,8 +30,8 @@ from clipadapter.encoders.inner_layers import (
     INNER_MEAN,
     INNER_STD,
     INNER_TOKEN,
+    add_statistics,
     second_size_of,
-    select_statistics,
 )
 from clipadapter.encoders.layers import PromptedBlock, PromptedInput, copy_sharing_weights, without_prompts
 from clipadapter.errors import InputError
@@ -216,11 +216,9 @@ class StageMaps:
         final = result if trunk is None else visual.head(trunk.forward_head(result))
         parts: dict[str, list[Tensor]] = {layer: [] for layer in self.widths}
         for each in maps:
-            for layer, values in select_statistics(each, layers).items():
-                parts[layer].append(values)
+            add_statistics(parts, each, layers)
         if self.has_last_map:
-            for layer, values in select_statistics(result, [each for each in layers if each != INNER_MEAN]).items():
-                parts[layer].append(values)
+            add_statistics(parts, result, [layer for layer in layers if layer != INNER_MEAN])
         return final, parts
 
     def _maps(self, network: Any, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -395,11 +393,9 @@ def _timm_patches(visual: Any, pixels: Tensor) -> Tensor | None:
 
 def find_projection(visual: Any) -> Projection | None:
     """The last step of an image tower, in float32 on the CPU; None if it is not linear, as SigLIP's, or CoCa's."""
-    path = _path_of_projection(visual)
-    if path is None:
+    if (place := _place_of_projection(visual)) is None:
         return None
-    parent, _, name = path.rpartition(".")
-    last = getattr(visual.get_submodule(parent), name)
+    last = getattr(*place)
     if isinstance(last, nn.Linear):
         bias = None if last.bias is None else last.bias.detach().float().cpu()
         return Projection(last.weight.detach().T.float().cpu(), bias)
@@ -408,11 +404,10 @@ def find_projection(visual: Any) -> Projection | None:
 
 def replace_projection(visual: Any, projection: Projection) -> nn.Module:
     """The same tower with another last step (p, any width), with a bias if it has one; other weights are shared."""
-    path = _path_of_projection(visual)
-    assert path is not None
     tower: nn.Module = copy_sharing_weights(visual)
-    parent, _, name = path.rpartition(".")
-    owner = tower.get_submodule(parent)
+    place = _place_of_projection(tower)
+    assert place is not None
+    owner, name = place
     last = getattr(owner, name)
     if not isinstance(last, nn.Linear):
         assert projection.bias is None
@@ -436,18 +431,16 @@ def kind_of(visual: Any) -> str:
     return {VisionTransformer: "vit", ModifiedResNet: "resnet", TimmModel: "timm"}.get(type(visual), "")
 
 
-def _path_of_projection(visual: Any) -> str | None:
-    """Dotted path of the last step: a parameter (p, d) or a linear layer."""
+def _place_of_projection(visual: Any) -> tuple[nn.Module, str] | None:
+    """The module that has the last step, a parameter (p, d) or a linear layer, and the name of the step in it."""
     kind = kind_of(visual)
     if kind == "vit":
-        return None if visual.output_tokens or visual.proj is None else "proj"
+        return None if visual.output_tokens or visual.proj is None else (visual, "proj")
     if kind == "resnet":
-        return "attnpool.c_proj"
+        return visual.attnpool, "c_proj"
     if kind != "timm":
         return None
-    if len(visual.head):
-        return "head.proj" if type(getattr(visual.head, "proj", None)) is nn.Linear else None
-    last = visual.trunk.get_classifier()
-    if type(last) is not nn.Linear:
-        return None
-    return next(f"trunk.{name}" for name, module in visual.trunk.named_modules() if module is last)
+    owners = [visual.head] if len(visual.head) else visual.trunk.modules()
+    last = getattr(visual.head, "proj", None) if len(visual.head) else visual.trunk.get_classifier()
+    places = ((owner, name) for owner in owners for name, child in owner.named_children() if child is last)
+    return next(places) if type(last) is nn.Linear else None

@@ -81,40 +81,27 @@ class OpenClipTextTower(TextTower):
 
     def encode_prefix(self, embeddings: Tensor) -> Prefix:
         """(p, w), run through the layers if they are causal and of the kind that `plain_blocks` knows."""
-        blocks = self._blocks()
+        blocks = None if self.causal is None else plain_blocks(self.layers.transformer)
         prompted = [block for block in blocks or () if isinstance(block, PromptedBlock)]
         if blocks is None or any(len(block.source()) >= len(embeddings) for block in prompted):
             return super().encode_prefix(embeddings)  # not all prompts stand among the first tokens
-        return Prefix(embeddings, run_prefix(blocks, self._add_positions(embeddings, 0)))
+        return Prefix(embeddings, run_prefix(blocks, add_positions(self.layers, embeddings)))
 
     def encode_after_prefix(self, prefix: Prefix, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        blocks = self._blocks()
-        if blocks is None or not prefix.keys_values:
+        if not prefix.keys_values:
             return super().encode_after_prefix(prefix, embeddings, lengths)
-        lengths = lengths.to(self.device)
-        hidden = self._add_positions(embeddings[:, : int(lengths.max())], len(prefix.embeddings))
+        lengths, blocks = lengths.to(self.device), list(self.layers.transformer.resblocks)
+        hidden = add_positions(self.layers, embeddings[:, : int(lengths.max())], len(prefix.embeddings))
         last_hidden = self.layers.ln_final(run_after_prefix(blocks, prefix.keys_values, hidden, lengths))
         return _project(last_hidden, self.layers.text_projection)
-
-    def _blocks(self) -> list[Any] | None:
-        return None if self.causal is None else plain_blocks(self.layers.transformer)
-
-    def _add_positions(self, embeddings: Tensor, start: int) -> Tensor:
-        """Embeddings (..., l, w) plus the positional embeddings from position `start` on."""
-        dtype = self.layers.transformer.get_cast_dtype()
-        positions: Tensor = self.layers.positional_embedding[start : start + embeddings.shape[-2]]
-        return embeddings.to(dtype) + positions.to(dtype)
 
 
 def open_text_tower(model: Any, tokenizer: Any, fingerprint: str, device: str) -> OpenClipTextTower | None:
     """The text tower of a model of open_clip if it is causal or one of SigLIP, else None."""
     causal = find_causal_tower(model)
-    if causal is not None:
-        return OpenClipTextTower(causal.layers, causal, tokenizer, fingerprint, device)
-    layers = _siglip_layers(model)
-    if layers is None or not hasattr(tokenizer, "tokenizer"):
-        return None
-    return OpenClipTextTower(layers, None, tokenizer, fingerprint, device)
+    layers = _siglip_layers(model) if causal is None else causal.layers
+    is_supported = causal is not None or (layers is not None and hasattr(tokenizer, "tokenizer"))
+    return OpenClipTextTower(layers, causal, tokenizer, fingerprint, device) if is_supported else None
 
 
 def _siglip_layers(model: Any) -> Any:
@@ -127,6 +114,13 @@ def _siglip_layers(model: Any) -> Any:
     layers = model.text
     is_bidirectional = layers.attn_mask is None and not getattr(layers, "use_pad_mask", False)
     return layers if is_bidirectional and layers.cls_emb is None and layers.pool_type == "last" else None
+
+
+def add_positions(layers: Any, embeddings: Tensor, start: int = 0) -> Tensor:
+    """Embeddings (..., l, w) plus the positional embeddings of a tower from position `start` on."""
+    dtype = layers.transformer.get_cast_dtype()
+    positions: Tensor = layers.positional_embedding[start : start + embeddings.shape[-2]]
+    return embeddings.to(dtype) + positions.to(dtype)
 
 
 def _project(features: Tensor, projection: Any) -> Tensor:
@@ -158,7 +152,8 @@ class UnpaddedTextTower:
         rows = []
         for batch in length_batches((ends + 1).tolist(), batch_size):
             unpadded = tokens[batch, : int(ends[batch].max()) + 1]
-            features = causal(unpadded.to(self._device), ends[batch].to(self._device)).float().cpu()
+            embeddings = causal.layers.token_embedding(unpadded.to(self._device))
+            features = causal.encode(embeddings, ends[batch].to(self._device)).float().cpu()
             if not self._is_compared and unpadded.shape[1] < tokens.shape[1]:
                 expected = self._encode_padded(tokens[batch[:1]])[0]
                 # "not <=" rather than ">": NaN counts as different too.
@@ -191,15 +186,10 @@ class CausalTower:
         scores = tokens if self.end_id is None else (tokens == self.end_id).int()
         return scores.argmax(dim=1)  # the first of equal ones, as in open_clip
 
-    def __call__(self, tokens: Tensor, ends: Tensor) -> Tensor:
-        """Tokens (k, l) with their end tokens at (k,) to raw features (k, d); l may be less than the context."""
-        return self.encode(self.layers.token_embedding(tokens), ends)
-
     def encode(self, embeddings: Tensor, ends: Tensor) -> Tensor:
-        """The same for token embeddings (k, l, w)."""
+        """Token embeddings (k, l, w) with end tokens at (k,) to raw features (k, d); l may be less than the context."""
         layers, length = self.layers, embeddings.shape[1]
-        dtype = layers.transformer.get_cast_dtype()
-        hidden = embeddings.to(dtype) + layers.positional_embedding[:length].to(dtype)
+        hidden = add_positions(layers, embeddings)
         hidden = layers.transformer(hidden, attn_mask=layers.attn_mask[:length, :length])
         features: Tensor = layers.ln_final(hidden)[torch.arange(len(ends), device=ends.device), ends]
         return _project(features, layers.text_projection)

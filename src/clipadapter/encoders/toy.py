@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.encoders.base import Encoder, EncoderInfo, check_pixels, to_tensor, unique_texts
 from clipadapter.encoders.catalogue import EncoderListing
@@ -112,9 +111,7 @@ class ToyEncoder(Encoder):
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         different, index = unique_texts(texts)
-        tokens = [torch.tensor(ids) for ids in self._tower.tokenize(different)]
-        lengths = torch.tensor([len(ids) for ids in tokens])
-        return self._tower.encode(self._tower.embed(pad_sequence(tokens, batch_first=True)), lengths)[index]
+        return self._tower.encode_tokens(self._tower.tokenize(different))[index]
 
 
 class _ToyNetwork(torch.nn.Module):

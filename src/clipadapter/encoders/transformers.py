@@ -258,10 +258,11 @@ def open_tokenizer(source: TransformersSource, model: Any) -> Any:
 
 def read_pixels(uri: str, processor: Mapping[str, Any], family: Family) -> PixelSpec:
     """How the image processor of this configuration prepares pictures; the family decides what is not stated."""
+    processor = {key: value for key, value in processor.items() if value is not None}
     geometry = _read_geometry(processor, family)
-    resample = RESAMPLING_NAMES.get(_or(processor.get("resample"), family.resample), "")
-    is_scaled = all(_or(processor.get(key), True) for key in ("do_resize", "do_rescale"))
-    is_byte_range = abs(_or(processor.get("rescale_factor"), RESCALE_FACTOR) - RESCALE_FACTOR) < 1e-6
+    resample = RESAMPLING_NAMES.get(processor.get("resample", family.resample), "")
+    is_scaled = all(processor.get(key, True) for key in ("do_resize", "do_rescale"))
+    is_byte_range = abs(processor.get("rescale_factor", RESCALE_FACTOR) - RESCALE_FACTOR) < 1e-6
     problem = ""
     if geometry is None:
         problem = f"size {brief(processor.get('size'))}, crop_size {brief(processor.get('crop_size'))}"
@@ -272,7 +273,7 @@ def read_pixels(uri: str, processor: Mapping[str, Any], family: Family) -> Pixel
     if geometry is None or problem:
         raise EncoderUnavailableError(f"{uri} prepares pictures in a way that is not supported: {problem}")
     size, scaled, mode = geometry
-    is_plain = not _or(processor.get("do_normalize"), True)
+    is_plain = not processor.get("do_normalize", True)
     try:
         mean, std = ((0.0,) * 3, (1.0,) * 3) if is_plain else (processor["image_mean"], processor["image_std"])
         # `PixelSpec.scaled_size` must be `scaled`, in spite of rounding.
@@ -287,7 +288,7 @@ def _read_geometry(processor: Mapping[str, Any], family: Family) -> tuple[int, i
     size = processor.get("size")
     sides = size if isinstance(size, Mapping) else {"shortest_edge": size}
     shortest, square = sides.get("shortest_edge"), _side_of_square(sides)
-    if _or(processor.get("do_center_crop"), family.crops):
+    if processor.get("do_center_crop", family.crops):
         crop = _side_of_square(processor.get("crop_size"))
         # A square that is cropped from a squashed picture is used by no model.
         return (crop, shortest, "shortest") if crop and isinstance(shortest, int) and shortest >= crop else None
@@ -299,10 +300,6 @@ def _side_of_square(sides: Any) -> int | None:
     if isinstance(sides, Mapping):
         sides = sides.get("height") if sides.get("height") == sides.get("width") else None
     return sides if type(sides) is int and sides > 0 else None
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
 
 
 def _read_source(uri: str, folder: Path, licence: str, note: str = "") -> TransformersSource:

@@ -22,7 +22,7 @@ from typing import Any
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import find_split_folders
 from clipadapter.errors import DataError, ImageError, require
-from clipadapter.utils.files import IMAGE_SUFFIXES, describe_parquet_error, path_without_links
+from clipadapter.utils.files import IMAGE_SUFFIXES, describe_parquet_error
 
 MAX_IMAGE_BYTES = 1 << 30  # larger files are refused
 TOO_LARGE = "too large: over {} MiB"
@@ -120,14 +120,6 @@ def list_folder(filesystem: Any, folder: str) -> list[Any]:
             if info.is_file and info.base_name:
                 files.append(info)
     return files
-
-
-def refuse_links(filesystem: Any, folder: str, names: str) -> None:
-    """Refuse links among the files of a folder of this machine with such names; see `path_without_links`."""
-    if filesystem.type_name == "local" and Path(folder).is_dir():
-        for path in Path(folder).iterdir():
-            if re.fullmatch(names, path.name):
-                path_without_links(folder, path.name, error=DataError)
 
 
 def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:

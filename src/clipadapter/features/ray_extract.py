@@ -34,17 +34,16 @@ from clipadapter.features.collection import (
     is_file,
     list_folder,
     open_filesystem,
-    refuse_links,
     storage_errors,
 )
 from clipadapter.features.extraction import ExtractionJob, run_job
 from clipadapter.features.tables import (
-    OWN_NAMES,
     FeatureRow,
     ShardBlock,
     ShardPlan,
     list_shards,
     open_table,
+    refuse_links,
     write_rows,
 )
 from clipadapter.utils.files import ABANDONED_SECONDS, SHARDS_FILE
@@ -326,7 +325,7 @@ def make_plan(uri: str, encoder: Encoder, shards: list[str]) -> ShardPlan:
 
 def create_folder(filesystem: Any, folder: str) -> None:
     """Create the folder of shards if it does not exist."""
-    refuse_links(filesystem, folder, OWN_NAMES)
+    refuse_links(filesystem, folder)
     advice = "give a folder that you may write to"
     if filesystem.type_name == "s3":
         advice = "check the bucket, which must exist, the server (AWS_ENDPOINT_URL) and the credentials"

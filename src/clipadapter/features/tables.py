@@ -36,7 +36,6 @@ from clipadapter.features.collection import (
     is_file,
     list_folder,
     open_filesystem,
-    refuse_links,
 )
 from clipadapter.features.extraction import extract
 from clipadapter.features.feature_set import FeatureSet
@@ -305,8 +304,10 @@ class FeatureTable:
         with self._open(file) as reader:
             texts = [name for name in ("path", "error") if name == "path" or name in reader.schema_arrow.names]
             names = [*texts, *["digest"] * with_digests, *columns]
-            groups, first = _skip_groups(reader.metadata, first)
             _check_numbers(reader.metadata, columns)
+            groups = list(range(reader.metadata.num_row_groups))
+            while groups and first >= reader.metadata.row_group(groups[0]).num_rows:
+                first -= reader.metadata.row_group(groups.pop(0)).num_rows
             for batch in reader.iter_batches(ROWS_PER_BATCH, groups, names):
                 skipped = min(first, len(batch))
                 first -= skipped
@@ -535,14 +536,6 @@ def _check_texts(batch: Any) -> None:
             raise ValueError(f"column '{name}' has a text of more than {MAX_NAME_CHARACTERS:,} characters")
 
 
-def _skip_groups(metadata: Any, first: int) -> tuple[list[int], int]:
-    """The row groups from the one with row ``first`` on, and how many rows of them come before it."""
-    groups = list(range(metadata.num_row_groups))
-    while groups and first >= metadata.row_group(groups[0]).num_rows:
-        first -= metadata.row_group(groups.pop(0)).num_rows
-    return groups, first
-
-
 def _as_matrix(column: Any, width: int) -> NDArray[np.float32]:
     """Lists of numbers, none of them null, as (k, d)."""
     if not is_number_list(column.type):
@@ -583,6 +576,14 @@ class ShardPlan(BaseModel):
         return as_blocks((block.name, block.width) for block in self.blocks)
 
 
+def refuse_links(filesystem: Any, folder: str) -> None:
+    """Refuse links among our own files in a folder of shards on this machine; see `path_without_links`."""
+    if filesystem.type_name == "local" and Path(folder).is_dir():
+        for path in Path(folder).iterdir():
+            if re.fullmatch(OWN_NAMES, path.name):
+                path_without_links(folder, path.name, error=DataError)
+
+
 def list_shards(filesystem: Any, folder: str) -> set[str]:
     """Names of the Parquet files in a folder."""
     return {info.base_name for info in list_folder(filesystem, folder) if info.extension == "parquet"}
@@ -592,7 +593,7 @@ def read_plan(filesystem: Any, folder: str) -> ShardPlan:
     """Read ``shards.json`` of a folder."""
     path = posixpath.join(folder, SHARDS_FILE)
     try:
-        refuse_links(filesystem, folder, OWN_NAMES)
+        refuse_links(filesystem, folder)
         with filesystem.open_input_stream(path) as stream:
             data = stream.read(MAX_PLAN_BYTES + 1)
     except OSError as error:

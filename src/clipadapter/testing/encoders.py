@@ -392,4 +392,4 @@ def _embedded(tower: TextTower, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 def _features(tower: TextTower, texts: Sequence[str]) -> Tensor:
     with torch.inference_mode():
-        return tower.encode(*_embedded(tower, texts)).float().cpu()
+        return tower.encode_tokens(tower.tokenize(texts)).float().cpu()

@@ -15,6 +15,7 @@ from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 WORD_PATTERN = re.compile(r"\w+|[^\w\s]")
 UNKNOWN_WORD_SCALE = 0.01
@@ -67,6 +68,11 @@ class TextTower(ABC):
         A row depends neither on what follows its length nor on the other rows. The result is differentiable in the
         embeddings; weights have no gradient.
         """
+
+    def encode_tokens(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Features (k, d) of texts by their tokens, which are padded to the longest text."""
+        ids = pad_sequence([torch.tensor(each) for each in tokens], batch_first=True)
+        return self.encode(self.embed(ids), torch.tensor([len(each) for each in tokens]))
 
     def encode_prefix(self, embeddings: Tensor) -> Prefix:
         """Prepare embeddings (p, w) that several texts begin with, for `encode_after_prefix`.

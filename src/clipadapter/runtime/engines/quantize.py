@@ -108,7 +108,7 @@ def _links(model: Any) -> Iterator[tuple[str, bool, Sequence[str], Sequence[str]
 def statistic_names(model: Any) -> list[str]:
     """Names of all nodes that statistics of feature maps are computed by, and of those that read them.
 
-    A norm over the positions of a map identifies them; see `clipadapter.encoders.inner_layers.select_statistics`.
+    A norm over the positions of a map identifies them; see `clipadapter.encoders.inner_layers.add_statistics`.
     """
     names: dict[str, None] = {}
     for node in model.get_ordered_ops():
