@@ -26,7 +26,7 @@ def failing(error):
 
 def test_it_is_clip_where_the_hub_answers_else_lite_and_without_both_names_both_remedies(monkeypatch, opened):
     tiny = opened("tiny")
-    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: None)
+    monkeypatch.setattr(hub.HubSource, "cached", lambda self: None)
     monkeypatch.setattr(auto, "hub_answers", lambda repo, name: True)
     monkeypatch.setattr(auto.OpenClipEncoder, "open", lambda rest, device: tiny)
     clip = create_encoder("auto").info

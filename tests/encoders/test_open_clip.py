@@ -129,7 +129,7 @@ def test_pretrained_weights_are_read_from_the_hubs_cache(folders, narrow_clip, o
 )
 def test_a_check_refuses_what_cannot_be_opened_without_opening_it(uri, error, monkeypatch):
     monkeypatch.setattr(hub, "hub_answers", lambda repo, name: False)
-    monkeypatch.setattr(hub, "cached_file", lambda *_: None)
+    monkeypatch.setattr(hub.HubSource, "cached", lambda self: None)
     with pytest.raises((InputError, EncoderUnavailableError), match=error):
         check_encoder(uri)
 
@@ -150,17 +150,17 @@ def test_weights_out_of_reach_say_what_to_do(uri, parts, hub_cache):
 
 
 def test_a_check_passes_what_can_be_opened_and_loads_nothing(folders, monkeypatch):
-    monkeypatch.setattr(hub, "cached_file", lambda *_: None)
+    monkeypatch.setattr(hub.HubSource, "cached", lambda self: None)
     monkeypatch.setattr(hub, "hub_answers", lambda repo, name: True)
     monkeypatch.setattr(open_clip, "create_model_from_pretrained", None)
-    monkeypatch.setattr(hub, "download_file", None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
     tiny = f"open_clip:local-dir:{folders['tiny']}"
     for uri in ("open_clip:ViT-B-32/openai", "hf-hub:imageomics/bioclip", tiny, "toy"):
         check_encoder(uri)
 
 
 def test_every_model_has_the_activation_and_preprocessing_of_its_weights(monkeypatch):
-    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: "weights.safetensors")
+    monkeypatch.setattr(hub.HubSource, "cached", lambda self: "weights.safetensors")
     for model, tag in open_clip.list_pretrained():
         # open_clip states the activation of roberta-ViT-B-32 with the architecture, not with the weights.
         expected = open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", model == "roberta-ViT-B-32")
@@ -174,7 +174,7 @@ def test_every_model_has_the_activation_and_preprocessing_of_its_weights(monkeyp
     "name", ["ViT-B-32/openai", "ViT-B-32/laion2b_s34b_b79k", "ViT-B-16/dfn2b", "ViT-H-14-378/dfn5b"]
 )
 def test_both_names_of_quick_gelu_are_one_source(name, monkeypatch):
-    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: f"{repo}/{names[0]}")
+    monkeypatch.setattr(hub.HubSource, "cached", lambda self: f"{self.repo}/{self.names[0]}")
     model, tag = name.split("/")
     source = find_pretrained(model, tag)
     assert source == find_pretrained(f"{model}-quickgelu", tag)

@@ -3,10 +3,12 @@
 import json
 import pickle
 import shutil
+from unittest.mock import Mock
 
 import open_clip
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from clipadapter.encoders import create_encoder
@@ -96,7 +98,7 @@ def test_a_missing_tokenizer_is_named(hub_cache, folders, monkeypatch, tmp_path)
 )
 def test_a_repository_without_a_model_of_open_clip_is_refused(repo, advice, hub_cache, monkeypatch):
     monkeypatch.setattr(hub, "hub_answers", lambda repo, name: True)
-    monkeypatch.setattr(hub, "download_file", lambda repo, name, revision: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=EntryNotFoundError("no such file")))
     message = f"{repo} has no open_clip_config.json: {advice}"
     with pytest.raises(EncoderUnavailableError, match=message):
         create_encoder(f"hf-hub:{repo}")
@@ -120,7 +122,7 @@ def test_a_failed_download_names_the_file(hub_cache, folders, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(hub, "hub_answers", lambda repo, name: True)
-    monkeypatch.setattr(hub, "download_file", fail)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     with pytest.raises(
         EncoderUnavailableError, match=r"safetensors of imageomics/bioclip can't be downloaded: disk full"
     ):
@@ -217,7 +219,7 @@ def test_a_file_of_named_weights_has_their_activation_and_preprocessing(weights,
     """The same bytes are the same encoder, whether they come by name or from a file."""
     path = weights("copy.safetensors")
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32-quickgelu", {**TINY, "quick_gelu": True})
-    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: str(path))
+    monkeypatch.setattr(hub.HubSource, "cached", lambda self: path)
     named = create_encoder("open_clip:ViT-B-32/openai").info
     own = create_encoder(f"open_clip:ViT-B-32/openai:{path}").info
     assert own.fingerprint == named.fingerprint

@@ -346,6 +346,11 @@ def compute_fingerprint(facts: Any, arrays: Mapping[str, Tensor]) -> str:
     return str(digest.hexdigest()[:32])
 
 
+def digest_of(*facts: object) -> str:
+    """32 hex digits of facts whose representation is the same on every machine."""
+    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+
+
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], list[int]]:
     """The different texts in order of first appearance, and the index among them of each text.
 

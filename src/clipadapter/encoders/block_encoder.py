@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.encoders.base import Encoder, EncoderInfo, TorchEncoder
+from clipadapter.encoders.base import Encoder, TorchEncoder, digest_of
 from clipadapter.encoders.registry import check_uri, encoder_info, schemes_with, split_blocks
 from clipadapter.errors import InputError, brief
 from clipadapter.runtime.engines import PRECISIONS, Int8Calibration, Runner, Tower, calibration_digest, create_backend
@@ -208,7 +208,7 @@ class LayerEncoder(EncoderWrapper, TorchEncoder):
             dim=sum(known[layer] for layer in self.layer_names),
             image_size=self.size,
             blocks=tuple(Block(source.name, known[source.layer]) for source in sources),
-            fingerprint=_digest("layers", LAYER_VERSION, info.fingerprint, self.layer_names, self.size, is_mirrored),
+            fingerprint=digest_of("layers", LAYER_VERSION, info.fingerprint, self.layer_names, self.size, is_mirrored),
         )
         self.pixels = replace(towers[0].pixels, size=self.size)
         self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, self.pixels, self._build_network)
@@ -220,7 +220,7 @@ class LayerEncoder(EncoderWrapper, TorchEncoder):
         return tuple(
             info.fingerprint
             if is_plain and layer == FINAL
-            else _digest("layer", LAYER_VERSION, info.fingerprint, layer, self.size, self.is_mirrored)
+            else digest_of("layer", LAYER_VERSION, info.fingerprint, layer, self.size, self.is_mirrored)
             for layer in self.layer_names
         )
 
@@ -265,19 +265,16 @@ class BlockEncoder(EncoderWrapper):
         digest = "".join(info.int8_calibration_digest for info in infos)
         widths = [block.width for info in infos for block in info.blocks]
         licences = list(dict.fromkeys(base.info.licence for base in self.bases))
-        fingerprint = _digest("blocks 1", *(encoder_without_blocks(each).info.fingerprint for each in passes))
-        self.info = EncoderInfo(
+        fingerprint = digest_of("blocks 1", *(encoder_without_blocks(each).info.fingerprint for each in passes))
+        self.info = replace(
+            first,
             name=f"{self.plain.info.name}[{','.join(names)}]",
             dim=sum(widths),
             image_size=max(info.image_size for info in infos),
-            logit_scale=first.logit_scale,
-            logit_bias=first.logit_bias,
             licence=", ".join(licences),
             fingerprint=precision_fingerprint(fingerprint, first.backend, first.precision, digest),
             note="; ".join(dict.fromkeys(info.note for info in infos if info.note)),
             blocks=tuple(Block(name, width) for name, width in zip(names, widths, strict=True)),
-            backend=first.backend,
-            precision=first.precision,
             int8_calibration_digest=digest,
         )
 
@@ -489,16 +486,10 @@ def unprojected_blocks(encoder: Encoder) -> tuple[str, ...]:
     if UNPROJECTED in plain.layers():
         return FINAL, UNPROJECTED
     projection = plain.projection()
-    if projection is not None and projection.bias is None:
-        is_identity = torch.equal(projection.weight, torch.eye(len(projection.weight)))
-        if is_identity:
-            return (FINAL,)
+    if projection and projection.bias is None and torch.equal(projection.weight, torch.eye(len(projection.weight))):
+        return (FINAL,)
     raise InputError(
         f"the image tower of {plain.info.name} ends in no linear projection that can be taken apart; those of "
         f"{schemes_with('projection')} do, but for SigLIP and a few other models of open_clip. Use the head "
         "'rla', which needs none"
     )
-
-
-def _digest(*facts: object) -> str:
-    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()

@@ -9,7 +9,6 @@ trained together: `Bridge` maps texts to the space of the pictures by the ImageN
 from __future__ import annotations
 
 import copy
-import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.encoders.base import EncoderInfo, TorchEncoder, refuse_variant, to_tensor, unique_texts
+from clipadapter.encoders.base import EncoderInfo, TorchEncoder, digest_of, refuse_variant, to_tensor, unique_texts
 from clipadapter.encoders.inner_layers import INNER_MAX, INNER_MEAN, INNER_STD, StageNetwork
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.lite_text import (
@@ -91,7 +90,7 @@ class LiteEncoder(TorchEncoder):
             logit_scale=LOGIT_SCALE,
             logit_bias=None,
             licence=LICENCE,
-            fingerprint=hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest(),
+            fingerprint=digest_of(*facts),
             note=self.note,
         )
 

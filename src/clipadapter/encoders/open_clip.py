@@ -28,7 +28,6 @@ from clipadapter.encoders.weights import (
     OPEN_CLIP_WEIGHTS,
     HubSource,
     advise,
-    cached_file,
     check_has_weights,
     hub_answers,
     loading,
@@ -228,16 +227,6 @@ def find_file(model: str, path: str) -> ModelSource:
     return ModelSource(f"open_clip:{name}:{file}", name, config, str(file), facts, is_own_file=True, note=note)
 
 
-def check_position_embeddings(shapes: dict[str, tuple[int, ...]], source: ModelSource, network: nn.Module) -> None:
-    """Refuse weights of these shapes, whose position embeddings open_clip silently scaled to those of the network."""
-    for name, value in network.state_dict().items():
-        if name in POSITION_EMBEDDINGS and shapes.get(name, value.shape) != tuple(value.shape):
-            raise EncoderUnavailableError(
-                f"the weights of {source.uri} are for pictures or texts of another size: {name} is {shapes[name]} in "
-                f"the file and {tuple(value.shape)} in {source.model}. {ARCHITECTURE_ADVICE}"
-            )
-
-
 def look_up(model: str, tag: str) -> tuple[HubSource, str, dict[str, Any], dict[str, Any]]:
     """Pretrained weights on the hub, and open_clip's name of the model, facts of the weights and configuration."""
     # The model is the form of the architecture that has the activation of the weights.
@@ -325,7 +314,12 @@ def load_model(source: ModelSource) -> tuple[Any, Any]:
             weights_only=True,
         )
         tokenizer = open_tokenizer(source)
-    check_position_embeddings(shapes, source, model)
+    for name, value in model.state_dict().items():
+        if name in POSITION_EMBEDDINGS and shapes.get(name, value.shape) != tuple(value.shape):
+            raise EncoderUnavailableError(
+                f"the weights of {source.uri} are for pictures or texts of another size: {name} is {shapes[name]} in "
+                f"the file and {tuple(value.shape)} in {source.model}. {ARCHITECTURE_ADVICE}"
+            )
     vocabulary_size = source.config.get("text_cfg", {}).get("vocab_size", 49408)
     if isinstance(tokenizer, open_clip.SimpleTokenizer) and tokenizer.vocab_size != vocabulary_size:
         raise EncoderUnavailableError(
@@ -346,11 +340,10 @@ def open_tokenizer(source: ModelSource) -> Any:
     revision = source.commit if name == source.repo else None
     options = {"trust_remote_code": False, **facts.get("tokenizer_kwargs", {})}
     options |= {"context_length": facts.get("context_length", 77), "tokenizer_mode": facts.get("tokenizer_mode")}
-    cached = cached_file(name, ["tokenizer.json", "tokenizer_config.json"], revision)
     reason = ""
-    if cached is not None:
+    if cached := HubSource(source.uri, name, ["tokenizer.json", "tokenizer_config.json"], revision).cached():
         try:  # as a folder: by its name, the library transformers would also ask for a config.json
-            return open_clip.tokenizer.HFTokenizer(str(Path(cached).parent), **options)
+            return open_clip.tokenizer.HFTokenizer(str(cached.parent), **options)
         except (OSError, ValueError) as error:  # not all of its files are in the cache
             reason = f" ({str(error).partition(chr(10))[0]})"
     if not hub_answers(name, "tokenizer_config.json"):

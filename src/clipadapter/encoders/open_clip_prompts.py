@@ -32,9 +32,7 @@ class PromptTokenizer:
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """(k, context); the ids at the places of prompts have no meaning."""
-        tokens: Tensor = self._tokenizer(
-            texts, **({} if context_length is None else {"context_length": context_length})
-        )
+        tokens: Tensor = self._tokenizer(texts, context_length=context_length)
         ends = self._causal.end_positions(tokens).tolist()
         return torch.stack([self._with_places(row, end) for row, end in zip(tokens, ends, strict=True)])
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from clipadapter.encoders.base import EncoderInfo, TorchEncoder
+from clipadapter.encoders.base import EncoderInfo, TorchEncoder, digest_of
 from clipadapter.encoders.inner_layers import INNER_MAX, INNER_MEAN, INNER_STD, StageNetwork, second_size_of
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.simclr_network import MEAN, STAGE_WIDTHS, STD, STRIDE, WIDTH, find_file, load_tower
@@ -34,7 +33,6 @@ class SimClrEncoder(TorchEncoder):
         tower, size, digest = load_tower(folder)
         self._tower = tower.to(device)
         self.pixels = PixelSpec(size, MEAN, STD)
-        facts = ("simclr 1", digest, size, MEAN, STD)
         self.info = EncoderInfo(
             name=f"simclr:{folder}",
             dim=WIDTH,
@@ -42,7 +40,7 @@ class SimClrEncoder(TorchEncoder):
             logit_scale=DEFAULT_LOGIT_SCALE,
             logit_bias=None,
             licence="unknown",
-            fingerprint=hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest(),
+            fingerprint=digest_of("simclr 1", digest, size, MEAN, STD),
         )
 
     @classmethod

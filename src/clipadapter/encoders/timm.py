@@ -102,7 +102,9 @@ def find_source(variant: str) -> TimmSource:
     size: dict[str, Any] = {} if side is None else {"input_size": (3, side, side)}
     suffix = "" if side is None else f"@{side}"
     if path:
-        n_classes = _count_classes(file, facts.get("classifier"))
+        shapes, classifier = read_shapes(file), facts.get("classifier") or ()
+        names = [f"{name}.weight" for name in ([classifier] if isinstance(classifier, str) else classifier)]
+        n_classes = next((int(shapes[name][0]) for name in names if name in shapes), 0)  # of the classifier, if any
         own = {"file": str(file), "num_classes": n_classes, "label_offset": 0, **size}
         return TimmSource(f"timm:{name}{suffix}:{file}", name, own, n_classes)
     overlay = {"file": str(_weights_on_hub(facts).path()), **size}
@@ -151,14 +153,6 @@ def _find_folder(folder: Path) -> TimmSource:
     _look_up(architecture)
     check_has_weights(folder, "a model.safetensors")
     return TimmSource(f"timm:local-dir:{folder}", f"local-dir:{folder}", licence=spell_licence(facts))
-
-
-def _count_classes(file: Path, classifier: Any) -> int:
-    """Classes of the classifier in a file of weights; 0 if it has none."""
-    shapes = read_shapes(file)
-    names = [classifier] if isinstance(classifier, str) else list(classifier or [])
-    weights = [f"{name}.weight" for name in names if f"{name}.weight" in shapes]
-    return int(shapes[weights[0]][0]) if weights else 0
 
 
 def _weights_on_hub(facts: Mapping[str, Any]) -> HubSource:

@@ -219,9 +219,11 @@ class HubSource:
     revision: str | None = None  # branch, tag or commit; None: the main branch as it was at the last request
 
     def cached(self) -> Path | None:
-        """Where it is in the cache; None if it is not there."""
-        path = cached_file(self.repo, self.names, self.revision)
-        return None if path is None else Path(path)
+        """Where it is in the hub's cache on this machine; None if it is not there. Makes no request."""
+        from huggingface_hub import try_to_load_from_cache
+
+        paths = (try_to_load_from_cache(self.repo, name, revision=self.revision) for name in self.names)
+        return next((Path(path) for path in paths if isinstance(path, str)), None)
 
     def check(self) -> None:
         """Refuse a file that is not on this machine, if the hub does not answer. Nothing is downloaded."""
@@ -234,17 +236,19 @@ class HubSource:
 
     def path(self) -> Path:
         """Where it is, downloaded if it is not on this machine."""
-        path = self.cached()
-        if path is not None:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        if path := self.cached():
             return path
         self.check()
         for name in self.names:
             try:
-                downloaded = download_file(self.repo, name, self.revision)
+                return Path(hf_hub_download(self.repo, name, revision=self.revision))
             except Exception as error:  # the class depends on the version of huggingface_hub
-                raise self._not_downloaded(name, error) from error
-            if downloaded is not None:
-                return Path(downloaded)
+                # Without an answer it is a LocalEntryNotFoundError, which is an EntryNotFoundError too.
+                if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
+                    raise self._not_downloaded(name, error) from error
         hint = self.other_name() or "take one of 'clipadapter encoders', or another scheme for the same repository"
         raise EncoderUnavailableError(f"the repository {self.repo} has no {' or '.join(self.names)}: {hint}")
 
@@ -268,27 +272,6 @@ class HubSource:
 
     def _not_downloaded(self, name: str, error: Exception) -> EncoderUnavailableError:
         return EncoderUnavailableError(f"{name} of {self.repo} can't be downloaded: {error}. {advise(self.uri)}.")
-
-
-def cached_file(repo: str, names: Sequence[str], revision: str | None = None) -> str | None:
-    """Path of the first of these files in the hub's cache on this machine; makes no request."""
-    from huggingface_hub import try_to_load_from_cache
-
-    paths = (try_to_load_from_cache(repo, name, revision=revision) for name in names)
-    return next((path for path in paths if isinstance(path, str)), None)
-
-
-def download_file(repo: str, name: str, revision: str | None = None) -> str | None:
-    """Path of a file of a repository, downloaded into the hub's cache; None if the repository has no such file."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        return hf_hub_download(repo, name, revision=revision)
-    except LocalEntryNotFoundError:  # no answer; a class of EntryNotFoundError
-        raise
-    except EntryNotFoundError:
-        return None
 
 
 def hub_answers(repo: str, name: str, timeout: float = TIMEOUT_SECONDS) -> bool:

@@ -58,9 +58,6 @@ class ImageRef:
     read: Callable[[], bytes]  # returns the bytes of its file; safe to call from threads
 
 
-FileRow = tuple[str, str | None, str]  # path, label and split of a picture
-
-
 @dataclass(frozen=True)
 class WorkUnit:
     """Some pictures of a collection, whose features become one file."""
@@ -72,11 +69,9 @@ class WorkUnit:
     stamp: str  # hash of paths, sizes and modification times of the files
 
     @property
-    def files(self) -> tuple[FileRow, ...]:
+    def files(self) -> tuple[tuple[str, str | None, str], ...]:
         """Path, label and split of pictures that are single files."""
-        if not self.packed:
-            return ()
-        return tuple((path, label, split) for path, label, split in json.loads(zlib.decompress(self.packed)))
+        return tuple(map(tuple, json.loads(zlib.decompress(self.packed)))) if self.packed else ()
 
     def describe(self) -> str:
         """Name it for a message."""
@@ -132,13 +127,12 @@ def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:
         problem = f"has {' and '.join(present)}: name a folder that has one of them" if present else "has no pictures"
         raise DataError(f"'{path}' {problem}; expected class folders, or .tar or .parquet files")
     files = [file for file in files if posixpath.splitext(file.path)[1].lower() in kinds[present[0]]]
-    if present == ["archives (.tar)"]:
-        return [WorkUnit(file.path, -1, b"", _hash_file_facts([file])) for file in files]
-    if present == ["tables (.parquet)"]:
+    if present != ["pictures"]:
+        is_table = present == ["tables (.parquet)"]
         return [
             WorkUnit(file.path, group, b"", _hash_file_facts([file]))
             for file in files
-            for group in range(_open_table(filesystem, file.path).num_row_groups)
+            for group in (range(_open_table(filesystem, file.path).num_row_groups) if is_table else [-1])
         ]
     labelled, units = _label_files(path, files), []
     while block := list(islice(labelled, size)):

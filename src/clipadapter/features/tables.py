@@ -30,13 +30,7 @@ from clipadapter.data import Sample, source_name
 from clipadapter.data.manifests import MAX_NAME_CHARACTERS, MAX_ROWS, check_size, longest_text
 from clipadapter.encoders import Encoder, EncoderInfo
 from clipadapter.errors import DataError, InputError, brief, require
-from clipadapter.features.collection import (
-    StorageError,
-    describe_storage_error,
-    is_file,
-    list_folder,
-    open_filesystem,
-)
+from clipadapter.features.collection import StorageError, describe_storage_error, is_file, list_folder, open_filesystem
 from clipadapter.features.extraction import extract
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
