@@ -7,7 +7,6 @@ say which weights were missing. So models are built with the classifier of their
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +46,26 @@ class TimmEncoder(VisualEncoder):
 
     has_text = False
 
-    def __init__(self, source: TimmSource, device: str = "cpu") -> None:
-        network: nn.Module = load_model(source)
-        facts: Mapping[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-        self.pixels = read_pixels(source.uri, facts)
+    def __init__(self, uri: str, network: Any, licence: str, device: str = "cpu") -> None:
+        facts: Mapping[str, Any] = network.pretrained_cfg
+        self.pixels = read_pixels(uri, facts)
         self.device = device
         pooling = str(getattr(network, "global_pool", ""))
         architecture = [CODE_VERSION, facts["architecture"], pooling, self.pixels.to_dict()]
         self.info = EncoderInfo(
-            name=source.uri,
-            dim=measure_width(network, self.pixels.size, source.uri),
+            name=uri,
+            dim=measure_width(network, self.pixels.size, uri),
             image_size=self.pixels.size,
             logit_scale=DEFAULT_LOGIT_SCALE,
             logit_bias=None,
-            licence=source.licence,
+            licence=licence,
             fingerprint=compute_fingerprint(architecture, network.state_dict()),
         )
         self._visual = as_open_clip_tower(network.to(device), self.pixels.size)
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        return cls(find_source(variant), device)
+        return cls(*load_model(variant), device)
 
     @classmethod
     def check(cls, variant: str) -> None:
@@ -80,48 +78,34 @@ class TimmEncoder(VisualEncoder):
         return self._visual
 
 
-@dataclass(frozen=True)
-class TimmSource:
-    """Where a model comes from, before it is loaded."""
+def load_model(variant: str) -> tuple[str, Any, str]:
+    """URI, model in fp32 on the CPU, without its classifier, in inference mode, and licence of its weights.
 
-    uri: str
-    model: str  # name in timm, with its tag if it has one, or local-dir:FOLDER
-    overlay: Mapping[str, Any] = field(default_factory=dict)  # replaces facts of timm about the pretrained weights
-    n_classes: int | None = None  # of the classifier in the weights; None if the folder states it
-    licence: str = "unknown"
-
-
-def find_source(variant: str) -> TimmSource:
-    """The source that follows the scheme in the URI of an encoder; weights of the hub are downloaded if need be."""
+    Weights of the hub are downloaded if need be; those that do not fit are refused.
+    """
     model, side, path = parse_timm(variant)
-    file = Path(path).expanduser().resolve()
+    file, options = Path(path).expanduser().resolve(), dict[str, Any]()
     if not model:
-        return _find_folder(file)
-    facts = _look_up(model)
-    name = ".".join(part for part in (facts["architecture"], facts.get("tag", "")) if part)
-    size: dict[str, Any] = {} if side is None else {"input_size": (3, side, side)}
-    suffix = "" if side is None else f"@{side}"
-    if path:
-        shapes, classifier = read_shapes(file), facts.get("classifier") or ()
-        names = [f"{name}.weight" for name in ([classifier] if isinstance(classifier, str) else classifier)]
-        n_classes = next((int(shapes[name][0]) for name in names if name in shapes), 0)  # of the classifier, if any
-        own = {"file": str(file), "num_classes": n_classes, "label_offset": 0, **size}
-        return TimmSource(f"timm:{name}{suffix}:{file}", name, own, n_classes)
-    overlay = {"file": str(_weights_on_hub(facts).path()), **size}
-    return TimmSource(f"timm:{name}{suffix}", name, overlay, int(facts["num_classes"]), spell_licence(facts))
-
-
-def load_model(source: TimmSource) -> Any:
-    """The model in fp32 on the CPU, without its classifier, in inference mode; weights that do not fit are refused."""
-    import timm
-
-    options: dict[str, Any] = {} if source.n_classes is None else {"num_classes": source.n_classes}
-    if source.overlay:
-        options["pretrained_cfg_overlay"] = dict(source.overlay)
-    with loading(f"{source.uri} can't be loaded", advise(source.uri)):
-        model = timm.create_model(source.model, pretrained=True, **options)
-        model.reset_classifier(0)
-    return model.float().eval().requires_grad_(False)
+        uri, name, licence = f"timm:local-dir:{file}", f"local-dir:{file}", _check_folder(file)
+    else:
+        facts = _look_up(model)
+        name = ".".join(part for part in (facts["architecture"], facts.get("tag", "")) if part)
+        uri, licence = f"timm:{name}{'' if side is None else f'@{side}'}", spell_licence(facts)
+        overlay: dict[str, Any] = {} if side is None else {"input_size": (3, side, side)}
+        n_classes = int(facts["num_classes"])  # of the classifier in the weights
+        if path:
+            uri, licence = f"{uri}:{file}", "unknown"
+            shapes, classifier = read_shapes(file), facts.get("classifier") or ()
+            layers = [f"{layer}.weight" for layer in ([classifier] if isinstance(classifier, str) else classifier)]
+            n_classes = next((int(shapes[layer][0]) for layer in layers if layer in shapes), 0)
+            overlay |= {"num_classes": n_classes, "label_offset": 0}
+        overlay["file"] = str(file if path else _weights_on_hub(facts).path())
+        options = {"num_classes": n_classes, "pretrained_cfg_overlay": overlay}
+    timm: Any = require("timm", "train", "Encoders of timm")
+    with loading(f"{uri} can't be loaded", advise(uri)):
+        network = timm.create_model(name, pretrained=True, **options)
+        network.reset_classifier(0)
+    return uri, network.float().eval().requires_grad_(False), licence
 
 
 def spell_licence(facts: Mapping[str, Any]) -> str:
@@ -141,7 +125,8 @@ def _look_up(model: str) -> dict[str, Any]:
     return {"architecture": model.partition(".")[0], "num_classes": config.num_classes, **config.to_dict()}
 
 
-def _find_folder(folder: Path) -> TimmSource:
+def _check_folder(folder: Path) -> str:
+    """Refuse a folder without a model of timm; returns the licence of its weights."""
     file = folder / CONFIG_FILE
     config = read_config(str(folder), file)
     facts, architecture = config.get("pretrained_cfg", config), config.get("architecture")
@@ -152,7 +137,7 @@ def _find_folder(folder: Path) -> TimmSource:
         )
     _look_up(architecture)
     check_has_weights(folder, "a model.safetensors")
-    return TimmSource(f"timm:local-dir:{folder}", f"local-dir:{folder}", licence=spell_licence(facts))
+    return spell_licence(facts)
 
 
 def _weights_on_hub(facts: Mapping[str, Any]) -> HubSource:

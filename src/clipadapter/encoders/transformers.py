@@ -131,8 +131,7 @@ class TransformersEncoder(TorchEncoder):
             return super().encode_text(texts)
         different, index = unique_texts(texts)
         tokens = self._tokenize(different)
-        order: list[int] = []
-        rows = []
+        features = torch.empty(len(tokens), self.info.text_dim)
         for batch in length_batches([len(ids) for ids in tokens], batch_size):
             longest = max(len(tokens[i]) for i in batch)
             # CLIP reads its feature at the first end token, and the padding behind it is masked.
@@ -141,11 +140,10 @@ class TransformersEncoder(TorchEncoder):
             lengths = torch.tensor([len(tokens[i]) for i in batch])
             mask = None if self._is_siglip else (torch.arange(longest) < lengths[:, None]).long().to(self.device)
             with torch.inference_mode():
-                features = self._model.get_text_features(input_ids=ids, attention_mask=mask)
+                outputs = self._model.get_text_features(input_ids=ids, attention_mask=mask)
             # Since version 5 the library returns the outputs of the tower, with the feature in the place of the pooled.
-            rows.append((features if isinstance(features, Tensor) else features.pooler_output).float().cpu())
-            order += batch
-        return torch.cat(rows)[torch.tensor(order).argsort()][index]
+            features[batch] = (outputs if isinstance(outputs, Tensor) else outputs.pooler_output).float().cpu()
+        return features[index]
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text with its special tokens, and with padding for SigLIP."""

@@ -361,10 +361,14 @@ def encode_batch(job: ExtractionJob, batch: Sequence[ExtractedImage]) -> None:
     for number, encoder in enumerate(job.encoder.passes()):
         own = [one for one in lacking if one.encoder == number]
         slices = column_slices(encoder.info.blocks).values()
-        for vectors, one in zip(_encode_pass(job, encoder, [pixels[each] for each in own]), own, strict=True):
-            for key, columns in zip(one.keys, slices, strict=True):
-                if key not in known and np.isfinite(vectors[columns]).all():
-                    new[key] = vectors[columns]
+        for i in range(0, len(own), job.batch_size):
+            part = own[i : i + job.batch_size]
+            # Not torch's stack: it wakes threads that keep spinning, on cores that other threads need.
+            stacked = torch.from_numpy(np.stack([pixels[one].numpy() for one in part]))
+            for vectors, one in zip(encoder.encode_pixels(stacked).numpy(), part, strict=True):
+                for key, columns in zip(one.keys, slices, strict=True):
+                    if key not in known and np.isfinite(vectors[columns]).all():
+                        new[key] = vectors[columns]
     if new and job.store is not None:
         job.store.put_many(new)
     values, uncounted = known | new, set(lacking)
@@ -372,15 +376,3 @@ def encode_batch(job: ExtractionJob, batch: Sequence[ExtractedImage]) -> None:
         own_passes = picture.pixels.keys() & uncounted
         uncounted -= own_passes  # an equal picture in the batch was not computed again
         picture.finish(values, own_passes)
-
-
-def _encode_pass(job: ExtractionJob, encoder: Encoder, pixels: list[Tensor]) -> NDArray[np.float32]:
-    """(n, d) features of one pass over n prepared pictures."""
-    # Not torch's stack and cat: these wake threads that keep spinning, on cores that other threads need.
-    rows = [
-        encoder.encode_pixels(
-            torch.from_numpy(np.stack([each.numpy() for each in pixels[i : i + job.batch_size]]))
-        ).numpy()
-        for i in range(0, len(pixels), job.batch_size)
-    ]
-    return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
