@@ -364,9 +364,8 @@ def open_blocks(
     ('toy[final,toy/final]', 64)
     """
     first = plain_encoder(encoder)
-    sources = [BlockSource.parse(name) for name in dict.fromkeys([FINAL, *names])]
     by_pass: dict[tuple[str, int | None, bool], list[str]] = {}
-    for source in sources:
+    for source in map(BlockSource.parse, dict.fromkeys([FINAL, *names])):
         by_pass.setdefault(source.pass_key, []).append(source.layer)
     bases: dict[str, Encoder] = {"": first}
     bases_of_now = encoder.bases if isinstance(encoder, BlockEncoder) else ()

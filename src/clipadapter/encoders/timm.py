@@ -90,16 +90,17 @@ def load_model(variant: str) -> tuple[str, Any, str]:
     else:
         facts = _look_up(model)
         name = ".".join(part for part in (facts["architecture"], facts.get("tag", "")) if part)
-        uri, licence = f"timm:{name}{'' if side is None else f'@{side}'}", spell_licence(facts)
+        uri = f"timm:{name}" if side is None else f"timm:{name}@{side}"
         overlay: dict[str, Any] = {} if side is None else {"input_size": (3, side, side)}
-        n_classes = int(facts["num_classes"])  # of the classifier in the weights
         if path:
             uri, licence = f"{uri}:{file}", "unknown"
             shapes, classifier = read_shapes(file), facts.get("classifier") or ()
             layers = [f"{layer}.weight" for layer in ([classifier] if isinstance(classifier, str) else classifier)]
-            n_classes = next((int(shapes[layer][0]) for layer in layers if layer in shapes), 0)
-            overlay |= {"num_classes": n_classes, "label_offset": 0}
-        overlay["file"] = str(file if path else _weights_on_hub(facts).path())
+            n_classes = next((int(shapes[layer][0]) for layer in layers if layer in shapes), 0)  # of the weights
+            overlay |= {"file": str(file), "num_classes": n_classes, "label_offset": 0}
+        else:
+            licence, n_classes = spell_licence(facts), int(facts["num_classes"])
+            overlay["file"] = str(_weights_on_hub(facts).path())
         options = {"num_classes": n_classes, "pretrained_cfg_overlay": overlay}
     timm: Any = require("timm", "train", "Encoders of timm")
     with loading(f"{uri} can't be loaded", advise(uri)):

@@ -327,10 +327,9 @@ def _read_source(uri: str, folder: Path, licence: str, note: str = "") -> Transf
 class ImageNetwork(nn.Module):
     """The image tower of a model, with its inner layers.
 
-    Inner layers of a transformer are its tokens after one third and after two thirds of its layers: the class tokens,
-    if there are some, are ``inner-token``, the means of the patch tokens ``inner-mean``; both after the last layer norm
-    of the tower. Those after the last layer follow; if there is a projection, its input does, in ``inner-token``.
-    For pictures of another size than the model's, position embeddings are interpolated.
+    Inner layers of a transformer are tokens as in `clipadapter.encoders.open_clip_layers`. Those after the last layer
+    follow; if there is a projection, its input does, in ``inner-token``. For pictures of another size than the model's,
+    position embeddings are interpolated.
     """
 
     def __init__(self, model: Any, has_text: bool, layers: Sequence[str] = (FINAL,), is_resized: bool = False) -> None:

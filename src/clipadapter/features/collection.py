@@ -165,12 +165,10 @@ def _label_files(root: str, files: Sequence[Any]) -> Iterator[tuple[Any, str | N
     split_of = find_split_folders(first_folders)
 
     def label_file(file: Any) -> tuple[str | None, str] | None:
-        folders = _folders_of(root, file)
+        folders: list[Any] = [*_folders_of(root, file), None]  # None: no class
         if not split_of:
-            return (folders[0] if folders else None), "all"
-        if folders and folders[0] in split_of:
-            return (folders[1] if len(folders) > 1 else None), split_of[folders[0]]
-        return None
+            return folders[0], "all"
+        return (folders[1], split_of[folders[0]]) if folders[0] in split_of else None
 
     # Pictures next to class folders have no class and are left out, as in `load_dataset`.
     labels = filter(None, map(label_file, files))

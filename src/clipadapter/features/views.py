@@ -22,8 +22,7 @@ from clipadapter.utils.pixels import uniform
 from clipadapter.utils.registry import unknown
 
 CROPS: Mapping[str, tuple[float, float]] = MappingProxyType({"tip": (0.5, 1.0), "coop": (0.08, 1.0)})
-"""Crop scales of the papers by name: "tip" in the code of Tip-Adapter, LP++ and GDA; "coop" in that of CoOp, TaskRes
-and CLIP-LoRA, which is torchvision's default."""
+"""Crop scales of the papers by name, see `ViewSpec.from_crop`; that of "coop" is torchvision's default."""
 
 RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of a crop, in all these papers
 PER_EPOCH = "per-epoch"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path, PureWindowsPath
@@ -21,10 +21,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, Va
 
 from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.errors import DataError, brief
-from clipadapter.utils.files import IMAGE_SUFFIXES, default_cache_dir, open_text, printable
+from clipadapter.utils.files import IMAGE_SUFFIXES, default_cache_dir, printable
 from clipadapter.utils.formatting import format_list
 from clipadapter.utils.imagenet import imagenet_names, imagenet_synsets
-from clipadapter.utils.parsing import parse_toml, read_json
+from clipadapter.utils.parsing import parse_toml, read_json, read_text
 from clipadapter.utils.registry import unknown
 
 ROOT_VARIABLE = "CLIPADAPTER_DATA"
@@ -51,7 +51,7 @@ def data_root(root: str | Path | None = None) -> Path:
 class RequiredPath:
     """A file or folder that a data set needs."""
 
-    path: Path  # where it must be. `BenchmarkSet.list_required` gives it relative to the set's folder
+    path: Path  # where it must be
     source: str  # where to get it, a phrase
     downloadable: bool = False  # whether `prepare` downloads it
 
@@ -90,8 +90,8 @@ class BenchmarkSet(Described, ABC):
     download: Download | None = None  # None if that is impossible
 
     @abstractmethod
-    def list_required(self) -> tuple[RequiredPath, ...]:
-        """The files and folders that the set needs, with paths relative to its folder."""
+    def list_required(self, folder: Path) -> tuple[RequiredPath, ...]:
+        """The files and folders that the set needs in its folder."""
 
     @abstractmethod
     def read_samples(self, folder: Path) -> SamplesAndClasses:
@@ -99,8 +99,7 @@ class BenchmarkSet(Described, ABC):
 
     def required_paths(self, root: str | Path | None = None) -> tuple[RequiredPath, ...]:
         """The files and folders that the set needs, with full paths; for the root see `data_root`."""
-        folder = data_root(root) / self.folder
-        return tuple(replace(required, path=folder / required.path) for required in self.list_required())
+        return self.list_required(data_root(root) / self.folder)
 
     def missing_paths(self, root: str | Path | None = None) -> tuple[RequiredPath, ...]:
         """The required files that do not exist and folders that are empty. Single pictures are not checked."""
@@ -166,12 +165,12 @@ class SplitFileSet(BenchmarkSet):
     instructions_section: str  # of CoOp's instructions, which links to the split file
     has_class_folders: bool = False  # the image folder has one folder per class: it can be read without a split file
 
-    def list_required(self) -> tuple[RequiredPath, ...]:
+    def list_required(self, folder: Path) -> tuple[RequiredPath, ...]:
         urls = {"homepage": self.homepage, "instructions": INSTRUCTIONS_URL}
         downloadable = self.download is not None
         return (
-            *(RequiredPath(Path(path), text.format(**urls), downloadable) for path, text in self.sources.items()),
-            RequiredPath(Path(self.split_file), f"linked in {INSTRUCTIONS_URL}#{self.instructions_section}"),
+            *(RequiredPath(folder / path, text.format(**urls), downloadable) for path, text in self.sources.items()),
+            RequiredPath(folder / self.split_file, f"linked in {INSTRUCTIONS_URL}#{self.instructions_section}"),
         )
 
     def read_samples(self, folder: Path) -> SamplesAndClasses:
@@ -188,10 +187,10 @@ class ImageNetSet(BenchmarkSet):
     source: str  # where to get the pictures; ``{homepage}`` becomes the URL
     templates: str = "imagenet"
 
-    def list_required(self) -> tuple[RequiredPath, ...]:
+    def list_required(self, folder: Path) -> tuple[RequiredPath, ...]:
         source = self.source.format(homepage=self.homepage)
         downloadable = self.download is not None
-        return tuple(RequiredPath(Path(folder), source, downloadable) for folder in self.split_folders.values())
+        return tuple(RequiredPath(folder / name, source, downloadable) for name in self.split_folders.values())
 
     def read_samples(self, folder: Path) -> SamplesAndClasses:
         names = dict(zip(imagenet_synsets(), imagenet_names("clip"), strict=True))
@@ -226,10 +225,10 @@ class ImageNetSet(BenchmarkSet):
 class AircraftSet(BenchmarkSet):
     """FGVC-Aircraft. The authors' lists define the splits, not a split file of CoOp."""
 
-    def list_required(self) -> tuple[RequiredPath, ...]:
+    def list_required(self, folder: Path) -> tuple[RequiredPath, ...]:
         names = ["images", "variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS)]
         archive = f"in the folder data of fgvc-aircraft-2013b.tar.gz of {self.homepage}"
-        return tuple(RequiredPath(Path(name), f"{name} {archive}", downloadable=True) for name in names)
+        return tuple(RequiredPath(folder / name, f"{name} {archive}", downloadable=True) for name in names)
 
     def read_samples(self, folder: Path) -> SamplesAndClasses:
         class_names = tuple(line for _, line in _read_lines(folder / "variants.txt"))
@@ -254,16 +253,9 @@ def _list_pictures(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _read_lines(path: Path) -> list[tuple[int, str]]:
     """The lines that are not empty, with their numbers from 1."""
-    try:
-        with open_text(path) as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the text is not UTF-8 (byte {error.start})") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            yield number, line.strip()
+    return [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
 
 
 LAYOUTS: Mapping[str, type[BenchmarkSet]] = {
