@@ -100,9 +100,7 @@ class VisualEncoder(TorchEncoder):
                 visual = replace_projection(visual, Projection(weight, bias))
         if self._inner is None or not self._inner.widths.keys() & set(layers):
             return visual
-        final_width = self.info.dim if FINAL in layers else 0
-        width = sum(widths[layer] for layer in layers)
-        return _LayerNetwork(visual, self._inner, final_width, layers, width).eval()
+        return _LayerNetwork(visual, self._inner, layers, widths).eval()
 
     def patches(self, pixels: Tensor) -> Tensor | None:
         return encode_patches(self.network(), pixels)
@@ -233,19 +231,15 @@ InnerFeatures = ClipTokens | TimmTokens | StageMaps
 
 
 class _LayerNetwork(nn.Module):
-    """A tower with its inner features; the layers that are wanted have ``width`` columns."""
+    """A tower with its inner features: the wanted layers, of which each has its width."""
 
-    # A linear last step gives the final feature, of ``final_width`` columns if that is wanted, then its own input.
-
-    def __init__(
-        self, visual: nn.Module, inner: InnerFeatures, final_width: int, layers: Sequence[str], width: int
-    ) -> None:
+    def __init__(self, visual: Any, inner: InnerFeatures, layers: Sequence[str], widths: Mapping[str, int]) -> None:
         super().__init__()
-        self.width = width
         self.visual, self.inner, self.layers = visual, inner, tuple(layers)
-        projection = find_projection(visual)
-        result_width = 0 if projection is None else projection.weight.shape[1]
-        self.result_widths = [] if projection is None else [final_width, result_width - final_width]
+        self.width, self.result_widths = sum(widths[layer] for layer in layers), list[int]()
+        if projection := find_projection(visual):  # it gives the final feature, if that is wanted, then its own input
+            final_width = widths[FINAL] if FINAL in layers else 0
+            self.result_widths = [final_width, projection.weight.shape[1] - final_width]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, sum of widths) float32."""
