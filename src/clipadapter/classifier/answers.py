@@ -17,7 +17,7 @@ from clipadapter.heads import Head
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import Answers
 from clipadapter.utils.parallel import parallel_map
-from clipadapter.utils.prediction import Prediction, PredictionColumns, unreadable
+from clipadapter.utils.prediction import Prediction, PredictionColumns
 
 ROWS_PER_BLOCK = 512  # rows that are answered at once: their features and probabilities stay in the processor's cache
 MAX_VALUES_PER_BLOCK = 1 << 19  # probabilities of a block, with many classes
@@ -66,13 +66,11 @@ def predict_batches(
     """One prediction per picture, in order, from its (v, d) features or the error that says why there are none."""
     for batch in batches:
         features = [values for _, values in batch if not isinstance(values, ImageError)]
-        answers, row = answer_features(model, np.stack(features), decision, adapt) if features else None, 0
-        for source, values in batch:
-            if answers is None or isinstance(values, ImageError):
-                yield unreadable(source_name(source), values.reason if isinstance(values, ImageError) else None)
-            else:
-                yield answers.prediction(row, source_name(source), model.text.labels, top)
-                row += 1
+        columns = PredictionColumns.empty(model.text.labels)
+        if features:
+            columns = answer_features(model, np.stack(features), decision, adapt).columns(model.text.labels, top)
+        errors = [values.reason if isinstance(values, ImageError) else None for _, values in batch]
+        yield from columns.with_unreadable([source_name(source) for source, _ in batch], errors)
 
 
 def finite_logits(head: Head, features: NDArray[Any]) -> NDArray[Any]:

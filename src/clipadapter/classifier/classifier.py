@@ -6,7 +6,7 @@ import inspect
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ from clipadapter.utils.progress import progress_bar, shows_progress
 from clipadapter.utils.towers import TextTower
 
 
+@dataclass(eq=False, repr=False)
 class FewShotClassifier:
     """An image classifier that is fitted to a few labelled pictures per class.
 
@@ -120,46 +121,28 @@ class FewShotClassifier:
 
     # ---- Construct ----
 
-    def __init__(
-        self,
-        encoder: NamedEncoders = "auto",
-        head: str | Head = "auto",
-        *,
-        head_params: Mapping[str, Any] | None = None,
-        grid: Mapping[str, Sequence[Any]] | None = None,
-        task: str = "auto",
-        uncertainty: UncertaintyOptions | None = None,
-        quality: str = DEFAULT_QUALITY,
-        templates: str | Sequence[str] = "default",
-        descriptions: Mapping[str, Sequence[str]] | None = None,
-        views: int | str | ViewSpec | PerEpochViews = 1,
-        seed: int = 0,
-        device: str = "cpu",
-        backend: str = "auto",
-        precision: str = "auto",
-        cache: str | Path | None = "auto",
-        batch_size: int = 32,
-        progress: bool | None = None,
-        strict: bool = False,
-    ) -> None:
-        self.encoder = encoder
-        self.head = head
-        self.head_params = head_params
-        self.grid = grid
-        self.task = task
-        self.uncertainty = uncertainty
-        self.quality = encoder_choice.check_quality(quality)
-        self.templates = templates
-        self.descriptions = descriptions
-        self.views = views
-        self.seed = seed
-        self.device = device
-        self.backend = backend
-        self.precision = precision
-        self.cache = cache
-        self.batch_size = batch_size
-        self.progress = progress
-        self.strict = strict
+    encoder: NamedEncoders = "auto"
+    head: str | Head = "auto"
+    _: KW_ONLY
+    head_params: Mapping[str, Any] | None = None
+    grid: Mapping[str, Sequence[Any]] | None = None
+    task: str = "auto"
+    uncertainty: UncertaintyOptions | None = None
+    quality: str = DEFAULT_QUALITY
+    templates: str | Sequence[str] = "default"
+    descriptions: Mapping[str, Sequence[str]] | None = None
+    views: int | str | ViewSpec | PerEpochViews = 1
+    seed: int = 0
+    device: str = "cpu"
+    backend: str = "auto"
+    precision: str = "auto"
+    cache: str | Path | None = "auto"
+    batch_size: int = 32
+    progress: bool | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        encoder_choice.check_quality(self.quality)
         self._is_backend_chosen = False
         self._tuned_encoder: Encoder | None = None
         self._other_encoders: list[Encoder] = []

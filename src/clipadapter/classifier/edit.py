@@ -112,9 +112,9 @@ def remove_class(model: Model, name: str) -> Edit:
     names = model.text.labels
     old_positions = tuple(i for i in range(len(names)) if i != removed)
     prompts = {key: texts for key, texts in model.prompts.items() if key != name}
-    is_shot = [model.support.targets is None and label == name for label in model.support.y]
+    shots = frozenset(row for row, label in enumerate(model.support.y) if label == name)  # none if multi-label
     text = _edit_text(model.text, tuple(names[i] for i in old_positions), old_positions)
-    return Edit(text, old_positions, prompts, frozenset(np.flatnonzero(is_shot).tolist()))
+    return Edit(text, old_positions, prompts, shots)
 
 
 @_refusing_damage()
@@ -258,8 +258,7 @@ def check_editable(model: Model, edit: Edit) -> None:
                 "this model was saved without its shots (fit --no-support), so it can't be changed: fit it again"
             )
     else:
-        name = type(head).__name__
-        refuse_update(name, transductive=head.transductive, tunes_encoder=head.tunes_encoder)
+        refuse_update(type(head).__name__, transductive=head.transductive, tunes_encoder=head.tunes_encoder)
 
 
 @_refusing_damage()
@@ -278,9 +277,7 @@ def apply_edit(model: Model, edit: Edit) -> Model:
     before, after = model.head.kept_pictures_, result.head.kept_pictures_
     if before is not None and after is not None and np.array_equal(before, after):
         result.head.kept_pictures_ = before  # the history has both models in memory
-    return replace(
-        edited, head=result.head, support=support, uncertainty=result.uncertainty, fold_heads=result.fold_heads
-    )
+    return replace(edited, support=support, **vars(result))
 
 
 def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:

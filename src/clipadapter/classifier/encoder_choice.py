@@ -104,9 +104,8 @@ def relative_cost(encoder: Encoder, others: Sequence[Encoder], names: Sequence[s
     """The cost per picture of some blocks, in passes of one encoder at its own size; all encoders count the same."""
     sides = {other.info.name: plain_encoder(other).info.image_size for other in others}
     sides[""] = plain_encoder(encoder).info.image_size
-    passes = {BlockSource.parse(name).pass_key for name in names}
     cost = 0.0
-    for uri, size, is_mirrored in passes:
+    for uri, size, is_mirrored in {BlockSource.parse(name).pass_key for name in names}:
         ratio = 1.0 if size is None or uri not in sides else size / sides[uri]
         cost += (2 if is_mirrored else 1) * ratio**2
     return cost

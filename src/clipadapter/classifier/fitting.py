@@ -53,8 +53,8 @@ class Negatives:
     """Features and names of what is none of the classes."""
 
     outliers: Array | None = None  # (b, d) features of pictures
-    label_names: tuple[str, ...] = ()  # k class names of ImageNet that are no synonyms of the classes
-    label_embeddings: Array | None = None  # (k, d) their text features
+    names: tuple[str, ...] = ()  # k class names of ImageNet that are no synonyms of the classes
+    negative_labels: Array | None = None  # (k, d) their text features
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +74,10 @@ def build_head(head: str | Head, params: Mapping[str, Any] | None, seed: int, pr
                 "head_params need the name of a head, but head is an object: set the parameters on it instead"
             )
         return head
-    params = dict(params or {})
-    created = create_head(head, **params)
-    known = created.get_params(deep=False)
-    for name, value in (("seed", seed), ("progress", progress)):
-        if name in known and name not in params:
-            created.set_params(**{name: value})
-    return created
+    created = create_head(head, **(params or {}))
+    unset = created.get_params(deep=False).keys() - (params or {}).keys()
+    own = {"seed": seed, "progress": progress}
+    return created.set_params(**{name: value for name, value in own.items() if name in unset})
 
 
 def check_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:
@@ -172,13 +169,9 @@ class ShotFit:
         if held_out is None:
             return FitResult(head, Uncertainty(calibrator, rejector, None, decision))
         once = held_out.first_per_shot
-        method = "split" if held_out.strategy == "split" else options.sets
+        probabilities, folds = calibrator.probabilities(once.logits), once.folds if options.sets == "cv+" else None
         conformal = learn_conformal(
-            calibrator.probabilities(once.logits),
-            once.labels,
-            by_class=options.by_class,
-            method=method,
-            folds=once.folds if method == "cv+" else None,
+            probabilities, once.labels, by_class=options.by_class, method=options.sets, folds=folds
         )
         accuracy, scale = self._measure_accuracy(held_out), held_out.logit_scale_ratio
         uncertainty = Uncertainty(
@@ -193,8 +186,7 @@ class ShotFit:
             raise InputError(f"{type(head).__name__} learns from all shots at once: sets='cross' goes with it")
         labels, train, held = np.asarray(support.y), [], []
         for name in dict.fromkeys(support.y):
-            rows = np.flatnonzero(labels == name)
-            rows = np.random.default_rng(self.seed).permutation(rows)
+            rows = np.random.default_rng(self.seed).permutation(np.flatnonzero(labels == name))
             held += rows[: len(rows) // 2].tolist()
             train += rows[len(rows) // 2 :].tolist()
         if not held:
@@ -258,21 +250,13 @@ class ShotFit:
         """The out-of-distribution detector of the final feature; None if there are too few shots."""
         if head.tunes_encoder:
             return None
-        text, negatives = self.text, self.negatives
+        X, y, text = self.support.final, self._positions(), self.text
+        class_text = text.embeddings if text.has_text else None
         once = None if held_out is None else held_out.first_per_shot
+        shots: dict[str, Any] = {} if once is None else {"logits": once.logits, "rows": once.rows}
+        own = vars(self.negatives)
         try:
-            return learn_rejector(
-                self.support.final,
-                self._positions(),
-                len(text.labels),
-                logits=None if once is None else once.logits,
-                rows=None if once is None else once.rows,
-                text=text.embeddings if text.has_text else None,
-                scale=text.logit_scale,
-                negative_labels=negatives.label_embeddings,
-                names=negatives.label_names,
-                outliers=negatives.outliers,
-            )
+            return learn_rejector(X, y, len(text.labels), text=class_text, scale=text.logit_scale, **shots, **own)
         except TooFewShotsError:
             return None
 
@@ -313,13 +297,11 @@ class FitSettings:
 
 def fit_settings(model: Model) -> FitSettings:
     """Read how a model was fitted."""
-    decisions = model.uncertainty.decisions
-    decision: dict[str, Any] = {"reject": decisions.reject, "coverage": decisions.coverage, "costs": decisions.costs}
     try:
         raw = model.support.provenance[FIT_KEY]
         spec = ViewSpec(**{**raw["views"], "scale": tuple(raw["views"]["scale"])})
         learned = {name: raw["uncertainty"][name] for name in LEARNED_OPTIONS}
-        options = UncertaintyOptions(**decision, **learned)
+        options = UncertaintyOptions(**vars(model.uncertainty.decisions), **learned)
         return FitSettings(get_templates(raw["templates"]), spec, options, int(raw["seed"]))
     except Exception as error:  # values of an altered model can be anything
         raise InputError(f"the fit settings of the model are damaged ({error!r}): fit it again") from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -89,14 +89,9 @@ def check_any_readable(rows: Sequence[int], skipped: Sequence[Skipped], count: i
         raise DataError(f"{describe_unreadable(count)}: {reasons or 'there are none'}")
 
 
-@contextmanager
-def open_store(cache: str | Path | None) -> Iterator[FeatureStore | None]:
+def open_store(cache: str | Path | None) -> AbstractContextManager[FeatureStore | None]:
     """Open the feature store that ``cache`` of `FewShotClassifier` names; None if it is None."""
-    if cache is None:
-        yield None
-        return
-    with FeatureStore(None if cache == "auto" else cache) as store:
-        yield store
+    return nullcontext() if cache is None else FeatureStore(None if cache == "auto" else cache)
 
 
 def note_skipped(support: FeatureSet, extraction: Extraction) -> FeatureSet:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, TypeAlias
 from clipadapter.cli.inputs import check_own_file, has_parquet_key
 from clipadapter.errors import DataError, InputError, require
 from clipadapter.utils.files import RANDOM_END, csv_text, folder_without_links, sync_folder, write_atomically
-from clipadapter.utils.prediction import Prediction, PredictionColumns, unreadable
+from clipadapter.utils.prediction import Prediction, PredictionColumns
 
 MAX_SHOWN_VALUE = 40  # characters of a value that a message shows
 PURPOSE = "A Parquet file of predictions"
@@ -57,10 +57,7 @@ class AnsweredRows:
         return len(self.sources)
 
     def __iter__(self) -> Iterator[Prediction]:
-        names = [source for source, error in zip(self.sources, self.errors, strict=True) if error is None]
-        answered = self.columns.predictions(names)
-        for source, error in zip(self.sources, self.errors, strict=True):
-            yield next(answered) if error is None else unreadable(source, error)
+        return self.columns.with_unreadable(self.sources, self.errors)
 
 
 Rows: TypeAlias = Sequence[Prediction] | AnsweredRows  # predictions that are ready at once

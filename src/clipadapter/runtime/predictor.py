@@ -34,7 +34,7 @@ from clipadapter.uncertainty import Answers
 from clipadapter.utils.blocks import total_width
 from clipadapter.utils.files import explain_missing, stamp_files
 from clipadapter.utils.pixels import min_jpeg_side, pack_squares, packed_shape, unpack_squares
-from clipadapter.utils.prediction import Prediction, labels_of, unreadable
+from clipadapter.utils.prediction import Prediction, labels_of
 
 DEFAULT_BATCH_SIZE = 8
 """In larger batches ONNX Runtime takes 1.5 times as long per picture."""
@@ -237,13 +237,8 @@ class Predictor:
             raise InputError(f"batch_size must be 1 or more, but is {batch_size}")
         cache = self.uncertainty.open_cache(adapt, len(self.class_names))
         for pictures, outputs in self.iter_outputs(images, batch_size):
-            answers, row = self.answer(outputs, cache=cache, **decisions), 0
-            for picture in pictures:
-                if picture.error is None:
-                    yield answers.prediction(row, picture.name, self.class_names, top)
-                    row += 1
-                else:
-                    yield unreadable(picture.name, picture.error)
+            columns = self.answer(outputs, cache=cache, **decisions).columns(self.class_names, top)
+            yield from columns.with_unreadable([each.name for each in pictures], [each.error for each in pictures])
 
     def iter_outputs(
         self, images: Pictures | Iterable[ImageSource] | Iterator[ImageSource | None], batch_size: int

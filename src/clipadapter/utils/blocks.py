@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 from clipadapter.errors import InputError, brief
@@ -108,11 +109,8 @@ def total_width(blocks: Sequence[Block]) -> int:
 
 def column_slices(blocks: Sequence[Block]) -> dict[str, slice]:
     """The columns of each block by name."""
-    slices, start = {}, 0
-    for block in blocks:
-        slices[block.name] = slice(start, start + block.width)
-        start += block.width
-    return slices
+    ends = accumulate(block.width for block in blocks)
+    return {block.name: slice(end - block.width, end) for block, end in zip(blocks, ends, strict=True)}
 
 
 def select_blocks(blocks: Sequence[Block], names: Iterable[str]) -> tuple[Blocks, list[int] | slice]:

@@ -117,14 +117,13 @@ def _switch_tf32_off() -> Callable[[], None]:
     """
     import torch
 
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    mkldnn: Any = torch.backends.mkldnn
-    precision = (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest")
-    settings: list[Any] = [_attribute(each, "allow_tf32", False) for each in (matmul, cudnn)]
+    backends: Any = torch.backends
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
+    settings: list[Any] = [(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest")]
+    settings.append(_attribute(cudnn, "allow_tf32", False))
     if hasattr(matmul, "fp32_precision"):
-        new = (matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn)
-        settings = [precision, settings[1], *(_attribute(each, "fp32_precision", "ieee") for each in new)]
+        new = (matmul, backends.mkldnn.matmul, cudnn.conv, cudnn.rnn)
+        settings += [_attribute(each, "fp32_precision", "ieee") for each in new]
     before = []
     for setting in settings:
         with suppress(RuntimeError):  # an older one that contradicts the new ones of this program

@@ -67,12 +67,9 @@ class PixelSpec:
         """Convert a picture of any size and mode to (s, s, 3)."""
         resample = RESAMPLING_FILTERS[self.resample]
         image = image if image.mode == "RGB" else image.convert("RGB")  # a conversion would copy it
-        if self.resize == "shortest":
-            image = centre_square(image, self.size, resample, self.scaled_size)
-        elif image.size != (self.size, self.size):
+        if self.resize == "squash" and image.size != (self.size, self.size):
             image = image.resize((self.scaled_size, self.scaled_size), resample)
-            image = centre_square(image, self.size, resample, self.scaled_size)
-        return np.asarray(image)
+        return np.asarray(centre_square(image, self.size, resample, self.scaled_size))
 
     def normalize(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Convert squares (n, s, s, 3) to the input of a torch tower, (n, 3, s, s)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any
 
@@ -102,28 +102,24 @@ class PredictionColumns:
         if len(parts) == 1:
             return first
 
-        def join(name: str) -> NDArray[Any]:
-            return np.concatenate([getattr(part, name) for part in parts])
+        def join(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            if name == "class_names" or values[0] is None:
+                return values[0]
+            if name == "reasons":
+                return tuple(chain.from_iterable(values))
+            if name.endswith("_offsets"):
+                starts = np.cumsum([0, *(part[-1] for part in values[:-1])])
+                values = [[0], *(part[1:] + start for part, start in zip(values, starts, strict=True))]
+            return np.concatenate(values)
 
-        def join_offsets(name: str) -> NDArray[np.int64]:
-            offsets = [getattr(part, name) for part in parts]
-            starts = np.cumsum([0, *(part[-1] for part in offsets[:-1])])
-            return np.concatenate([[0], *(part[1:] + start for part, start in zip(offsets, starts, strict=True))])
+        return cls(*(join(field.name) for field in fields(cls)))
 
-        has_sets = first.members is not None
-        return cls(
-            first.class_names,
-            join("best"),
-            join("rejected"),
-            join("probabilities"),
-            join("top"),
-            join("top_scores"),
-            join_offsets("top_offsets"),
-            tuple(chain.from_iterable(part.reasons for part in parts)),
-            join("members") if has_sets else None,
-            join_offsets("member_offsets") if has_sets else None,
-            None if first.ood_scores is None else join("ood_scores"),
-        )
+    def with_unreadable(self, sources: Sequence[str], errors: Sequence[str | None]) -> Iterator[Prediction]:
+        """The predictions one by one, in the order of the sources; one with an error can't be read, and has no row."""
+        rows = self.predictions([source for source, error in zip(sources, errors, strict=True) if error is None])
+        for source, error in zip(sources, errors, strict=True):
+            yield next(rows) if error is None else unreadable(source, error)
 
     def predictions(self, sources: Sequence[str]) -> Iterator[Prediction]:
         """The predictions one by one."""
@@ -148,7 +144,7 @@ class PredictionColumns:
             )
 
 
-def unreadable(source: str, error: str | None) -> Prediction:
+def unreadable(source: str, error: str) -> Prediction:
     """The prediction for a picture that can't be read."""
     return Prediction(source, None, None, (), error)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -29,16 +29,11 @@ class TextTower(ABC):
     up to rounding.
     """
 
-    fingerprint: str
-    """Fingerprint of the encoder."""
-    width: int
-    """Width w of a token embedding."""
-    dim: int
-    """Width d of a feature."""
-    context_length: int
-    """Maximum number of tokens in a text, special tokens included."""
-    device: str
-    """Device of the weights."""
+    fingerprint: str  # of the encoder
+    width: int  # w of a token embedding
+    dim: int  # d of a feature
+    context_length: int  # maximum number of tokens in a text, special tokens included
+    device: str  # of the weights
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -47,7 +42,9 @@ class TextTower(ABC):
     @cached_property
     def special_token_counts(self) -> tuple[int, int]:
         """How many special tokens stand at the beginning and at the end of every text, such as (1, 1)."""
-        return count_special_tokens(self.tokenize)
+        empty, word = self.tokenize(["", "cat"])
+        at_beginning = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(empty, word, strict=False)))
+        return at_beginning, len(empty) - at_beginning
 
     def network(self) -> nn.Module | None:
         """The layers that a text passes, for methods that change weights; None, the default, if it has none."""
@@ -89,13 +86,6 @@ class TextTower(ABC):
         common = prefix.embeddings
         full = torch.cat([common.to(embeddings.dtype).expand(len(embeddings), *common.shape), embeddings], dim=1)
         return self.encode(full, lengths + len(common))
-
-
-def count_special_tokens(tokenize: Callable[[Sequence[str]], list[list[int]]]) -> tuple[int, int]:
-    """How many special tokens a tokenizer puts at the beginning and at the end of every text, such as (1, 1)."""
-    empty, word = tokenize(["", "cat"])
-    at_beginning = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(empty, word, strict=False)))
-    return at_beginning, len(empty) - at_beginning
 
 
 @dataclass(frozen=True, eq=False)
