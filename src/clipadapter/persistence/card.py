@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from clipadapter.encoders import split_blocks
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
-from clipadapter.persistence.format import Evaluation, ModelConfig, Scores, read_evaluation, read_file
+from clipadapter.persistence.format import Evaluation, ModelConfig, read_evaluation, read_file
 from clipadapter.runtime.model_folder import CARD_FILE
 from clipadapter.uncertainty import HeldOutAccuracy
 from clipadapter.utils.blocks import BlockSource
@@ -184,22 +183,18 @@ def _repository_of(encoder: str) -> str:
 def _evaluation_result(evaluation: Evaluation, is_multilabel: bool) -> dict[str, Any]:
     """Scores of the model, followed by those of the baselines, whose names say that they are baselines."""
     task = "Multi-label image classification" if is_multilabel else "Image classification"
-    metrics = [*_result_metrics(evaluation.model, "")]
-    for name, scores in evaluation.baselines.items():
-        metrics += _result_metrics(scores, f" of {name} (baseline)")
+    methods = [("", evaluation.model)]
+    methods += [(f" of {name} (baseline)", scores) for name, scores in evaluation.baselines.items()]
     return {
         "task": {"type": "image-classification", "name": task},
         "dataset": {"type": "imagefolder", "name": evaluation.data or "unnamed", "args": {"pictures": evaluation.n}},
-        "metrics": metrics,
+        "metrics": [
+            {"type": metric.hub_type or name, "name": f"{metric.title}{suffix}", "value": round(scores[name], 4)}
+            for suffix, scores in methods
+            for name, metric in CARD_METRICS.items()
+            if name in scores
+        ],
     }
-
-
-def _result_metrics(scores: Scores, suffix: str) -> Sequence[dict[str, Any]]:
-    return [
-        {"type": metric.hub_type or name, "name": f"{metric.title}{suffix}", "value": round(scores[name], 4)}
-        for name, metric in CARD_METRICS.items()
-        if name in scores
-    ]
 
 
 # ---- Text ----

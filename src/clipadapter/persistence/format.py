@@ -29,7 +29,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
@@ -227,10 +227,7 @@ def read_consistently(folder: str | Path, read: Callable[[], T]) -> T:
 
 def config_stamp(folder: str | Path) -> tuple[Stamp, ...] | None:
     """What changes with each save; None if there is no config."""
-    try:
-        return stamp_files([Path(folder) / CONFIG_FILE])
-    except OSError:
-        return None
+    return stamp_files([Path(folder) / CONFIG_FILE])
 
 
 def check_format(path: Path, raw: object, expected: int) -> None:
@@ -283,19 +280,16 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-def _select_card_metrics(values: Any) -> Any:
+def _read_scores(values: Any, validate: Callable[[Any], dict[str, float]]) -> dict[str, float]:
     """The metrics that a card shows; None is a metric that is not defined."""
-    if not isinstance(values, Mapping):
-        return values
-    return {name: values[name] for name in metrics_shown("card") if values.get(name) is not None}
+    if isinstance(values, Mapping):
+        values = {name: values[name] for name in metrics_shown("card") if values.get(name) is not None}
+    scores = validate(values)
+    check_metrics(scores)
+    return scores
 
 
-def _check_scores(values: dict[str, float]) -> dict[str, float]:
-    check_metrics(values)
-    return values
-
-
-Scores = Annotated[dict[str, float], BeforeValidator(_select_card_metrics), AfterValidator(_check_scores)]
+Scores = Annotated[dict[str, float], WrapValidator(_read_scores)]
 """Metrics of one method by their name in `clipadapter.metrics.METRICS`."""
 
 

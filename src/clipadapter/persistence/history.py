@@ -94,15 +94,15 @@ class History:
 
         Call it before `load_model`: a later save then notices a change that another process made between the two.
         """
-        return read_consistently(folder, lambda: cls._load(folder))
 
-    @classmethod
-    def _load(cls, folder: str | Path) -> History:
-        current, target = read_snapshot(folder), Path(os.path.realpath(folder))
-        try:
-            return cls(read_changes(target, current), target)
-        except ArtifactError as error:
-            return cls((_infer_change(current, ()),), target, damage=str(error))
+        def read() -> History:
+            current, target = read_snapshot(folder), Path(os.path.realpath(folder))
+            try:
+                return cls(read_changes(target, current), target)
+            except ArtifactError as error:
+                return cls((_infer_change(current, ()),), target, damage=str(error))
+
+        return read_consistently(folder, read)
 
     @property
     def version(self) -> int:

@@ -90,9 +90,7 @@ def to_snapshot(model: Model, keep_support: bool = True) -> Snapshot:
     config = ModelConfig(
         class_names=list(names),
         head=SavedHead(name=name, params=model.head.get_params(deep=False)),
-        encoder=SavedEncoder(
-            **{**{name: getattr(info, name) for name in SavedEncoder.model_fields}, "blocks": list(info.blocks)}
-        ),
+        encoder=SavedEncoder.model_validate(info, from_attributes=True),
         prompts={name: list(texts) for name, texts in model.prompts.items()},
         uncertainty=uncertainty_facts,
         sources=list(support.provenance.get("sources", ())) if SUPPORT in files else [],
@@ -120,10 +118,9 @@ def from_snapshot(snapshot: Snapshot) -> Model:
         blocks = as_blocks(encoder.blocks)
         scale, bias = encoder.logit_scale, encoder.logit_bias
         text = TextFeatures.of_stored_rows(names, arrays.pop(TEXT_KEY), scale, bias, order="given")
-        head = create_head(config.head.name, **config.head.params)
+        head = _load_head(config, arrays)
         if text.absent and head.needs_text:
             raise InputError(f"there is no class text of {format_list(text.absent)}")
-        head = head.load_state(arrays, names, encoder.dim, blocks)
         X, y, targets = np.empty((0, encoder.dim), np.float32), (), None
         if SUPPORT in config.files:
             shots = read(SUPPORT)
@@ -160,13 +157,12 @@ def _read_fold_heads(arrays: Mapping[str, NDArray[Any]], config: ModelConfig) ->
     for key, value in arrays.items():
         fold, name = key.split(".", 1)
         states.setdefault(int(fold), {})[name] = value
-    saved, encoder = config.head, config.encoder
-    return tuple(
-        create_head(saved.name, **saved.params).load_state(
-            states[i], config.class_names, encoder.dim, as_blocks(encoder.blocks)
-        )
-        for i in sorted(states)
-    )
+    return tuple(_load_head(config, states[i]) for i in sorted(states))
+
+
+def _load_head(config: ModelConfig, state: Mapping[str, NDArray[Any]]) -> Head:
+    head, encoder = create_head(config.head.name, **config.head.params), config.encoder
+    return head.load_state(state, tuple(config.class_names), encoder.dim, as_blocks(encoder.blocks))
 
 
 def make_provenance(support: FeatureSet) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from filelock import FileLock, Timeout
 from clipadapter.errors import ArtifactError, MethodWarning
 from clipadapter.persistence.card import make_card
 from clipadapter.persistence.format import (
-    ModelConfig,
     Snapshot,
     check_target_folder,
     config_bytes,
@@ -135,7 +134,7 @@ def write_snapshot(
 ) -> Path:
     """Write a snapshot into a folder. Without a history it is one change, a fit or ``change`` with action and facts."""
     with _lock_folder(folder) as target:
-        save = _Save(target, history, keep_support)
+        save = _Save(target, history or History(()), keep_support)
         if (target / CONFIG_FILE).exists():
             with save.tolerant():  # a damaged config does not keep a new model out
                 save.current = read_snapshot(target)
@@ -143,8 +142,10 @@ def write_snapshot(
         changes: Log = ()  # a first fit needs no log
         if history is not None:
             changes = merge_logs(folder, log, history.changes)
-            if save.current is not None and len(changes) == len(log) and not save.has_model(snapshot.config):
-                changes = (*changes, new_fit(snapshot.config, log, recorded=False))  # it was changed by other means
+            if save.current is not None and len(changes) == len(log):
+                stored = save.current if keep_support else save.current.without_shots()
+                if not stored.is_same_model(snapshot.config):  # it was changed by other means
+                    changes = (*changes, new_fit(snapshot.config, log, recorded=False))
         elif log:
             changes = (*log, new_fit(snapshot.config, log, **change))
         if changes:
@@ -166,7 +167,7 @@ class _Save:
     """Writes the files that the new config and its history name, if the folder lacks them."""
 
     target: Path  # the locked folder, without links
-    history: History | None
+    history: History  # that is saved
     keep_support: bool
     current: Snapshot | None = None  # the model in the folder
     named: set[str] = field(default_factory=set)
@@ -179,12 +180,6 @@ class _Save:
             yield
         except ArtifactError:
             self.has_read_all = False
-
-    def has_model(self, config: ModelConfig) -> bool:
-        """Whether the folder has this model already."""
-        if self.current is None:
-            return False
-        return (self.current if self.keep_support else self.current.without_shots()).is_same_model(config)
 
     def write_arrays(self, snapshot: Snapshot, check: bool = False) -> None:
         """Those of earlier versions are not read again: one that was altered since is noticed by who restores it."""
@@ -231,16 +226,15 @@ class _Save:
         with self.tolerant():
             is_current = self.current is not None and change.config == self.current.digest
             stored = self.current if is_current else read_version(self.target, change.config)
-        if stored is None and self.history is not None and self.history.folder not in (None, self.target):
+        if stored is None and self.history.folder not in (None, self.target):
             with self.tolerant():
                 stored = find_snapshot(self.history.folder, change.config)
         return stored if stored is None or self.keep_support else stored.without_shots()
 
     def find_in_memory(self, change: Change) -> Snapshot | None:
         """The snapshot of a version that was not saved yet."""
-        versions = () if self.history is None else self.history.changes
-        number = next((each.version for each in versions if each.key == change.key), 0)
-        model = None if self.history is None else self.history.models.get(number)
+        number = next((each.version for each in self.history.changes if each.key == change.key), 0)
+        model = self.history.models.get(number)
         return None if model is None else _snapshot_of(model, self.keep_support)
 
 

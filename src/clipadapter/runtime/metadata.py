@@ -24,6 +24,7 @@ MAX_INPUTS = 64
 REJECTION_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Rates of rejection whose thresholds are written out, for readers without this package."""
 MAX_METADATA_CHARACTERS = 64 << 20
+DESCRIPTIONS = ("encoder", "head", "provenance", "parity")  # fields with facts that are only shown
 ARRAY_DTYPES = ("<f8", "<f4", "<i8", "<i4", "|b1")
 DAMAGE_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, ClipAdapterError)
 """What reading altered metadata may raise."""
@@ -87,10 +88,7 @@ class ExportMetadata:
                 "precision": self.precision,
                 "reject": {rate: value for rate, value in thresholds.items() if math.isfinite(value)},
                 "thresholds": None if multilabel is None else multilabel.thresholds.tolist(),
-                "encoder": dict(self.encoder),
-                "head": dict(self.head),
-                "provenance": dict(self.provenance),
-                "parity": dict(self.parity),
+                **{key: dict(getattr(self, key)) for key in DESCRIPTIONS},
                 "checksum": "sha256",
                 "uncertainty": state,
                 "uncertainty_arrays": {name: _pack(array) for name, array in arrays.items()},
@@ -125,7 +123,7 @@ class ExportMetadata:
                 raw["input"],
                 raw["precision"],
                 blocks=as_blocks(raw["blocks"]) if raw.get("blocks") else (),
-                **{key: dict(raw[key]) for key in ("encoder", "head", "provenance", "parity")},
+                **{key: dict(raw[key]) for key in DESCRIPTIONS},
             )
             conformal = metadata.uncertainty.conformal
             if conformal is not None and conformal.method == "cv+":

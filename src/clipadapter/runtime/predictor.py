@@ -6,9 +6,9 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,7 @@ PREFETCHED_BATCHES = 2
 """Batches that are read ahead, the one that runs included: threads read the next while the graph runs."""
 
 
-@dataclass(frozen=True, eq=False)
-class Outputs:
+class Outputs(NamedTuple):
     """Outputs of a graph for n pictures.
 
     Args:
@@ -65,14 +64,13 @@ class Outputs:
 
     def rows(self, index: slice) -> Outputs:
         """Outputs of some of the pictures."""
-        arrays = (getattr(self, field.name) for field in fields(self))
-        return Outputs(*(None if array is None else array[index] for array in arrays))  # type: ignore[arg-type]
+        return Outputs(*(None if array is None else array[index] for array in self))  # type: ignore[arg-type]
 
     @classmethod
     def concatenate(cls, outputs: Sequence[Outputs]) -> Outputs:
         """Outputs of all pictures of several batches."""
-        batches = {field.name: [getattr(each, field.name) for each in outputs] for field in fields(cls)}
-        return cls(**{name: None if rows[0] is None else np.concatenate(rows) for name, rows in batches.items()})  # type: ignore[arg-type]
+        batches = zip(*outputs, strict=True)
+        return cls(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in batches))  # type: ignore[arg-type]
 
 
 class Predictor:
@@ -304,7 +302,7 @@ class Predictor:
             raise ArtifactError(
                 f"{self.path} can't be run on {n} pictures ({reason}): give fewer at a time, or export it again"
             ) from error
-        outputs = {name: outputs[name] for name in OUTPUTS if name in outputs}
+        outputs = {name: outputs[name] for name in Outputs._fields if name in outputs}  # a file may have others
         for name, values in outputs.items():
             # Too few rows could be those of other pictures.
             if len(np.atleast_1d(values)) != n or not np.isfinite(values).all():
@@ -323,9 +321,6 @@ class LoadedPicture:
     square: NDArray[np.uint8] | None = None
     error: str | None = None
     notes: Sequence[str] = ()
-
-
-OUTPUTS = tuple(field.name for field in fields(Outputs))  # outputs that are read; a file may have others
 
 
 def _batches(images: Iterable[ImageSource | None], size: int) -> Iterator[list[ImageSource]]:

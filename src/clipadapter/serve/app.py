@@ -9,7 +9,6 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
@@ -78,18 +77,16 @@ def create_app(models: ServedModels, token: str | None = None, refresh_seconds: 
 
 def _document(app: FastAPI, max_pictures: int, needs_token: bool) -> dict[str, Any]:
     """The OpenAPI document. Bodies are added here: routes read them as streams, so FastAPI does not know them."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        for path, operations in document["paths"].items():
-            for operation in operations.values():
-                if path.endswith("/predict"):
-                    operation["requestBody"] = body_schema(max_pictures)
-                if needs_token and "/health/" not in path:
-                    operation["security"] = [{"token": []}]
-        if needs_token:
-            document.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        app.openapi_schema = document
-    return app.openapi_schema
+    document = FastAPI.openapi(app)  # which keeps it
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if path.endswith("/predict"):
+                operation["requestBody"] = body_schema(max_pictures)
+            if needs_token and "/health/" not in path:
+                operation["security"] = [{"token": []}]
+    if needs_token:
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    return document
 
 
 # ---- Schemas of answers ----

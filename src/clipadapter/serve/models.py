@@ -218,13 +218,9 @@ class ModelSource:
 
     def stamp(self) -> tuple[Stamp, ...] | None:
         """Changes when the files do; None if one is gone."""
-        files = [self.path / CONFIG_FILE]  # of a saved model: it has the hashes of the others
         if is_exported(self.path):
-            files = [self.path, *companion_files(self.path)]
-        try:
-            return stamp_files(files)
-        except OSError:
-            return None
+            return stamp_files([self.path, *companion_files(self.path)])
+        return stamp_files([self.path / CONFIG_FILE])  # it has the hashes of the others
 
     def exported_file(self) -> Path:
         """The exported file. A saved model is exported once, into the cache folder."""

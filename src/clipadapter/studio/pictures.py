@@ -53,12 +53,11 @@ def list_picture_files(paths: Iterable[Path], root: Path | None = None) -> tuple
     """Return those of the files that exist."""
     files = []
     for path in paths:
-        try:
-            (stamp,) = stamp_files([path])
-        except OSError:
+        stamps = stamp_files([path])
+        if stamps is None:
             continue  # removed since the folder was read
         key = "/" + path.as_posix().lstrip("/") if root is None else path.relative_to(root).as_posix()
-        files.append(PictureFile(encodable(key), path, stamp))
+        files.append(PictureFile(encodable(key), path, *stamps))
     return tuple(files)
 
 

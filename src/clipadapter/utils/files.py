@@ -312,9 +312,12 @@ Stamp = tuple[int, int, int, int]
 """Device, inode, size and time of the last change of a file. A move does not change it."""
 
 
-def stamp_files(paths: Iterable[str | Path]) -> tuple[Stamp, ...]:
-    """What changes when one of some files is replaced or overwritten. OSError: one of them is gone."""
-    stats = [Path(path).stat() for path in paths]
+def stamp_files(paths: Iterable[str | Path]) -> tuple[Stamp, ...] | None:
+    """What changes when one of some files is replaced or overwritten; None if one of them is gone."""
+    try:
+        stats = [Path(path).stat() for path in paths]
+    except OSError:
+        return None
     return tuple((each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in stats)
 
 

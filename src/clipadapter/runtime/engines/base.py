@@ -86,20 +86,15 @@ class InferenceGraph:
 class Backend:
     """Base of all backends: towers are converted to its ``format``, whose files it opens; or it runs them as is."""
 
-    title: ClassVar[str]
-    """Its name in a sentence, as its authors write it."""
+    title: ClassVar[str]  # its name in a sentence, as its authors write it
     precisions: ClassVar[tuple[str, ...]] = ()
     """Precisions in which it runs image towers, from exact to fast; empty if it runs exported models only."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Modules that it needs besides the base install, the one that runs models first."""
-    extra: ClassVar[str] = ""
-    """The extra that installs them."""
-    devices: ClassVar[tuple[str, ...]] = ("cpu",)
-    """Kinds of torch devices that it runs on."""
-    format: ClassVar[ExportFormat | None] = None
-    """The format of exported models that it brings along, and opens."""
-    opens: ClassVar[tuple[str, ...]] = ()
-    """Names of other formats whose files it opens."""
+    extra: ClassVar[str] = ""  # the extra that installs them
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)  # kinds of torch devices that it runs on
+    format: ClassVar[ExportFormat | None] = None  # the format of exported models that it brings along, and opens
+    opens: ClassVar[tuple[str, ...]] = ()  # names of other formats whose files it opens
 
     def __init__(self, device: str = "cpu") -> None:
         if device.partition(":")[0] not in self.devices:
@@ -239,18 +234,17 @@ def build_in_cache(folder: Path, convert: Callable[[Path], None], facts: Mapping
         with FileLock(folder.parent / f".{folder.name}.lock"):
             if read_cache_facts(folder) is not None:  # another process had the lock, and wrote them
                 return
-            for abandoned in folder.parent.glob(f".{folder.name}.*.part"):  # of killed processes
+            prefix = f".{folder.name}."
+            for abandoned in folder.parent.glob(f"{prefix}*.part"):  # of killed processes
                 shutil.rmtree(abandoned, ignore_errors=True)
-            part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
-            try:
+            with tempfile.TemporaryDirectory(".part", prefix, folder.parent, ignore_cleanup_errors=True) as name:
+                part = Path(name)
                 convert(part)
                 files = {path.name: path.stat().st_size for path in part.iterdir() if path.is_file()}
                 text = json.dumps({"format": FORMAT_VERSION, **facts, "files": files}, indent=1)
                 (part / FACTS_FILE).write_text(text, encoding="utf-8")
                 shutil.rmtree(folder, ignore_errors=True)  # if it is damaged
                 part.rename(folder)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise StoreError(
             f"the converted tower can't be stored in {folder.parent} ({error}): check the folder's permissions and "

@@ -28,6 +28,8 @@ CALIBRATION_BATCH_SIZE = 8
 CALIBRATION_BATCH_VALUES = CALIBRATION_BATCH_SIZE * 3 * 224 * 224
 """Numbers in the inputs of a batch. Activations are kept: of 8 pictures in two sizes and mirrored they take 6 GB."""
 NO_NAMES: frozenset[str] = frozenset()
+Link = tuple[str, bool, Sequence[str], Sequence[str]]
+"""Of a node: its name, whether it is a convolution, and the names of what it reads and gives."""
 
 
 def quantize_onnx(source: Path, target: Path, rows: Mapping[str, NDArray[Any]], float_after: str) -> None:
@@ -67,15 +69,9 @@ def _float_nodes(path: Path, float_after: str) -> list[str]:
     onnx = require("onnx", "onnx", "int8 as ONNX")
     nodes = onnx.load(path).graph.node
     convolutions = [node for node in nodes if node.op_type == "Conv"]
-    grouped = [node for node in convolutions if any(each.name == "group" and each.i > 1 for each in node.attribute)]
-    after, values = [], {float_after}
-    for node in nodes:  # in topological order
-        if values.intersection(node.input):
-            after.append(node)
-            values.update(node.output)
-    links = ((node.name, node.op_type == "Conv", node.input, node.output) for node in nodes)
-    first = first_convolutions(links, ONNX_FLOAT_CONVOLUTIONS)
-    return [*first, *(node.name for node in (*grouped, *after))]
+    grouped = [each.name for each in convolutions if any(one.name == "group" and one.i > 1 for one in each.attribute)]
+    links = [(node.name, node.op_type == "Conv", node.input, node.output) for node in nodes]
+    return [*first_convolutions(links, ONNX_FLOAT_CONVOLUTIONS), *grouped, *nodes_after(links, [float_after])]
 
 
 def quantize_openvino(model: Any, rows: Sequence[NDArray[Any]], is_transformer: bool, float_after: str) -> Any:
@@ -84,7 +80,8 @@ def quantize_openvino(model: Any, rows: Sequence[NDArray[Any]], is_transformer: 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     n = len(rows[0])
     dataset = nncf.Dataset([rows[0][i : i + 1] if len(rows) == 1 else [r[i : i + 1] for r in rows] for i in range(n)])
-    names = statistic_names(model) + _names_after(model.output(float_after).get_node().input_value(0))
+    features = model.output(float_after).get_node().input_value(0).get_node()
+    names = statistic_names(model) + nodes_after(_links(model), [features.get_friendly_name()])
     if not is_transformer:
         names += first_convolutions(_links(model), OPENVINO_FLOAT_CONVOLUTIONS)
     types = [] if is_transformer else ["GroupConvolution"]
@@ -98,8 +95,8 @@ def quantize_openvino(model: Any, rows: Sequence[NDArray[Any]], is_transformer: 
         )
 
 
-def _links(model: Any) -> Iterator[tuple[str, bool, Sequence[str], Sequence[str]]]:
-    """The nodes as `first_convolutions` takes them. What a node gives has its name."""
+def _links(model: Any) -> Iterator[Link]:
+    """The nodes in topological order. What a node gives has its name."""
     for op in model.get_ordered_ops():
         name, is_convolution = op.get_friendly_name(), op.get_type_name() in ("Convolution", "GroupConvolution")
         yield name, is_convolution, [value.get_node().get_friendly_name() for value in op.input_values()], [name]
@@ -110,39 +107,31 @@ def statistic_names(model: Any) -> list[str]:
 
     A norm over the positions of a map identifies them; see `clipadapter.encoders.inner_layers.add_statistics`.
     """
-    names: dict[str, None] = {}
+    reductions: dict[str, None] = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() != "ReduceL2":
             continue
         axes = node.input_value(1).get_node()
-        if axes.get_type_name() != "Constant" or sorted(axes.get_data().ravel().tolist()) != [2, 3]:
-            continue
-        for target in node.input_value(0).get_target_inputs():
-            reduction = target.get_node()
-            if reduction.get_type_name().startswith("Reduce"):
-                after = [name for output in reduction.outputs() for name in _names_after(output)]
-                names |= dict.fromkeys([reduction.get_friendly_name(), *after])
-    return list(names)
+        if axes.get_type_name() == "Constant" and sorted(axes.get_data().ravel().tolist()) == [2, 3]:
+            readers = [target.get_node() for target in node.input_value(0).get_target_inputs()]
+            reductions |= {x.get_friendly_name(): None for x in readers if x.get_type_name().startswith("Reduce")}
+    return list(reductions | dict.fromkeys(nodes_after(_links(model), reductions)))
 
 
-def _names_after(start: Any) -> list[str]:
-    """Names of all nodes that are computed from an output of a node."""
-    pending = [start]
-    names: dict[str, None] = {}
-    while pending:
-        for target in pending.pop().get_target_inputs():
-            node = target.get_node()
-            if node.get_friendly_name() not in names:
-                names[node.get_friendly_name()] = None
-                pending += node.outputs()
-    return list(names)
+def nodes_after(nodes: Iterable[Link], values: Iterable[str]) -> list[str]:
+    """Names of all nodes that are computed from one of some values."""
+    names, computed = [], set(values)
+    for name, _, inputs, outputs in nodes:
+        if computed.intersection(inputs):
+            names.append(name)
+            computed.update(outputs)
+    return names
 
 
-def first_convolutions(nodes: Iterable[tuple[str, bool, Sequence[str], Sequence[str]]], n: int) -> list[str]:
+def first_convolutions(nodes: Iterable[Link], n: int) -> list[str]:
     """The first n convolutions of each network of a graph: those of one network begin with the same convolution.
 
-    A graph has several networks if pictures are looked at in several sizes, mirrored, or by several encoders. Of each
-    node, in topological order: its name, whether it is a convolution, and what it reads and gives.
+    A graph has several networks if pictures are looked at in several sizes, mirrored, or by several encoders.
 
     >>> first_convolutions([("a1", True, "x", "a"), ("a2", True, "a", "b"), ("b1", True, "y", "c")], 1)
     ['a1', 'b1']

@@ -83,8 +83,8 @@ class Probabilities(nn.Module):
         self.is_multilabel, self.temperature = multilabel is not None, float(temperature)
         self.has_vector = weight is not None
         self.equal_share = 0.0 if self.is_multilabel else calibrator.equal_share
-        for name, values in (("weight", weight), ("bias", bias)):
-            self.register_buffer(name, None if values is None else torch.tensor(values, dtype=torch.float32))
+        _register_constant(self, "weight", weight)
+        _register_constant(self, "bias", bias)
 
     def forward(self, logits: Tensor) -> Tensor:
         """(n, c) to (n, c)."""
