@@ -84,7 +84,7 @@ def test_threads_share_a_cache():
     # Whatever the order, the positive cache has the three lowest entropies of each pseudo-label.
     h = -(np.exp(z) * z).sum(axis=1)
     for k in range(4):
-        np.testing.assert_allclose(cache._positive._entropies[k], np.sort(h[z.argmax(axis=1) == k])[:3])
+        np.testing.assert_allclose(cache._caches[0]._entropies[k], np.sort(h[z.argmax(axis=1) == k])[:3])
 
 
 def test_memory_grows_with_the_number_of_classes_not_its_square():
@@ -92,7 +92,7 @@ def test_memory_grows_with_the_number_of_classes_not_its_square():
         cache = TdaCache(c, TdaSettings(probability_range=(low, 1.0)))
         cache.adapt(np.ones((1, 8), np.float32), np.zeros((1, c)))
         # 5 features and entropies of an item per class, and the positions of each of 2 items.
-        size = sum(array.nbytes for items in (cache._positive, cache._negative) for array in vars(items).values())
+        size = sum(array.nbytes for items in cache._caches for array in vars(items).values())
         assert size == c * (5 * (4 * 8 + 8) + 2 * 4 * positions)
 
 

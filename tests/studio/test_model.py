@@ -80,7 +80,7 @@ def test_classes_in_an_order_that_is_not_sorted_keep_their_columns(scene):
     turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
     for rows in ([], None):
         model, expected = fit((X, labels, turned), rows, "auto"), fit(scene, rows, "auto")
-        assert model.class_names == ("c", "a", "b")
+        assert model.text.labels == ("c", "a", "b")
         p, wanted = model.probabilities(X), expected.probabilities(X)[:, order]
         np.testing.assert_array_equal(p.argmax(axis=1), wanted.argmax(axis=1))
     assert model.zero_shot_accuracy == expected.zero_shot_accuracy
@@ -120,7 +120,7 @@ def test_a_class_without_pictures_is_left_out_of_the_accuracy(scene):
     rows = [*range(12)]
     few, test = (X[rows], labels[:12]), (X, ["a"] * 6 + ["b"] * 6 + ["c"] * 6)
     models = [fit((X, labels, each), rows) for each in (text, with_empty)]
-    for measured_on in (None, test):
+    for measured_on in (((), ()), test):
         accuracies = [[point.accuracy for point in learning_curve(model, *few, measured_on).points] for model in models]
         assert accuracies[0] == pytest.approx(accuracies[1])
     assert models[0].held_out.accuracy == models[1].held_out.accuracy

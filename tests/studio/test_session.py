@@ -88,7 +88,7 @@ def test_classes_can_be_added_and_removed_while_it_learns(session):
             session.project.remove_class(name)
             session.notify_change()
     state = settle(session)
-    assert state.error == "" and list(state.model.class_names) == list(session.project.contents.classes)
+    assert state.error == "" and list(state.model.text.labels) == list(session.project.contents.classes)
     while session.project.undo():
         session.notify_change()
     assert settle(session).model is None and session.state.error == ""

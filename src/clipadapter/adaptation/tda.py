@@ -100,12 +100,11 @@ class TdaCache:
             raise InputError(f"a cache needs 2 classes or more, but got {n_classes}")
         self.n_classes, self.settings = n_classes, settings or TdaSettings()
         self._lock = threading.Lock()
-        self._positive: _Items | None = None
-        self._negative: _Items | None = None
+        self._caches: tuple[_Items, ...] = ()  # the positive and the negative one, made for the first picture
 
     def __len__(self) -> int:
         """Number of items in both caches."""
-        return sum(len(items) for items in (self._positive, self._negative) if items is not None)
+        return sum(map(len, self._caches))
 
     def adapt(self, features: Array, logits: Array) -> Array:
         """Change the logits of pictures, one after the other, and remember the pictures.
@@ -152,8 +151,9 @@ class TdaCache:
         f, z, p = (values[rows, best].mean(axis=1) for values in (f, z, p))
         adapted, entropies = np.empty_like(z), entropy(p)
         with self._lock:
-            width = f.shape[1] if self._positive is None else self._positive.keys.shape[2]
-            if f.shape[1] != width:
+            if n and not self._caches:
+                self._caches = self._make_caches(f.shape[1], f.dtype)
+            if self._caches and f.shape[1] != (width := self._caches[0].keys.shape[2]):
                 raise InputError(f"this cache has features of {width} columns, but got {f.shape[1]}")
             for i in range(n):
                 if self.settings.counts_itself:
@@ -163,31 +163,29 @@ class TdaCache:
                     self._remember(f[i], p[i], float(entropies[i]), int(z[i].argmax()))
         return adapted
 
+    def _make_caches(self, width: int, dtype: Any) -> tuple[_Items, _Items]:
+        s, c, low = self.settings, self.n_classes, self.settings.probability_range[0]
+        # Probabilities sum to one, so that few classes can have one above the lower bound.
+        max_excluded = c if low * c <= 1 else int((1 + ROUNDING) / low)
+        return _Items(c, s.positive_size, width, 0, dtype), _Items(c, s.negative_size, width, max_excluded, dtype)
+
     def _remember(self, feature: Array, probabilities: Array, own_entropy: float, pseudo_label: int) -> None:
         """Put a picture into the caches that take it."""
-        s, c = self.settings, self.n_classes
-        low, high = s.probability_range
-        if self._positive is None or self._negative is None:
-            # Probabilities sum to one, so that few classes can have one above the lower bound.
-            max_excluded = c if low * c <= 1 else int((1 + ROUNDING) / low)
-            self._positive = _Items(c, s.positive_size, len(feature), 0, feature.dtype)
-            self._negative = _Items(c, s.negative_size, len(feature), max_excluded, feature.dtype)
-        if s.keeps_copies or not self._positive.has(pseudo_label, feature):
-            self._positive.add(pseudo_label, own_entropy, feature)
+        s, (positive, negative), (low, high) = self.settings, self._caches, self.settings.probability_range
+        if s.keeps_copies or not positive.has(pseudo_label, feature):
+            positive.add(pseudo_label, own_entropy, feature)
         # Nats over a logarithm of base 2, as in the authors' code: the largest value is ln 2.
-        is_uncertain = s.entropy_range[0] < own_entropy / np.log2(c) < s.entropy_range[1]
-        if is_uncertain and (s.keeps_copies or not self._negative.has(pseudo_label, feature)):
+        is_uncertain = s.entropy_range[0] < own_entropy / np.log2(self.n_classes) < s.entropy_range[1]
+        if is_uncertain and (s.keeps_copies or not negative.has(pseudo_label, feature)):
             against = np.flatnonzero((low < probabilities) & (probabilities < high))
-            self._negative.add(pseudo_label, own_entropy, feature, against)
+            negative.add(pseudo_label, own_entropy, feature, against)
 
     def _terms(self, feature: Array) -> Array:
         """What both caches add to the logits of a picture (c,)."""
-        s = self.settings
-        if self._positive is None or self._negative is None:
-            return np.zeros(self.n_classes)
-        positive = s.positive_alpha * self._positive.affinities(feature, s.positive_beta).sum(axis=1)
-        negative = self._negative.sums_against(self._negative.affinities(feature, s.negative_beta))
-        return np.asarray(positive - s.negative_alpha * negative, np.float64)
+        s, (positive, negative) = self.settings, self._caches
+        gain = s.positive_alpha * positive.affinities(feature, s.positive_beta).sum(axis=1)
+        loss = s.negative_alpha * negative.sums_against(negative.affinities(feature, s.negative_beta))
+        return np.asarray(gain - loss, np.float64)
 
 
 class _Items:

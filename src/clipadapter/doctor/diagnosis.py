@@ -33,6 +33,7 @@ from clipadapter.doctor.pictures import (
 from clipadapter.errors import require
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures, create_head, out_of_fold
+from clipadapter.heads.support import label_positions
 from clipadapter.uncertainty import learn_calibrator
 
 FOLDS = 8  # folds of the held-out predictions: each head is fitted to seven eighths of the pictures
@@ -172,8 +173,7 @@ def collect_label_evidence(
     """Predict each picture by a head that is fitted to the others, by its neighbours and by class text."""
     names = features.class_names
     text = None if text is None else text.with_order("given")
-    position = {name: i for i, name in enumerate(names)}
-    labels = np.array([position[label] for label in features.y], np.int64)
+    labels = label_positions(np.asarray(features.y), np.asarray(names))
     n, c = len(labels), len(names)
     held_out = np.full((n, c), np.nan)
     if len(labels) and np.bincount(labels).max() > 1 and len(set(features.y)) > 1:
@@ -181,7 +181,7 @@ def collect_label_evidence(
         folds = out_of_fold(create_head("gda"), features.final, features.y, text, folds=FOLDS, seed=seed)
         assert folds is not None  # a class has two shots
         # Without class text a head has the classes of its shots only, sorted.
-        columns = np.arange(c) if text is not None else np.array([position[name] for name in sorted(set(features.y))])
+        columns = np.arange(c) if text is not None else label_positions(np.unique(features.y), np.asarray(names))
         held_out[folds.rows] = 0
         held_out[np.ix_(folds.rows, columns)] = calibrate(folds.logits.astype(np.float64), folds.labels)
     votes = np.zeros((n, c), np.int64)
@@ -241,8 +241,7 @@ def _is_supported_by_text(evidence: LabelEvidence) -> NDArray[np.bool_]:
         return np.zeros(len(evidence.labels), bool)
     p_label = evidence.zero_shot[np.arange(len(evidence.labels)), evidence.labels]
     rank = (evidence.zero_shot > p_label[:, None]).sum(axis=1)
-    is_supported: NDArray[np.bool_] = rank < int(TOP_TEXT_SHARE * len(evidence.names))
-    return is_supported
+    return np.asarray(rank < int(TOP_TEXT_SHARE * len(evidence.names)))
 
 
 def _is_wrong_by_confident_learning(evidence: LabelEvidence) -> NDArray[np.bool_]:

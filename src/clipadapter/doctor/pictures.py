@@ -115,32 +115,32 @@ def measure_sharpness(grey: np.ndarray) -> float:
 def check_image_quality(
     pictures: Sequence[Picture], measures: Sequence[ImageMeasures], input_side: int, squashes: bool
 ) -> Iterator[Finding]:
-    """Findings on single pictures. Of dark, bright, empty and blurred, each picture gets the first only."""
+    """Findings on single pictures."""
     for picture, image in zip(pictures, measures, strict=True):
-        yield from _check_tones(picture, image)
-        short, long = sorted((image.width, image.height))
-        if short < input_side:
-            size = f"{image.width} x {image.height} pixels, the encoder's input has {input_side}"
-            yield Finding("tiny", 1 - short / input_side, f"{picture.name}: {size}", (picture,))
-        if long > MAX_USUAL_ASPECT_RATIO * short:
-            lost = 1 - short / long
-            effect = f"is squeezed to {short / long:.0%} of its length" if squashes else f"{lost:.0%} of it is cut off"
-            yield Finding("cut", lost, f"{picture.name}: {effect}", (picture,))
+        for kind, score, message in _find_faults(image, input_side, squashes):
+            yield Finding(kind, score, f"{picture.name}: {message}", (picture,))
 
 
-def _check_tones(picture: Picture, image: ImageMeasures) -> Iterator[Finding]:
+def _find_faults(image: ImageMeasures, input_side: int, squashes: bool) -> Iterator[tuple[str, float, str]]:
+    """Kind, score and message of each fault; of dark, bright, empty and blurred the first only."""
     if image.high < MAX_GREY_OF_DARK:
-        message = f"its lightest grey is {image.high / 255:.0%} of white"
-        yield Finding("dark", 1 - image.high / 255, f"{picture.name}: {message}", (picture,))
+        yield "dark", 1 - image.high / 255, f"its lightest grey is {image.high / 255:.0%} of white"
     elif image.low > MIN_GREY_OF_BRIGHT:
-        message = f"its darkest grey is {image.low / 255:.0%} of white"
-        yield Finding("bright", image.low / 255, f"{picture.name}: {message}", (picture,))
+        yield "bright", image.low / 255, f"its darkest grey is {image.low / 255:.0%} of white"
     elif image.contrast < MIN_CONTRAST:
-        message = f"its lightest and darkest grey differ by {image.contrast / 255:.0%}"
-        yield Finding("flat", 1 - image.contrast / 255, f"{picture.name}: {message}", (picture,))
+        difference = image.contrast / 255
+        yield "flat", 1 - difference, f"its lightest and darkest grey differ by {difference:.0%}"
     elif image.sharpness < MIN_SHARPNESS:
-        message = f"its sharpness is {image.sharpness:.3f}, below {MIN_SHARPNESS}"
-        yield Finding("blurry", 1 - image.sharpness / MIN_SHARPNESS, f"{picture.name}: {message}", (picture,))
+        score = 1 - image.sharpness / MIN_SHARPNESS
+        yield "blurry", score, f"its sharpness is {image.sharpness:.3f}, below {MIN_SHARPNESS}"
+    short, long = sorted((image.width, image.height))
+    if short < input_side:
+        size = f"{image.width} x {image.height} pixels"
+        yield "tiny", 1 - short / input_side, f"{size}, the encoder's input has {input_side}"
+    if long > MAX_USUAL_ASPECT_RATIO * short:
+        lost = 1 - short / long
+        effect = f"is squeezed to {short / long:.0%} of its length" if squashes else f"{lost:.0%} of it is cut off"
+        yield "cut", lost, effect
 
 
 # ---- Duplicates ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -103,12 +104,8 @@ class Explanation:
         values, border = (self.heat_map, 0) if self.rare_patches is None else (self.rare_patches, BORDER)
         if values is None:
             return None
-        row, column = np.unravel_index(values.argmax(), values.shape)
-        right, down = (
-            (int(cell) + border + 0.5) / (cells + 2 * border)
-            for cell, cells in zip((column, row), values.shape[::-1], strict=True)
-        )
-        return right, down
+        (row, column), (h, w) = divmod(int(values.argmax()), values.shape[1]), values.shape
+        return (column + border + 0.5) / (w + 2 * border), (row + border + 0.5) / (h + 2 * border)
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as JSON values, without the pixels."""
@@ -153,11 +150,10 @@ class Explanation:
         widths = [float(np.clip(width / height, 0.5, 1.6)), *[1.2] * (1 if rare_patches is None else 2), 1.15]
         figure_width = WIDTH_INCHES if rare_patches is None else WIDTH_OF_FOUR_PANELS
         heights = [(figure_width - 1.4) / sum(widths) + 1.0]
-        details = [
-            textwrap.fill(each, int(14 * figure_width), break_on_hyphens=False) for each in self.detail_sentences()
-        ]
+        width_letters, sentences = int(14 * figure_width), self.detail_sentences()
+        details = "\n".join(textwrap.fill(each, width_letters, break_on_hyphens=False) for each in sentences)
         if details:
-            heights.append(TEXT_LINE_INCHES * (1 + "\n".join(details).count("\n") + 1))
+            heights.append(TEXT_LINE_INCHES * (2 + details.count("\n")))
         if shots:
             heights.append(2.5)
         figure = create_figure(figure_width, sum(heights))
@@ -169,8 +165,7 @@ class Explanation:
             plot_rare_patches(panels[2], rare_patches, self.square)
         _plot_margin(panels[-1], self)
         if details:
-            text = "\n".join(details)
-            rows[1].text(0.01, 0.9, text, ha="left", va="top", fontsize=8, parse_math=False)
+            rows[1].text(0.01, 0.9, details, ha="left", va="top", fontsize=8, parse_math=False)
         if shots:
             _plot_shots(rows[-1], shots)
         set_title(figure, f"{Path(self.source).name}: {self.sentences()[0]}")
@@ -300,8 +295,7 @@ def explain(
         for i, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
     )
     why_no_shots = "" if nearest or not neighbours else NO_SHOTS
-    unconverted = getattr(encoder, "plain", encoder)  # the encoder that a backend runs
-    tower = unconverted.tower() if isinstance(unconverted, Encoder) else None
+    tower = plain_encoder(encoder).tower()
     reduced = picture.copy()
     reduced.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
     return Explanation(
@@ -545,11 +539,8 @@ def _plot_shots(figure: Any, shots: tuple[Neighbour, ...]) -> None:
 def read_shot(shot: Neighbour) -> Any:
     """The pixels of a shot; a grey area if its file is missing, or its path is not known."""
     if shot.is_path:
-        try:
+        with suppress(ImageError):
             picture = read_image(shot.source)
-        except ImageError:
-            pass
-        else:
             picture.thumbnail((SHOT_SIDE, SHOT_SIDE))
             return np.asarray(picture)
     return np.full((SHOT_SIDE * 3 // 4, SHOT_SIDE, 3), MISSING_GREY, np.uint8)

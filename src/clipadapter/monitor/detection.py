@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -134,7 +135,7 @@ def detect_drift(
     _check_size(len(observed), "the stream has")
     _check_size(len(expected), "the reference has" if reference is not None else "the model has kept shots of")
     names = model.class_names if isinstance(model, Predictor) else model.class_names_
-    return _compare(names, expected, observed, alpha, skip, rate, window, times, seed)
+    return _Comparison(expected, observed, skip, times, seed).report(names, alpha, rate, window)
 
 
 def _check_options(
@@ -168,121 +169,128 @@ def _check_size(count: int, subject: str) -> None:
         )
 
 
-def _compare(
-    names: Sequence[str],
-    expected: Reference,
-    observed: Observations,
-    alpha: float,
-    skip: Collection[str],
-    reject: float | None,
-    window: int | None,
-    times: Sequence[float] | None,
-    seed: int,
-) -> DriftReport:
-    """All checks, and the stream over time; ``reject`` None if the model can't reject."""
-    rejected, shots, p_values = observed.rejected, expected.held_out, dict[str, float]()
-    # The smallest p-value is then a twentieth of alpha; Holm's correction multiplies the smallest of three by 3.
-    draws = max(MIN_DRAWS, min(MAX_DRAWS, math.ceil(20 / alpha) - 1))
-    probabilities = observed.probabilities
-    if expected.kind == "shots" and shots is not None:
-        probabilities = shots.predict(observed.head_features)  # by the same kind of fits as those of the reference
-    if "covariate-shift" not in skip:
-        all_pictures = compare_features(expected, observed.features, probabilities, draws, seed)
-        p_values["covariate-shift"] = all_pictures.p_value
-    label_shift = None if "label-shift" in skip else compare_priors(expected, probabilities, draws, seed)
-    if label_shift is not None:
-        p_values["label-shift"] = label_shift.p_value
-    if rejected is not None and "ood-rate" not in skip:
-        counts = int(rejected.sum()), len(rejected), expected.n_rejected, expected.n_scored
-        p_values["ood-rate"] = fisher_p_value(*counts)
-    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    significant = {check for check, p in corrected.items() if p <= alpha}
-    # Estimates of priors assume that pictures of a class look as before, and can't be trusted otherwise.
-    is_reliable = significant <= {"label-shift"}
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """A stream and what it is compared with."""
 
-    estimates = estimate_with_intervals(observed, shots, expected.assumed_priors, seed)
-    class_p_values = [None] * len(names) if label_shift is None else label_shift.class_p_values.tolist()
-    columns = [values.tolist() for values in (expected.priors, *estimates)]
-    classes = tuple(ClassPrior(*row) for row in zip(names, *columns, class_p_values, strict=True))
-    ood_rate = None
-    if rejected is not None and reject is not None:
-        usual = expected.n_rejected / expected.n_scored if expected.n_scored else reject
-        ood_rate = OodRate(reject, usual, *_rate(rejected))
-    messages = {
-        "covariate-shift": f"the pictures look different (p = {corrected.get('covariate-shift', 1.0):.2g})",
-        "label-shift": describe_label_shift(classes, alpha, is_reliable),
-        "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.kind),
-    }
-    checks = (
-        CheckResult(check, p_values[check], corrected[check], check in significant, messages[check])
-        if check in p_values
-        else CheckResult(check, None, None, False, "skipped" if check in skip else NOT_TESTED[check])
-        for check in CHECKS
-    )
+    expected: Reference
+    observed: Observations
+    skip: Collection[str]
+    times: Sequence[float] | None
+    seed: int
 
-    def measure_window(rows: NDArray[np.intp]) -> Window:
-        P, features, shift = observed.probabilities[rows], observed.features[rows], None
-        if "covariate-shift" not in skip:
-            shift = compare_features(expected, features, probabilities[rows], WINDOW_DRAWS, seed)
+    @cached_property
+    def probabilities(self) -> Array:
+        """Those of the stream, (m, c), by the same kind of fits as those of the reference."""
+        shots = self.expected.held_out
+        if self.expected.kind == "shots" and shots is not None:
+            return shots.predict(self.observed.head_features)
+        return self.observed.probabilities
+
+    def report(self, names: Sequence[str], alpha: float, reject: float | None, window: int | None) -> DriftReport:
+        """All checks, and the stream over time; ``reject`` None if the model can't reject."""
+        expected, observed, m = self.expected, self.observed, len(self.observed)
+        # The smallest p-value is then a twentieth of alpha; Holm's correction multiplies the smallest of three by 3.
+        p_values, class_p_values = self._test_all(max(MIN_DRAWS, min(MAX_DRAWS, math.ceil(20 / alpha) - 1)))
+        corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+        significant = {check for check, p in corrected.items() if p <= alpha}
+        # Estimates of priors assume that pictures of a class look as before, and can't be trusted otherwise.
+        is_reliable = significant <= {"label-shift"}
+        estimates = estimate_with_intervals(observed, expected.held_out, expected.assumed_priors, self.seed)
+        columns = (values.tolist() for values in (expected.priors, *estimates))
+        rows = zip(names, *columns, class_p_values, strict=True)
+        classes, ood_rate = tuple(ClassPrior(*row) for row in rows), None
+        if observed.rejected is not None and reject is not None:
+            usual = expected.n_rejected / expected.n_scored if expected.n_scored else reject
+            ood_rate = OodRate(reject, usual, *_rate(observed.rejected))
+        messages = {
+            "covariate-shift": f"the pictures look different (p = {corrected.get('covariate-shift', 1.0):.2g})",
+            "label-shift": describe_label_shift(classes, alpha, is_reliable),
+            "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.kind),
+        }
+        checks = (
+            CheckResult(check, p_values[check], corrected[check], check in significant, messages[check])
+            if check in p_values
+            else CheckResult(check, None, None, False, "skipped" if check in self.skip else NOT_TESTED[check])
+            for check in CHECKS
+        )
+        size = window or max(MIN_PICTURES, math.ceil(m / DEFAULT_WINDOWS))
+        parts = np.array_split(np.arange(m), max(1, m // size))
+        return DriftReport(
+            n_pictures=m,
+            n_repeated=observed.n_repeated,
+            skipped=observed.skipped,
+            reference=expected.kind,
+            n_reference=len(expected),
+            alpha=alpha,
+            checks=tuple(checks),
+            classes=classes,
+            ood_rate=ood_rate,
+            windows=tuple(self._measure_window(part) for part in parts),
+            knows_confusions=expected.held_out is not None,
+            is_reliable=is_reliable,
+        )
+
+    def _test_all(self, draws: int) -> tuple[dict[str, float], list[float | None]]:
+        """P-values of the checks that can be run, and of the classes, None if their priors are not compared."""
+        p_values = dict[str, float]()
+        class_p_values: list[float | None] = [None] * len(self.expected.priors)
+        if shift := self._covariate_shift(np.arange(len(self.observed)), draws):
+            p_values["covariate-shift"] = shift.p_value
+        if priors := self._label_shift(draws):
+            p_values["label-shift"], class_p_values = priors.p_value, priors.class_p_values.tolist()
+        if self.observed.rejected is not None and "ood-rate" not in self.skip:
+            n_rejected, m = int(self.observed.rejected.sum()), len(self.observed)
+            p_values["ood-rate"] = fisher_p_value(n_rejected, m, self.expected.n_rejected, self.expected.n_scored)
+        return p_values, class_p_values
+
+    def _measure_window(self, rows: NDArray[np.intp]) -> Window:
+        observed, times, shift = self.observed, self.times, self._covariate_shift(rows, WINDOW_DRAWS)
         return Window(
             int(rows[0]),
             int(rows[-1]) + 1,
             None if times is None else float(times[observed.indices[rows[0]]]),
-            None if rejected is None else _rate(rejected[rows]),
-            float(P.max(axis=1).mean()),
+            None if observed.rejected is None else _rate(observed.rejected[rows]),
+            float(observed.probabilities[rows].max(axis=1).mean()),
             None if shift is None else shift.distance,
             None if shift is None else shift.distance_limit,
-            tuple(estimate_priors(P, expected.assumed_priors).tolist()),
+            tuple(estimate_priors(observed.probabilities[rows], self.expected.assumed_priors).tolist()),
         )
 
-    m = len(observed)
-    size = window or max(MIN_PICTURES, math.ceil(m / DEFAULT_WINDOWS))
-    return DriftReport(
-        n_pictures=m,
-        n_repeated=observed.n_repeated,
-        skipped=observed.skipped,
-        reference=expected.kind,
-        n_reference=len(expected),
-        alpha=alpha,
-        checks=tuple(checks),
-        classes=classes,
-        ood_rate=ood_rate,
-        windows=tuple(measure_window(rows) for rows in np.array_split(np.arange(m), max(1, m // size))),
-        knows_confusions=shots is not None,
-        is_reliable=is_reliable,
-    )
+    def _covariate_shift(self, pictures: NDArray[np.intp], draws: int) -> CovariateShift | None:
+        """Whether pictures of the stream look as those of the reference; None if that is skipped."""
+        if "covariate-shift" in self.skip:
+            return None
+        expected, probabilities = self.expected, self.probabilities[pictures]
+        (m, c), n = probabilities.shape, len(expected)
+        priors = estimate_priors(probabilities, expected.assumed_priors)
+        # One picture more of each class, in the reference's proportions: a class that is missing in the stream needs
+        # odds above zero.
+        counts = m * priors + c * expected.sample_priors
+        ratio = (counts / (m + c)) / np.maximum(expected.sample_priors, 1 / (n + c))
+        rng = np.random.default_rng(self.seed)
+        rows, current_rows = (np.sort(rng.permutation(size)[:MAX_COMPARED_PICTURES]) for size in (n, m))
+        P, Q = expected.probabilities[rows], probabilities[current_rows]
 
+        def odds(sample: Array) -> Array:
+            """How much likelier each picture is in the stream, given the classes that it may have."""
+            joint = sample / expected.assumed_priors * np.maximum(expected.sample_priors, 1e-6)
+            return np.asarray(joint @ ratio / joint.sum(axis=1))
 
-def compare_features(
-    expected: Reference, features: Array, probabilities: Array, draws: int, seed: int
-) -> CovariateShift:
-    """Whether pictures with features (m, d) and probabilities (m, c) look as those of the reference."""
-    (m, c), n = probabilities.shape, len(expected)
-    priors = estimate_priors(probabilities, expected.assumed_priors)
-    # One picture more of each class, in the reference's proportions: a class that is missing in the stream needs odds
-    # above zero.
-    ratio = ((m * priors + c * expected.sample_priors) / (m + c)) / np.maximum(expected.sample_priors, 1 / (n + c))
-    rng = np.random.default_rng(seed)
-    rows, current_rows = (np.sort(rng.permutation(size)[:MAX_COMPARED_PICTURES]) for size in (n, m))
-    P, Q = expected.probabilities[rows], probabilities[current_rows]
+        samples = expected.features[rows], self.observed.features[pictures][current_rows]
+        return measure_covariate_shift(*samples, (P, Q), (odds(P), odds(Q)), draws=draws, seed=self.seed)
 
-    def odds(sample: Array) -> Array:
-        """How much likelier each picture is in the stream, given the classes that it may have."""
-        joint = sample / expected.assumed_priors * np.maximum(expected.sample_priors, 1e-6)
-        return np.asarray(joint @ ratio / joint.sum(axis=1))
-
-    samples = expected.features[rows], features[current_rows]
-    return measure_covariate_shift(*samples, (P, Q), (odds(P), odds(Q)), draws=draws, seed=seed)
-
-
-def compare_priors(expected: Reference, probabilities: Array, draws: int, seed: int) -> LabelShift | None:
-    """Whether the class priors changed; None if the shots are too few."""
-    labels, options = expected.labels, {"draws": draws, "seed": seed}
-    if labels is None:
-        return compare_priors_with_pictures(expected.probabilities, probabilities, **options)
-    if len(labels) < MIN_SHOTS_PER_CLASS * len(np.unique(labels)):
-        return None
-    return compare_priors_with_shots(expected.probabilities, labels, expected.priors, probabilities, **options)
+    def _label_shift(self, draws: int) -> LabelShift | None:
+        """Whether the class priors changed; None if that is skipped, or the shots are too few."""
+        expected, options = self.expected, {"draws": draws, "seed": self.seed}
+        labels, probabilities = expected.labels, expected.probabilities
+        if "label-shift" in self.skip:
+            return None
+        if labels is None:
+            return compare_priors_with_pictures(probabilities, self.probabilities, **options)
+        if len(labels) < MIN_SHOTS_PER_CLASS * len(np.unique(labels)):
+            return None
+        return compare_priors_with_shots(probabilities, labels, expected.priors, self.probabilities, **options)
 
 
 def _rate(rejected: NDArray[np.bool_]) -> tuple[float, float, float]:
@@ -439,11 +447,9 @@ def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
     shots = held_out.first_per_shot
 
     def predict(features: NDArray[Any]) -> Array:
-        fold_of_row = np.arange(len(features)) % len(held_out.heads)
-        logits = np.empty((len(features), len(model.class_names_)))
-        for fold, head in enumerate(held_out.heads):
-            rows = fold_of_row == fold
-            logits[rows] = head.logits(features[rows]) if rows.any() else 0
+        logits, n_heads = np.empty((len(features), len(model.class_names_))), len(held_out.heads)
+        for fold, head in enumerate(held_out.heads[: len(features)]):
+            logits[fold::n_heads] = head.logits(features[fold::n_heads])
         return np.asarray(calibrator.probabilities(logits * held_out.logit_scale_ratio))
 
     return HeldOutShots(shots.rows, calibrator.probabilities(shots.logits), shots.labels, predict)

@@ -220,23 +220,20 @@ def compare_priors_with_shots(
 ) -> LabelShift:
     """Compare pictures (m, c) with shots (n, c), predicted by fits without the shot; priors (c,) of the reference."""
     m, c = len(current), len(priors)
-    class_rows = [shots[labels == k] for k in range(c)]
-    distributions = [_class_distribution(shots, labels, k) for k in range(c)]
-    priors = np.where([len(rows) > 0 for rows in class_rows], priors, 0.0)
+    counts = np.bincount(labels, minlength=c)
+    present = np.flatnonzero(counts).tolist()
+    distributions = {k: _class_distribution(shots, labels, k) for k in present}
+    priors = np.where(counts > 0, priors, 0.0)
     priors /= priors.sum()
-    expected = np.sum([p * rows.mean(axis=0) for p, rows in zip(priors, class_rows, strict=True) if len(rows)], axis=0)
+    expected = np.sum([priors[k] * shots[labels == k].mean(axis=0) for k in present], axis=0)
 
     def draw_differences(count: int, rng: np.random.Generator) -> Array:
         differences = np.zeros((count, current.shape[1]))
         sizes = rng.multinomial(m, priors, size=count)
-        for k in range(c):
-            n_shots = len(class_rows[k])
-            if not n_shots:
-                continue
-            weights, rows = distributions[k]
+        for k, (weights, rows) in distributions.items():
             differences += rng.multinomial(sizes[:, k], weights) @ rows / m
             # One shot less, so that the variance is that of the class and not of its few shots.
-            n_drawn = max(1, n_shots - 1)
+            n_drawn = max(1, counts[k] - 1)
             differences -= priors[k] * (rng.multinomial(n_drawn, weights, size=count) / n_drawn) @ rows
         return differences
 

@@ -72,32 +72,25 @@ class Journal:
         """Log a step and make its moves; it is on the disk when this returns. If that fails, all is as it was."""
         after = self.names if names is None else dict(names)
         step = Step(self.next_number, description, tuple(moves), tuple(folders), self.names, after)
-        self._check_paths(step)
-        self._run(step, vars(step), is_undo=False)
-        return step
+        return self._run(step, is_undo=False)
 
     def undo(self) -> Step | None:
         """Undo the last step and return it; None if there is none. If that fails, all is as it was."""
-        if not self.steps:
-            return None
-        step = self.steps[-1]
-        self._check_paths(step)
-        self._run(step, {"undo": step.step}, is_undo=True)
-        return step
+        return self._run(self.steps[-1], is_undo=True) if self.steps else None
 
     def blocked_moves(self) -> list[Move]:
         """Return the moves that `undo` can't reverse: something else has their old path now."""
         moves = self.steps[-1].moves if self.steps else ()
-        exists = os.path.lexists
-        return [(old, new) for old, new in moves if exists(self.root / old) and exists(self.root / new)]
+        return [move for move in moves if all(os.path.lexists(self.root / path) for path in move)]
 
-    def _run(self, step: Step, line: Mapping[str, Any], is_undo: bool) -> None:
+    def _run(self, step: Step, is_undo: bool) -> Step:
         """Log a step or its undo, make its moves and write the class names. If that fails, reverse it.
 
         If reversing fails as well, the line stays, and the next opening finishes the step.
         """
+        self._check_paths(step)
         before = list(self.steps), self.names
-        length = self._append(line, sync=True)
+        length = self._append({"undo": step.step} if is_undo else vars(step), sync=True)
         try:
             self._list(step, is_undo)
             self._move_all(step, is_undo)
@@ -114,6 +107,7 @@ class Journal:
             self.steps, self.names = before
             raise
         self._log_done(step)
+        return step
 
     def _list(self, step: Step, is_undo: bool) -> None:
         """Put a step on the list of those that can be undone, or take it off."""
@@ -214,15 +208,12 @@ class Journal:
         if not parent.is_relative_to(self.root):
             raise InputError(f"'{path}' is outside the folder {self.root}: links out of it are not followed")
         parts = (parent / Path(path).name).relative_to(self.root).parts
-        if len(parts) < 3 and (is_same_name(parts[0], own) or self._is_own_folder(self.root / parts[0])):
+        is_own = is_same_name(parts[0], own)
+        with suppress(OSError):  # a link to it, or the short name that Windows gives it
+            is_own = is_own or (self.root / parts[0]).samefile(self.path.parent)
+        if is_own and len(parts) < 3:
             raise InputError(f"'{path}' is the studio's own, which no step moves")
         return self.root / path
-
-    def _is_own_folder(self, path: Path) -> bool:
-        """Whether it is the program's own folder, by a link or by the short name that Windows gives it."""
-        with suppress(OSError):
-            return path.samefile(self.path.parent)
-        return False
 
     def _move_all(self, step: Step, is_undo: bool) -> None:
         """Make the moves of a step, or reverse them."""

@@ -24,6 +24,7 @@ from clipadapter.explain import Neighbour, explain
 from clipadapter.features import FeatureSet, extract
 from clipadapter.heads import Head, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.estimator import clone
+from clipadapter.heads.support import label_positions
 from clipadapter.metrics import AccuracyForecast, forecast_accuracy, wilson_interval
 from clipadapter.studio.pictures import Contents
 from clipadapter.utils.blocks import FINAL, Blocks
@@ -45,7 +46,7 @@ SAME_PICTURE_SIMILARITY = 1 - 1e-6
 class ProjectModel:
     """A classifier of the classes of a project."""
 
-    text: TextFeatures  # text features; their labels are the class names
+    text: TextFeatures  # text features; their labels are the class names, in the order of the columns
     zero_shot: Head  # head that uses the class names alone
     # Fitted to the labelled pictures; None if there are none. It has all blocks of features.
     classifier: FewShotClassifier | None = None
@@ -57,14 +58,9 @@ class ProjectModel:
     # Why the label of a picture may be wrong, as a sentence, by key
     doubts: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the columns."""
-        return self.text.labels
-
     @cached_property
     def small_classifier(self) -> FewShotClassifier | None:
-        """The classifier to save: without the blocks of features that its answers don't depend on."""
+        """The classifier to save, without blocks that no answer depends on; one object, which knows what it saved."""
         return None if self.classifier is None else copy.copy(self.classifier).drop_unused_blocks()
 
     def probabilities(self, features: Array) -> Array:
@@ -98,7 +94,7 @@ def fit_project_model(
     support = FeatureSet(features, tuple(labels), text.labels, provenance, blocks=blocks)
     classifier.fit_features(support, text, unlabelled=unlabelled)
     n_unlabelled = 0 if unlabelled is None else len(unlabelled)
-    label_indices = _to_indices(labels, text.labels)
+    label_indices = label_positions(np.asarray(labels), np.asarray(text.labels))
     name_logits = zero_shot.logits(support.final)
     present = np.unique(label_indices)  # a class without pictures would only lower the accuracy of the others
     best = present[name_logits[:, present].argmax(axis=1)]
@@ -189,7 +185,7 @@ def learning_curve(
     model: ProjectModel,
     features: Array,
     labels: Sequence[str],
-    test: tuple[Array, Sequence[str]] | None = None,
+    test: tuple[Any, Sequence[str]] = ((), ()),
     on_step: Callable[[], None] = lambda: None,
 ) -> LearningCurve:
     """Measure the accuracy of fits to fewer shots, on pictures that they did not see, and forecast that of more shots.
@@ -200,13 +196,11 @@ def learning_curve(
     """
     assert model.classifier is not None
     fitted, blocks = model.classifier.head_, model.classifier.support_.blocks
-    rows = [] if test is None else [i for i, name in enumerate(test[1]) if name in set(labels)]
-    is_on_test = test is not None and bool(rows)
-    X, names = features, list(labels)
-    if test is not None and rows:
-        X, names = test[0][rows], [test[1][i] for i in rows]
-    measured = FeatureSet(X, tuple(names), model.class_names, blocks=blocks)
-    measured_labels = _to_indices(names, model.class_names)
+    rows = [i for i, name in enumerate(test[1]) if name in set(labels)]
+    is_on_test = bool(rows)
+    X, names = (test[0][rows], [test[1][i] for i in rows]) if is_on_test else (features, labels)
+    measured = FeatureSet(X, tuple(names), model.text.labels, blocks=blocks)
+    measured_labels = label_positions(np.asarray(names), np.asarray(model.text.labels))
 
     def measure(head: Head, drawn: Sequence[int] | Array = ()) -> Array:
         """(m,) correct predictions; NaN for the pictures that the head was fitted to."""
@@ -258,11 +252,6 @@ def mean_class_accuracy(correct: Array, labels: Array) -> float:
     return float(np.mean(shares))
 
 
-def _to_indices(labels: Sequence[str], class_names: Sequence[str]) -> Array:
-    index = {name: i for i, name in enumerate(class_names)}
-    return np.array([index[label] for label in labels], np.int64)
-
-
 # ---- Predictions ----
 
 
@@ -286,7 +275,7 @@ def explain_prediction(
     if model.classifier is None:
         row = model.probabilities(extract(encoder, [image], strict=True).features[:, 0])[0]
         best = np.argsort(-row, kind="stable")[:MAX_PREDICTED_CLASSES]
-        return ExplainedPrediction(tuple((model.class_names[i], float(row[i])) for i in best), 0)
+        return ExplainedPrediction(tuple((model.text.labels[i], float(row[i])) for i in best), 0)
     explanation = explain(model.classifier, image, top=MAX_PREDICTED_CLASSES, neighbours=MAX_NEIGHBOURS)
     nearest = tuple(one for one in explanation.nearest if contents.label(one.source) is not None)
     same = [one.label for one in nearest if one.similarity > SAME_PICTURE_SIMILARITY]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -29,7 +27,6 @@ from clipadapter.utils.files import encodable, folder_without_links, printable, 
 from clipadapter.utils.formatting import format_list
 
 POLL_SECONDS = 0.7  # time between two checks for changes by another tab or by the computing thread
-MAX_TABS = 500  # tabs in memory; a tab that was dropped starts again at its next check
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 FETCH_PATH_PATTERN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
 """Paths for which Gradio would fetch from another host."""
@@ -45,8 +42,6 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         self.session = session
         self._panels = Panels(session)
         self._actions = Actions(session, get_upload_folder)
-        self._tabs: OrderedDict[str, Tab] = OrderedDict()
-        self._guard = threading.Lock()
         self._may_choose_folder = False
         with self:
             self._lay_out()
@@ -57,6 +52,13 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         On the loopback address, requests that name another host are refused: a foreign page could have its own name
         point there.
         """
+        host = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK_HOSTS[0]
+        has_tunnel = options.get("share") or os.environ.get("GRADIO_SHARE") or colab_check() or is_hosted_notebook()
+        middleware = [Middleware(ForeignRequestFilter)]
+        # Anybody who can open the page could write a model anywhere: only a person at this machine may choose where.
+        self._may_choose_folder = host in LOOPBACK_HOSTS and not has_tunnel
+        if self._may_choose_folder:
+            middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS]))
         defaults: dict[str, Any] = {
             "theme": gr.themes.Default(
                 primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
@@ -69,15 +71,8 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
             "enable_monitoring": False,
             "ssr_mode": False,
             "quiet": True,
+            "app_kwargs": {"middleware": middleware},
         }
-        host = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK_HOSTS[0]
-        has_tunnel = options.get("share") or os.environ.get("GRADIO_SHARE") or colab_check() or is_hosted_notebook()
-        middleware = [Middleware(ForeignRequestFilter)]
-        # Anybody who can open the page could write a model anywhere: only a person at this machine may choose where.
-        self._may_choose_folder = host in LOOPBACK_HOSTS and not has_tunnel
-        if self._may_choose_folder:
-            middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS]))
-        defaults["app_kwargs"] = {"middleware": middleware}
         return super().launch(*args, **{**defaults, **options})
 
     def _lay_out(self) -> None:
@@ -130,56 +125,50 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
                         export = gr.Button("Export to ONNX", min_width=140, elem_id="cs-export")
                     save_result = gr.Markdown(elem_id="cs-saved")
                     download = gr.DownloadButton("Download", visible=False, elem_id="cs-download")
-        panels = [parts[name] for name in PANELS]
+        panels, tab = [parts[name] for name in PANELS], gr.State(Tab())  # Gradio gives each tab its own copy
         hidden: dict[str, Any] = {
             "show_progress": "hidden",
             "api_visibility": "private",
             "concurrency_id": "studio",  # one at a time: a tab gets its updates in the order they were rendered in
             "concurrency_limit": 1,
         }
-        self.load(self._load_page, None, [folder, *panels], **hidden)
-        gr.Timer(POLL_SECONDS).tick(self._poll, None, panels, **hidden)
+        self.load(self._load_page, None, [tab, folder, *panels], **hidden)
+        gr.Timer(POLL_SECONDS).tick(self._poll, tab, panels, **hidden)
         for part in panels:
-            part.act(self._perform, None, panels, **hidden)
-        gr.on([new_class.submit, add.click], self._add_class, new_class, [new_class, *panels], **hidden)
-        tried.change(self._try_picture, tried, panels, **hidden)
+            part.act(self._perform, tab, panels, **hidden)
+        gr.on([new_class.submit, add.click], self._add_class, [tab, new_class], [new_class, *panels], **hidden)
+        tried.change(self._try_picture, [tab, tried], panels, **hidden)
         slow: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "files", "concurrency_limit": 1}
-        save.click(self._save, folder, [folder, save_result, download], **slow)
-        export.click(self._export, None, [save_result, download], **slow)
+        save.click(self._save, [tab, folder], [folder, save_result, download], **slow)
+        export.click(self._export, tab, [save_result, download], **slow)
 
     # ---- Events ----
 
-    def _load_page(self, request: gr.Request) -> list[Update]:
-        with self._guard:
-            self._tabs.pop(str(request.session_hash), None)
+    def _load_page(self) -> list[Update]:
         self.session.project.refresh()
         self.session.notify_change()
+        tab = Tab()
         folder = gr.Textbox(encodable(self.session.default_model_folder), interactive=self._may_choose_folder)
-        return [folder, *self._render(self._tab(request))]
+        return [tab, folder, *self._render(tab)]
 
-    def _poll(self, request: gr.Request) -> list[Update]:
-        tab = self._tab(request)
+    def _poll(self, tab: Tab) -> list[Update]:
         versions = (self.session.state.version, self.session.project.contents.revision)
         is_unchanged = tab.rendered_versions == versions and not self._actions.is_prediction_outdated(tab)
         return [gr.skip() for _ in PANELS] if is_unchanged else self._render(tab)
 
-    def _perform(self, request: gr.Request, event: gr.EventData) -> list[Update]:
-        tab = self._tab(request)
+    def _perform(self, tab: Tab, event: gr.EventData) -> list[Update]:
         self._actions.perform(tab, event._data)
         return self._render(tab)
 
-    def _add_class(self, text: str, request: gr.Request) -> list[Update]:
-        tab = self._tab(request)
+    def _add_class(self, tab: Tab, text: str) -> list[Update]:
         self._actions.perform(tab, {"action": "add-class", "text": text})
         return [gr.skip() if tab.note.is_error else "", *self._render(tab)]
 
-    def _try_picture(self, path: str | None, request: gr.Request) -> list[Update]:
-        tab = self._tab(request)
+    def _try_picture(self, tab: Tab, path: str | None) -> list[Update]:
         self._actions.try_picture(tab, None if path is None else Path(path))
         return self._render(tab)
 
-    def _save(self, folder: str, request: gr.Request) -> list[Update]:
-        tab = self._tab(request)
+    def _save(self, tab: Tab, folder: str) -> list[Update]:
         try:
             saved = self.session.save_model(folder if self._may_choose_folder else None)
         except ClipAdapterError as error:
@@ -189,8 +178,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         _write_archive(saved, archive)
         return [encodable(saved), *self._report_saved(tab, "Saved", saved, archive)]
 
-    def _export(self, request: gr.Request) -> list[Update]:
-        tab = self._tab(request)
+    def _export(self, tab: Tab) -> list[Update]:
         try:
             path = self.session.export_model()
         except ClipAdapterError as error:
@@ -198,14 +186,13 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         self.allowed_paths.append(str(path))  # not before: a file of that name may be another person's
         return self._report_saved(tab, "Exported", path, path)
 
-    def _report_saved(self, tab: Tab, verb: str, path: Path, download: str | Path) -> list[Update]:
+    def _report_saved(self, tab: Tab, verb: str, path: Path, file: Path) -> list[Update]:
         text = f"{verb}. Use it with {_as_code(f'clipadapter predict {quote_path(path)} photo.jpg')}."
         if names := self.session.classes_without_pictures():
             listed = format_list([_as_code(name) for name in names], 3)
             has = "has" if len(names) == 1 else "have"
             text += f" {listed} {has} no pictures: the model knows only the class name."
         self._show_at_next_poll(tab, Note(f"{verb}: {printable(path)}"))
-        file = Path(download)
         label = f"Download {file.name} ({file.stat().st_size / 1e6:.1f} MB)"
         return [text, gr.DownloadButton(label, str(file), visible=True)]
 
@@ -217,16 +204,6 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         """Show a message without an update of the panels, which another queue of events renders in order."""
         tab.show(note)
         tab.rendered_versions = (-1, -1)
-
-    # ---- Tabs ----
-
-    def _tab(self, request: gr.Request) -> Tab:
-        with self._guard:
-            tab = self._tabs.setdefault(str(request.session_hash), Tab())
-            self._tabs.move_to_end(str(request.session_hash))
-            while len(self._tabs) > MAX_TABS:
-                self._tabs.popitem(last=False)
-        return tab
 
     def _render(self, tab: Tab) -> list[Update]:
         self._actions.update_prediction(tab)

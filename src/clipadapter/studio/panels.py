@@ -78,7 +78,6 @@ class Panels:
             "state": state,
             "contents": contents,
             "session": session,
-            "class_names": list(contents.classes),
             "next_step": suggest_next_step(contents, has_guess, state.is_saved(contents)),
             "cards": self._cards(tab, state, contents),
             "groups": self._unlabelled_groups(state, contents) if tab.shows_unlabelled else [],
@@ -163,11 +162,9 @@ class Panels:
 
 def describe_unlabelled(model: ProjectModel | None) -> str:
     """Return what the switch "Learn from unlabelled pictures" does, or did for this model."""
-    head = None if model is None or model.classifier is None else model.classifier.head_
-    how = "" if head is None else head.describe_unlabelled()
-    if model is None or not how:
-        return "The pictures to label help the model if labelled pictures that are held out show it. Fits take longer."
-    return f"{format_count(model.unlabelled_count, 'picture')} tried: {how}."
+    if model is not None and model.classifier is not None and (how := model.classifier.head_.describe_unlabelled()):
+        return f"{format_count(model.unlabelled_count, 'picture')} tried: {how}."
+    return "The pictures to label help the model if labelled pictures that are held out show it. Fits take longer."
 
 
 def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> dict[str, str]:

@@ -179,12 +179,11 @@ def read_contents(
     paths: dict[str, list[Path]] = {folder: [] for folder in _list_folders(root, class_root)}
     folder_of_label = {encodable(folder): folder for folder in paths}
     test_paths: dict[str, list[Path]] = {}
+    paths_of_split = {"all": paths, "train": paths, "test": test_paths}
     for sample in listing.dataset.samples:
-        folder = None if sample.label is None else folder_of_label.get(sample.label, sample.label)
-        if folder is not None and sample.split in ("train", "all"):
-            paths.setdefault(folder, []).append(sample.path)
-        elif folder is not None and sample.split == "test":
-            test_paths.setdefault(folder, []).append(sample.path)
+        if sample.label is not None and sample.split in paths_of_split:
+            folder = folder_of_label.get(sample.label, sample.label)
+            paths_of_split[sample.split].setdefault(folder, []).append(sample.path)
     folders = _name_folders(sorted(paths), names)
     classes = {name: list_picture_files(paths[folders[name]], root) for name in sorted(folders)}
     labelled = [picture for pictures in classes.values() for picture in pictures]

@@ -11,13 +11,12 @@ import json
 import re
 import threading
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-
-from typing_extensions import Self
+from typing import ParamSpec
 
 from clipadapter.data import read_class_names
 from clipadapter.data.dataset import SPLIT_ALIASES
@@ -60,6 +59,7 @@ UPLOAD_PATTERN = rf"[0-9a-f]{{40,64}}|tried{RANDOM_END}|tmp[a-z0-9_]{{8}}"
 """Names of what Gradio and the page write there."""
 MAX_NAME_LETTERS = 120
 MAX_SETTINGS_BYTES = 2**16  # a larger file of settings is ignored: the studio did not write it
+P = ParamSpec("P")
 
 
 def studio_path(root: Path, *names: str) -> Path:
@@ -87,7 +87,7 @@ class AddResult:
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
 
-class Project:
+class Project(AbstractContextManager["Project"]):
     """Class folders that are changed in steps. Every step can be undone, also after a restart.
 
     Thread-safe. One process at a time can open a project. A step that fails, as on a full disk, changes nothing.
@@ -153,9 +153,6 @@ class Project:
         """Release the project, so that another process can open it."""
         self._lock.release()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -198,7 +195,7 @@ class Project:
             name = normalize_class_name(text, self.contents.classes)
             folder = safe_folder_name(name, self._used_folder_names())
             names = self._names_with(folder, name)
-            self._perform(f"adding the class '{name}'", (), [self._class_path(folder)], names)
+            self._run(self._journal.perform, f"adding the class '{name}'", (), [self._class_path(folder)], names)
             return name
 
     def rename_class(self, old: str, text: str) -> str:
@@ -213,7 +210,7 @@ class Project:
             if name != old:
                 names = self._names_with(folder, name, removed=old_folder)
                 moves = [] if folder == old_folder else [move]
-                self._perform(f"renaming the class '{old}' to '{name}'", moves, (), names)
+                self._run(self._journal.perform, f"renaming the class '{old}' to '{name}'", moves, (), names)
             return name
 
     def remove_class(self, name: str) -> None:
@@ -222,7 +219,7 @@ class Project:
             folder = self._folder_of(name)
             names = {key: value for key, value in self._journal.names.items() if key != folder}
             move = (self._class_path(folder), f"{self._trash_folder()}/{folder}")
-            self._perform(f"removing the class '{name}'", [move], (), names)
+            self._run(self._journal.perform, f"removing the class '{name}'", [move], (), names)
 
     def add_pictures(self, class_name: str | None, uploads: Sequence[Upload]) -> AddResult:
         """Add pictures to a class, or without a label. A picture of another class stays there, and is reported."""
@@ -231,19 +228,14 @@ class Project:
             batch = _Batch(self, folder, class_name)
             for upload in uploads:
                 batch.add_upload(upload)
-            if batch.moves:
-                target = "to be labelled" if class_name is None else f"to '{class_name}'"
-                self._perform(f"adding {format_count(len(batch.moves), 'picture')} {target}", batch.moves)
-            return batch.result
+            return self._add(batch, "adding", "to be labelled" if class_name is None else f"to '{class_name}'")
 
     def label_pictures(self, keys: Sequence[str], class_name: str) -> AddResult:
         """Move pictures into a class, from other classes or from the unlabelled ones."""
         with self._guard:
             batch = _Batch(self, self._class_path(self._folder_of(class_name)), class_name)
             batch.add_pictures([self.contents.picture(key) for key in dict.fromkeys(keys)])
-            if batch.moves:
-                self._perform(f"labelling {format_count(len(batch.moves), 'picture')} '{class_name}'", batch.moves)
-            return batch.result
+            return self._add(batch, "labelling", f"'{class_name}'")
 
     def remove_pictures(self, keys: Sequence[str]) -> int:
         """Remove pictures and return how many. Pictures outside the project are not removed."""
@@ -251,7 +243,7 @@ class Project:
             pictures = [one for one in map(self.contents.picture, dict.fromkeys(keys)) if not one.is_external]
             if pictures:
                 moves = _moves_into(self.root, pictures, self._trash_folder(), set())
-                self._perform(f"removing {format_count(len(pictures), 'picture')}", moves)
+                self._run(self._journal.perform, f"removing {format_count(len(pictures), 'picture')}", moves)
             return len(pictures)
 
     def undo(self) -> str:
@@ -261,34 +253,28 @@ class Project:
             What was undone, and which files could not be moved back; empty if there was no step.
         """
         with self._guard:
-            if not self._journal.steps:
+            if not (step := self.next_undo):
                 return ""
             blocked = self._journal.blocked_moves()
-            with self._step():
-                step = self._journal.undo()
+            self._run(self._journal.undo)
             notes = [
                 f", but there is a new '{printable(old)}': the old one stays in {printable(new)}"
                 for old, new in blocked
             ]
-            return "".join([step.what if step is not None else "", *notes])
+            return "".join([step, *notes])
 
     # ---- Steps ----
 
-    def _perform(
-        self,
-        description: str,
-        moves: Sequence[Move] = (),
-        folders: Sequence[str] = (),
-        names: Mapping[str, str] | None = None,
-    ) -> None:
-        with self._step():
-            self._journal.perform(description, moves, folders, names)
+    def _add(self, batch: _Batch, verb: str, target: str) -> AddResult:
+        if batch.moves:
+            count = format_count(len(batch.moves), "picture")
+            self._run(self._journal.perform, f"{verb} {count} {target}", batch.moves)
+        return batch.result
 
-    @contextmanager
-    def _step(self) -> Iterator[None]:
-        """Read the project again after a step. Report a disk that can't be written as an error of the library."""
+    def _run(self, change: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Make a step, and read the project again. Report a disk that can't be written as an error of the library."""
         try:
-            yield
+            change(*args, **kwargs)
         except OSError as error:
             raise InputError(f"can't write into {self.root}: {error.strerror or error}; nothing was changed") from error
         finally:

@@ -140,6 +140,9 @@ class Session:
                 "encoder, or one that has a text tower beside it"
             )
         self.project, self.head, self._params = project, head, params
+        # Beside the project: where the model is saved if a person chooses no other folder, and is exported
+        self.default_model_folder = project.root.with_name(f"{project.root.name}-model")
+        self.export_file = project.root.with_name(f"{project.root.name}-model.onnx")
         self.why_no_choice = why_no_choice(head, self.encoder)
         self.learns_unlabelled = project.setting(UNLABELLED_SETTING) == "yes" and not why_no_unlabelled(head)
         remembered = project.setting(QUALITY_SETTING)
@@ -216,16 +219,6 @@ class Session:
         if model is None:
             raise InputError("a prediction needs two classes: name two classes first")
         return explain_prediction(model, image, self.project.contents, self._features.encoder)
-
-    @property
-    def default_model_folder(self) -> Path:
-        """The folder beside the project that the model is saved to if a person chooses no other."""
-        return self.project.root.with_name(f"{self.project.root.name}-model")
-
-    @property
-    def export_file(self) -> Path:
-        """The file beside the project that an exported model is written to, as `clipadapter export` would."""
-        return self.project.root.with_name(f"{self.project.root.name}-model.onnx")
 
     def save_model(self, folder: str | Path | None = None) -> Path:
         """Save the model, and return its folder."""
@@ -379,7 +372,7 @@ class Session:
             text, X = classifier.encode_classes(names), features.matrix(pictures)
             model = fit_project_model(classifier, text, keys, X, labels, features.blocks, unlabelled=unlabelled)
         old = self.state.model
-        has_old_classes = model is not None and old is not None and model.class_names == old.class_names
+        has_old_classes = model is not None and old is not None and model.text.labels == old.text.labels
         queue = self.state.queue if has_old_classes else ()
         pool_keys = () if model is None or model.classifier is None else tuple(one.key for one in pool)
         self._check_superseded()
@@ -406,7 +399,7 @@ class Session:
             p = np.concatenate([model.probabilities(self._features.matrix(part)) for part in parts])
             best = p.argmax(axis=1)
             guesses |= {
-                picture.key: (model.class_names[k], float(row[k]))
+                picture.key: (model.text.labels[k], float(row[k]))
                 for picture, k, row in zip(unlabelled, best, p, strict=True)
             }
             uncertainty = (1 - margins(p)).tolist()
@@ -428,7 +421,7 @@ class Session:
         if model is None or model.classifier is None or self.state.curve is not None:
             return
         (pictures, labels), (test, test_labels) = self._readable(contents.classes), self._readable(contents.test)
-        test_set = (self._features.matrix(test), test_labels) if test else None
+        test_set = self._features.matrix(test), test_labels
         self._publish(activity="measuring", progress=None)
         curve = learning_curve(model, self._features.matrix(pictures), labels, test_set, self._check_superseded)
         self._publish(curve=curve)
