@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import pytest
 from click.testing import CliRunner
 
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
-from clipadapter.cli.options import EncoderOptions, HeadOptions, ModelEncoderOptions, late_choice
+from clipadapter.cli.options import Count, EncoderOptions, File, HeadOptions, ModelEncoderOptions, late_choice
 from clipadapter.heads.clip_adapter import ClipAdapter
 
 
@@ -16,6 +18,15 @@ class Size:
     width: int = option("--width", default=3, type=int, help="Width in pixels.")
     names: tuple[str, ...] = option("--name", default=(), multiple=True)
     height: int = 7
+
+
+@dataclass(frozen=True)
+class Values:
+    folder: Path = argument()
+    file: File | None = argument()
+    count: Count = option("--count", default=3)
+    colour: Literal["red", "blue"] | None = option("--colour")
+    names: tuple[str, ...] = option("--name")
 
 
 def call(declared, *args):
@@ -49,6 +60,13 @@ def test_a_command_can_offer_a_part_of_a_group():
 def test_an_option_and_an_argument_are_declared_as_defaults():
     assert call(option("--width", type=int, default=3), "--width", "4") == 4
     assert call(argument(type=int), "4") == 4
+
+
+def test_an_annotation_says_the_type_of_a_value_whether_it_may_be_left_out_and_whether_there_are_several():
+    assert call(options_of(Values), "a", "--name", "b", "--name", "c") == Values(Path("a"), None, 3, None, ("b", "c"))
+    for wrong in ((), ("a", "--count", "0"), ("a", "--colour", "green")):
+        with pytest.raises(AssertionError, match="Usage:"):
+            call(options_of(Values), *wrong)
 
 
 def test_several_encoders_may_be_named_and_a_fitted_model_has_its_own_by_default():

@@ -1,8 +1,9 @@
 """How commands and their options are declared, and the classes of commands and of groups.
 
-An option is declared once: by `option`, as the default of a parameter of its command. Options that several commands
-share are constants of `options`. Those that belong together are the fields of a dataclass there, which `options_of`
-hands to the command as one object. All defaults are shown in help texts: `app` sets ``show_default``.
+An option is declared once: by `option`, as the default of a parameter of its command, whose annotation says the type.
+Options that several commands share are constants of `options`. Those that belong together are the fields of a dataclass
+there, which `options_of` hands to the command as one object. All defaults are shown in help texts: `app` sets
+``show_default``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import inspect
 from collections.abc import Callable, Collection
 from dataclasses import Field, field, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
@@ -22,16 +24,14 @@ from clipadapter.utils.registry import unknown
 # ---- Options ----
 
 
-def option(usage: str, help: str = "", *, default: Any = None, multiple: bool = False, **attributes: Any) -> Any:
+def option(usage: str, help: str = "", *, default: Any = None, **attributes: Any) -> Any:
     """Declare an option by its names and what stands for its value, ``-d, --data NAME``, as in ``click.option``."""
     words = usage.split()
-    attributes |= {"help": help or None, "multiple": multiple}
+    attributes["help"] = help or None
     if not words[-1].startswith("-"):
         attributes["metavar"] = words.pop()
     names = [word.rstrip(",") for word in words]
-    return field(
-        default=() if multiple and default is None else default, metadata={"names": names, "attributes": attributes}
-    )
+    return field(default=default, metadata={"names": names, "attributes": attributes})
 
 
 def flag(usage: str, help: str, **attributes: Any) -> Any:
@@ -60,37 +60,49 @@ class GroupedOption(click.Option):
 
 
 def _parameters_of(
-    declared: Field[Any], name: str, heading: str = "", default: Any = None
+    declared: Field[Any], name: str, annotation: Any, heading: str = "", default: Any = None
 ) -> tuple[list[click.Parameter], Callable[[dict[str, Any]], Any]]:
     """The parameters of an option, an argument or a dataclass of them, and what takes its value out of all values."""
     if (cls := declared.metadata.get("group")) is None:
-        return [_click_parameter(declared, name, heading, default)], lambda values: values.pop(name)
-    own, defaults = cls.__dataclass_fields__, declared.metadata["defaults"]
-    heading = getattr(cls, "HEADING", "")
-    parts = {part: _parameters_of(own[part], part, heading, defaults.get(part)) for part in declared.metadata["names"]}
+        return [_click_parameter(declared, name, annotation, heading, default)], lambda values: values.pop(name)
+    own, types = cls.__dataclass_fields__, get_type_hints(cls, include_extras=True)
+    defaults, heading = declared.metadata["defaults"], getattr(cls, "HEADING", "")
+    parts = {
+        part: _parameters_of(own[part], part, types[part], heading, defaults.get(part))
+        for part in declared.metadata["names"]
+    }
     parameters = [parameter for each, _ in parts.values() for parameter in each]
     return parameters, lambda values: cls(**{part: take(values) for part, (_, take) in parts.items()})
 
 
-def _click_parameter(declared: Field[Any], name: str, heading: str, default: Any) -> click.Parameter:
-    names, attributes = declared.metadata["names"], dict(declared.metadata["attributes"])
+def _click_parameter(declared: Field[Any], name: str, annotation: Any, heading: str, default: Any) -> click.Parameter:
+    # An annotation is TYPE, TYPE | None or tuple[TYPE, ...]. Numbers, texts and flags click knows by their defaults.
+    parts = [annotation] if get_origin(annotation) in (Annotated, Literal, None) else get_args(annotation)
+    kind: Any = click.Path(path_type=Path) if parts[0] is Path else None
+    if get_origin(parts[0]) is Annotated:
+        kind = get_args(parts[0])[1]
+    elif get_origin(parts[0]) is Literal:
+        kind = click.Choice(get_args(parts[0]))
+    names, attributes = declared.metadata["names"], {"type": kind, **declared.metadata["attributes"]}
+    is_several = ... in parts
     if not names:
-        return click.Argument([name], **attributes)
+        several = {"nargs": -1, "required": True} if is_several else {}
+        optional = {"required": False} if NoneType in parts else {}
+        return click.Argument([name], **{**several, **optional, **attributes})
     default = declared.default if default is None else default
     if default is not None:
         attributes["default"] = default
-    return GroupedOption([*names, name], **{"heading": heading, **attributes})
+    return GroupedOption([*names, name], **{"heading": heading, "multiple": is_several, **attributes})
 
 
 # ---- Commands ----
 
 
-def output_options() -> list[click.Parameter]:
-    """The options that every command has."""
-    return [
-        click.Option(["--json", "as_json"], is_flag=True, help="Write JSON to stdout."),
-        click.Option(["-q", "--quiet"], is_flag=True, help="Write only errors to stderr."),
-    ]
+OUTPUT_OPTIONS = (
+    click.Option(["--json", "as_json"], is_flag=True, help="Write JSON to stdout."),
+    click.Option(["-q", "--quiet"], is_flag=True, help="Write only errors to stderr."),
+)
+"""The options that every command has."""
 
 
 class Command(click.Command):
@@ -102,7 +114,7 @@ class Command(click.Command):
         self.first = (*first.split(), "--help") if first else ()
         self.takes_output = not any(parameter.name == "as_json" for parameter in self.params)
         if self.takes_output:
-            self.params += output_options()
+            self.params += OUTPUT_OPTIONS
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their headings."""
@@ -155,8 +167,11 @@ def cli_command(
 
     def decorate(function: Callable[..., None]) -> Command:
         declared = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+        types = get_type_hints(function, include_extras=True)
         # `Command` gives `out`.
-        parts = {name: _parameters_of(one, name) for name, one in declared.items() if isinstance(one, Field)}
+        parts = {
+            name: _parameters_of(one, name, types.get(name)) for name, one in declared.items() if isinstance(one, Field)
+        }
 
         @functools.wraps(function)
         def call(**values: Any) -> None:
@@ -193,7 +208,7 @@ def command_group(example: str, help: str, *commands: Command) -> click.Group:
         context.default_map = dict.fromkeys(group.commands, {"as_json": as_json, "quiet": quiet})
 
     group = SuggestingGroup(
-        callback=share_output_options, params=output_options(), epilog=f"Example: {example}", help=help
+        callback=share_output_options, params=[*OUTPUT_OPTIONS], epilog=f"Example: {example}", help=help
     )
     for command in commands:
         group.add_command(command)

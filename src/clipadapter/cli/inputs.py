@@ -8,36 +8,31 @@ import select
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from clipadapter.data import Dataset, Sample, list_images, load_dataset, read_class_names
+from clipadapter.data.load import load_labelled, read_listing
+from clipadapter.data.manifests import is_manifest
 from clipadapter.errors import ArtifactError, DataError, InputError, require
+from clipadapter.runtime.engines.formats import is_exported
+from clipadapter.runtime.model_folder import why_no_model
 from clipadapter.utils.files import MANIFEST_SUFFIXES, SHARDS_FILE, is_number_list, printable
-
-if TYPE_CHECKING:
-    from clipadapter.data import Dataset, Sample
 
 
 def open_dataset(
     source: Path, split: str | None, default: str | None = None, class_names: Path | None = None
 ) -> Dataset:
     """Open labelled pictures, with the class names of a JSON file. See `clipadapter.data.load.load_labelled`."""
-    from clipadapter.data.load import load_labelled
-
     return rename_classes(load_labelled(source, split, default)[0], class_names)
 
 
 def rename_classes(dataset: Dataset, class_names: Path | None) -> Dataset:
     """Return the data set with the class names of a JSON file, or unchanged if there is none."""
-    from clipadapter.data import read_class_names
-
     return dataset.rename(read_class_names(class_names)) if class_names else dataset
 
 
 def read_samples(source: Path, split: str | None) -> Sequence[Sample]:
     """Read the pictures of a folder or table, which needs no classes."""
-    from clipadapter.data import load_dataset
-    from clipadapter.data.load import read_listing
-
     dataset = read_listing(source).dataset
     if not dataset.samples:
         dataset = load_dataset(source)  # raises, with the reason
@@ -46,10 +41,6 @@ def read_samples(source: Path, split: str | None) -> Sequence[Sample]:
 
 def list_pictures(source: Path, option: str = "") -> list[Path]:
     """List the pictures of a folder, at any depth, or of a table or named data set; errors name the option."""
-    from clipadapter.data.folders import list_images
-    from clipadapter.data.load import read_listing
-    from clipadapter.data.manifests import is_manifest
-
     expected = f"give a folder with pictures, or a table ({', '.join(MANIFEST_SUFFIXES)}) with the column path"
     about = f"{option}: " if option else ""
     if not source.is_dir() and source.exists() and not is_manifest(source):
@@ -113,9 +104,6 @@ def _is_ready(descriptor: int) -> bool:
 
 def is_model_file(path: Path) -> bool:
     """Whether a model is an exported file, not a folder. What is neither is refused before torch is imported."""
-    from clipadapter.runtime.engines.formats import is_exported
-    from clipadapter.runtime.model_folder import why_no_model
-
     is_file = is_exported(path) and not path.is_dir()
     if not is_file and (why := why_no_model(path)):
         raise ArtifactError(f"{why}, or a file that 'clipadapter export' wrote")

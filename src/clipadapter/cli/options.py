@@ -10,14 +10,17 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import click
 
+from clipadapter import encoders, features, heads, persistence, runtime
 from clipadapter.cli.declarations import flag, option
 from clipadapter.cli.output import Output
+from clipadapter.data import class_prompts, read_descriptions, set_max_pixels
+from clipadapter.data.images import MAX_PIXELS
 from clipadapter.errors import DataError, InputError
-from clipadapter.heads.registry import HEADS as HEAD_REGISTRY
+from clipadapter.heads.registry import HEADS
 from clipadapter.runtime.engines import PRECISIONS, list_backends
 from clipadapter.utils.devices import check_device, describe_device
 from clipadapter.utils.parsing import parse_json
@@ -25,13 +28,8 @@ from clipadapter.utils.registry import unknown
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.encoders import Encoder
-    from clipadapter.features import PerEpochViews, ViewSpec
-    from clipadapter.heads import Head
-    from clipadapter.runtime import Predictor
     from clipadapter.uncertainty import Uncertainty, UncertaintyOptions
 
-DEFAULT_MAX_PIXELS = 100_000_000  # `clipadapter.data.images.MAX_PIXELS`, which ``--help`` does not import
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -79,14 +77,12 @@ def _parse_fraction(text: str) -> float:
 
 
 def _parse_encoder(text: str) -> str:
-    from clipadapter.encoders.registry import check_uri
-
-    check_uri(text)
+    encoders.check_uri(text)
     return text
 
 
 def _parse_head(text: str) -> str:
-    HEAD_REGISTRY.check(text)
+    HEADS.check(text)
     return text
 
 
@@ -162,16 +158,18 @@ def _parse_views(text: Any) -> int | str:
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
-COUNTS = Parsed(parse_counts)
-COUNT_OR_ALL = Parsed(lambda text: sys.maxsize if text == "all" else COUNT.convert(text, None, None))
+File = Annotated[Path, FILE]
+Count = Annotated[int, COUNT]
+CountOrAll = Annotated[int, Parsed(lambda text: sys.maxsize if text == "all" else COUNT.convert(text, None, None))]
 """For "all" a number that no list exceeds."""
-FOLDER_OR_URI = Parsed(lambda text: text if "://" in text else Path(text))
+FolderOrUri = Annotated[Path | str, Parsed(lambda text: text if "://" in text else Path(text))]
 """A folder, or a URI such as ``s3://bucket/folder``, which a path would change."""
-FRACTION = Parsed(_parse_fraction)
 ENCODER_URI = Parsed(_parse_encoder)
-HEAD = Parsed(_parse_head)
-HEADS = Parsed(_parse_heads)
-QUALITIES = click.Choice(["fast", "standard", "best"])
+EncoderUri = Annotated[str, ENCODER_URI]
+Counts = Annotated[list[int], Parsed(parse_counts)]
+Fraction = Annotated[float, Parsed(_parse_fraction)]
+HeadName = Annotated[str, Parsed(_parse_head)]
+HeadNames = Annotated[list[str], Parsed(_parse_heads)]
 
 # ---- Single options ----
 
@@ -185,6 +183,7 @@ plot_format_option = option(
     "--plot-format FORMAT,...",
     "Files of each plot: png, pdf, svg or several.",
     type=Parsed(_parse_plot_formats),
+    multiple=False,
     default="png",
 )
 split_option = option("--split NAME", "Split of the data: train, val or test.")
@@ -211,9 +210,7 @@ crop_option = option(
 
 def _limit_pixels(ctx: click.Context, param: click.Parameter, value: int) -> int:
     """Set the size of the largest picture that the process reads, until the command ends."""
-    if value != DEFAULT_MAX_PIXELS:
-        from clipadapter.data import set_max_pixels
-
+    if value != MAX_PIXELS:
         set_max_pixels(value)
         ctx.call_on_close(set_max_pixels)
     return value
@@ -223,7 +220,7 @@ max_pixels_option = option(
     "--max-pixels N",
     "Larger pictures are refused; 108000000 reads those of a phone with 108 megapixels.",
     type=COUNT,
-    default=DEFAULT_MAX_PIXELS,
+    default=MAX_PIXELS,
     callback=_limit_pixels,
 )
 """A command need not use its value."""
@@ -250,8 +247,8 @@ class BackendOptions:
         type=click.Choice(["auto", *PRECISIONS]),
         default="auto",
     )
-    batch_size: int = option("--batch-size N", "Number of pictures that are encoded at once.", type=COUNT, default=32)
-    cache: Path | None = option("--cache", "Feature store; by default in the user's cache folder.", type=FILE)
+    batch_size: Count = option("--batch-size N", "Number of pictures that are encoded at once.", default=32)
+    cache: File | None = option("--cache", "Feature store; by default in the user's cache folder.")
     no_cache: bool = flag("--no-cache", "Store no features.")
     max_pixels: int = max_pixels_option
 
@@ -271,50 +268,44 @@ class BackendOptions:
 class EncoderOptions(BackendOptions):
     """The encoders of a new model, and how much of what they see is used."""
 
-    uris: tuple[str, ...] = option(
+    uris: tuple[EncoderUri, ...] = option(
         "--encoder URI",
         "Encoder; 'clipadapter encoders' lists them. auto: CLIP ViT-B/32 if it is available, else lite. May be "
         "repeated: the head auto looks at pictures with all of them, and the first one gives the class text.",
-        type=ENCODER_URI,
         default=("auto",),
-        multiple=True,
     )
-    quality: str = option(
+    quality: Literal["auto", "fast", "standard", "best"] = option(
         "--quality",
         "How much of a picture the head auto looks at. fast: the final feature. standard: inner layers of the "
         "same pass too. best: a second look too, larger and mirrored, in several times the time. auto: fit takes best "
         "where held-out shots gain much by it; else it is standard.",
-        type=click.Choice(["auto", *QUALITIES.choices]),
         default="auto",
     )
 
-    def open(self, out: Output) -> list[Encoder]:
+    def open(self, out: Output) -> list[encoders.Encoder]:
         """Open the encoders. A note prints which one "auto" took."""
-        from clipadapter.encoders import create_encoder
-
         device = find_device(self.device)
-        encoders = [create_encoder(uri, device) for uri in self.uris]
-        for encoder in encoders if "auto" in self.uris else ():
+        opened = [encoders.create_encoder(uri, device) for uri in self.uris]
+        for encoder in opened if "auto" in self.uris else ():
             note_encoder(encoder, out)
-        return encoders
+        return opened
 
     def create_classifier(self, out: Output, **params: Any) -> FewShotClassifier:
         """Open the encoders, and create a classifier with them and further parameters of `FewShotClassifier`."""
         from clipadapter.classifier import FewShotClassifier
 
-        encoders = self.open(out)
-        return FewShotClassifier(encoders, quality=self.quality, progress=out.progress, **self.run_parameters, **params)
+        common = {"quality": self.quality, "progress": out.progress, **self.run_parameters}
+        return FewShotClassifier(self.open(out), **common, **params)
 
 
 @dataclass(frozen=True)
 class ModelEncoderOptions(BackendOptions):
     """Where the encoders of a fitted model are, and how they run."""
 
-    uris: tuple[str, ...] = option(
+    uris: tuple[EncoderUri, ...] = option(
         "--encoder URI",
         "Where the encoder of the model is now, if its weights were moved; all of them, if it has several.",
-        type=ENCODER_URI,
-        multiple=True,
+        default=(),
     )
 
     @property
@@ -324,24 +315,20 @@ class ModelEncoderOptions(BackendOptions):
 
     def load(self, folder: Path, **params: Any) -> FewShotClassifier:
         """Load the model in a folder, with further parameters of `FewShotClassifier`."""
-        from clipadapter.persistence import read_config
-
-        read_config(folder)  # refuses a wrong folder before torch is imported
+        persistence.read_config(folder)  # refuses a wrong folder before torch is imported
         from clipadapter.classifier import FewShotClassifier
 
         encoder, device = list(self.uris) or None, find_device(self.device)
         return FewShotClassifier.load(folder, encoder=encoder, device=device, **{**self.run_parameters, **params})
 
-    def open_exported(self, path: Path) -> Predictor:
+    def open_exported(self, path: Path) -> runtime.Predictor:
         """Open an exported file, unless an option requires the full model."""
-        from clipadapter.runtime import Predictor
-
         if (self.uris, self.device, self.precision) != ((), "cpu", "auto"):
             raise InputError(
                 f"{path.name} contains its encoder as it was exported, for the CPU: leave out --encoder, --device and "
                 "--precision, or give the folder of the model"
             )
-        return Predictor(path, backend=self.backend)
+        return runtime.Predictor(path, backend=self.backend)
 
 
 def find_device(name: str) -> str:
@@ -355,12 +342,12 @@ def find_device(name: str) -> str:
     return device
 
 
-def note_encoder(encoder: Encoder, out: Output) -> None:
+def note_encoder(encoder: encoders.Encoder, out: Output) -> None:
     """Note what the user should know about an encoder."""
     out.note(f"encoder {encoder.info.name}: {encoder.info.note}" if encoder.info.note else "")
 
 
-def note_backend(opened: Encoder, used: Encoder, out: Output, changed: str = "image tower") -> None:
+def note_backend(opened: encoders.Encoder, used: encoders.Encoder, out: Output, changed: str = "image tower") -> None:
     """Note which backend runs the image tower, or how it was tuned, if it is not the encoder that was opened."""
     if used.info.note != opened.info.note:
         out.note(f"{changed}: {used.info.note.removeprefix(opened.info.note).lstrip('; ')}")
@@ -374,21 +361,18 @@ class PromptOptions:
     """The texts that the text tower encodes."""
 
     HEADING: ClassVar[str] = "Class names and text"
-    templates: Sequence[str] = option(
+    templates: tuple[str, ...] = option(
         "--templates NAME|TEXT",
         "Template set such as imagenet7, or a template such as 'a sketch of a {}.'. May be repeated.",
         default=("default",),
-        multiple=True,
     )
-    descriptions: Path | None = option(
-        "--descriptions", 'JSON file with sentences in place of the templates: {"class": ["...", ...], ...}.', type=FILE
+    descriptions: File | None = option(
+        "--descriptions", 'JSON file with sentences in place of the templates: {"class": ["...", ...], ...}.'
     )
     class_names: Path | None = class_names_option
 
     def classifier_parameters(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Return the parameters of `FewShotClassifier` about prompts, checked."""
-        from clipadapter.data import class_prompts, read_descriptions
-
         class_prompts(class_names, self.templates)
         descriptions = read_descriptions(self.descriptions) if self.descriptions else None
         try:
@@ -412,13 +396,11 @@ class ViewOptions:
     )
     crop: str | None = crop_option
 
-    def spec(self, seed: int) -> ViewSpec | PerEpochViews:
+    def spec(self, seed: int) -> features.ViewSpec | features.PerEpochViews:
         """Return a fixed number of views, or one view per epoch."""
-        from clipadapter.features import PerEpochViews, ViewSpec
-
         count = self.views if isinstance(self.views, int) else 1
-        spec = ViewSpec.from_crop(self.crop or "tip", count=count, seed=seed)
-        return spec if isinstance(self.views, int) else PerEpochViews(spec)
+        spec = features.ViewSpec.from_crop(self.crop or "tip", count=count, seed=seed)
+        return spec if isinstance(self.views, int) else features.PerEpochViews(spec)
 
 
 @dataclass(frozen=True)
@@ -426,24 +408,20 @@ class HeadOptions:
     """A head by name, and its parameters."""
 
     HEADING: ClassVar[str] = "Head"
-    name: str = option("--head NAME", "Head to fit; 'clipadapter heads' lists them.", type=HEAD, default="auto")
-    settings: Sequence[tuple[str, Any]] = option(
-        "--set KEY=VALUE",
-        "Parameter, such as alpha=0.2. May be repeated.",
-        type=Parsed(_parse_setting),
-        multiple=True,
+    name: HeadName = option("--head NAME", "Head to fit; 'clipadapter heads' lists them.", default="auto")
+    settings: tuple[tuple[str, Any], ...] = option(
+        "--set KEY=VALUE", "Parameter, such as alpha=0.2. May be repeated.", type=Parsed(_parse_setting), default=()
     )
-    grids: Sequence[tuple[str, list[Any]]] = option(
+    grids: tuple[tuple[str, list[Any]], ...] = option(
         "--grid KEY=V1,V2,...",
         "Values to try; held-out shots select the best, by fits without --unlabelled. May be repeated.",
         type=Parsed(_parse_grid),
-        multiple=True,
+        default=(),
     )
-    recipe: str | None = option(
+    recipe: Literal["official", "paper"] | None = option(
         "--recipe",
         "Parameters of the authors' code (official) or of the paper. 'clipadapter heads NAME' lists the recipes "
         "of a head.",
-        type=click.Choice(["official", "paper"]),
     )
     preset: str | None = option(
         "--preset NAME",
@@ -455,9 +433,9 @@ class HeadOptions:
         from clipadapter.encoders.registry import check_trainable
 
         for key, value in (*self.settings, *((key, value) for key, values in self.grids for value in values)):
-            HEAD_REGISTRY.check_parameter(self.name, key)
-            HEAD_REGISTRY.check_value(self.name, key, value)
-        declared = HEAD_REGISTRY.info(self.name).attributes
+            HEADS.check_parameter(self.name, key)
+            HEADS.check_value(self.name, key, value)
+        declared = HEADS.info(self.name).attributes
         # Of several encoders, the one that is trained is known only when they are open.
         if len(uris) == 1 and (declared.get("tunes_encoder") or declared.get("needs_tower")):
             check_trainable(uris[0], "tunable_copy" if declared.get("tunes_encoder") else "text_tower")
@@ -475,9 +453,7 @@ class HeadOptions:
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the head: those of the preset or recipe, overridden by the settings."""
-        from clipadapter.heads import head_info
-
-        cls, chosen = head_info(self.name).cls, dict[str, Any]()
+        cls, chosen = heads.head_info(self.name).cls, dict[str, Any]()
         for kind, name, known in (("preset", self.preset, cls.presets), ("recipe", self.recipe, cls.recipes)):
             if name is not None and name not in known:
                 raise unknown(f"{kind} of {self.name}", name, sorted(known))
@@ -486,11 +462,9 @@ class HeadOptions:
             raise InputError(f"give --preset or --recipe, not both. {cls.preset_note}")
         return {**chosen, **dict(self.settings)}
 
-    def create(self, **changes: Any) -> Head:
+    def create(self, **changes: Any) -> heads.Head:
         """Create the head, with some parameters changed."""
-        from clipadapter.heads import create_head
-
-        head = create_head(self.name, **{**self.parameters(), **changes})
+        head = heads.create_head(self.name, **{**self.parameters(), **changes})
         head.check_parameters()
         return head
 
@@ -504,17 +478,16 @@ class DecisionArguments:
     """The decisions of one call. What is not given is left to the model."""
 
     HEADING: ClassVar[str] = "Decisions and uncertainty"
-    reject: float | None = option(
+    reject: Fraction | None = option(
         "--reject RATE",
         'Answer "none of these" for pictures unlike the classes. RATE is about the fraction of pictures of the '
         "classes that are rejected too.",
-        type=FRACTION,
     )
-    coverage: float | None = option(
-        "--coverage RATE", "Name a set of classes that contains the right one at this rate.", type=FRACTION
+    coverage: Fraction | None = option(
+        "--coverage RATE", "Name a set of classes that contains the right one at this rate."
     )
-    cost: Path | None = option(
-        "--cost", "CSV file with the cost of each mistake: rows are true classes, columns answers.", type=FILE
+    cost: File | None = option(
+        "--cost", "CSV file with the cost of each mistake: rows are true classes, columns answers."
     )
     minimise: str | None = option(
         "--minimise MISTAKE",
@@ -537,22 +510,16 @@ class DecisionArguments:
 class UncertaintyArguments(DecisionArguments):
     """The default decisions of a model, and how it learns them."""
 
-    calibration: str = option(
-        "--calibration",
-        "How held-out shots turn logits into probabilities.",
-        type=click.Choice(["auto", "temperature", "vector", "none"]),
-        default="auto",
+    calibration: Literal["auto", "temperature", "vector", "none"] = option(
+        "--calibration", "How held-out shots turn logits into probabilities.", default="auto"
     )
-    sets: str = option(
+    sets: Literal["cross", "cv+", "split"] = option(
         "--sets",
         "How shots are held out for --coverage. cv+ stores one head per fold; split holds out half of the shots.",
-        type=click.Choice(["cross", "cv+", "split"]),
         default="cross",
     )
     by_class: bool = flag("--by-class", "Promise the coverage for each class.")
-    outliers: Path | None = option(
-        "--outliers", "Folder of pictures of none of the classes, as expected in use.", type=FOLDER
-    )
+    outliers: Path | None = option("--outliers", "Folder of pictures of none of the classes, as expected in use.")
     negative_labels: bool = flag("--negative-labels", "Detect outliers by the class names of ImageNet too.")
 
     def options(self, class_names: Sequence[str]) -> UncertaintyOptions:

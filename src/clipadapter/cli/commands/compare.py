@@ -9,44 +9,41 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from clipadapter import bench
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import check_output_folder, open_dataset, rename_classes
-from clipadapter.cli.options import COUNTS, FOLDER, HEADS
+from clipadapter.cli.options import Counts, HeadNames
 from clipadapter.cli.output import Output, note_kept
+from clipadapter.data import Dataset, draw_shots, load_dataset
 from clipadapter.errors import InputError
+from clipadapter.heads import create_head
 from clipadapter.utils.files import path_without_links, quote_path
 from clipadapter.utils.formatting import format_count
 from clipadapter.utils.registry import unknown
 
 if TYPE_CHECKING:
     from clipadapter.bench.comparison import Comparison
-    from clipadapter.data import Dataset
     from clipadapter.heads import Head
 
 
 @cli_command("clipadapter compare shots/ test/ --heads clip-adapter --shots 1,4,16")
 def command(
     out: Output,
-    shots_from: Path = argument(metavar="SHOTS", type=FOLDER),
-    test_from: Path | None = argument(metavar="[TEST]", type=FOLDER, required=False),
-    heads: list[str] | None = option(
-        "--heads NAME,...", "Heads to compare, see 'clipadapter heads'; by default 'all'.", type=HEADS
+    shots_from: Path = argument(metavar="SHOTS"),
+    test_from: Path | None = argument(metavar="[TEST]"),
+    heads: HeadNames | None = option(
+        "--heads NAME,...", "Heads to compare, see 'clipadapter heads'; by default 'all'."
     ),
     settings: tuple[str, ...] = option(
         "--set [HEAD.]KEY=VALUE",
         "Parameter of a head, such as clip-adapter.alpha=0.2; with one head in --heads also alpha=0.2. May be "
         "repeated.",
-        multiple=True,
     ),
-    shots: list[int] = option(
-        "--shots N,...", "Numbers of shots per class to compare.", type=COUNTS, default="1,2,4,8,16"
-    ),
+    shots: Counts = option("--shots N,...", "Numbers of shots per class to compare.", default="1,2,4,8,16"),
     seeds: int = options.seeds_option,
     folds: int = options.folds_option,
-    folder: Path = option(
-        "--out", "Folder for runs.jsonl, table.md, accuracy.png.", type=FOLDER, default="clipadapter-compare"
-    ),
+    folder: Path = option("--out", "Folder for runs.jsonl, table.md, accuracy.png.", default="clipadapter-compare"),
     title: str = options.title_option,
     plot_formats: tuple[str, ...] = options.plot_format_option,
     encoder_options: options.EncoderOptions = options_of(options.EncoderOptions),
@@ -68,42 +65,36 @@ def command(
         seeds = 1  # the folds of one seed are about as many fits as three draws
     selected = _create_heads(heads, settings)
     prompt_parameters = prompts.classifier_parameters(train.class_names)
-    from clipadapter.bench import compare, table
-
     model = encoder_options.create_classifier(out, **prompt_parameters)
     opened = model.encoder_
     records = folder / "runs.jsonl"
     draws = range(1, seeds + 1)
     note_kept(f"the records of finished fits are in {folder}, and the same command makes only the other ones")
-    result = compare(model, train, test, selected, shots, draws, folds=folds, records=records, progress=out.progress)
+    result = bench.compare(
+        model, train, test, selected, shots, draws, folds=folds, records=records, progress=out.progress
+    )
     options.note_backend(opened, model.encoder_, out)
     note_comparison(result, out)
     title = title or f"{shots_from.absolute().name} with {model.encoder_.info.name}"
     files = [records, *result.write(folder, title, plot_formats)]
-    text = f"{result.protocol_text}{table(result.runs)}\nwrote {', '.join(map(str, files))}"
+    text = f"{result.protocol_text}{bench.table(result.runs)}\nwrote {', '.join(map(str, files))}"
     out.result(comparison_record(result, files), text)
 
 
 def _open_splits(shots_from: Path, test_from: Path | None, names: Path | None) -> tuple[Dataset, Dataset | None]:
-    from clipadapter.data import load_dataset
-
     if test_from is None:
         dataset = rename_classes(load_dataset(shots_from), names)
-        if not {"train", "test"} <= set(dataset.splits):
-            return dataset, None
-        from clipadapter.bench.sources import split_train_test
-
-        return split_train_test(dataset)
+        is_divided = {"train", "test"} <= set(dataset.splits)
+        return (dataset.split("train"), dataset.split("test")) if is_divided else (dataset, None)
     return open_dataset(shots_from, None, "train", names), open_dataset(test_from, None, "test", names)
 
 
 def _create_heads(names: Sequence[str] | None, settings: Sequence[str]) -> dict[str, Head]:
     """Return the heads by their name in the table, which says the parameters that were set."""
-    from clipadapter.bench import BASELINES, default_heads
     from clipadapter.bench.suite import Variant
 
-    selected = list(default_heads() if names is None else names)
-    chosen = {name: options.HeadOptions(name) for name in (selected if names is None else (*BASELINES, *names))}
+    selected = list(bench.default_heads() if names is None else names)
+    chosen = {name: options.HeadOptions(name) for name in (selected if names is None else (*bench.BASELINES, *names))}
     chosen |= _head_options(selected, settings)
     return {Variant(head=one.name, params=one.parameters()).title: one.create() for one in chosen.values()}
 
@@ -143,10 +134,8 @@ def note_comparison(result: Comparison, out: Output) -> None:
 
 def comparison_record(result: Comparison, files: Sequence[Path], metric: str = "accuracy") -> dict[str, Any]:
     """Return a comparison as JSON."""
-    from clipadapter.bench import summarise
-
     return {
-        **summarise(result.runs, metric),
+        **bench.summarise(result.runs, metric),
         "encoder": result.runs[0].encoder.name,
         **({} if result.folds is None else {"protocol": "cross-validation", "folds": result.folds}),
         "n_test": len(result.test),
@@ -167,16 +156,13 @@ def demo(
         "--data",
         "Your own folder or table, or a named data set such as imagenette, which is downloaded (94 MB); by "
         "default pictures of fabric, without network.",
-        type=FOLDER,
     ),
     encoder_options: options.EncoderOptions = options_of(
         options.EncoderOptions, only=("uris", "quality", "cache", "max_pixels"), uris=("lite",)
     ),
-    shots: list[int] = option("--shots N,...", "Numbers of shots per class to compare.", type=COUNTS, default="1,4,16"),
+    shots: Counts = option("--shots N,...", "Numbers of shots per class to compare.", default="1,4,16"),
     seeds: int = options.seeds_option,
-    folder: Path = option(
-        "--out", "Folder for table, plots, records and a model.", type=FOLDER, default="clipadapter-demo"
-    ),
+    folder: Path = option("--out", "Folder for table, plots, records and a model.", default="clipadapter-demo"),
 ) -> None:
     """Show the whole workflow on pictures of fabric, without network: fit, save, measure, explain.
 
@@ -192,10 +178,7 @@ def demo(
 
     check_output_folder(folder)
     pictures = open_demo_data(data, out.note, progress=out.progress)
-    from clipadapter.bench import compare
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.data import draw_shots
-    from clipadapter.heads import create_head
 
     out.note(f"{pictures.describe(shots, seeds)}\n")
     encoders, train, most = encoder_options.open(out), pictures.train, max(shots)
@@ -210,7 +193,7 @@ def demo(
     measured = FewShotClassifier(encoders, SHOWN_HEAD, quality=quality["name"], **common)
     heads = {name: create_head(name) for name in ("zero-shot", SHOWN_HEAD)}
     records, draws = folder / "runs.jsonl", range(1, seeds + 1)
-    result = compare(measured, train, pictures.test, heads, shots, draws, records=records, progress=out.progress)
+    result = bench.compare(measured, train, pictures.test, heads, shots, draws, records=records, progress=out.progress)
     note_comparison(result, out)
     title = f"{pictures.name} with {encoders[0].info.name}"
     page, curve = result.write(folder, title, metric=pictures.metric, reference=pictures.constant_answer)

@@ -9,6 +9,7 @@ import click
 
 from clipadapter.cli.declarations import argument, cli_command, command_group, option
 from clipadapter.cli.output import Failure, Output, facts, table
+from clipadapter.data import get_templates
 from clipadapter.errors import DataError
 from clipadapter.rendering.tables import UNVERIFIED
 
@@ -74,7 +75,7 @@ def info(out: Output, name: str = argument(), root: Path | None = root_option) -
 @cli_command("clipadapter data prepare dtd eurosat --root data/")
 def prepare(
     out: Output,
-    names: tuple[str, ...] = argument(metavar="NAME...", nargs=-1, required=True),
+    names: tuple[str, ...] = argument(metavar="NAME..."),
     root: Path | None = root_option,
 ) -> None:
     """Download the data sets NAME..., as far as possible, and check their files.
@@ -112,7 +113,6 @@ def _prepare(name: str, root: Path | None, out: Output) -> dict[str, Any]:
 
 
 def _describe(name: str, root: Path | None) -> dict[str, Any]:
-    from clipadapter.data import get_templates
     from clipadapter.data.sets import data_root, get_set
 
     one = get_set(name)

@@ -10,20 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipadapter import persistence
 from clipadapter.cli import options
 from clipadapter.cli.commands.fit import accuracy_fact, save_model
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import list_pictures
-from clipadapter.cli.options import COUNT, FOLDER
+from clipadapter.cli.options import Count
 from clipadapter.cli.output import Fact, Output, note_kept, table
+from clipadapter.data import load_dataset, read_class_names
 from clipadapter.errors import ArtifactError, DataError, InputError
+from clipadapter.heads.registry import HEADS, refuse_update
 from clipadapter.runtime.engines.formats import is_exported
 from clipadapter.utils.files import MANIFEST_SUFFIXES, explain_missing, quote_path
 from clipadapter.utils.formatting import describe_shots, format_count, format_list
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.persistence import Change
 
 NO_LABEL = "a picture alone has no label: give --label NAME, or one folder per class"
 Labels = Sequence[str] | Sequence[tuple[str, ...]]
@@ -47,8 +49,8 @@ class EditOptions(options.ModelEncoderOptions):
         note_kept(f"the model in {folder} is as it was", and_features=True)
         started = time.monotonic()
         model = self.load(folder, strict=self.strict, progress=out.progress)
-        version, has_shots = model.history_.version, bool(len(model.support_))
-        shots_before = model.support_.counts
+        version, shots_before = model.history_.version, model.support_.counts
+        has_shots = len(model.support_) > 0
         change(model, find_author(self.author))
         out.skipped(model.skipped_)
         if model.history_.version == version:
@@ -66,11 +68,11 @@ class EditOptions(options.ModelEncoderOptions):
 @cli_command("clipadapter add-class model/ 'snow leopard' photos/snow-leopard/")
 def add_class(
     out: Output,
-    model: Path = argument(type=FOLDER),
+    model: Path = argument(),
     name: str = argument(),
-    inputs: tuple[Path, ...] = argument(metavar="PICTURES...", type=FOLDER, nargs=-1, required=True),
+    inputs: tuple[Path, ...] = argument(metavar="PICTURES..."),
     sentences: tuple[str, ...] = option(
-        "--text SENTENCE", "Description of the class in place of the templates. May be repeated.", multiple=True
+        "--text SENTENCE", "Description of the class in place of the templates. May be repeated."
     ),
     edit: EditOptions = options_of(EditOptions),
 ) -> None:
@@ -86,8 +88,8 @@ def add_class(
 @cli_command("clipadapter add-examples model/ more/    or: ... model/ a.jpg b.jpg --label lynx")
 def add_examples(
     out: Output,
-    model: Path = argument(type=FOLDER),
-    inputs: tuple[Path, ...] = argument(metavar="DATA...", type=FOLDER, nargs=-1, required=True),
+    model: Path = argument(),
+    inputs: tuple[Path, ...] = argument(metavar="DATA..."),
     label: str | None = option("--label NAME", "Class of all pictures, whatever their folders are called."),
     class_names: Path | None = options.class_names_option,
     edit: EditOptions = options_of(EditOptions),
@@ -102,8 +104,6 @@ def add_examples(
 
 
 def _read_labelled(inputs: Sequence[Path], label: str | None, class_names: Path | None) -> tuple[list[Path], Labels]:
-    from clipadapter.data import load_dataset, read_class_names
-
     names = {} if class_names is None else read_class_names(class_names)
     if label is not None:
         if names:
@@ -129,12 +129,11 @@ def _read_labelled(inputs: Sequence[Path], label: str | None, class_names: Path 
 @cli_command("clipadapter correct model/ photo.jpg --label lynx")
 def correct(
     out: Output,
-    model: Path = argument(type=FOLDER),
-    inputs: tuple[Path, ...] = argument(metavar="PICTURES...", type=FOLDER, nargs=-1, required=True),
+    model: Path = argument(),
+    inputs: tuple[Path, ...] = argument(metavar="PICTURES..."),
     labels: tuple[str, ...] = option(
         "--label NAME",
         "Right class of the pictures. May be repeated if pictures may have several labels.",
-        multiple=True,
         required=True,
     ),
     edit: EditOptions = options_of(EditOptions),
@@ -158,7 +157,7 @@ def correct(
 @cli_command("clipadapter rename-class model/ lynx 'Eurasian lynx'")
 def rename_class(
     out: Output,
-    model: Path = argument(type=FOLDER),
+    model: Path = argument(),
     name: str = argument(),
     new: str = argument(),
     edit: EditOptions = options_of(EditOptions, without=["strict"]),
@@ -173,7 +172,7 @@ def rename_class(
 @cli_command("clipadapter remove-class model/ fox")
 def remove_class(
     out: Output,
-    model: Path = argument(type=FOLDER),
+    model: Path = argument(),
     name: str = argument(),
     edit: EditOptions = options_of(EditOptions, without=["strict"]),
 ) -> None:
@@ -207,10 +206,7 @@ def _collect_pictures(inputs: Sequence[Path]) -> list[Path]:
 
 def _check_head(folder: Path) -> None:
     """Refuse, before an encoder is opened, a model whose head can't be updated. Torch is not imported."""
-    from clipadapter.heads.registry import HEADS, refuse_update
-    from clipadapter.persistence import read_config
-
-    name = read_config(folder).head.name
+    name = persistence.read_config(folder).head.name
     declared = HEADS.info(name).attributes if name in HEADS.list() else {}
     traits = {trait: bool(declared.get(trait)) for trait in ("transductive", "tunes_encoder")}
     refuse_update(name, **traits, model=folder)
@@ -237,7 +233,7 @@ def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: 
     )
 
 
-def describe_change(change: Change) -> str:
+def describe_change(change: persistence.Change) -> str:
     """Describe what was changed in a few words."""
     facts, action = dict(change.facts), change.action
     text = action + (f" '{facts['class']}'" if "class" in facts else "")
@@ -260,14 +256,12 @@ def describe_change(change: Change) -> str:
 
 
 @cli_command("clipadapter history model/")
-def history(out: Output, model: Path = argument(type=FOLDER)) -> None:
+def history(out: Output, model: Path = argument()) -> None:
     """List the versions of MODEL: when each was made, by whom, and what was changed.
 
     'clipadapter undo' goes back to a version. Very old versions are only listed: their models are not stored any more.
     """
-    from clipadapter.persistence import History
-
-    versions = History.load(model)
+    versions = persistence.History.load(model)
     versions.check()
     stored, last = versions.stored_versions(), versions.changes[-1]
     data = [{**one.model_dump(exclude={"key", "config"}), "kept": one.version in stored} for one in versions.changes]
@@ -286,8 +280,8 @@ def history(out: Output, model: Path = argument(type=FOLDER)) -> None:
 @cli_command("clipadapter undo model/")
 def undo(
     out: Output,
-    model: Path = argument(type=FOLDER),
-    to: int | None = option("--to VERSION", "Go to this version, which may be one that was undone.", type=COUNT),
+    model: Path = argument(),
+    to: Count | None = option("--to VERSION", "Go to this version, which may be one that was undone."),
     author: str | None = author_option,
 ) -> None:
     """Undo the last change of MODEL. Run it again to undo the change before.
@@ -295,11 +289,9 @@ def undo(
     Nothing is lost: the result is a new version, and --to goes to any version that 'clipadapter history' can go back
     to. No picture and no encoder is needed.
     """
-    from clipadapter.persistence import read_config, restore_version
-
-    changes = restore_version(model, to, find_author(author)).changes
+    changes = persistence.restore_version(model, to, find_author(author)).changes
     *_, before, now = changes
-    undone, names = changes[before.content - 1], read_config(model).class_names
+    undone, names = changes[before.content - 1], persistence.read_config(model).class_names
     went = Fact("undone", undone.version, f"version {undone.version}, {describe_change(undone)}")
     out.facts(
         [

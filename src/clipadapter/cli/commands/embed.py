@@ -8,10 +8,11 @@ from pathlib import Path
 
 import click
 
+from clipadapter import features
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import check_own_file, has_parquet_key, read_samples
-from clipadapter.cli.options import COUNT, FILE, FOLDER
+from clipadapter.cli.options import Count, File
 from clipadapter.cli.output import Output, note_kept, plain_facts
 from clipadapter.errors import DataError
 from clipadapter.utils.files import ENCODER_KEY
@@ -21,10 +22,10 @@ from clipadapter.utils.formatting import describe_unreadable
 @cli_command("clipadapter embed pictures/ --encoder lite --shard 1/4")
 def command(
     out: Output,
-    data: Path = argument(type=FOLDER),
+    data: Path = argument(),
     encoder_options: options.EncoderOptions = options_of(options.EncoderOptions, without=["no_cache"]),
-    views: int = option(
-        "--views N", "Views per picture: the plain one and N - 1 random crops.", type=COUNT, default=1, heading="Views"
+    views: Count = option(
+        "--views N", "Views per picture: the plain one and N - 1 random crops.", default=1, heading="Views"
     ),
     crop: str | None = options.crop_option,
     seed: int = options.seed_option,
@@ -32,7 +33,7 @@ def command(
     shard: str | None = option(
         "--shard I/N", "Only every N-th picture, starting at the I-th, to share work between N machines."
     ),
-    to: Path | None = option("--to", "Parquet file for the features of the plain pictures.", type=FILE),
+    to: File | None = option("--to", "Parquet file for the features of the plain pictures."),
     strict: bool = options.strict_option,
 ) -> None:
     """Compute and store the features of all pictures in DATA.
@@ -45,30 +46,21 @@ def command(
         note_kept(f"{to} was not written", and_features=True)
     from clipadapter.classifier.encoder_choice import block_names, blocks_of_quality
     from clipadapter.encoders import open_blocks
-    from clipadapter.features import (
-        FeatureStore,
-        ViewSpec,
-        choose_backend,
-        extract,
-        extract_rows,
-        parse_shard,
-        write_parquet,
-    )
 
-    shard_number, n_shards = parse_shard(shard or "1/1")
-    spec = ViewSpec.from_crop(crop or "tip", count=views, seed=seed)
+    shard_number, n_shards = features.parse_shard(shard or "1/1")
+    spec = features.ViewSpec.from_crop(crop or "tip", count=views, seed=seed)
     samples = read_samples(data, split)[shard_number - 1 :: n_shards]
     paths = [sample.path for sample in samples]
-    with FeatureStore(encoder_options.cache) as store:
+    with features.FeatureStore(encoder_options.cache) as store:
         first, *others = encoder_options.open(out)
         blocks = blocks_of_quality(first, others, encoder_options.quality, block_names(first))
         opened = open_blocks(first, blocks, others)
         backend, precision = encoder_options.backend, encoder_options.precision
-        encoder = choose_backend(
+        encoder = features.choose_backend(
             opened, paths, backend=backend, precision=precision, store=store, progress=out.progress
         )
         options.note_backend(opened, encoder, out)
-        embedded = extract(
+        embedded = features.extract(
             encoder,
             paths,
             store=store,
@@ -83,7 +75,8 @@ def command(
         if not embedded.rows and skipped:
             raise DataError(describe_unreadable(len(samples)))
         if to is not None:
-            write_parquet(to, extract_rows(encoder, samples, store), encoder.info, encoder.block_fingerprints())
+            rows = features.extract_rows(encoder, samples, store)
+            features.write_parquet(to, rows, encoder.info, encoder.block_fingerprints())
             note_kept(f"{to} is written")
         result = {
             "encoder": encoder.info.name,
@@ -105,7 +98,7 @@ def command(
 class TrainingOptions:
     """How the encoder is trained."""
 
-    epochs: int = option("--epochs", "Number of passes over the pictures.", type=COUNT, default=200)
+    epochs: Count = option("--epochs", "Number of passes over the pictures.", default=200)
     batch_size: int = option(
         "--batch-size N",
         "Pictures per step; 256 of them take about 3 GB of memory.",
@@ -119,8 +112,8 @@ class TrainingOptions:
 @cli_command("clipadapter simclr pictures/ --out encoder/ --epochs 100")
 def simclr(
     out: Output,
-    pictures: Path = argument(type=FOLDER),
-    folder: Path = option("--out", "Folder for the encoder.", type=FOLDER, required=True),
+    pictures: Path = argument(),
+    folder: Path = option("--out", "Folder for the encoder.", required=True),
     training: TrainingOptions = options_of(TrainingOptions),
     seed: int = options.seed_option,
     split: str | None = options.split_option,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clipadapter import bench, metrics, persistence
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import (
@@ -18,8 +19,9 @@ from clipadapter.cli.inputs import (
     open_dataset,
     path_beside,
 )
-from clipadapter.cli.options import FILE, FOLDER, FRACTION, PLOT_SUFFIXES
+from clipadapter.cli.options import PLOT_SUFFIXES, File, Fraction
 from clipadapter.cli.output import Output, table
+from clipadapter.data import Dataset
 from clipadapter.errors import ImageError
 from clipadapter.runtime.engines.formats import is_exported
 from clipadapter.utils.files import explain_missing, printable, write_atomically
@@ -27,7 +29,6 @@ from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
     from clipadapter.bench.evaluation import ModelEvaluation
-    from clipadapter.data import Dataset
     from clipadapter.explain import Explanation
     from clipadapter.report import Report
 
@@ -44,13 +45,11 @@ curve_option = option(
 @cli_command("clipadapter eval model/ test/ --out report/")
 def command(
     out: Output,
-    model: Path = argument(type=FOLDER),
-    data: Path | None = argument(metavar="[DATA]", type=FOLDER, required=False),
+    model: Path = argument(),
+    data: Path | None = argument(),
     split: str | None = options.split_option,
-    folder: Path | None = option("--out", "Folder for the results; by default MODEL-eval beside MODEL.", type=FOLDER),
-    original: Path | None = option(
-        "--parity MODEL", "Compare an exported file with the model it comes from.", type=FOLDER
-    ),
+    folder: Path | None = option("--out", "Folder for the results; by default MODEL-eval beside MODEL."),
+    original: Path | None = option("--parity MODEL", "Compare an exported file with the model it comes from."),
     record: bool = flag("--record", "Also write the figures into MODEL and its card."),
     curve: bool = curve_option,
     seeds: int = options.seeds_option,
@@ -84,9 +83,7 @@ def command(
     if record:
         check_output_folder(model)
     if data is None:
-        from clipadapter.bench import cross_validate_model
-
-        validation = cross_validate_model(encoder.load(model, progress=out.progress), folds)
+        validation = bench.cross_validate_model(encoder.load(model, progress=out.progress), folds)
         out.result(validation.to_dict(), _validation_text(validation), validation.write(target, title, plot_formats))
         return
     dataset = open_dataset(data, split, "test", class_names)
@@ -94,13 +91,10 @@ def command(
         _measure_file(model, dataset, original, target, encoder, out)
         return
     classifier = encoder.load(model, progress=out.progress)
-    from clipadapter.bench import evaluate_model
-    from clipadapter.persistence import record_evaluation
-
-    result = evaluate_model(classifier, dataset, curve=curve, seeds=range(1, seeds + 1), progress=out.progress)
+    result = bench.evaluate_model(classifier, dataset, curve=curve, seeds=range(1, seeds + 1), progress=out.progress)
     warn_about(result, out)
     files = result.write(target, title, plot_formats)
-    recorded = record_evaluation(model, result.to_dict()) if record else []
+    recorded = persistence.record_evaluation(model, result.to_dict()) if record else []
     if len(recorded) == 1:
         out.note(f"the card of {model} was written by a person and is not changed")
     out.result(result.to_dict(), describe_evaluation(result), [*files, *recorded])
@@ -165,31 +159,25 @@ def _validation_text(result: ModelEvaluation) -> str:
 
 
 def _scores(result: ModelEvaluation) -> str:
-    from clipadapter.metrics import metrics_shown
-
-    metrics = metrics_shown("terminal", "multilabel" if result.is_multilabel else "single-label")
+    shown = metrics.metrics_shown("terminal", "multilabel" if result.is_multilabel else "single-label")
     rows = [
-        (name, *(metric.format(evaluation.metrics[key]) for key, metric in metrics.items()))
+        (name, *(metric.format(evaluation.metrics[key]) for key, metric in shown.items()))
         for name, evaluation in zip(result.scores, result.evaluations, strict=True)
     ]
-    return table(["", *(metric.heading for metric in metrics.values())], rows)
+    return table(["", *(metric.heading for metric in shown.values())], rows)
 
 
 @cli_command("clipadapter report model/ test/ --out report.html")
 def report(
     out: Output,
-    model: Path = argument(type=FOLDER),
-    data: Path = argument(type=FOLDER),
+    model: Path = argument(),
+    data: Path = argument(),
     split: str | None = options.split_option,
-    path: Path | None = option("--out", "Page to write; by default MODEL-report.html beside MODEL.", type=FILE),
-    outliers: Path | None = option(
-        "--outliers", 'Pictures of none of the classes, to measure "none of these".', type=FOLDER
-    ),
-    reject: float | None = option(
-        "--reject RATE", 'Rate of "none of these"; by default as the model, or 0.05.', type=FRACTION
-    ),
-    coverage: float | None = option(
-        "--coverage RATE", "Rate of the sets of classes; by default as the model, or 0.9.", type=FRACTION
+    path: File | None = option("--out", "Page to write; by default MODEL-report.html beside MODEL."),
+    outliers: Path | None = option("--outliers", 'Pictures of none of the classes, to measure "none of these".'),
+    reject: Fraction | None = option("--reject RATE", 'Rate of "none of these"; by default as the model, or 0.05.'),
+    coverage: Fraction | None = option(
+        "--coverage RATE", "Rate of the sets of classes; by default as the model, or 0.9."
     ),
     curve: bool = curve_option,
     doctor: bool = option(
@@ -233,9 +221,7 @@ def report(
 
 
 def _report_text(result: Report) -> str:
-    from clipadapter.metrics import metrics_shown
-
-    others = metrics_shown("terminal", "single-label")
+    others = metrics.metrics_shown("terminal", "single-label")
     del others["accuracy"]
     rows = []
     for name, system in result.metrics_by_model.items():
@@ -253,9 +239,9 @@ def _report_text(result: Report) -> str:
 @cli_command("clipadapter explain model/ photo.jpg --out why.png")
 def explain(
     out: Output,
-    model: Path = argument(type=FOLDER),
-    photo: Path = argument(type=FOLDER),
-    path: Path | None = option("--out FILE.png", "PNG, PDF or SVG file to draw.", type=FILE),
+    model: Path = argument(),
+    photo: Path = argument(),
+    path: File | None = option("--out FILE.png", "PNG, PDF or SVG file to draw."),
     class_name: str | None = option("--class NAME", "Class to explain; by default the predicted one."),
     neighbours: int = option(
         "--neighbours K", "How many of the nearest shots to list.", type=click.IntRange(0), default=5

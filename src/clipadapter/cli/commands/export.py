@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+from clipadapter import persistence
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import check_output_file, check_output_folder, path_beside
-from clipadapter.cli.options import FILE, FOLDER
+from clipadapter.cli.options import File
 from clipadapter.cli.output import Fact, Output, plain_facts
 from clipadapter.errors import InputError
 from clipadapter.runtime.engines.formats import (
@@ -26,14 +27,12 @@ from clipadapter.utils.files import has_local_weights, quote_path
 @cli_command("clipadapter export model/ --format onnx --out model.onnx", extra="lite,onnx")
 def command(
     out: Output,
-    model: Path = argument(type=FOLDER),
+    model: Path = argument(),
     format_name: str = option(
         "--format", "Format of the file.", type=options.late_choice(load_formats), default=DEFAULT_FORMAT
     ),
     path: Path | None = option(
-        "--out FILE",
-        "File to write, with the suffix of its format; by default beside MODEL, with its name.",
-        type=FOLDER,
+        "--out FILE", "File to write, with the suffix of its format; by default beside MODEL, with its name."
     ),
     precision: str = option(
         "--precision",
@@ -50,7 +49,6 @@ def command(
     pictures: Path | None = option(
         "--pictures DATA",
         "Folder or table of pictures to compare the two models on, and to calibrate int8 with; by default the shots.",
-        type=FOLDER,
     ),
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions, only=("uris", "max_pixels")),
 ) -> None:
@@ -60,10 +58,9 @@ def command(
     graph, and class names and preprocessing as metadata. The graph is compared with MODEL on pictures first. If they
     differ, no file is written. The head cocoop can't be exported, since its prompts depend on the picture.
     """
-    from clipadapter.persistence import read_config
     from clipadapter.runtime.export import export_model
 
-    config = read_config(model)  # refuses a wrong folder before torch is imported
+    config = persistence.read_config(model)  # refuses a wrong folder before torch is imported
     target = _target(model, path, format_name)
     check_output_file(target)
     get_format(format_name).check_convertible(precision)
@@ -109,12 +106,10 @@ def _target(model: Path, path: Path | None, format_name: str) -> Path:
 @cli_command("clipadapter push model/ org/name --private --exported model.onnx")
 def push(
     out: Output,
-    model: Path = argument(type=FOLDER),
+    model: Path = argument(),
     name: str = argument(metavar="ORG/NAME"),
     private: bool = flag("--private", "Create a private repository; by default as set in your account."),
-    exported: tuple[Path, ...] = option(
-        "--exported", "File written by 'clipadapter export', to upload too.", type=FILE, multiple=True
-    ),
+    exported: tuple[File, ...] = option("--exported", "File written by 'clipadapter export', to upload too."),
 ) -> None:
     """Upload MODEL and its card to the Hugging Face hub. The repository is created if there is none.
 
@@ -122,10 +117,8 @@ def push(
     are removed. The features of the shots are included, unless the model was fitted with --no-support; some heads
     have such features themselves.
     """
-    from clipadapter.persistence import push, read_config
-
-    config = read_config(model)
-    done = push(model, name, exported=exported, private=True if private else None)
+    config = persistence.read_config(model)
+    done = persistence.push(model, name, exported=exported, private=True if private else None)
     if has_local_weights(config.encoder.name):
         out.warn(
             "the weights of the encoder are on this machine only: whoever downloads the model needs them, and --encoder"
@@ -142,17 +135,15 @@ def push(
 def pull(
     out: Output,
     name: str = argument(metavar="ORG/NAME"),
-    folder: Path = option("--out", "Folder for the model.", type=FOLDER, required=True),
+    folder: Path = option("--out", "Folder for the model.", required=True),
     revision: str | None = option("--revision NAME", "Branch, tag or commit; by default main."),
 ) -> None:
     """Download a model from the Hugging Face hub into a folder, and check it.
 
     Only the files of a model are downloaded, and nothing is unpickled. The weights of the encoder are not included.
     """
-    from clipadapter.persistence import pull, read_config
-
     check_output_folder(folder)
-    pull(name, folder, revision=revision)
-    config = read_config(folder)
+    persistence.pull(name, folder, revision=revision)
+    config = persistence.read_config(folder)
     record = {"model": str(folder), "head": config.head.name, "encoder": config.encoder.name}
     out.facts(plain_facts({**record, "classes": config.class_names}))

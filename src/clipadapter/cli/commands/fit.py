@@ -12,13 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipadapter import bench, encoders, features, persistence
 from clipadapter.cli import options
 from clipadapter.cli.commands.eval import describe_evaluation, warn_about
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import check_output_folder, list_pictures, rename_classes
-from clipadapter.cli.options import COUNT, FOLDER, FOLDER_OR_URI, FRACTION
+from clipadapter.cli.options import Count, FolderOrUri, Fraction
 from clipadapter.cli.output import Fact, Output, note_kept
+from clipadapter.data import Dataset, Sample, clean_name, draw_multilabel_shots, draw_shots
+from clipadapter.data.load import load_labelled
+from clipadapter.data.splits import hold_back
 from clipadapter.errors import InputError
+from clipadapter.heads.registry import head_name
 from clipadapter.utils.files import SHARDS_FILE
 from clipadapter.utils.formatting import describe_shots, format_count, format_list, format_seconds
 from clipadapter.utils.progress import estimates_reported_to
@@ -29,7 +34,6 @@ if TYPE_CHECKING:
 
     from clipadapter.bench.evaluation import ModelEvaluation
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.data import Dataset
     from clipadapter.features import FeatureTable
     from clipadapter.uncertainty import Uncertainty
 
@@ -42,20 +46,16 @@ FEW_HELD_OUT_SHOTS = 10  # with fewer held-out shots a person is told that they 
 )
 def command(
     out: Output,
-    data: Path | str = argument(type=FOLDER_OR_URI),
+    data: FolderOrUri = argument(),
     folder: Path = option(
-        "--out",
-        "Folder for the model; a model that is in it stays as an earlier version.",
-        type=FOLDER,
-        default="model",
+        "--out", "Folder for the model; a model that is in it stays as an earlier version.", default="model"
     ),
     encoder_options: options.EncoderOptions = options_of(options.EncoderOptions),
     head: options.HeadOptions = options_of(options.HeadOptions),
-    shots: int | None = option("--shots K", "Draw K pictures per class; by default all are used.", type=COUNT),
-    test_fraction: float | None = option(
+    shots: Count | None = option("--shots K", "Draw K pictures per class; by default all are used."),
+    test_fraction: Fraction | None = option(
         "--test-fraction F",
         "Keep this fraction of the pictures of each class, such as 0.2, to measure the model on. --seed draws them.",
-        type=FRACTION,
     ),
     seed: int = options.seed_option,
     split: str | None = options.split_option,
@@ -65,7 +65,6 @@ def command(
         "--unlabelled",
         "Folder of pictures without labels. The default head, auto, can use them; ss-text-u, stata, transclip and "
         "zlap need them; no other head takes them.",
-        type=FOLDER,
     ),
     uncertainty: options.UncertaintyArguments = options_of(options.UncertaintyArguments),
     no_support: bool = flag(
@@ -154,8 +153,6 @@ def save_model(model: FewShotClassifier, folder: Path, with_shots: bool) -> None
 
 def _hold_back(dataset: Dataset, fraction: float, seed: int, data: Path | str) -> tuple[Dataset, Dataset]:
     """Divide pictures into those to learn from and test pictures, whose name says how they were drawn."""
-    from clipadapter.data.splits import hold_back
-
     if dataset.multilabel:
         raise InputError(f"--test-fraction divides classes, but pictures of '{data}' have several labels: leave it out")
     train, test = hold_back(dataset.labels, fraction, seed)
@@ -168,19 +165,14 @@ def _hold_back(dataset: Dataset, fraction: float, seed: int, data: Path | str) -
 
 def _measure(model: FewShotClassifier, pictures: Dataset, folder: Path, out: Output) -> ModelEvaluation:
     """Measure the saved model on the pictures that were held back, and record the figures in it and its card."""
-    from clipadapter.bench import evaluate_model
-    from clipadapter.persistence import record_evaluation
-
-    result = evaluate_model(model, pictures, curve=False, progress=out.progress)
+    result = bench.evaluate_model(model, pictures, curve=False, progress=out.progress)
     warn_about(result, out)
-    record_evaluation(folder, result.to_dict())
+    persistence.record_evaluation(folder, result.to_dict())
     return result
 
 
 def _draw_rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequence[int]:
     """Draw the shots, and warn of classes that have too few pictures."""
-    from clipadapter.data import draw_multilabel_shots, draw_shots
-
     counts = Counter(name for names in dataset.label_sets for name in names)
     if shots is None:
         single = [name for name, count in counts.items() if count == 1]
@@ -230,13 +222,11 @@ def _note_estimate(out: Output, seconds: float, steps: int, steps_before: int) -
 
 def _check_folder(folder: Path) -> int | None:
     """Refuse, before the work, a folder that saving would refuse after it. The version of the model in it, if any."""
-    from clipadapter.persistence import History, check_target_folder
-
-    check_target_folder(folder)
+    persistence.check_target_folder(folder)
     check_output_folder(folder)
     if not (folder / "config.json").is_file():
         return None
-    history = History.load(folder)
+    history = persistence.History.load(folder)
     history.check()
     return history.version
 
@@ -270,9 +260,6 @@ def _model_facts(
 
     ``calibration`` and the numbers of pictures, some of which may be unreadable, are as the user gave them.
     """
-    from clipadapter.data import clean_name
-    from clipadapter.encoders import describe_passes, split_blocks
-
     provenance, shots = model.support_.provenance, model.support_.counts
     info, state = model.encoder_.info, model.head_.state()
     learned = _uncertainty_facts(model.uncertainty_, calibration)
@@ -305,7 +292,7 @@ def _model_facts(
     if len(blocks) > 1 or model.dropped_blocks_:
         names = (f"{one.name} {shares[one.name]:.0%}" if one.name in shares else one.name for one in blocks)
         unused = f"; not used: {', '.join(model.dropped_blocks_)}" if model.dropped_blocks_ else ""
-        listed, cost = f"{', '.join(names)}{unused}", describe_passes(model.encoder_)
+        listed, cost = f"{', '.join(names)}{unused}", encoders.describe_passes(model.encoder_)
     skipped = [{"source": source, "reason": reason} for source, reason in provenance["skipped"]]
     return [
         Fact("classes", list(shots), len(shots)),
@@ -321,7 +308,7 @@ def _model_facts(
         Fact(
             "encoder",
             {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
-            f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})",
+            f"{encoders.split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})",
         ),
         Fact("quality", provenance.get("quality")),
         Fact(
@@ -397,8 +384,6 @@ def _uncertainty_facts(uncertainty: Uncertainty, calibration: str) -> list[Fact]
 
 def accuracy_fact(model: FewShotClassifier) -> Fact:
     """How often a model is right about held-out shots, or why that is not known; only in JSON without any shots."""
-    from clipadapter.heads.registry import head_name
-
     counts, accuracy = model.support_.counts, model.uncertainty_.accuracy
     text: str | None = None
     if accuracy is not None:
@@ -421,28 +406,19 @@ def _open_data(
 ) -> tuple[Dataset, FeatureTable | None, bool]:
     """The pictures to learn from, the shards if they are rows of these, and whether there are test pictures beside."""
     if isinstance(data, Path) and not (data / SHARDS_FILE).is_file():
-        from clipadapter.data.load import load_labelled
-
         pictures, splits = load_labelled(data, split, "train")
         return rename_classes(pictures, class_names), None, split is None and "test" in splits
-    from clipadapter.features import open_feature_table
-
-    shards = open_feature_table(data)
-    return rename_classes(_list_shards(shards, split), class_names), shards, False
-
-
-def _list_shards(shards: FeatureTable, split: str | None) -> Dataset:
-    """The pictures of a split; without a name of "train", if there is one, else of all."""
-    from clipadapter.data import Dataset, Sample
-
+    shards = features.open_feature_table(data)
     labels = shards.labels(_shard_rows(shards, split))
-    names = tuple(sorted(set(labels)))
     # Names of pictures are read for the shots only. One path for all keeps a row at a hundred bytes.
     place = Path(shards.name)
-    return Dataset(shards.name, place, tuple(Sample(place, label, split or "all") for label in labels), names)
+    samples = tuple(Sample(place, label, split or "all") for label in labels)
+    pictures = Dataset(shards.name, place, samples, tuple(sorted(set(labels))))
+    return rename_classes(pictures, class_names), shards, False
 
 
 def _shard_rows(shards: FeatureTable, split: str | None) -> NDArray[np.int64]:
+    """The rows of a split; without a name of "train", if there is one, else all."""
     return shards.rows(split or ("train" if "train" in shards.splits else None))
 
 

@@ -7,15 +7,18 @@ import platform
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from importlib import metadata
+from typing import Any
 
 from clipadapter.cli.declarations import argument, cli_command
 from clipadapter.cli.output import Fact, Output, facts, table
+from clipadapter.encoders.catalogue import EncoderListing, list_timm, match_listings, read_groups, read_hardware
+from clipadapter.encoders.registry import TEST_SCHEME, encoder_info, list_listings
+from clipadapter.heads import default_parameters, fidelity_of, head_info
+from clipadapter.heads.registry import FIDELITY_KINDS, HEADS, Fidelity
 from clipadapter.rendering.tables import NOT_AS_PUBLISHED
+from clipadapter.utils.files import default_cache_dir
 from clipadapter.utils.registry import unknown
-
-if TYPE_CHECKING:
-    from clipadapter.encoders import EncoderListing
 
 MARKS = {
     "*": "transductive: uses the pictures to classify when it is fitted",
@@ -32,8 +35,6 @@ def command(out: Output, pattern: str = argument(default="*")) -> None:
     If only one name matches, its description and its parameters (for --set of other commands) are shown. The fidelity
     says how close a head is to the publication that it is named after.
     """
-    from clipadapter.heads.registry import HEADS
-
     names = HEADS.list(pattern)
     if not names:
         asked, pattern = pattern, f"*{pattern}*"
@@ -49,8 +50,6 @@ def command(out: Output, pattern: str = argument(default="*")) -> None:
 
 
 def _describe_for_json(name: str) -> dict[str, Any]:
-    from clipadapter.heads import default_parameters, fidelity_of, head_info
-
     entry = head_info(name)
     return {
         "name": name,
@@ -69,8 +68,6 @@ def _describe_for_json(name: str) -> dict[str, Any]:
 
 def _list_heads(pattern: str) -> str:
     """Return the table of the heads. Their source is read; torch, which takes seconds, is not imported."""
-    from clipadapter.heads.registry import FIDELITY_KINDS, HEADS, Fidelity
-
     rows, kinds, marks = [], set[str](), ""
     for head in map(HEADS.info, HEADS.list(pattern)):
         stated, traits = Fidelity.of(head.facts), head.attributes
@@ -87,8 +84,6 @@ def _list_heads(pattern: str) -> str:
 
 def _describe_head(name: str) -> str:
     """Return the docstring without its example, the fidelity, the defaults, the recipes and the presets."""
-    from clipadapter.heads import default_parameters, fidelity_of, head_info
-
     cls, fidelity, params = head_info(name).cls, fidelity_of(name), default_parameters(name)
     docstring = inspect.cleandoc(cls.__doc__ or "").partition("\n\nFidelity: ")[0]
     description = re.sub(r"^>>> .*(?:\n.+)*\n*", "", docstring, flags=re.MULTILINE).strip()
@@ -112,9 +107,6 @@ def encoders(out: Output, pattern: str = argument(default="")) -> None:
     accuracy on ImageNet. No encoder is loaded. '*' lists all. The models of timm are listed for a PATTERN that begins
     with 'timm:' or has wildcards.
     """
-    from clipadapter.encoders.catalogue import list_timm, match_listings, read_groups, read_hardware
-    from clipadapter.encoders.registry import TEST_SCHEME, encoder_info, list_listings
-
     listings = encoder_info(TEST_SCHEME).cls.listing() if pattern == TEST_SCHEME else list_listings()
     if pattern:
         if pattern.lower().startswith("timm:") or set("*?[") & set(pattern):
@@ -152,16 +144,12 @@ PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "onnxrunt
 @cli_command("clipadapter version --json")
 def version(out: Output) -> None:
     """Show the versions of the main packages, and the cache folder."""
-    from clipadapter.utils.files import default_cache_dir
-
     own, *others = ((name, _version(name)) for name in PACKAGES)
     pairs = [own, ("python", platform.python_version()), *others, ("cache", str(default_cache_dir()))]
     out.facts([Fact(name, value, value, name) for name, value in pairs])
 
 
 def _version(name: str) -> str:
-    from importlib import metadata
-
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -7,14 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import check_output_file, is_model_file, list_pictures
-from clipadapter.cli.options import COUNT, FILE, FOLDER, FRACTION, PLOT_SUFFIXES
+from clipadapter.cli.options import PLOT_SUFFIXES, Count, File, Fraction
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import InputError
 from clipadapter.utils.files import path_without_links, printable
@@ -24,42 +24,38 @@ if TYPE_CHECKING:
 
 DRIFT_EXIT_CODE = 3  # exit code if there is drift
 MAX_LISTED_CLASSES = 10  # classes in the table; JSON has all
-CHECK_NAMES = click.Choice(["covariate-shift", "label-shift", "ood-rate"])
 
 
 @dataclass(frozen=True)
 class CheckOptions:
     """How the checks are made."""
 
-    window: int | None = option("--window N", "Pictures per window; by default a twelfth of the stream.", type=COUNT)
-    reject: float | None = option(
-        "--reject RATE", 'Rate of "none of these"; by default as the model, or 0.05.', type=FRACTION
+    window: Count | None = option("--window N", "Pictures per window; by default a twelfth of the stream.")
+    reject: Fraction | None = option("--reject RATE", 'Rate of "none of these"; by default as the model, or 0.05.')
+    alpha: Fraction = option("--alpha RATE", "Probability of a false alarm over all checks.", default=0.01)
+    skip: tuple[Literal["covariate-shift", "label-shift", "ood-rate"], ...] = option(
+        "--skip", "Check to leave out. May be repeated."
     )
-    alpha: float = option("--alpha RATE", "Probability of a false alarm over all checks.", type=FRACTION, default=0.01)
-    skip: tuple[str, ...] = option("--skip", "Check to leave out. May be repeated.", type=CHECK_NAMES, multiple=True)
 
 
 @cli_command("clipadapter monitor model/ today/ --reference usual/ --plot drift.png || mail ...")
 def command(
     out: Output,
-    model: Path = argument(type=FOLDER),
-    stream: Path = argument(type=FOLDER),
+    model: Path = argument(),
+    stream: Path = argument(),
     reference: Path | None = option(
-        "--reference", "Pictures of the usual situation; by default the shots of the model.", type=FOLDER
+        "--reference", "Pictures of the usual situation; by default the shots of the model."
     ),
-    usual: tuple[str, ...] = option(
-        "--usual CLASS=SHARE", "Usual frequency of a class; by default as in the shots.", multiple=True
-    ),
-    by: str = option(
+    usual: tuple[str, ...] = option("--usual CLASS=SHARE", "Usual frequency of a class; by default as in the shots."),
+    by: Literal["time", "name"] = option(
         "--by",
         "Order of the stream: by the time a photo was taken or its file was written, or by name.",
-        type=click.Choice(["time", "name"]),
         default="time",
     ),
-    last: int | None = option("--last N", "Only the last N pictures of the stream.", type=COUNT),
+    last: Count | None = option("--last N", "Only the last N pictures of the stream."),
     checks: CheckOptions = options_of(CheckOptions),
-    plot: Path | None = option("--plot", "PNG, PDF or SVG file to write: the stream over time.", type=FILE),
-    history: Path | None = option("--history", "File to which each run adds a line of JSON.", type=FILE),
+    plot: File | None = option("--plot", "PNG, PDF or SVG file to write: the stream over time."),
+    history: File | None = option("--history", "File to which each run adds a line of JSON."),
     seed: int = options.seed_option,
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
 ) -> None:
@@ -78,7 +74,7 @@ def command(
         check_output_file(path, suffixes=suffixes)
     reference_priors = _parse_shares(usual)
     opened: Any = encoder.open_exported(model) if is_model_file(model) else encoder.load(model, progress=out.progress)
-    paths, times = sort_pictures(list_pictures(stream), by)  # type: ignore[arg-type]
+    paths, times = sort_pictures(list_pictures(stream), by)
     if last is not None:
         paths, times = paths[-last:], None if times is None else times[-last:]
     report = detect_drift(

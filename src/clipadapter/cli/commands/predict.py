@@ -17,17 +17,23 @@ from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate, chain, count, repeat, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 from tqdm import tqdm
 
+from clipadapter import features, persistence, runtime
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import check_output_folder, is_feature_table, is_missing, is_model_file, read_lines
-from clipadapter.cli.options import COUNT_OR_ALL, FILE, FOLDER
+from clipadapter.cli.options import CountOrAll, File
 from clipadapter.cli.output import START_AGAIN, Output, note_kept, plain_facts
+from clipadapter.data import list_images
+from clipadapter.data.load import read_listing
+from clipadapter.data.manifests import is_manifest
 from clipadapter.errors import DataError, ImageError, InputError, MissingExtraError, needs_training
+from clipadapter.runtime.engines.formats import companion_files
+from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
 from clipadapter.utils.files import IMAGE_SUFFIXES, explain_missing, printable, quote_path
 from clipadapter.utils.formatting import describe_unreadable, format_count, format_list, table
 
@@ -47,17 +53,12 @@ T = TypeVar("T")
 class PredictRequest:
     """The arguments and options of the command."""
 
-    model: Path = argument(type=FOLDER)
-    inputs: tuple[str, ...] = argument(
-        metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True
-    )
-    top: int = option(
-        "--top K|all", "Number of classes to print for each picture, or all.", type=COUNT_OR_ALL, default=1
-    )
-    adapt: str | None = option(
+    model: Path = argument()
+    inputs: tuple[str, ...] = argument(metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str))
+    top: CountOrAll = option("--top K|all", "Number of classes to print for each picture, or all.", default=1)
+    adapt: Literal["tda"] | None = option(
         "--adapt",
         "Let earlier pictures change the answers to later ones, for many pictures of one kind. Their order matters.",
-        type=click.Choice(["tda"]),
     )
     views: int = option(
         "--views N",
@@ -65,17 +66,15 @@ class PredictRequest:
         type=click.IntRange(1, MAX_VIEWS),
         default=1,
     )
-    file: Path | None = option(
+    file: File | None = option(
         "--out",
         "File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped "
         "continues if it is started again.",
-        type=FILE,
     )
     sorted_folder: Path | None = option(
         "--sort-into",
         'Copy each picture into the folder of its class in this folder, or into "none of these". Of several '
         "labels the most probable counts. Nothing is moved or overwritten.",
-        type=FOLDER,
     )
     strict: bool = options.strict_option
     decisions: options.DecisionArguments = options_of(options.DecisionArguments)
@@ -116,9 +115,6 @@ class PredictRequest:
 
     def describe(self) -> dict[str, Any]:
         """What must be equal so that a run continues an earlier one. Each part says which pictures it answers."""
-        from clipadapter.runtime.engines.formats import companion_files
-        from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
-
         path, cost, values = self.model, self.decisions.cost, vars(self) | vars(self.decisions) | vars(self.encoder)
         files = [model_path(path, CONFIG_FILE)] if path.is_dir() else [path, *companion_files(path)]
         names = ("top", "adapt", "views", "reject", "coverage", "minimise", "backend", "precision", "max_pixels")
@@ -194,7 +190,7 @@ def _list_folders(inputs: Sequence[str]) -> list[Path]:
 def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) -> None:
     """Print the predictions, and copy the pictures if there is a sorter."""
     out, n_pictures = request.out, 0
-    answers: Counter[tuple[str | None, bool]] = Counter()
+    answers, marked = Counter[str | None](), Counter[str | None]()
     request.check_model()
     rows = TableRows(request) if request.tables else PictureRows(request)
     class_names, blocks = rows.answer()
@@ -207,7 +203,8 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
             if prediction.error is None or out.as_json:
                 out.row(prediction.record(), _format_prediction(prediction, width))
             if prediction.error is None:
-                answers[prediction.label, prediction.label is not None and prediction.unlike_every_class] += 1
+                answers[prediction.label] += 1
+                marked[prediction.label] += prediction.label is not None and prediction.unlike_every_class
                 if sorter is not None and path is not None:
                     sorter.add(path, prediction.label, class_names)
             bar.update()
@@ -216,7 +213,7 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
     if answers.total() < n_pictures:
         out.warn(f"{n_pictures - answers.total()} of {n_pictures} pictures can't be read")
     if not out.as_json and (sorter is not None or (is_terminal() and _list_folders(request.inputs))):
-        out.note(f"\n{count_answers(answers)}")
+        out.note(f"\n{count_answers(answers, marked)}")
     if sorter is not None:
         out.note(sorter.describe())
 
@@ -299,10 +296,6 @@ def _expand(path: Path) -> Iterable[Path]:
     try:
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
             return [path]
-        from clipadapter.data import list_images
-        from clipadapter.data.load import read_listing
-        from clipadapter.data.manifests import is_manifest
-
         if path.is_dir():
             return list_images(path)
         return read_listing(path).dataset.paths if is_manifest(path) else [path]
@@ -362,11 +355,9 @@ def _open_model(
     """Open a saved model or an exported file: the names of its classes, and its predictions in order."""
     encoder = request.encoder
     if is_model_file(request.model):
-        from clipadapter.runtime import DEFAULT_BATCH_SIZE
-
         file = encoder.open_exported(request.model)
         own = request.keywords(file.uncertainty, file.class_names)
-        batch_size = min(encoder.batch_size, DEFAULT_BATCH_SIZE)
+        batch_size = min(encoder.batch_size, runtime.DEFAULT_BATCH_SIZE)
         return file.class_names, file.iter_predictions(iter(pictures), batch_size=batch_size, **own)
     if all(text != "-" and is_missing(Path(text)) for text in request.inputs):
         from clipadapter.utils.prediction import unreadable
@@ -407,23 +398,21 @@ class TableRows:
     def __init__(self, request: PredictRequest) -> None:
         from clipadapter.classifier.answers import predict_columns
         from clipadapter.classifier.encoder_choice import find_blocks
-        from clipadapter.features import open_feature_table
-        from clipadapter.persistence import load_model
 
-        model = load_model(request.model)
+        model = persistence.load_model(request.model)
         # A head that predicts through the text tower gets it from the encoder.
         if model.head.needs_tower:
             model = replace(model, head=request.encoder.load(request.model).head_)
         self.paths = repeat(None)
         self._class_names: Sequence[str] = model.text.labels
-        tables = [(table, find_blocks(model, table)) for table in map(open_feature_table, request.tables)]
+        tables = [(table, find_blocks(model, table)) for table in map(features.open_feature_table, request.tables)]
         self._files = [(table, blocks, file) for table, blocks in tables for file in table.files]
         self._facts = [file_facts(Path(file)) for _, _, file in self._files]
         self._starts = list(accumulate((table.count_rows(file) for table, _, file in self._files), initial=0))
         self.total = self._starts[-1]
         own = request.keywords(model.uncertainty, self._class_names)
         top, adapt = own.pop("top"), own.pop("adapt")
-        self._predict = lambda features: predict_columns(model, features, top, own, adapt)
+        self._predict = lambda rows: predict_columns(model, rows, top, own, adapt)
 
     def stamp(self, first: int, n: int) -> str:
         """The stamp of `n` rows: of their files as they were before they were read, and of their numbers."""
@@ -435,9 +424,9 @@ class TableRows:
         from clipadapter.cli.prediction_files import AnsweredRows
 
         def predict() -> Iterator[Rows]:
-            for (features, blocks, path), start, end in zip(self._files, self._starts, self._starts[1:], strict=False):
+            for (rows, blocks, path), start, end in zip(self._files, self._starts, self._starts[1:], strict=False):
                 row = min(max(start, first), end)
-                for batch in _read_ahead(features.batches(path, blocks, row - start)):
+                for batch in _read_ahead(rows.batches(path, blocks, row - start)):
                     row += len(batch.paths)
                     yield AnsweredRows(batch.paths, batch.errors, self._predict(batch.features))
                 if row != end:
@@ -461,13 +450,10 @@ def _read_ahead(items: Iterator[T]) -> Iterator[T]:
 NONE_OF_THESE = "none of these"  # name, and folder, of pictures without a class
 
 
-def count_answers(answers: Counter[tuple[str | None, bool]]) -> str:
-    """Format the number of pictures per answer: a label, or None, and whether it is marked as unlike every class."""
-    totals: Counter[str | None] = Counter()
-    for (label, _), n in answers.items():
-        totals[label] += n
-    rows = [(NONE_OF_THESE if label is None else label, n, answers[label, True]) for label, n in totals.most_common()]
-    columns = ["class", "pictures", "unlike every class"][: 3 if any(row[2] for row in rows) else 2]
+def count_answers(answers: Counter[str | None], marked: Counter[str | None]) -> str:
+    """Format the number of pictures per answer, a label or None, and how many are marked as unlike every class."""
+    rows = [(NONE_OF_THESE if label is None else label, n, marked[label]) for label, n in answers.most_common()]
+    columns = ["class", "pictures", "unlike every class"][: 3 if marked.total() else 2]
     return table(columns, [row[: len(columns)] for row in rows])
 
 

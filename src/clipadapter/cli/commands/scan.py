@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import check_output_file, open_dataset
-from clipadapter.cli.options import FILE, FOLDER
+from clipadapter.cli.options import File
 from clipadapter.cli.output import MAX_LISTED, Failure, Output, table
+from clipadapter.data import ScanReport, scan
 from clipadapter.errors import InputError, require_installed
 from clipadapter.utils.files import printable
 from clipadapter.utils.formatting import format_count
-
-if TYPE_CHECKING:
-    from clipadapter.data import ScanReport
 
 
 @cli_command("clipadapter scan shots/")
 def command(
     out: Output,
-    data: Path = argument(type=FOLDER),
+    data: Path = argument(),
     strict: bool = flag("--strict", "Exit with 1 if a picture can't be read."),
     max_pixels: int = options.max_pixels_option,
 ) -> None:
@@ -30,8 +27,6 @@ def command(
 
     Every picture is read completely. Nothing is written.
     """
-    from clipadapter.data import scan
-
     report = scan(data)
     out.result(report.to_dict(), "\n".join(_lines(report)))
     for warning in report.warnings:
@@ -65,13 +60,12 @@ def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
 @cli_command("clipadapter doctor photos/ --html doctor.html", extra="lite,doctor")
 def doctor(
     out: Output,
-    data: Path = argument(type=FOLDER),
+    data: Path = argument(),
     split: str | None = options.split_option,
-    page: Path | None = option("--html", "HTML page to write, with the pictures in it.", type=FILE),
+    page: File | None = option("--html", "HTML page to write, with the pictures in it."),
     model: Path | None = option(
         "--model",
         "Fitted model whose encoder is used; without it and --encoder, the encoder that fit takes by default.",
-        type=FOLDER,
     ),
     strict: bool = flag("--strict", "Exit with 1 if a finding is severe."),
     seed: int = options.seed_option,

@@ -6,13 +6,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipadapter import persistence
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option
 from clipadapter.cli.inputs import check_output_file, rename_classes
-from clipadapter.cli.options import FILE, FOLDER
+from clipadapter.cli.options import File
 from clipadapter.cli.output import Fact, Output, echo, plain_facts, table
+from clipadapter.data import load_dataset, sentences
+from clipadapter.data.manifests import is_manifest
 from clipadapter.errors import DataError, InputError
+from clipadapter.runtime.model_folder import CONFIG_FILE
 from clipadapter.utils.files import quote_path, write_atomically
+from clipadapter.utils.parsing import read_text
 
 NAMES_SUFFIX = ".txt"  # suffix of a list of class names
 
@@ -20,16 +25,15 @@ NAMES_SUFFIX = ".txt"  # suffix of a list of class names
 @cli_command("clipadapter sentences shots/ --domain food --out sentences.json")
 def command(
     out: Output,
-    source: Path | None = argument(type=FOLDER, required=False),
+    source: Path | None = argument(),
     domains: tuple[str, ...] = option(
         "--domain NAME",
         "What the pictures show, such as food. May be repeated. --list-domains lists the names.",
         default=("objects",),
-        multiple=True,
     ),
-    given_names: tuple[str, ...] = option("--class NAME", "A class name. May be repeated.", multiple=True),
+    given_names: tuple[str, ...] = option("--class NAME", "A class name. May be repeated."),
     class_names: Path | None = options.class_names_option,
-    file: Path | None = option("--out", "JSON file for the sentences; by default they are printed.", type=FILE),
+    file: File | None = option("--out", "JSON file for the sentences; by default they are printed."),
     overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
     list_domains: bool = flag("--list-domains", "Only list the domains."),
 ) -> None:
@@ -39,8 +43,6 @@ def command(
     (.txt) with one name per line. No language model is used, and nothing is downloaded. Edit the file: sentences about
     what distinguishes the classes help most. See docs/guides/class-sentences.md.
     """
-    from clipadapter.data import sentences
-
     if list_domains:
         known = sentences.list_domains()
         rows = [[domain.name, len(domain.sentences), domain.title] for domain in known]
@@ -75,11 +77,6 @@ def command(
 
 def _read_names(source: Path | None, class_names: Path | None) -> tuple[list[str], bool]:
     """The class names of the source, and whether it has pictures."""
-    from clipadapter.data import load_dataset
-    from clipadapter.data.manifests import is_manifest
-    from clipadapter.runtime.model_folder import CONFIG_FILE
-    from clipadapter.utils.parsing import read_text
-
     is_model = source is not None and (source / CONFIG_FILE).is_file()
     is_list = source is not None and source.suffix.lower() == NAMES_SUFFIX and not source.is_dir()
     if class_names is not None and (source is None or is_model or is_list):
@@ -87,9 +84,7 @@ def _read_names(source: Path | None, class_names: Path | None) -> tuple[list[str
     if source is None:
         return [], False
     if is_model:
-        from clipadapter.persistence import read_config
-
-        return list(read_config(source).class_names), False
+        return list(persistence.read_config(source).class_names), False
     if is_list:
         names = [line.strip() for line in read_text(source).splitlines() if line.strip()]
         if not names:

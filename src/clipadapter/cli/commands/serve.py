@@ -12,7 +12,7 @@ import click
 
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
-from clipadapter.cli.options import COUNT, FILE, LOOPBACK_HOSTS
+from clipadapter.cli.options import LOOPBACK_HOSTS, Count, File
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
 from clipadapter.runtime.engines.formats import list_inference_backends
@@ -27,21 +27,19 @@ class LimitOptions:
     """The limits that `clipadapter.serve.Limits` describes, with its defaults. ``--help`` does not import it."""
 
     HEADING: ClassVar[str] = "Limits"
-    max_batch: int = option("--max-batch", "Pictures in a batch.", type=COUNT, default=8)
-    queue: int = option(
-        "--queue", "Pictures of a model that may wait; more are refused with 503.", type=COUNT, default=256
-    )
+    max_batch: Count = option("--max-batch", "Pictures in a batch.", default=8)
+    queue: Count = option("--queue", "Pictures of a model that may wait; more are refused with 503.", default=256)
     deadline: float = option(
         "--deadline SECONDS", "A request without an answer by then is dropped with 504.", type=POSITIVE, default=10.0
     )
-    max_bytes: int = option("--max-bytes", "Of a request.", type=COUNT, default=32 << 20)
-    max_pixels: int = option("--max-pixels", "Of a picture.", type=COUNT, default=50_000_000)
-    max_pictures: int = option("--max-pictures", "Of a request.", type=COUNT, default=64)
+    max_bytes: Count = option("--max-bytes", "Of a request.", default=32 << 20)
+    max_pixels: Count = option("--max-pixels", "Of a picture.", default=50_000_000)
+    max_pictures: Count = option("--max-pictures", "Of a request.", default=64)
     header_timeout: float = option(
         "--header-timeout SECONDS", "In which the headers of a request must arrive.", type=POSITIVE, default=10.0
     )
-    max_connections: int = option(
-        "--max-connections", "Open at a time; for one more the longest idle is closed.", type=COUNT, default=800
+    max_connections: Count = option(
+        "--max-connections", "Open at a time; for one more the longest idle is closed.", default=800
     )
 
 
@@ -50,14 +48,12 @@ class LimitOptions:
     first="--host --port --token-file --allow-host --json --quiet",
 )
 def command(
-    models: tuple[str, ...] = argument(metavar="MODEL...", nargs=-1, required=True),
+    models: tuple[str, ...] = argument(metavar="MODEL..."),
     host: str = option("--host", "Address to listen at; 0.0.0.0 is all.", default="127.0.0.1"),
     port: int = option("--port", "0 takes a free one.", type=click.IntRange(0, 65535), default=8000),
-    token_file: Path | None = option(
-        "--token-file", f"Has a token that requests must send; or set {TOKEN_VARIABLE}.", type=FILE
-    ),
+    token_file: File | None = option("--token-file", f"Has a token that requests must send; or set {TOKEN_VARIABLE}."),
     backend: str = option("--backend", type=BACKENDS, default="auto"),
-    threads: int | None = option("--threads N", "That run a model; by default as many as cores.", type=COUNT),
+    threads: Count | None = option("--threads N", "That run a model; by default as many as cores."),
     limits: LimitOptions = options_of(LimitOptions),
     formats: str | None = option(
         "--formats NAMES", "Of pictures that are accepted, as in jpeg,png,webp; by default all."
@@ -65,7 +61,6 @@ def command(
     allowed_hosts: tuple[str, ...] = option(
         "--allow-host NAME",
         "Answer requests for this name too; '*' for any. A server for this machine alone knows localhost only.",
-        multiple=True,
     ),
     grace: float = option(
         "--grace SECONDS",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
-from clipadapter.cli.options import FOLDER, HEAD, LOOPBACK_HOSTS, QUALITIES
+from clipadapter.cli.options import LOOPBACK_HOSTS, HeadName
 from clipadapter.cli.output import Output
+from clipadapter.data.folders import read_folder
+from clipadapter.data.load import check_layout
 from clipadapter.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -24,18 +26,17 @@ USER = "studio"
 @cli_command("clipadapter studio my-pictures/ --encoder lite", extra="lite,studio")
 def command(
     out: Output,
-    project: Path = argument(type=FOLDER, default="clipadapter-studio"),
+    project: Path = argument(default="clipadapter-studio"),
     encoder_options: options.EncoderOptions = options_of(options.EncoderOptions, without=["quality"]),
-    quality: str | None = option(
+    quality: Literal["fast", "standard", "best"] | None = option(
         "--quality",
         "How much of a picture the head auto looks at; the page has a switch for it. fast: the final feature. "
         "standard: inner layers of the same pass too. best: a second resolution and mirrored pictures too, in several "
         "times the time.",
-        type=QUALITIES,
         show_default="that of the last time, at first standard",
     ),
-    head: str = option("--head NAME", "Head to fit; it must be quick.", type=HEAD, default="auto"),
-    unlabelled: Path | None = option("--unlabelled", "Folder of pictures to label; it is not changed.", type=FOLDER),
+    head: HeadName = option("--head NAME", "Head to fit; it must be quick.", default="auto"),
+    unlabelled: Path | None = option("--unlabelled", "Folder of pictures to label; it is not changed."),
     host: str = option("--host", "Address to listen on; 0.0.0.0 is open to other machines.", default=LOOPBACK_HOSTS[0]),
     port: int | None = option("--port N", "By default the first free port from 7860.", type=click.IntRange(1, 65535)),
     password: str | None = option(
@@ -76,8 +77,6 @@ def _build_page(
     out: Output,
 ) -> Page:
     """Build the page. Uploaded files stay inside the project."""
-    from clipadapter.data.folders import read_folder
-    from clipadapter.data.load import check_layout
     from clipadapter.studio import build_page
     from clipadapter.studio.project import UPLOADS_FOLDER, prepare_uploads, studio_path
 
