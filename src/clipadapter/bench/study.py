@@ -10,9 +10,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
 from pathlib import Path
+from statistics import fmean, harmonic_mean
 from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
@@ -178,12 +179,8 @@ class Spot(NamedTuple):
 
     def by_step(self, values: Callable[[ContinualResult], Sequence[float | None]]) -> list[Cell]:
         """One value for each step or task over the seeds."""
-        n = len(self.results[0].steps) if self.results else 0
-
-        def value(run: Run, i: int) -> float | None:
-            return None if run.continual is None else values(run.continual)[i]
-
-        return [self.cell(partial(value, i=i)) for i in range(n)]
+        columns = zip(*map(values, self.results), strict=True)
+        return [Cell(tuple(one for one in own if one is not None), self.failed, self.missing) for own in columns]
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,7 +328,7 @@ class Pivot:
         return (*self.parts, *(name for name, one in self.derived.items() if higher or not one.higher_is_better_only))
 
     def _definition(self, column: Part) -> Derived:
-        return self.derived.get(column) or Derived((column,), _mean)
+        return self.derived.get(column) or Derived((column,), fmean)
 
     def runs(self, row: Row | None = None, part: Part | None = None) -> list[Run]:
         """The records, failed ones too; all, or those of a row or a column."""
@@ -365,11 +362,10 @@ class Pivot:
         if column not in self.derived:
             accuracies = {((i, column), run.seed, tuple(run.rows)): ACCURACY(run) for i, run in runs}
             return {draw: accuracy for draw, accuracy in accuracies.items() if accuracy is not None}
-        draws: dict[Draw, float] = {}
-        for seed, value in self.by_seed(row, column).items():
-            rows = tuple(drawn for _, run in runs if run.seed == seed for drawn in run.rows)
-            draws[(0, column), seed, rows] = value
-        return draws
+        return {
+            ((0, column), seed, tuple(drawn for _, run in runs if run.seed == seed for drawn in run.rows)): value
+            for seed, value in self.by_seed(row, column).items()
+        }
 
     def difference(self, row: Row, reference: Row, columns: Sequence[Part]) -> Difference | None:
         """The difference of accuracy to the reference on the draws of some columns; None if they share no draw."""
@@ -377,29 +373,19 @@ class Pivot:
             {draw: accuracy for column in columns for draw, accuracy in self.draws(one, column).items()}
             for one in (row, reference)
         )
-        return paired_difference(ours, theirs, group=lambda draw: draw[0]) if ours.keys() & theirs.keys() else None
+        return paired_difference(ours, theirs, group=lambda draw: draw[0])
 
     def reference_row(self, label: str) -> Row:
         """The head that the others are compared with."""
         return next((row for row in self.rows if row.label == label), self.rows[0])
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def combine_by_seed(
-    values: Sequence[Mapping[int, float]], combine: Callable[[Sequence[float]], float] = _mean
+    values: Sequence[Mapping[int, float]], combine: Callable[[Sequence[float]], float] = fmean
 ) -> dict[int, float]:
     """One value of several by rising seed; seeds that lack one are left out."""
     seeds = sorted(set.intersection(*map(set, values))) if values else []
     return {seed: combine([one[seed] for one in values]) for seed in seeds}
-
-
-def harmonic_mean(values: Sequence[float]) -> float:
-    """2ab / (a + b) of two values; 0 if both are."""
-    a, b = values
-    return 2 * a * b / (a + b) if a + b else 0.0
 
 
 def format_shots(n: int) -> str:
@@ -435,11 +421,8 @@ def make_tables(study: Study) -> list[Pivot]:
         settings = [setting for setting in everything if all(getattr(setting, k) == v for k, v in fixed.items())]
         if not any(study.spots[setting].runs for setting in settings):
             continue
-        rows = [
-            Row(str(label), str(prompts))
-            for label in distinct_values(settings, "label")
-            for prompts in distinct_values([setting for setting in settings if setting.label == label], "prompts")
-        ]
+        labels = distinct_values(settings, "label")
+        rows = dict.fromkeys(Row(setting.label, setting.prompts) for setting in settings)
         parts = distinct_values(settings, axis)
         spots: dict[tuple[Row, Part], list[Spot]] = {spot: [Spot()] for spot in product(rows, parts)}
         for setting in settings:
@@ -447,7 +430,8 @@ def make_tables(study: Study) -> list[Pivot]:
         title = [shorten_name(str(fixed["data"]))]
         title += [str(fixed[name]) for name in ("encoder", "test") if name in fixed and counts[name] > 1]
         title += [format_shots(int(fixed["shots"]))] if "shots" in fixed else []
-        pivot = Pivot(", ".join(title), fixed, axis, tuple(rows), tuple(parts), spots)
+        by_label = tuple(sorted(rows, key=lambda row: labels.index(row.label)))
+        pivot = Pivot(", ".join(title), fixed, axis, by_label, tuple(parts), spots)
         tables.append(replace(pivot, derived=_derived(pivot, protocol.has_harmonic_mean)))
     return tables
 
@@ -460,7 +444,7 @@ def _derived(pivot: Pivot, has_harmonic_mean: bool) -> dict[Part, Derived]:
         base = [part for part, own in kinds.items() if "new" not in own]
         return {HARMONIC: Derived((*base, *new), harmonic_mean, True)} if len(new) == len(base) == 1 else {}
     others = tuple(part for part, own in kinds.items() if own & {"shift", "new"})
-    return {f"mean of the {len(others)} others": Derived(others, _mean)} if len(others) > 1 else {}
+    return {f"mean of the {len(others)} others": Derived(others, fmean)} if len(others) > 1 else {}
 
 
 def make_mean_tables(tables: Sequence[Pivot]) -> list[Pivot]:

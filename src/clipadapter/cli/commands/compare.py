@@ -89,11 +89,8 @@ def _open_splits(shots_from: Path, test_from: Path | None, names: Path | None) -
 
     if test_from is None:
         dataset = rename_classes(load_dataset(shots_from), names)
-        if not {"train", "test"} <= set(dataset.splits):
-            return dataset, None
-        from clipadapter.bench.sources import split_train_test
-
-        return split_train_test(dataset)
+        is_divided = {"train", "test"} <= set(dataset.splits)
+        return (dataset.split("train"), dataset.split("test")) if is_divided else (dataset, None)
     return open_dataset(shots_from, None, "train", names), open_dataset(test_from, None, "test", names)
 
 
