@@ -125,7 +125,7 @@ def plan_run(
     part: str = "",
     stream: TaskStream | None = None,
 ) -> Run:
-    """The record of an unfitted head before its fit is made; a test part has class text and classes of its own."""
+    """The record of an unfitted head before its fit is made; ``part`` names a test part that may have own classes."""
     params = head.get_params(deep=False)
     plain = {key: v if v is None or isinstance(v, bool | int | float | str) else repr(v) for key, v in params.items()}
     return Run(

@@ -383,19 +383,12 @@ def _speed_sources(folder: Path | None, count: int) -> Sequence[Path | NDArray[A
 
 
 def _speed_text(result: SpeedReport) -> str:
-    rows = [
-        [
-            each.backend,
-            each.precision,
-            f"{each.rate:.1f}",
-            f"{each.rate / result.speeds[0].rate:.2f}",
-            "" if each.share is None else f"{each.share:.0%}",
-            f"{each.parity.mean_cosine:.5f}",
-            f"{each.parity.min_cosine:.5f}",
-            f"{each.ready:.1f}",
-        ]
-        for each in result.speeds
-    ]
+    rows = []
+    for each in result.speeds:
+        share = "" if each.share is None else f"{each.share:.0%}"
+        rates = f"{each.rate:.1f}", f"{each.rate / result.speeds[0].rate:.2f}", share
+        cosines = f"{each.parity.mean_cosine:.5f}", f"{each.parity.min_cosine:.5f}"
+        rows.append([each.backend, each.precision, *rates, *cosines, f"{each.ready:.1f}"])
     head = ["backend", "precision", "img/s", "ratio", "of limit", "mean cosine", "least", "ready in s"]
     limits = ", ".join(f"{name} {value:.0f}" for name, value in result.limits.items())
     about = {
