@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from statistics import fmean, harmonic_mean
 from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
@@ -328,7 +327,7 @@ class Pivot:
         return (*self.parts, *(name for name, one in self.derived.items() if higher or not one.higher_is_better_only))
 
     def _definition(self, column: Part) -> Derived:
-        return self.derived.get(column) or Derived((column,), fmean)
+        return self.derived.get(column) or Derived((column,), _mean)
 
     def runs(self, row: Row | None = None, part: Part | None = None) -> list[Run]:
         """The records, failed ones too; all, or those of a row or a column."""
@@ -380,12 +379,22 @@ class Pivot:
         return next((row for row in self.rows if row.label == label), self.rows[0])
 
 
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
 def combine_by_seed(
-    values: Sequence[Mapping[int, float]], combine: Callable[[Sequence[float]], float] = fmean
+    values: Sequence[Mapping[int, float]], combine: Callable[[Sequence[float]], float] = _mean
 ) -> dict[int, float]:
     """One value of several by rising seed; seeds that lack one are left out."""
     seeds = sorted(set.intersection(*map(set, values))) if values else []
     return {seed: combine([one[seed] for one in values]) for seed in seeds}
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """2ab / (a + b) of two values; 0 if both are."""
+    a, b = values
+    return 2 * a * b / (a + b) if a + b else 0.0
 
 
 def format_shots(n: int) -> str:
@@ -444,7 +453,7 @@ def _derived(pivot: Pivot, has_harmonic_mean: bool) -> dict[Part, Derived]:
         base = [part for part, own in kinds.items() if "new" not in own]
         return {HARMONIC: Derived((*base, *new), harmonic_mean, True)} if len(new) == len(base) == 1 else {}
     others = tuple(part for part, own in kinds.items() if own & {"shift", "new"})
-    return {f"mean of the {len(others)} others": Derived(others, fmean)} if len(others) > 1 else {}
+    return {f"mean of the {len(others)} others": Derived(others, _mean)} if len(others) > 1 else {}
 
 
 def make_mean_tables(tables: Sequence[Pivot]) -> list[Pivot]:
