@@ -430,8 +430,11 @@ def make_tables(study: Study) -> list[Pivot]:
         settings = [setting for setting in everything if all(getattr(setting, k) == v for k, v in fixed.items())]
         if not any(study.spots[setting].runs for setting in settings):
             continue
-        labels = distinct_values(settings, "label")
-        rows = dict.fromkeys(Row(setting.label, setting.prompts) for setting in settings)
+        rows = [
+            Row(str(label), str(prompts))
+            for label in distinct_values(settings, "label")
+            for prompts in distinct_values([setting for setting in settings if setting.label == label], "prompts")
+        ]
         parts = distinct_values(settings, axis)
         spots: dict[tuple[Row, Part], list[Spot]] = {spot: [Spot()] for spot in product(rows, parts)}
         for setting in settings:
@@ -439,8 +442,7 @@ def make_tables(study: Study) -> list[Pivot]:
         title = [shorten_name(str(fixed["data"]))]
         title += [str(fixed[name]) for name in ("encoder", "test") if name in fixed and counts[name] > 1]
         title += [format_shots(int(fixed["shots"]))] if "shots" in fixed else []
-        by_label = tuple(sorted(rows, key=lambda row: labels.index(row.label)))
-        pivot = Pivot(", ".join(title), fixed, axis, by_label, tuple(parts), spots)
+        pivot = Pivot(", ".join(title), fixed, axis, tuple(rows), tuple(parts), spots)
         tables.append(replace(pivot, derived=_derived(pivot, protocol.has_harmonic_mean)))
     return tables
 
