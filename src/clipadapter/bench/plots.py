@@ -72,8 +72,8 @@ def draw_learning_curve(
     front: Row | None = None,
 ) -> Figure:
     """The learning curve of a table of shots, on a log axis with 0 at its left if zero-shot takes part."""
-    info, names, shots, value = METRICS[metric], head_names(table), [int(n) for n in table.parts], metric_value(metric)
-    cells = {row: _points(((n, table.cell(row, n, value)) for n in shots), info.scale) for row in table.rows}
+    info, names, shots, of_run = METRICS[metric], head_names(table), [int(n) for n in table.parts], metric_value(metric)
+    cells = {row: _points(((n, table.cell(row, n, of_run)) for n in shots), info.scale) for row in table.rows}
     points = {row: own for row, own in cells.items() if len(own)}
     methods = {row: _method(table, row) for row in points}
     levels = [row for row in points if methods[row] == WITHOUT_SHOTS]
