@@ -8,8 +8,9 @@ import torch
 from pydantic import ValidationError
 
 from clipadapter.bench import StreamTask, learn_task_stream, table
-from clipadapter.bench.protocols.stream import StreamOfTasks, choose_mode
+from clipadapter.bench.protocols.stream import StreamOfTasks
 from clipadapter.bench.run import ContinualResult
+from clipadapter.bench.streams import choose_mode
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ExactIncrementalHead, TextFeatures, create_head, fidelity_of, head_info

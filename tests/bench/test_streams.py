@@ -21,10 +21,10 @@ from clipadapter.bench import (
 from clipadapter.bench.bundle import Bundle, TestPart, load_bundle, save_bundle
 from clipadapter.bench.costs import estimate
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.protocols.stream import DataSetFeatures, draw_tasks, join_data_sets, join_sources
 from clipadapter.bench.published import NO_PUBLISHED_STREAM, find_published_grid, find_published_streams
 from clipadapter.bench.report import build_report
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
+from clipadapter.bench.streams import DataSetFeatures, draw_tasks, join_data_sets, join_sources
 from clipadapter.bench.study import Spot
 from clipadapter.bench.suite import ALL, ORDERS, Order, Prompts, StreamRules, count_tasks, order_tasks
 from clipadapter.bench.tables import continual_value

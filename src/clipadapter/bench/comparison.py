@@ -18,19 +18,14 @@ from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, Rows, TestPart
 from clipadapter.bench.fits import attempt, finish_run, run_fits, score_part
+from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds
 from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds
 from clipadapter.bench.protocols.few_shot import FewShot
-from clipadapter.bench.protocols.stream import (
-    JoinedDataSets,
-    StreamOfTasks,
-    choose_mode,
-    draw_tasks,
-    join_features,
-)
+from clipadapter.bench.protocols.stream import StreamOfTasks
 from clipadapter.bench.run import Run
 from clipadapter.bench.sources import extract_dataset, keep_drawn
+from clipadapter.bench.streams import JoinedDataSets, choose_mode, draw_tasks, join_features
 from clipadapter.bench.suite import StreamRules
 from clipadapter.bench.tables import Reference, table
 from clipadapter.classifier import FewShotClassifier

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import Draw, fit_head, run_fits, score_part
+from clipadapter.bench.folds import DEFAULT_FOLDS, draw_folds, score_folds
 from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import learning_curve_figure
-from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, draw_folds, score_folds
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.run import Metrics, Run, library_versions
 from clipadapter.bench.sources import extract_dataset
