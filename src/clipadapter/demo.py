@@ -130,10 +130,10 @@ def open_demo_data(source: Path | None, note: Callable[[str], None], *, progress
 
 
 def _divide(dataset: Dataset, name: str, task: str = "", templates: str = "default") -> DemoData:
-    from clipadapter.bench.sources import split_in_halves, split_train_test
+    from clipadapter.bench.sources import split_in_halves
 
     if {"train", "test"} <= set(dataset.splits):
-        train, test = split_train_test(dataset)
+        train, test = dataset.split("train"), dataset.split("test")
         rule = "Examples come from its training pictures."
     else:
         train, test = split_in_halves(dataset)

@@ -24,10 +24,10 @@ from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.published import NO_PUBLISHED_STREAM, find_published_grid, find_published_streams
 from clipadapter.bench.report import build_report
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
-from clipadapter.bench.stream_report import continual_value
 from clipadapter.bench.streams import DataSetFeatures, draw_tasks, join_data_sets, join_sources
 from clipadapter.bench.study import Spot
 from clipadapter.bench.suite import ALL, ORDERS, Order, Prompts, StreamRules, count_tasks, order_tasks
+from clipadapter.bench.tables import continual_value
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.cli.app import app
 from clipadapter.data import draw_shots

@@ -110,8 +110,12 @@ class Bundle:
 
     def text_digest(self, name: str, with_prompts: bool = True) -> str:
         """Hash of the class text used on a test part; only heads with `reads_prompts` read single prompts."""
-        parts = [self.text, *([self.tests[name].text] if name in self.tests else [])]
-        return digest(*(part for text in parts if text is not None for part in _text_parts(text, with_prompts)))
+        parts: list[Any] = []
+        for text in (self.text, self.tests[name].text if name in self.tests else None):
+            if text is not None:
+                parts += [text.labels, text.embeddings.tobytes(), [repr(text.logit_scale), repr(text.logit_bias)]]
+                parts += [rows.tobytes() for rows in text.prompts or ()] if with_prompts else []
+        return digest(*parts)
 
     def data(self, name: str, rows: Sequence[int]) -> RunData:
         """The part of a record about its data; the digest covers the drawn rows and the test part alone."""
@@ -200,11 +204,6 @@ def _bytes(features: FeatureSet) -> list[bytes | Sequence[str]]:
     # With a view for each epoch, heads use the same array in another way.
     kind = [PER_EPOCH.encode()] if features.provenance.get("views") == PER_EPOCH else []
     return [np.ascontiguousarray(features.X).tobytes(), features.y, *kind]
-
-
-def _text_parts(text: TextFeatures, with_prompts: bool) -> list[Any]:
-    prompts = [rows.tobytes() for rows in text.prompts or ()] if with_prompts else []
-    return [text.labels, text.embeddings.tobytes(), [repr(text.logit_scale), repr(text.logit_bias)], *prompts]
 
 
 # ---- Its file ----

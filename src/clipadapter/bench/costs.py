@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.sources import FEATURES, AnySource, DataSetSize, FeatureSource, open_source, plan_views
+from clipadapter.bench.sources import FEATURES, AnySource, DataSetSize, open_source, plan_views, with_pictures
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.data import get_templates
 from clipadapter.data.sets import data_root, get_set, list_sets
@@ -24,6 +23,7 @@ from clipadapter.utils.parsing import parse_toml
 
 SMALL_FIT_SIZE, LARGE_FIT_SIZE = 1600 * 100 * 512, 16_000 * 1000 * 1024
 """Shots x classes x width of the two sizes at which fits were timed."""
+MEASURED_SECONDS = parse_toml((files("clipadapter.bench") / "costs.toml").read_text(encoding="utf-8"), "costs.toml")
 UNTIMED_HEAD_SECONDS = (2.0, 60.0)  # seconds at the two sizes for a head that was not timed
 ENCODED_IMAGES_PER_SECOND = 25.0
 """Pictures per second of a small encoder on two cores; a GPU encodes hundreds to thousands."""
@@ -34,14 +34,9 @@ FEATURE_WIDTH = 512  # numbers of a feature, as of CLIP ViT-B
 OVERHEAD_SECONDS_PER_RUN = 0.1  # seconds of a run besides its fit: measuring and writing
 
 
-@cache
-def _measured() -> dict[str, list[float]]:
-    return parse_toml((files("clipadapter.bench") / "costs.toml").read_text(encoding="utf-8"), "costs.toml")
-
-
 def estimate_fit_seconds(head: str, shots: int, classes: int, width: int) -> float:
     """Seconds of one fit to all shots on two cores, by a power law through the two timed sizes."""
-    small, large = _measured().get(head, UNTIMED_HEAD_SECONDS)
+    small, large = MEASURED_SECONDS.get(head, UNTIMED_HEAD_SECONDS)
     power = math.log(large / small) / math.log(LARGE_FIT_SIZE / SMALL_FIT_SIZE)
     return float(small * (max(shots * classes * width, 1) / SMALL_FIT_SIZE) ** power)
 
@@ -154,7 +149,7 @@ def find_problems(suite: Suite, cost: Estimate, encoders: Sequence[str], has_des
         problems.append("the suite compares descriptions: give them with --descriptions FILE")
     for templates in {str(prompts.templates): prompts.templates for prompts in suite.prompts}.values():
         problems += [] if templates == "own" else _reasons(get_templates, templates)
-    if not all(isinstance(source, FeatureSource) for source in cost.sources):
+    if with_pictures(cost.sources):
         for uri in encoders:
             problems += _reasons(check_encoder, uri)
     return problems

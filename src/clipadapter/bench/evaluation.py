@@ -150,10 +150,10 @@ def evaluate_model(
         check_labels(dataset.labels, names)
         test = extract_dataset(model, dataset, names).mark_for_evaluation()
         result = model.evaluate_features(test)
-        own, fitted = result.score, _fit_baselines(model, test)
-        baselines = {name: score for name, (_, score) in fitted.items()}
+        own, baselines = result.score, _score_baselines(model, test)
         if curve and len(support):
-            curve_runs = _learning_curve(model, own, fitted, test, seeds, progress)
+            scores = {**baselines, registered_name(model.head_): own}
+            curve_runs = _learning_curve(model, scores, test, seeds, progress)
     decisions = {} if dataset.multilabel else {"decisions": dict(result.decisions)}
     return ModelEvaluation(
         head=registered_name(model.head_),
@@ -169,19 +169,18 @@ def evaluate_model(
     )
 
 
-def _fit_baselines(model: FewShotClassifier, test: FeatureSet) -> dict[str, tuple[Head, Score]]:
-    """The baselines, fitted to the model's shots, and their scores; none for a head that tunes the encoder."""
+def _score_baselines(model: FewShotClassifier, test: FeatureSet) -> dict[str, Score]:
+    """The scores of the baselines, fitted to the model's shots; none for a head that tunes the encoder."""
     support, text = model.support_, model.text_
     names = () if model.head_.tunes_encoder else BASELINES if len(support) else BASELINES[:1]
     # Zero-shot does not look at the shots: if there are none, it is fitted to the class text instead.
     shots = support if len(support) else FeatureSet(text.embeddings, text.labels, text.labels)
     part = TestPart(test if len(support) else test.select_blocks([FINAL]))
-    fitted = {
-        name: fit_head(head, shots, [part], Bundle(shots, text))[0]
+    return {
+        name: score_part(fit_head(head, shots, [part], Bundle(shots, text))[0], part)
         for name, head in _create_baselines(text).items()
         if name in names
     }
-    return {name: (head, score_part(head, part)) for name, head in fitted.items()}
 
 
 def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, seed: int = 1) -> ModelEvaluation:
@@ -226,20 +225,14 @@ def _create_baselines(text: TextFeatures) -> dict[str, Head]:
 
 
 def _learning_curve(
-    model: FewShotClassifier,
-    model_score: Score,
-    baselines: Mapping[str, tuple[Head, Score]],
-    test: FeatureSet,
-    seeds: Sequence[int],
-    progress: bool,
+    model: FewShotClassifier, scores: Mapping[str, Score], test: FeatureSet, seeds: Sequence[int], progress: bool
 ) -> list[Run]:
-    """Records of the model's head and the baselines on 1, 2, 4 ... shots per class, and of the model itself."""
-    support = model.support_
+    """Records of the model's head and the baselines on 1, 2, 4 ... shots per class, and of those with these scores."""
+    support, own_name = model.support_, registered_name(model.head_)
     max_shots = max(Counter(support.y).values())
     if max_shots == 1 or model.head_.tunes_encoder:
         return []
-    measured = {**baselines, registered_name(model.head_): (model.head_, model_score)}
-    heads = {name: clone(head) for name, (head, _) in measured.items()}
+    heads = {name: clone(model.head_) if name == own_name else create_head(name) for name in scores}
     shots = [2**i for i in range(max_shots.bit_length()) if 2**i < max_shots]
     text = model.refit_text()
     bundle = Bundle(support, text, {"test": TestPart(test)}, unlabelled=model.head_.kept_pictures_)
@@ -249,8 +242,8 @@ def _learning_curve(
     # With all shots a new fit would differ by its seed only, or because the model learned its shots one by one: the
     # last records are of heads that were measured before.
     complete = [
-        run.model_copy(update={"metrics": Metrics.of_score(its_score)})
-        for name, (head, its_score) in measured.items()
+        run.model_copy(update={"metrics": Metrics.of_score(scores[name])})
+        for name, head in heads.items()
         for run in protocol.plan(bundle, name, head, whole)
     ]
     return [*fewer, *complete]

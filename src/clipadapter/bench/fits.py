@@ -121,12 +121,11 @@ def plan_run(
     head: Head,
     draw: Draw,
     data: RunData,
-    text_of: str,
-    n_classes: int,
     n_test: int,
+    part: str = "",
     stream: TaskStream | None = None,
 ) -> Run:
-    """The record of an unfitted head before its fit is made; ``text_of`` names a test part, whose class text counts."""
+    """The record of an unfitted head before its fit is made; ``part`` names a test part that may have own classes."""
     params = head.get_params(deep=False)
     plain = {key: v if v is None or isinstance(v, bool | int | float | str) else repr(v) for key, v in params.items()}
     return Run(
@@ -137,7 +136,7 @@ def plan_run(
         encoder=bundle.encoder,
         data=data,
         templates=bundle.templates,
-        text=bundle.text_digest(text_of, head.reads_prompts),
+        text=bundle.text_digest(part, head.reads_prompts),
         shots=draw.shots,
         seed=draw.seed,
         rows=list(draw.rows),
@@ -145,7 +144,7 @@ def plan_run(
         code=package_digest(),
         # Of Python without the patch number, which changes no logits: versions are part of the key.
         versions={**library_versions(), "python": ".".join(platform.python_version_tuple()[:2])},
-        n_classes=n_classes,
+        n_classes=bundle.n_classes(part),
         n_test=n_test,
         machine=describe_machine(),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

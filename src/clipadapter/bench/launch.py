@@ -82,8 +82,8 @@ def run_suite(
 
 def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: Path) -> list[Fit]:
     """Every fit of a suite on some features."""
-    data = str(group.bundle.support.provenance.get("data", ""))
-    variants = {own.title: own for own in (variant.for_data(data) for variant in suite.all_variants())}
+    for_data = (variant.for_data(group.bundle.support_name) for variant in suite.all_variants())
+    variants = {variant.title: variant for variant in for_data}
     heads = {title: make_head(variant) for title, variant in variants.items()}
     common = {"data": group.data, "encoder": group.encoder, "prompts": group.prompts.label}
 

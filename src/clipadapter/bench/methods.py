@@ -19,8 +19,7 @@ HEAD_WITHOUT_SHOTS = "zero-shot"  # it learns nothing, so it needs no stored fea
 def default_heads() -> dict[str, Head]:
     """An unfitted head of each method, baselines first, without those with ``@register_head(compare=False)``."""
     names = [name for name in list_heads() if head_info(name).facts.get("compare", True)]
-    first = [name for name in BASELINES if name in names]
-    return {name: create_head(name) for name in [*first, *(name for name in names if name not in first)]}
+    return {name: create_head(name) for name in dict.fromkeys([*BASELINES, *names])}
 
 
 def registered_name(head: Head) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipadapter.bench.run import Run
-from clipadapter.bench.study import Part, Pivot, Row, Spot, fit_seconds, metric_value, pivot_runs
+from clipadapter.bench.study import Cell, Part, Pivot, Row, Spot, fit_seconds, metric_value, pivot_runs
 from clipadapter.bench.tables import Reference, check_runs, cost_cell, format_head, head_names, transductive_mark
 from clipadapter.metrics import METRICS, mean_sd
 from clipadapter.rendering.method_colours import assign_styles, method_style
@@ -17,6 +17,7 @@ from clipadapter.rendering.plots import (
     INK,
     MAX_COLOURED_LINES,
     PALE_GREY,
+    Array,
     Curve,
     add_colour_bar,
     create_figure,
@@ -71,11 +72,9 @@ def draw_learning_curve(
     front: Row | None = None,
 ) -> Figure:
     """The learning curve of a table of shots, on a log axis with 0 at its left if zero-shot takes part."""
-    info, names, shots, points = METRICS[metric], head_names(table), [int(n) for n in table.parts], {}
-    for row in table.rows:
-        cells = [(n, cell) for n in shots if (cell := table.cell(row, n, metric_value(metric))).values]
-        if cells:
-            points[row] = np.array([(n, info.scale * cell.mean, info.scale * cell.sd) for n, cell in cells])
+    info, names, shots, of_run = METRICS[metric], head_names(table), [int(n) for n in table.parts], metric_value(metric)
+    cells = {row: _points(((n, table.cell(row, n, of_run)) for n in shots), info.scale) for row in table.rows}
+    points = {row: own for row, own in cells.items() if len(own)}
     methods = {row: _method(table, row) for row in points}
     levels = [row for row in points if methods[row] == WITHOUT_SHOTS]
     by_mean = sorted(points, key=lambda row: float(points[row][:, 1].mean()), reverse=info.higher_is_better)
@@ -116,6 +115,11 @@ def draw_learning_curve(
     return figure
 
 
+def _points(cells: Iterable[tuple[float, Cell]], scale: float = 100) -> Array:
+    """(k, 3) position, mean and deviation of the cells that have values."""
+    return np.array([(x, scale * cell.mean, scale * cell.sd) for x, cell in cells if cell.values]).reshape(-1, 3)
+
+
 def _method(table: Pivot, row: Row) -> str:
     """The registered name of the method of a row; its label if it has no records."""
     return next((run.method for run in table.runs(row)), row.label)
@@ -152,10 +156,9 @@ def _axis_figure(table: Pivot, parameter: str, rows: Sequence[Row], values: Mapp
     colours = dict(zip(table.columns(), _shot_colours(len(table.columns())), strict=True))
     # The coloured lines are the largest numbers of shots; there are rarely more than five.
     for n in table.columns()[-MAX_COLOURED_LINES:]:
-        points = [(position, table.cell(row, n)) for position, row in zip(positions, rows, strict=True)]
-        points = sorted((position, cell) for position, cell in points if cell.values)
-        if points:
-            x, y, sd = np.array([(position, 100 * cell.mean, 100 * cell.sd) for position, cell in points]).T
+        points = _points((position, table.cell(row, n)) for position, row in sorted(zip(positions, rows, strict=True)))
+        if len(points):
+            x, y, sd = points.T
             curves.append(Curve(format_count(int(n), "shot"), x, y, sd if len(x) > 1 else None, colours[n]))
     draw_curves(axes, curves[::-1])
     level = [row for row in table.rows if row.label not in values]
@@ -210,12 +213,12 @@ def draw_dots(table: Pivot) -> Figure:
         styles = [(colour, "o") for colour in _shot_colours(n)]
     handles, labels = [], []
     for column, offset, style in zip(columns, np.linspace(-spread / 2, spread / 2, n), styles, strict=True):
-        points = [(y + offset, table.cell(row, column)) for y, row in enumerate(rows) if table.cell(row, column).values]
+        points = _points((y + offset, table.cell(row, column)) for y, row in enumerate(rows))
         if n == 1:  # each head in the style of its method
-            methods = assign_styles([_method(table, rows[int(y)]) for y, _ in points])
+            methods = assign_styles([_method(table, rows[int(y)]) for y, _, _ in points])
             for point, method in zip(points, methods, strict=True):
-                _dots(axes, [point], method.colour, method.marker, label_values=True)
-        elif points:
+                _dots(axes, point[None], method.colour, method.marker, label_values=True)
+        elif len(points):
             handles.append(_dots(axes, points, *style, label_values=False))
             labels.append(format_count(column, "shot") if isinstance(column, int) else truncate(column))
     heads = [truncate(names[row], MAX_LABEL_CHARACTERS) for row in rows]
@@ -235,8 +238,8 @@ def draw_dots(table: Pivot) -> Figure:
     return figure
 
 
-def _dots(axes: Axes, points: Sequence[tuple[float, Any]], colour: str, marker: str, label_values: bool) -> Any:
-    y, mean, sd = np.array([(height, 100 * cell.mean, 100 * cell.sd) for height, cell in points]).T
+def _dots(axes: Axes, points: Array, colour: str, marker: str, label_values: bool) -> Any:
+    y, mean, sd = points.T
     axes.hlines(y, mean - sd, mean + sd, color=colour, alpha=0.25, linewidth=6)
     (dots,) = axes.plot(mean, y, linestyle="none", color=colour, marker=marker, markersize=6)
     if label_values:
@@ -377,8 +380,7 @@ def draw_learned_tasks(heads: Sequence[Spot], title: str) -> Figure:
     lines = []  # (head, mean and deviation over the seeds after each task)
     for head in heads:
         cells = head.by_step(lambda one: [float(np.mean(row[: t + 1])) for t, row in enumerate(one.accuracy)])
-        y, sd = (100 * np.array([getattr(cell, name) for cell in cells]) for name in ("mean", "sd"))
-        lines.append((head, y, sd))
+        lines.append((head, *_points(enumerate(cells)).T[1:]))
     lines.sort(key=lambda line: -line[1][-1])
     coloured, x = lines[:MAX_COLOURED_LINES], np.arange(1, len(lines[0][1]) + 1)
     styles = assign_styles([next((run.method for run in head.runs), head.label) for head, _, _ in coloured])

@@ -8,68 +8,52 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from clipadapter.bench import plots
 from clipadapter.bench.document import Document, Plot, Section
 from clipadapter.bench.published import find_published_grid, make_published_section
-from clipadapter.bench.run import Run, digest
-from clipadapter.bench.statistics import difference_on_pictures, paired_difference
-from clipadapter.bench.stream_report import (
-    CONTINUAL_METRICS,
-    continual_value,
-    group_streams,
-    stream_sections,
-    stream_text,
-)
+from clipadapter.bench.run import ContinualResult, Run, digest
+from clipadapter.bench.statistics import paired_difference
 from clipadapter.bench.study import (
-    Cell,
     Part,
     Pivot,
     Setting,
     Spot,
     Study,
-    failure_messages,
-    fit_seconds,
+    distinct_values,
     format_shots,
     make_mean_tables,
     make_tables,
-    metric_value,
-    pivot_runs,
 )
 from clipadapter.bench.tables import (
+    CONTINUAL_METRICS,
     INTERVAL,
     Column,
-    Reference,
-    check_runs,
     column_notes,
+    continual_value,
     cost_grid,
-    device_notes,
     difference_grid,
     fidelity_notes,
     format_cell,
     format_difference,
+    format_metric,
     format_percent,
-    head_names,
     make_grid,
     measured_grid,
+    measured_stream_grid,
     measurement_notes,
-    metric_columns,
-    number_range,
-    plain_name,
-    run_fidelity,
     seeds_note,
+    stream_failures,
+    stream_notes,
+    stream_text,
     transductive_mark,
 )
 from clipadapter.errors import InputError
-from clipadapter.metrics import METRICS, metrics_shown
-from clipadapter.metrics.intervals import Z_95
+from clipadapter.metrics import metrics_shown
 from clipadapter.rendering.plots import PLOT_FORMATS, save_plots, set_title
 from clipadapter.rendering.tables import BEST, TRANSDUCTIVE, Grid, markdown_table
 from clipadapter.utils.files import csv_text, folder_without_links, write_atomically
@@ -126,7 +110,7 @@ def build_report(study: Study, published: bool = False) -> Document:
     if not study.runs:
         raise InputError(f"suite '{suite.name}' has none of its {len(study.entries)} records yet: run it first")
     if suite.is_stream:
-        sections = stream_sections(study, find_published_grid if published else None)
+        sections = stream_sections(study, published)
     else:
         tables = make_tables(study)
         means = make_mean_tables(tables)
@@ -200,6 +184,76 @@ def _summary(study: Study) -> tuple[str, ...]:
             "have changed since."
         )
     return tuple(texts)
+
+
+# ---- Streams of tasks ----
+
+BY_TASK: dict[str, Callable[[ContinualResult], Sequence[float | None]]] = {
+    "By task, after the last one (Last)": lambda result: result.metrics.per_task["last"],
+    "By task, just after it was learned": lambda result: [row[t] for t, row in enumerate(result.accuracy)],
+    "By task, before it was learned (Transfer)": lambda result: result.metrics.per_task["transfer"],
+    "By task, over the whole stream (Average)": lambda result: result.metrics.per_task["average"],
+}
+"""Tables of accuracies with a column for each task: title, and values of a result."""
+
+
+def group_streams(study: Study) -> dict[Setting, list[Spot]]:
+    """The heads of each stream: data sets, encoder, prompts, order of the tasks and shots."""
+    groups: dict[Setting, list[Spot]] = {}
+    for setting, spot in study.spots.items():
+        groups.setdefault(setting._replace(label=""), []).append(spot)
+    return groups
+
+
+def stream_sections(study: Study, published: bool) -> list[Section]:
+    """A section for each stream that has runs; ``published`` as for `write_report`."""
+    varying = [name for name in ("data", "encoder", "prompts") if len(distinct_values(study.spots, name)) > 1]
+    sections = []
+    for group, heads in group_streams(study).items():
+        title = ", ".join([format_shots(group.shots), f"tasks {group.test}", *(getattr(group, k) for k in varying)])
+        if measured := [head for head in heads if head.results]:
+            section = _stream_section(title, heads, measured)
+            theirs = find_published_grid(title, group.shots, measured) if published else ""
+            if isinstance(theirs, Grid):
+                section = replace(section, blocks=(section.blocks[0], theirs, *section.blocks[1:]))
+            elif theirs:
+                section = replace(section, text=(*section.text, theirs))
+            sections.append(section)
+        elif any(head.runs for head in heads):
+            sections.append(Section(title, (), tuple(stream_failures(heads))))
+    return sections
+
+
+def _stream_section(title: str, heads: Sequence[Spot], measured: Sequence[Spot]) -> Section:
+    runs = [run for head in heads for run in head.runs]
+    streams = [run.stream for run in runs if run.stream is not None]
+    orders = {tuple(task.name for task in stream.tasks) for stream in streams}
+    n = len(streams[0].tasks)
+    # The order may depend on the seed.
+    tasks = list(*orders) if len(orders) == 1 else [f"task {t}" for t in range(1, n + 1)]
+    matrices, name = f"Accuracy on each task after each: {title}", f"Tasks learned so far: {title}"
+    blocks: list[Grid | Plot] = [measured_stream_grid(heads, title)]
+    blocks.append(Plot("matrix", matrices, plots.draw_task_matrices(measured, tasks, matrices)))
+    if n > 1:
+        blocks.append(Plot("learned", name, plots.draw_learned_tasks(measured, name)))
+    names = [shorten_name(head.label) for head in measured]
+    for kind, values in BY_TASK.items():
+        cells = zip(*(head.by_step(values) for head in measured), strict=True)
+        columns = [Column(task, own, format_metric("last")) for task, own in zip(tasks, cells, strict=True)]
+        minor = "(Last)" not in kind
+        blocks.append(make_grid(f"{kind}: {title}", names, columns, notes=["Accuracy in %."], minor=minor))
+    titles = [f"{task.name} ({len(task.classes)} classes)" for task in streams[0].tasks]
+    order = ", then ".join(titles) if len(orders) == 1 else "their order depends on the seed"
+    among = (
+        "The task of each test picture is known: a head predicts among the classes of that task."
+        if streams[0].task_known
+        else f"The task of a test picture is unknown: a head predicts among all {runs[0].n_classes} classes."
+    )
+    story = (
+        f"{n} task{'s are learned one after the other' if n > 1 else ''}: {order}. After each task all are measured, "
+        f"on {runs[0].n_test} test pictures in all. {among} Names of all classes are known from the start."
+    )
+    return Section(title, tuple(blocks), (story,), stream_notes(runs))
 
 
 # ---- CSV ----
@@ -284,109 +338,6 @@ def study_data(study: Study) -> dict[str, Any]:
     return {"rows": rows}
 
 
-# ---- The runs of one comparison, such as of `compare` ----
-
-
-def summarise(runs: Sequence[Run], metric: str = "accuracy") -> dict[str, Any]:
-    """For JSON: one row per head and number of shots, the seconds of a fit with the most shots, and fidelities.
-
-    Raises:
-        InputError: if there are no records.
-        UnknownNameError: if records have no such metric.
-    """
-    check_runs(runs, metric)
-    table, rows, seconds, fidelity = pivot_runs(runs), [], {}, {}
-    for row in table.rows:
-        name = plain_name(table, row)
-        for n in table.parts:
-            cell = table.cell(row, n, metric_value(metric))
-            mean = cell.mean if cell.values else None
-            counts = {"seeds": len(cell.values), "failed": cell.failed}
-            rows.append({"head": name, "shots": n, "mean": mean, "sd": cell.known_sd, **counts})
-        cell, stated = table.cell(row, table.parts[-1], fit_seconds), run_fidelity(table.runs(row)[0])
-        seconds[name] = cell.mean if cell.values else None
-        fidelity[name] = f"{stated.kind}, own recipe" if stated.own_recipe else stated.kind
-    return {"metric": metric, "rows": rows, "fit_seconds": seconds, "fidelity": fidelity}
-
-
-def table(
-    runs: Sequence[Run], metric: str = "accuracy", markdown: bool = False, reference: Reference | None = None
-) -> str:
-    """Mean ± sd (the mean alone for one seed) by head and shots, with the best of each column marked, and notes below.
-
-    Of runs of a stream, its metrics as plain text, whatever the metric.
-
-    Args:
-        runs: records of one comparison.
-        metric: name of the metric.
-        markdown: a Markdown table with the best in bold; else plain text with a dot before it.
-        reference: a first row, which takes no part in the choice of the best.
-
-    Raises:
-        InputError: if there are no records.
-    """
-    check_runs(runs, metric)
-    pivot = pivot_runs(runs)
-    if runs[0].stream is not None:
-        return stream_text({format_shots(int(n)): [pivot.spots[row, n][0] for row in pivot.rows] for n in pivot.parts})
-    most, columns, notes = pivot.parts[-1], metric_columns(pivot, metric), _comparison_notes(pivot, metric, markdown)
-    seconds = [pivot.cell(row, most, fit_seconds) for row in pivot.rows]
-    means = [Cell(cell.values and (cell.mean,)) for cell in seconds]  # without a deviation
-    columns.append(Column(f"fit at {most}", means, "{:.2f} s".format))
-    notes.insert(1, f"fit at {most}: seconds of one fit of the head alone; features were computed before")
-    names = list(head_names(pivot).values())
-    takes_part = [not transductive_mark(pivot.runs(row)) for row in pivot.rows]
-    if reference is not None:
-        names, takes_part = [shorten_name(reference.name), *names], [False, *takes_part]
-        levels = [*[Cell((reference.metrics[metric],))] * len(pivot.parts), Cell()]
-        columns = [replace(own, cells=[level, *own.cells]) for own, level in zip(columns, levels, strict=True)]
-    grid = make_grid("", names, columns, takes_part=takes_part)
-    # Markdown joins consecutive lines.
-    below = [line for note in notes for line in ((note, "") if markdown else (note,))]
-    return "\n".join([grid.to_markdown() if markdown else grid.to_text(), "", *below])
-
-
-def _comparison_notes(pivot: Pivot, metric: str, markdown: bool) -> list[str]:
-    runs = pivot.runs()
-    seeds, classes = {run.seed for run in runs}, sorted({run.n_classes for run in runs})
-    spread = f"mean ± sd over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-    mark, escaped = ("bold", f"\\{TRANSDUCTIVE}") if markdown else (BEST, TRANSDUCTIVE)  # "* " makes a list
-    is_marked = transductive_mark(runs)
-    notes = [
-        f"{METRICS[metric].title_with_unit}, {spread}, {number_range(run.n_test for run in runs)} test pictures of "
-        f"{', '.join(map(str, classes))} classes; {mark}: best at these shots"
-        + (f", of the heads without {escaped}" if is_marked else "")
-    ]
-    notes += _lead_notes(pivot) if metric == "accuracy" else []
-    if is_marked:
-        notes.append(
-            f"{escaped} transductive: fitted to the test pictures too, without their labels; heads without "
-            f"{escaped} did not see them"
-        )
-    failures = failure_messages((plain_name(pivot, row), run) for row in pivot.rows for run in pivot.runs(row))
-    return [*notes, *device_notes(runs), *fidelity_notes(runs), *failures]
-
-
-def _lead_notes(table: Pivot) -> list[str]:
-    """How far the best head of each column is above the next, with the margin of error, as one note or none."""
-    phrases = []
-    for n in table.parts:
-        leaders: list[tuple[float, str, dict[int, NDArray[np.bool_]]]] = []
-        for row in table.rows:
-            pictures = {run.seed: run.correct_pictures for run in table.runs(row, n)}
-            if known := {seed: own for seed, own in pictures.items() if own is not None}:
-                leaders.append((table.cell(row, n).mean, row.label, known))
-        leaders.sort(key=lambda leader: -leader[0])
-        if len(leaders) < 2:
-            continue
-        (_, first, ours), (_, second, theirs) = leaders[:2]
-        if (difference := difference_on_pictures(ours, theirs)) is not None:
-            points, margin = 100 * difference[0], 100 * Z_95 * difference[1]
-            phrases.append(f"{format_shots(int(n))}: {first} - {second} {points:+.1f} ± {margin:.1f}")
-    lead = "lead over the next head in points, with its 95 % margin of error on the same pictures and draws"
-    return [f"{lead}: {'; '.join(phrases)}"] if phrases else []
-
-
 # ---- Two folders ----
 
 
@@ -423,11 +374,10 @@ def _compared_row(setting: Setting, first: Study, second: Study) -> list[str]:
         {(run.seed, tuple(run.rows)): run.metrics.accuracy for run in spot.runs if run.metrics is not None}
         for spot in spots
     )
-    difference = paired_difference(b, a) if a.keys() & b.keys() else None
     name = f"{setting.label} · {setting.prompts}" if setting.prompts else setting.label
     names = map(shorten_name, (name, setting.data, setting.encoder))
     cells = [format_cell(spot.cell(), format_percent) for spot in spots]
-    return [*names, setting.test, str(setting.shots), *cells, format_difference(difference)]
+    return [*names, setting.test, str(setting.shots), *cells, format_difference(paired_difference(b, a))]
 
 
 def _changed_settings(a: Study, b: Study, shared: Sequence[Setting]) -> list[str]:

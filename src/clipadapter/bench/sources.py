@@ -47,10 +47,6 @@ class DataSetSize:
     test_parts: int = 1  # the pictures that are not drawn are one
 
 
-def _count(spec: str, classes: int, n: int, n_test: int | None, parts: int = 1) -> DataSetSize:
-    return DataSetSize(spec, classes, n, n_test or n, n_test is not None, test_parts=parts)
-
-
 @dataclass(frozen=True)
 class Source:
     """A data set of pictures as the user named it."""
@@ -68,8 +64,8 @@ class Source:
     @property
     def size(self) -> DataSetSize:
         """Its size."""
-        n_test = None if self.test is None else len(self.test.samples)
-        return _count(self.spec, len(self.train.class_names), len(self.train.samples), n_test)
+        classes, n_test = len(self.train.class_names), len(self.any_test.samples)
+        return DataSetSize(self.spec, classes, len(self.train.samples), n_test, self.test is not None)
 
     @property
     def any_test(self) -> Dataset:
@@ -143,11 +139,13 @@ def _open_features(spec: str) -> FeatureSource:
     if folder and holds_shards(folder):
         shards = open_feature_table(folder)
         labels, test_labels = (shards.labels(rows) for rows in _split_shards(shards))
-        size = _count(spec, len({*labels, *test_labels}), len(labels), len(test_labels) or None)
+        tested = test_labels or labels
+        size = DataSetSize(spec, len({*labels, *tested}), len(labels), len(tested), bool(test_labels))
         return FeatureSource(spec, size, {}, shards)
     bundle = load_bundle(folder)
-    n_test = sum(len(part.features) for part in bundle.tests.values()) if bundle.tests else None
-    size = _count(spec, len(bundle.text.labels), len(bundle.support), n_test, len(bundle.names))
+    n, n_test = len(bundle.support), sum(len(part.features) for part in bundle.tests.values())
+    divided, parts = bool(bundle.tests), len(bundle.names)
+    size = DataSetSize(spec, len(bundle.text.labels), n, n_test or n, divided, test_parts=parts)
     return FeatureSource(spec, size, bundle.support.provenance, None)
 
 
@@ -159,8 +157,7 @@ def with_pictures(sources: Sequence[AnySource]) -> list[Source]:
 def require_test_part(suite: Suite, source: Source) -> Dataset:
     """The test part of a data set, for a protocol that needs one."""
     if source.test is None:
-        why = f"protocol '{suite.protocol}' needs that"
-        raise InputError(f"'{source.spec}' is not divided into train and test; {why}")
+        raise InputError(f"'{source.spec}' is not divided into train and test; protocol '{suite.protocol}' needs that")
     return source.test
 
 
@@ -287,16 +284,6 @@ def _load_shards(suite: Suite, shards: FeatureTable, only_drawn: bool) -> Bundle
     tests = {"test": TestPart(read(test))} if len(test) else {}
     support = read(train if positions is None else train[positions])
     return Bundle(support, model.encode_classes(names), tests, positions, rows)
-
-
-def split_train_test(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """The training and test part of a divided data set."""
-    if "train" not in dataset.splits or "test" not in dataset.splits:
-        raise DataError(
-            f"'{dataset.name}' is not divided into train and test; it has: {', '.join(dataset.splits)}. "
-            "Give a second folder or manifest to test on, or put the classes under train/ and test/"
-        )
-    return dataset.split("train"), dataset.split("test")
 
 
 def split_in_halves(dataset: Dataset) -> tuple[Dataset, Dataset]:

@@ -65,7 +65,7 @@ def measure_speed(
     seconds_to_read = time.perf_counter() - start
     if not len(squares):
         raise InputError(describe_unreadable(len(pictures)))
-    encoders: list[tuple[Encoder, float]] = []
+    encoders: list[tuple[Encoder, float, list[Measured]]] = []  # with the seconds until it is ready
     for backend in sorted(list_backends(), reverse=True):
         cls = backend_info(backend).cls
         if cls.missing_package() or encoder.device.partition(":")[0] not in cls.devices:
@@ -75,15 +75,15 @@ def measure_speed(
             start = time.perf_counter()
             converted = with_backend(encoder, backend, precision, squares)
             converted.encode_pixels(torch.from_numpy(squares[:1]))
-            encoders.append((converted, time.perf_counter() - start))
-    measured: list[list[Measured]] = [[] for _ in encoders]
+            encoders.append((converted, time.perf_counter() - start, []))
     # Each round times all of them in turn, so that changes of the machine's speed affect all alike.
     for turn in range(rounds):
         on_step(f"round {turn + 1} of {rounds}")
-        for own, (converted, _) in zip(measured, encoders, strict=True):
-            own.append(measure(converted, squares, measured[0][0] if measured[0] else None, batch_size=batch_size))
+        for converted, _, own in encoders:
+            plain = encoders[0][2][0] if encoders[0][2] else None
+            own.append(measure(converted, squares, plain, batch_size=batch_size))
     gflop, speeds = count_gflop(encoder), []
-    for own, (_, seconds_to_ready) in zip(measured, encoders, strict=True):
+    for _, seconds_to_ready, own in encoders:
         rate, one = statistics.median(each.rate for each in own), own[0]
         share = rate * gflop / limits[one.precision] if one.precision in limits else None
         speeds.append(BackendSpeed(one.backend, one.precision, rate, share, seconds_to_ready, one.parity))

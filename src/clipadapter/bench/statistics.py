@@ -15,8 +15,6 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import InputError, brief
-
 Key = TypeVar("Key", bound=Hashable)
 MIN_PAIRS = 3  # fewer pairs in a group are not resampled: two pairs have only three different means
 RESAMPLES = 10_000
@@ -33,8 +31,8 @@ class Difference:
 
 def paired_difference(
     a: Mapping[Key, float], b: Mapping[Key, float], group: Callable[[Key], Hashable] = lambda draw: None
-) -> Difference:
-    """The mean of ``a - b`` over the draws that both have, with a bootstrap interval.
+) -> Difference | None:
+    """The mean of ``a - b`` over the draws that both have, with a bootstrap interval; None if they share no draw.
 
     The key of a draw is what both methods have in common, such as data set, shots and seed. Draws are resampled within
     each group, such as a data set, and each group counts the same. The interval covers the variance between draws only:
@@ -43,15 +41,10 @@ def paired_difference(
     """
     differences = defaultdict(list)
     for draw, value in a.items():
-        if draw not in b:
-            continue
-        if not np.isfinite([value, b[draw]]).all():
-            raise InputError(f"the accuracies at draw {brief(draw)} are {value} and {b[draw]}: leave out a failed run")
-        differences[group(draw)].append(value - b[draw])
+        if draw in b:
+            differences[group(draw)].append(value - b[draw])
     if not differences:
-        raise InputError(
-            f"the two methods have no draw in common ({len(a)} and {len(b)} draws): measure both on the same shots"
-        )
+        return None
     groups = [np.array(values) for values in differences.values()]
     interval = None
     if min(map(len, groups)) >= MIN_PAIRS:

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -178,12 +178,8 @@ class Spot(NamedTuple):
 
     def by_step(self, values: Callable[[ContinualResult], Sequence[float | None]]) -> list[Cell]:
         """One value for each step or task over the seeds."""
-        n = len(self.results[0].steps) if self.results else 0
-
-        def value(run: Run, i: int) -> float | None:
-            return None if run.continual is None else values(run.continual)[i]
-
-        return [self.cell(partial(value, i=i)) for i in range(n)]
+        columns = zip(*map(values, self.results), strict=True)
+        return [Cell(tuple(one for one in own if one is not None), self.failed, self.missing) for own in columns]
 
 
 @dataclass(frozen=True, eq=False)
@@ -365,11 +361,10 @@ class Pivot:
         if column not in self.derived:
             accuracies = {((i, column), run.seed, tuple(run.rows)): ACCURACY(run) for i, run in runs}
             return {draw: accuracy for draw, accuracy in accuracies.items() if accuracy is not None}
-        draws: dict[Draw, float] = {}
-        for seed, value in self.by_seed(row, column).items():
-            rows = tuple(drawn for _, run in runs if run.seed == seed for drawn in run.rows)
-            draws[(0, column), seed, rows] = value
-        return draws
+        return {
+            ((0, column), seed, tuple(drawn for _, run in runs if run.seed == seed for drawn in run.rows)): value
+            for seed, value in self.by_seed(row, column).items()
+        }
 
     def difference(self, row: Row, reference: Row, columns: Sequence[Part]) -> Difference | None:
         """The difference of accuracy to the reference on the draws of some columns; None if they share no draw."""
@@ -377,7 +372,7 @@ class Pivot:
             {draw: accuracy for column in columns for draw, accuracy in self.draws(one, column).items()}
             for one in (row, reference)
         )
-        return paired_difference(ours, theirs, group=lambda draw: draw[0]) if ours.keys() & theirs.keys() else None
+        return paired_difference(ours, theirs, group=lambda draw: draw[0])
 
     def reference_row(self, label: str) -> Row:
         """The head that the others are compared with."""

@@ -22,8 +22,6 @@ from clipadapter.utils.registry import unknown
 
 Scalar = bool | int | float | str
 Recipe = Literal["official", "paper"]
-Figure = Literal["curves", "axis", "bars", "efficiency", "projection"]
-
 
 ALL = 1_000_000
 """The number of shots per class for "all" in a suite: more than any class has, so that each gives all pictures."""
@@ -183,7 +181,7 @@ class Suite(FrozenModel):
     source: str = ""
     protocol: str = "few-shot"
     options: dict[str, int] = Field(default_factory=dict)
-    figure: Figure = "curves"
+    figure: Literal["curves", "axis", "bars", "efficiency", "projection"] = "curves"
     heads: list[HeadEntry] = Field(min_length=1)
     recipe: Recipe | None = None
     prompts: list[Prompts] = Field(default_factory=lambda: [Prompts(label="")], min_length=1)

@@ -1,14 +1,18 @@
-"""Tables of a study as text: the numbers of `bench.study` with marks, and notes on how they were measured."""
+"""Tables of a study, a stream or a comparison as text: the numbers of `bench.study` with marks, and notes on them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.run import Run
-from clipadapter.bench.statistics import Difference
+from clipadapter.bench.statistics import Difference, difference_on_pictures
 from clipadapter.bench.study import (
     ACCURACY,
     HARMONIC,
@@ -16,18 +20,21 @@ from clipadapter.bench.study import (
     Part,
     Pivot,
     Row,
+    Spot,
     Value,
     combine_by_seed,
     failure_messages,
     fit_seconds,
     format_shots,
     metric_value,
+    pivot_runs,
 )
 from clipadapter.errors import InputError
-from clipadapter.heads import Fidelity, fidelity_of
+from clipadapter.heads import fidelity_of
 from clipadapter.metrics import METRICS, metrics_shown
-from clipadapter.rendering.tables import NOT_AS_PUBLISHED, TRANSDUCTIVE, Grid
-from clipadapter.utils.formatting import format_count, shorten_name
+from clipadapter.metrics.intervals import Z_95
+from clipadapter.rendering.tables import BEST, NOT_AS_PUBLISHED, TRANSDUCTIVE, Grid
+from clipadapter.utils.formatting import format_count, format_list, shorten_name
 from clipadapter.utils.registry import unknown
 
 Format = Callable[[float], str]
@@ -148,14 +155,9 @@ def transductive_mark(runs: Iterable[Run]) -> str:
     return TRANSDUCTIVE if any(run.flags.transductive for run in runs) else ""
 
 
-def run_fidelity(run: Run) -> Fidelity:
-    """How near the method of a run is to the published one."""
-    return fidelity_of(run.method, run.params)
-
-
 def fidelity_notes(runs: Iterable[Run]) -> list[str]:
     """What the mark of a head that is not the published method means, for each such method."""
-    stated = dict.fromkeys((run.method, run_fidelity(run)) for run in runs)
+    stated = dict.fromkeys((run.method, fidelity_of(run.method, run.params)) for run in runs)
     return [f"{NOT_AS_PUBLISHED} {name}: {fidelity}" for name, fidelity in stated if not fidelity.is_as_published]
 
 
@@ -301,6 +303,7 @@ def _peak_memory(runs: Sequence[Run]) -> Cell:
 def measurement_notes(table: Pivot) -> tuple[str, ...]:
     """Notes on how all metrics of a table were measured."""
     runs = table.runs()
+    kinds = {kind: text for name in list_protocols() for kind, text in create_protocol(name).test_kinds.items()}
     sizes = {str(part): _size(table.runs(part=part)) for part in table.parts}
     by_part = "; ".join(f"{part} {text}" for part, text in sizes.items() if text)
     size = by_part if table.axis == "test" and len(set(sizes.values())) > 1 else _size(runs)
@@ -308,7 +311,7 @@ def measurement_notes(table: Pivot) -> tuple[str, ...]:
     return (
         seeds_note(runs),
         f"Test pictures: {size}.",
-        f"Protocol: {'; '.join(_describe_test_kinds({run.data.protocol for run in runs}))}.",
+        f"Protocol: {'; '.join(text for kind, text in kinds.items() if kind in {run.data.protocol for run in runs})}.",
         encoder_note(runs),
         *device_notes(runs),
         f"Templates: {_templates(table)}.",
@@ -329,18 +332,10 @@ def column_notes(table: Pivot) -> tuple[str, ...]:
     )
 
 
-def _describe_test_kinds(kinds: set[str]) -> list[str]:
-    """A text on each kind of test part that records name in `RunData.protocol`."""
-    # Few-shot first, so that a separate test part is explained before others.
-    names = sorted(list_protocols(), key=lambda name: (name != "few-shot", name))
-    texts = {kind: text for name in names for kind, text in create_protocol(name).test_kinds.items()}
-    return [text for kind, text in texts.items() if kind in kinds]
-
-
 def stream_notes(runs: Sequence[Run]) -> tuple[str, ...]:
     """Notes on how the metrics of streams were measured."""
     quoted = [f"“{template}”" for template in dict.fromkeys(template for run in runs for template in run.templates)]
-    templates, libraries = _some(quoted, 3) or "not known", format_versions(runs)
+    templates, libraries = format_list(quoted, 3) or "not known", format_versions(runs)
     notes = (f"Templates: {templates}.", f"Libraries: {libraries}.")
     return (seeds_note(runs), encoder_note(runs), *device_notes(runs), *notes)
 
@@ -357,7 +352,7 @@ def device_notes(runs: Iterable[Run]) -> list[str]:
 def seeds_note(runs: Iterable[Run]) -> str:
     """What a mean and its deviation are over."""
     seeds = sorted({run.seed for run in runs})
-    spread = f"over {len(seeds)} seeds ({_some(map(str, seeds), 10)})"
+    spread = f"over {len(seeds)} seeds ({format_list(map(str, seeds), 10)})"
     return f"Mean ± sample standard deviation {spread}." if len(seeds) > 1 else f"One seed ({seeds[0]})."
 
 
@@ -383,7 +378,7 @@ def _templates(table: Pivot) -> str:
     texts: dict[str, dict[str, None]] = {}
     for row in table.rows:
         for run in table.runs(row):
-            text = _some([f"“{template}”" for template in run.templates], 2) or "not known"
+            text = format_list([f"“{template}”" for template in run.templates], 2) or "not known"
             texts.setdefault(row.prompts, {})[text] = None
     return "; ".join((f"{prompts}: " if prompts else "") + " or ".join(own) for prompts, own in texts.items())
 
@@ -397,13 +392,95 @@ def format_versions(runs: Iterable[Run]) -> str:
     )
 
 
-def _some(texts: Iterable[str], limit: int) -> str:
-    items = list(texts)
-    suffix = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + suffix
+# ---- Streams of tasks ----
+
+CONTINUAL_METRICS = {
+    "transfer": "Transfer: accuracy on a task before it was learned, averaged over all earlier steps.",
+    "average": "Average: accuracy on a task over the whole stream, before and after it was learned.",
+    "last": "Last: accuracy on a task after the last one was learned.",
+    "forgetting": "forgetting: best accuracy on a task since it was learned, minus that at the end.",
+    "forward_transfer": "forward transfer: accuracy on a task just before it was learned, minus zero-shot's.",
+}
+"""Metrics of a stream: title in tables, and definition; each is then averaged over the tasks that have it."""
+LOWER_IS_BETTER = "forgetting"
+METRIC_DEFINITIONS = [capitalise(text) for text in CONTINUAL_METRICS.values()]
+BEST_NOTE = "best of the heads that learn task by task."
+JOINT = (
+    "Learns task by task: the head gets the shots of each task once. Joint: it is fitted again to the shots of all "
+    "tasks so far, whose features must all be stored."
+)
 
 
-# ---- What tables and plots of one comparison have in common ----
+def continual_value(metric: str) -> Value:
+    """The value of one of `CONTINUAL_METRICS`."""
+    return lambda run: None if run.continual is None else run.continual.metrics.mean(metric)
+
+
+def format_metric(metric: str) -> Callable[[float], str]:
+    """How tables print a metric: in %, differences with their sign.
+
+    >>> format_metric("last")(0.6), format_metric("forward_transfer")(0.012)
+    ('60.0', '+1.2')
+    """
+    if metric == "forward_transfer":
+        return format_points
+    return lambda value: f"{round(100 * value, 1) + 0.0:.1f}"
+
+
+def stream_columns(heads: Sequence[Spot], metrics: Sequence[str] = tuple(CONTINUAL_METRICS)) -> list[Column]:
+    """A column for each metric."""
+    return [
+        Column(
+            CONTINUAL_METRICS[metric].partition(":")[0],
+            [head.cell(continual_value(metric)) for head in heads],
+            format_metric(metric),
+            min if metric == LOWER_IS_BETTER else max,
+            format_percent,
+        )
+        for metric in metrics
+    ]
+
+
+def stream_grid(
+    heads: Sequence[Spot], title: str = "", costs: Sequence[Column] = (), notes: Sequence[str] = ()
+) -> Grid:
+    """The metrics of each head. The best are among the heads that learn task by task: joint heads keep all shots."""
+    learns = [head.learns for head in heads]
+    takes_part = [own == "task by task" for own in learns]
+    columns = [*stream_columns(heads), *costs]
+    names = [format_head(Row(head.label), head.runs) for head in heads]
+    return make_grid(title, names, columns, takes_part=takes_part, texts=[("learns", learns)], notes=notes)
+
+
+def measured_stream_grid(heads: Sequence[Spot], title: str) -> Grid:
+    """`stream_grid` with what it costs and with notes, for a report."""
+    fits, stored = [], []
+    for head in heads:
+        seconds = head.by_step(lambda result: [step.seconds for step in result.steps])
+        sizes = [cell.mean for cell in head.by_step(lambda result: [step.size for step in result.steps])]
+        fits.append(Cell((sum(cell.mean for cell in seconds),) if seconds else ()))
+        stored.append(Cell(remark=f"{sizes[0]:,.0f} → {sizes[-1]:,.0f}" if sizes else "-"))
+    costs = [Column("all fits in s", fits, "{:.3g}".format), Column("stored numbers, first → last task", stored, str)]
+    definitions = " ".join([f"In %. Bold: {BEST_NOTE}", *METRIC_DEFINITIONS])
+    notes = [definitions, JOINT, *fidelity_notes(run for head in heads for run in head.runs), *stream_failures(heads)]
+    return stream_grid(heads, f"Transfer, Average, Last: {title}", costs, notes)
+
+
+def stream_text(streams: Mapping[str, Sequence[Spot]]) -> str:
+    """The tables of streams by their titles as plain text, with what the metrics mean below."""
+    runs = [run for own in streams.values() for head in own for run in head.runs]
+    notes = [f"In %; {BEST}: {BEST_NOTE}", seeds_note(runs), *METRIC_DEFINITIONS, JOINT, *fidelity_notes(runs)]
+    notes += [text for own in streams.values() for text in stream_failures(own)]
+    tables = [f"{title}\n{stream_grid(own).to_text()}" for title, own in streams.items()]
+    return "\n\n".join([*tables, "\n".join(notes)])
+
+
+def stream_failures(heads: Sequence[Spot]) -> list[str]:
+    """Why runs of streams failed."""
+    return failure_messages((head.label, run) for head in heads for run in head.runs)
+
+
+# ---- The runs of one comparison, such as of `compare` ----
 
 
 @dataclass(frozen=True)
@@ -420,3 +497,104 @@ def check_runs(runs: Sequence[Run], metric: str) -> None:
         raise unknown("metric of records", metric, list(metrics_shown("record")))
     if not runs:
         raise InputError("there are no records to make a table of")
+
+
+def summarise(runs: Sequence[Run], metric: str = "accuracy") -> dict[str, Any]:
+    """For JSON: one row per head and number of shots, the seconds of a fit with the most shots, and fidelities.
+
+    Raises:
+        InputError: if there are no records.
+        UnknownNameError: if records have no such metric.
+    """
+    check_runs(runs, metric)
+    table, rows, seconds, fidelity = pivot_runs(runs), [], {}, {}
+    for row in table.rows:
+        name = plain_name(table, row)
+        for n in table.parts:
+            cell = table.cell(row, n, metric_value(metric))
+            mean = cell.mean if cell.values else None
+            counts = {"seeds": len(cell.values), "failed": cell.failed}
+            rows.append({"head": name, "shots": n, "mean": mean, "sd": cell.known_sd, **counts})
+        cell, first = table.cell(row, table.parts[-1], fit_seconds), table.runs(row)[0]
+        stated = fidelity_of(first.method, first.params)
+        seconds[name] = cell.mean if cell.values else None
+        fidelity[name] = f"{stated.kind}, own recipe" if stated.own_recipe else stated.kind
+    return {"metric": metric, "rows": rows, "fit_seconds": seconds, "fidelity": fidelity}
+
+
+def table(
+    runs: Sequence[Run], metric: str = "accuracy", markdown: bool = False, reference: Reference | None = None
+) -> str:
+    """Mean ± sd (the mean alone for one seed) by head and shots, with the best of each column marked, and notes below.
+
+    Of runs of a stream, its metrics as plain text, whatever the metric.
+
+    Args:
+        runs: records of one comparison.
+        metric: name of the metric.
+        markdown: a Markdown table with the best in bold; else plain text with a dot before it.
+        reference: a first row, which takes no part in the choice of the best.
+
+    Raises:
+        InputError: if there are no records.
+    """
+    check_runs(runs, metric)
+    pivot = pivot_runs(runs)
+    if runs[0].stream is not None:
+        return stream_text({format_shots(int(n)): [pivot.spots[row, n][0] for row in pivot.rows] for n in pivot.parts})
+    most, columns, notes = pivot.parts[-1], metric_columns(pivot, metric), _comparison_notes(pivot, metric, markdown)
+    seconds = [pivot.cell(row, most, fit_seconds) for row in pivot.rows]
+    means = [Cell(cell.values and (cell.mean,)) for cell in seconds]  # without a deviation
+    columns.append(Column(f"fit at {most}", means, "{:.2f} s".format))
+    notes.insert(1, f"fit at {most}: seconds of one fit of the head alone; features were computed before")
+    names = list(head_names(pivot).values())
+    takes_part = [not transductive_mark(pivot.runs(row)) for row in pivot.rows]
+    if reference is not None:
+        names, takes_part = [shorten_name(reference.name), *names], [False, *takes_part]
+        levels = [*[Cell((reference.metrics[metric],))] * len(pivot.parts), Cell()]
+        columns = [replace(own, cells=[level, *own.cells]) for own, level in zip(columns, levels, strict=True)]
+    grid = make_grid("", names, columns, takes_part=takes_part)
+    # Markdown joins consecutive lines.
+    below = [line for note in notes for line in ((note, "") if markdown else (note,))]
+    return "\n".join([grid.to_markdown() if markdown else grid.to_text(), "", *below])
+
+
+def _comparison_notes(pivot: Pivot, metric: str, markdown: bool) -> list[str]:
+    runs = pivot.runs()
+    seeds, classes = {run.seed for run in runs}, sorted({run.n_classes for run in runs})
+    spread = f"mean ± sd over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    mark, escaped = ("bold", f"\\{TRANSDUCTIVE}") if markdown else (BEST, TRANSDUCTIVE)  # "* " makes a list
+    is_marked = transductive_mark(runs)
+    notes = [
+        f"{METRICS[metric].title_with_unit}, {spread}, {number_range(run.n_test for run in runs)} test pictures of "
+        f"{', '.join(map(str, classes))} classes; {mark}: best at these shots"
+        + (f", of the heads without {escaped}" if is_marked else "")
+    ]
+    notes += _lead_notes(pivot) if metric == "accuracy" else []
+    if is_marked:
+        notes.append(
+            f"{escaped} transductive: fitted to the test pictures too, without their labels; heads without "
+            f"{escaped} did not see them"
+        )
+    failures = failure_messages((plain_name(pivot, row), run) for row in pivot.rows for run in pivot.runs(row))
+    return [*notes, *device_notes(runs), *fidelity_notes(runs), *failures]
+
+
+def _lead_notes(table: Pivot) -> list[str]:
+    """How far the best head of each column is above the next, with the margin of error, as one note or none."""
+    phrases = []
+    for n in table.parts:
+        leaders: list[tuple[float, str, dict[int, NDArray[np.bool_]]]] = []
+        for row in table.rows:
+            pictures = {run.seed: run.correct_pictures for run in table.runs(row, n)}
+            if known := {seed: own for seed, own in pictures.items() if own is not None}:
+                leaders.append((table.cell(row, n).mean, row.label, known))
+        leaders.sort(key=lambda leader: -leader[0])
+        if len(leaders) < 2:
+            continue
+        (_, first, ours), (_, second, theirs) = leaders[:2]
+        if (difference := difference_on_pictures(ours, theirs)) is not None:
+            points, margin = 100 * difference[0], 100 * Z_95 * difference[1]
+            phrases.append(f"{format_shots(int(n))}: {first} - {second} {points:+.1f} ± {margin:.1f}")
+    lead = "lead over the next head in points, with its 95 % margin of error on the same pictures and draws"
+    return [f"{lead}: {'; '.join(phrases)}"] if phrases else []

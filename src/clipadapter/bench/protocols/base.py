@@ -24,11 +24,7 @@ from clipadapter.bench.suite import Prompts, Suite, Variant
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
-from clipadapter.features import FeatureSet
 from clipadapter.heads import Head
-
-SEPARATE_PART_TEXT = "given: the test part stands apart from what the shots are drawn from"
-NEW_CLASSES_TEXT = "new: other classes than those of the shots, known by their text alone"
 
 
 class BundleOfDraws(NamedTuple):
@@ -44,8 +40,13 @@ class BundleOfDraws(NamedTuple):
 class Protocol:
     """How the data sets of a suite become fits and test parts. A protocol overrides what differs from few-shot."""
 
-    test_kinds: ClassVar[Mapping[str, str]] = {}
-    """Explanations in reports, by the values of `RunData.protocol` that the protocol gives."""
+    test_kinds: ClassVar[Mapping[str, str]] = {
+        "given": "given: the test part stands apart from what the shots are drawn from",
+        "rest": "rest: the test part is the rows that were not drawn, so each draw has another",
+        "new": "new: other classes than those of the shots, known by their text alone",
+        "shift": "shift: pictures from elsewhere that show classes of the shots, among which alone a head chooses",
+    }
+    """Explanations in reports, by the values of `RunData.protocol`: those of test parts; a protocol may give others."""
     report_columns: ClassVar[Literal["shots", "test"]] = "test"
     """Whether the columns of report tables are numbers of shots or test parts."""
     has_harmonic_mean: ClassVar[bool] = False
@@ -129,33 +130,26 @@ class Protocol:
 
     def plan(self, bundle: Bundle, label: str, head: Head, draw: Draw) -> list[Run]:
         """The records of a fit before it is made, one for each test part."""
-        runs = []
-        for name in bundle.names:
-            data, n_classes = bundle.data(name, draw.rows), bundle.n_classes(name)
-            runs.append(plan_run(bundle, label, head, draw, data, name, n_classes, bundle.n_test(name, len(draw.rows))))
-        return runs
+        return [
+            plan_run(bundle, label, head, draw, bundle.data(name, draw.rows), bundle.n_test(name, len(draw.rows)), name)
+            for name in bundle.names
+        ]
 
     def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         """Fit a head and measure it: the planned records of one fit with their metrics, or the reason why it failed."""
         names = {bundle.data(name, runs[0].rows): name for name in bundle.names}
         shots = bundle.shots(runs[0].rows)
+        pairs = [(run, bundle.test(names[run.data], run.rows)) for run in runs]
+
+        def fit_and_score(group: Sequence[tuple[Run, TestPart]]) -> list[Run]:
+            fitted, seconds = fit_head(head, shots, [part for _, part in group], bundle)
+
+            def score(run: Run, part: TestPart) -> list[Run]:
+                return [finish_run(run, fitted, seconds, score_part(fitted, part))]
+
+            # On some parts a head may fail, such as one that knows no other classes than those of its shots.
+            return [own for run, part in group for own in attempt([run], partial(score, run, part))]
+
         # A transductive head is fitted again for each test part. The records do not name the pictures without labels.
-        groups = [[run] for run in runs] if head.transductive else [runs]
-        parts = [[bundle.test(names[run.data], run.rows) for run in group] for group in groups]
-        measured = [
-            attempt(group, partial(_fit_and_score, head, shots, own, bundle, group))
-            for group, own in zip(groups, parts, strict=True)
-        ]
-        return [run for group in measured for run in group]
-
-
-def _fit_and_score(
-    head: Head, shots: FeatureSet, parts: Sequence[TestPart], bundle: Bundle, runs: Sequence[Run]
-) -> list[Run]:
-    fitted, seconds = fit_head(head, shots, parts, bundle)
-
-    def score(run: Run, part: TestPart) -> list[Run]:
-        return [finish_run(run, fitted, seconds, score_part(fitted, part))]
-
-    # On some parts a head may fail, such as one that knows no other classes than those of its shots.
-    return [attempt([run], partial(score, run, part))[0] for run, part in zip(runs, parts, strict=True)]
+        groups = [[pair] for pair in pairs] if head.transductive else [pairs]
+        return [own for group in groups for own in attempt([run for run, _ in group], partial(fit_and_score, group))]

@@ -86,7 +86,7 @@ class CrossValidation(Protocol):
         (test,), n_test = draw.tests, len(bundle.support)
         digest = bundle.hash_data(range(n_test), ())
         data = RunData(support=bundle.support_name, test=test, protocol="folds", digest=digest)
-        return [plan_run(bundle, label, head, draw, data, test, len(bundle.text.labels), n_test)]
+        return [plan_run(bundle, label, head, draw, data, n_test)]
 
     def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         """The head is fitted once for each fold."""

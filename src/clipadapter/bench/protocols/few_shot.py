@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from clipadapter.bench.protocols import register_protocol
-from clipadapter.bench.protocols.base import SEPARATE_PART_TEXT, Protocol
+from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.sources import AnySource, FeatureSource
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError
@@ -16,10 +16,6 @@ from clipadapter.errors import InputError
 class FewShot(Protocol):
     """Shots and test part of the same classes."""
 
-    test_kinds = {
-        "given": SEPARATE_PART_TEXT,
-        "rest": "rest: the test part is the rows that were not drawn, so each draw has another",
-    }
     report_columns = "shots"
     accepts_features = True
 

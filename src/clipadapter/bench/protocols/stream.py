@@ -74,7 +74,7 @@ class StreamOfTasks(Protocol):
         digest = bundle.hash_data(draw.rows, parts)
         data = RunData(support=bundle.support_name, test=" + ".join(parts), protocol="stream", digest=digest)
         n_test = sum(len(task_part(bundle, task).features) for task in draw.tasks)
-        return [plan_run(bundle, label, head, draw, data, parts[0], len(bundle.text.labels), n_test, stream)]
+        return [plan_run(bundle, label, head, draw, data, n_test, stream=stream)]
 
     def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         """Learn the tasks one after the other, and measure all of them after each."""

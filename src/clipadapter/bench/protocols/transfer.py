@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.protocols import register_protocol
-from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEXT, Protocol
+from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.sources import (
     AnySource,
     DataSetSize,
@@ -27,7 +27,6 @@ from clipadapter.errors import DataError, InputError
 class BaseToNew(Protocol):
     """Shots of the first half of the classes (the larger, if they are odd), measured on both halves apart."""
 
-    test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
     has_harmonic_mean = True
 
     def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
@@ -60,7 +59,6 @@ class BaseToNew(Protocol):
 class CrossDataset(Protocol):
     """The first data set gives the shots and a test part, the others have other classes."""
 
-    test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
     combines_data_sets = True
 
     def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
@@ -94,11 +92,6 @@ class CrossDataset(Protocol):
 @register_protocol("shift")
 class Shift(CrossDataset):
     """The first data set gives the shots, the others show its classes in another way."""
-
-    test_kinds = {
-        "given": SEPARATE_PART_TEXT,
-        "shift": "shift: pictures from elsewhere that show classes of the shots, among which alone a head chooses",
-    }
 
     def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
         """The first data set needs all classes of the others."""

@@ -20,9 +20,8 @@ from typing import NamedTuple
 from clipadapter.bench.document import Section
 from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.run import Run, TaskStream
-from clipadapter.bench.stream_report import stream_columns
 from clipadapter.bench.study import HARMONIC, Cell, Pivot, Row, Spot, Study, format_shots, make_mean_tables, make_tables
-from clipadapter.bench.tables import format_cell, format_head, format_percent, format_points
+from clipadapter.bench.tables import format_cell, format_head, format_percent, format_points, stream_columns
 from clipadapter.data.sets import get_set, list_sets
 from clipadapter.encoders.catalogue import QUICK_GELU
 from clipadapter.rendering.tables import Grid
@@ -135,7 +134,13 @@ def make_published_section(study: Study) -> Section:
     order = list(dict.fromkeys(ours.dataset for ours in measured))
     heads = list(dict.fromkeys(ours.head for ours in measured))
     measured.sort(key=lambda ours: (order.index(ours.dataset), heads.index(ours.head), ours.shots))
-    pairs = [(ours, theirs) for ours in measured for theirs in _matches(ours)] + _zero_shot_not_measured(measured)
+    pairs = [
+        (ours, theirs)
+        for ours in measured
+        if ours.cell.values
+        for theirs in _published(ours.runs[0].method, ours.dataset, ours.runs[0].encoder.name, ours.shots)
+    ]
+    pairs += _zero_shot_not_measured(measured)
     rows = list(dict.fromkeys(_cells(ours, theirs) for ours, theirs in pairs))
     if not rows:
         return Section(TITLE, (), (NO_PUBLISHED_FIGURE,))
@@ -194,20 +199,13 @@ def _means(table: Pivot) -> Iterator[Measured]:
                 yield Measured(f"mean11_{name}", row, int(table.fixed["shots"]), cell, runs)
 
 
-def _matches(ours: Measured) -> list[PublishedAccuracy]:
-    if not ours.cell.values:
-        return []
-    method = ours.runs[0].method
-    shots = {0, ours.shots} if method == HEAD_WITHOUT_SHOTS else {ours.shots}
-    return _published(method, ours.dataset, ours.runs[0].encoder.name, shots)
-
-
-def _published(method: str, dataset: str, encoder: str, shots: set[int]) -> list[PublishedAccuracy]:
+def _published(method: str, dataset: str, encoder: str, shots: int) -> list[PublishedAccuracy]:
     backbones = {backbone_of(encoder), encoder.replace(f"{QUICK_GELU}/", "/")}
+    counts = {0, shots} if method == HEAD_WITHOUT_SHOTS else {shots}
     return [
         one
         for one in find_published()
-        if (one.method, one.dataset) == (method, dataset) and one.backbone in backbones and one.shots in shots
+        if (one.method, one.dataset) == (method, dataset) and one.backbone in backbones and one.shots in counts
     ]
 
 
@@ -220,7 +218,7 @@ def _zero_shot_not_measured(measured: Sequence[Measured]) -> list[tuple[Measured
         (Measured(dataset, Row(HEAD_WITHOUT_SHOTS), 0, Cell(remark="not measured"), ()), theirs)
         for (dataset, encoder), own in methods.items()
         if HEAD_WITHOUT_SHOTS not in own
-        for theirs in _published(HEAD_WITHOUT_SHOTS, dataset, encoder, {0})
+        for theirs in _published(HEAD_WITHOUT_SHOTS, dataset, encoder, 0)
     ]
 
 

@@ -103,7 +103,7 @@ def run(
     from clipadapter.bench import load_suite, run_suite
     from clipadapter.bench.costs import estimate, find_problems
     from clipadapter.bench.launcher import Launcher
-    from clipadapter.bench.sources import FeatureSource
+    from clipadapter.bench.sources import with_pictures
     from clipadapter.bench.suite import ORDERS
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import read_descriptions
@@ -140,21 +140,13 @@ def run(
         "what is missing"
     )
     models = {}
-    for name in encoders if not all(isinstance(source, FeatureSource) for source in cost.sources) else ():
+    for name in encoders if with_pictures(cost.sources) else ():
         # Full precision, since the results of a study must not depend on the machine.
         models[name] = FewShotClassifier(
             name, quality="fast", descriptions=sentences, device=device, precision="fp32", progress=out.progress
         )
-    outcome = run_suite(
-        study,
-        cost.sources,
-        models,
-        folder,
-        Launcher(workers, device=device),
-        device=device,
-        plot_formats=plot_formats,
-        progress=out.progress,
-    )
+    launcher = Launcher(workers, device=device)
+    outcome = run_suite(study, cost.sources, models, folder, launcher, plot_formats=plot_formats, progress=out.progress)
     _report_runs(outcome, study, folder, out)
     if outcome.n_failed:
         click.get_current_context().exit(1)
@@ -176,7 +168,16 @@ def _report_runs(outcome: Outcome, suite: Suite, folder: Path, out: Output) -> N
         "figures": [str(path) for path in outcome.figures],
         **study_data(done),
     }
-    out.result(record, f"{study_text(done)}\n\n{_outcome_text(outcome, suite, folder)}")
+    rate = f", {outcome.n_made / outcome.seconds:.1f} a second" if outcome.n_made and outcome.seconds else ""
+    runs = f"{outcome.n_made} {'stream' if suite.is_stream else 'run'}{'s' * (outcome.n_made != 1)}"
+    place = f"{suite.name} --out {quote_path(folder)}"
+    lines = [
+        f"{runs} finished in {format_seconds(outcome.seconds)}{rate}; {outcome.n_existing} were in the records",
+        f"{outcome.n_failed} of them failed; why: clipadapter bench status {place}" if outcome.n_failed else "",
+        *(f"wrote {path}" for path in outcome.figures),
+        f"next: clipadapter bench report {place}",
+    ]
+    out.result(record, f"{study_text(done)}\n\n" + "\n".join(filter(None, lines)))
 
 
 def _change_suite(
@@ -207,28 +208,30 @@ def _change_suite(
 
 
 def _cost_facts(suite: Suite, encoders: Sequence[str], cost: Estimate) -> list[Fact]:
-    from clipadapter.bench.suite import ALL
+    from clipadapter.bench.suite import ALL, count_tasks
 
     titles = [variant.title for variant in suite.all_variants()]
-    states = []
+    stream, states = list[Fact](), []
+    if suite.is_stream:
+        count = sum(count_tasks(size.classes, suite.stream.classes_per_task) for size in cost.sizes)
+        known = "known" if suite.stream.task_known else "not known"
+        rule = f"learned one after the other; all are measured after each; the task of a test picture is {known}"
+        orders = ", ".join(suite.stream.title(order) for order in suite.stream.orders)
+        stream = [Fact("", text=f"{count}, {rule}", name="tasks"), Fact("", text=orders, name="order")]
     for size in cost.sizes:
         known = f"{size.classes} classes, {size.train:,} + {size.test:,} pictures" if size.classes else "unknown size"
         states.append(f"{size.spec}: {known}, {'ready' if size.ready else 'NOT ON DISK'}")
+    fitting = format_seconds(cost.fit_seconds)
     return [
         Fact("suite", suite.name, f"{suite.name}: {suite.title}"),
         Fact("heads", titles, f"{len(titles)}: {', '.join(titles)}"),
-        *_stream_facts(suite, cost),
+        *stream,
         Fact("shots", suite.shots, ", ".join("all" if shots == ALL else str(shots) for shots in suite.shots)),
         Fact("seeds", suite.seeds, ", ".join(map(str, suite.seeds))),
         Fact("encoders", list(encoders), ", ".join(encoders)),
         Fact("fits", cost.fits, str(cost.fits), "streams" if suite.is_stream else ""),
         Fact("pictures", cost.pictures, _pictures_text(cost)),
-        Fact(
-            "fit_seconds",
-            round(cost.fit_seconds, 1),
-            f"about {format_seconds(cost.fit_seconds)} on two cores",
-            "fitting",
-        ),
+        Fact("fit_seconds", round(cost.fit_seconds, 1), f"about {fitting} on two cores", "fitting"),
         Fact("encode_seconds", round(cost.encode_seconds, 1), _encoding_time(cost), "encoding"),
         Fact("data", [vars(size) for size in cost.sizes]),
         *(Fact("", text=state, name="data") for state in states),
@@ -243,21 +246,6 @@ def _encoding_time(cost: Estimate) -> str:
     return f"about {format_seconds(cost.encode_seconds)} at 25 pictures a second; a GPU takes a tenth or less"
 
 
-def _outcome_text(outcome: Outcome, suite: Suite, folder: Path) -> str:
-    rate = f", {outcome.n_made / outcome.seconds:.1f} a second" if outcome.n_made and outcome.seconds else ""
-    noun = "stream" if suite.is_stream else "run"
-    text = f"{outcome.n_made} {noun}{'s' * (outcome.n_made != 1)} finished in {format_seconds(outcome.seconds)}{rate}"
-    text += f"; {outcome.n_existing} were in the records"
-    if outcome.n_failed:
-        command = f"clipadapter bench status {suite.name} --out {quote_path(folder)}"
-        text += f"\n{outcome.n_failed} of them failed; why: {command}"
-    text += "".join(f"\nwrote {path}" for path in outcome.figures)
-    return f"{text}\nnext: clipadapter bench report {suite.name} --out {quote_path(folder)}"
-
-
-# ---- Streams of tasks ----
-
-
 def _check_data_sets(suite_name: str, cost: Estimate) -> None:
     """Refuse a stream, before any work, if one of its data sets is not on disk."""
     if missing := [size.spec for size in cost.sizes if not size.ready]:
@@ -267,19 +255,6 @@ def _check_data_sets(suite_name: str, cost: Estimate) -> None:
             f"See where to put them: clipadapter bench run {suite_name} --dry-run. A stream of others: clipadapter "
             f"bench run {suite_name} {' '.join(others or ['--data FIRST --data SECOND --order given'])}"
         )
-
-
-def _stream_facts(suite: Suite, cost: Estimate) -> list[Fact]:
-    """Describe the tasks of a suite; empty if it has no stream."""
-    from clipadapter.bench.suite import count_tasks
-
-    if not suite.is_stream:
-        return []
-    count = sum(count_tasks(size.classes, suite.stream.classes_per_task) for size in cost.sizes)
-    known = "known" if suite.stream.task_known else "not known"
-    rule = f"learned one after the other; all are measured after each; the task of a test picture is {known}"
-    orders = ", ".join(suite.stream.title(order) for order in suite.stream.orders)
-    return [Fact("", text=f"{count}, {rule}", name="tasks"), Fact("", text=orders, name="order")]
 
 
 # ---- What is in the records ----
@@ -295,10 +270,11 @@ def list_(out: Output) -> None:
 
 def _count_heads(suite: Mapping[str, Any]) -> str:
     """Count the heads with their parameters that a suite states; "all" stands for those of `clipadapter heads`."""
-    counts = [
-        sum(map(len, head.get("vary", {0: [0]}).values())) for head in suite["heads"] if not isinstance(head, str)
-    ]
-    count = sum(counts) + sum(head != "all" for head in suite["heads"] if isinstance(head, str))
+    count = sum(
+        1 if isinstance(head, str) else sum(map(len, head.get("vary", {0: [0]}).values()))
+        for head in suite["heads"]
+        if head != "all"
+    )
     if "all" not in suite["heads"]:
         return str(count)
     return f"all and {count}" if count else "all"
@@ -407,19 +383,12 @@ def _speed_sources(folder: Path | None, count: int) -> Sequence[Path | NDArray[A
 
 
 def _speed_text(result: SpeedReport) -> str:
-    rows = [
-        [
-            each.backend,
-            each.precision,
-            f"{each.rate:.1f}",
-            f"{each.rate / result.speeds[0].rate:.2f}",
-            "" if each.share is None else f"{each.share:.0%}",
-            f"{each.parity.mean_cosine:.5f}",
-            f"{each.parity.min_cosine:.5f}",
-            f"{each.ready:.1f}",
-        ]
-        for each in result.speeds
-    ]
+    rows = []
+    for each in result.speeds:
+        share = "" if each.share is None else f"{each.share:.0%}"
+        rates = f"{each.rate:.1f}", f"{each.rate / result.speeds[0].rate:.2f}", share
+        cosines = f"{each.parity.mean_cosine:.5f}", f"{each.parity.min_cosine:.5f}"
+        rows.append([each.backend, each.precision, *rates, *cosines, f"{each.ready:.1f}"])
     head = ["backend", "precision", "img/s", "ratio", "of limit", "mean cosine", "least", "ready in s"]
     limits = ", ".join(f"{name} {value:.0f}" for name, value in result.limits.items())
     about = {
