@@ -7,13 +7,11 @@ incomplete batch is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from torch import Tensor
 
-from clipadapter.heads.base import Preset, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import ChannelCacheHead, cache_keys, cache_logits
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
@@ -28,7 +26,6 @@ from clipadapter.utils.functional import cosine_logits, unit
     fidelity="paper: The formulas of the trained variant are as published. The default parameters are ours: one set "
     "of values for all data sets.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class ApeT(TrainedHead, ChannelCacheHead):
     """Residuals of the classes on chosen channels, trained by cross-entropy; they move class text and keys together.
 
@@ -49,7 +46,7 @@ class ApeT(TrainedHead, ChannelCacheHead):
     array(['cat'], dtype='<U3')
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         "imagenet": {"similarity_weight": 0.2, "variance_weight": 0.8, "lr": 1e-4},
         "dtd": {"similarity_weight": 0.2, "variance_weight": 0.8},
     }

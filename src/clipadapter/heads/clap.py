@@ -11,8 +11,7 @@ Differs from the released code, which trains on 20 augmented views as rows: here
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -32,7 +31,6 @@ from clipadapter.utils.functional import unit
     "differs in the length of class text, draws one view of each picture per step and adjusts logits for unequal "
     "shots.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class Clap(ZsLp):
     """Linear probe that starts at zero-shot and pays for leaving it, class by class.
 
@@ -51,7 +49,7 @@ class Clap(ZsLp):
     """
 
     temperature_prior = (0.6, 0.67, 0.55, 0.6, 0.81)
-    warm_start_share: ClassVar[float] = 1.0  # the penalty keeps the weights near the text
+    warm_start_share = 1.0  # the penalty keeps the weights near the text
 
     strength: Annotated[float, NOT_NEGATIVE] = 1.0
     multipliers: Annotated[str, OneOf("class", "relative", "constant")] = "class"

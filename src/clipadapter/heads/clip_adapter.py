@@ -23,7 +23,6 @@ small sets of many kinds (docs/studies.md):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -63,7 +62,6 @@ class Layers(NamedTuple):
     "branch. The default recipe and the choice of the ratio are ours. `ClipAdapter.paper` is written from the paper.",
     published_with={"centre": False, "noise": 0.0, "temperature": 1.0, "logit_adjustment": 0.0},
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class ClipAdapter(TrainedHead, ScheduleParameters):
     """Bottleneck adapters on picture features, class text, or both. A warm start keeps the ratio that "auto" chose.
 
@@ -86,7 +84,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
     array(['cat'], dtype='<U3')
     """
 
-    needs_text = supports_warm_start = multilabel = True
+    supports_warm_start = multilabel = True
     warm_start_share, max_cost = 0.75, 10**12
     named_epochs = {"coop": lambda labels: coop_epochs(mean_shots_per_class(labels))}
     temperature_prior = (2.5, 2.5, 2.5, 2.2, 1.8)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any
 
 import torch
@@ -37,7 +37,6 @@ START_RATIO = 0.2  # where a trained ratio starts: that of the released code
     fidelity="partial: That the ratio is trained beside the layers is as published. The paper does not publish the "
     "architecture of its Q(f, W), and the recipe is ours.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class ClipAdapterTrainedRatio(ClipAdapter):
     """CLIP-Adapter whose ratios are trained by the same gradient steps as its layers.
 
@@ -127,7 +126,6 @@ def ratio_from_gate(gate: Tensor, inputs: Tensor) -> Tensor:
     fidelity="partial: Written from a short description of the method. That the ratio is learned on one held-out "
     "shot per class is as published. How it is learned, and the recipe, are ours.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class Hoso(ClipAdapter):
     """A bottleneck adapter on picture features whose blending ratio is learned on shots the adapter does not see.
 

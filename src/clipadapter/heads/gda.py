@@ -144,7 +144,6 @@ def gaussians_from_text(views: Tensor, text: Tensor, neighbours: int) -> tuple[T
     fidelity="verified: `Gda.official` and `Gda.base_to_new` give the logits of the authors' code. The default "
     "estimates the covariance in another way and has one alpha for all data sets.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class Gda(ExactIncrementalHead):
     """Gaussian discriminant analysis with a shrunk covariance; zero-shot logits are added if there is class text.
 

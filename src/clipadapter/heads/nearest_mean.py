@@ -11,6 +11,8 @@ ours. Without text a class without a shot is never predicted.
 
 from __future__ import annotations
 
+from dataclasses import field
+
 import torch
 from torch import Tensor
 
@@ -54,8 +56,8 @@ class NearestMean(ClassMeansHead):
 
     temperature_prior = (1.7, 1.2, 1.1, 0.96, 0.96)
 
-    means_: Tensor  # (c, d) unit means; zeros for classes without a shot
-    text_: Tensor | None = None
+    means_: Tensor = field(init=False)  # (c, d) unit means; zeros for classes without a shot
+    text_: Tensor | None = field(init=False, default=None)
 
     def _init_sums(self, shots: SupportSet) -> None:
         super()._init_sums(shots)

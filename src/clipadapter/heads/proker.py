@@ -16,7 +16,6 @@ Differs from the paper:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -43,7 +42,6 @@ MAX_FLOAT64_ROWS = 8192  # rows up to which that is done in float64
     fidelity="verified: `Proker.official` gives the logits of ProKeR and of BiReg in the code of BReg-Adapter. The "
     "code of ProKeR's own authors was not used. The default scales text and regression in another way.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class Proker(Head):
     """Kernel ridge regression of the zero-shot residual, in closed form.
 

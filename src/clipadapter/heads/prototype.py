@@ -8,7 +8,7 @@ classes' prototypes. Its logit is then that of an average class, and its text de
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated
 
 import torch
@@ -26,7 +26,6 @@ from clipadapter.utils.functional import ABSENT_LOGIT, unit
     paper="https://arxiv.org/abs/1703.05175",
     fidelity="partial: Class means are as published, compared by cosine. The mixture with class text is ours.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class Prototype(ClassMeansHead):
     """Nearest class mean by cosine, mixed with the zero-shot logits.
 

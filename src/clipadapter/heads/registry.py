@@ -8,10 +8,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import Self
+from typing_extensions import Self, dataclass_transform
 
 from clipadapter.errors import InputError, brief
 from clipadapter.utils.registry import Registry
@@ -68,15 +68,15 @@ class Fidelity:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> Self:
-        """The fidelity among the facts of a registration, as parsed or as text; "not stated" if there is none.
+        """The fidelity among the facts of a registration; "not stated" if there is none.
 
         Args:
             facts: of the registration.
             params: parameters of the head; None for its defaults.
         """
-        fidelity, published = facts.get("fidelity", cls.kind), facts.get("published_with") or {}
-        parsed = fidelity if isinstance(fidelity, cls) else cls.parse(fidelity) if isinstance(fidelity, str) else cls()
-        return replace(parsed, own_recipe=any((params or {}).get(key) != value for key, value in published.items()))
+        fidelity, published = facts.get("fidelity"), facts.get("published_with") or {}
+        own_recipe = any((params or {}).get(key) != value for key, value in published.items())
+        return replace(cls() if fidelity is None else cls.parse(fidelity), own_recipe=own_recipe)
 
     @property
     def is_as_published(self) -> bool:
@@ -95,10 +95,13 @@ create_head = HEADS.create
 head_name = HEADS.name_of
 
 
+@dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(field,))
 def register_head(name: str, *, fidelity: str = Fidelity.kind, **facts: Any) -> Callable[[type[Head]], type[Head]]:
     """Class decorator that registers a head under a public name and completes the class docstring.
 
-    The docstring gets the description of inherited parameters that it does not describe itself, and the fidelity.
+    A class without a constructor, its own or that of a base, becomes a dataclass: its fields are the parameters, given
+    by name, except for those with ``field(init=False)``. The docstring gets the description of inherited parameters
+    that it does not describe itself, and the fidelity.
 
     Args:
         name: lower-case words joined by hyphens.
@@ -111,9 +114,12 @@ def register_head(name: str, *, fidelity: str = Fidelity.kind, **facts: Any) -> 
         InputError: if another class has the name, or the fidelity has another form.
     """
     parsed = Fidelity.of({"fidelity": fidelity, **facts})
-    register = HEADS.register(name, fidelity=parsed, **facts)
+    register = HEADS.register(name, fidelity=fidelity, **facts)
 
     def decorate(cls: type[Head]) -> type[Head]:
+        owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
+        if owner is object or (owner is not cls and "__dataclass_fields__" in vars(owner)):
+            dataclass(eq=False, repr=False, kw_only=True)(cls)
         register(cls)
         if cls.__doc__:
             cls.__doc__ = f"{_complete_arguments(cls)}\n\nFidelity: {parsed}\n"

@@ -10,8 +10,6 @@ that code does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from clipadapter.heads.linear_adapter import LinearAdapterHead
 from clipadapter.heads.registry import register_head
 
@@ -23,7 +21,6 @@ from clipadapter.heads.registry import register_head
     fidelity="verified: `Rla.official` gives the matrix, loss and logits of the authors' code. The default has a "
     "penalty relative to the logit scale and a shorter recipe, and adjusts logits for unequal shots.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class Rla(LinearAdapterHead):
     """Zero-shot on features ``M f``; M is trained by cross-entropy plus ``penalty * ||M - I||_F^2``.
 

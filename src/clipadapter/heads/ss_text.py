@@ -12,7 +12,6 @@ A class without a shot keeps its text vector.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -30,7 +29,6 @@ from clipadapter.utils.functional import cosine_logits, unit
     fidelity="verified: `SsText.official` gives the logits of the authors' code. The default sets lambda in another "
     "way.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class SsText(Head):
     """Closed-form class vectors from text and shots, for equal and unequal shots.
 

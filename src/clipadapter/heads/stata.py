@@ -24,7 +24,6 @@ Ours are, by default:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -48,7 +47,6 @@ EQUAL_FREQUENCY_SHOTS = 4.0  # weight of equal class frequencies beside the esti
     fidelity="partial: `StatA.official`, which sees no labels, gives the assignments of the authors' code for up to "
     "2,500 pictures. How shots are used is ours, and so are the answers for new pictures.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class StatA(MixtureHead):
     """Transductive: one anchored Gaussian per class and a neighbour graph, for pools that may have few of the classes.
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -132,7 +131,6 @@ def guided_gaussians(shots: TextShots, scores: Sequence[Tensor | None], beta: in
     fidelity="verified: `Timo.official` gives the logits of the authors' code. By default alpha, beta and gamma are "
     "other values, and nothing is searched on validation or test images.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class Timo(Head):
     """Training-free: class text guided by the shots, and Gaussian discriminant analysis guided by the text.
 
@@ -158,8 +156,7 @@ class Timo(Head):
     array(['cat'], dtype='<U3')
     """
 
-    needs_text = True
-    reads_prompts = True
+    needs_text = reads_prompts = True
     temperature_prior = (3.5, 3.0, 2.8, 2.3, 1.8)
     recipes = {"official": {"alpha": 100.0, "beta": None, "gamma": 50.0}}
     """TIMO of the released code: all prompts, and logits that are not divided. Its authors search alpha over 0.0001,

@@ -14,13 +14,11 @@ leave-one-out logits of the shots.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import field
 
 from torch import Tensor
 
-from clipadapter.heads.base import Preset, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, affinity_, cache_keys
 from clipadapter.heads.losses import add_bias, fit_bias
 from clipadapter.heads.registry import register_head
@@ -33,7 +31,6 @@ from clipadapter.utils.functional import cosine_logits, unit
     fidelity="verified: The cache and the logits are those of the authors' code. The default alpha and beta are one "
     "pair for all data sets.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class TipAdapter(CacheHead):
     """Training-free: affinities to the cached shots, summed by class, added to the zero-shot logits.
 
@@ -52,9 +49,7 @@ class TipAdapter(CacheHead):
     """
 
     multilabel = True
-    presets: ClassVar[Mapping[str, Preset]] = {
-        name: {"alpha": alpha, "beta": INITIAL_BETA} for name, alpha in INITIAL_ALPHA.items()
-    }
+    presets = {name: {"alpha": alpha, "beta": INITIAL_BETA} for name, alpha in INITIAL_ALPHA.items()}
     preset_note = (
         "Start values of the authors' search, not the values behind their figures: they searched alpha and beta anew "
         "for each data set on its validation pictures, for ImageNet on its test pictures."

@@ -8,13 +8,11 @@ ones, where that code augments pictures in every epoch; an epoch's last, incompl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from torch import Tensor
 
-from clipadapter.heads.base import Preset, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, cache_keys, cache_logits
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
@@ -28,7 +26,6 @@ from clipadapter.utils.functional import unit
     fidelity="verified: The trained keys and the logits are those of the authors' code without its augmentation. "
     "Not repeated are its choice of the epoch by test accuracy and its search after training.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class TipAdapterF(TrainedHead, CacheHead):
     """Tip-Adapter with trained keys: they start as the shots and move to lower the cross-entropy of the shots.
 
@@ -49,7 +46,7 @@ class TipAdapterF(TrainedHead, CacheHead):
     array(['cat'], dtype='<U3')
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         name: {"alpha": alpha, "beta": INITIAL_BETA, "epochs": 100 if name == "eurosat" else 20}
         for name, alpha in INITIAL_ALPHA.items()
     }

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -35,7 +34,6 @@ from clipadapter.tuners.tower_tuner import LayerTuner, Trainable, add_to_weight,
     fidelity="verified: One attention layer, its outputs and its gradients, is that of the authors' code. Whole "
     "trainings were not compared.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class ClipLora(LayerTuner):
     """Zero-shot by an encoder whose attention layers got low-rank updates; `FewShotClassifier` fits it, from pictures.
 

@@ -46,7 +46,6 @@ from clipadapter.utils.parallel import parallel_map
     "code, whose layer was at hand in a copy of their repository only. Their steps and rates for single data sets are "
     "not used. Whole trainings were not compared.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class ClipSvd(LayerTuner):
     """Zero-shot by an encoder with changed singular values; `FewShotClassifier` fits it, from pictures.
 

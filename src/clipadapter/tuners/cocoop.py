@@ -11,7 +11,7 @@ So a fitted head needs its tower to predict; one that was loaded gets it by `CoC
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any
 
 import torch
@@ -39,7 +39,6 @@ SHIFT_NET = ("down", "down_bias", "up", "up_bias")
     fidelity="paper: The net and its recipe are as published. Views are made once, where the authors augment in "
     "each epoch.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class CoCoOp(PromptTuner):
     """CoOp whose context is shifted by each picture.
 

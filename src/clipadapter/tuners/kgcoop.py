@@ -8,7 +8,6 @@ does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from torch import Tensor
@@ -25,7 +24,6 @@ from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
     fidelity="verified: Loss, gradients and the context after some steps are those of the authors' code. Views are "
     "made once, where that code augments in each epoch.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class KgCoOp(PromptTuner):
     """CoOp with a penalty on the distance between learned class vectors and class text.
 

@@ -15,7 +15,6 @@ Texts are run without the padding after their end, which does not change the fea
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -37,7 +36,6 @@ from clipadapter.tuners.tower_tuner import Trainable
     fidelity="verified: Features, loss, gradients and the prompts after some steps are those of the authors' code on a "
     "tiny tower. Views are drawn from a fixed number, and few shots are trained for more epochs.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class Maple(DeepPromptTuner):
     """Zero-shot by an encoder with coupled prompts in both towers; `FewShotClassifier` fits it, from pictures.
 

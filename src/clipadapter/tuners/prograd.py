@@ -8,7 +8,6 @@ paper as CoOp does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -27,7 +26,6 @@ from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
     fidelity="verified: Losses, gradients and the context after some steps are those of ProGrad in the code of "
     "KgCoOp. The code of ProGrad's own authors was not used.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class ProGrad(PromptTuner):
     """CoOp whose steps don't go against the gradient of the divergence from zero-shot.
 

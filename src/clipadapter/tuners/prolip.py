@@ -9,8 +9,6 @@ take 256 pictures at most, and each draws a view of each picture; `ProLip.offici
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from clipadapter.heads import register_head
 from clipadapter.heads.linear_adapter import LinearAdapterHead
 
@@ -23,7 +21,6 @@ from clipadapter.heads.linear_adapter import LinearAdapterHead
     fidelity="verified: `ProLip.official` gives the projection, loss and logits of the authors' code. The default "
     "has a penalty relative to the logit scale and a shorter recipe, and adjusts logits for unequal shots.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class ProLip(LinearAdapterHead):
     """Zero-shot with the image tower's projection W trained by cross-entropy plus ``penalty * ||W - W0||_F^2``.
 

@@ -23,7 +23,6 @@ Texts are run without the padding after their end, which does not change the fea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -52,7 +51,6 @@ BASE_TO_NEW = {"epochs": 20, "average_mean": 15.0, "average_std": 1.0}
     "those of the authors' code on a tiny tower. Views are drawn from a fixed number, and few shots of few classes are "
     "trained for more epochs.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class PromptSrc(DeepPromptTuner):
     """Zero-shot by an encoder with regularised prompts in both towers; `FewShotClassifier` fits it, from pictures.
 

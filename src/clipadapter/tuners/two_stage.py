@@ -14,7 +14,6 @@ ones each step), and in prompts (those of the classifier, not the first template
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -41,7 +40,6 @@ STEPS_PER_SHOT = 300  # optimizer steps of both stages for each shot per class, 
     fidelity="verified: Both stages, their losses, gradients and what they learn, are those of the authors' code on a "
     "tiny tower, and so is the step at which each ends. Views are drawn from a fixed number.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class TwoStage(PartTuner):
     """A linear head on an encoder whose layer norms were tuned; `FewShotClassifier` fits it, from pictures.
 

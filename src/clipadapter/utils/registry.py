@@ -218,7 +218,8 @@ def _read_entry(module: str, name: str, load: Callable[[], type[T]]) -> Entry[T]
     methods: dict[str, str] = {}
     # The root first: what a class says replaces what its bases say. A base of two bases comes before both.
     for node in dict.fromkeys(reversed([*_lineage(module, cls.name)])):
-        is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+        decorators = " ".join(map(ast.unparse, node.decorator_list))
+        is_dataclass = "dataclass" in decorators or "register_head" in decorators
         for part in node.body:
             if isinstance(part, ast.FunctionDef):
                 methods[part.name] = node.name

@@ -23,7 +23,7 @@ mixed in by `clipadapter.heads.auto.blocks`, pictures without labels by `clipada
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Annotated
 
@@ -111,7 +111,6 @@ PARALLEL_COST_RATIO = 64
     version=5,
     fidelity="own: Zero-shot and classifiers of the shots, mixed by stacked generalisation. No paper has the whole.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class Auto(Head):
     """Text and shots stacked by held-out shots; needs no tuning, no validation set, and no class text.
 
@@ -133,8 +132,7 @@ class Auto(Head):
     True
     """
 
-    multilabel = True
-    accepts_unlabelled = True
+    multilabel = accepts_unlabelled = True
     reads = "all"
     picture_features = ("shots_",)
     temperature_prior = (1.4, 1.5, 1.5, 1.3, 1.2)
