@@ -11,7 +11,6 @@ does both as the released code does. A class without shots is not pushed down.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -50,7 +49,6 @@ def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) 
     "code. The default takes the blend from the shots, brings features to one length and adjusts logits for unequal "
     "shots.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class SvlAdapter(TrainedHead):
     """Two-layer network on a second encoder's features, and zero-shot logits on the first's.
 
@@ -76,7 +74,6 @@ class SvlAdapter(TrainedHead):
     array(['cat', 'dog'], dtype='<U3')
     """
 
-    needs_text = True
     supports_warm_start = True
     training = {"optimizer": "adam", "schedule": "constant"}
     warm_start_share = 0.75
@@ -112,7 +109,8 @@ class SvlAdapter(TrainedHead):
         return start
 
     def _text_logits(self, X: Tensor) -> Tensor:
-        return (1 - self.blend_) * self._zero_shot(X)
+        zero_shot = cosine_logits(X[:, : self.weight_.shape[1]], self.weight_.to(X.dtype), self.scale_)
+        return (1 - self.blend_) * zero_shot
 
     def _logits(self, X: Tensor) -> Tensor:
         weights = (getattr(self, name).to(X.dtype) for name in TENSORS)
@@ -122,10 +120,7 @@ class SvlAdapter(TrainedHead):
             trained = adapted[:, self.present_]
             mean = trained.logsumexp(dim=1, keepdim=True) - math.log(trained.shape[1])
             adapted = torch.where(self.present_, adapted, mean)
-        return self.blend_ * adapted + (1 - self.blend_) * self._zero_shot(X)
-
-    def _zero_shot(self, X: Tensor) -> Tensor:
-        return cosine_logits(X[:, : self.weight_.shape[1]], self.weight_.to(X.dtype), self.scale_)
+        return self.blend_ * adapted + self._text_logits(X)
 
     def _second(self, X: Tensor) -> Tensor:
         """The columns (..., d2) that the network reads, of raw features (..., d)."""
