@@ -9,17 +9,15 @@ are ours too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.class_frequencies import warn_if_few_classes
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.ss_text_u import estimate_pool_frequencies
+from clipadapter.heads.ss_text_u import warn_if_few_classes
 from clipadapter.heads.transductive import MIN_VARIANCE_RATIO, MixtureHead
 from clipadapter.utils.functional import unit
 
@@ -30,7 +28,6 @@ from clipadapter.utils.functional import unit
     fidelity="partial: The zero-shot mode, `TransClip.official`, gives the outputs of the authors' code. In the "
     "few-shot mode the weight of a shot is ours, and so are the answers for new pictures.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class TransClip(MixtureHead):
     """Transductive: one Gaussian per class over the unlabelled images, with a zero-shot prior and a neighbour graph.
 
@@ -61,7 +58,7 @@ class TransClip(MixtureHead):
     confident: Annotated[int, at_least(1)] = 8
 
     def _fit(self, shots: SupportSet) -> None:
-        warn_if_few_classes(estimate_pool_frequencies(shots), "transclip")
+        warn_if_few_classes(shots, "transclip")
         pictures, self.weight_, used = self._store_rows(shots)
         self.scale_, self.labels_ = shots.scale, used.labels
         rows = self.rows_[len(pictures) :]

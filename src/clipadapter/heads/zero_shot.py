@@ -31,16 +31,12 @@ class ZeroShot(Head):
     array(['dog'], dtype='<U3')
     """
 
-    needs_text = True
-    multilabel = True
+    needs_text = multilabel = True
     temperature_prior = (0.9, 0.9, 0.9, 0.9, 1.1)
 
-    bias_: Tensor | None
-
     def _fit(self, shots: SupportSet) -> None:
-        self.weight_, self.scale_, self.bias_ = shots.class_text, shots.scale, None
-        if shots.targets is not None:
-            self.bias_ = sigmoid_bias(shots, cosine_logits(shots.X, self.weight_, shots.scale))
+        self.weight_, self.scale_ = shots.class_text, shots.scale
+        self.bias_ = None if shots.targets is None else sigmoid_bias(shots, self._text_logits(shots.X))
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         self.weight_, self.scale_ = text, scale
@@ -50,4 +46,4 @@ class ZeroShot(Head):
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
     def _logits(self, X: Tensor) -> Tensor:
-        return add_bias(self, cosine_logits(X, self.weight_.to(X.dtype), self.scale_))
+        return add_bias(self, self._text_logits(X))
