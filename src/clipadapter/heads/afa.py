@@ -61,13 +61,7 @@ WITHIN_SHARE = 0.7
 """W / (W + R), measured under `lite` and CLIP. It is the prior for W: one shot per class shows no variance."""
 
 
-@register_head(
-    "afa",
-    paper="https://arxiv.org/abs/2505.07690",
-    compare=False,
-    fidelity="inspired: Only the abstract of the paper is known to us, and no code. How its two modules work here "
-    "is ours.",
-)
+@register_head("afa", paper="https://arxiv.org/abs/2505.07690", compare=False)
 class Afa(IncrementalHead):
     """A shared adapter for future classes and one adapter per task; after AFA's abstract, the rest is ours.
 
@@ -89,6 +83,9 @@ class Afa(IncrementalHead):
     >>> head = Afa().fit([[1.0, 0.9, 0.1], [1.1, 0.8, 0.1]], ["cat", "cat"], text=text)
     >>> head.partial_fit([[1.0, 0.1, 0.9]], ["dog"], text=text).predict([[1.0, 0.0, 0.8], [1.0, 0.8, 0.0]])
     array(['dog', 'cat'], dtype='<U3')
+
+    Fidelity: inspired: Only the abstract of the paper is known to us, and no code. How its two modules work here is
+    ours.
     """
 
     needs_text = True

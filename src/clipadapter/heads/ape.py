@@ -25,12 +25,7 @@ from clipadapter.utils.functional import unit
 EPSILON = 1e-6  # added to numerator and denominator of the divergence, as published
 
 
-@register_head(
-    "ape",
-    paper="https://arxiv.org/abs/2304.01195",
-    fidelity="verified: Channels, weights of the shots and logits are those of the authors' code. The default "
-    "parameters are ours: one set of values for all data sets.",
-)
+@register_head("ape", paper="https://arxiv.org/abs/2304.01195")
 class Ape(ChannelCacheHead):
     """Training-free cache of shots on selected channels, with weighted shots, added to the zero-shot logits.
 
@@ -49,6 +44,9 @@ class Ape(ChannelCacheHead):
     >>> head = Ape(channels=0.7).fit([[2.0, 1.0, 9.0], [1.0, 2.0, 9.0]], ["cat", "dog"], text=text)
     >>> sorted(head.channels_.tolist())
     [0, 1]
+
+    Fidelity: verified: Channels, weights of the shots and logits are those of the authors' code. The default parameters
+    are ours: one set of values for all data sets.
     """
 
     presets = {

@@ -19,13 +19,7 @@ from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import cosine_logits, unit
 
 
-@register_head(
-    "ape-t",
-    version=2,
-    paper="https://arxiv.org/abs/2304.01195",
-    fidelity="paper: The formulas of the trained variant are as published. The default parameters are ours: one set "
-    "of values for all data sets.",
-)
+@register_head("ape-t", version=2, paper="https://arxiv.org/abs/2304.01195")
 class ApeT(TrainedHead, ChannelCacheHead):
     """Residuals of the classes on chosen channels, trained by cross-entropy; they move class text and keys together.
 
@@ -44,6 +38,9 @@ class ApeT(TrainedHead, ChannelCacheHead):
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
     >>> ApeT(channels=1.0).fit([[2.0, 1.0], [1.0, 2.0]], ["cat", "dog"], text=text).predict([[3.0, 1.0]])
     array(['cat'], dtype='<U3')
+
+    Fidelity: paper: The formulas of the trained variant are as published. The default parameters are ours: one set of
+    values for all data sets.
     """
 
     presets = {

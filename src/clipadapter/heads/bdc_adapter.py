@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.losses import Loss, trained_cosines
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
@@ -39,13 +39,7 @@ MAX_GRAPH_VALUES = 1 << 28  # values of prototypes in an exported graph: 1 GiB
 ROWS_PER_SORT = 1024  # rows that are sorted at a time, in float64
 
 
-@register_head(
-    "bdc-adapter",
-    version=2,
-    paper="https://arxiv.org/abs/2309.01256",
-    fidelity="partial: The Brownian distance covariance is as published. The rest is ours, because no code of the "
-    "authors is public.",
-)
+@register_head("bdc-adapter", version=2, paper="https://arxiv.org/abs/2309.01256")
 class BdcAdapter(TrainedHead):
     """Distance correlation to class prototypes, beside a residual layer on picture features trained with text.
 
@@ -67,10 +61,14 @@ class BdcAdapter(TrainedHead):
     >>> X = [[1.0, 0.9, 0.0, 0.0], [1.0, 1.1, 0.0, 1.0]]
     >>> BdcAdapter().fit(X, ["cat", "dog"], text=text).predict(X)
     array(['cat', 'dog'], dtype='<U3')
+
+    Fidelity: partial: The Brownian distance covariance is as published. The rest is ours, because no code of the
+    authors is public.
     """
 
     picture_features = ("rows_",)
     training = {"optimizer": "adamw", "min_epochs": 1}
+    planned_epochs = Head.planned_epochs  # it takes no view of its own in each epoch: text is among the rows
     temperature_prior = (1.1, 1.2, 1.0, 1.2, 1.6)
 
     alpha: float = 20.0
@@ -102,10 +100,6 @@ class BdcAdapter(TrainedHead):
         """That of the shots, and of the class text after them."""
         every = torch.arange(len(shots.views))
         return replace(super()._loss_of(shots, every), labels=torch.cat([shots.labels, torch.arange(shots.n_classes)]))
-
-    def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int | None:
-        """See `Head.planned_epochs`; the class text takes part in each epoch."""
-        return None
 
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)

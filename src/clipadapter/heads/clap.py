@@ -23,14 +23,7 @@ from clipadapter.heads.zs_lp import ZsLp
 from clipadapter.utils.functional import unit
 
 
-@register_head(
-    "clap",
-    version=2,
-    paper="https://arxiv.org/abs/2312.12730",
-    fidelity="verified: `Clap.official` gives the weights, losses and logits of the authors' code. The default "
-    "differs in the length of class text, draws one view of each picture per step and adjusts logits for unequal "
-    "shots.",
-)
+@register_head("clap", version=2, paper="https://arxiv.org/abs/2312.12730")
 class Clap(ZsLp):
     """Linear probe that starts at zero-shot and pays for leaving it, class by class.
 
@@ -46,6 +39,9 @@ class Clap(ZsLp):
     >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
     >>> Clap().fit(X, ["dog", "cat"], text=text).predict(X)
     array(['dog', 'cat'], dtype='<U3')
+
+    Fidelity: verified: `Clap.official` gives the weights, losses and logits of the authors' code. The default differs
+    in the length of class text, draws one view of each picture per step and adjusts logits for unequal shots.
     """
 
     temperature_prior = (0.6, 0.67, 0.55, 0.6, 0.81)

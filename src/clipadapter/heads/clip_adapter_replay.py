@@ -27,13 +27,7 @@ from clipadapter.heads.support import remap_labels
 from clipadapter.utils.functional import unit
 
 
-@register_head(
-    "clip-adapter-replay",
-    version=5,
-    paper="https://arxiv.org/abs/2110.04544",
-    compare=False,
-    fidelity="own: CLIP-Adapter and the replay of stored shots are published. Their combination is ours.",
-)
+@register_head("clip-adapter-replay", version=5, paper="https://arxiv.org/abs/2110.04544", compare=False)
 class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     """CLIP-Adapter on picture features in a stream: each task trains on from where the last one ended.
 
@@ -55,6 +49,8 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     >>> head = ClipAdapterReplay(replay=2).fit(X[:8], y[:8], text=text).partial_fit(X[8:], y[8:], text=text)
     >>> head.kept_.shape, bool((head.predict(X) == y).all())
     (torch.Size([6, 16]), True)
+
+    Fidelity: own: CLIP-Adapter and the replay of stored shots are published. Their combination is ours.
     """
 
     supports_warm_start = multilabel = False

@@ -22,13 +22,7 @@ from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import unit
 
 
-@register_head(
-    "cross-modal",
-    version=2,
-    paper="https://arxiv.org/abs/2301.06267",
-    fidelity="verified: `CrossModal.official` gives the weights and logits of the authors' code. The default is one "
-    "recipe, where the authors searched on validation shots, and adjusts logits for unequal shots.",
-)
+@register_head("cross-modal", version=2, paper="https://arxiv.org/abs/2301.06267")
 class CrossModal(TrainedHead):
     """Linear classifier without bias, started at class text and trained on pictures and class text alike.
 
@@ -46,6 +40,9 @@ class CrossModal(TrainedHead):
     >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
     >>> CrossModal().fit(X, ["dog", "cat"], text=text).predict(X)
     array(['dog', 'cat'], dtype='<U3')
+
+    Fidelity: verified: `CrossModal.official` gives the weights and logits of the authors' code. The default is one
+    recipe, where the authors searched on validation shots, and adjusts logits for unequal shots.
     """
 
     supports_warm_start = True

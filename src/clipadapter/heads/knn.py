@@ -21,12 +21,7 @@ from clipadapter.utils.functional import cosine_logits, unit
 MIN_PROBABILITY = 1e-6  # probability of a class without a vote, which keeps its logit finite
 
 
-@register_head(
-    "knn",
-    paper="https://arxiv.org/abs/1805.01978",
-    fidelity="partial: The votes of the neighbours are as published. That class text takes part through zero-shot "
-    "CLIP is ours.",
-)
+@register_head("knn", paper="https://arxiv.org/abs/1805.01978")
 class Knn(Head):
     """Weighted vote of the nearest shots by cosine; logits are the logarithm of the shares of the votes.
 
@@ -37,6 +32,9 @@ class Knn(Head):
 
     >>> Knn().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
     array(['up'], dtype='<U5')
+
+    Fidelity: partial: The votes of the neighbours are as published. That class text takes part through zero-shot CLIP
+    is ours.
     """
 
     picture_features = ("keys_",)

@@ -69,13 +69,7 @@ def search_c(score: Callable[[float], float], steps: int = 8) -> tuple[float, ..
     return tuple(better)
 
 
-@register_head(
-    "linear-probe",
-    version=4,
-    paper="https://arxiv.org/abs/2103.00020",
-    fidelity="verified: `LinearProbe.official` with `search_c` gives the values of C and the predictions of CoOp's "
-    "code for linear probes. By default C is chosen on held-out shots, and logits are adjusted for unequal shots.",
-)
+@register_head("linear-probe", version=4, paper="https://arxiv.org/abs/2103.00020")
 class LinearProbe(LogitAdjustedHead):
     """Multinomial logistic regression by L-BFGS, or one-vs-rest with multi-label images; text is not used.
 
@@ -99,6 +93,9 @@ class LinearProbe(LogitAdjustedHead):
 
     >>> LinearProbe().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
     array(['up'], dtype='<U5')
+
+    Fidelity: verified: `LinearProbe.official` with `search_c` gives the values of C and the predictions of CoOp's code
+    for linear probes. By default C is chosen on held-out shots, and logits are adjusted for unequal shots.
     """
 
     multilabel = supports_warm_start = True

@@ -44,14 +44,7 @@ def step_of_alpha(similarity: Tensor) -> float:
     return len(similarity) / (4 * max(1e-12, float(similarity.square().sum(dim=0).max())))
 
 
-@register_head(
-    "lp++",
-    version=2,
-    paper="https://arxiv.org/abs/2404.02285",
-    fidelity="verified: `LpPlusPlus.official` gives the logits of the authors' code. The default clears the "
-    "gradient of the text weights at each step, which that code does not, and adjusts logits for unequal shots. "
-    "Neither keeps the best epoch on validation shots.",
-)
+@register_head("lp++", version=2, paper="https://arxiv.org/abs/2404.02285")
 class LpPlusPlus(LogitAdjustedHead):
     """Logits ``f w_k + b_k + alpha_k f t_k`` of unit features, all three trained by full-batch gradient steps.
 
@@ -69,6 +62,10 @@ class LpPlusPlus(LogitAdjustedHead):
     >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
     >>> LpPlusPlus().fit(X, ["dog", "cat"], text=text).predict(X)
     array(['dog', 'cat'], dtype='<U3')
+
+    Fidelity: verified: `LpPlusPlus.official` gives the logits of the authors' code. The default clears the gradient of
+    the text weights at each step, which that code does not, and adjusts logits for unequal shots. Neither keeps the
+    best epoch on validation shots.
     """
 
     needs_text = supports_warm_start = True

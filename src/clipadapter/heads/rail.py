@@ -52,13 +52,7 @@ MIN_LOG_SCORE = 0.1  # fused score below which the logarithm is continued as a l
 BLOCK = 1024  # rows, or columns, converted to float64 at a time
 
 
-@register_head(
-    "rail",
-    paper="https://arxiv.org/abs/2406.18868",
-    compare=False,
-    fidelity="verified: The regression and the answers are those of the authors' code after each task. By default "
-    "there is no random expansion of the features.",
-)
+@register_head("rail", paper="https://arxiv.org/abs/2406.18868", compare=False)
 class Rail(ExactIncrementalHead):
     """Recursive ridge regression in closed form; classes without shots are left to zero-shot.
 
@@ -75,6 +69,9 @@ class Rail(ExactIncrementalHead):
     >>> head = Rail().fit([[1.0, 0.9, 0.0]], ["cat"], text=text)
     >>> head.partial_fit([[1.0, 1.1, 1.0]], ["dog"], text=text).predict([[1.0, 0.98, 1.0]])
     array(['dog'], dtype='<U3')
+
+    Fidelity: verified: The regression and the answers are those of the authors' code after each task. By default there
+    is no random expansion of the features.
     """
 
     needs_text = True

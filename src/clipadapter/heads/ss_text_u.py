@@ -41,12 +41,7 @@ and 70 to 100 % of the pools of one class, or of a quarter of the classes and at
 MAX_BIAS_LOGITS = 2**22  # most logits of held-out shots that `held_out_bias` computes
 
 
-@register_head(
-    "ss-text-u",
-    paper="https://arxiv.org/abs/2603.02959",
-    fidelity="verified: `SsTextU.official` gives the logits of the authors' code. The default estimates the class "
-    "frequencies of the pictures without labels, and starts from the shots too.",
-)
+@register_head("ss-text-u", paper="https://arxiv.org/abs/2603.02959")
 class SsTextU(Head):
     """Closed-form class vectors from text, shots and pictures without labels, which may have few of the classes.
 
@@ -66,6 +61,9 @@ class SsTextU(Head):
     >>> head = SsTextU().fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
     >>> head.predict(pictures)
     array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
+
+    Fidelity: verified: `SsTextU.official` gives the logits of the authors' code. The default estimates the class
+    frequencies of the pictures without labels, and starts from the shots too.
     """
 
     needs_text = transductive = True

@@ -41,14 +41,7 @@ def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) 
     return 1 - float(logits.softmax(dim=1).amax(dim=1).mean())
 
 
-@register_head(
-    "svl-adapter",
-    version=2,
-    paper="https://arxiv.org/abs/2210.03794",
-    fidelity="verified: `SvlAdapter.official` and `star_blend` give the network and the logits of the authors' "
-    "code. The default takes the blend from the shots, brings features to one length and adjusts logits for unequal "
-    "shots.",
-)
+@register_head("svl-adapter", version=2, paper="https://arxiv.org/abs/2210.03794")
 class SvlAdapter(TrainedHead):
     """Two-layer network on a second encoder's features, and zero-shot logits on the first's.
 
@@ -72,6 +65,9 @@ class SvlAdapter(TrainedHead):
     >>> blocks = [("final", 2), ("simclr:tower/final", 3)]
     >>> SvlAdapter(blend=0.9).fit(X, ["cat", "dog"], text=text, blocks=blocks).predict(X)
     array(['cat', 'dog'], dtype='<U3')
+
+    Fidelity: verified: `SvlAdapter.official` and `star_blend` give the network and the logits of the authors' code. The
+    default takes the blend from the shots, brings features to one length and adjusts logits for unequal shots.
     """
 
     supports_warm_start = True

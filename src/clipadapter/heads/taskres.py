@@ -38,9 +38,6 @@ OFFICIAL: Preset = {
     "taskres",
     version=3,
     paper="https://arxiv.org/abs/2211.10277",
-    fidelity="verified: `TaskRes.official` gives the residuals, losses and logits of the authors' code at a "
-    "constant rate. The default differs in the length of class text, in its recipe and loss (`gce_q`), "
-    "and where shots are unequal.",
     published_with={"gce_q": 0.0, "logit_adjustment": 0.0},
 )
 class TaskRes(TextResidualHead):
@@ -58,6 +55,10 @@ class TaskRes(TextResidualHead):
     >>> X = [[1.0, 0.9, 0.5], [0.9, 1.0, 0.0]]
     >>> TaskRes().fit(X, ["cat", "dog"], text=text).predict(X)
     array(['cat', 'dog'], dtype='<U3')
+
+    Fidelity: verified: `TaskRes.official` gives the residuals, losses and logits of the authors' code at a constant
+    rate. The default differs in the length of class text, in its recipe and loss (`gce_q`), and where shots are
+    unequal.
     """
 
     warm_start_share = 0.75

@@ -125,12 +125,7 @@ def guided_gaussians(shots: TextShots, scores: Sequence[Tensor | None], beta: in
     return weight, gaussian_bias(weight, moments.means)
 
 
-@register_head(
-    "timo",
-    paper="https://arxiv.org/abs/2412.11375",
-    fidelity="verified: `Timo.official` gives the logits of the authors' code. By default alpha, beta and gamma are "
-    "other values, and nothing is searched on validation or test images.",
-)
+@register_head("timo", paper="https://arxiv.org/abs/2412.11375")
 class Timo(Head):
     """Training-free: class text guided by the shots, and Gaussian discriminant analysis guided by the text.
 
@@ -154,6 +149,9 @@ class Timo(Head):
     >>> head = Timo().fit([[1.0, 0.2, 0.4], [0.1, 1.0, 0.5]], ["cat", "dog"], text=text)
     >>> head.predict([[1.0, 0.9, 0.5]])
     array(['cat'], dtype='<U3')
+
+    Fidelity: verified: `Timo.official` gives the logits of the authors' code. By default alpha, beta and gamma are
+    other values, and nothing is searched on validation or test images.
     """
 
     needs_text = reads_prompts = True

@@ -25,12 +25,7 @@ from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits, unit
 
 
-@register_head(
-    "tip-adapter",
-    paper="https://arxiv.org/abs/2207.09519",
-    fidelity="verified: The cache and the logits are those of the authors' code. The default alpha and beta are one "
-    "pair for all data sets.",
-)
+@register_head("tip-adapter", paper="https://arxiv.org/abs/2207.09519")
 class TipAdapter(CacheHead):
     """Training-free: affinities to the cached shots, summed by class, added to the zero-shot logits.
 
@@ -46,6 +41,9 @@ class TipAdapter(CacheHead):
     >>> head = TipAdapter(alpha=2.0).fit([[0.6, 0.8]], ["cat"], text=text)
     >>> head.logits([[0.6, 0.8]]).round(2)
     array([[2.6, 0.8]])
+
+    Fidelity: verified: The cache and the logits are those of the authors' code. The default alpha and beta are one pair
+    for all data sets.
     """
 
     multilabel = True

@@ -20,12 +20,7 @@ from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import unit
 
 
-@register_head(
-    "tip-adapter-f",
-    paper="https://arxiv.org/abs/2207.09519",
-    fidelity="verified: The trained keys and the logits are those of the authors' code without its augmentation. "
-    "Not repeated are its choice of the epoch by test accuracy and its search after training.",
-)
+@register_head("tip-adapter-f", paper="https://arxiv.org/abs/2207.09519")
 class TipAdapterF(TrainedHead, CacheHead):
     """Tip-Adapter with trained keys: they start as the shots and move to lower the cross-entropy of the shots.
 
@@ -44,6 +39,9 @@ class TipAdapterF(TrainedHead, CacheHead):
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
     >>> TipAdapterF().fit([[2.0, 1.0], [1.0, 2.0]], ["cat", "dog"], text=text).predict([[3.0, 1.0]])
     array(['cat'], dtype='<U3')
+
+    Fidelity: verified: The trained keys and the logits are those of the authors' code without its augmentation. Not
+    repeated are its choice of the epoch by test accuracy and its search after training.
     """
 
     presets = {

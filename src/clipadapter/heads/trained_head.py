@@ -37,12 +37,12 @@ from clipadapter.utils.parallel import parallel_map
 
 MAX_CHANGED_SHARE = 0.1
 """Share of the shots that may have changed since the last fit from scratch; above it a fit starts from scratch."""
-ROBUST_Q = 0.7  # q that "auto" chooses if labels are wrong; the paper's
-MIN_WRONG_SHARE = 0.05  # estimated share of wrong labels from which "auto" compares losses
-GCE_FOLDS = 4
 STEPS_SHARE = 0.25  # number of steps of a warm start, as a share of those from scratch
 IGNORED_PARAMETERS = frozenset({"progress", "checkpoint", "memory"})
 """Parameters that do not change what is learned, so that they may differ between the two fits."""
+ROBUST_Q = 0.7  # q that "auto" chooses if labels are wrong; the paper's
+MIN_WRONG_SHARE = 0.05  # estimated share of wrong labels from which "auto" compares losses
+GCE_FOLDS = 4
 TEXT_NORM = 0.1
 """Length that class text is scaled to, relative to the encoder's logit scale: 10 with CLIP, which is about what its
 un-normalised text vectors have, and then a step or penalty means the same change of the logits at every scale."""
@@ -236,8 +236,9 @@ class TrainedHead(LogitAdjustedHead, TrainingParameters):
         """Train tensors in place, and store them and the loss of the last step (``loss_``).
 
         The inputs (n, v, k) are what ``logits`` gets a view of, (b, k) to (b, c). ``start`` has the tensors that are
-        trained, by the name of the attribute that they become, as they are in a fit from scratch. ``total`` makes the
-        loss of the loss of the labels. ``can_continue`` says whether a fit can start where another one ended.
+        trained, by the name of the attribute that they become, as they are in a fit from scratch. ``total`` gets
+        the loss of the labels and returns that of the step. ``can_continue`` says whether a fit can start where another
+        one ended.
         """
         self._choose_gce_q(shots)
         every = torch.arange(len(inputs))
@@ -273,6 +274,34 @@ class TrainedHead(LogitAdjustedHead, TrainingParameters):
     def _train(self, shots: SupportSet, part: TrainingPart) -> Any:
         """What `_train_on_each` trains; for heads that train on folds."""
         raise NotImplementedError
+
+
+class TrainingPart(NamedTuple):
+    """One of the trainings of a fit."""
+
+    rows: Tensor  # (n,) of the shots
+    warm_start: WarmStart | None
+    config: TrainConfig
+    bar: Any  # progress
+
+
+def minimise(tensors: Sequence[Tensor], loss: LossFunction, inputs: Tensor, part: TrainingPart, row_cost: int) -> float:
+    """`train`, with inputs (n, v, k), for tensors that require no gradient before and after."""
+    for tensor in tensors:
+        tensor.requires_grad_()
+    n, n_views = inputs.shape[:2]
+    last_loss = train(tensors, loss, n, n_views, part.config, row_cost=row_cost, bar=part.bar)
+    for tensor in tensors:
+        tensor.requires_grad_(False)
+    return last_loss
+
+
+def draw_linear(rows: int, columns: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """The start of the weights of a linear layer: uniform in plus or minus 1 / sqrt(columns), torch's default.
+
+    ``nn.Linear`` draws from torch's global generator.
+    """
+    return (torch.rand(rows, columns, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(columns)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -330,31 +359,3 @@ class TextResidualHead(TrainedHead, ScheduleParameters):
 
     def _logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
-
-
-class TrainingPart(NamedTuple):
-    """One of the trainings of a fit."""
-
-    rows: Tensor  # (n,) of the shots
-    warm_start: WarmStart | None
-    config: TrainConfig
-    bar: Any  # progress
-
-
-def minimise(tensors: Sequence[Tensor], loss: LossFunction, inputs: Tensor, part: TrainingPart, row_cost: int) -> float:
-    """`train`, with inputs (n, v, k), for tensors that require no gradient before and after."""
-    for tensor in tensors:
-        tensor.requires_grad_()
-    n, n_views = inputs.shape[:2]
-    last_loss = train(tensors, loss, n, n_views, part.config, row_cost=row_cost, bar=part.bar)
-    for tensor in tensors:
-        tensor.requires_grad_(False)
-    return last_loss
-
-
-def draw_linear(rows: int, columns: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """The start of the weights of a linear layer: uniform in plus or minus 1 / sqrt(columns), torch's default.
-
-    ``nn.Linear`` draws from torch's global generator.
-    """
-    return (torch.rand(rows, columns, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(columns)

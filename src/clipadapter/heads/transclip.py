@@ -22,12 +22,7 @@ from clipadapter.heads.transductive import MIN_VARIANCE_RATIO, MixtureHead
 from clipadapter.utils.functional import unit
 
 
-@register_head(
-    "transclip",
-    paper="https://arxiv.org/abs/2406.01837",
-    fidelity="partial: The zero-shot mode, `TransClip.official`, gives the outputs of the authors' code. In the "
-    "few-shot mode the weight of a shot is ours, and so are the answers for new pictures.",
-)
+@register_head("transclip", paper="https://arxiv.org/abs/2406.01837")
 class TransClip(MixtureHead):
     """Transductive: one Gaussian per class over the unlabelled images, with a zero-shot prior and a neighbour graph.
 
@@ -49,6 +44,9 @@ class TransClip(MixtureHead):
     >>> head = TransClip().fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
     >>> head.predict(pictures)
     array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
+
+    Fidelity: partial: The zero-shot mode, `TransClip.official`, gives the outputs of the authors' code. In the few-shot
+    mode the weight of a shot is ours, and so are the answers for new pictures.
     """
 
     recipes = {"official": {"prior": 1.0, "support_weight": 0.0}}

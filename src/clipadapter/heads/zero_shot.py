@@ -16,12 +16,7 @@ from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits
 
 
-@register_head(
-    "zero-shot",
-    paper="https://arxiv.org/abs/2103.00020",
-    fidelity="paper: The cosine to class text times the logit scale, as in the paper. With several labels per "
-    "picture, the bias of each class is ours.",
-)
+@register_head("zero-shot", paper="https://arxiv.org/abs/2103.00020")
 class ZeroShot(Head):
     """Class text alone; the shots are not used, except for the bias of each class with multi-label images.
 
@@ -29,6 +24,9 @@ class ZeroShot(Head):
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
     >>> ZeroShot().fit([[1.0, 0.1]], ["cat"], text=text).predict([[0.2, 3.0]])
     array(['dog'], dtype='<U3')
+
+    Fidelity: paper: The cosine to class text times the logit scale, as in the paper. With several labels per picture,
+    the bias of each class is ours.
     """
 
     needs_text = multilabel = True

@@ -30,12 +30,7 @@ MIN_SCORE = 1e-12
 """Least share of a class in the scores: the logarithm of a class without a path to the image must be finite."""
 
 
-@register_head(
-    "zlap",
-    paper="https://arxiv.org/abs/2404.04072",
-    fidelity="partial: `Zlap.official`, which sees no labelled picture, gives the scores of the authors' code. That "
-    "labels also spread from the shots is ours.",
-)
+@register_head("zlap", paper="https://arxiv.org/abs/2404.04072")
 class Zlap(TransductiveHead):
     """Transductive label propagation: images are linked to similar images and to classes with similar text.
 
@@ -61,6 +56,9 @@ class Zlap(TransductiveHead):
     >>> head = Zlap(neighbours=2).fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
     >>> head.predict(pictures)
     array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
+
+    Fidelity: partial: `Zlap.official`, which sees no labelled picture, gives the scores of the authors' code. That
+    labels also spread from the shots is ours.
     """
 
     recipes = {"official": {"support_weight": 0.0}}

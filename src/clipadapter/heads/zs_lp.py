@@ -19,13 +19,7 @@ from clipadapter.heads.trained_head import TextResidualHead
 from clipadapter.utils.functional import unit
 
 
-@register_head(
-    "zs-lp",
-    version=2,
-    paper="https://arxiv.org/abs/2312.12730",
-    fidelity="verified: `ZsLp.official` gives the weights and logits of the authors' code. The default differs in "
-    "the length of class text, draws one view of each picture per step and adjusts logits for unequal shots.",
-)
+@register_head("zs-lp", version=2, paper="https://arxiv.org/abs/2312.12730")
 class ZsLp(TextResidualHead):
     """Linear probe that starts at zero-shot: cosine logits, cross-entropy, no penalty.
 
@@ -39,6 +33,9 @@ class ZsLp(TextResidualHead):
     >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
     >>> ZsLp().fit(X, ["dog", "cat"], text=text).predict(X)
     array(['dog', 'cat'], dtype='<U3')
+
+    Fidelity: verified: `ZsLp.official` gives the weights and logits of the authors' code. The default differs in the
+    length of class text, draws one view of each picture per step and adjusts logits for unequal shots.
     """
 
     temperature_prior = (0.9, 0.81, 0.74, 0.9, 1.1)

@@ -17,18 +17,15 @@ from clipadapter.heads.parameters import at_least
 from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
 
 
-@register_head(
-    "kgcoop",
-    paper="https://arxiv.org/abs/2303.13283",
-    compare=False,
-    fidelity="verified: Loss, gradients and the context after some steps are those of the authors' code. Views are "
-    "made once, where that code augments in each epoch.",
-)
+@register_head("kgcoop", paper="https://arxiv.org/abs/2303.13283", compare=False)
 class KgCoOp(PromptTuner):
     """CoOp with a penalty on the distance between learned class vectors and class text.
 
     Args:
         weight: of the penalty, one minus the mean cosine; 0 is CoOp.
+
+    Fidelity: verified: Loss, gradients and the context after some steps are those of the authors' code. Views are made
+    once, where that code augments in each epoch.
     """
 
     weight: float = 8.0

@@ -106,11 +106,7 @@ PARALLEL_COST_RATIO = 64
 512-d run faster one after the other, those of 101 x 16 x 1280 in parallel."""
 
 
-@register_head(
-    "auto",
-    version=5,
-    fidelity="own: Zero-shot and classifiers of the shots, mixed by stacked generalisation. No paper has the whole.",
-)
+@register_head("auto", version=5)
 class Auto(Head):
     """Text and shots stacked by held-out shots; needs no tuning, no validation set, and no class text.
 
@@ -130,6 +126,8 @@ class Auto(Head):
     >>> X, y, text = toy_features()
     >>> bool((Auto().fit(X, y, text=text).predict(X) == y).all())
     True
+
+    Fidelity: own: Zero-shot and classifiers of the shots, mixed by stacked generalisation. No paper has the whole.
     """
 
     multilabel = accepts_unlabelled = True
