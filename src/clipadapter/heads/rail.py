@@ -181,9 +181,10 @@ class Rail(ExactIncrementalHead):
 
     def _phi(self, rows: Tensor) -> Tensor:
         """(n, width) features of unit rows."""
-        if not self._has_random_features:
-            return rows
-        return (rows @ random_map(self.hidden, self.read_width, self.seed).to(rows.dtype).T).relu_()
+        return (rows @ self._map().to(rows.dtype).T).relu_() if self._has_random_features else rows
+
+    def _map(self) -> Tensor:
+        return random_map(self.hidden, self.read_width, self.seed)
 
     def _kernel(self, a: Tensor, b: Tensor) -> Tensor:
         """(p, d) and (q, d) unit rows to (p, q)."""
