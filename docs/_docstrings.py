@@ -30,15 +30,23 @@ class Docstrings(griffe.Extension):
     """Puts each example, which ends at an empty line, into a block, and what stands under `::` as well.
 
     The fields of a named tuple, of a record, or of what a base promises, are arguments to our docstrings, but not to
-    griffe: it sees no constructor. The docstring of a head is completed when the head is registered, which griffe does
-    not see either.
+    griffe: it sees no constructor. When a head is registered, it becomes a dataclass and its docstring is completed,
+    which griffe does not see either.
     """
 
     def __init__(self) -> None:
         self.heads = head_docstrings()
 
     def on_package(self, *, pkg: griffe.Module, **unused: Any) -> None:
-        """Make the names public that a package imports at their first use: griffe reads them, but not ``__all__``."""
+        """Make the names public that a package imports at their first use: griffe reads them, but not ``__all__``.
+
+        And have griffe take heads for dataclasses, which is done after this.
+        """
+        dataclass = griffe.ExprCall(griffe.ExprName("dataclasses.dataclass"), [griffe.ExprKeyword("kw_only", "True")])
+        for path in self.heads:
+            pkg[path.removeprefix(f"{pkg.path}.")].decorators.append(
+                griffe.Decorator(dataclass, lineno=None, endlineno=None)
+            )
         modules = [pkg]
         for module in modules:
             modules += module.modules.values()

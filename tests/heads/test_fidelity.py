@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,6 @@ def test_a_head_of_another_package_need_not_state_its_fidelity(forget):
 
 def test_a_docstring_describes_each_parameter_once_its_own_before_inherited_ones(forget):
     @register_head("test-only-trained")
-    @dataclass(eq=False, repr=False, kw_only=True)
     class Trained(TrainedHead):
         """Trained in some way.
 
@@ -74,8 +72,9 @@ def test_a_docstring_describes_each_parameter_once_its_own_before_inherited_ones
 
 @pytest.mark.parametrize("text", ["faithful", "verified", "verified: no full stop", "literal: It is the same."])
 def test_malformed_fidelity_is_refused(text, forget):
+    cls = type("Wrong", (Head,), {"__doc__": f"Says it in another form.\n\nFidelity: {text}"})
     with pytest.raises(InputError, match="fidelity is 'KIND: sentences.' with a kind out of verified, paper, partial"):
-        register_head("test-only-wrong", fidelity=text)
+        register_head("test-only-wrong")(cls)
     assert "test-only-wrong" not in HEADS.list()
 
 

@@ -7,16 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from clipadapter.heads import create_head, head_info, list_heads, out_of_fold
-from clipadapter.heads.losses import (
-    ROBUST_Q,
-    LabelLossHead,
-    LogitAdjustedHead,
-    Loss,
-    estimate_wrong_share,
-    label_loss,
-    trained_cosines,
-)
+from clipadapter.heads import TrainedHead, create_head, head_info, list_heads, out_of_fold
+from clipadapter.heads.losses import LogitAdjustedHead, Loss, estimate_wrong_share, label_loss, trained_cosines
+from clipadapter.heads.trained_head import ROBUST_Q
 from clipadapter.testing import toy_features
 from clipadapter.utils.functional import unit
 
@@ -59,7 +52,7 @@ def test_no_gradient_has_numbers_so_small_that_products_with_them_are_slow():
 
 
 ADJUSTED = [name for name in list_heads() if issubclass(head_info(name).cls, LogitAdjustedHead)]
-TRAINED = [name for name in ADJUSTED if issubclass(head_info(name).cls, LabelLossHead)]
+TRAINED = [name for name in ADJUSTED if issubclass(head_info(name).cls, TrainedHead)]
 CHOOSABLE = [name for name in ADJUSTED if "logit_adjustment" in create_head(name).get_params()]
 """Two heads have a fixed adjustment."""
 COUNTS = (9, 3, 2)

@@ -15,7 +15,7 @@ TRAINING_FREE = [
     "timo", "transclip", "zero-shot", "zlap",
 ]  # fmt: skip
 """Heads whose fit does not draw shots in an order."""
-TRAINED = [name for name in NAMES if issubclass(head_info(name).cls, TrainedHead)] + ["bdc-adapter"]
+TRAINED = [name for name in NAMES if issubclass(head_info(name).cls, TrainedHead)]
 AS_ZERO_SHOT = [
     ("ape", {"alpha": 0.0}),
     ("bdc-adapter", {"alpha": 0.0, "epochs": 0}),

@@ -26,7 +26,7 @@ def test_every_name_that_is_read_has_a_class_with_this_summary(registry):
 @pytest.mark.parametrize("declared", [*map(HEADS.info, HEADS.list())], ids=HEADS.list())
 def test_the_declaration_of_a_head_states_what_the_class_states(declared):
     cls = declared.cls
-    assert cls.__doc__.endswith(f"Fidelity: {Fidelity.of(declared.facts)}\n")
+    assert cls.__doc__.endswith(f"Fidelity: {Fidelity.of(declared.docstring, declared.facts)}\n")
     assert list(declared.parameters) == list(inspect.signature(cls).parameters)
     for name in ("transductive", "accepts_unlabelled", "needs_text", "tunes_encoder", "needs_tower"):
         assert declared.attributes[name] is getattr(cls, name)

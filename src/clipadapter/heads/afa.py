@@ -61,14 +61,7 @@ WITHIN_SHARE = 0.7
 """W / (W + R), measured under `lite` and CLIP. It is the prior for W: one shot per class shows no variance."""
 
 
-@register_head(
-    "afa",
-    paper="https://arxiv.org/abs/2505.07690",
-    compare=False,
-    fidelity="inspired: Only the abstract of the paper is known to us, and no code. How its two modules work here "
-    "is ours.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("afa", paper="https://arxiv.org/abs/2505.07690", compare=False)
 class Afa(IncrementalHead):
     """A shared adapter for future classes and one adapter per task; after AFA's abstract, the rest is ours.
 
@@ -90,10 +83,14 @@ class Afa(IncrementalHead):
     >>> head = Afa().fit([[1.0, 0.9, 0.1], [1.1, 0.8, 0.1]], ["cat", "cat"], text=text)
     >>> head.partial_fit([[1.0, 0.1, 0.9]], ["dog"], text=text).predict([[1.0, 0.0, 0.8], [1.0, 0.8, 0.0]])
     array(['dog', 'cat'], dtype='<U3')
+
+    Fidelity: inspired: Only the abstract of the paper is known to us, and no code. How its two modules work here is
+    ours.
     """
 
     needs_text = True
     temperature_prior = (2.0, 1.5, 1.7, 1.8, 1.7)
+    class_sums = ("sums_", "residual_", "offset_")
 
     sums_: Tensor = field(init=False)  # (c, d) of unit features, float64
     residual_: Tensor = field(init=False)  # (c, d) the tasks' adapters, below each other
@@ -117,8 +114,7 @@ class Afa(IncrementalHead):
         self._fit_task(shots, None)
 
     def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
-        for name in ("sums_", "residual_", "offset_"):
-            setattr(self, name, remap_rows(getattr(self, name), origin))
+        self._remap_sums(origin)
         bias = torch.where(origin >= 0, remap_rows(self.bias_, origin), -math.inf)
         previous = remap_rows(self.weight_, origin).double(), bias.double()
         self._fit_task(shots, previous)

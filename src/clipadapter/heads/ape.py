@@ -12,13 +12,11 @@ shots. The logits are those of the released code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 
-from clipadapter.heads.base import Preset, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import ChannelCacheHead, cache_keys
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
@@ -27,13 +25,7 @@ from clipadapter.utils.functional import unit
 EPSILON = 1e-6  # added to numerator and denominator of the divergence, as published
 
 
-@register_head(
-    "ape",
-    paper="https://arxiv.org/abs/2304.01195",
-    fidelity="verified: Channels, weights of the shots and logits are those of the authors' code. The default "
-    "parameters are ours: one set of values for all data sets.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("ape", paper="https://arxiv.org/abs/2304.01195")
 class Ape(ChannelCacheHead):
     """Training-free cache of shots on selected channels, with weighted shots, added to the zero-shot logits.
 
@@ -52,9 +44,12 @@ class Ape(ChannelCacheHead):
     >>> head = Ape(channels=0.7).fit([[2.0, 1.0, 9.0], [1.0, 2.0, 9.0]], ["cat", "dog"], text=text)
     >>> sorted(head.channels_.tolist())
     [0, 1]
+
+    Fidelity: verified: Channels, weights of the shots and logits are those of the authors' code. The default parameters
+    are ours: one set of values for all data sets.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         "imagenet": {"similarity_weight": 0.7, "variance_weight": 0.3},
         "dtd": {"similarity_weight": 0.5, "variance_weight": 0.5},
     }

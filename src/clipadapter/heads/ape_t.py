@@ -7,13 +7,11 @@ incomplete batch is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from torch import Tensor
 
-from clipadapter.heads.base import Preset, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import ChannelCacheHead, cache_keys, cache_logits
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
@@ -21,14 +19,7 @@ from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import cosine_logits, unit
 
 
-@register_head(
-    "ape-t",
-    version=2,
-    paper="https://arxiv.org/abs/2304.01195",
-    fidelity="paper: The formulas of the trained variant are as published. The default parameters are ours: one set "
-    "of values for all data sets.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("ape-t", version=2, paper="https://arxiv.org/abs/2304.01195")
 class ApeT(TrainedHead, ChannelCacheHead):
     """Residuals of the classes on chosen channels, trained by cross-entropy; they move class text and keys together.
 
@@ -47,9 +38,12 @@ class ApeT(TrainedHead, ChannelCacheHead):
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
     >>> ApeT(channels=1.0).fit([[2.0, 1.0], [1.0, 2.0]], ["cat", "dog"], text=text).predict([[3.0, 1.0]])
     array(['cat'], dtype='<U3')
+
+    Fidelity: paper: The formulas of the trained variant are as published. The default parameters are ours: one set of
+    values for all data sets.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         "imagenet": {"similarity_weight": 0.2, "variance_weight": 0.8, "lr": 1e-4},
         "dtd": {"similarity_weight": 0.2, "variance_weight": 0.8},
     }

@@ -15,7 +15,7 @@ A class without a shot gets the mean of the others' exponentials: its text decid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.heads.base import SupportSet
-from clipadapter.heads.losses import LabelLossHead, trained_cosines
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.losses import Loss, trained_cosines
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.training import TrainConfig, TrainingParameters, gather_views, train
+from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import unit
 
 SHOTS_PER_GROUP = 16  # shots of a class whose distances are summed at once
@@ -39,15 +39,8 @@ MAX_GRAPH_VALUES = 1 << 28  # values of prototypes in an exported graph: 1 GiB
 ROWS_PER_SORT = 1024  # rows that are sorted at a time, in float64
 
 
-@register_head(
-    "bdc-adapter",
-    version=2,
-    paper="https://arxiv.org/abs/2309.01256",
-    fidelity="partial: The Brownian distance covariance is as published. The rest is ours, because no code of the "
-    "authors is public.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
-class BdcAdapter(LabelLossHead, TrainingParameters):
+@register_head("bdc-adapter", version=2, paper="https://arxiv.org/abs/2309.01256")
+class BdcAdapter(TrainedHead):
     """Distance correlation to class prototypes, beside a residual layer on picture features trained with text.
 
     Exact, in memory of n d numbers: the d x d matrix of a prototype is computed in each prediction, a few rows at a
@@ -68,10 +61,14 @@ class BdcAdapter(LabelLossHead, TrainingParameters):
     >>> X = [[1.0, 0.9, 0.0, 0.0], [1.0, 1.1, 0.0, 1.0]]
     >>> BdcAdapter().fit(X, ["cat", "dog"], text=text).predict(X)
     array(['cat', 'dog'], dtype='<U3')
+
+    Fidelity: partial: The Brownian distance covariance is as published. The rest is ours, because no code of the
+    authors is public.
     """
 
-    needs_text = True
     picture_features = ("rows_",)
+    training = {"optimizer": "adamw", "min_epochs": 1}
+    planned_epochs = Head.planned_epochs  # it takes no view of its own in each epoch: text is among the rows
     temperature_prior = (1.1, 1.2, 1.0, 1.2, 1.6)
 
     alpha: float = 20.0
@@ -89,7 +86,20 @@ class BdcAdapter(LabelLossHead, TrainingParameters):
         # Distances are as long as their features: scaled so, a shot's matrix weighs 1 / n_k in the mean.
         self.rows_ = rows / (length * self.counts_[self.labels_])[:, None]
         self.weight_, self.scale_ = shots.class_text, shots.scale
-        self.residual_ = self._train(shots)
+        views = unit(shots.views)
+        inputs = torch.cat([views, shots.class_text[:, None].expand(-1, views.shape[1], -1)])
+        residual = torch.zeros(inputs.shape[2], inputs.shape[2], dtype=inputs.dtype)
+
+        def logits(x: Tensor) -> Tensor:
+            return shots.scale * trained_cosines(torch.addmm(x, x, residual), shots.class_text)
+
+        row_cost = residual.numel() + shots.class_text.numel()
+        self._learn(shots, inputs, {"residual_": residual}, logits, row_cost=row_cost)
+
+    def _loss_of(self, shots: SupportSet, rows: Tensor) -> Loss:
+        """That of the shots, and of the class text after them."""
+        every = torch.arange(len(shots.views))
+        return replace(super()._loss_of(shots, every), labels=torch.cat([shots.labels, torch.arange(shots.n_classes)]))
 
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
@@ -106,23 +116,6 @@ class BdcAdapter(LabelLossHead, TrainingParameters):
     def _numbers_per_row(self) -> int:
         # Not one for each shot: rows are compared with prototypes, which are made anew for each block of rows.
         return self.n_features_in_ + len(self.classes_)
-
-    def _train(self, shots: SupportSet) -> Tensor:
-        n, v, d = shots.views.shape
-        text = shots.class_text
-        rows = torch.cat([unit(shots.views), text[:, None].expand(-1, v, -1)])
-        labels = torch.cat([shots.labels, torch.arange(shots.n_classes)])
-        residual = torch.zeros(d, d, dtype=rows.dtype)
-        self._choose_gce_q(shots)
-        loss_of = replace(self._loss_of(shots, torch.arange(len(shots.views))), labels=labels)
-
-        def loss(batch: Tensor, view: Tensor) -> Tensor:
-            x = gather_views(rows, batch, view)
-            return loss_of(shots.scale * trained_cosines(torch.addmm(x, x, residual), text), batch)
-
-        config = TrainConfig.from_estimator(self, optimizer="adamw", min_epochs=1)
-        self.loss_ = train([residual.requires_grad_()], loss, len(rows), v, config, row_cost=d * d + text.numel())
-        return residual.requires_grad_(False)
 
 
 def _sums_and_length(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,7 @@ Differs from the released code, which trains on 20 augmented views as rows: here
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -24,15 +23,7 @@ from clipadapter.heads.zs_lp import ZsLp
 from clipadapter.utils.functional import unit
 
 
-@register_head(
-    "clap",
-    version=2,
-    paper="https://arxiv.org/abs/2312.12730",
-    fidelity="verified: `Clap.official` gives the weights, losses and logits of the authors' code. The default "
-    "differs in the length of class text, draws one view of each picture per step and adjusts logits for unequal "
-    "shots.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("clap", version=2, paper="https://arxiv.org/abs/2312.12730")
 class Clap(ZsLp):
     """Linear probe that starts at zero-shot and pays for leaving it, class by class.
 
@@ -48,10 +39,13 @@ class Clap(ZsLp):
     >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
     >>> Clap().fit(X, ["dog", "cat"], text=text).predict(X)
     array(['dog', 'cat'], dtype='<U3')
+
+    Fidelity: verified: `Clap.official` gives the weights, losses and logits of the authors' code. The default differs
+    in the length of class text, draws one view of each picture per step and adjusts logits for unequal shots.
     """
 
     temperature_prior = (0.6, 0.67, 0.55, 0.6, 0.81)
-    warm_start_share: ClassVar[float] = 1.0  # the penalty keeps the weights near the text
+    warm_start_share = 1.0  # the penalty keeps the weights near the text
 
     strength: Annotated[float, NOT_NEGATIVE] = 1.0
     multipliers: Annotated[str, OneOf("class", "relative", "constant")] = "class"

@@ -16,22 +16,15 @@ Three parts are ours:
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
-
-from clipadapter.errors import MethodWarning
 
 PRIOR_PICTURES = 1.0  # weight of the Dirichlet prior of the frequencies, in pictures
 MAX_EM_STEPS = 200
 EM_TOLERANCE = 1e-5  # EM stops when the frequencies change by less than this in all
 BIAS_PICTURES = 3.0  # weight of equal frequencies when a bias is learned from shots, in pictures per class
 BIAS_STEPS = 20
-MIN_EFFECTIVE_SHARE = 0.5
-"""Least effective number of classes among pictures without labels, as a share of all classes. On 13 development sets
-with 4 or 8 shots per class, none of 236 balanced pools of 16 to 256 pictures was below it, 4 % of those with one shot,
-and 70 to 100 % of the pools of one class, or of a quarter of the classes and at least two."""
 
 
 def estimate_frequencies(logits: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -79,17 +72,3 @@ def balancing_bias(logits: Tensor, labels: Tensor) -> Tensor:
         bias = bias - 0.5 * ((predicted + BIAS_PICTURES) / (expected + BIAS_PICTURES)).log()
         bias = torch.where(has_shots, bias - bias[has_shots].mean(), 0.0)
     return bias
-
-
-def warn_if_few_classes(frequencies: Tensor, method: str) -> None:
-    """Warn if pictures without labels, of estimated class frequencies (c,), have few classes for a method."""
-    number, c = effective_number(frequencies), len(frequencies)
-    if number >= MIN_EFFECTIVE_SHARE * c:
-        return
-    warnings.warn(
-        MethodWarning(
-            f"{method} expects pictures of all classes without labels, but these have an estimated {number:.1f} of "
-            f"{c} classes (effective number): prefer ss-text-u, stata or auto for such pictures"
-        ),
-        stacklevel=3,
-    )

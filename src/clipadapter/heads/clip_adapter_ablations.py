@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any
 
 import torch
@@ -30,14 +30,7 @@ from clipadapter.utils.functional import unit
 START_RATIO = 0.2  # where a trained ratio starts: that of the released code
 
 
-@register_head(
-    "clip-adapter-trained-ratio",
-    paper="https://arxiv.org/abs/2110.04544",
-    compare=False,
-    fidelity="partial: That the ratio is trained beside the layers is as published. The paper does not publish the "
-    "architecture of its Q(f, W), and the recipe is ours.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("clip-adapter-trained-ratio", paper="https://arxiv.org/abs/2110.04544", compare=False)
 class ClipAdapterTrainedRatio(ClipAdapter):
     """CLIP-Adapter whose ratios are trained by the same gradient steps as its layers.
 
@@ -49,6 +42,9 @@ class ClipAdapterTrainedRatio(ClipAdapter):
     >>> X, y, text = toy_features()
     >>> bool((ClipAdapterTrainedRatio().fit(X, y, text=text).predict(X) == y).all())
     True
+
+    Fidelity: partial: That the ratio is trained beside the layers is as published. The paper does not publish the
+    architecture of its Q(f, W), and the recipe is ours.
     """
 
     supports_warm_start = False
@@ -120,14 +116,7 @@ def ratio_from_gate(gate: Tensor, inputs: Tensor) -> Tensor:
     return (gate[0] + inputs @ gate[1:] if len(gate) > 1 else gate).sigmoid().view(-1, 1)
 
 
-@register_head(
-    "hoso",
-    version=6,
-    paper="https://arxiv.org/abs/2603.04341",
-    fidelity="partial: Written from a short description of the method. That the ratio is learned on one held-out "
-    "shot per class is as published. How it is learned, and the recipe, are ours.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("hoso", version=6, paper="https://arxiv.org/abs/2603.04341")
 class Hoso(ClipAdapter):
     """A bottleneck adapter on picture features whose blending ratio is learned on shots the adapter does not see.
 
@@ -141,6 +130,9 @@ class Hoso(ClipAdapter):
     >>> X, y, text = toy_features()
     >>> bool((Hoso().fit(X, y, text=text).predict(X) == y).all())
     True
+
+    Fidelity: partial: Written from a short description of the method. That the ratio is learned on one held-out shot
+    per class is as published. How it is learned, and the recipe, are ours.
     """
 
     multilabel = False

@@ -9,7 +9,7 @@ much as one of this task; a ratio "auto" follows the shots that each task so far
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Annotated, Any
 
 import torch
@@ -23,17 +23,11 @@ from clipadapter.heads.out_of_fold import hyperparameter_folds
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import CANDIDATE_RATIOS, CANDIDATE_TEMPERATURES, choose_ratio, expected_ratio
+from clipadapter.heads.support import remap_labels
 from clipadapter.utils.functional import unit
 
 
-@register_head(
-    "clip-adapter-replay",
-    version=5,
-    paper="https://arxiv.org/abs/2110.04544",
-    compare=False,
-    fidelity="own: CLIP-Adapter and the replay of stored shots are published. Their combination is ours.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("clip-adapter-replay", version=5, paper="https://arxiv.org/abs/2110.04544", compare=False)
 class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     """CLIP-Adapter on picture features in a stream: each task trains on from where the last one ended.
 
@@ -55,10 +49,11 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     >>> head = ClipAdapterReplay(replay=2).fit(X[:8], y[:8], text=text).partial_fit(X[8:], y[8:], text=text)
     >>> head.kept_.shape, bool((head.predict(X) == y).all())
     (torch.Size([6, 16]), True)
+
+    Fidelity: own: CLIP-Adapter and the replay of stored shots are published. Their combination is ours.
     """
 
-    supports_warm_start = False
-    multilabel = False
+    supports_warm_start = multilabel = False
     picture_features = ("kept_",)
 
     kept_: Tensor = field(init=False)  # (r, d) raw features
@@ -78,10 +73,7 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         self._train_task(shots)
 
     def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
-        position_of = torch.full((int(origin.max()) + 1,), -1).index_copy(
-            0, origin[origin >= 0], torch.nonzero(origin >= 0).flatten()
-        )
-        self.kept_labels_ = position_of[self.kept_labels_]
+        self.kept_labels_ = remap_labels(self.kept_labels_, origin)
         self._train_task(shots)
 
     def _start(self, shots: SupportSet, *others: Any) -> dict[str, Layers]:

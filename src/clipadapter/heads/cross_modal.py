@@ -9,7 +9,6 @@ Where there are more rows of text than a batch has pictures, each step draws as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -23,14 +22,7 @@ from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import unit
 
 
-@register_head(
-    "cross-modal",
-    version=2,
-    paper="https://arxiv.org/abs/2301.06267",
-    fidelity="verified: `CrossModal.official` gives the weights and logits of the authors' code. The default is one "
-    "recipe, where the authors searched on validation shots, and adjusts logits for unequal shots.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("cross-modal", version=2, paper="https://arxiv.org/abs/2301.06267")
 class CrossModal(TrainedHead):
     """Linear classifier without bias, started at class text and trained on pictures and class text alike.
 
@@ -48,9 +40,11 @@ class CrossModal(TrainedHead):
     >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
     >>> CrossModal().fit(X, ["dog", "cat"], text=text).predict(X)
     array(['dog', 'cat'], dtype='<U3')
+
+    Fidelity: verified: `CrossModal.official` gives the weights and logits of the authors' code. The default is one
+    recipe, where the authors searched on validation shots, and adjusts logits for unequal shots.
     """
 
-    needs_text = True
     supports_warm_start = True
     warm_start_share = 0.65  # less than for other heads, since nothing else keeps the weights from growing
     class_rows = ("weight_",)
@@ -74,23 +68,19 @@ class CrossModal(TrainedHead):
         text, labels = self._text_rows(shots)
         text = shots.scale * unit(text)
 
-        def text_loss() -> Tensor:
+        def total(loss: Tensor) -> Tensor:
+            if not self.text_share:
+                return loss
             rows, row_labels = text, labels
             if len(rows) > self.batch_size:
                 chosen = torch.randperm(len(rows), generator=generator)[: self.batch_size]
                 rows, row_labels = rows[chosen], row_labels[chosen]
-            return self.text_share * label_loss(rows @ weight.T, row_labels)
+            return (1 - self.text_share) * loss + self.text_share * label_loss(rows @ weight.T, row_labels)
 
-        self._learn(
-            shots,
-            shots.scale * unit(shots.views),
-            {"weight_": weight},
-            lambda x: x @ weight.T,
-            penalty=text_loss if self.text_share else None,
-            label_weight=1 - self.text_share,
-            row_cost=2 * weight.numel(),
-            can_continue=self.wise == 0,  # a mix can't be taken apart
-        )
+        inputs, start = shots.scale * unit(shots.views), {"weight_": weight}
+        can_continue = self.wise == 0  # a mix can't be taken apart
+        row_cost = 2 * weight.numel()
+        self._learn(shots, inputs, start, lambda x: x @ weight.T, total, row_cost=row_cost, can_continue=can_continue)
         self.weight_, self.scale_ = (1 - self.wise) * weight + self.wise * shots.class_text, shots.scale
 
     def _logits(self, X: Tensor) -> Tensor:

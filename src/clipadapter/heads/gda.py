@@ -141,10 +141,7 @@ def gaussians_from_text(views: Tensor, text: Tensor, neighbours: int) -> tuple[T
     "gda",
     paper="https://arxiv.org/abs/2402.04087",
     xfail={"check_fit_score_takes_y": "scikit-learn calls partial_fit, which asks for stream=True"},
-    fidelity="verified: `Gda.official` and `Gda.base_to_new` give the logits of the authors' code. The default "
-    "estimates the covariance in another way and has one alpha for all data sets.",
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class Gda(ExactIncrementalHead):
     """Gaussian discriminant analysis with a shrunk covariance; zero-shot logits are added if there is class text.
 
@@ -160,6 +157,9 @@ class Gda(ExactIncrementalHead):
 
     >>> Gda().fit([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0]], ["up", "up", "right"]).predict([[0.1, 2.0]])
     array(['up'], dtype='<U5')
+
+    Fidelity: verified: `Gda.official` and `Gda.base_to_new` give the logits of the authors' code. The default estimates
+    the covariance in another way and has one alpha for all data sets.
     """
 
     temperature_prior = (2.7, 4.9, 4.0, 3.0, 2.4)

@@ -45,6 +45,9 @@ class IncrementalHead(Head):
     update_needs: ClassVar[str] = ""
     """What to do if the head is not updatable."""
 
+    class_sums: ClassVar[tuple[str, ...]] = ("sums_",)
+    """Learned tensors with one row per class, for `_remap_sums`."""
+
     counts_: Tensor
 
     @property
@@ -67,6 +70,14 @@ class IncrementalHead(Head):
 
         The origin (c,) of each class is its earlier position, -1 for a new class. ``counts_`` has the new shots.
         """
+
+    def _remap_sums(self, origin: Tensor) -> None:
+        """Bring the sums into another order of classes, from their earlier positions (c,), -1 for a new class.
+
+        A class that is left out has no shots.
+        """
+        for name in self.class_sums:
+            setattr(self, name, remap_rows(getattr(self, name), origin))
 
     def _fit(self, shots: SupportSet) -> None:
         self.counts_ = torch.bincount(shots.labels, minlength=shots.n_classes)
@@ -146,7 +157,6 @@ class ExactIncrementalHead(IncrementalHead):
     """
 
     exact = True
-    class_sums: ClassVar[tuple[str, ...]] = ("sums_",)  # sums with one row per class, for `_remap_sums`
 
     @abstractmethod
     def _init_sums(self, shots: SupportSet) -> None:
@@ -155,14 +165,6 @@ class ExactIncrementalHead(IncrementalHead):
     @abstractmethod
     def _update_sums(self, shots: SupportSet, sign: int) -> None:
         """Add shots to the sums (sign 1), or subtract them (sign -1)."""
-
-    def _remap_sums(self, origin: Tensor) -> None:
-        """Bring the sums into another order of classes, from their earlier positions (c,), -1 for a new class.
-
-        A class that is left out has no shots.
-        """
-        for name in self.class_sums:
-            setattr(self, name, remap_rows(getattr(self, name), origin))
 
     @abstractmethod
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:

@@ -8,7 +8,7 @@ later work on frozen features adopted from the first paper.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated
 
 from torch import Tensor
@@ -21,13 +21,7 @@ from clipadapter.utils.functional import cosine_logits, unit
 MIN_PROBABILITY = 1e-6  # probability of a class without a vote, which keeps its logit finite
 
 
-@register_head(
-    "knn",
-    paper="https://arxiv.org/abs/1805.01978",
-    fidelity="partial: The votes of the neighbours are as published. That class text takes part through zero-shot "
-    "CLIP is ours.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("knn", paper="https://arxiv.org/abs/1805.01978")
 class Knn(Head):
     """Weighted vote of the nearest shots by cosine; logits are the logarithm of the shares of the votes.
 
@@ -38,6 +32,9 @@ class Knn(Head):
 
     >>> Knn().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
     array(['up'], dtype='<U5')
+
+    Fidelity: partial: The votes of the neighbours are as published. That class text takes part through zero-shot CLIP
+    is ours.
     """
 
     picture_features = ("keys_",)
@@ -61,9 +58,7 @@ class Knn(Head):
         cosines = unit(X) @ self.keys_.to(X.dtype).T
         nearest = cosines.topk(min(self.k, len(self.keys_)), dim=1)
         votes = (nearest.values / self.temperature).softmax(dim=1)
-        shares = cosines.new_zeros(cosines.shape[0], self.n_classes_).scatter_add(
-            1, self.labels_[nearest.indices], votes
-        )
+        shares = X.new_zeros(len(X), self.n_classes_).scatter_add(1, self.labels_[nearest.indices], votes)
         if self.weight_ is not None:
             zero_shot = cosine_logits(X, self.weight_.to(X.dtype), self.scale_).softmax(dim=1)
             shares = (1 - self.mix) * shares + self.mix * zero_shot

@@ -33,7 +33,6 @@ class LinearAdapterHead(TrainedHead):
         cycle_views: use view 1, 2 ... and 0 in turn for all pictures of a step, in place of a drawn one of each.
     """
 
-    needs_text = True
     supports_warm_start = True
     # The penalty holds the map near its optimum, and Adam's first steps are as long as the rate allows.
     warm_start_rate = 0.3
@@ -64,7 +63,7 @@ class LinearAdapterHead(TrainedHead):
             unit(shots.views),
             {"shift_": shift},
             lambda x: shots.scale * trained_cosines(_shift(x, shift), self.weight_),
-            penalty=lambda: self.penalty_ * shift.square().sum(),
+            lambda loss: loss + self.penalty_ * shift.square().sum(),
             row_cost=shift.numel() + self.weight_.numel(),
         )
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -70,14 +69,7 @@ def search_c(score: Callable[[float], float], steps: int = 8) -> tuple[float, ..
     return tuple(better)
 
 
-@register_head(
-    "linear-probe",
-    version=4,
-    paper="https://arxiv.org/abs/2103.00020",
-    fidelity="verified: `LinearProbe.official` with `search_c` gives the values of C and the predictions of CoOp's "
-    "code for linear probes. By default C is chosen on held-out shots, and logits are adjusted for unequal shots.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("linear-probe", version=4, paper="https://arxiv.org/abs/2103.00020")
 class LinearProbe(LogitAdjustedHead):
     """Multinomial logistic regression by L-BFGS, or one-vs-rest with multi-label images; text is not used.
 
@@ -101,10 +93,12 @@ class LinearProbe(LogitAdjustedHead):
 
     >>> LinearProbe().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
     array(['up'], dtype='<U5')
+
+    Fidelity: verified: `LinearProbe.official` with `search_c` gives the values of C and the predictions of CoOp's code
+    for linear probes. By default C is chosen on held-out shots, and logits are adjusted for unequal shots.
     """
 
-    multilabel = True
-    supports_warm_start = True
+    multilabel = supports_warm_start = True
     temperature_prior = (0.15, 0.74, 0.67, 0.81, 1.0)
     recipes = {"official": {"input_norm": False, "solver": "sklearn", "tol": 1e-4, "logit_adjustment": 0.0}}
     """The probe of CoOp's released code: raw features, and scikit-learn's solver with its own tolerance. C was searched

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, hardshrink, normalize
 
 from clipadapter.heads.base import Head
-from clipadapter.heads.estimator import clone
-from clipadapter.heads.out_of_fold import hyperparameter_folds
-from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf, Within
+from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.support import SupportSet
 from clipadapter.utils.functional import unit
 
@@ -184,9 +182,6 @@ def trained_cosines(features: Tensor, weight: Tensor) -> Tensor:
     return normalize(features, dim=1) @ weight.T
 
 
-ROBUST_Q = 0.7  # q that "auto" chooses if labels are wrong; the paper's
-MIN_WRONG_SHARE = 0.05  # estimated share of wrong labels from which "auto" compares losses
-GCE_FOLDS = 4
 WRONG_SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 TEMPERATURES = torch.logspace(-1.5, 1.5, 31, dtype=torch.float64)  # temperatures at which held-out shots are judged
 
@@ -209,64 +204,10 @@ class LogitAdjustedHead(Head):
 
         A class without a shot is taken as frequent as the rarest class that has one.
         """
-        tau = self.logit_adjustment
-        has_shots = counts > 0
-        if tau == 0 or not has_shots.any() or counts[has_shots].min() == counts.max():
+        present = counts[counts > 0]
+        if self.logit_adjustment == 0 or not len(present) or present.min() == present.max():
             return None
-        smallest = counts[has_shots].min()
-        return tau * (counts.clamp_min(smallest) / counts.sum()).log()
-
-
-@dataclass(eq=False, repr=False, kw_only=True)
-class LabelLossHead(LogitAdjustedHead):
-    """Base of the trained heads whose loss of labels can be changed.
-
-    Args:
-        gce_q: q of generalised cross-entropy (Zhang and Sabuncu, NeurIPS 2018), for wrong labels: above 0 and up to 1,
-            where 0.7 is the paper's. 0 is cross-entropy. "auto" fits in four folds, and takes cross-entropy if the held
-            out shots do not look as if 5 % of the labels or more were wrong; else it fits in the folds with 0.7 as
-            well, and takes what predicts held-out shots better. Not used for multi-label pictures.
-    """
-
-    gce_q: Annotated[float | str, Within(0, 1), OneOf("auto")] = 0.0
-
-    def _loss_of(self, shots: SupportSet, rows: Tensor) -> Loss:
-        """The loss of some of the shots, labels or targets, after `_choose_gce_q`."""
-        q = float(self.gce_q_ if self.gce_q == "auto" else self.gce_q)
-        return Loss.of_support_set(shots, rows, self._log_prior(class_counts(shots, rows)), q)
-
-    def _choose_gce_q(self, shots: SupportSet) -> None:
-        """If q is "auto", choose it and store it as ``gce_q_``."""
-        self.__dict__.pop("gce_q_", None)
-        if self.gce_q != "auto":
-            return
-        # The q of the fit to all shots, of which this one leaves some out, or of the fit that this one starts from.
-        source = self._full_fit if self._full_fit is not None else self._previous
-        known = getattr(source, "gce_q_", None)
-        self.gce_q_: float = self._search_gce_q(shots) if known is None else known
-
-    def _search_gce_q(self, shots: SupportSet) -> float:
-        splits = [] if shots.targets is not None else hyperparameter_folds(shots, GCE_FOLDS, 0)
-        if not splits:
-            return 0.0
-        labels = shots.labels[torch.cat([held_out for _, held_out in splits])]
-        plain = self._out_of_fold_logits(shots, splits, 0.0)
-        if estimate_wrong_share(plain, labels) < MIN_WRONG_SHARE:
-            return 0.0
-        robust = self._out_of_fold_logits(shots, splits, ROBUST_Q)
-        return ROBUST_Q if _held_out_gce(robust, labels) < _held_out_gce(plain, labels) else 0.0
-
-    def _out_of_fold_logits(self, shots: SupportSet, splits: list[tuple[Tensor, Tensor]], q: float) -> Tensor:
-        """(r, c) logits of the held-out shots of all folds."""
-        logits = []
-        for train_rows, held_out in splits:
-            head: Any = clone(self)
-            head.gce_q, head.progress = q, False
-            head.classes_, head.n_features_in_, head.blocks_ = self.classes_, self.n_features_in_, self.blocks_
-            head._fit(shots.take(train_rows))
-            with torch.inference_mode():
-                logits.append(head._logits(shots.X[held_out]))
-        return torch.cat(logits)
+        return self.logit_adjustment * (counts.clamp_min(present.min()) / counts.sum()).log()
 
 
 def estimate_wrong_share(logits: Tensor, labels: Tensor) -> float:
@@ -281,10 +222,10 @@ def estimate_wrong_share(logits: Tensor, labels: Tensor) -> float:
     return WRONG_SHARES[int(torch.stack(likelihoods).argmax())]
 
 
-def _held_out_gce(logits: Tensor, labels: Tensor) -> float:
+def held_out_gce(logits: Tensor, labels: Tensor, q: float) -> float:
     """Generalised cross-entropy at the best temperature: bounded, so that wrong labels can't decide it."""
     divided = (logits.double() / temperature for temperature in TEMPERATURES.tolist())
-    return min(float(label_loss(each, labels, q=ROBUST_Q)) for each in divided)
+    return min(float(label_loss(each, labels, q=q)) for each in divided)
 
 
 def class_counts(shots: SupportSet, rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ of epochs is bounded on large problems. Augmented views are not used.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,15 +44,7 @@ def step_of_alpha(similarity: Tensor) -> float:
     return len(similarity) / (4 * max(1e-12, float(similarity.square().sum(dim=0).max())))
 
 
-@register_head(
-    "lp++",
-    version=2,
-    paper="https://arxiv.org/abs/2404.02285",
-    fidelity="verified: `LpPlusPlus.official` gives the logits of the authors' code. The default clears the "
-    "gradient of the text weights at each step, which that code does not, and adjusts logits for unequal shots. "
-    "Neither keeps the best epoch on validation shots.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("lp++", version=2, paper="https://arxiv.org/abs/2404.02285")
 class LpPlusPlus(LogitAdjustedHead):
     """Logits ``f w_k + b_k + alpha_k f t_k`` of unit features, all three trained by full-batch gradient steps.
 
@@ -70,10 +62,13 @@ class LpPlusPlus(LogitAdjustedHead):
     >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
     >>> LpPlusPlus().fit(X, ["dog", "cat"], text=text).predict(X)
     array(['dog', 'cat'], dtype='<U3')
+
+    Fidelity: verified: `LpPlusPlus.official` gives the logits of the authors' code. The default clears the gradient of
+    the text weights at each step, which that code does not, and adjusts logits for unequal shots. Neither keeps the
+    best epoch on validation shots.
     """
 
-    needs_text = True
-    supports_warm_start = True
+    needs_text = supports_warm_start = True
     temperature_prior = (1.2, 1.2, 1.2, 1.2, 1.3)
     recipes = {"official": {"literal": True, "epochs": EPOCHS, "logit_adjustment": 0.0}}
     """What the authors' released code computes in its last epoch."""
@@ -87,7 +82,6 @@ class LpPlusPlus(LogitAdjustedHead):
         text, present = shots.class_text, torch.nonzero(shots.counts).flatten()  # of the p classes that have shots
         X, target = unit(shots.X), shots.onehot[:, present]
         similarity = X @ text[present].T  # (n, p)
-        log_prior = self._log_prior(shots.counts)
         own = (similarity * target).sum(dim=0) / target.sum(dim=0)
         # As released: the sums, not means, of the shots, and 250 times the mean cosine of a class's shots and text.
         weight, bias = target.T @ X, self._initial_bias(X, len(present))
@@ -100,44 +94,16 @@ class LpPlusPlus(LogitAdjustedHead):
             visual = learned.weight_ - learned.alpha_[:, None] * learned.text_
             rows = ((visual, weight), ("bias_", bias), ("alpha_", alpha))
             weight, bias, alpha = (earlier.shrink(one, initial, by_class=True) for one, initial in rows)
-        share = 1.0 if earlier is None else STEPS_SHARE
-        offset = X.new_zeros(()) if log_prior is None else log_prior[present]
-        with limit_threads(len(X) * len(present) * X.shape[1]):
-            weight, bias, alpha = self._train(X, similarity, target, offset, (weight, bias, alpha), share)
-        c = shots.n_classes
-        # A class without a shot has what the others have on average: only its text sets it apart.
-        visual = weight.mean(dim=0).repeat(c, 1).index_copy(0, present, weight)
-        self.bias_ = bias.mean().repeat(c).index_copy(0, present, bias)
-        self.alpha_ = alpha.mean().repeat(c).index_copy(0, present, alpha)
-        self.weight_, self.text_ = visual + self.alpha_[:, None] * text, text
-
-    def _text_logits(self, X: Tensor) -> Tensor | None:
-        return unit(X) @ (self.alpha_[:, None] * self.text_).T.to(X.dtype)
-
-    def _logits(self, X: Tensor) -> Tensor:
-        return torch.addmm(self.bias_.to(X.dtype), unit(X), self.weight_.T.to(X.dtype))
-
-    def _train(
-        self,
-        X: Tensor,
-        similarity: Tensor,
-        target: Tensor,
-        offset: Tensor,
-        start: tuple[Tensor, Tensor, Tensor],
-        share: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Weight (p, d), bias (p,) and text weights (p,) after a share of all epochs.
-
-        Cosines and one-hot targets are (n, p); the offset (p,) of logit adjustment is added to the logits.
-        """
-        weight, bias, alpha = start
-        lr_weight, lr_alpha = step_of_weights(X), step_of_alpha(similarity)
-        # A bias is the weight of a feature that is always one, whose X^T X is n.
-        lr_bias = lr_weight if self.literal else min(lr_weight, 4.0)
         largest = max(MIN_EPOCHS, int(MAX_TRAINING_MULTIPLICATIONS / (2 * len(X) * weight.numel())))
+        share = 1.0 if earlier is None else STEPS_SHARE
         epochs = round(share * (min(EPOCHS, largest) if self.epochs is None else self.epochs))
-        momentum_weight, momentum_bias, total = (torch.zeros_like(each) for each in start)
-        with training_bar(epochs, shown=self.progress) as bar:
+        log_prior = self._log_prior(shots.counts)
+        offset = X.new_zeros(()) if log_prior is None else log_prior[present]
+        momentum_weight, momentum_bias, total = (torch.zeros_like(each) for each in (weight, bias, alpha))
+        with limit_threads(X.numel() * len(present)), training_bar(epochs, shown=self.progress) as bar:
+            lr_weight, lr_alpha = step_of_weights(X), step_of_alpha(similarity)
+            # A bias is the weight of a feature that is always one, whose X^T X is n.
+            lr_bias = lr_weight if self.literal else min(lr_weight, 4.0)
             for epoch in range(1, epochs + 1):
                 logits = (X @ weight.T).add_(bias).addcmul_(similarity, alpha).add_(offset)
                 residual = logits.softmax(dim=1).sub_(target).div_(len(X))  # gradient of the mean cross-entropy
@@ -150,7 +116,18 @@ class LpPlusPlus(LogitAdjustedHead):
                 if epoch % EPOCHS_PER_ALPHA_STEP == 0:
                     alpha = alpha - lr_alpha * total
                 bar.update()
-        return weight, bias, alpha
+        c = shots.n_classes
+        # A class without a shot has what the others have on average: only its text sets it apart.
+        visual = weight.mean(dim=0).repeat(c, 1).index_copy(0, present, weight)
+        self.bias_ = bias.mean().repeat(c).index_copy(0, present, bias)
+        self.alpha_ = alpha.mean().repeat(c).index_copy(0, present, alpha)
+        self.weight_, self.text_ = visual + self.alpha_[:, None] * text, text
+
+    def _text_logits(self, X: Tensor) -> Tensor | None:
+        return unit(X) @ (self.alpha_[:, None] * self.text_).T.to(X.dtype)
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return torch.addmm(self.bias_.to(X.dtype), unit(X), self.weight_.T.to(X.dtype))
 
     def _initial_bias(self, X: Tensor, p: int) -> Tensor:
         """(p,) start of the biases."""

@@ -11,6 +11,8 @@ ours. Without text a class without a shot is never predicted.
 
 from __future__ import annotations
 
+from dataclasses import field
+
 import torch
 from torch import Tensor
 
@@ -37,25 +39,22 @@ class ClassMeansHead(ExactIncrementalHead):
         return torch.where(self.counts_[:, None] > 0, unit(self.sums_), 0.0)
 
 
-@register_head(
-    "nearest-mean",
-    paper="https://arxiv.org/abs/1611.07725",
-    compare=False,
-    fidelity="paper: The nearest mean of unit features, as in iCaRL. What class text says of classes without a shot "
-    "is ours.",
-)
+@register_head("nearest-mean", paper="https://arxiv.org/abs/1611.07725", compare=False)
 class NearestMean(ClassMeansHead):
     """Nearest class mean by cosine; keeps one sum per class, whatever the number of shots.
 
     >>> head = NearestMean().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"])
     >>> head.partial_fit([[-1.0, 0.0]], ["left"]).predict([[0.1, 2.0], [-3.0, 1.0]])
     array(['up', 'left'], dtype='<U5')
+
+    Fidelity: paper: The nearest mean of unit features, as in iCaRL. What class text says of classes without a shot is
+    ours.
     """
 
     temperature_prior = (1.7, 1.2, 1.1, 0.96, 0.96)
 
-    means_: Tensor  # (c, d) unit means; zeros for classes without a shot
-    text_: Tensor | None = None
+    means_: Tensor = field(init=False)  # (c, d) unit means; zeros for classes without a shot
+    text_: Tensor | None = field(init=False, default=None)
 
     def _init_sums(self, shots: SupportSet) -> None:
         super()._init_sums(shots)

@@ -43,11 +43,7 @@ def stratified_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Te
             # Classes with fewer shots than folds start at a random fold; else the first folds would hold out them all.
             start = int(torch.randint(folds, (1,), generator=generator)) if len(rows) < folds else 0
             fold[order] = (torch.arange(len(rows)) + start) % folds
-    return [
-        (torch.nonzero(fold != i).flatten(), torch.nonzero(fold == i).flatten())
-        for i in range(folds)
-        if (fold == i).any()
-    ]
+    return _split_by_fold(fold, folds)
 
 
 def iterative_stratification(targets: Tensor, folds: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -74,6 +70,11 @@ def iterative_stratification(targets: Tensor, folds: int, seed: int = 0) -> list
         of_class = torch.nonzero(has_class[:, k]).flatten()
         if len(fold[of_class].unique()) == 1:
             fold[of_class[0]] = -1
+    return _split_by_fold(fold, folds)
+
+
+def _split_by_fold(fold: Tensor, folds: int) -> list[tuple[Tensor, Tensor]]:
+    """Training and held-out rows of each fold by the fold (n,) of each row, without folds that have none of either."""
     splits = [(torch.nonzero(fold != i).flatten(), torch.nonzero(fold == i).flatten()) for i in range(folds)]
     return [(train, held_out) for train, held_out in splits if len(held_out) and len(train)]
 

@@ -16,7 +16,6 @@ Differs from the paper:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -37,13 +36,7 @@ MAX_ROWS = 16384  # rows up to which the kernel matrix is factorised; it then ta
 MAX_FLOAT64_ROWS = 8192  # rows up to which that is done in float64
 
 
-@register_head(
-    "proker",
-    paper="https://arxiv.org/abs/2501.11175",
-    fidelity="verified: `Proker.official` gives the logits of ProKeR and of BiReg in the code of BReg-Adapter. The "
-    "code of ProKeR's own authors was not used. The default scales text and regression in another way.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("proker", paper="https://arxiv.org/abs/2501.11175")
 class Proker(Head):
     """Kernel ridge regression of the zero-shot residual, in closed form.
 
@@ -62,6 +55,9 @@ class Proker(Head):
     >>> X = [[1.0, 0.9, 0.0], [1.0, 1.1, 1.0]]
     >>> Proker().fit(X, ["cat", "dog"], text=text).predict([[1.0, 0.98, 1.0]])
     array(['dog'], dtype='<U3')
+
+    Fidelity: verified: `Proker.official` gives the logits of ProKeR and of BiReg in the code of BReg-Adapter. The code
+    of ProKeR's own authors was not used. The default scales text and regression in another way.
     """
 
     needs_text = True

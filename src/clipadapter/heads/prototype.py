@@ -8,7 +8,7 @@ classes' prototypes. Its logit is then that of an average class, and its text de
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated
 
 import torch
@@ -21,12 +21,7 @@ from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
 
 
-@register_head(
-    "prototype",
-    paper="https://arxiv.org/abs/1703.05175",
-    fidelity="partial: Class means are as published, compared by cosine. The mixture with class text is ours.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("prototype", paper="https://arxiv.org/abs/1703.05175")
 class Prototype(ClassMeansHead):
     """Nearest class mean by cosine, mixed with the zero-shot logits.
 
@@ -35,6 +30,8 @@ class Prototype(ClassMeansHead):
 
     >>> Prototype().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
     array(['up'], dtype='<U5')
+
+    Fidelity: partial: Class means are as published, compared by cosine. The mixture with class text is ours.
     """
 
     temperature_prior = (0.9, 0.81, 0.74, 0.74, 1.0)

@@ -27,7 +27,7 @@ Differs from the paper:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from typing import Annotated
 
@@ -44,7 +44,7 @@ from clipadapter.heads.incremental import (
 )
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.support import remap_rows
+from clipadapter.heads.support import remap_labels, remap_rows
 from clipadapter.utils.functional import cosine_logits, unit
 
 RIDGE = {"primal": 0.1, "dual": 0.001}  # published lambda of each form
@@ -52,14 +52,7 @@ MIN_LOG_SCORE = 0.1  # fused score below which the logarithm is continued as a l
 BLOCK = 1024  # rows, or columns, converted to float64 at a time
 
 
-@register_head(
-    "rail",
-    paper="https://arxiv.org/abs/2406.18868",
-    compare=False,
-    fidelity="verified: The regression and the answers are those of the authors' code after each task. By default "
-    "there is no random expansion of the features.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("rail", paper="https://arxiv.org/abs/2406.18868", compare=False)
 class Rail(ExactIncrementalHead):
     """Recursive ridge regression in closed form; classes without shots are left to zero-shot.
 
@@ -76,6 +69,9 @@ class Rail(ExactIncrementalHead):
     >>> head = Rail().fit([[1.0, 0.9, 0.0]], ["cat"], text=text)
     >>> head.partial_fit([[1.0, 1.1, 1.0]], ["dog"], text=text).predict([[1.0, 0.98, 1.0]])
     array(['dog'], dtype='<U3')
+
+    Fidelity: verified: The regression and the answers are those of the authors' code after each task. By default there
+    is no random expansion of the features.
     """
 
     needs_text = True
@@ -148,9 +144,7 @@ class Rail(ExactIncrementalHead):
         if not self._stores_shots:
             self.sums_ = remap_rows(self.sums_.T, origin).T
         else:
-            new_positions = torch.full((self.weight_.shape[1],), -1)
-            new_positions[origin[origin >= 0]] = torch.nonzero(origin >= 0).flatten()
-            self.labels_ = new_positions[self.labels_]
+            self.labels_ = remap_labels(self.labels_, origin)
         self.weight_ = remap_rows(self.weight_.T, origin).T.contiguous()
 
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import Self
+from typing_extensions import Self, dataclass_transform
 
 from clipadapter.errors import InputError, brief
 from clipadapter.utils.registry import Registry
@@ -35,6 +35,7 @@ ARGUMENTS = re.compile(r"^Args:\n((?: {4}.*\n?)+)", re.MULTILINE)
 """The section of a cleaned docstring that describes parameters."""
 ARGUMENT = re.compile(r"^( {4}(\w+): .*\n?(?: {8}.*\n?)*)", re.MULTILINE)
 """The description of one parameter in that section."""
+FIDELITY = "\n\nFidelity: "  # begins the last paragraph of the docstring of a head
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Fidelity:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse the text that a head is registered with: a kind, a colon and sentences.
+        """Parse the text that a head's docstring states: a kind, a colon and sentences.
 
         Raises:
             InputError: if the kind is not known, or no sentence follows.
@@ -67,16 +68,17 @@ class Fidelity:
         return cls(kind, statement)
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> Self:
-        """The fidelity among the facts of a registration, as parsed or as text; "not stated" if there is none.
+    def of(cls, docstring: str, facts: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> Self:
+        """The fidelity that the last paragraph of a head's docstring states; "not stated" without one.
 
         Args:
-            facts: of the registration.
+            docstring: of the head, cleaned.
+            facts: of its registration.
             params: parameters of the head; None for its defaults.
         """
-        fidelity, published = facts.get("fidelity", cls.kind), facts.get("published_with") or {}
-        parsed = fidelity if isinstance(fidelity, cls) else cls.parse(fidelity) if isinstance(fidelity, str) else cls()
-        return replace(parsed, own_recipe=any((params or {}).get(key) != value for key, value in published.items()))
+        statement, published = docstring.partition(FIDELITY)[2], facts.get("published_with") or {}
+        own_recipe = any((params or {}).get(key) != value for key, value in published.items())
+        return replace(cls.parse(" ".join(statement.split())) if statement else cls(), own_recipe=own_recipe)
 
     @property
     def is_as_published(self) -> bool:
@@ -95,28 +97,34 @@ create_head = HEADS.create
 head_name = HEADS.name_of
 
 
-def register_head(name: str, *, fidelity: str = Fidelity.kind, **facts: Any) -> Callable[[type[Head]], type[Head]]:
+@dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(field,))
+def register_head(name: str, **facts: Any) -> Callable[[type[Head]], type[Head]]:
     """Class decorator that registers a head under a public name and completes the class docstring.
 
-    The docstring gets the description of inherited parameters that it does not describe itself, and the fidelity.
+    A class without a constructor, its own or that of a base, becomes a dataclass: its fields are the parameters, given
+    by name, except for those with ``field(init=False)``. The docstring gets the description of inherited parameters
+    that it does not describe itself. Its last paragraph says how faithful the head is to its source: "Fidelity: KIND:
+    sentences.", with a kind out of "verified", "paper", "partial", "inspired" and "own"; see `Fidelity`. The kind is
+    replaced by its meaning.
 
     Args:
         name: lower-case words joined by hyphens.
-        fidelity: how faithful the head is to its source: "KIND: sentences.", with a kind out of "verified", "paper",
-            "partial", "inspired" and "own"; see `Fidelity`.
         facts: further entries, such as ``paper`` and ``compare``. ``published_with`` has the parameters of the
             published recipes that the defaults set otherwise: with other values the head is not as published.
 
     Raises:
         InputError: if another class has the name, or the fidelity has another form.
     """
-    parsed = Fidelity.of({"fidelity": fidelity, **facts})
-    register = HEADS.register(name, fidelity=parsed, **facts)
 
     def decorate(cls: type[Head]) -> type[Head]:
-        register(cls)
-        if cls.__doc__:
-            cls.__doc__ = f"{_complete_arguments(cls)}\n\nFidelity: {parsed}\n"
+        owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
+        if owner is object or (owner is not cls and "__dataclass_fields__" in vars(owner)):
+            dataclass(eq=False, repr=False, kw_only=True)(cls)
+        docstring = inspect.cleandoc(cls.__doc__ or "")
+        fidelity = Fidelity.of(docstring, facts)
+        HEADS.register(name, **facts)(cls)
+        if docstring:
+            cls.__doc__ = f"{_complete_arguments(cls, docstring.partition(FIDELITY)[0])}{FIDELITY}{fidelity}\n"
         return cls
 
     return decorate
@@ -143,9 +151,9 @@ def describe_arguments(docstring: str) -> dict[str, str]:
     return {} if section is None else {match[2]: match[1].rstrip() for match in ARGUMENT.finditer(section[1])}
 
 
-def _complete_arguments(cls: type[Head]) -> str:
+def _complete_arguments(cls: type[Head], text: str) -> str:
     """The docstring of a class, whose section "Args:" has the inherited parameters too."""
-    text, parameters = inspect.cleandoc(cls.__doc__ or ""), inspect.signature(cls).parameters
+    parameters = inspect.signature(cls).parameters
     inherited = {
         name: description
         for base in reversed(cls.__mro__[1:])
@@ -160,7 +168,10 @@ def _complete_arguments(cls: type[Head]) -> str:
 
 def fidelity_of(name: str, params: Mapping[str, Any] | None = None) -> Fidelity:
     """The `Fidelity` of a head with some parameters, or its defaults; "not stated" for an unregistered name."""
-    return Fidelity.of(HEADS.info(name).facts, params) if name in HEADS.list() else Fidelity()
+    if name not in HEADS.list():
+        return Fidelity()
+    entry = HEADS.info(name)
+    return Fidelity.of(entry.docstring, entry.facts, params)
 
 
 def refuse_update(head: str, *, transductive: bool, tunes_encoder: bool, model: object = "this model") -> None:

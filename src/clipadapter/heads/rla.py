@@ -10,20 +10,11 @@ that code does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from clipadapter.heads.linear_adapter import LinearAdapterHead
 from clipadapter.heads.registry import register_head
 
 
-@register_head(
-    "rla",
-    version=2,
-    paper="https://arxiv.org/abs/2410.05270",
-    fidelity="verified: `Rla.official` gives the matrix, loss and logits of the authors' code. The default has a "
-    "penalty relative to the logit scale and a shorter recipe, and adjusts logits for unequal shots.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("rla", version=2, paper="https://arxiv.org/abs/2410.05270")
 class Rla(LinearAdapterHead):
     """Zero-shot on features ``M f``; M is trained by cross-entropy plus ``penalty * ||M - I||_F^2``.
 
@@ -35,6 +26,9 @@ class Rla(LinearAdapterHead):
     >>> X = [[1.0, 0.9, 0.5], [0.9, 1.0, 0.0]]
     >>> Rla().fit(X, ["cat", "dog"], text=text).predict(X)
     array(['cat', 'dog'], dtype='<U3')
+
+    Fidelity: verified: `Rla.official` gives the matrix, loss and logits of the authors' code. The default has a penalty
+    relative to the logit scale and a shorter recipe, and adjusts logits for unequal shots.
     """
 
     temperature_prior = (0.67, 0.74, 0.67, 0.81, 1.0)

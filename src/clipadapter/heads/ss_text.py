@@ -12,7 +12,6 @@ A class without a shot keeps its text vector.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -24,13 +23,7 @@ from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits, unit
 
 
-@register_head(
-    "ss-text",
-    paper="https://arxiv.org/abs/2506.17500",
-    fidelity="verified: `SsText.official` gives the logits of the authors' code. The default sets lambda in another "
-    "way.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("ss-text", paper="https://arxiv.org/abs/2506.17500")
 class SsText(Head):
     """Closed-form class vectors from text and shots, for equal and unequal shots.
 
@@ -45,6 +38,8 @@ class SsText(Head):
     >>> X = [[1.0, 0.9, 0.0], [1.0, 1.1, 1.0]]
     >>> SsText().fit(X, ["cat", "dog"], text=text).predict([[1.0, 0.98, 1.0]])
     array(['dog'], dtype='<U3')
+
+    Fidelity: verified: `SsText.official` gives the logits of the authors' code. The default sets lambda in another way.
     """
 
     needs_text = True

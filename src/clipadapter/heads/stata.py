@@ -24,7 +24,6 @@ Ours are, by default:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -41,14 +40,7 @@ from clipadapter.utils.functional import unit
 EQUAL_FREQUENCY_SHOTS = 4.0  # weight of equal class frequencies beside the estimated ones, in shots per class
 
 
-@register_head(
-    "stata",
-    version=2,
-    paper="https://arxiv.org/abs/2501.03729",
-    fidelity="partial: `StatA.official`, which sees no labels, gives the assignments of the authors' code for up to "
-    "2,500 pictures. How shots are used is ours, and so are the answers for new pictures.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("stata", version=2, paper="https://arxiv.org/abs/2501.03729")
 class StatA(MixtureHead):
     """Transductive: one anchored Gaussian per class and a neighbour graph, for pools that may have few of the classes.
 
@@ -71,6 +63,9 @@ class StatA(MixtureHead):
     >>> head = StatA().fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
     >>> head.predict(pictures)
     array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
+
+    Fidelity: partial: `StatA.official`, which sees no labels, gives the assignments of the authors' code for up to
+    2,500 pictures. How shots are used is ours, and so are the answers for new pictures.
     """
 
     temperature_prior = (2.4, 1.5, 1.3, 1.1, 1.1)

@@ -353,15 +353,15 @@ def check_text(head: Head, text: TextFeatures | None, blocks: Blocks) -> None:
 def check_unlabelled(head: Head, unlabelled: ArrayLike | None, views: Tensor, blocks: Blocks) -> Tensor | None:
     """Features of pictures without labels in the dtype of the shots; None if the head takes none."""
     name = type(head).__name__
-    if not head.transductive and unlabelled is None:
+    if unlabelled is None:
+        if head.transductive:
+            raise InputError(
+                f"{name} is transductive: it needs the pictures to classify when it is fitted; "
+                "call fit(X, y, text=..., unlabelled=features)"
+            )
         return None
     if not (head.transductive or head.accepts_unlabelled):
         raise InputError(f"{name} learns from labelled pictures only: it takes no unlabelled=")
-    if unlabelled is None:
-        raise InputError(
-            f"{name} is transductive: it needs the pictures to classify when it is fitted; "
-            "call fit(X, y, text=..., unlabelled=features)"
-        )
     rows = torch.from_numpy(as_matrix(unlabelled)).to(views.dtype)
     expected = total_width(blocks)
     if rows.shape[1] != expected:
@@ -375,6 +375,14 @@ def remap_rows(rows: Tensor, origin: Tensor) -> Tensor:
     known = origin >= 0
     remapped[known] = rows[origin[known]]
     return remapped
+
+
+def remap_labels(labels: Tensor, origin: Tensor) -> Tensor:
+    """Class positions (n,) after the classes got another order, by their earlier positions (k,), -1 for new ones."""
+    known = origin >= 0
+    positions = torch.full((int(origin.max()) + 1,), -1)
+    positions[origin[known]] = torch.nonzero(known).flatten()
+    return positions[labels]
 
 
 def class_origins(previous_classes: Array, classes: Array) -> Tensor:

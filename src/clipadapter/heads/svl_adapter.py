@@ -11,7 +11,6 @@ does both as the released code does. A class without shots is not pushed down.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -42,15 +41,7 @@ def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) 
     return 1 - float(logits.softmax(dim=1).amax(dim=1).mean())
 
 
-@register_head(
-    "svl-adapter",
-    version=2,
-    paper="https://arxiv.org/abs/2210.03794",
-    fidelity="verified: `SvlAdapter.official` and `star_blend` give the network and the logits of the authors' "
-    "code. The default takes the blend from the shots, brings features to one length and adjusts logits for unequal "
-    "shots.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("svl-adapter", version=2, paper="https://arxiv.org/abs/2210.03794")
 class SvlAdapter(TrainedHead):
     """Two-layer network on a second encoder's features, and zero-shot logits on the first's.
 
@@ -74,9 +65,11 @@ class SvlAdapter(TrainedHead):
     >>> blocks = [("final", 2), ("simclr:tower/final", 3)]
     >>> SvlAdapter(blend=0.9).fit(X, ["cat", "dog"], text=text, blocks=blocks).predict(X)
     array(['cat', 'dog'], dtype='<U3')
+
+    Fidelity: verified: `SvlAdapter.official` and `star_blend` give the network and the logits of the authors' code. The
+    default takes the blend from the shots, brings features to one length and adjusts logits for unequal shots.
     """
 
-    needs_text = True
     supports_warm_start = True
     training = {"optimizer": "adam", "schedule": "constant"}
     warm_start_share = 0.75
@@ -112,7 +105,8 @@ class SvlAdapter(TrainedHead):
         return start
 
     def _text_logits(self, X: Tensor) -> Tensor:
-        return (1 - self.blend_) * self._zero_shot(X)
+        zero_shot = cosine_logits(X[:, : self.weight_.shape[1]], self.weight_.to(X.dtype), self.scale_)
+        return (1 - self.blend_) * zero_shot
 
     def _logits(self, X: Tensor) -> Tensor:
         weights = (getattr(self, name).to(X.dtype) for name in TENSORS)
@@ -122,10 +116,7 @@ class SvlAdapter(TrainedHead):
             trained = adapted[:, self.present_]
             mean = trained.logsumexp(dim=1, keepdim=True) - math.log(trained.shape[1])
             adapted = torch.where(self.present_, adapted, mean)
-        return self.blend_ * adapted + (1 - self.blend_) * self._zero_shot(X)
-
-    def _zero_shot(self, X: Tensor) -> Tensor:
-        return cosine_logits(X[:, : self.weight_.shape[1]], self.weight_.to(X.dtype), self.scale_)
+        return self.blend_ * adapted + self._text_logits(X)
 
     def _second(self, X: Tensor) -> Tensor:
         """The columns (..., d2) that the network reads, of raw features (..., d)."""

@@ -11,9 +11,8 @@ By default the loss is generalised cross-entropy (`gce_q`), which is better on d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from dataclasses import field
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch import Tensor
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.zs_lp import TextResidualHead
+from clipadapter.heads.trained_head import TextResidualHead
 from clipadapter.utils.functional import unit
 
 OFFICIAL: Preset = {
@@ -39,12 +38,8 @@ OFFICIAL: Preset = {
     "taskres",
     version=3,
     paper="https://arxiv.org/abs/2211.10277",
-    fidelity="verified: `TaskRes.official` gives the residuals, losses and logits of the authors' code at a "
-    "constant rate. The default differs in the length of class text, in its recipe and loss (`gce_q`), "
-    "and where shots are unequal.",
     published_with={"gce_q": 0.0, "logit_adjustment": 0.0},
 )
-@dataclass(eq=False, repr=False, kw_only=True)
 class TaskRes(TextResidualHead):
     """Class text plus a task residual trained by cross-entropy.
 
@@ -60,12 +55,16 @@ class TaskRes(TextResidualHead):
     >>> X = [[1.0, 0.9, 0.5], [0.9, 1.0, 0.0]]
     >>> TaskRes().fit(X, ["cat", "dog"], text=text).predict(X)
     array(['cat', 'dog'], dtype='<U3')
+
+    Fidelity: verified: `TaskRes.official` gives the residuals, losses and logits of the authors' code at a constant
+    rate. The default differs in the length of class text, in its recipe and loss (`gce_q`), and where shots are
+    unequal.
     """
 
     warm_start_share = 0.75
     class_rows = ("residual_",)
     named_epochs = {"official": lambda labels: 100 if int(torch.bincount(labels).max()) <= 4 else 200}
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         "oxford_flowers": {**OFFICIAL, "alpha": 1.0},
         "imagenet": {**OFFICIAL, "lr": 2e-4},
     }
@@ -78,6 +77,8 @@ class TaskRes(TextResidualHead):
     """The recipe of the authors' scripts: 100 epochs for 1, 2 and 4 shots per class, 200 for 8 and 16. ``epochs=200``
     takes 200 epochs whatever the number of shots."""
 
+    residual_: Tensor = field(init=False)  # (c, d)
+
     gce_q: float | str = 0.7
     alpha: float = 0.5
     optimizer: str = "adam"
@@ -88,18 +89,9 @@ class TaskRes(TextResidualHead):
     batch_size: int = 1024
 
     def _fit(self, shots: SupportSet) -> None:
-        base = self._scaled_text(shots)
-        residual = torch.zeros_like(base)
-        # Cross-entropy could only push a class without a shot away from the other classes' pictures: it keeps its text.
-        alpha = self.alpha * (shots.counts > 0)[:, None].to(base.dtype)
-
-        def logits(x: Tensor) -> Tensor:
-            return shots.scale * x @ unit(base + alpha * residual).T
-
-        self._learn(shots, unit(shots.views), {"residual_": residual}, logits, row_cost=base.numel())
-        self.residual_ = residual * (alpha != 0)
-        adapted = base + self.alpha * self.residual_
-        self.weight_, self.length_, self.scale_ = unit(adapted), adapted.norm(dim=1), shots.scale
+        adapted = self._train_residual(shots, self.alpha)
+        adapted += self.alpha * self.residual_
+        self.weight_, self.length_ = unit(adapted), adapted.norm(dim=1)
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
         text = self.weight_ - self.alpha * self.residual_ / self.length_[:, None]

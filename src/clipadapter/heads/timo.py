@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -126,13 +125,7 @@ def guided_gaussians(shots: TextShots, scores: Sequence[Tensor | None], beta: in
     return weight, gaussian_bias(weight, moments.means)
 
 
-@register_head(
-    "timo",
-    paper="https://arxiv.org/abs/2412.11375",
-    fidelity="verified: `Timo.official` gives the logits of the authors' code. By default alpha, beta and gamma are "
-    "other values, and nothing is searched on validation or test images.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("timo", paper="https://arxiv.org/abs/2412.11375")
 class Timo(Head):
     """Training-free: class text guided by the shots, and Gaussian discriminant analysis guided by the text.
 
@@ -156,10 +149,12 @@ class Timo(Head):
     >>> head = Timo().fit([[1.0, 0.2, 0.4], [0.1, 1.0, 0.5]], ["cat", "dog"], text=text)
     >>> head.predict([[1.0, 0.9, 0.5]])
     array(['cat'], dtype='<U3')
+
+    Fidelity: verified: `Timo.official` gives the logits of the authors' code. By default alpha, beta and gamma are
+    other values, and nothing is searched on validation or test images.
     """
 
-    needs_text = True
-    reads_prompts = True
+    needs_text = reads_prompts = True
     temperature_prior = (3.5, 3.0, 2.8, 2.3, 1.8)
     recipes = {"official": {"alpha": 100.0, "beta": None, "gamma": 50.0}}
     """TIMO of the released code: all prompts, and logits that are not divided. Its authors search alpha over 0.0001,

@@ -14,26 +14,18 @@ leave-one-out logits of the shots.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import field
 
 from torch import Tensor
 
-from clipadapter.heads.base import Preset, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, affinity_, cache_keys
 from clipadapter.heads.losses import add_bias, fit_bias
 from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits, unit
 
 
-@register_head(
-    "tip-adapter",
-    paper="https://arxiv.org/abs/2207.09519",
-    fidelity="verified: The cache and the logits are those of the authors' code. The default alpha and beta are one "
-    "pair for all data sets.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("tip-adapter", paper="https://arxiv.org/abs/2207.09519")
 class TipAdapter(CacheHead):
     """Training-free: affinities to the cached shots, summed by class, added to the zero-shot logits.
 
@@ -49,12 +41,13 @@ class TipAdapter(CacheHead):
     >>> head = TipAdapter(alpha=2.0).fit([[0.6, 0.8]], ["cat"], text=text)
     >>> head.logits([[0.6, 0.8]]).round(2)
     array([[2.6, 0.8]])
+
+    Fidelity: verified: The cache and the logits are those of the authors' code. The default alpha and beta are one pair
+    for all data sets.
     """
 
     multilabel = True
-    presets: ClassVar[Mapping[str, Preset]] = {
-        name: {"alpha": alpha, "beta": INITIAL_BETA} for name, alpha in INITIAL_ALPHA.items()
-    }
+    presets = {name: {"alpha": alpha, "beta": INITIAL_BETA} for name, alpha in INITIAL_ALPHA.items()}
     preset_note = (
         "Start values of the authors' search, not the values behind their figures: they searched alpha and beta anew "
         "for each data set on its validation pictures, for ImageNet on its test pictures."

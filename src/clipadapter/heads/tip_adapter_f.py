@@ -8,13 +8,11 @@ ones, where that code augments pictures in every epoch; an epoch's last, incompl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from torch import Tensor
 
-from clipadapter.heads.base import Preset, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, cache_keys, cache_logits
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
@@ -22,13 +20,7 @@ from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import unit
 
 
-@register_head(
-    "tip-adapter-f",
-    paper="https://arxiv.org/abs/2207.09519",
-    fidelity="verified: The trained keys and the logits are those of the authors' code without its augmentation. "
-    "Not repeated are its choice of the epoch by test accuracy and its search after training.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("tip-adapter-f", paper="https://arxiv.org/abs/2207.09519")
 class TipAdapterF(TrainedHead, CacheHead):
     """Tip-Adapter with trained keys: they start as the shots and move to lower the cross-entropy of the shots.
 
@@ -47,9 +39,12 @@ class TipAdapterF(TrainedHead, CacheHead):
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
     >>> TipAdapterF().fit([[2.0, 1.0], [1.0, 2.0]], ["cat", "dog"], text=text).predict([[3.0, 1.0]])
     array(['cat'], dtype='<U3')
+
+    Fidelity: verified: The trained keys and the logits are those of the authors' code without its augmentation. Not
+    repeated are its choice of the epoch by test accuracy and its search after training.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         name: {"alpha": alpha, "beta": INITIAL_BETA, "epochs": 100 if name == "eurosat" else 20}
         for name, alpha in INITIAL_ALPHA.items()
     }

@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import Head
-from clipadapter.heads.losses import LabelLossHead
+from clipadapter.heads.estimator import clone
+from clipadapter.heads.losses import LogitAdjustedHead, Loss, class_counts, estimate_wrong_share, held_out_gce
+from clipadapter.heads.out_of_fold import hyperparameter_folds
+from clipadapter.heads.parameters import POSITIVE, OneOf, Within
 from clipadapter.heads.support import SupportSet, class_origins, remap_rows
-from clipadapter.heads.training import LossFunction, TrainConfig, TrainingParameters, gather_views, train, training_bar
+from clipadapter.heads.training import (
+    LossFunction,
+    ScheduleParameters,
+    TrainConfig,
+    TrainingParameters,
+    gather_views,
+    train,
+    training_bar,
+)
+from clipadapter.utils.functional import cosine_logits, unit
 from clipadapter.utils.parallel import parallel_map
 
 MAX_CHANGED_SHARE = 0.1
@@ -27,6 +40,12 @@ MAX_CHANGED_SHARE = 0.1
 STEPS_SHARE = 0.25  # number of steps of a warm start, as a share of those from scratch
 IGNORED_PARAMETERS = frozenset({"progress", "checkpoint", "memory"})
 """Parameters that do not change what is learned, so that they may differ between the two fits."""
+ROBUST_Q = 0.7  # q that "auto" chooses if labels are wrong; the paper's
+MIN_WRONG_SHARE = 0.05  # estimated share of wrong labels from which "auto" compares losses
+GCE_FOLDS = 4
+TEXT_NORM = 0.1
+"""Length that class text is scaled to, relative to the encoder's logit scale: 10 with CLIP, which is about what its
+un-normalised text vectors have, and then a step or penalty means the same change of the logits at every scale."""
 
 R = TypeVar("R", bound=TrainConfig)
 
@@ -109,21 +128,24 @@ def _is_compatible(head: Head, previous: Any, shots: SupportSet, initial: dict[s
     )
 
 
-class _CommonParameters:
-    """Describes parameters that several trained heads declare, each with its own default.
+@dataclass(eq=False, repr=False, kw_only=True)
+class TrainedHead(LogitAdjustedHead, TrainingParameters):
+    """Base of the heads whose `_fit` calls `_learn`, or `_train_on_each` if they train on folds too.
+
+    A head declares which of the last four parameters it has, each with its own default.
 
     Args:
+        gce_q: q of generalised cross-entropy (Zhang and Sabuncu, NeurIPS 2018), for wrong labels: above 0 and up to 1,
+            where 0.7 is the paper's. 0 is cross-entropy. "auto" fits in four folds, and takes cross-entropy if the held
+            out shots do not look as if 5 % of the labels or more were wrong; else it fits in the folds with 0.7 as
+            well, and takes what predicts held-out shots better. Not used for multi-label pictures.
         optimizer: "adamw", "adam" or "sgd".
         weight_decay: decoupled for AdamW, L2 for Adam and SGD.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
     """
 
-
-@dataclass(eq=False, repr=False, kw_only=True)
-class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
-    """Base of the heads whose `_fit` calls `_learn`, or `_train_on_each` if they train on folds too."""
-
+    needs_text = True
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Fields of `TrainConfig` that the method fixes. The others are parameters of the head under the same names."""
     warm_start_share: ClassVar[float] = 1.0
@@ -138,6 +160,8 @@ class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
     max_cost: ClassVar[float] = math.inf
     """Multiplications of the forward passes of a training if ``epochs`` is None; with more, it has fewer epochs at a
     higher rate (`TrainConfig.with_max_epochs`)."""
+
+    gce_q: Annotated[float | str, Within(0, 1), OneOf("auto")] = 0.0
 
     def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int | None:
         """See `Head.planned_epochs`."""
@@ -160,24 +184,61 @@ class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
             config = config.with_max_epochs(n, int(self.max_cost // (n * self._row_cost(*text_shape))))
         return config if warm_start is None else warm_start.shorten(config, n, self.warm_start_rate)
 
+    def _loss_of(self, shots: SupportSet, rows: Tensor) -> Loss:
+        """The loss of some of the shots, labels or targets, after `_choose_gce_q`."""
+        q = float(self.gce_q_ if self.gce_q == "auto" else self.gce_q)
+        return Loss.of_support_set(shots, rows, self._log_prior(class_counts(shots, rows)), q)
+
+    def _choose_gce_q(self, shots: SupportSet) -> None:
+        """If q is "auto", choose it and store it as ``gce_q_``."""
+        self.__dict__.pop("gce_q_", None)
+        if self.gce_q != "auto":
+            return
+        # The q of the fit to all shots, of which this one leaves some out, or of the fit that this one starts from.
+        source = self._full_fit if self._full_fit is not None else self._previous
+        known = getattr(source, "gce_q_", None)
+        self.gce_q_: float = self._search_gce_q(shots) if known is None else known
+
+    def _search_gce_q(self, shots: SupportSet) -> float:
+        splits = [] if shots.targets is not None else hyperparameter_folds(shots, GCE_FOLDS, 0)
+        if not splits:
+            return 0.0
+        labels = shots.labels[torch.cat([held_out for _, held_out in splits])]
+        plain = self._out_of_fold_logits(shots, splits, 0.0)
+        if estimate_wrong_share(plain, labels) < MIN_WRONG_SHARE:
+            return 0.0
+        robust = self._out_of_fold_logits(shots, splits, ROBUST_Q)
+        return ROBUST_Q if held_out_gce(robust, labels, ROBUST_Q) < held_out_gce(plain, labels, ROBUST_Q) else 0.0
+
+    def _out_of_fold_logits(self, shots: SupportSet, splits: list[tuple[Tensor, Tensor]], q: float) -> Tensor:
+        """(r, c) logits of the held-out shots of all folds."""
+        logits = []
+        for train_rows, held_out in splits:
+            head: Any = clone(self)
+            head.gce_q, head.progress = q, False
+            head.classes_, head.n_features_in_, head.blocks_ = self.classes_, self.n_features_in_, self.blocks_
+            head._fit(shots.take(train_rows))
+            with torch.inference_mode():
+                logits.append(head._logits(shots.X[held_out]))
+        return torch.cat(logits)
+
     def _learn(
         self,
         shots: SupportSet,
         inputs: Tensor,
         start: Mapping[str, Tensor],
         logits: Callable[[Tensor], Tensor],
+        total: Callable[[Tensor], Tensor] = lambda loss: loss,
         *,
-        penalty: Callable[[], Tensor] | None = None,
-        label_weight: float = 1.0,
         row_cost: int,
         can_continue: bool = True,
     ) -> None:
         """Train tensors in place, and store them and the loss of the last step (``loss_``).
 
         The inputs (n, v, k) are what ``logits`` gets a view of, (b, k) to (b, c). ``start`` has the tensors that are
-        trained, by the name of the attribute that they become, as they are in a fit from scratch. The loss is
-        ``label_weight`` times that of the labels, plus ``penalty``. ``can_continue`` says whether a fit can start where
-        another one ended.
+        trained, by the name of the attribute that they become, as they are in a fit from scratch. ``total`` gets
+        the loss of the labels and returns that of the step. ``can_continue`` says whether a fit can start where another
+        one ended.
         """
         self._choose_gce_q(shots)
         every = torch.arange(len(inputs))
@@ -189,8 +250,7 @@ class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
                 tensor.copy_(warm_start.shrink(name, tensor, by_class=name in self.class_rows))
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
-            value = label_weight * loss_of(logits(gather_views(inputs, rows, views)), rows)
-            return value if penalty is None else value + penalty()
+            return total(loss_of(logits(gather_views(inputs, rows, views)), rows))
 
         config = self._config_of(shots.labels, shots.class_text.shape, warm_start)
         self.loss_ = minimise([*start.values()], loss, inputs, TrainingPart(every, warm_start, config, None), row_cost)
@@ -242,3 +302,60 @@ def draw_linear(rows: int, columns: int, generator: torch.Generator, dtype: torc
     ``nn.Linear`` draws from torch's global generator.
     """
     return (torch.rand(rows, columns, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(columns)
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class TextResidualHead(TrainedHead, ScheduleParameters):
+    """Base of the cosine classifiers that start at class text and move by gradient steps: ZS-LP, CLAP and TaskRes."""
+
+    supports_warm_start = True
+
+    weight_: Tensor = field(init=False)  # (c, d) of any length
+
+    text_norm: float | str | Sequence[float] = "auto"
+
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        norm = self.text_norm
+        lengths = norm if isinstance(norm, list | tuple) else [norm]
+        if norm != "auto" and not all(POSITIVE.accepts(each) for each in lengths):
+            raise InputError(
+                f"text_norm must be 'auto', a positive number or a list of one for each class, but is {brief(norm)}"
+            )
+
+    def _train_residual(self, shots: SupportSet, factor: float = 1.0) -> Tensor:
+        """Train ``factor`` times a residual (c, d), stored under the name in ``class_rows``; returns the text (c, d).
+
+        The text has the length that steps and the penalty are relative to.
+        """
+        if isinstance(self.text_norm, str):
+            text = shots.class_text * (TEXT_NORM * shots.scale)
+        else:
+            lengths = torch.as_tensor(self.text_norm, dtype=shots.class_text.dtype).flatten()
+            if len(lengths) not in (1, shots.n_classes):
+                raise InputError(f"text_norm has {len(lengths)} numbers, but there are {shots.n_classes} classes")
+            text = shots.class_text * lengths[:, None]
+        [name], residual, multipliers = self.class_rows, torch.zeros_like(text), self._multipliers(shots)
+        # Cross-entropy could only push a class without a shot away from the other classes' pictures: it keeps its text.
+        factors = factor * (shots.counts > 0)[:, None].to(text.dtype)
+
+        def logits(x: Tensor) -> Tensor:
+            return shots.scale * x @ unit(text + factors * residual).T
+
+        def total(loss: Tensor) -> Tensor:
+            if multipliers is None:
+                return loss
+            return loss + residual.square().sum(dim=1) @ multipliers / shots.n_classes  # a mean over all classes
+
+        self._learn(shots, unit(shots.views), {name: residual}, logits, total, row_cost=text.numel())
+        vars(self)[name] = residual * (factors != 0)
+        self.scale_ = shots.scale
+        return text
+
+    def _multipliers(self, shots: SupportSet) -> Tensor | None:
+        """(c,) strength of the pull of each class weight to its text; None for no pull."""
+        return None
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)

@@ -9,28 +9,20 @@ are ours too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.class_frequencies import warn_if_few_classes
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.ss_text_u import estimate_pool_frequencies
+from clipadapter.heads.ss_text_u import warn_if_few_classes
 from clipadapter.heads.transductive import MIN_VARIANCE_RATIO, MixtureHead
 from clipadapter.utils.functional import unit
 
 
-@register_head(
-    "transclip",
-    paper="https://arxiv.org/abs/2406.01837",
-    fidelity="partial: The zero-shot mode, `TransClip.official`, gives the outputs of the authors' code. In the "
-    "few-shot mode the weight of a shot is ours, and so are the answers for new pictures.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("transclip", paper="https://arxiv.org/abs/2406.01837")
 class TransClip(MixtureHead):
     """Transductive: one Gaussian per class over the unlabelled images, with a zero-shot prior and a neighbour graph.
 
@@ -52,6 +44,9 @@ class TransClip(MixtureHead):
     >>> head = TransClip().fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
     >>> head.predict(pictures)
     array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
+
+    Fidelity: partial: The zero-shot mode, `TransClip.official`, gives the outputs of the authors' code. In the few-shot
+    mode the weight of a shot is ours, and so are the answers for new pictures.
     """
 
     recipes = {"official": {"prior": 1.0, "support_weight": 0.0}}
@@ -61,7 +56,7 @@ class TransClip(MixtureHead):
     confident: Annotated[int, at_least(1)] = 8
 
     def _fit(self, shots: SupportSet) -> None:
-        warn_if_few_classes(estimate_pool_frequencies(shots), "transclip")
+        warn_if_few_classes(shots, "transclip")
         pictures, self.weight_, used = self._store_rows(shots)
         self.scale_, self.labels_ = shots.scale, used.labels
         rows = self.rows_[len(pictures) :]

@@ -29,8 +29,7 @@ SAME_IMAGE_TOLERANCE = 1e-5
 class TransductiveHead(Head):
     """Base of the heads that learn an answer for each picture without a label, and answer others by neighbours."""
 
-    needs_text = True
-    transductive = True
+    needs_text = transductive = True
     picture_features = ("rows_",)
 
     support_weight: float
@@ -168,10 +167,8 @@ def nearest_neighbours(queries: Tensor, rows: Tensor, k: int, exclude_self: bool
 def adjacency(cosines: Tensor, indices: Tensor, n: int) -> csr_array:
     """The result of `nearest_neighbours` as a sparse (m, n) matrix of edge weights; negative cosines become 0."""
     m, k = cosines.shape
-    row_starts = np.arange(m + 1) * k
-    return csr_array(
-        (cosines.clamp_min(0).cpu().numpy().ravel(), indices.cpu().numpy().ravel(), row_starts), shape=(m, n)
-    )
+    weights = cosines.clamp_min(0).numpy().ravel()
+    return csr_array((weights, indices.numpy().ravel(), np.arange(m + 1) * k), shape=(m, n))
 
 
 def sum_of_neighbours(weights: Tensor, indices: Tensor, values: Tensor) -> Tensor:

@@ -16,12 +16,7 @@ from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits
 
 
-@register_head(
-    "zero-shot",
-    paper="https://arxiv.org/abs/2103.00020",
-    fidelity="paper: The cosine to class text times the logit scale, as in the paper. With several labels per "
-    "picture, the bias of each class is ours.",
-)
+@register_head("zero-shot", paper="https://arxiv.org/abs/2103.00020")
 class ZeroShot(Head):
     """Class text alone; the shots are not used, except for the bias of each class with multi-label images.
 
@@ -29,18 +24,17 @@ class ZeroShot(Head):
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
     >>> ZeroShot().fit([[1.0, 0.1]], ["cat"], text=text).predict([[0.2, 3.0]])
     array(['dog'], dtype='<U3')
+
+    Fidelity: paper: The cosine to class text times the logit scale, as in the paper. With several labels per picture,
+    the bias of each class is ours.
     """
 
-    needs_text = True
-    multilabel = True
+    needs_text = multilabel = True
     temperature_prior = (0.9, 0.9, 0.9, 0.9, 1.1)
 
-    bias_: Tensor | None
-
     def _fit(self, shots: SupportSet) -> None:
-        self.weight_, self.scale_, self.bias_ = shots.class_text, shots.scale, None
-        if shots.targets is not None:
-            self.bias_ = sigmoid_bias(shots, cosine_logits(shots.X, self.weight_, shots.scale))
+        self.weight_, self.scale_ = shots.class_text, shots.scale
+        self.bias_ = None if shots.targets is None else sigmoid_bias(shots, self._text_logits(shots.X))
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         self.weight_, self.scale_ = text, scale
@@ -50,4 +44,4 @@ class ZeroShot(Head):
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
     def _logits(self, X: Tensor) -> Tensor:
-        return add_bias(self, cosine_logits(X, self.weight_.to(X.dtype), self.scale_))
+        return add_bias(self, self._text_logits(X))

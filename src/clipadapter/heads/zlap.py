@@ -10,7 +10,6 @@ graph has weight 0, where that code gives it a negative weight.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -20,10 +19,9 @@ from scipy.sparse import block_array, csr_array, diags_array
 from torch import Tensor
 
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.class_frequencies import warn_if_few_classes
 from clipadapter.heads.parameters import NOT_NEGATIVE, Within, at_least
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.ss_text_u import estimate_pool_frequencies
+from clipadapter.heads.ss_text_u import warn_if_few_classes
 from clipadapter.heads.transductive import TransductiveHead, adjacency, nearest_neighbours, sum_of_neighbours
 
 CLASSES_PER_BLOCK = 64  # classes that conjugate gradients solves for at a time
@@ -32,13 +30,7 @@ MIN_SCORE = 1e-12
 """Least share of a class in the scores: the logarithm of a class without a path to the image must be finite."""
 
 
-@register_head(
-    "zlap",
-    paper="https://arxiv.org/abs/2404.04072",
-    fidelity="partial: `Zlap.official`, which sees no labelled picture, gives the scores of the authors' code. That "
-    "labels also spread from the shots is ours.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("zlap", paper="https://arxiv.org/abs/2404.04072")
 class Zlap(TransductiveHead):
     """Transductive label propagation: images are linked to similar images and to classes with similar text.
 
@@ -64,6 +56,9 @@ class Zlap(TransductiveHead):
     >>> head = Zlap(neighbours=2).fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
     >>> head.predict(pictures)
     array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
+
+    Fidelity: partial: `Zlap.official`, which sees no labelled picture, gives the scores of the authors' code. That
+    labels also spread from the shots is ours.
     """
 
     recipes = {"official": {"support_weight": 0.0}}
@@ -77,7 +72,7 @@ class Zlap(TransductiveHead):
     stretch: bool = False
 
     def _fit(self, shots: SupportSet) -> None:
-        warn_if_few_classes(estimate_pool_frequencies(shots), "zlap")
+        warn_if_few_classes(shots, "zlap")
         pictures, self.weight_, used = self._store_rows(shots)
         u, n, c = len(pictures), len(self.rows_), shots.n_classes
         images = nearest_neighbours(self.rows_, self.rows_, self.neighbours - 1, exclude_self=True)
@@ -107,9 +102,8 @@ class Zlap(TransductiveHead):
         cosines, indices = nearest_neighbours(x, rows, self.neighbours)
         inductive = sum_of_neighbours(self._stretched(cosines), indices, scores[: len(rows)])
         cosines, indices = nearest_neighbours(x, self.weight_.to(x.dtype), self.neighbours)
-        return self._log_shares(
-            inductive + sum_of_neighbours(self._text_edge_weights(cosines), indices, scores[len(rows) :])
-        )
+        from_text = sum_of_neighbours(self._text_edge_weights(cosines), indices, scores[len(rows) :])
+        return self._log_shares(inductive + from_text)
 
     @staticmethod
     def _log_shares(scores: Tensor) -> Tensor:

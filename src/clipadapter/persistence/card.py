@@ -130,7 +130,7 @@ def _describe_head(config: ModelConfig) -> dict[str, str] | None:
     if head.name not in HEADS.list():
         return None
     declared = HEADS.info(head.name)  # to restore a version writes a card, and needs no torch
-    fidelity = str(Fidelity.of(declared.facts, head.params))
+    fidelity = str(Fidelity.of(declared.docstring, declared.facts, head.params))
     return {"summary": declared.summary.rstrip("."), "paper": declared.facts.get("paper") or "", "fidelity": fidelity}
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -28,14 +27,7 @@ from clipadapter.heads.parameters import Within, at_least
 from clipadapter.tuners.tower_tuner import LayerTuner, Trainable, add_to_weight, replace_linear
 
 
-@register_head(
-    "clip-lora",
-    paper="https://arxiv.org/abs/2405.18541",
-    compare=False,
-    fidelity="verified: One attention layer, its outputs and its gradients, is that of the authors' code. Whole "
-    "trainings were not compared.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("clip-lora", paper="https://arxiv.org/abs/2405.18541", compare=False)
 class ClipLora(LayerTuner):
     """Zero-shot by an encoder whose attention layers got low-rank updates; `FewShotClassifier` fits it, from pictures.
 
@@ -49,6 +41,9 @@ class ClipLora(LayerTuner):
         matrices: which get an update: letters of "qkvo", for queries, keys, values and output.
         weight_decay: of AdamW, on the updates' factors.
         seed: of the first values, shuffling, dropout and the choice of views.
+
+    Fidelity: verified: One attention layer, its outputs and its gradients, is that of the authors' code. Whole
+    trainings were not compared.
     """
 
     method_name = "clip-lora"

@@ -38,15 +38,7 @@ from clipadapter.tuners.tower_tuner import LAYERS, LayerTuner, Trainable, add_to
 from clipadapter.utils.parallel import parallel_map
 
 
-@register_head(
-    "clip-svd",
-    paper="https://arxiv.org/abs/2509.03740",
-    compare=False,
-    fidelity="partial: Outputs, gradients and singular values of one block after some steps are those of the authors' "
-    "code, whose layer was at hand in a copy of their repository only. Their steps and rates for single data sets are "
-    "not used. Whole trainings were not compared.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("clip-svd", paper="https://arxiv.org/abs/2509.03740", compare=False)
 class ClipSvd(LayerTuner):
     """Zero-shot by an encoder with changed singular values; `FewShotClassifier` fits it, from pictures.
 
@@ -59,6 +51,10 @@ class ClipSvd(LayerTuner):
             the MLP's matrices up and down. A layer with no such MLP goes without.
         weight_decay: of AdamW, on the changes: towards zero-shot.
         seed: of shuffling and the choice of views.
+
+    Fidelity: partial: Outputs, gradients and singular values of one block after some steps are those of the authors'
+    code, whose layer was at hand in a copy of their repository only. Their steps and rates for single data sets are not
+    used. Whole trainings were not compared.
     """
 
     method_name = "clip-svd"

@@ -11,7 +11,7 @@ So a fitted head needs its tower to predict; one that was loaded gets it by `CoC
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any
 
 import torch
@@ -32,14 +32,7 @@ TRAINING_COST = 3
 SHIFT_NET = ("down", "down_bias", "up", "up_bias")
 
 
-@register_head(
-    "cocoop",
-    paper="https://arxiv.org/abs/2203.05557",
-    compare=False,
-    fidelity="paper: The net and its recipe are as published. Views are made once, where the authors augment in "
-    "each epoch.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("cocoop", paper="https://arxiv.org/abs/2203.05557", compare=False)
 class CoCoOp(PromptTuner):
     """CoOp whose context is shifted by each picture.
 
@@ -48,6 +41,9 @@ class CoCoOp(PromptTuner):
         weight_decay: L2, on the context and the net.
         batch_size: shots per step; each of them runs the text tower over all classes.
         seed: of the net, random vectors, shuffling and the choice of views.
+
+    Fidelity: paper: The net and its recipe are as published. Views are made once, where the authors augment in each
+    epoch.
     """
 
     needs_tower_to_predict = True

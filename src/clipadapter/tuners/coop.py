@@ -13,13 +13,7 @@ from clipadapter.heads import register_head
 from clipadapter.tuners.prompt_tuner import PromptTuner
 
 
-@register_head(
-    "coop",
-    paper="https://arxiv.org/abs/2109.01134",
-    compare=False,
-    fidelity="verified: Class vectors, gradients and the context after some steps are those of the authors' code. "
-    "Views are made once, where that code augments in each epoch.",
-)
+@register_head("coop", paper="https://arxiv.org/abs/2109.01134", compare=False)
 class CoOp(PromptTuner):
     """Context vectors before the class name, trained by cross-entropy through the text tower.
 
@@ -32,4 +26,7 @@ class CoOp(PromptTuner):
     >>> head = CoOp(n_ctx=4, epochs=5).fit(text.embeddings, ["red", "blue"], text=text)
     >>> head.predict(text.embeddings), head.context_.shape
     (array(['red', 'blue'], dtype='<U4'), torch.Size([4, 32]))
+
+    Fidelity: verified: Class vectors, gradients and the context after some steps are those of the authors' code. Views
+    are made once, where that code augments in each epoch.
     """

@@ -8,7 +8,6 @@ does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from torch import Tensor
@@ -18,19 +17,15 @@ from clipadapter.heads.parameters import at_least
 from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
 
 
-@register_head(
-    "kgcoop",
-    paper="https://arxiv.org/abs/2303.13283",
-    compare=False,
-    fidelity="verified: Loss, gradients and the context after some steps are those of the authors' code. Views are "
-    "made once, where that code augments in each epoch.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("kgcoop", paper="https://arxiv.org/abs/2303.13283", compare=False)
 class KgCoOp(PromptTuner):
     """CoOp with a penalty on the distance between learned class vectors and class text.
 
     Args:
         weight: of the penalty, one minus the mean cosine; 0 is CoOp.
+
+    Fidelity: verified: Loss, gradients and the context after some steps are those of the authors' code. Views are made
+    once, where that code augments in each epoch.
     """
 
     weight: float = 8.0

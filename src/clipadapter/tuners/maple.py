@@ -15,7 +15,6 @@ Texts are run without the padding after their end, which does not change the fea
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -30,14 +29,7 @@ from clipadapter.tuners.deep_prompts import DeepPromptTuner, prompts_of_blocks
 from clipadapter.tuners.tower_tuner import Trainable
 
 
-@register_head(
-    "maple",
-    paper="https://arxiv.org/abs/2210.03117",
-    compare=False,
-    fidelity="verified: Features, loss, gradients and the prompts after some steps are those of the authors' code on a "
-    "tiny tower. Views are drawn from a fixed number, and few shots are trained for more epochs.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("maple", paper="https://arxiv.org/abs/2210.03117", compare=False)
 class Maple(DeepPromptTuner):
     """Zero-shot by an encoder with coupled prompts in both towers; `FewShotClassifier` fits it, from pictures.
 
@@ -48,6 +40,9 @@ class Maple(DeepPromptTuner):
     Args:
         n_ctx: prompts before a block, the same number in both towers.
         epochs: passes over the shots; None for 5, or as many as make 1,000 steps.
+
+    Fidelity: verified: Features, loss, gradients and the prompts after some steps are those of the authors' code on a
+    tiny tower. Views are drawn from a fixed number, and few shots are trained for more epochs.
     """
 
     method_name = "maple"

@@ -8,7 +8,6 @@ paper as CoOp does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -20,20 +19,16 @@ from clipadapter.heads.parameters import POSITIVE
 from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
 
 
-@register_head(
-    "prograd",
-    paper="https://arxiv.org/abs/2205.14865",
-    compare=False,
-    fidelity="verified: Losses, gradients and the context after some steps are those of ProGrad in the code of "
-    "KgCoOp. The code of ProGrad's own authors was not used.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("prograd", paper="https://arxiv.org/abs/2205.14865", compare=False)
 class ProGrad(PromptTuner):
     """CoOp whose steps don't go against the gradient of the divergence from zero-shot.
 
     Args:
         strength: lambda, how much of the opposed part is taken off; 0 is CoOp.
         temperature: of both softmaxes in the divergence.
+
+    Fidelity: verified: Losses, gradients and the context after some steps are those of ProGrad in the code of KgCoOp.
+    The code of ProGrad's own authors was not used.
     """
 
     strength: float = 1.0

@@ -9,21 +9,11 @@ take 256 pictures at most, and each draws a view of each picture; `ProLip.offici
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from clipadapter.heads import register_head
 from clipadapter.heads.linear_adapter import LinearAdapterHead
 
 
-@register_head(
-    "prolip",
-    version=2,
-    paper="https://arxiv.org/abs/2410.05270",
-    compare=False,
-    fidelity="verified: `ProLip.official` gives the projection, loss and logits of the authors' code. The default "
-    "has a penalty relative to the logit scale and a shorter recipe, and adjusts logits for unequal shots.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("prolip", version=2, paper="https://arxiv.org/abs/2410.05270", compare=False)
 class ProLip(LinearAdapterHead):
     """Zero-shot with the image tower's projection W trained by cross-entropy plus ``penalty * ||W - W0||_F^2``.
 
@@ -33,6 +23,9 @@ class ProLip(LinearAdapterHead):
     Args:
         lr: highest learning rate of Adam, whose epsilon is 1e-4 as in the released code. The paper reports that rates
             from 1e-5 to 1e-2 work with its penalty.
+
+    Fidelity: verified: `ProLip.official` gives the projection, loss and logits of the authors' code. The default has a
+    penalty relative to the logit scale and a shorter recipe, and adjusts logits for unequal shots.
     """
 
     reads = "unprojected"

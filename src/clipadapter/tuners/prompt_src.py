@@ -23,7 +23,6 @@ Texts are run without the padding after their end, which does not change the fea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -44,15 +43,7 @@ LATE_AVERAGE = {"average_mean": 45.0, "average_std": 5.0}
 BASE_TO_NEW = {"epochs": 20, "average_mean": 15.0, "average_std": 1.0}
 
 
-@register_head(
-    "prompt-src",
-    paper="https://arxiv.org/abs/2307.06948",
-    compare=False,
-    fidelity="verified: Features, all terms of the loss, gradients and the averaged prompts after some epochs are "
-    "those of the authors' code on a tiny tower. Views are drawn from a fixed number, and few shots of few classes are "
-    "trained for more epochs.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("prompt-src", paper="https://arxiv.org/abs/2307.06948", compare=False)
 class PromptSrc(DeepPromptTuner):
     """Zero-shot by an encoder with regularised prompts in both towers; `FewShotClassifier` fits it, from pictures.
 
@@ -68,6 +59,10 @@ class PromptSrc(DeepPromptTuner):
         logit_weight: of the divergence from zero-shot.
         average_mean: epoch with the largest weight in the average; None for 0.6 times the epochs. Epochs count from 1.
         average_std: standard deviation of the weights in epochs; None for 0.6 times the epochs.
+
+    Fidelity: verified: Features, all terms of the loss, gradients and the averaged prompts after some epochs are those
+    of the authors' code on a tiny tower. Views are drawn from a fixed number, and few shots of few classes are trained
+    for more epochs.
     """
 
     method_name = "prompt-src"

@@ -14,7 +14,6 @@ ones each step), and in prompts (those of the classifier, not the first template
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -33,15 +32,7 @@ from clipadapter.utils.functional import unit
 STEPS_PER_SHOT = 300  # optimizer steps of both stages for each shot per class, as in the authors' code
 
 
-@register_head(
-    "two-stage",
-    version=2,
-    paper="https://arxiv.org/abs/2503.11609",
-    compare=False,
-    fidelity="verified: Both stages, their losses, gradients and what they learn, are those of the authors' code on a "
-    "tiny tower, and so is the step at which each ends. Views are drawn from a fixed number.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("two-stage", version=2, paper="https://arxiv.org/abs/2503.11609", compare=False)
 class TwoStage(PartTuner):
     """A linear head on an encoder whose layer norms were tuned; `FewShotClassifier` fits it, from pictures.
 
@@ -60,6 +51,9 @@ class TwoStage(PartTuner):
         steps: optimizer steps of both stages together; None for 300 times the shots per class.
         stage1_share: share of the steps in which the layer norms are tuned.
         seed: of shuffling and the choice of views.
+
+    Fidelity: verified: Both stages, their losses, gradients and what they learn, are those of the authors' code on a
+    tiny tower, and so is the step at which each ends. Views are drawn from a fixed number.
     """
 
     method_name = "two-stage"

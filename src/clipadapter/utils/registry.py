@@ -36,11 +36,16 @@ class Entry(Generic[T]):
 
     name: str  # its public name
     load: Callable[[], type[T]]  # imports and gives the class
-    summary: str  # first line of the class's docstring
+    docstring: str  # of the class, cleaned
     facts: Mapping[str, Any]  # what else the registration states, such as the paper
     attributes: Mapping[str, Any]  # that the class or a base sets to a literal; None for another value
     parameters: Mapping[str, str]  # of a dataclass, with their types, such as "float | str"; else empty
     methods: Mapping[str, str]  # the class that defines each
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return self.docstring.split("\n")[0]
 
     @property
     def cls(self) -> type[T]:
@@ -183,8 +188,7 @@ def _describe_class(name: str, cls: type[T], facts: Mapping[str, Any]) -> Entry[
     bases = [base for base in reversed(cls.__mro__) if base is not object]
     attributes = {key: value for base in bases for key, value in vars(base).items()}
     methods = {key: base.__name__ for base in bases for key in vars(base)}
-    summary = (cls.__doc__ or "").strip().split("\n")[0]
-    return Entry(name, lambda: cls, summary, facts, attributes, {}, methods)
+    return Entry(name, lambda: cls, inspect.cleandoc(cls.__doc__ or ""), facts, attributes, {}, methods)
 
 
 # ---- The source of a member ----
@@ -218,7 +222,8 @@ def _read_entry(module: str, name: str, load: Callable[[], type[T]]) -> Entry[T]
     methods: dict[str, str] = {}
     # The root first: what a class says replaces what its bases say. A base of two bases comes before both.
     for node in dict.fromkeys(reversed([*_lineage(module, cls.name)])):
-        is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+        decorators = " ".join(map(ast.unparse, node.decorator_list))
+        is_dataclass = "dataclass" in decorators or "register_head" in decorators
         for part in node.body:
             if isinstance(part, ast.FunctionDef):
                 methods[part.name] = node.name
@@ -233,8 +238,7 @@ def _read_entry(module: str, name: str, load: Callable[[], type[T]]) -> Entry[T]
                     parameters[attribute] = _type_of(part.annotation) if is_given else ""
     parameters = {} if "__init__" in methods else {key: text for key, text in parameters.items() if text}
     facts = {keyword.arg: _literal(keyword.value) for keyword in registration.keywords if keyword.arg is not None}
-    summary = (ast.get_docstring(cls) or "").split("\n")[0]
-    return Entry(name, load, summary, facts, attributes, parameters, methods)
+    return Entry(name, load, ast.get_docstring(cls) or "", facts, attributes, parameters, methods)
 
 
 def _type_of(annotation: ast.expr) -> str:

@@ -70,7 +70,7 @@ def _list_heads(pattern: str) -> str:
     """Return the table of the heads. Their source is read; torch, which takes seconds, is not imported."""
     rows, kinds, marks = [], set[str](), ""
     for head in map(HEADS.info, HEADS.list(pattern)):
-        stated, traits = Fidelity.of(head.facts), head.attributes
+        stated, traits = Fidelity.of(head.docstring, head.facts), head.attributes
         mark = "*" if traits.get("transductive") else "+" if traits.get("accepts_unlabelled") else ""
         mark += "" if stated.is_as_published else NOT_AS_PUBLISHED
         rows.append([f"{head.name} {mark}".strip(), stated.kind, head.summary])

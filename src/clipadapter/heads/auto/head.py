@@ -23,7 +23,7 @@ mixed in by `clipadapter.heads.auto.blocks`, pictures without labels by `clipada
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Annotated
 
@@ -106,12 +106,7 @@ PARALLEL_COST_RATIO = 64
 512-d run faster one after the other, those of 101 x 16 x 1280 in parallel."""
 
 
-@register_head(
-    "auto",
-    version=5,
-    fidelity="own: Zero-shot and classifiers of the shots, mixed by stacked generalisation. No paper has the whole.",
-)
-@dataclass(eq=False, repr=False, kw_only=True)
+@register_head("auto", version=5)
 class Auto(Head):
     """Text and shots stacked by held-out shots; needs no tuning, no validation set, and no class text.
 
@@ -131,10 +126,11 @@ class Auto(Head):
     >>> X, y, text = toy_features()
     >>> bool((Auto().fit(X, y, text=text).predict(X) == y).all())
     True
+
+    Fidelity: own: Zero-shot and classifiers of the shots, mixed by stacked generalisation. No paper has the whole.
     """
 
-    multilabel = True
-    accepts_unlabelled = True
+    multilabel = accepts_unlabelled = True
     reads = "all"
     picture_features = ("shots_",)
     temperature_prior = (1.4, 1.5, 1.5, 1.3, 1.2)
