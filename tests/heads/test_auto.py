@@ -18,6 +18,7 @@ from clipadapter.heads.auto.experts import (
     leave_one_out_ridge_noise,
     mix_out_of_fold,
     noise_std,
+    share_explained,
 )
 from clipadapter.heads.auto.head import Auto, _balance_training_rows
 from clipadapter.heads.linear_probe import LinearProbe
@@ -92,6 +93,20 @@ def test_wrong_labels_do_not_silence_good_text():
     y[::10] = np.roll(y, 7)[::10]
     auto, zero_shot, _ = accuracies(X, y, text, Q, truth)
     assert auto >= zero_shot - 0.01
+
+
+def test_text_that_explains_the_shots_starts_with_more_weight_so_that_wrong_labels_cost_less(monkeypatch):
+    def mean_accuracy():
+        found = []
+        for seed in range(8):
+            X, y, text, Q, truth = world(2, 1.0, spread=1.5, seed=seed)
+            y[::5] = np.roll(y, 7)[::5]
+            found.append((Auto().fit(X, y, text=text).predict(Q) == truth).mean())
+        return np.mean(found)
+
+    trusting = mean_accuracy()
+    monkeypatch.setattr(head, "TEXT_PRIOR_SHOTS", np.inf)
+    assert trusting > mean_accuracy() + 0.005
 
 
 def test_held_out_shots_that_are_wrong_by_chance_do_not_leave_meaningless_text_alone():
@@ -181,6 +196,15 @@ def test_inverse_temperature_grows_with_the_accuracy_of_the_text():
     logits, labels = 2 * torch.eye(10), torch.arange(10)
     factors = [fit_inverse_temperature(logits, torch.cat([labels[:k], labels[k:].flip(0)])) for k in (10, 8, 4, 0)]
     assert factors == sorted(factors, reverse=True)
+
+
+def test_text_explains_a_share_of_the_log_loss_of_chance():
+    logits = torch.tensor([[0.9, 0.1], [0.6, 0.4]]).log()
+    loss = -(3 * np.log(0.95 * 0.9 + 0.025) + np.log(0.95 * 0.4 + 0.025)) / 4
+    assert share_explained(logits, torch.tensor([0, 1]), torch.tensor([1.5, 0.5])) == pytest.approx(
+        1 - loss / np.log(2)
+    )
+    assert share_explained(-3 * logits, torch.tensor([0, 0]), torch.ones(2)) == 0
 
 
 def stacking_problem():

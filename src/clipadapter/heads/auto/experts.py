@@ -69,6 +69,15 @@ def fit_inverse_temperature(logits: Tensor, labels: Tensor, row_weights: Tensor 
     return float((log_posterior.softmax(dim=0) @ factors.log()).exp())
 
 
+def share_explained(logits: Tensor, labels: Tensor, row_weights: Tensor) -> float:
+    """1 - log-loss / log(c) of logits (n, c): 1 where they are sure and right, 0 where chance is no worse."""
+    c = logits.shape[1]
+    probability = logits.double().softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    likelihood = (1 - LABEL_NOISE_RATE) * probability + LABEL_NOISE_RATE / c
+    loss = -float(row_weights.double() @ likelihood.log() / row_weights.sum())
+    return max(0.0, 1 - loss / (np.log(c) or 1.0))
+
+
 def noise_std(logits: Tensor, truth: Tensor) -> float:
     """Standard deviation of an expert's logits (n, c) of wrong classes: the unit that its logits are measured in.
 
@@ -255,6 +264,7 @@ class ExpertInputs:
     zero_shot: Tensor | ZeroShotLogits | None  # (n, c) of unit spread, if there is class text
     inverse_temperature: float  # factor that calibrates the zero-shot logits
     gram: Tensor | None = None  # (n, n) products of the rows of z, computed once for all folds and experts
+    text_weight: float = 0.0  # prior median of the weight of the zero-shot logits
 
     def take(self, rows: Tensor) -> ExpertInputs:
         """Some of the shots, and of the classes those that still have one."""
@@ -262,7 +272,7 @@ class ExpertInputs:
         classes = labels.unique()
         zero_shot = None if self.zero_shot is None else self.zero_shot[rows][:, classes]
         labels = torch.searchsorted(classes, labels)
-        return ExpertInputs(self.z[rows], labels, len(classes), zero_shot, self.inverse_temperature, gram)
+        return replace(self, z=self.z[rows], labels=labels, n_classes=len(classes), zero_shot=zero_shot, gram=gram)
 
     def gram_block(self, rows: Tensor, columns: Tensor) -> Tensor | None:
         """These rows and columns of the Gram matrix, if it is there."""

@@ -60,6 +60,7 @@ from clipadapter.heads.auto.experts import (
     out_of_fold_logits,
     predict_held_out,
     ridge_map,
+    share_explained,
 )
 from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, fit_unlabelled, select_pictures
 from clipadapter.heads.base import Head, SupportSet
@@ -72,8 +73,10 @@ from clipadapter.utils.blocks import FINAL, Blocks, column_slices, select_blocks
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
 from clipadapter.utils.parallel import limit_threads, parallel_map
 
-TEXT_WEIGHT = 0.1
-"""Prior median of the text's weight, as a share of its inverse temperature. The probe contains the text once more."""
+MIN_TEXT_WEIGHT = 0.1
+"""Least prior median of the text's weight, as a share of its inverse temperature. The probe contains the text too."""
+TEXT_PRIOR_SHOTS = 2
+"""The shots per class that bring the median half of the way (of its logarithm) to what they say of the text."""
 EXPERT_WEIGHT = 0.7
 """Prior median of the sum of the weights of all experts without one of their own, in units of their noise."""
 LOG_WEIGHT_STD = 1.25  # standard deviation of the logarithm of each of these weights
@@ -106,7 +109,7 @@ PARALLEL_COST_RATIO = 64
 512-d run faster one after the other, those of 101 x 16 x 1280 in parallel."""
 
 
-@register_head("auto", version=5)
+@register_head("auto", version=6)
 class Auto(Head):
     """Text and shots stacked by held-out shots; needs no tuning, no validation set, and no class text.
 
@@ -266,13 +269,17 @@ class Auto(Head):
         logits: Tensor | ZeroShotLogits = zero_shot[:, classes] / self.spread_
         if has_many_logits:
             logits = ZeroShotLogits(x, (self.text_[classes] - self.text_.mean(dim=0)) / self.spread_)
-        return ExpertInputs(z, labels, len(classes), logits, inverse_temperature, gram)
+        # Text that explains the shots keeps its weight, so that wrong labels can't take it away.
+        shots = len(labels) / len(classes)
+        of_shots = share_explained(inverse_temperature * zero_shot / self.spread_, classes[labels[rows]], row_weights)
+        trust = of_shots * shots / (shots + TEXT_PRIOR_SHOTS)
+        text_weight = MIN_TEXT_WEIGHT ** (1 - trust) * inverse_temperature
+        return ExpertInputs(z, labels, len(classes), logits, inverse_temperature, gram, text_weight)
 
     def _choose_weights(self, inputs: ExpertInputs, has_further_blocks: bool) -> Mixture:
         """The mixture on ``final``."""
         rows = subsample(inputs.labels, inputs.z.shape[1], self.seed)
         part = inputs.take(rows)
-        text_weight = TEXT_WEIGHT * inputs.inverse_temperature
         if not most_classes_repeat(part.labels):
             # The weights are constants, and only noise can be measured.
             with limit_threads(inputs.cost):
@@ -282,7 +289,7 @@ class Auto(Head):
                 name: kind.one_shot_weight * unit_weight / noise_of_one if kind.weight is None else kind.one_shot_weight
                 for name, kind in EXPERTS.items()
             }
-            return Mixture(inputs, text_weight, factors, None)
+            return Mixture(inputs, inputs.text_weight, factors, None)
         # With few shots the weights depend much on how the folds are drawn: draw them several times.
         repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(inputs.z)))
         splits = [
@@ -304,7 +311,7 @@ class Auto(Head):
         parts = [each / std for each, std in zip(logits, noise, strict=True)]
         if part.zero_shot is not None:  # the text comes last
             parts.append(part.zero_shot[held_out])
-            median.append(text_weight)
+            median.append(inputs.text_weight)
 
         def fit_weights(of: Tensor | slice) -> list[float]:
             some, log_std = [each[of] for each in parts], [LOG_WEIGHT_STD] * len(parts)
