@@ -584,9 +584,8 @@ class FewShotClassifier:
     def add_examples(self, images: Pictures, labels: Sequence[Label] | None = None, *, by: str = "") -> Self:
         """Add shots, given as for `fit`, to existing classes. Those that are shots with these labels are left out."""
         images, labels, _ = inputs.read_labelled(images, labels, default_split="train")
-        return edit.add_shots(
-            self, edit.keep_classes(self._to_model()), images, labels, "refuse", "add-examples", {}, by
-        )
+        change = edit.keep_classes(self._to_model())
+        return edit.add_shots(self, change, images, labels, "refuse", "add-examples", {}, by)
 
     def correct(self, images: Pictures, labels: Sequence[Label] | None = None, *, by: str = "") -> Self:
         """Correct the labels of shots. Pictures that are no shots are added.

@@ -157,13 +157,9 @@ def _edit_text(
     """Text features of other classes: rows of before, and encoded ones for new and renamed classes."""
     rows = before.embeddings
     new_rows = {} if encoded is None else dict(zip(encoded.labels, encoded.embeddings, strict=True))
-    embeddings = np.array(
-        [new_rows[name] if name in new_rows else rows[i] for name, i in zip(names, old_positions, strict=True)],
-        rows.dtype,
-    )
-    return TextFeatures.of_stored_rows(
-        names, embeddings, before.logit_scale, before.logit_bias, before.tower, before.order
-    )
+    own = [new_rows[name] if name in new_rows else rows[i] for name, i in zip(names, old_positions, strict=True)]
+    embeddings, scale, bias = np.array(own, rows.dtype), before.logit_scale, before.logit_bias
+    return TextFeatures.of_stored_rows(names, embeddings, scale, bias, before.tower, before.order)
 
 
 # ---- Edits of shots ----
@@ -285,12 +281,8 @@ def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:
     names = edit.text.labels
     new_name = {support.class_names[old]: names[i] for i, old in enumerate(edit.old_positions) if old >= 0}
     rows = [i for i in range(len(support)) if i not in edit.removed_rows]
-    labels: list[Label] = [
-        edit.new_labels[i]
-        if i in edit.new_labels
-        else tuple(new_name[name] for name in support.class_names_of(i) if name in new_name)
-        for i in rows
-    ]
+    old_labels = {i: tuple(new_name[name] for name in support.class_names_of(i) if name in new_name) for i in rows}
+    labels: list[Label] = [edit.new_labels.get(i, old_labels[i]) for i in rows]
     old_sources = list(support.provenance.get("sources", ()))
     sources = [old_sources[i] for i in rows] if len(old_sources) == len(support) else [""] * len(rows)
     X = support.X[rows]
@@ -339,10 +331,8 @@ def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
     if edit.added is not None:
         updated.partial_fit(edit.added.X, edit.added.y, text=text)
     old_counts = model.support.shot_counts
-    counts = {
-        name: old_counts[model.text.labels[old]] if old >= 0 else 0
-        for name, old in zip(names, edit.old_positions, strict=True)
-    }
+    positions = zip(names, edit.old_positions, strict=True)
+    counts = {name: old_counts[model.text.labels[old]] if old >= 0 else 0 for name, old in positions}
     for name in () if edit.added is None else edit.added.y:
         counts[name] += 1
     provenance = {**model.support.provenance, "shots": counts}

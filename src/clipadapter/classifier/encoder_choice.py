@@ -248,10 +248,8 @@ def _restore_blocks(saved: EncoderInfo, opened: Sequence[Encoder]) -> Encoder:
 
 def _check_fingerprint(saved: EncoderInfo, opened: EncoderInfo) -> None:
     """Check that a plain encoder is the one that a model was fitted with."""
-    if (
-        precision_fingerprint(opened.fingerprint, saved.backend, saved.precision, saved.int8_calibration_digest)
-        != saved.fingerprint
-    ):
+    calibration = saved.int8_calibration_digest
+    if precision_fingerprint(opened.fingerprint, saved.backend, saved.precision, calibration) != saved.fingerprint:
         raise FingerprintError(
             f"the model was fitted with {saved.name} of fingerprint {saved.fingerprint[:12]}, but "
             f"{opened.name} on this machine has {opened.fingerprint[:12]}: its weights or preprocessing differ, so "

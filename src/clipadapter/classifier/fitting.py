@@ -174,10 +174,8 @@ class ShotFit:
             probabilities, once.labels, by_class=options.by_class, method=options.sets, folds=folds
         )
         accuracy, scale = self._measure_accuracy(held_out), held_out.logit_scale_ratio
-        uncertainty = Uncertainty(
-            calibrator, rejector, conformal, decision, held_out.strategy, scale, accuracy=accuracy
-        )
-        return FitResult(head, uncertainty, held_out.heads)
+        learned = Uncertainty(calibrator, rejector, conformal, decision, held_out.strategy, scale, accuracy=accuracy)
+        return FitResult(head, learned, held_out.heads)
 
     def _fit_on_half(self, head: Head, unlabelled: Array | None) -> tuple[Head, OutOfFold]:
         """Fit the head to half of the shots of each class, and predict the other half (split conformal)."""
@@ -220,9 +218,8 @@ class ShotFit:
         if self.options.calibration == "none":
             return Calibrator()
         y, is_split = self.support.y, held_out is not None and held_out.strategy == "split"
-        prior = head.prior_temperature(
-            held_out.shots_per_class if held_out is not None and is_split else mean_shots_per_class(y)
-        )
+        shots = held_out.shots_per_class if held_out is not None and is_split else mean_shots_per_class(y)
+        prior = head.prior_temperature(shots)
         if held_out is None:
             # As of two shots of each class at least: with one, none can be held out.
             return Calibrator(prior, equal_share=equal_share(max(len(y), 2 * len(self.text.labels))))

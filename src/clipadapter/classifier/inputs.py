@@ -157,10 +157,8 @@ def plan_views(
         position = {name: i for i, name in enumerate(class_names)}
         class_positions = torch.tensor([position[str(label)] for label in labels if str(label) in position])
     own_grid = {name: values for name, values in (grid or {}).items() if name in head.get_params(deep=False)}
-    candidates = [
-        clone(head).set_params(**dict(zip(own_grid, values, strict=True)))
-        for values in itertools.product(*own_grid.values())
-    ]
+    points = itertools.product(*own_grid.values())
+    candidates = [clone(head).set_params(**dict(zip(own_grid, point, strict=True))) for point in points]
     epochs = [each.planned_epochs(class_positions, (len(class_names), text_width)) for each in candidates]
     known = [number for number in epochs if number is not None]
     if not known:

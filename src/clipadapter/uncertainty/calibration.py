@@ -208,14 +208,11 @@ def _fit_vector(
         logs = _log_softmax(z * weight + bias)
         # m rows stand for n shots: a shot may have several rows, or rows may be a subset. The priors weigh n shots.
         gradient = weighted * (np.exp(logs) - soft_targets) * n / m
-        prior_gradient = (weight - 1) / WEIGHT_DEVIATION**2, bias / BIAS_DEVIATION**2
-        loss = (
-            -float((weighted * soft_targets * logs).sum()) * n / m
-            + float(((weight - 1) * prior_gradient[0] + bias * prior_gradient[1]).sum()) / 2
-        )
-        return loss, np.concatenate(
-            [(gradient * z).sum(axis=0) + prior_gradient[0], gradient.sum(axis=0) + prior_gradient[1]]
-        )
+        prior_of_weight, prior_of_bias = (weight - 1) / WEIGHT_DEVIATION**2, bias / BIAS_DEVIATION**2
+        loss = -float((weighted * soft_targets * logs).sum()) * n / m
+        loss += float(((weight - 1) * prior_of_weight + bias * prior_of_bias).sum()) / 2
+        gradients = (gradient * z).sum(axis=0) + prior_of_weight, gradient.sum(axis=0) + prior_of_bias
+        return loss, np.concatenate(gradients)
 
     result = minimize(loss_and_gradient, np.repeat([1.0, 0.0], c), jac=True, method="L-BFGS-B")
     return result.x[:c], result.x[c:]

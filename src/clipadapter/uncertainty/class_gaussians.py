@@ -66,9 +66,8 @@ class ClassGaussians:
 
     def single(self) -> ClassGaussians:
         """The same in float32, to be stored."""
-        return ClassGaussians(
-            self.means.astype(np.float32, order="C"), self.basis.astype(np.float32, order="C"), self.floor
-        )
+        means, basis = (each.astype(np.float32, order="C") for each in (self.means, self.basis))
+        return ClassGaussians(means, basis, self.floor)
 
     def _project(self, rows: Array) -> Projected:
         return Projected(rows, rows @ self._basis.T)
@@ -160,9 +159,8 @@ def _leave_one_out(
     correction = 1 / (1 - step * own_distances)  # rank-one downdate of the inverse (Sherman and Morrison 1950)
     inner = ratio[:, None] * ((squares - cross[row_numbers, labels])[:, None] - cross + centres)  # (b, c)
     distances += (step * correction)[:, None] * inner**2
-    distances[row_numbers, labels] = np.where(
-        class_counts > 1, own_distances * correction * (class_counts**2 - 1) / class_counts**2, np.nan
-    )
+    to_others = own_distances * correction * (class_counts**2 - 1) / class_counts**2
+    distances[row_numbers, labels] = np.where(class_counts > 1, to_others, np.nan)
     return distances
 
 

@@ -114,9 +114,8 @@ class Conformal:
                 n_below += np.searchsorted(self.scores[in_fold], nonconformities, side="left")
                 continue
             for k in range(self.n_classes):
-                n_below[:, k] += np.searchsorted(
-                    self.scores[in_fold & (self.labels == k)], nonconformities[:, k], side="left"
-                )
+                scores = self.scores[in_fold & (self.labels == k)]
+                n_below[:, k] += np.searchsorted(scores, nonconformities[:, k], side="left")
         if self.by_class:
             r = np.bincount(self.labels, minlength=self.n_classes)
         return np.asarray(n_below < np.round(rate * (r + 1), RANK_DECIMALS))

@@ -169,12 +169,11 @@ def _check_names(path: str | Path, where: str, names: Sequence[str], class_names
 
 def _parse_part(text: str, class_names: Sequence[str]) -> tuple[str, int, float]:
     """Whether "false" or "missed", the class's position, and the cost."""
-    kind, _, name = text.strip().partition(" ")
+    text = text.strip()
+    kind, _, name = text.partition(" ")
     kind, name, weight = kind.lower(), name.strip(), DEFAULT_WEIGHT
     if kind not in ("false", "missed") or not name:
-        raise InputError(
-            f"{brief(text.strip())} is neither 'false CLASS' nor 'missed CLASS', such as 'missed defect=20'"
-        )
+        raise InputError(f"{brief(text)} is neither 'false CLASS' nor 'missed CLASS', such as 'missed defect=20'")
     position = _find_class(name, class_names)
     if position is None and "=" in name:
         name, _, weight_text = name.rpartition("=")
@@ -182,9 +181,7 @@ def _parse_part(text: str, class_names: Sequence[str]) -> tuple[str, int, float]
     if position is None:
         raise unknown("class", name.strip(), list(class_names))
     if not weight >= 1:
-        raise InputError(
-            f"the weight in {brief(text.strip())} must be a number of at least 1, the cost of other errors"
-        )
+        raise InputError(f"the weight in {brief(text)} must be a number of at least 1, the cost of other errors")
     return kind, position, weight
 
 

@@ -319,10 +319,8 @@ class Uncertainty:
             return self.conformal.sets(p, coverage, best=best)
         if folds is None:
             raise InputError("CV+ prediction sets need the logits of all folds: use the classifier, not its head")
-        fold_probabilities = np.stack(
-            [self.calibrator.probabilities(np.asarray(z) * self.logit_scale_ratio) for z in folds]
-        )
-        return self.conformal.sets(fold_probabilities, coverage, best=best)
+        of_folds = [self.calibrator.probabilities(np.asarray(z) * self.logit_scale_ratio) for z in folds]
+        return self.conformal.sets(np.stack(of_folds), coverage, best=best)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Facts for JSON, and arrays by name."""

@@ -120,13 +120,8 @@ def _fit_sigmoids(x: Array, y: Array) -> tuple[Array, Array]:
     from scipy.optimize import minimize
 
     c, spread = x.shape[1], float(x.std()) or 1.0
-    deviations = np.concatenate(
-        [
-            [SHARED_LOG_SLOPE_DEVIATION, SHARED_BIAS_DEVIATION],
-            np.full(c, LOG_SLOPE_DEVIATION),
-            np.full(c, BIAS_DEVIATION),
-        ]
-    )
+    scales = [SHARED_LOG_SLOPE_DEVIATION, SHARED_BIAS_DEVIATION, LOG_SLOPE_DEVIATION, BIAS_DEVIATION]
+    deviations = np.repeat(scales, [1, 1, c, c])
 
     def unpack(point: Array) -> tuple[Array, Array]:
         values = point * deviations
@@ -137,11 +132,9 @@ def _fit_sigmoids(x: Array, y: Array) -> tuple[Array, Array]:
         scores = x * slope + bias
         residual = _sigmoid(scores) - y
         slope_gradient, bias_gradient = (residual * x).sum(axis=0) * slope, residual.sum(axis=0)
-        gradient = (
-            np.concatenate([[slope_gradient.sum(), bias_gradient.sum()], slope_gradient, bias_gradient]) * deviations
-        )
+        gradient = np.concatenate([[slope_gradient.sum(), bias_gradient.sum()], slope_gradient, bias_gradient])
         value = float((np.logaddexp(0.0, scores) - y * scores).sum()) + float(point @ point) / 2
-        return value, gradient + point
+        return value, gradient * deviations + point
 
     # A start near the scale of the logits keeps the first step of L-BFGS small.
     start = np.zeros(2 + 2 * c)

@@ -43,11 +43,8 @@ def select_negative_labels(
     array([2, 3])
     """
     class_rows, name_rows = unit_rows(class_text), unit_rows(text)
-    if (
-        len(class_rows) != len(class_names)
-        or len(name_rows) != len(names)
-        or class_rows.shape[1:] != name_rows.shape[1:]
-    ):
+    counts = len(class_rows), len(name_rows)
+    if counts != (len(class_names), len(names)) or class_rows.shape[1:] != name_rows.shape[1:]:
         raise InputError(
             f"{len(class_names)} classes with text {class_rows.shape} and {len(names)} negative labels with text "
             f"{name_rows.shape}: give a row for each name, all of one width"

@@ -341,10 +341,8 @@ def _hold_out(
         held_out_logits = np.asarray(logits, dtype=np.float64)
         is_row = len(row_numbers) == 0 or 0 <= row_numbers.min() <= row_numbers.max() < n
         if held_out_logits.shape != (len(row_numbers), c) or not is_row:
-            expected = f"({len(row_numbers)}, {c}) of {n} shots"
-            raise InputError(
-                f"held-out predictions {held_out_logits.shape} of rows {row_numbers.shape}: give {expected}"
-            )
+            shapes = f"{held_out_logits.shape} of rows {row_numbers.shape}"
+            raise InputError(f"held-out predictions {shapes}: give ({len(row_numbers)}, {c}) of {n} shots")
         if judged is None:
             of_all = np.full((n, c), np.nan)  # NaN for the other shots
             of_all[row_numbers] = held_out_logits

@@ -41,9 +41,8 @@ class SavedState:
         """A finite array of a shape, in which None stands for any length, and of a kind of NumPy's dtypes."""
         self.require(name in self.arrays, f"it has no {name!r}")
         array = np.asarray(self.arrays[name])
-        is_shape = len(array.shape) == len(shape) and all(
-            wanted in (None, length) for wanted, length in zip(shape, array.shape, strict=False)
-        )
+        pairs = zip(shape, array.shape, strict=False)
+        is_shape = len(array.shape) == len(shape) and all(wanted in (None, length) for wanted, length in pairs)
         self.require(is_shape, f"its {name!r} has the shape {array.shape}, which does not fit {shape}")
         self.require(array.dtype.kind == kind and np.isfinite(array).all(), f"a value of its {name!r} is out of range")
         return array
