@@ -132,10 +132,10 @@ def test_costs_of_mistakes_are_measured(shots, test_part):
     options = UncertaintyOptions(costs=costs, sets="cv+")
     fitted = FewShotClassifier("toy", "linear-probe", cache=None, uncertainty=options)
     new_report = make_report(fitted.fit(paths, labels, test_part.class_names), test_part, curve=False, doctor=False)
-    best, truth = new_report.uncertainty.answers.best, new_report.evaluation.model.labels
-    measured, total = new_report.uncertainty.measured, sum(costs[a, b] for a, b in zip(truth, best, strict=True))
-    assert measured["cost"] == pytest.approx(total / 15)
-    assert measured["cost_of_likeliest"] == pytest.approx(10 / 15)  # two mistakes of 5
+    best, truth = new_report.answers.best, new_report.evaluation.model.labels
+    measured, total = new_report.uncertainty["cost"], sum(costs[a, b] for a, b in zip(truth, best, strict=True))
+    assert measured["mean"] == pytest.approx(total / 15)
+    assert measured["of_the_likeliest"] == pytest.approx(10 / 15)  # two mistakes of 5
     assert "if the likeliest class is predicted" in Markup(new_report.to_html()).text
 
 
