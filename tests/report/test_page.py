@@ -102,7 +102,7 @@ def test_shots_without_files_are_shown_by_name_and_do_not_count_as_few(model, te
     moved = with_sources(model, [str(tmp_path / f"gone-{i}.png") for i in range(12)])
     new_report = make_report(moved, test_part, curve=False)
     html_page = Markup(new_report.to_html())
-    assert new_report.doctor.n_missing_shots == 12 and "few-shots" not in new_report.doctor.counts
+    assert new_report.doctor.n_missing_shots == 12 and "few-shots" not in new_report.doctor.diagnosis.counts
     assert html_page.data["shots"]["thumb"] == [-1] * 12 and "gone-3.png" in html_page.data["shots"]["name"][3]
     sources = [str(path) for path, _ in shots[:2]] + [str(tmp_path / f"gone-{i}.png") for i in range(10)]
     results = make_report(with_sources(model, sources), test_part, curve=False).doctor
