@@ -107,7 +107,7 @@ def test_shots_without_files_are_shown_by_name_and_do_not_count_as_few(model, te
     sources = [str(path) for path, _ in shots[:2]] + [str(tmp_path / f"gone-{i}.png") for i in range(10)]
     results = make_report(with_sources(model, sources), test_part, curve=False).doctor
     assert results.n_missing_shots == 10 and results.diagnosis.splits == ("train", "test")
-    assert not {"no-shots", "few-shots", "imbalance"} & set(results.counts)
+    assert not {"no-shots", "few-shots", "imbalance"} & set(results.diagnosis.counts)
 
 
 def with_sources(model, sources):
