@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -232,8 +234,6 @@ class Results:
 
     def findings(self) -> list[str]:
         """What pictures add to the class names alone, and what the most add to the fewest. What failed is left out."""
-        if not self.shots:
-            return []
         fewest, most = self.shots[0], self.shots[-1]
         sentences = [
             self._compare(("zero-shot", most), f"The class names alone (chance is {_percent(self.data.chance)})", most),
@@ -324,10 +324,8 @@ def explain_some(model: FewShotClassifier, test: Dataset, count: int = SHEET_PIC
     for sample in _draw_by_class(test.samples):
         if len(answers) == count:
             break
-        try:
+        with suppress(ImageError):
             answers.append(SheetAnswer(sample.path, str(sample.label), explain(model, sample.path, neighbours=0)))
-        except ImageError:
-            continue
     return sorted(answers, key=lambda answer: test.class_names.index(answer.truth))
 
 
@@ -336,8 +334,7 @@ def _draw_by_class(samples: Sequence[Sample]) -> list[Sample]:
     rng, by_class = random.Random(0), dict[str | None, list[Sample]]()
     for sample in rng.sample(samples, len(samples)):
         by_class.setdefault(sample.label, []).append(sample)
-    rounds = max(map(len, by_class.values()), default=0)
-    return [group[i] for i in range(rounds) for group in by_class.values() if i < len(group)]
+    return [sample for turn in zip_longest(*by_class.values()) for sample in turn if sample is not None]
 
 
 def draw_sheet(answers: Sequence[SheetAnswer], path: str | Path, title: str) -> Path:

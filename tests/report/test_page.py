@@ -102,12 +102,12 @@ def test_shots_without_files_are_shown_by_name_and_do_not_count_as_few(model, te
     moved = with_sources(model, [str(tmp_path / f"gone-{i}.png") for i in range(12)])
     new_report = make_report(moved, test_part, curve=False)
     html_page = Markup(new_report.to_html())
-    assert new_report.doctor.n_missing_shots == 12 and "few-shots" not in new_report.doctor.counts
+    assert new_report.doctor.n_missing_shots == 12 and "few-shots" not in new_report.doctor.diagnosis.counts
     assert html_page.data["shots"]["thumb"] == [-1] * 12 and "gone-3.png" in html_page.data["shots"]["name"][3]
     sources = [str(path) for path, _ in shots[:2]] + [str(tmp_path / f"gone-{i}.png") for i in range(10)]
     results = make_report(with_sources(model, sources), test_part, curve=False).doctor
     assert results.n_missing_shots == 10 and results.diagnosis.splits == ("train", "test")
-    assert not {"no-shots", "few-shots", "imbalance"} & set(results.counts)
+    assert not {"no-shots", "few-shots", "imbalance"} & set(results.diagnosis.counts)
 
 
 def with_sources(model, sources):
@@ -132,10 +132,10 @@ def test_costs_of_mistakes_are_measured(shots, test_part):
     options = UncertaintyOptions(costs=costs, sets="cv+")
     fitted = FewShotClassifier("toy", "linear-probe", cache=None, uncertainty=options)
     new_report = make_report(fitted.fit(paths, labels, test_part.class_names), test_part, curve=False, doctor=False)
-    best, truth = new_report.uncertainty.answers.best, new_report.evaluation.model.labels
-    measured, total = new_report.uncertainty.measured, sum(costs[a, b] for a, b in zip(truth, best, strict=True))
-    assert measured["cost"] == pytest.approx(total / 15)
-    assert measured["cost_of_likeliest"] == pytest.approx(10 / 15)  # two mistakes of 5
+    best, truth = new_report.answers.best, new_report.evaluation.model.labels
+    measured, total = new_report.uncertainty["cost"], sum(costs[a, b] for a, b in zip(truth, best, strict=True))
+    assert measured["mean"] == pytest.approx(total / 15)
+    assert measured["of_the_likeliest"] == pytest.approx(10 / 15)  # two mistakes of 5
     assert "if the likeliest class is predicted" in Markup(new_report.to_html()).text
 
 

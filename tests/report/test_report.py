@@ -22,21 +22,23 @@ def test_mistakes_with_the_highest_confidence_come_first_and_names_do_not_contai
     assert str(tmp_path_factory.getbasetemp()) not in report.to_html()
 
 
-def test_sets_rejections_and_outliers_are_measured(report):
-    data, answers, labels = report.uncertainty.to_dict(), report.uncertainty.answers, report.evaluation.model.labels
+def test_sets_rejections_and_outliers_are_measured(report, model, outliers):
+    data, answers, labels = report.uncertainty, report.answers, report.evaluation.model.labels
     inside = [bool(answers.sets[i, labels[i]]) for i in range(15)]
     assert data["sets"]["measured"] == pytest.approx(sum(inside) / 15)
     assert data["sets"]["mean_size"] == pytest.approx(sum(int(k) for k in answers.sets.sum(axis=1)) / 15)
     assert data["reject"] == {"requested": 0.05, "measured": pytest.approx(np.mean(answers.rejected))}
-    scores = [*rejection_scores(answers), *rejection_scores(report.uncertainty.outliers)]
+    X = model.extract_features(outliers, ["none"] * 3, ["none"], views=1).plain
+    of_outliers = model.uncertainty_.answer(model.head_.logits(X), X)
+    scores = [*rejection_scores(answers), *rejection_scores(of_outliers)]
     truth = [0] * 15 + [1] * 3
     assert data["outliers"]["auroc"] == pytest.approx(roc_auc_score(truth, scores))
 
 
 def test_rates_can_be_given(model, report):
     X = report.evaluation.test.plain
-    results = measure_uncertainty(model, X, report.evaluation.model, reject=0.2, coverage=0.7)
-    assert (results.measured["reject"], results.measured["coverage"]) == (0.2, 0.7)
+    _, rates = measure_uncertainty(model, X, report.evaluation.model, reject=0.2, coverage=0.7)
+    assert (rates["reject"]["requested"], rates["sets"]["requested"]) == (0.2, 0.7)
 
 
 def test_pca_is_that_of_scikit_learn_except_for_scale():

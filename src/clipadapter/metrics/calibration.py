@@ -65,9 +65,7 @@ def reliability(
     if mass == "equal-width":
         bin_numbers = np.clip(np.ceil(p * bins).astype(np.int64) - 1, 0, bins - 1)
     elif mass == "equal-mass":
-        last_rows = np.array(
-            [len(p) * i // bins - 1 for i in range(1, bins)], np.int64
-        )  # of all bins but the final one
+        last_rows = len(p) * np.arange(1, bins) // bins - 1  # of all bins but the final one
         bin_numbers = np.searchsorted(np.sort(p)[last_rows[last_rows >= 0]], p, side="left")
     else:
         raise InputError(f"mass must be 'equal-width' or 'equal-mass', not {brief(mass)}")

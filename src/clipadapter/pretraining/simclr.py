@@ -15,7 +15,7 @@ import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -34,6 +34,7 @@ from torchvision.transforms.v2 import functional as F
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders.simclr_network import FILE, MEAN, STD, WIDTH, empty_tower, read_tensors, write_tensors
 from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError, ImageError, InputError
+from clipadapter.heads.training import Optimizer
 from clipadapter.utils.files import RANDOM_END, path_without_links, remove_abandoned
 from clipadapter.utils.functional import unit
 from clipadapter.utils.pixels import uniform
@@ -42,7 +43,7 @@ from clipadapter.utils.progress import progress_bar
 CHECKPOINT = "checkpoint.safetensors"
 TEMPERATURE = 0.5
 LR_FOR_BATCH_OF_256 = 0.03  # for other batch sizes the learning rate is proportional
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+WEIGHT_DECAY = 5e-4
 PROJECTION_WIDTH = 128
 MAX_WORKERS = 8
 MAX_CACHED_BYTES = 1 << 30  # shrunk pictures that stay in memory. The others are read again each time
@@ -158,7 +159,7 @@ def train_simclr(
             model = SimClrModel(seed, device, initial_weights, LR_FOR_BATCH_OF_256 * batch / 256)
             if (checkpoint := _read(target / CHECKPOINT, settings)) is not None:
                 model.load(*checkpoint)
-            resumed, loss = model.epoch, _train(model, images, settings, target, pool, progress)
+            resumed, loss = model.epoch, model.train(images, settings, target, progress)
         else:
             resumed, loss = epochs, float(finished[1].get("loss", math.nan))
     # A training that was killed may leave half-written files.
@@ -181,40 +182,7 @@ def _thread_pool() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(n_threads)  # new threads start with this number
 
 
-def _train(
-    model: SimClrModel,
-    images: UnlabelledImages,
-    settings: dict[str, Any],
-    folder: Path,
-    pool: ThreadPoolExecutor,
-    progress: bool,
-) -> float:
-    """Train the remaining epochs and write the encoder; returns the loss of the last epoch."""
-    epochs, batch = settings["epochs"], settings["batch_size"]
-    steps = len(images) // batch
-    options = {"total": epochs * steps, "initial": model.epoch * steps, "desc": "simclr", "unit": "step"}
-    with progress_bar(shown=progress, **options) as bar:
-        while model.epoch < epochs:
-            total = 0.0
-            for i, (first, second) in enumerate(_view_batches(images, settings, model.epoch, pool)):
-                progress_fraction = (model.epoch * steps + i) / (epochs * steps)
-                cosine_decay = 0.5 * (1 + math.cos(math.pi * progress_fraction))
-                total += model.step(first, second, cosine_decay)
-                bar.set_postfix(epoch=f"{model.epoch + 1}/{epochs}", loss=f"{total / (i + 1):.3f}")
-                bar.update()
-            model.loss = total / steps
-            if not math.isfinite(model.loss):
-                raise InputError(f"training diverged in epoch {model.epoch + 1}: the loss is {model.loss}")
-            model.epoch += 1
-            facts = {"settings": settings, "epoch": model.epoch, "loss": model.loss}
-            _write(folder / CHECKPOINT, model.tensors(), facts)
-    _write(folder / FILE, model.tower.state_dict(), {**settings, "loss": model.loss})
-    return model.loss
-
-
-def _view_batches(
-    images: UnlabelledImages, settings: dict[str, Any], epoch: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _view_batches(images: UnlabelledImages, settings: dict[str, Any], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Two views of each picture, batch by batch; the next batch is prepared while one is in use."""
     seed, size, batch = settings["seed"], settings["size"], settings["batch_size"]
 
@@ -223,14 +191,12 @@ def _view_batches(
         return torch.stack([augment(image, size, seeded_random(seed, epoch, digest, view)) for view in range(2)])
 
     order = sorted(images.digests, key=lambda digest: seeded_random(seed, epoch, digest).random())
-    pending: list[list[Future[Tensor]]] = []
-    n_batches = len(order) // batch
-    for i in range(n_batches + 1):
-        if i < n_batches:
-            pending.append([pool.submit(views, digest) for digest in order[i * batch : (i + 1) * batch]])
-        if i:
-            both = torch.stack([future.result() for future in pending.pop(0)])  # (b, 2, 3, s, s)
-            yield both[:, 0], both[:, 1]
+    batches = [order[i : i + batch] for i in range(0, len(order) - batch + 1, batch)]
+    following = images.pool.map(views, batches[0])
+    for digests in [*batches[1:], []]:
+        current, following = following, images.pool.map(views, digests)
+        both = torch.stack(list(current))  # (b, 2, 3, s, s)
+        yield both[:, 0], both[:, 1]
 
 
 def _check_folder(folder: Path) -> None:
@@ -283,37 +249,57 @@ class SimClrModel:
         self.tower, self.projector = tower.to(device), projector.to(device)
         self._device, self._lr = device, lr
         self._network = Sequential(self.tower, self.projector).train()
-        self._optimizer = torch.optim.SGD(
-            self._network.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-        )
+        self._optimizer = Optimizer("sgd", [*self._network.parameters()], weight_decay=WEIGHT_DECAY)
         self.epoch = 0
         self.loss = math.nan
 
+    def train(self, images: UnlabelledImages, settings: dict[str, Any], folder: Path, progress: bool) -> float:
+        """Train the remaining epochs and write the encoder; returns the loss of the last epoch."""
+        epochs, steps = settings["epochs"], len(images) // settings["batch_size"]
+        options = {"total": epochs * steps, "initial": self.epoch * steps, "desc": "simclr", "unit": "step"}
+        with progress_bar(shown=progress, **options) as bar:
+            while self.epoch < epochs:
+                total = 0.0
+                for i, (first, second) in enumerate(_view_batches(images, settings, self.epoch)):
+                    progress_fraction = (self.epoch * steps + i) / (epochs * steps)
+                    cosine_decay = 0.5 * (1 + math.cos(math.pi * progress_fraction))
+                    total += self.step(first, second, cosine_decay)
+                    bar.set_postfix(epoch=f"{self.epoch + 1}/{epochs}", loss=f"{total / (i + 1):.3f}")
+                    bar.update()
+                self.loss = total / steps
+                if not math.isfinite(self.loss):
+                    raise InputError(f"training diverged in epoch {self.epoch + 1}: the loss is {self.loss}")
+                self.epoch += 1
+                facts = {"settings": settings, "epoch": self.epoch, "loss": self.loss}
+                _write(folder / CHECKPOINT, self.tensors(), facts)
+        _write(folder / FILE, self.tower.state_dict(), {**settings, "loss": self.loss})
+        return self.loss
+
     def step(self, first: Tensor, second: Tensor, lr_fraction: float) -> float:
         """One step with two views (b, 3, s, s) of pictures, at a fraction of the learning rate; returns the loss."""
-        self._optimizer.param_groups[0]["lr"] = self._lr * lr_fraction
-        self._optimizer.zero_grad()
         projected = self._network(torch.cat([first, second]).to(self._device))
         value = nt_xent(*projected.chunk(2))
         value.backward()
-        self._optimizer.step()
+        self._optimizer.step(self._lr * lr_fraction)
         return float(value.detach())
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights and the momentum, which a resumed training needs."""
-        tensors: dict[str, Tensor] = dict(self._network.state_dict())
-        for name, parameter in self._network.named_parameters():
-            tensors[f"momentum.{name}"] = self._optimizer.state[parameter]["momentum_buffer"]
-        return tensors
+        return {**self._network.state_dict(), **self._momentum()}
+
+    def _momentum(self) -> dict[str, Tensor]:
+        buffers = self._optimizer.kept["momentum_buffer"]
+        return {
+            f"momentum.{name}": each for (name, _), each in zip(self._network.named_parameters(), buffers, strict=True)
+        }
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Load a checkpoint: the result of `tensors`, and the epoch with its loss."""
-        momentum = {name: value for name, value in tensors.items() if name.startswith("momentum.")}
+        momentum = self._momentum()
         try:
             self._network.load_state_dict({name: tensors[name] for name in tensors.keys() - momentum.keys()})
-            for name, parameter in self._network.named_parameters():
-                buffer = torch.empty_like(parameter).copy_(momentum[f"momentum.{name}"])
-                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+            for name, buffer in momentum.items():
+                buffer.copy_(tensors[name])
         except (RuntimeError, KeyError) as error:
             raise ArtifactError(
                 f"the checkpoint does not hold this network: {error}; delete it to start again"
@@ -366,9 +352,8 @@ class UnlabelledImages:
     def __init__(
         self, sources: Sequence[ImageSource], short_side: int, pool: ThreadPoolExecutor, progress: bool
     ) -> None:
-        self._short_side = short_side
-        self._cached: dict[str, Tensor] = {}
-        self._source: dict[str, ImageSource] = {}
+        self._short_side, self.pool = short_side, pool
+        self._images: dict[str, Tensor | ImageSource] = {}  # a source is read again each time
         self.skipped: list[tuple[str, str]] = []
         free_bytes = MAX_CACHED_BYTES
         results = pool.map(self._try_read, sources)
@@ -378,11 +363,11 @@ class UnlabelledImages:
                 self.skipped.append((result.source, result.reason))
                 continue
             digest, image = result
-            if digest not in self._source and image.numel() <= free_bytes:
-                self._cached[digest] = image
-                free_bytes -= image.numel()
-            self._source.setdefault(digest, source)
-        self.digests = sorted(self._source)
+            if digest not in self._images:
+                fits = image.numel() <= free_bytes
+                self._images[digest] = image if fits else source
+                free_bytes -= image.numel() if fits else 0
+        self.digests = sorted(self._images)
         """Hashes of the pictures' bytes, in ascending order, so that nothing depends on paths or their order."""
 
     def __len__(self) -> int:
@@ -390,8 +375,8 @@ class UnlabelledImages:
 
     def image(self, digest: str) -> Tensor:
         """A picture (3, h, w) uint8; safe to call from threads."""
-        cached = self._cached.get(digest)
-        return self._read(self._source[digest], None) if cached is None else cached
+        image = self._images[digest]
+        return image if isinstance(image, Tensor) else self._read(image, None)
 
     def _try_read(self, source: ImageSource) -> tuple[str, Tensor] | ImageError:
         try:

@@ -118,11 +118,13 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], others: Sequence[tuple[Arra
         axes.plot(x, y, color=PALE_GREY, linewidth=0.9, zorder=1)
     for rank, curve in enumerate(reversed(curves)):
         _draw(axes, curve, zorder=3 + 0.1 * rank)
+    heights = [curve.y for curve in curves] + [y for _, y in others]
+    heights += [curve.y + sign * curve.sd for curve in curves if curve.sd is not None for sign in (-1, 1)]
+    values = np.concatenate(heights) if heights else np.array([0.0, 1.0])
     # A band that is much wider than all lines would make these flat.
-    low, high = _value_range(curves, others)
-    margin = 0.04 * max(high - low, 1e-3)
-    axes.set_ylim(low - margin, high + margin)
-    label_ends(axes, [(curve.label, curve.x[-1], curve.y[-1], curve.colour) for curve in curves])
+    margin = 0.04 * max(float(np.ptp(values)), 1e-3)
+    axes.set_ylim(values.min() - margin, values.max() + margin)
+    _label_ends(axes, curves)
 
 
 def _draw(axes: Axes, curve: Curve, zorder: float) -> None:
@@ -138,34 +140,25 @@ def _draw(axes: Axes, curve: Curve, zorder: float) -> None:
         axes.fill_between(curve.x, curve.y - curve.sd, curve.y + curve.sd, color=curve.colour, alpha=0.14, linewidth=0)
 
 
-def _value_range(curves: Sequence[Curve], others: Sequence[tuple[Array, Array]]) -> tuple[float, float]:
-    parts = [curve.y for curve in curves] + [y for _, y in others]
-    parts += [curve.y + sign * curve.sd for curve in curves if curve.sd is not None for sign in (-1, 1)]
-    values = np.concatenate([*parts, np.zeros(0)])
-    return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-
-
-def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
-    """Write the names of lines at the right of axes, near to the last points (name, x, y, colour)."""
+def _label_ends(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Write the names of lines at the right of axes, near to their last points."""
     low, high = axes.get_ylim()
     # In points, before the layout is made, which changes the height a little.
     axes_height = axes.bbox.height * 72 / DPI
     gap = (high - low) * LABEL_LINE_POINTS / axes_height
-    order = sorted(range(len(ends)), key=lambda i: ends[i][2])
-    heights = spread([ends[i][2] for i in order], gap, low, high)
-    for i, height in zip(order, heights, strict=True):
-        name, x, y, colour = ends[i]
+    order = sorted(curves, key=lambda curve: curve.y[-1])
+    for curve, height in zip(order, spread([curve.y[-1] for curve in order], gap, low, high), strict=True):
         axes.annotate(
-            truncate(name, MAX_LABEL_CHARACTERS),
-            (x, y),
+            truncate(curve.label, MAX_LABEL_CHARACTERS),
+            (curve.x[-1], curve.y[-1]),
             xytext=(1.035, height),
             textcoords=axes.get_yaxis_transform(),
             va="center",
             fontsize=LABEL_POINTS,
-            color=darken(colour),
+            color=darken(curve.colour),
             arrowprops={
                 "arrowstyle": "-",
-                "color": colour,
+                "color": curve.colour,
                 "linewidth": 0.9,
                 "alpha": 0.6,
                 "shrinkA": 1,
@@ -335,12 +328,10 @@ def render_plot(figure: Figure, kind: str) -> bytes:
     """A figure as the bytes of a PNG, PDF or SVG file."""
     from matplotlib import rc_context
 
-    if kind == "png":
-        return _render(figure, format="png")
+    without_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with rc_context(SETTINGS):
-        if kind == "pdf":
-            return _render(figure, format="pdf", metadata={"CreationDate": None})
-        return _embed_font(_render(figure, format="svg", metadata={"Date": None}))
+        data = _render(figure, format=kind, metadata=without_date.get(kind))
+    return _embed_font(data) if kind == "svg" else data
 
 
 def _render(figure: Figure, **options: Any) -> bytes:
@@ -357,13 +348,12 @@ def _embed_font(svg: bytes) -> bytes:
     from fontTools import subset
     from matplotlib import font_manager
 
-    letters = set("".join(re.findall(r">([^<]*)</t(?:ext|span)>", svg.decode())))
-    names = {"&amp;": "&", "&lt;": "<", "&gt;": ">"}
+    letters = "".join(re.findall(r">([^<]*)</t(?:ext|span)>", svg.decode()))
     options = subset.Options(flavor="woff", layout_features=[], hinting=False, drop_tables=["FFTM"])
     data = BytesIO()
     with subset.load_font(font_manager.findfont("DejaVu Sans"), options) as font:
         cutter = subset.Subsetter(options)
-        cutter.populate(text="".join(letters | set(names.values())))
+        cutter.populate(text=f"{letters}&<>")  # some of these may be entities
         cutter.subset(font)
         font["head"].modified = font["head"].created  # the same figure gives the same bytes
         subset.save_font(font, data, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ TSNE_PERPLEXITY = 30.0
 SAME_FEATURE_DISTANCE = 1e-6  # unit features closer than this, in single precision, are the same
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7A4B2A", "#6A3D9A", "#999933")
 """One colour per class, as many as can be distinguished."""
+CLASS_STYLES: list[dict[str, Any]] = [{"color": c, "marker": m} for c, m in zip(PALETTE, cycle(MARKERS), strict=False)]
 GREY = "#cccccc"
 
 Array = NDArray[Any]
@@ -101,22 +103,18 @@ def _scatter(axes: Axes, points: Array, labels: Array, coloured: Sequence[str]) 
         axes.scatter(x[is_other], y[is_other], s=size / 2, color=GREY, linewidths=0)
     for i, name in enumerate(coloured):
         own = labels == name
-        axes.scatter(x[own], y[own], s=size, alpha=0.75, linewidths=0, color=PALETTE[i], marker=_marker(i))
+        axes.scatter(x[own], y[own], s=size, alpha=0.75, linewidths=0, **CLASS_STYLES[i])
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[:].set_color("#bbbbbb")
 
 
-def _marker(i: int) -> str:
-    return MARKERS[i % len(MARKERS)]
-
-
 def _legend(figure: Figure, coloured: Sequence[str], others: int) -> None:
     from matplotlib.lines import Line2D
 
     names = list(coloured)
-    handles = [Line2D([], [], linestyle="", color=PALETTE[i], marker=_marker(i)) for i in range(len(coloured))]
+    handles = [Line2D([], [], linestyle="", **CLASS_STYLES[i]) for i in range(len(coloured))]
     if others:
         names.append(f"{others} others")
         handles.append(Line2D([], [], linestyle="", color=GREY, marker="o"))

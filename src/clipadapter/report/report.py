@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +51,8 @@ class Report:
 
     evaluation: ModelEvaluation  # of the model and of its baselines
     metrics_by_model: dict[str, MetricsWithIntervals]  # of the model, which comes first, and of its baselines, by name
-    uncertainty: UncertaintyResults  # rejection and prediction sets, as requested and as measured
+    answers: Answers  # for the test pictures
+    uncertainty: dict[str, Any]  # rejection and prediction sets, as requested and as measured
     pictures: PictureTable  # the test pictures and the shots one by one
     projection: Projection  # features in the plane
     doctor: DoctorResults  # findings, or why there are none
@@ -61,8 +63,8 @@ class Report:
         return {
             **self.evaluation.to_dict(),
             "figures": {name: metrics.to_dict() for name, metrics in self.metrics_by_model.items()},
-            "uncertainty": self.uncertainty.to_dict(),
-            "findings": self.doctor.counts,
+            "uncertainty": self.uncertainty,
+            "findings": None if self.doctor.diagnosis is None else self.doctor.diagnosis.counts,
         }
 
     def to_html(self) -> str:
@@ -116,13 +118,14 @@ def make_report(
         no_label = ["none of these"]  # feature sets have labels, and these pictures have none
         strange = model.extract_features(outliers, no_label * len(outliers), no_label, views=1).plain
     test, rates = evaluation.test, {"reject": reject, "coverage": coverage}
-    uncertainty = measure_uncertainty(model, test.plain, evaluation.model, **rates, outliers=strange)
+    answers, uncertainty = measure_uncertainty(model, test.plain, evaluation.model, **rates, outliers=strange)
     pictures = collect_pictures(dataset, evaluation, model.support_)
     predictions = {name: one.evaluation.predictions for name, one in _systems(evaluation).items()}
     findings = DoctorResults(why_not_run="it was switched off (--no-doctor)")
     return Report(
         evaluation=evaluation,
         metrics_by_model=bootstrap_metrics(predictions, seed=seed),
+        answers=answers,
         uncertainty=uncertainty,
         pictures=pictures,
         projection=project_features(test.final, model.support_.final, seed),
@@ -148,15 +151,8 @@ class DoctorResults:
     why_not_run: str = ""  # why there is no diagnosis
     n_missing_shots: int = 0  # shots without an existing file
 
-    @property
-    def counts(self) -> dict[str, int] | None:
-        """How many findings there are of each kind; None if the doctor was not run."""
-        return None if self.diagnosis is None else self.diagnosis.counts
 
-
-def run_doctor(
-    model: FewShotClassifier, pictures: PictureTable, seed: int = 0, progress: bool = False
-) -> DoctorResults:
+def run_doctor(model: FewShotClassifier, pictures: PictureTable, seed: int, progress: bool) -> DoctorResults:
     """Find faults in shots and test pictures together, so that a picture in both is found."""
     names = pictures.class_names
     samples = tuple(
@@ -229,40 +225,6 @@ def _picture(path: Path, label: int) -> ReportPicture:
 # ---- Rejection and prediction sets ----
 
 
-@dataclass(frozen=True, eq=False)
-class UncertaintyResults:
-    """Rates that were requested, and rates that were measured."""
-
-    answers: Answers  # for the test pictures
-    measured: dict[str, float]  # see `measure_answers`
-    outliers: Answers | None = None  # answers for pictures of none of the classes, or None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Requested and measured rates as JSON values."""
-        data: dict[str, Any] = {}
-        measured, sets = self.measured, self.answers.sets
-        if "reject" in measured:
-            data["reject"] = {"requested": measured["reject"], "measured": measured["rejected"]}
-        if sets is not None:
-            data["sets"] = {
-                "requested": measured["coverage"],
-                "measured": measured["covered"],
-                "mean_size": measured["set_size"],
-                "single": float((sets.sum(axis=1) == 1).mean()),
-            }
-        if self.outliers is not None:
-            scores, outlier_scores = rejection_scores(self.answers), rejection_scores(self.outliers)
-            data["outliers"] = {
-                "pictures": len(outlier_scores),
-                "auroc": auroc(scores, outlier_scores),
-                "fpr95": fpr_at(scores, outlier_scores),
-                "rejected": float(self.outliers.rejected.mean()) if "reject" in measured else None,
-            }
-        if "cost" in measured:
-            data["cost"] = {"mean": measured["cost"], "of_the_likeliest": measured["cost_of_likeliest"]}
-        return data
-
-
 def rejection_scores(answers: Answers) -> Array:
     """Score of "none of these"; one minus the largest probability if the model has no such score."""
     return 1 - answers.probabilities.max(axis=1) if answers.ood_scores is None else answers.ood_scores
@@ -276,8 +238,11 @@ def measure_uncertainty(
     reject: float | None = None,
     coverage: float | None = None,
     outliers: Array | None = None,
-) -> UncertaintyResults:
-    """Predict with rejection and prediction sets, as far as the model has learned them; features have all blocks."""
+) -> tuple[Answers, dict[str, Any]]:
+    """Predict with rejection and prediction sets, as far as the model has learned them; features have all blocks.
+
+    Returns the answers for the test pictures, and the rates that were requested and measured as JSON values.
+    """
     uncertainty, defaults = model.uncertainty_, model.uncertainty_.decisions
     reject_rate = None if uncertainty.rejector is None else reject or defaults.reject or DEFAULT_REJECT_RATE
     set_coverage = None if uncertainty.conformal is None else coverage or defaults.coverage or DEFAULT_COVERAGE
@@ -289,8 +254,28 @@ def measure_uncertainty(
         return uncertainty.answer(logits, X[:, :width], decisions, [head.logits(X) for head in model.fold_heads_])
 
     answers = predict(features, result.logits)
-    outlier_answers = None if outliers is None else predict(outliers, model.head_.logits(outliers))
-    return UncertaintyResults(answers, measure_answers(decisions, answers, result), outlier_answers)
+    measured, rates = measure_answers(decisions, answers, result), dict[str, Any]()
+    if "reject" in measured:
+        rates["reject"] = {"requested": measured["reject"], "measured": measured["rejected"]}
+    if answers.sets is not None:
+        rates["sets"] = {
+            "requested": measured["coverage"],
+            "measured": measured["covered"],
+            "mean_size": measured["set_size"],
+            "single": float((answers.sets.sum(axis=1) == 1).mean()),
+        }
+    if outliers is not None:
+        of_outliers = predict(outliers, model.head_.logits(outliers))
+        scores, outlier_scores = rejection_scores(answers), rejection_scores(of_outliers)
+        rates["outliers"] = {
+            "pictures": len(outlier_scores),
+            "auroc": auroc(scores, outlier_scores),
+            "fpr95": fpr_at(scores, outlier_scores),
+            "rejected": float(of_outliers.rejected.mean()) if "reject" in measured else None,
+        }
+    if "cost" in measured:
+        rates["cost"] = {"mean": measured["cost"], "of_the_likeliest": measured["cost_of_likeliest"]}
+    return answers, rates
 
 
 # ---- Features in the plane ----
@@ -310,17 +295,14 @@ def project_features(test: Array, shots: Array, seed: int = 0) -> Projection:
     rows = np.linspace(0, len(X) - 1, min(len(X), MAX_POINTS)).astype(int)
     X = X[rows]
     methods: list[Method] = ["tsne", "pca"] if len(X) >= MIN_TSNE_POINTS else ["pca"]
-    try:
-        return Projection(rows, {METHOD_TITLES[method]: _scale_to_unit(project(X, method, seed)) for method in methods})
-    except InputError:  # too few points, or all the same: there is nothing to draw
-        return Projection(rows, {})
-
-
-def _scale_to_unit(points: Array) -> Array:
-    """Scale to 0..1 in both directions by one factor, centred."""
-    low, high = points.min(axis=0), points.max(axis=0)
-    extent = max(float((high - low).max()), 1e-12)
-    return np.asarray((points - (low + high) / 2) / extent + 0.5)
+    views: dict[str, Array] = {}
+    with suppress(InputError):  # too few points, or all the same: there is nothing to draw
+        for method in methods:
+            points = project(X, method, seed)
+            low, high = points.min(axis=0), points.max(axis=0)
+            extent = max(float((high - low).max()), 1e-12)  # both directions are scaled by one factor
+            views[METHOD_TITLES[method]] = (points - (low + high) / 2) / extent + 0.5
+    return Projection(rows, views)
 
 
 # ---- The page ----
@@ -350,30 +332,26 @@ def _render(report: Report) -> str:
         interval=_format_interval,
         number="{:,}".format,
     )
-    data, pictures, diagnosis = page_data(report), _pictures_by_importance(report), report.doctor.diagnosis
-    paths = [path for _, path in pictures]
-    thumbnails = encode_thumbnails(paths, THUMBNAIL_SIDE, THUMBNAIL_QUALITY, MAX_THUMBNAIL_LETTERS)
-    findings = ""
-    if diagnosis is not None:
-        findings = render_findings(diagnosis, per_kind=MAX_FINDINGS_PER_KIND, side=FINDING_SIDE, level=3)
+    data, diagnosis = page_data(report), report.doctor.diagnosis
+    options = {"per_kind": MAX_FINDINGS_PER_KIND, "side": FINDING_SIDE, "level": 3}
     return environment.get_template("report.html").render(
         report=report,
         evaluation=report.evaluation,
         metrics=metrics_shown("report", "single-label"),
         model_metrics=report.metrics_by_model[THIS_MODEL].metrics,
-        uncertainty=report.uncertainty.to_dict(),
+        uncertainty=report.uncertainty,
         data=data,
         worst=report.evaluation.model.mistakes[:MAX_WORST_MISTAKES],
         predicted=report.evaluation.model.evaluation.predictions.predicted,
         most_confused=_most_confused_classes(report),
         kinds=KINDS,
-        findings=findings,
+        findings="" if diagnosis is None else render_findings(diagnosis, **options),
         findings_css=read_asset("clipadapter.doctor", "findings.css"),
         colours={name: _colour(name, report) for name in report.metrics_by_model},
         css=read_asset(PACKAGE, "report.css"),
         js=read_asset(PACKAGE, "report.js"),
         version=__version__,
-        left_out=_insert_thumbnails(data, pictures, thumbnails),
+        left_out=_insert_thumbnails(data, _pictures_by_importance(report)),
     )
 
 
@@ -391,10 +369,10 @@ def _pictures_by_importance(report: Report) -> list[tuple[PictureKey, Path]]:
     return [(key, path) for key, path in paths.items() if path is not None]
 
 
-def _insert_thumbnails(
-    data: dict[str, Any], pictures: Sequence[tuple[PictureKey, Path]], thumbnails: Sequence[str]
-) -> dict[str, int]:
+def _insert_thumbnails(data: dict[str, Any], pictures: Sequence[tuple[PictureKey, Path]]) -> dict[str, int]:
     """Insert thumbnails into the data, each once; returns how many test pictures and shots have none."""
+    paths = [path for _, path in pictures]
+    thumbnails = encode_thumbnails(paths, THUMBNAIL_SIDE, THUMBNAIL_QUALITY, MAX_THUMBNAIL_LETTERS)
     data["thumbs"] = [thumbnail for thumbnail in thumbnails if thumbnail]
     for part in ("test", "shots"):
         data[part]["thumb"] = [-1] * len(data[part]["name"])
@@ -415,7 +393,7 @@ def page_data(report: Report) -> dict[str, Any]:
     """Columns of pictures, curves and points for the script of the page, as JSON values without thumbnails."""
     pictures, evaluation, projection = report.pictures, report.evaluation, report.projection
     predictions, rows = evaluation.model.evaluation.predictions, np.arange(evaluation.n_test)
-    answers, sets = report.uncertainty.answers, report.uncertainty.answers.sets
+    answers, sets = report.answers, report.answers.sets
     return {
         "classes": [shorten_name(name) for name in pictures.class_names],
         "test": {  # one list per column, each with an entry per test picture
@@ -469,9 +447,9 @@ def _reliability_curves(report: Report) -> list[dict[str, Any]]:
     for name, p in probabilities.items():
         confidence, is_right = np.minimum(p.max(axis=1), 1.0), p.argmax(axis=1) == score.labels
         bins = reliability(confidence, is_right, RELIABILITY_BINS)
-        columns = zip(bins.confidence.round(4), bins.accuracy.round(4), bins.count, strict=True)
+        columns = (bins.confidence.round(4).tolist(), bins.accuracy.round(4).tolist(), bins.count.tolist())
         error = reliability(confidence, is_right, mass="equal-mass").error
-        points = [[float(a), float(b), int(n)] for a, b, n in columns]
+        points = list(zip(*columns, strict=True))
         curves.append({"name": name, "bins": points, "error": error, "colour": _colour(name, report)})
     return curves
 

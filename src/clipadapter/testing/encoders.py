@@ -50,15 +50,10 @@ def check_opens_again_by_its_name(encoder: Encoder) -> None:
     again = create_encoder(info.name, device=encoder.device)
     if (info.backend, info.precision) != ("torch", "fp32"):
         again = with_backend(again, info.backend, info.precision, info.int8_calibration_digest or None)
-    require(
-        again.info.fingerprint == info.fingerprint, "the fingerprint is another one when the encoder is opened again"
-    )
-    picture = [_picture((40, 30))]
-    _same(
-        again.encode_images(picture),
-        encoder.encode_images(picture),
-        "the features of a picture differ when the encoder is opened again",
-    )
+    is_same = again.info.fingerprint == info.fingerprint
+    require(is_same, "the fingerprint is another one when the encoder is opened again")
+    features, expected = (each.encode_images([_picture((40, 30))]) for each in (again, encoder))
+    _same(features, expected, "the features of a picture differ when the encoder is opened again")
 
 
 def check_pixels_fit_the_tower(encoder: Encoder) -> None:
@@ -205,9 +200,10 @@ ENCODER_CHECKS: tuple[Check, ...] = tuple(value for name, value in list(globals(
 def check_embeddings_match_encode_text(encoder: Encoder) -> None:
     """The tower's features of embedded tokens equal the encoder's features of the texts."""
     tower = open_text_tower(encoder)
-    features, expected = _features(tower, TOWER_TEXTS), encoder.encode_text(TOWER_TEXTS)
+    with torch.inference_mode():
+        features = tower.encode(*_embedded(tower, TOWER_TEXTS)).float().cpu()
     require(features.shape == (len(TOWER_TEXTS), tower.dim), f"features are {tuple(features.shape)}")
-    _same_text(features, expected, "embedded tokens have other features than their texts")
+    _same_text(features, encoder.encode_text(TOWER_TEXTS), "embedded tokens have other features than their texts")
 
 
 def check_padding_is_ignored(encoder: Encoder) -> None:
@@ -388,8 +384,3 @@ def _embedded(tower: TextTower, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     with torch.inference_mode():
         embeddings = tower.embed(ids)
     return embeddings.clone(), torch.tensor([len(each) for each in tokens])
-
-
-def _features(tower: TextTower, texts: Sequence[str]) -> Tensor:
-    with torch.inference_mode():
-        return tower.encode_tokens(tower.tokenize(texts)).float().cpu()

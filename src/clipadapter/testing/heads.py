@@ -21,7 +21,6 @@ from sklearn.exceptions import NotFittedError
 from clipadapter.errors import InputError
 from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
 from clipadapter.heads.estimator import clone
-from clipadapter.heads.text import Order
 from clipadapter.utils.prediction import unit_rows
 from clipadapter.utils.towers import WordTower
 
@@ -367,10 +366,10 @@ def check_multilabel_rare_classes(head: Head) -> None:
         assert np.isfinite(head.fit(views, Y[rows].astype(bool), text=text).logits(X)).all()
 
 
-def _select_text(text: TextFeatures, positions: list[int], order: Order = "given") -> TextFeatures:
+def _select_text(text: TextFeatures, positions: list[int]) -> TextFeatures:
     """Text features of some of the classes, in another order."""
     names, rows = [text.labels[i] for i in positions], text.embeddings[positions]
-    return TextFeatures(names, rows, text.logit_scale, tower=text.tower, order=order)
+    return TextFeatures(names, rows, text.logit_scale, tower=text.tower, order="given")
 
 
 def _fit_updatable(head: Head, X: Array, y: Array, text: TextFeatures | None, kind: Any = IncrementalHead) -> Any:

@@ -98,17 +98,13 @@ class SeededDropout:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer, and functions beside it that add to some of its outputs, each after its own dropout."""
+    """A frozen linear layer, and functions of the input beside it that add to some of its outputs."""
 
     def __init__(
-        self,
-        drop: SeededDropout,
-        weight: Tensor,
-        bias: Tensor | None,
-        branches: Sequence[tuple[slice, Callable[[Tensor], Tensor]]],
+        self, weight: Tensor, bias: Tensor | None, branches: Sequence[tuple[slice, Callable[[Tensor], Tensor]]]
     ) -> None:
         super().__init__()
-        self.weight, self.bias, self.drop = weight, bias, drop
+        self.weight, self.bias = weight, bias
         self.branches = sorted(branches, key=lambda each: each[0].start)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +114,7 @@ class LoraLinear(nn.Module):
             return output
         parts, stop = [], 0
         for rows, branch in self.branches:
-            parts += [output[..., stop : rows.start], output[..., rows] + branch(self.drop(x))]
+            parts += [output[..., stop : rows.start], output[..., rows] + branch(x)]
             stop = rows.stop
         return torch.cat([*parts, output[..., stop:]], dim=-1)
 
@@ -134,11 +130,11 @@ def attach_update(
     scale = alpha / math.sqrt(a.shape[2])
 
     def branch(i: int, j: int, x: Tensor) -> Tensor:
-        return scale * linear(linear(x, a[i, j]), b[i, j])
+        return scale * linear(linear(drop(x), a[i, j]), b[i, j])
 
     for i, layer in enumerate(layers):
         branches = {letter: (layer[letter].rows, partial(branch, i, j)) for j, letter in enumerate(letters)}
-        replace_linear(layer, branches, partial(LoraLinear, drop))
+        replace_linear(layer, branches, LoraLinear)
 
 
 @torch.no_grad()

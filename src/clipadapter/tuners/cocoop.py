@@ -23,8 +23,7 @@ from clipadapter.errors import InputError
 from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
 from clipadapter.heads.parameters import POSITIVE, at_least
 from clipadapter.heads.support import Array
-from clipadapter.heads.trained_head import find_warm_start
-from clipadapter.tuners.prompt_tuner import GIGABYTE, WARM_START_SHARE, Prompts, PromptTuner
+from clipadapter.tuners.prompt_tuner import GIGABYTE, Prompts, PromptTuner
 from clipadapter.utils.functional import unit
 
 TRAINING_COST = 3
@@ -59,18 +58,11 @@ class CoCoOp(PromptTuner):
     def _fit(self, shots: SupportSet) -> None:
         prompts, context = self._initial_prompts(shots)
         learned = {"context": context, **self._net(shots.views.shape[2], context)}
-        warm_start = find_warm_start(self, shots, WARM_START_SHARE)
-        if warm_start is not None:
-            learned = {name: warm_start.shrink(f"{name}_", first) for name, first in learned.items()}
-        parameters = [tensor.requires_grad_() for tensor in learned.values()]
 
         def loss(features: Tensor, labels: Tensor) -> Tensor:
             return cross_entropy(shots.scale * _cosines(features, prompts, **learned), labels)
 
-        self.loss_ = self._train(parameters, loss, shots, prompts, warm_start)
-        for name, tensor in learned.items():
-            setattr(self, f"{name}_", tensor.detach().cpu())
-        self.scale_ = shots.scale
+        self._train(learned, loss, shots, prompts)
         self._prompts = Prompts(prompts.tower, shots.names, prompts.n_ctx, self.class_token, self.memory * GIGABYTE)
 
     def planned_tower_tokens(self, shots: int, classes: int, predictions: int) -> int:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from clipadapter.encoders.layers import FixedPrompts, PromptSource
 from clipadapter.encoders.open_clip_prompts import PromptPlaces
 from clipadapter.errors import InputError
 from clipadapter.heads.parameters import at_least
-from clipadapter.heads.training import TrainConfig
 from clipadapter.tuners.tower_tuner import TowerTuner
 
 INITIAL_STD = 0.02  # standard deviation of the first values of prompts that no words give
@@ -47,8 +46,6 @@ class DeepPromptTuner(TowerTuner):
     """
 
     fingerprint_parameters = ("ctx_init",)
-    min_epochs: ClassVar[int]  # epochs if ``epochs`` is None, or more of them, to make `min_steps`
-    min_steps: ClassVar[int]
 
     n_ctx: Annotated[int, at_least(1)] = 4
     depth: Annotated[int, at_least(1)] = 9
@@ -72,21 +69,15 @@ class DeepPromptTuner(TowerTuner):
     def initial_text(self, places: PromptPlaces, generator: torch.Generator) -> Tensor:
         """The first text prompts, (blocks, n, w): words before the first block if they are enough, else noise."""
         blocks = min(self.depth, len(places.text_blocks))
-        values = normal((blocks, self.n_ctx, places.text.width), generator)
-        ids = [] if self.ctx_init is None else places.token_ids(self.ctx_init)
+        values = INITIAL_STD * torch.randn(blocks, self.n_ctx, places.text.width, generator=generator)
+        ids = places.token_ids(self.ctx_init or "")
         if len(ids) >= self.n_ctx:
             values[0] = places.text.embed(torch.tensor(ids[: self.n_ctx])).cpu()
         return values.to(places.text.device)
 
     def insert_sources(self, places: PromptPlaces, text: Sequence[PromptSource], image: Sequence[PromptSource]) -> None:
         """Put prompts into the towers."""
-        ids = [] if self.ctx_init is None else places.token_ids(self.ctx_init)
-        places.insert(text, image, ids[: len(text[0]())])
-
-    def _train_config(self, shots_per_class: int) -> TrainConfig:
-        return TrainConfig.from_estimator(
-            self, optimizer="sgd", min_epochs=self.min_epochs, steps=self.min_steps, view_per_epoch=False
-        )
+        places.insert(text, image, places.token_ids(self.ctx_init or "")[: len(text[0]())])
 
     def _merge(self, tunable: Encoder) -> str:
         places = open_prompt_places(tunable)
@@ -107,11 +98,6 @@ class DeepPromptTuner(TowerTuner):
 def prompts_of_blocks(values: Tensor) -> list[PromptSource]:
     """Sources of the prompts (n, w) of each block, with a gradient in all values (blocks, n, w)."""
     return [partial(torch.select, values, 0, i) for i in range(len(values))]
-
-
-def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Values from N(0, 0.02^2), on the CPU."""
-    return INITIAL_STD * torch.randn(*shape, generator=generator)
 
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:

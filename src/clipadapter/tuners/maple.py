@@ -46,8 +46,7 @@ class Maple(DeepPromptTuner):
     """
 
     method_name = "maple"
-    min_epochs = 5
-    min_steps = 1000
+    training = {"optimizer": "sgd", "min_epochs": 5, "steps": 1000}
     recipes = {"official": {"epochs": 5}}
     """The recipe of the authors' released code: 5 epochs."""
 

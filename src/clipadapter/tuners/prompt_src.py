@@ -35,7 +35,7 @@ from clipadapter.data import clean_name
 from clipadapter.encoders import Encoder, open_prompt_places, open_tunable_copy
 from clipadapter.heads import register_head
 from clipadapter.heads.parameters import POSITIVE, at_least
-from clipadapter.tuners.deep_prompts import DeepPromptTuner, gaussian_weights, normal, prompts_of_blocks
+from clipadapter.tuners.deep_prompts import INITIAL_STD, DeepPromptTuner, gaussian_weights, prompts_of_blocks
 from clipadapter.tuners.tower_tuner import Step, Trainable, image_features
 from clipadapter.utils.functional import unit
 
@@ -66,8 +66,7 @@ class PromptSrc(DeepPromptTuner):
     """
 
     method_name = "prompt-src"
-    min_epochs = 50
-    min_steps = 1250
+    training = {"optimizer": "sgd", "min_epochs": 50, "steps": 1250}
     presets = {
         **dict.fromkeys(("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"), LATE_AVERAGE),
         "base-to-new": BASE_TO_NEW,
@@ -90,7 +89,8 @@ class PromptSrc(DeepPromptTuner):
         places = open_prompt_places(tunable)
         text = self.initial_text(places, generator).requires_grad_()
         blocks = min(self.depth, len(places.image_blocks))
-        image = normal((blocks, self.n_ctx_image, places.image_width), generator).to(tunable.device).requires_grad_()
+        image = INITIAL_STD * torch.randn(blocks, self.n_ctx_image, places.image_width, generator=generator)
+        image = image.to(tunable.device).requires_grad_()
         self.insert_sources(places, prompts_of_blocks(text), prompts_of_blocks(image))
         return Trainable({"text_prompts_": text, "image_prompts_": image}, ("image", "text"))
 
@@ -119,8 +119,12 @@ class PromptSrc(DeepPromptTuner):
 
 
 def teacher_vectors(encoder: Encoder, names: Sequence[str]) -> Tensor:
-    """Unit class vectors (c, d) of the frozen tower: of each class the mean of the raw features of all templates."""
-    texts = [template.format(clean_name(name)) for name in names for template in TEACHER_TEMPLATES]
+    """Unit class vectors (c, d) of the frozen tower: of each class the mean of the raw features of 60 templates."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES  # not at the top: heads are listed without open_clip
+
+    # Those of PromptSRC's code: 60 that CLIP's authors wrote for ImageNet, the plain one first.
+    templates = sorted(OPENAI_IMAGENET_TEMPLATES[:60], key=lambda template: template("") != "a photo of a .")
+    texts = [template(clean_name(name)) for name in names for template in templates]
     features = encoder.encode_text(texts).to(encoder.device)
     return unit(features.unflatten(0, (len(names), -1)).mean(dim=1))
 
@@ -129,24 +133,3 @@ def mean_divergence(zero_shot: Tensor, prompted: Tensor) -> Tensor:
     """KL(zero-shot || prompted) of two softmaxes, summed over rows and divided by the number of logits."""
     log_target, log_prompted = (logits.log_softmax(dim=1) for logits in (zero_shot, prompted))
     return (log_target.exp() * (log_target - log_prompted)).mean()
-
-
-TEACHER_TEMPLATES = (
-    *("a photo of a {}.", "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}."),
-    *("a photo of the hard to see {}.", "a low resolution photo of the {}.", "a rendering of a {}."),
-    *("graffiti of a {}.", "a bad photo of the {}.", "a cropped photo of the {}.", "a tattoo of a {}."),
-    *("the embroidered {}.", "a photo of a hard to see {}.", "a bright photo of a {}.", "a photo of a clean {}."),
-    *("a photo of a dirty {}.", "a dark photo of the {}.", "a drawing of a {}.", "a photo of my {}."),
-    *("the plastic {}.", "a photo of the cool {}.", "a close-up photo of a {}."),
-    *("a black and white photo of the {}.", "a painting of the {}.", "a painting of a {}."),
-    *("a pixelated photo of the {}.", "a sculpture of the {}.", "a bright photo of the {}."),
-    *("a cropped photo of a {}.", "a plastic {}.", "a photo of the dirty {}.", "a jpeg corrupted photo of a {}."),
-    *("a blurry photo of the {}.", "a photo of the {}.", "a good photo of the {}.", "a rendering of the {}."),
-    *("a {} in a video game.", "a photo of one {}.", "a doodle of a {}.", "a close-up photo of the {}."),
-    *("the origami {}.", "the {} in a video game.", "a sketch of a {}.", "a doodle of the {}.", "a origami {}."),
-    *("a low resolution photo of a {}.", "the toy {}.", "a rendition of the {}.", "a photo of the clean {}."),
-    *("a photo of a large {}.", "a rendition of a {}.", "a photo of a nice {}.", "a photo of a weird {}."),
-    *("a blurry photo of a {}.", "a cartoon {}.", "art of a {}.", "a sketch of the {}.", "a embroidered {}."),
-    *("a pixelated photo of a {}.", "itap of the {}."),
-)
-"""60 of the templates that CLIP's authors wrote for ImageNet (MIT): those of PromptSRC's code."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -19,7 +20,7 @@ from clipadapter.data import clean_name
 from clipadapter.errors import InputError
 from clipadapter.heads import SupportSet, TextFeatures
 from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
-from clipadapter.heads.trained_head import WarmStart, find_warm_start
+from clipadapter.heads.trained_head import find_warm_start
 from clipadapter.heads.training import (
     Checkpoint,
     ScheduleParameters,
@@ -113,18 +114,14 @@ class PromptTuner(ScheduleParameters):
 
     def _fit(self, shots: SupportSet) -> None:
         prompts, context = self._initial_prompts(shots)
-        text = shots.class_text.to(context)
-        warm_start = find_warm_start(self, shots, WARM_START_SHARE)
-        if warm_start is not None:
-            context = warm_start.shrink("context_", context, by_class=context.ndim == 3)
+        learned, text = {"context": context}, shots.class_text.to(context)
 
         def loss(features: Tensor, labels: Tensor) -> Tensor:
-            learned = unit(prompts.class_vectors(context))
-            logits, zero_shot = (shots.scale * features @ rows.T for rows in (learned, text))
-            return self._loss(Batch(logits, labels, learned, text, zero_shot))
+            weight = unit(prompts.class_vectors(learned["context"]))
+            logits, zero_shot = (shots.scale * features @ rows.T for rows in (weight, text))
+            return self._loss(Batch(logits, labels, weight, text, zero_shot))
 
-        self.loss_ = self._train([context.requires_grad_()], loss, shots, prompts, warm_start)
-        self.context_, self.scale_ = context.detach().cpu(), shots.scale
+        self._train(learned, loss, shots, prompts)
         self.weight_ = self._class_vectors(prompts.tower, shots.names)
 
     def for_classes(self, text: TextFeatures) -> Self:
@@ -164,14 +161,18 @@ class PromptTuner(ScheduleParameters):
         return prompts, context
 
     def _train(
-        self,
-        parameters: Sequence[Tensor],
-        loss: Callable[[Tensor, Tensor], Tensor],
-        shots: SupportSet,
-        prompts: Prompts,
-        warm_start: WarmStart | None = None,
-    ) -> float:
-        """Change the parameters so that a loss of unit features (b, d) and labels (b,) falls; gives the last one."""
+        self, learned: dict[str, Tensor], loss: Callable[[Tensor, Tensor], Tensor], shots: SupportSet, prompts: Prompts
+    ) -> None:
+        """Train tensors so that a loss of unit features (b, d) and labels (b,) falls, and store them by their names.
+
+        They are replaced in ``learned``, which the loss reads them from.
+        """
+        warm_start = find_warm_start(self, shots, WARM_START_SHARE)
+        for name, tensor in learned.items():
+            if warm_start is not None:  # a context of each class has three axes
+                tensor = warm_start.shrink(f"{name}_", tensor, by_class=tensor.ndim == 3)
+            learned[name] = tensor.requires_grad_()
+        parameters = list(learned.values())
         features = unit(shots.views).to(parameters[0])
         labels = shots.labels.to(features.device)
 
@@ -180,7 +181,7 @@ class PromptTuner(ScheduleParameters):
             return loss(gather_views(features, rows, views.to(features.device)), labels[rows])
 
         config = self._train_config(int(shots.counts.max()))
-        return train(
+        self.loss_ = train(
             parameters,
             step,
             len(labels),
@@ -191,6 +192,8 @@ class PromptTuner(ScheduleParameters):
             # One layer's work at least: a step so small is done by one thread.
             step_cost=int(prompts.lengths.sum()) * prompts.tower.width**2,
         )
+        vars(self).update({f"{name}_": tensor.detach().cpu() for name, tensor in learned.items()})
+        self.scale_ = shots.scale
 
     def _train_config(self, shots: int) -> TrainConfig:
         epochs = self._planned_epochs(shots)
@@ -276,14 +279,10 @@ class Prompts:
         prefix = self._encode_prefix(context) if shared else None
         order = self.lengths[classes].argsort(stable=True)
         parts = order.split(self.batch_size(shared))
-        recompute = len(parts) > 1 and torch.is_grad_enabled() and context.requires_grad
-        outputs = []
-        for part in parts:
-            inputs = (context if shared else context[part], classes[part], prefix)
-            if recompute:
-                outputs.append(checkpoint(self._encode, *inputs, use_reentrant=False, preserve_rng_state=False))
-            else:
-                outputs.append(self._encode(*inputs))
+        encode: Callable[..., Tensor] = self._encode
+        if len(parts) > 1 and torch.is_grad_enabled() and context.requires_grad:
+            encode = partial(checkpoint, encode, use_reentrant=False, preserve_rng_state=False)
+        outputs = [encode(context if shared else context[part], classes[part], prefix) for part in parts]
         vectors = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return vectors.index_select(0, order.argsort().to(vectors.device))
 
@@ -331,7 +330,9 @@ class Prompts:
     def _encode(self, context: Tensor, classes: Tensor, prefix: Prefix | None) -> Tensor:
         lengths, positions = self.lengths[classes], self._context_positions[classes]
         embeddings = self._fixed[classes, : int(lengths.max())]
+        encode: Callable[..., Tensor] = self.tower.encode
         if prefix is not None:
+            encode = partial(self.tower.encode_after_prefix, prefix)
             n_prefix = len(prefix.embeddings)
             lengths, embeddings = lengths - n_prefix, embeddings[:, n_prefix:]
             context, positions = context[self._n_before_name :], positions[:, self._n_before_name :] - n_prefix
@@ -340,11 +341,7 @@ class Prompts:
             index = positions[:, :, None].expand(-1, -1, width)
             embeddings = embeddings.scatter(1, index, context.to(embeddings.dtype).expand(k, -1, width))
         with self._precision():
-            if prefix is None:
-                output = self.tower.encode(embeddings, lengths)
-            else:
-                output = self.tower.encode_after_prefix(prefix, embeddings, lengths)
-        return output.to(embeddings.dtype)
+            return encode(embeddings, lengths).to(embeddings.dtype)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._fixed.device.type, torch.bfloat16, enabled=self._uses_bf16)

@@ -76,6 +76,8 @@ class TowerTuner(TrainingParameters):
     """Names of the parameters that a tuned encoder depends on, beside the learned arrays."""
     learns_from_views: ClassVar[bool] = False
     """True if `fit` is a second training, of augmented views by the tuned encoder; else it gets plain pictures."""
+    training: ClassVar[Mapping[str, Any]] = {"optimizer": "adamw", "min_epochs": 1, "min_lr": 1e-6}
+    """Fields of `TrainConfig` that the method fixes. The others are parameters of the tuner under the same names."""
 
     batch_size: int = 32
     precision: Annotated[str, OneOf(*PRECISIONS)] = "fp32"
@@ -85,9 +87,9 @@ class TowerTuner(TrainingParameters):
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
         """Put parameters into the towers of the tunable copy; all random numbers come from the generator."""
 
-    @abstractmethod
     def _train_config(self, shots_per_class: int) -> TrainConfig:
         """How the parameters are trained."""
+        return TrainConfig.from_estimator(self, **self.training, view_per_epoch=False)
 
     @abstractmethod
     def _merge(self, tunable: Encoder) -> str:
@@ -350,11 +352,8 @@ class LayerTuner(PartTuner):
     """Base of the methods that change matrices of the towers' layers, trained by AdamW at a rate that falls to 1e-6.
 
     Args:
-        matrices: which matrices of a layer are changed, as letters.
-        towers: "both", "image" or "text".
         layers: "all", the half nearer to the input ("bottom") or to the output ("top"), or a third at both "ends".
         lr: highest learning rate of AdamW. It falls to 1e-6 in a cosine.
-        weight_decay: of AdamW.
         steps: optimizer steps; None for 500 times the shots per class.
     """
 
@@ -368,9 +367,7 @@ class LayerTuner(PartTuner):
 
     def _train_config(self, shots_per_class: int) -> TrainConfig:
         steps = STEPS_PER_SHOT * shots_per_class if self.steps is None else self.steps
-        return TrainConfig.from_estimator(
-            self, optimizer="adamw", steps=steps, min_epochs=1, min_lr=1e-6, view_per_epoch=False
-        )
+        return TrainConfig.from_estimator(self, **self.training, steps=steps, view_per_epoch=False)
 
     def _parts_of(self, tower: str, network: nn.Module, tunable: Encoder) -> list[AttentionLayer]:
         """The layers that are changed; of their matrices those that are changed and that they have."""

@@ -14,6 +14,7 @@ ones each step), and in prompts (those of the classifier, not the first template
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -60,6 +61,8 @@ class TwoStage(PartTuner):
     parts = "layer norms in attention blocks"
     changed_parts = "norms"
     learns_from_views = True
+    # The released code stops in the middle of an epoch, where its number of steps is reached.
+    training = {**PartTuner.training, "whole_epochs": False, "drop_last": False}
     fingerprint_parameters = ("norms",)
 
     norms: Annotated[str, OneOf("blocks", "all")] = "blocks"
@@ -80,13 +83,8 @@ class TwoStage(PartTuner):
         return Trainable(arrays, norms_of.keys(), start_step)
 
     def _train_config(self, shots_per_class: int) -> TrainConfig:
-        return self._stage_config(self._stage_steps(shots_per_class)[0])
-
-    def _stage_config(self, steps: int) -> TrainConfig:
-        fixed = {"optimizer": "adamw", "min_epochs": 1, "min_lr": 1e-6}
-        # The released code stops in the middle of an epoch, where its number of steps is reached.
-        whole = {"whole_epochs": False, "drop_last": False, "view_per_epoch": False}
-        return TrainConfig.from_estimator(self, steps=steps, **fixed, **whole)
+        steps, _ = self._stage_steps(shots_per_class)
+        return TrainConfig.from_estimator(self, **self.training, steps=steps, view_per_epoch=False)
 
     def _stage_steps(self, shots_per_class: int) -> tuple[int, int]:
         """Steps of the two stages, each of which needs one."""
@@ -114,7 +112,7 @@ class TwoStage(PartTuner):
         """The second stage: class vectors from features of the tuned encoder."""
         self._arrays()
         shots_per_class = round(len(shots.labels) / len(shots.labels.unique()))
-        config = self._stage_config(self._stage_steps(shots_per_class)[1])
+        config = replace(self._train_config(shots_per_class), steps=self._stage_steps(shots_per_class)[1])
         weight, views = shots.class_text.clone().requires_grad_(), unit(shots.views)
 
         def loss(rows: Tensor, view: Tensor) -> Tensor:
@@ -141,8 +139,7 @@ class TwoStage(PartTuner):
         norms = block_norms(network)
         if self.norms == "all" and norms:  # a tower without attention blocks stays, whatever norms it has
             text = tunable.text_tower() if tower == "text" else None
-            last = None if text is None else text.final_norm()
-            modules = [*network.modules(), *([] if last is None else [last])]
+            modules = [*network.modules(), None if text is None else text.final_norm()]
             norms = [norm for norm in modules if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine]
         return norms
 
