@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from clipadapter.heads.base import Preset, SupportSet
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.clip_adapter_recipes import OFFICIAL, PAPER, PRESET_NOTE, PRESETS
 from clipadapter.heads.losses import Loss, add_bias, class_mean, mean_bias, sigmoid_bias
 from clipadapter.heads.out_of_fold import hyperparameter_folds, join_folds, mean_shots_per_class, some_rows
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
@@ -43,16 +44,6 @@ from clipadapter.utils.functional import unit
 TRAINING_RATIO = 0.4  # ratio that "auto" trains with: the middle of the best range in the paper (0.2 to 0.6)
 BRANCHES = {"visual": ["visual"], "text": ["text"], "both": ["visual", "text"]}  # the parts of each
 FOLDS, SUFFICIENT_SHOTS = 3, 256  # folds that choose the ratio; none is fitted after so many held-out shots
-
-COMMON: Preset = {"alpha": 0.2, "centre": False, "noise": 0, "temperature": 1, "batch_size": 32, "logit_adjustment": 0}
-SGD: Preset = {"optimizer": "sgd", "weight_decay": 5e-4, "schedule": "cosine-epoch", "warmup_epochs": 1}
-OFFICIAL: Preset = {**COMMON, **SGD, "final_relu": True, "epochs": "coop"}
-"""The released code. It is for ImageNet alone, for which CoOp's scripts take 50 epochs at any number of shots:
-``ClipAdapter.official(epochs=50)``. It adapts raw features, which makes no difference without a centre and noise."""
-PAPER: Preset = {**COMMON, "optimizer": "adam", "lr": 1e-5, "schedule": "constant", "epochs": 200}
-"""The paper leaves open: the optimizer and its schedule (Adam is the reading under which 1e-5 trains at all; the rate
-is constant here), whether the adapter's input has unit length, and how the ratio was chosen: it gives the best of a
-search for each data set, and names no validation set. ImageNet's 0.2 is taken here."""
 
 
 class Layers(NamedTuple):
@@ -99,15 +90,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
     named_epochs = {"coop": lambda labels: coop_epochs(mean_shots_per_class(labels))}
     temperature_prior = (2.5, 2.5, 2.5, 2.2, 1.8)
     recipes = {"official": OFFICIAL, "paper": PAPER}
-    presets = {
-        name: {**PAPER, "alpha": ratio}
-        for name, ratio in (("imagenet", 0.2), ("caltech101", 0.2), ("dtd", 0.6), ("eurosat", 0.6))
-    }
-    preset_note = (
-        "`ClipAdapter.paper` with the ratio that was best in the paper's search, which names no validation set. The "
-        "ratios of ImageNet and DTD are in a table. Of Caltech-101 the text says about 0.2, of EuroSAT 0.6 to 0.8, of "
-        "which the lower end is taken."
-    )
+    presets, preset_note = PRESETS, PRESET_NOTE
 
     branch: Annotated[str, OneOf("visual", "text", "both")] = "visual"
     alpha: Annotated[float | str, Within(0, 1), OneOf("auto")] = "auto"
