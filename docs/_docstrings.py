@@ -49,7 +49,7 @@ class Docstrings(griffe.Extension):
             )
         modules = [pkg]
         for module in modules:
-            modules += module.modules.values()
+            modules += [each for each in module.modules.values() if not each.is_alias]
             if "lazy_loader" in module.members:
                 module.exports = [
                     name for name, each in module.members.items() if each.is_alias and name != "lazy_loader"

@@ -97,7 +97,7 @@ def test_every_licence_has_its_source_and_is_used():
     repos |= {one.name.partition(":")[2] for one in catalogue.list_known() if one.name.startswith("hf-hub:")}
     repos |= {"openai/clip-vit-base-patch32", "google/siglip2-base-patch16-224", "facebook/dinov2-base"}
     repos |= {"facebook/dinov3-vits16-pretrain-lvd1689m"}
-    for entry in catalogue._catalogue()["licences"]:
+    for entry in catalogue._content(catalogue.CATALOGUE_FILE)["licences"]:
         assert entry["source"].startswith("https://")
         assert any(catalogue.find_licence(repo) == entry["licence"] for repo in repos)
 

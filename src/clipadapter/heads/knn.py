@@ -58,7 +58,8 @@ class Knn(Head):
         cosines = unit(X) @ self.keys_.to(X.dtype).T
         nearest = cosines.topk(min(self.k, len(self.keys_)), dim=1)
         votes = (nearest.values / self.temperature).softmax(dim=1)
-        shares = X.new_zeros(len(X), self.n_classes_).scatter_add(1, self.labels_[nearest.indices], votes)
+        none = cosines.new_zeros(cosines.shape[0], self.n_classes_)  # `len` would be a constant of an exported graph
+        shares = none.scatter_add(1, self.labels_[nearest.indices], votes)
         if self.weight_ is not None:
             zero_shot = cosine_logits(X, self.weight_.to(X.dtype), self.scale_).softmax(dim=1)
             shares = (1 - self.mix) * shares + self.mix * zero_shot

@@ -128,21 +128,26 @@ def _is_compatible(head: Head, previous: Any, shots: SupportSet, initial: dict[s
     )
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class TrainedHead(LogitAdjustedHead, TrainingParameters):
-    """Base of the heads whose `_fit` calls `_learn`, or `_train_on_each` if they train on folds too.
+class _CommonParameters:
+    """Describes parameters that several trained heads declare, each with its own default.
 
-    A head declares which of the last four parameters it has, each with its own default.
+    Args:
+        optimizer: "adamw", "adam" or "sgd".
+        weight_decay: decoupled for AdamW, L2 for Adam and SGD.
+        epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
+        steps: fewest optimizer steps if ``epochs`` is None.
+    """
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class TrainedHead(LogitAdjustedHead, TrainingParameters, _CommonParameters):
+    """Base of the heads whose `_fit` calls `_learn`, or `_train_on_each` if they train on folds too.
 
     Args:
         gce_q: q of generalised cross-entropy (Zhang and Sabuncu, NeurIPS 2018), for wrong labels: above 0 and up to 1,
             where 0.7 is the paper's. 0 is cross-entropy. "auto" fits in four folds, and takes cross-entropy if the held
             out shots do not look as if 5 % of the labels or more were wrong; else it fits in the folds with 0.7 as
             well, and takes what predicts held-out shots better. Not used for multi-label pictures.
-        optimizer: "adamw", "adam" or "sgd".
-        weight_decay: decoupled for AdamW, L2 for Adam and SGD.
-        epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
-        steps: fewest optimizer steps if ``epochs`` is None.
     """
 
     needs_text = True
