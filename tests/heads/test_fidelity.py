@@ -3,6 +3,7 @@
 import inspect
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -76,6 +77,19 @@ def test_malformed_fidelity_is_refused(text, forget):
     with pytest.raises(InputError, match="fidelity is 'KIND: sentences.' with a kind out of verified, paper, partial"):
         register_head("test-only-wrong")(cls)
     assert "test-only-wrong" not in HEADS.list()
+    with pytest.raises(InputError, match="end it with 'Fidelity: KIND: sentences.'"):
+        register_head("test-only-wrong", fidelity="own: Not of the docstring.")
+
+
+def test_annotated_constants_and_learned_attributes_are_no_parameters(forget):
+    @register_head("test-only-plain")
+    class Plain(Head):
+        needs_text: ClassVar[bool] = True
+        weight_: int
+        width: int = 3
+
+    assert list(inspect.signature(Plain).parameters) == ["width"]
+    assert head_info("test-only-plain").summary == ""
 
 
 @pytest.mark.parametrize("name", ["clip-adapter", "taskres"])

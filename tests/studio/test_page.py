@@ -8,13 +8,13 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from clipadapter import studio
 from clipadapter.errors import InputError
 from clipadapter.studio import build_page
-from clipadapter.studio.actions import Tab
 from clipadapter.studio.project import prepare_uploads
 
 from .conftest import fill
@@ -86,14 +86,14 @@ def test_only_the_page_and_exported_files_are_served(page, png, tmp_path, local)
 
 
 def test_an_exported_file_is_served_and_no_other_file_of_its_name_is_replaced_or_served(page, tmp_path, local):
-    tab, file, other = Tab(), tmp_path / "p-model.onnx", tmp_path / "thesis"
+    request, file, other = SimpleNamespace(session_hash="a"), tmp_path / "p-model.onnx", tmp_path / "thesis"
     fill(page.session, 1)
     other.write_bytes(b"mine")
     _, url, _ = page.launch(prevent_thread_lock=True)
 
     def export():
-        note, _ = page._export(tab)
-        return note or tab.note.text
+        note, _ = page._export(request)
+        return note or page._tab(request).note.text
 
     for make in (lambda: file.symlink_to(other), lambda: file.write_bytes(b"mine")):
         make()
@@ -166,16 +166,16 @@ def test_no_other_host_is_answered_or_asked_and_no_function_is_a_public_endpoint
 
 
 def test_the_result_of_a_save_is_reported(page, upload):
-    tab, project, session = Tab(), page.session.project, page.session
+    request, project, session = SimpleNamespace(session_hash="a"), page.session.project, page.session
 
     def save():
         session.notify_change()
-        _, text, download = page._save(tab, str(session.default_model_folder))
-        return text, download.visible, tab.note
+        _, text, download = page._save(str(session.default_model_folder), request)
+        return text, download.visible, page._tab(request).note
 
     text, is_visible, note = save()
     assert (text, is_visible) == ("", False) and note.is_error and "nothing to save yet" in note.text
-    assert 'data-note="1"' in page._poll(tab)[0]  # shown at once, though nothing has changed
+    assert 'data-note="1"' in page._poll(request)[0]  # shown at once, though nothing has changed
     for name in ("cat", "do`g", "eel"):
         project.add_class(name)
     project.add_pictures("cat", [upload("red")])
@@ -187,18 +187,17 @@ def test_the_result_of_a_save_is_reported(page, upload):
 
 
 def test_only_a_person_at_this_machine_chooses_the_folder_of_the_model(page, tmp_path):
-    chosen = tmp_path / "chosen"
+    request, chosen = SimpleNamespace(session_hash="a"), tmp_path / "chosen"
     fill(page.session, 1)
     page.launch(server_name="0.0.0.0", prevent_thread_lock=True)
-    tab, folder, *_ = page._load_page()
-    assert folder.interactive is False
-    page._save(tab, str(chosen))
+    assert page._load_page(request)[0].interactive is False
+    page._save(str(chosen), request)
     assert not chosen.exists() and page.session.default_model_folder.is_dir()
     page.close(verbose=False)
     page.launch(prevent_thread_lock=True)
-    tab, folder, *_ = page._load_page()
+    folder = page._load_page(request)[0]
     assert folder.interactive and folder.value == str(page.session.default_model_folder)
-    assert page._save(tab, "chosen")[0] == str(chosen)  # as a full path
+    assert page._save("chosen", request)[0] == str(chosen)  # as a full path
     assert (chosen / "config.json").is_file()
 
 

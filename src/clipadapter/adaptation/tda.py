@@ -171,7 +171,8 @@ class TdaCache:
 
     def _remember(self, feature: Array, probabilities: Array, own_entropy: float, pseudo_label: int) -> None:
         """Put a picture into the caches that take it."""
-        s, (positive, negative), (low, high) = self.settings, self._caches, self.settings.probability_range
+        s, (positive, negative) = self.settings, self._caches
+        low, high = s.probability_range
         if s.keeps_copies or not positive.has(pseudo_label, feature):
             positive.add(pseudo_label, own_entropy, feature)
         # Nats over a logarithm of base 2, as in the authors' code: the largest value is ln 2.

@@ -76,9 +76,9 @@ def _parameters_of(
 
 
 def _click_parameter(declared: Field[Any], name: str, annotation: Any, heading: str, default: Any) -> click.Parameter:
-    # An annotation is TYPE, TYPE | None or tuple[TYPE, ...]. Numbers, texts and flags click knows by their defaults.
+    # An annotation is TYPE, TYPE | None or tuple[TYPE, ...]. Texts and flags click knows by their defaults.
     parts = [annotation] if get_origin(annotation) in (Annotated, Literal, None) else get_args(annotation)
-    kind: Any = click.Path(path_type=Path) if parts[0] is Path else None
+    kind: Any = {Path: click.Path(path_type=Path), int: int, float: float}.get(parts[0])
     if get_origin(parts[0]) is Annotated:
         kind = get_args(parts[0])[1]
     elif get_origin(parts[0]) is Literal:

@@ -314,6 +314,7 @@ def load_model(source: ModelSource) -> tuple[Any, Any]:
             weights_only=True,
         )
         tokenizer = open_tokenizer(source)
+    # open_clip silently scales position embeddings of another size to those of the network.
     for name, value in model.state_dict().items():
         if name in POSITION_EMBEDDINGS and shapes.get(name, value.shape) != tuple(value.shape):
             raise EncoderUnavailableError(

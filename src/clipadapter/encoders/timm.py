@@ -84,7 +84,8 @@ def load_model(variant: str) -> tuple[str, Any, str]:
     Weights of the hub are downloaded if need be; those that do not fit are refused.
     """
     model, side, path = parse_timm(variant)
-    file, options = Path(path).expanduser().resolve(), dict[str, Any]()
+    file = Path(path).expanduser().resolve()
+    options: dict[str, Any] = {}
     if not model:
         uri, name, licence = f"timm:local-dir:{file}", f"local-dir:{file}", _check_folder(file)
     else:

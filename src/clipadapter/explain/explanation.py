@@ -104,7 +104,8 @@ class Explanation:
         values, border = (self.heat_map, 0) if self.rare_patches is None else (self.rare_patches, BORDER)
         if values is None:
             return None
-        (row, column), (h, w) = divmod(int(values.argmax()), values.shape[1]), values.shape
+        h, w = values.shape
+        row, column = divmod(int(values.argmax()), w)
         return (column + border + 0.5) / (w + 2 * border), (row + border + 0.5) / (h + 2 * border)
 
     def to_dict(self) -> dict[str, Any]:

@@ -63,9 +63,9 @@ NOT_IN_STATE = ("blocks_", "classes_", "feature_names_in_", "kept_pictures_", "n
 class Head(Estimator, ABC):
     """Base class of all heads.
 
-    A subclass stores its parameters in ``__init__`` under their own names and does nothing else there, learns in
-    `_fit` into attributes that end in ``_``, and computes (m, c) logits in `_logits`. `_logits` gets X in blocks of
-    rows, so that its memory is bounded; see `_numbers_per_row`.
+    The parameters of a subclass are the fields of the dataclass that `register_head` makes of it, or those of an
+    ``__init__`` that only stores them. It learns in `_fit` into attributes that end in ``_``, and computes (m, c)
+    logits in `_logits`. `_logits` gets X in blocks of rows, so that its memory is bounded; see `_numbers_per_row`.
     """
 
     needs_text: ClassVar[bool] = False

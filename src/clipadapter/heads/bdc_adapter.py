@@ -97,7 +97,7 @@ class BdcAdapter(TrainedHead):
         self._learn(shots, inputs, {"residual_": residual}, logits, row_cost=row_cost)
 
     def _loss_of(self, shots: SupportSet, rows: Tensor) -> Loss:
-        """That of the shots, and of the class text after them."""
+        """That of all shots, which the rows always are, and of the class text after them."""
         every = torch.arange(len(shots.views))
         return replace(super()._loss_of(shots, every), labels=torch.cat([shots.labels, torch.arange(shots.n_classes)]))
 

@@ -102,10 +102,12 @@ def register_head(name: str, **facts: Any) -> Callable[[type[Head]], type[Head]]
     """Class decorator that registers a head under a public name and completes the class docstring.
 
     A class without a constructor, its own or that of a base, becomes a dataclass: its fields are the parameters, given
-    by name, except for those with ``field(init=False)``. The docstring gets the description of inherited parameters
-    that it does not describe itself. Its last paragraph says how faithful the head is to its source: "Fidelity: KIND:
-    sentences.", with a kind out of "verified", "paper", "partial", "inspired" and "own"; see `Fidelity`. The kind is
-    replaced by its meaning.
+    by name, except for those with ``field(init=False)`` and for learned attributes, whose names end in ``_``. Constants
+    that are annotated are ``ClassVar``.
+
+    The docstring gets the description of inherited parameters that it does not describe itself. Its last paragraph
+    says how faithful the head is to its source: "Fidelity: KIND: sentences.", with a kind out of "verified", "paper",
+    "partial", "inspired" and "own"; see `Fidelity`. The kind is replaced by its meaning.
 
     Args:
         name: lower-case words joined by hyphens.
@@ -115,12 +117,18 @@ def register_head(name: str, **facts: Any) -> Callable[[type[Head]], type[Head]]
     Raises:
         InputError: if another class has the name, or the fidelity has another form.
     """
+    if "fidelity" in facts:
+        raise InputError(f"the fidelity of {name} is stated by its docstring: end it with 'Fidelity: KIND: sentences.'")
 
     def decorate(cls: type[Head]) -> type[Head]:
         owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
-        if owner is object or (owner is not cls and "__dataclass_fields__" in vars(owner)):
-            dataclass(eq=False, repr=False, kw_only=True)(cls)
         docstring = inspect.cleandoc(cls.__doc__ or "")
+        if owner is object or (owner is not cls and "__dataclass_fields__" in vars(owner)):
+            for learned in (each for each in inspect.get_annotations(cls) if each.endswith("_")):
+                if learned not in vars(cls):
+                    setattr(cls, learned, field(init=False))
+            dataclass(eq=False, repr=False, kw_only=True)(cls)
+            cls.__doc__ = docstring or None  # of a class without one, `dataclass` writes the signature there
         fidelity = Fidelity.of(docstring, facts)
         HEADS.register(name, **facts)(cls)
         if docstring:

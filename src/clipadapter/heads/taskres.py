@@ -89,8 +89,7 @@ class TaskRes(TextResidualHead):
     batch_size: int = 1024
 
     def _fit(self, shots: SupportSet) -> None:
-        adapted = self._train_residual(shots, self.alpha)
-        adapted += self.alpha * self.residual_
+        adapted = self._train_residual(shots, self.alpha) + self.alpha * self.residual_
         self.weight_, self.length_ = unit(adapted), adapted.norm(dim=1)
 
     def _text_logits(self, X: Tensor) -> Tensor | None:

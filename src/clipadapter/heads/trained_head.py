@@ -341,7 +341,8 @@ class TextResidualHead(TrainedHead, ScheduleParameters):
             if len(lengths) not in (1, shots.n_classes):
                 raise InputError(f"text_norm has {len(lengths)} numbers, but there are {shots.n_classes} classes")
             text = shots.class_text * lengths[:, None]
-        [name], residual, multipliers = self.class_rows, torch.zeros_like(text), self._multipliers(shots)
+        (name,) = self.class_rows
+        residual, multipliers = torch.zeros_like(text), self._multipliers(shots)
         # Cross-entropy could only push a class without a shot away from the other classes' pictures: it keeps its text.
         factors = factor * (shots.counts > 0)[:, None].to(text.dtype)
 

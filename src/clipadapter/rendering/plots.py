@@ -120,7 +120,8 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], others: Sequence[tuple[Arra
         _draw(axes, curve, zorder=3 + 0.1 * rank)
     heights = [curve.y for curve in curves] + [y for _, y in others]
     heights += [curve.y + sign * curve.sd for curve in curves if curve.sd is not None for sign in (-1, 1)]
-    values = np.concatenate(heights) if heights else np.array([0.0, 1.0])
+    values = np.concatenate([*heights, np.zeros(0)])
+    values = values if len(values) else np.array([0.0, 1.0])
     # A band that is much wider than all lines would make these flat.
     margin = 0.04 * max(float(np.ptp(values)), 1e-3)
     axes.set_ylim(values.min() - margin, values.max() + margin)

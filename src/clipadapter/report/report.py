@@ -254,7 +254,8 @@ def measure_uncertainty(
         return uncertainty.answer(logits, X[:, :width], decisions, [head.logits(X) for head in model.fold_heads_])
 
     answers = predict(features, result.logits)
-    measured, rates = measure_answers(decisions, answers, result), dict[str, Any]()
+    measured = measure_answers(decisions, answers, result)
+    rates: dict[str, Any] = {}
     if "reject" in measured:
         rates["reject"] = {"requested": measured["reject"], "measured": measured["rejected"]}
     if answers.sets is not None:

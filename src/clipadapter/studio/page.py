@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -27,6 +28,7 @@ from clipadapter.utils.files import encodable, folder_without_links, printable, 
 from clipadapter.utils.formatting import format_list
 
 POLL_SECONDS = 0.7  # time between two checks for changes by another tab or by the computing thread
+MAX_TABS = 500  # tabs in memory; a tab that was dropped starts again at its next check
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 FETCH_PATH_PATTERN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
 """Paths for which Gradio would fetch from another host."""
@@ -43,6 +45,9 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         self._panels = Panels(session)
         self._actions = Actions(session, get_upload_folder)
         self._may_choose_folder = False
+        # By session. For a `gr.State` each tab would keep a connection open, of which a browser has six, and a tab that
+        # lost it would lose its state an hour after it was loaded.
+        self._tab_of = lru_cache(MAX_TABS)(lambda session_hash: Tab())
         with self:
             self._lay_out()
 
@@ -125,50 +130,59 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
                         export = gr.Button("Export to ONNX", min_width=140, elem_id="cs-export")
                     save_result = gr.Markdown(elem_id="cs-saved")
                     download = gr.DownloadButton("Download", visible=False, elem_id="cs-download")
-        panels, tab = [parts[name] for name in PANELS], gr.State(Tab())  # Gradio gives each tab its own copy
+        panels = [parts[name] for name in PANELS]
         hidden: dict[str, Any] = {
             "show_progress": "hidden",
             "api_visibility": "private",
             "concurrency_id": "studio",  # one at a time: a tab gets its updates in the order they were rendered in
             "concurrency_limit": 1,
         }
-        self.load(self._load_page, None, [tab, folder, *panels], **hidden)
-        gr.Timer(POLL_SECONDS).tick(self._poll, tab, panels, **hidden)
+        self.load(self._load_page, None, [folder, *panels], **hidden)
+        gr.Timer(POLL_SECONDS).tick(self._poll, None, panels, **hidden)
         for part in panels:
-            part.act(self._perform, tab, panels, **hidden)
-        gr.on([new_class.submit, add.click], self._add_class, [tab, new_class], [new_class, *panels], **hidden)
-        tried.change(self._try_picture, [tab, tried], panels, **hidden)
+            part.act(self._perform, None, panels, **hidden)
+        gr.on([new_class.submit, add.click], self._add_class, new_class, [new_class, *panels], **hidden)
+        tried.change(self._try_picture, tried, panels, **hidden)
         slow: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "files", "concurrency_limit": 1}
-        save.click(self._save, [tab, folder], [folder, save_result, download], **slow)
-        export.click(self._export, tab, [save_result, download], **slow)
+        save.click(self._save, folder, [folder, save_result, download], **slow)
+        export.click(self._export, None, [save_result, download], **slow)
 
     # ---- Events ----
 
-    def _load_page(self) -> list[Update]:
+    def _tab(self, request: gr.Request) -> Tab:
+        return self._tab_of(str(request.session_hash))
+
+    def _load_page(self, request: gr.Request) -> list[Update]:
         self.session.project.refresh()
         self.session.notify_change()
-        tab = Tab()
+        tab = self._tab(request)
+        tab.panel_digests.clear()  # the browser shows no panel yet
         folder = gr.Textbox(encodable(self.session.default_model_folder), interactive=self._may_choose_folder)
-        return [tab, folder, *self._render(tab)]
+        return [folder, *self._render(tab)]
 
-    def _poll(self, tab: Tab) -> list[Update]:
+    def _poll(self, request: gr.Request) -> list[Update]:
+        tab = self._tab(request)
         versions = (self.session.state.version, self.session.project.contents.revision)
         is_unchanged = tab.rendered_versions == versions and not self._actions.is_prediction_outdated(tab)
         return [gr.skip() for _ in PANELS] if is_unchanged else self._render(tab)
 
-    def _perform(self, tab: Tab, event: gr.EventData) -> list[Update]:
+    def _perform(self, request: gr.Request, event: gr.EventData) -> list[Update]:
+        tab = self._tab(request)
         self._actions.perform(tab, event._data)
         return self._render(tab)
 
-    def _add_class(self, tab: Tab, text: str) -> list[Update]:
+    def _add_class(self, text: str, request: gr.Request) -> list[Update]:
+        tab = self._tab(request)
         self._actions.perform(tab, {"action": "add-class", "text": text})
         return [gr.skip() if tab.note.is_error else "", *self._render(tab)]
 
-    def _try_picture(self, tab: Tab, path: str | None) -> list[Update]:
+    def _try_picture(self, path: str | None, request: gr.Request) -> list[Update]:
+        tab = self._tab(request)
         self._actions.try_picture(tab, None if path is None else Path(path))
         return self._render(tab)
 
-    def _save(self, tab: Tab, folder: str) -> list[Update]:
+    def _save(self, folder: str, request: gr.Request) -> list[Update]:
+        tab = self._tab(request)
         try:
             saved = self.session.save_model(folder if self._may_choose_folder else None)
         except ClipAdapterError as error:
@@ -178,7 +192,8 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         _write_archive(saved, archive)
         return [encodable(saved), *self._report_saved(tab, "Saved", saved, archive)]
 
-    def _export(self, tab: Tab) -> list[Update]:
+    def _export(self, request: gr.Request) -> list[Update]:
+        tab = self._tab(request)
         try:
             path = self.session.export_model()
         except ClipAdapterError as error:

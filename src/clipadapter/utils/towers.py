@@ -67,7 +67,7 @@ class TextTower(ABC):
         """
 
     def encode_tokens(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Features (k, d) of texts by their tokens, which are padded to the longest text."""
+        """Features (k, d) of texts by their tokens, padded to the longest text by token 0, which changes no feature."""
         ids = pad_sequence([torch.tensor(each) for each in tokens], batch_first=True)
         return self.encode(self.embed(ids), torch.tensor([len(each) for each in tokens]))
 

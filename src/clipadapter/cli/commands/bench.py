@@ -271,6 +271,7 @@ def list_(out: Output) -> None:
 def _count_heads(suite: Mapping[str, Any]) -> str:
     """Count the heads with their parameters that a suite states; "all" stands for those of `clipadapter heads`."""
     count = sum(
+        # without "vary" a table states one head
         1 if isinstance(head, str) else sum(map(len, head.get("vary", {0: [0]}).values()))
         for head in suite["heads"]
         if head != "all"

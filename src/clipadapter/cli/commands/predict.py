@@ -412,7 +412,7 @@ class TableRows:
         self.total = self._starts[-1]
         own = request.keywords(model.uncertainty, self._class_names)
         top, adapt = own.pop("top"), own.pop("adapt")
-        self._predict = lambda rows: predict_columns(model, rows, top, own, adapt)
+        self._predict = lambda X: predict_columns(model, X, top, own, adapt)
 
     def stamp(self, first: int, n: int) -> str:
         """The stamp of `n` rows: of their files as they were before they were read, and of their numbers."""
@@ -424,9 +424,9 @@ class TableRows:
         from clipadapter.cli.prediction_files import AnsweredRows
 
         def predict() -> Iterator[Rows]:
-            for (rows, blocks, path), start, end in zip(self._files, self._starts, self._starts[1:], strict=False):
+            for (shards, blocks, path), start, end in zip(self._files, self._starts, self._starts[1:], strict=False):
                 row = min(max(start, first), end)
-                for batch in _read_ahead(rows.batches(path, blocks, row - start)):
+                for batch in _read_ahead(shards.batches(path, blocks, row - start)):
                     row += len(batch.paths)
                     yield AnsweredRows(batch.paths, batch.errors, self._predict(batch.features))
                 if row != end:

@@ -71,11 +71,12 @@ def fit_inverse_temperature(logits: Tensor, labels: Tensor, row_weights: Tensor 
 
 def share_explained(logits: Tensor, labels: Tensor, row_weights: Tensor) -> float:
     """1 - log-loss / log(c) of logits (n, c): 1 where they are sure and right, 0 where chance is no worse."""
-    c = logits.shape[1]
-    probability = logits.double().softmax(dim=1).gather(1, labels[:, None])[:, 0]
-    likelihood = (1 - LABEL_NOISE_RATE) * probability + LABEL_NOISE_RATE / c
-    loss = -float(row_weights.double() @ likelihood.log() / row_weights.sum())
-    return max(0.0, 1 - loss / (np.log(c) or 1.0))
+    c, loss = logits.shape[1], 0.0
+    for rows in torch.arange(len(labels)).split(max(1, LOGITS_PER_BLOCK // c)):
+        probability = logits[rows].double().softmax(dim=1).gather(1, labels[rows, None])[:, 0]
+        likelihood = (1 - LABEL_NOISE_RATE) * probability + LABEL_NOISE_RATE / c
+        loss -= float(row_weights[rows].double() @ likelihood.log())
+    return max(0.0, 1 - loss / float(row_weights.sum()) / (np.log(c) or 1.0))
 
 
 def noise_std(logits: Tensor, truth: Tensor) -> float:

@@ -266,13 +266,14 @@ class Auto(Head):
         row_weights = len(labels) / (len(classes) * torch.bincount(labels)[labels[rows]])
         with limit_threads(zero_shot.numel() if has_many_logits else 0):  # else the products are too small for threads
             inverse_temperature = fit_inverse_temperature(zero_shot / self.spread_, classes[labels[rows]], row_weights)
+            calibrated = inverse_temperature * zero_shot / self.spread_
+            explained = share_explained(calibrated, classes[labels[rows]], row_weights)
         logits: Tensor | ZeroShotLogits = zero_shot[:, classes] / self.spread_
         if has_many_logits:
             logits = ZeroShotLogits(x, (self.text_[classes] - self.text_.mean(dim=0)) / self.spread_)
         # Text that explains the shots keeps its weight, so that wrong labels can't take it away.
-        shots = len(labels) / len(classes)
-        of_shots = share_explained(inverse_temperature * zero_shot / self.spread_, classes[labels[rows]], row_weights)
-        trust = of_shots * shots / (shots + TEXT_PRIOR_SHOTS)
+        shots_per_class = len(labels) / len(classes)
+        trust = explained * shots_per_class / (shots_per_class + TEXT_PRIOR_SHOTS)
         text_weight = MIN_TEXT_WEIGHT ** (1 - trust) * inverse_temperature
         return ExpertInputs(z, labels, len(classes), logits, inverse_temperature, gram, text_weight)
 

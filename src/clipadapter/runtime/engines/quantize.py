@@ -70,7 +70,7 @@ def _float_nodes(path: Path, float_after: str) -> list[str]:
     nodes = onnx.load(path).graph.node
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     grouped = [each.name for each in convolutions if any(one.name == "group" and one.i > 1 for one in each.attribute)]
-    links = [(node.name, node.op_type == "Conv", node.input, node.output) for node in nodes]
+    links = [(node.name, node.op_type == "Conv", node.input, node.output) for node in nodes]  # in topological order
     return [*first_convolutions(links, ONNX_FLOAT_CONVOLUTIONS), *grouped, *nodes_after(links, [float_after])]
 
 
@@ -119,7 +119,7 @@ def statistic_names(model: Any) -> list[str]:
 
 
 def nodes_after(nodes: Iterable[Link], values: Iterable[str]) -> list[str]:
-    """Names of all nodes that are computed from one of some values."""
+    """Names of all nodes, given in topological order, that are computed from one of some values."""
     names, computed = [], set(values)
     for name, _, inputs, outputs in nodes:
         if computed.intersection(inputs):
