@@ -207,6 +207,7 @@ def seen(task, views=1, **provenance):
         (["transclip"], lambda tasks: tasks, "transclip is fitted to all test pictures together"),
         (["knn"], lambda tasks: tasks[:1] * 2, "different names, but are task 0, task 0"),
         (["knn"], lambda tasks: [tasks[0], seen(tasks[1], fingerprint="g")], "features of one encoder"),
+        (["knn"], lambda tasks: [tasks[0], seen(tasks[1], 2)], "must have one shape"),
         (["knn"], lambda tasks: [seen(tasks[0], 2), seen(tasks[1], 2, crop="coop")], "one crop scale, but have tip"),
     ],
 )
