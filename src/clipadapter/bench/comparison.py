@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, Rows, TestPart
-from clipadapter.bench.fits import attempt, finish_run, run_fits, score_part
-from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds
+from clipadapter.bench.fits import DEFAULT_FOLDS, attempt, count_folds, finish_run, run_fits, score_part
 from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.few_shot import FewShot

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fits import Draw, fit_head, run_fits, score_part
-from clipadapter.bench.folds import DEFAULT_FOLDS, draw_folds, score_folds
+from clipadapter.bench.fits import DEFAULT_FOLDS, Draw, draw_folds, fit_head, run_fits, score_folds, score_part
 from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols.few_shot import FewShot

@@ -6,16 +6,17 @@ what was drawn and measured.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from clipadapter import __version__
 from clipadapter.bench import plots
-from clipadapter.bench.document import Document, Plot, Section
-from clipadapter.bench.published import find_published_grid, make_published_section
+from clipadapter.bench.published import compare_with_published, find_published_grid
 from clipadapter.bench.run import ContinualResult, Run, digest
 from clipadapter.bench.statistics import paired_difference
 from clipadapter.bench.study import (
@@ -44,23 +45,115 @@ from clipadapter.bench.tables import (
     format_percent,
     make_grid,
     measured_grid,
-    measured_stream_grid,
     measurement_notes,
     seeds_note,
     stream_failures,
+    stream_grid,
     stream_notes,
     stream_text,
     transductive_mark,
 )
 from clipadapter.errors import InputError
 from clipadapter.metrics import metrics_shown
-from clipadapter.rendering.plots import PLOT_FORMATS, save_plots, set_title
-from clipadapter.rendering.tables import BEST, TRANSDUCTIVE, Grid, markdown_table
+from clipadapter.rendering.html import create_environment
+from clipadapter.rendering.plots import PLOT_FORMATS, render_plot, save_plots, set_title
+from clipadapter.rendering.tables import (
+    BEST,
+    TRANSDUCTIVE,
+    WIDE_CELL_CHARACTERS,
+    Grid,
+    escape_markdown,
+    latex_comment,
+    markdown_table,
+)
 from clipadapter.utils.files import csv_text, folder_without_links, write_atomically
 from clipadapter.utils.formatting import shorten_name
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MAX_DOT_COLUMNS = 7  # the colours of more columns can't be distinguished
 RECORDED = tuple(metrics_shown("record", "single-label"))
+
+
+# ---- The form of a report ----
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot: a part of its file name, what it shows, and matplotlib's figure."""
+
+    kind: str
+    title: str
+    figure: Figure
+
+    @property
+    def address(self) -> str:
+        """A data URL. As an image, its ids can't clash with those of another plot."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(render_plot(self.figure, 'svg')).decode()}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with tables and plots below it."""
+
+    title: str
+    blocks: tuple[Grid | Plot, ...]
+    text: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()  # sentences on how all tables were measured
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report."""
+
+    name: str  # of the suite and of the files
+    title: str  # of the suite
+    question: str  # the question that the suite answers
+    source: str  # the paper's table or figure
+    summary: tuple[str, ...]  # sentences on what was run
+    sections: Sequence[Section]  # the rest
+
+    @property
+    def plots(self) -> dict[str, Plot]:
+        """All plots by the names of their files without suffix; they are numbered."""
+        plots = [block for section in self.sections for block in section.blocks if isinstance(block, Plot)]
+        return {f"{self.name}-{i}-{plot.kind}": plot for i, plot in enumerate(plots, 1)}
+
+    def to_latex(self) -> str:
+        """The tables, with short captions. How those of a section were measured is a comment above them."""
+        parts = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}", f"% {' '.join(self.title.split())}"]
+        for section in self.sections:
+            parts.append("\n".join(latex_comment(section.common)))
+            parts += [block.to_latex() for block in section.blocks if isinstance(block, Grid)]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+    def to_markdown(self, plot_format: str = "png") -> str:
+        """The page; its pictures are files of this format."""
+        escape, names = escape_markdown, {id(plot): f"{name}.{plot_format}" for name, plot in self.plots.items()}
+        parts = [f"# {escape(self.title)}", *([escape(self.question)] if self.question else [])]
+        parts += [f"After: {escape(self.source)}."] if self.source else []
+        parts.append(escape(" ".join(self.summary)))
+        for section in self.sections:
+            parts += [f"## {escape(section.title)}", *map(escape, section.text)]
+            for block in section.blocks:
+                if isinstance(block, Plot):
+                    parts.append(f"![{escape(block.title)}]({names[id(block)]})")
+                else:
+                    parts += [f"### {escape(block.title)}", block.to_markdown(), *map(escape, block.notes)]
+            if section.common:
+                parts += ["### How it was measured", escape(" ".join(section.common))]
+        return "\n\n".join(parts) + "\n"
+
+    def to_html(self) -> str:
+        """One page without other files: plots are embedded as SVG, and all text is escaped."""
+        environment = create_environment("clipadapter.bench")
+        environment.tests["plot"] = lambda block: isinstance(block, Plot)
+        template = environment.get_template("report.html")
+        return template.render(document=self, version=__version__, wide=WIDE_CELL_CHARACTERS)
+
+
+# ---- The report of a study ----
 
 
 def write_report(
@@ -116,7 +209,9 @@ def build_report(study: Study, published: bool = False) -> Document:
         means = make_mean_tables(tables)
         sections = [_heat_section(study, tables)] if means else []
         sections += [_section(study, table) for table in (*means, *tables)]
-        sections += [make_published_section(study)] if published else []
+        if published:
+            title, theirs = "Measured and published", compare_with_published(study)
+            sections.append(Section(title, (theirs,)) if isinstance(theirs, Grid) else Section(title, (), (theirs,)))
     return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
 
 
@@ -232,7 +327,7 @@ def _stream_section(title: str, heads: Sequence[Spot], measured: Sequence[Spot])
     # The order may depend on the seed.
     tasks = list(*orders) if len(orders) == 1 else [f"task {t}" for t in range(1, n + 1)]
     matrices, name = f"Accuracy on each task after each: {title}", f"Tasks learned so far: {title}"
-    blocks: list[Grid | Plot] = [measured_stream_grid(heads, title)]
+    blocks: list[Grid | Plot] = [stream_grid(heads, title, with_costs=True)]
     blocks.append(Plot("matrix", matrices, plots.draw_task_matrices(measured, tasks, matrices)))
     if n > 1:
         blocks.append(Plot("learned", name, plots.draw_learned_tasks(measured, name)))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clipadapter import __version__
 from clipadapter.bench.evaluation import ModelEvaluation, evaluate_model
 from clipadapter.bench.plots import WITHOUT_SHOTS
+from clipadapter.bench.projection import MAX_POINTS, METHOD_TITLES, Method, project
 from clipadapter.bench.study import pivot_runs
 from clipadapter.bench.tables import plain_name
 from clipadapter.classifier import FewShotClassifier
@@ -30,7 +31,6 @@ from clipadapter.metrics import MetricsWithIntervals, bootstrap_metrics, metrics
 from clipadapter.metrics.detection import aurc, auroc, fpr_at, risk_coverage
 from clipadapter.rendering.html import create_environment, read_asset
 from clipadapter.rendering.method_colours import method_style
-from clipadapter.rendering.projection import MAX_POINTS, METHOD_TITLES, Method, project
 from clipadapter.uncertainty import Answers, DecisionOptions
 from clipadapter.utils.files import write_atomically
 from clipadapter.utils.formatting import shorten_name

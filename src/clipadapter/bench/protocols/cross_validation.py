@@ -14,8 +14,17 @@ from itertools import product
 import numpy as np
 
 from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.fits import Draw, attempt, count_stored_numbers, finish_run, plan_run
-from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds, draw_folds, score_folds
+from clipadapter.bench.fits import (
+    DEFAULT_FOLDS,
+    Draw,
+    attempt,
+    count_folds,
+    count_stored_numbers,
+    draw_folds,
+    finish_run,
+    plan_run,
+    score_folds,
+)
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.run import Run, RunData, pack_correct
