@@ -107,9 +107,7 @@ def bootstrap_metrics(
     """
     metrics = metrics_shown("report", "single-label")
     bootstrapped = [name for name, metric in metrics.items() if metric.interval is not None]
-    resampled: dict[str, dict[str, NDArray[np.float64]]] = {
-        system: {name: np.empty(resamples) for name in bootstrapped} for system in systems
-    }
+    resampled = {system: {name: np.empty(resamples) for name in bootstrapped} for system in systems}
     rng, m = np.random.default_rng(seed), len(next(iter(systems.values())).labels)
     for r in range(resamples):
         weights = np.bincount(rng.integers(m, size=m), minlength=m).astype(np.float64)
@@ -117,28 +115,16 @@ def bootstrap_metrics(
             resample = predictions.reweighted(weights)
             for name in bootstrapped:
                 resampled[system][name][r] = metrics[name].function(resample)
-    values = {
-        system: {name: float(metric.function(predictions) or 0.0) for name, metric in metrics.items()}
-        for system, predictions in systems.items()
-    }
-    reference, *others = systems
-    leads = {
-        system: percentile_interval(
-            values[reference]["accuracy"] - values[system]["accuracy"],
-            resampled[reference]["accuracy"] - resampled[system]["accuracy"],
-        )
-        for system in others
-    }
-    return {
-        system: MetricsWithIntervals(
-            {
-                name: _estimate(values[system][name], metric, resampled[system].get(name), m)
-                for name, metric in metrics.items()
-            },
-            leads.get(system),
-        )
-        for system in systems
-    }
+    first, results = next(iter(systems)), dict[str, MetricsWithIntervals]()
+    for system, predictions in systems.items():
+        own, lead, estimates = resampled[system], None, {}
+        for name, metric in metrics.items():
+            estimates[name] = _estimate(float(metric.function(predictions) or 0.0), metric, own.get(name), m)
+        if system != first:
+            difference = results[first].metrics["accuracy"].value - estimates["accuracy"].value
+            lead = percentile_interval(difference, resampled[first]["accuracy"] - own["accuracy"])
+        results[system] = MetricsWithIntervals(estimates, lead)
+    return results
 
 
 def _estimate(value: float, metric: MetricInfo, resampled: NDArray[np.float64] | None, m: int) -> Estimate:
