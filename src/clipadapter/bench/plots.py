@@ -163,7 +163,12 @@ def _axis_figure(table: Pivot, parameter: str, rows: Sequence[Row], values: Mapp
     draw_curves(axes, curves[::-1])
     level = [row for row in table.rows if row.label not in values]
     for row, style in zip(level, LEVEL_STYLES.values(), strict=False):
-        _level_lines(axes, table, row, style, colours)
+        heights = {n: 100 * table.cell(row, n).mean for n in table.columns() if table.cell(row, n).values}
+        is_same = len(set(heights.values())) == 1  # then one grey line
+        for n, height in list(heights.items())[: 1 if is_same else None]:
+            axes.axhline(height, color=GREY if is_same else colours[n], linestyle=style, linewidth=1.2)
+        reach = [*heights.values(), *axes.get_ylim()]
+        axes.set_ylim(min(reach), max(reach))
     names = head_names(table)
     dashes = [f"{kind}: {truncate(names[row])}" for row, kind in zip(level, LEVEL_STYLES, strict=False)]
     if n_others := max(0, len(level) - len(LEVEL_STYLES)):
@@ -171,16 +176,6 @@ def _axis_figure(table: Pivot, parameter: str, rows: Sequence[Row], values: Mapp
     note = "; ".join([describe_spread(table.runs()), *dashes])
     label_axes(axes, table.title, note, parameter, "accuracy in %")
     return figure
-
-
-def _level_lines(axes: Axes, table: Pivot, row: Row, style: Any, colours: Mapping[Part, str]) -> None:
-    """A line for each number of shots in its colour; one grey line if they are all the same."""
-    heights = {n: 100 * table.cell(row, n).mean for n in table.columns() if table.cell(row, n).values}
-    is_same = len(set(heights.values())) == 1
-    for n, height in list(heights.items())[: 1 if is_same else None]:
-        axes.axhline(height, color=GREY if is_same else colours[n], linestyle=style, linewidth=1.2)
-    reach = [*heights.values(), *axes.get_ylim()]
-    axes.set_ylim(min(reach), max(reach))
 
 
 def _axis_positions(axes: Axes, values: Sequence[float | str]) -> list[float]:

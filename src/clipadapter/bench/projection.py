@@ -25,7 +25,6 @@ from clipadapter.utils.files import safe_file_name
 from clipadapter.utils.prediction import unit_rows
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from clipadapter.bench.fits import Fit
@@ -165,42 +164,31 @@ def scatter_figure(
     panels: Mapping[str, Array], labels: Sequence[str], class_names: Sequence[str], title: str
 ) -> Figure:
     """(n, 2) points by the title of their panel, side by side. Of more than 10 classes the largest are coloured."""
-    counts = Counter(labels)
-    frequent = sorted((name for name in class_names if counts[name]), key=lambda name: -counts[name])[: len(PALETTE)]
-    coloured = [name for name in class_names if name in frequent]
-    figure = create_figure(10.5, 4.9)
-    for axes, (name, points) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        _scatter(axes, points, np.asarray(labels), coloured)
-        axes.set_title(name, loc="left", fontsize=10)
-    _legend(figure, coloured, len(counts) - len(coloured))
-    set_title(figure, title)
-    return figure
-
-
-def _scatter(axes: Axes, points: Array, labels: Array, coloured: Sequence[str]) -> None:
-    is_other, (x, y) = ~np.isin(labels, coloured), points.T
-    size = 16 if len(points) < 2500 else 6
-    if is_other.any():
-        axes.scatter(x[is_other], y[is_other], s=size / 2, color=GREY, linewidths=0)
-    for i, name in enumerate(coloured):
-        own = labels == name
-        axes.scatter(x[own], y[own], s=size, alpha=0.75, linewidths=0, **CLASS_STYLES[i])
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.spines[:].set_color("#bbbbbb")
-
-
-def _legend(figure: Figure, coloured: Sequence[str], others: int) -> None:
     from matplotlib.lines import Line2D
 
-    names = list(coloured)
-    handles = [Line2D([], [], linestyle="", **CLASS_STYLES[i]) for i in range(len(coloured))]
-    if others:
-        names.append(f"{others} others")
-        handles.append(Line2D([], [], linestyle="", color=GREY, marker="o"))
+    counts, truth = Counter(labels), np.asarray(labels)
+    frequent = sorted((name for name in class_names if counts[name]), key=lambda name: -counts[name])[: len(PALETTE)]
+    styles = dict(zip((name for name in class_names if name in frequent), CLASS_STYLES, strict=False))
+    is_other = ~np.isin(truth, list(styles))
+    figure = create_figure(10.5, 4.9)
+    for axes, (name, points) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        (x, y), size = points.T, 16 if len(points) < 2500 else 6
+        if is_other.any():
+            axes.scatter(x[is_other], y[is_other], s=size / 2, color=GREY, linewidths=0)
+        for own, style in styles.items():
+            axes.scatter(x[truth == own], y[truth == own], s=size, alpha=0.75, linewidths=0, **style)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.spines[:].set_color("#bbbbbb")
+        axes.set_title(name, loc="left", fontsize=10)
+    others = {f"{len(counts) - len(styles)} others": {"color": GREY, "marker": "o"}} if is_other.any() else {}
+    names = [*styles, *others]
+    handles = [Line2D([], [], linestyle="", **style) for style in (*styles.values(), *others.values())]
     legend = figure.legend(handles, list(map(str, range(len(names)))), loc="outside right upper", frameon=False)
     for text, name in zip(legend.get_texts(), names, strict=True):
         # Set afterwards: a legend omits labels that begin with an underscore, and reads dollars as formulas.
         text.set_text(truncate(name))
         text.set_parse_math(False)
+    set_title(figure, title)
+    return figure

@@ -56,27 +56,21 @@ def join_sources(
     for source in sources:
         name = source.spec if names[source.name] > 1 else source.name
         if isinstance(source, FeatureSource):
-            data_sets.append(_from_features(suite, name, source))
-            continue
-        assert model is not None
-        if source.test is None:
-            train, test = split_in_halves(source.train)
-            source = replace(source, train=train, test=test)  # noqa: PLW2901
-        bundle = build_bundle(suite, source, apply_prompts(suite, model, prompts, source))
-        data_sets.append(DataSetFeatures(name, bundle, len(source.train.samples)))
+            stored = source.load(suite)
+            support = stored.support
+            test = next((part.features for part in stored.tests.values() if part.kind == "given"), None)
+            if test is None:
+                support, test = (support.take(rows) for rows in halve(support.y))
+            rows = np.arange(len(support)) if stored.rows is None else stored.rows
+            draws = {key: [int(rows[i]) for i in draw] for key, draw in draw_all_shots(suite, support.y).items()}
+            bundle, n_rows = Bundle(support, stored.text, {"test": TestPart(test)}, rows, draws), int(rows.max()) + 1
+        else:
+            assert model is not None
+            train, tested = (source.train, source.test) if source.test is not None else split_in_halves(source.train)
+            divided, n_rows = replace(source, train=train, test=tested), len(train.samples)
+            bundle = build_bundle(suite, divided, apply_prompts(suite, model, prompts, source))
+        data_sets.append(DataSetFeatures(name, bundle, n_rows))
     return join_data_sets(data_sets, suite.stream.same_names)
-
-
-def _from_features(suite: Suite, name: str, source: FeatureSource) -> DataSetFeatures:
-    bundle = source.load(suite)
-    support = bundle.support
-    test = next((part.features for part in bundle.tests.values() if part.kind == "given"), None)
-    if test is None:
-        support, test = (support.take(rows) for rows in halve(support.y))
-    rows = np.arange(len(support)) if bundle.rows is None else bundle.rows
-    draws = {key: [int(rows[i]) for i in draw] for key, draw in draw_all_shots(suite, support.y).items()}
-    own = Bundle(support, bundle.text, {"test": TestPart(test)}, rows, draws)
-    return DataSetFeatures(name, own, int(rows.max()) + 1)
 
 
 def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["share", "apart"]) -> JoinedDataSets:
