@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -320,21 +320,16 @@ def explain_some(model: FewShotClassifier, test: Dataset, count: int = SHEET_PIC
     """Explain the answers for pictures drawn at random, as far as possible the same number of each class."""
     from clipadapter.explain import explain
 
+    rng, by_class = random.Random(0), dict[str | None, list[Sample]]()
+    for sample in rng.sample(test.samples, len(test.samples)):
+        by_class.setdefault(sample.label, []).append(sample)
     answers: list[SheetAnswer] = []
-    for sample in _draw_by_class(test.samples):
+    for sample in filter(None, chain.from_iterable(zip_longest(*by_class.values()))):  # classes take turns
         if len(answers) == count:
             break
         with suppress(ImageError):
             answers.append(SheetAnswer(sample.path, str(sample.label), explain(model, sample.path, neighbours=0)))
     return sorted(answers, key=lambda answer: test.class_names.index(answer.truth))
-
-
-def _draw_by_class(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples in a random order in which classes take turns."""
-    rng, by_class = random.Random(0), dict[str | None, list[Sample]]()
-    for sample in rng.sample(samples, len(samples)):
-        by_class.setdefault(sample.label, []).append(sample)
-    return [sample for turn in zip_longest(*by_class.values()) for sample in turn if sample is not None]
 
 
 def draw_sheet(answers: Sequence[SheetAnswer], path: str | Path, title: str) -> Path:

@@ -156,7 +156,6 @@ def _parse_views(text: Any) -> int | str:
 
 
 FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
 File = Annotated[Path, FILE]
 Count = Annotated[int, COUNT]
@@ -164,8 +163,7 @@ CountOrAll = Annotated[int, Parsed(lambda text: sys.maxsize if text == "all" els
 """For "all" a number that no list exceeds."""
 FolderOrUri = Annotated[Path | str, Parsed(lambda text: text if "://" in text else Path(text))]
 """A folder, or a URI such as ``s3://bucket/folder``, which a path would change."""
-ENCODER_URI = Parsed(_parse_encoder)
-EncoderUri = Annotated[str, ENCODER_URI]
+EncoderUri = Annotated[str, Parsed(_parse_encoder)]
 Counts = Annotated[list[int], Parsed(parse_counts)]
 Fraction = Annotated[float, Parsed(_parse_fraction)]
 HeadName = Annotated[str, Parsed(_parse_head)]

@@ -60,7 +60,13 @@ def command(
     check_output_folder(folder)
     if heads is not None:
         _head_options(heads, settings)  # a wrong one is refused before anything slow is imported
-    train, test = _open_splits(shots_from, test_from, prompts.class_names)
+    if test_from is not None:
+        train = open_dataset(shots_from, None, "train", prompts.class_names)
+        test: Dataset | None = open_dataset(test_from, None, "test", prompts.class_names)
+    else:
+        train, test = rename_classes(load_dataset(shots_from), prompts.class_names), None
+        if {"train", "test"} <= set(train.splits):
+            train, test = train.split("train"), train.split("test")
     if test is None and click.get_current_context().get_parameter_source("seeds") is ParameterSource.DEFAULT:
         seeds = 1  # the folds of one seed are about as many fits as three draws
     selected = _create_heads(heads, settings)
@@ -79,14 +85,6 @@ def command(
     files = [records, *result.write(folder, title, plot_formats)]
     text = f"{result.protocol_text}{bench.table(result.runs)}\nwrote {', '.join(map(str, files))}"
     out.result(comparison_record(result, files), text)
-
-
-def _open_splits(shots_from: Path, test_from: Path | None, names: Path | None) -> tuple[Dataset, Dataset | None]:
-    if test_from is None:
-        dataset = rename_classes(load_dataset(shots_from), names)
-        is_divided = {"train", "test"} <= set(dataset.splits)
-        return (dataset.split("train"), dataset.split("test")) if is_divided else (dataset, None)
-    return open_dataset(shots_from, None, "train", names), open_dataset(test_from, None, "test", names)
 
 
 def _create_heads(names: Sequence[str] | None, settings: Sequence[str]) -> dict[str, Head]:

@@ -45,7 +45,11 @@ class EditOptions(options.ModelEncoderOptions):
         """Load a model, change it (with the name of the author), save it as its next version, and report the change."""
         if is_exported(folder) and folder.is_file():
             raise ArtifactError(f"{folder} is an exported file, which can't be changed: give the folder of its model")
-        _check_head(folder)
+        # Before an encoder is opened, and without an import of torch.
+        name = persistence.read_config(folder).head.name
+        declared = HEADS.info(name).attributes if name in HEADS.list() else {}
+        traits = {trait: bool(declared.get(trait)) for trait in ("transductive", "tunes_encoder")}
+        refuse_update(name, **traits, model=folder)
         note_kept(f"the model in {folder} is as it was", and_features=True)
         started = time.monotonic()
         model = self.load(folder, strict=self.strict, progress=out.progress)
@@ -202,14 +206,6 @@ def _collect_pictures(inputs: Sequence[Path]) -> list[Path]:
         is_picture = path.is_file() and path.suffix.lower() not in MANIFEST_SUFFIXES
         pictures += [path] if is_picture else list_pictures(path)
     return pictures
-
-
-def _check_head(folder: Path) -> None:
-    """Refuse, before an encoder is opened, a model whose head can't be updated. Torch is not imported."""
-    name = persistence.read_config(folder).head.name
-    declared = HEADS.info(name).attributes if name in HEADS.list() else {}
-    traits = {trait: bool(declared.get(trait)) for trait in ("transductive", "tunes_encoder")}
-    refuse_update(name, **traits, model=folder)
 
 
 def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:
