@@ -141,21 +141,17 @@ def _divide(dataset: Dataset, name: str, task: str = "", templates: str = "defau
         train, test = split_in_halves(dataset)
         rule = "Every other picture of a class is for tests; examples come from the rest."
     if len(test.samples) > MAX_TEST_PICTURES:
-        n_all, test = len(test.samples), _draw_test_pictures(test)
-        rule += f" Of {n_all:,} test pictures, {len(test.samples):,} were drawn."
+        # At random, from each class in proportion to its size, and at least one.
+        rng, rows_by_class, n_all = random.Random(0), dict[str, list[int]](), len(test.samples)
+        for row, label in enumerate(test.labels):
+            rows_by_class.setdefault(label, []).append(row)
+        share = MAX_TEST_PICTURES / n_all
+        drawn = [row for rows in rows_by_class.values() for row in rng.sample(rows, max(1, round(share * len(rows))))]
+        test = replace(test, samples=tuple(test.samples[row] for row in sorted(drawn)))
+        rule += f" Of {n_all:,} test pictures, {len(drawn):,} were drawn."
     if not test.samples:
         raise DataError(f"'{name}' has no test pictures: each class needs at least two pictures")
     return DemoData(name, task, train, test, rule, templates)
-
-
-def _draw_test_pictures(test: Dataset) -> Dataset:
-    """Draw pictures at random, from each class in proportion to its size, and at least one."""
-    rng, rows_by_class = random.Random(0), dict[str, list[int]]()
-    for row, label in enumerate(test.labels):
-        rows_by_class.setdefault(label, []).append(row)
-    share = MAX_TEST_PICTURES / len(test.samples)
-    drawn = [row for rows in rows_by_class.values() for row in rng.sample(rows, max(1, round(share * len(rows))))]
-    return replace(test, samples=tuple(test.samples[row] for row in sorted(drawn)))
 
 
 def _open_set(known: BenchmarkSet, note: Callable[[str], None], progress: bool) -> Dataset:
@@ -207,7 +203,7 @@ class Results:
 
     def difference(self, first: tuple[str, int], second: tuple[str, int]) -> tuple[float, float] | None:
         """The difference of two (head, shots) on the same pictures and draws, and its margin; None if one failed."""
-        from clipadapter.bench.statistics import difference_on_pictures
+        from clipadapter.metrics.intervals import difference_on_pictures
 
         correct: list[Mapping[int, Any]] = []
         for key in (first, second):

@@ -18,7 +18,6 @@ from clipadapter import __version__
 from clipadapter.bench import plots, tables
 from clipadapter.bench.published import compare_with_published, find_published_grid
 from clipadapter.bench.run import ContinualResult, Run, digest
-from clipadapter.bench.statistics import paired_difference
 from clipadapter.bench.study import (
     Part,
     Pivot,
@@ -32,6 +31,7 @@ from clipadapter.bench.study import (
 )
 from clipadapter.errors import InputError
 from clipadapter.metrics import metrics_shown
+from clipadapter.metrics.intervals import paired_difference
 from clipadapter.rendering.html import create_environment
 from clipadapter.rendering.plots import PLOT_FORMATS, render_plot, save_plots, set_title
 from clipadapter.rendering.tables import (

@@ -10,18 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.bench import sources
 from clipadapter.bench.bundle import Bundle, Rows, TestPart
 from clipadapter.bench.fits import Draw
 from clipadapter.bench.run import Task
-from clipadapter.bench.sources import (
-    AnySource,
-    FeatureSource,
-    apply_prompts,
-    build_bundle,
-    draw_all_shots,
-    halve,
-    split_in_halves,
-)
 from clipadapter.bench.suite import Order, Prompts, StreamRules, Suite, order_tasks
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError, InputError
@@ -48,27 +40,30 @@ class JoinedDataSets(NamedTuple):
 
 
 def join_sources(
-    suite: Suite, sources: Sequence[AnySource], model: FewShotClassifier | None, prompts: Prompts
+    suite: Suite, opened: Sequence[sources.AnySource], model: FewShotClassifier | None, prompts: Prompts
 ) -> JoinedDataSets:
     """The features of a stream: of all test pictures, and of those training pictures that a draw takes."""
     # If a data set is not divided, every second picture of a class is a test picture.
-    data_sets, names = [], Counter(source.name for source in sources)
-    for source in sources:
+    data_sets, names = [], Counter(source.name for source in opened)
+    for source in opened:
         name = source.spec if names[source.name] > 1 else source.name
-        if isinstance(source, FeatureSource):
+        if isinstance(source, sources.FeatureSource):
             stored = source.load(suite)
             support = stored.support
             test = next((part.features for part in stored.tests.values() if part.kind == "given"), None)
             if test is None:
-                support, test = (support.take(rows) for rows in halve(support.y))
+                support, test = (support.take(rows) for rows in sources.halve(support.y))
             rows = np.arange(len(support)) if stored.rows is None else stored.rows
-            draws = {key: [int(rows[i]) for i in draw] for key, draw in draw_all_shots(suite, support.y).items()}
+            drawn = sources.draw_all_shots(suite, support.y)
+            draws = {key: [int(rows[i]) for i in draw] for key, draw in drawn.items()}
             bundle, n_rows = Bundle(support, stored.text, {"test": TestPart(test)}, rows, draws), int(rows.max()) + 1
         else:
             assert model is not None
-            train, tested = (source.train, source.test) if source.test is not None else split_in_halves(source.train)
-            divided, n_rows = replace(source, train=train, test=tested), len(train.samples)
-            bundle = build_bundle(suite, divided, apply_prompts(suite, model, prompts, source))
+            if source.test is None:
+                train, halves = sources.split_in_halves(source.train)
+                source = replace(source, train=train, test=halves)  # noqa: PLW2901
+            bundle = sources.build_bundle(suite, source, sources.apply_prompts(suite, model, prompts, source))
+            n_rows = len(source.train.samples)
         data_sets.append(DataSetFeatures(name, bundle, n_rows))
     return join_data_sets(data_sets, suite.stream.same_names)
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.run import Run
-from clipadapter.bench.statistics import Difference, difference_on_pictures
 from clipadapter.bench.study import (
     ACCURACY,
     HARMONIC,
@@ -32,7 +31,7 @@ from clipadapter.bench.study import (
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
 from clipadapter.metrics import METRICS, metrics_shown
-from clipadapter.metrics.intervals import Z_95
+from clipadapter.metrics.intervals import Z_95, Difference, difference_on_pictures
 from clipadapter.rendering.tables import BEST, NOT_AS_PUBLISHED, TRANSDUCTIVE, Grid
 from clipadapter.utils.formatting import format_count, format_list, shorten_name
 from clipadapter.utils.registry import unknown

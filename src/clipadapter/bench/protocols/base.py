@@ -84,13 +84,14 @@ class Protocol:
     # ---- What it costs, from the sizes of the data sets that a bundle is built from ----
 
     def used_sizes(self, sizes: Sequence[DataSetSize]) -> Sequence[DataSetSize]:
-        """The sizes of what the protocol uses of the data sets, with the number of test parts of a draw."""
+        """The sizes of what the protocol uses of the data sets."""
         return sizes
 
     def fits_of_draw(self, suite: Suite, sizes: Sequence[DataSetSize], variant: Variant, head: Head) -> list[float]:
         """For each fit of a head to one draw, to which part of the shots it is fitted."""
-        # A transductive head is fitted again for each test part.
-        return [1.0] * (sizes[0].test_parts if head.transductive else 1)
+        # A transductive head is fitted again for each test part: of all data sets, or of base and new classes.
+        n_parts = len(sizes) if self.combines_data_sets else 2 if self.has_harmonic_mean else sizes[0].test_parts
+        return [1.0] * (n_parts if head.transductive else 1)
 
     # ---- From data sets to shots ----
 
