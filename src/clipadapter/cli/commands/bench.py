@@ -14,7 +14,7 @@ from clipadapter.bench.suite_files import check_study, list_planned_suites, list
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, command_group, flag, option, options_of
 from clipadapter.cli.inputs import check_output_folder, list_pictures
-from clipadapter.cli.options import Count, EncoderUri, File
+from clipadapter.cli.options import Count, CountFromZero, EncoderUri, File
 from clipadapter.cli.output import Fact, Output, facts, note_kept, table
 from clipadapter.errors import DataError, InputError
 from clipadapter.utils.files import printable, quote_path
@@ -69,9 +69,7 @@ def run(
     order: Literal["given", "classes", "seed"] | None = option(
         "--order NAME", "Order of the tasks of a stream: given, classes (classes drawn) or seed (all drawn)."
     ),
-    per_task: int | None = option(
-        "--per-task N", "Approximate number of classes per task of a stream.", type=click.IntRange(0)
-    ),
+    per_task: CountFromZero | None = option("--per-task N", "Approximate number of classes per task of a stream."),
     folder: Path = folder_option,
     root: Path | None = option("--root", "Folder of the named data sets, see 'clipadapter data list'."),
     descriptions: File | None = option(

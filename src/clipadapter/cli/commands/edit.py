@@ -15,7 +15,7 @@ from clipadapter.cli import options
 from clipadapter.cli.commands.fit import accuracy_fact, save_model
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import list_pictures
-from clipadapter.cli.options import Count
+from clipadapter.cli.options import Count, File
 from clipadapter.cli.output import Fact, Output, note_kept, table
 from clipadapter.data import load_dataset, read_class_names
 from clipadapter.errors import ArtifactError, DataError, InputError
@@ -95,7 +95,7 @@ def add_examples(
     model: Path = argument(),
     inputs: tuple[Path, ...] = argument(metavar="DATA..."),
     label: str | None = option("--label NAME", "Class of all pictures, whatever their folders are called."),
-    class_names: Path | None = options.class_names_option,
+    class_names: File | None = options.class_names_option,
     edit: EditOptions = options_of(EditOptions),
 ) -> None:
     """Add pictures of its classes to a model.

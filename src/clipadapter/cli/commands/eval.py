@@ -11,7 +11,7 @@ import click
 from clipadapter import bench, metrics, persistence
 from clipadapter.cli import inputs, options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
-from clipadapter.cli.options import PLOT_SUFFIXES, File, Fraction
+from clipadapter.cli.options import PLOT_SUFFIXES, CountFromZero, File, Fraction
 from clipadapter.cli.output import Output, table
 from clipadapter.data import Dataset
 from clipadapter.errors import ImageError
@@ -45,7 +45,7 @@ def command(
     curve: bool = curve_option,
     seeds: int = options.seeds_option,
     folds: int = options.folds_option,
-    class_names: Path | None = options.class_names_option,
+    class_names: File | None = options.class_names_option,
     title: str = options.title_option,
     plot_formats: tuple[str, ...] = options.plot_format_option,
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
@@ -176,7 +176,7 @@ def report(
     ),
     seeds: int = options.seeds_option,
     seed: int = options.seed_option,
-    class_names: Path | None = options.class_names_option,
+    class_names: File | None = options.class_names_option,
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
 ) -> None:
     """Write one HTML page about MODEL, measured on the labelled pictures in DATA.
@@ -234,9 +234,7 @@ def explain(
     photo: Path = argument(),
     path: File | None = option("--out FILE.png", "PNG, PDF or SVG file to draw."),
     class_name: str | None = option("--class NAME", "Class to explain; by default the predicted one."),
-    neighbours: int = option(
-        "--neighbours K", "How many of the nearest shots to list.", type=click.IntRange(0), default=5
-    ),
+    neighbours: CountFromZero = option("--neighbours K", "How many of the nearest shots to list.", default=5),
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
 ) -> None:
     """Explain the prediction of MODEL for PHOTO.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import click
 
@@ -16,31 +17,24 @@ from clipadapter.errors import InputError
 from clipadapter.runtime.engines import formats
 from clipadapter.utils.files import has_local_weights, quote_path
 
+FormatName = Annotated[str, options.late_choice(formats.load_formats)]
+Precision = Annotated[str, click.Choice(formats.PRECISIONS)]
+InputName = Annotated[str, click.Choice(list(formats.INPUT_NAMES))]
+
 
 @cli_command("clipadapter export model/ --format onnx --out model.onnx", extra="lite,onnx")
 def command(
     out: Output,
     model: Path = argument(),
-    format_name: str = option(
-        "--format",
-        "Format of the file.",
-        type=options.late_choice(formats.load_formats),
-        default=formats.DEFAULT_FORMAT,
-    ),
+    format_name: FormatName = option("--format", "Format of the file.", default=formats.DEFAULT_FORMAT),
     path: Path | None = option(
         "--out FILE", "File to write, with the suffix of its format; by default beside MODEL, with its name."
     ),
-    precision: str = option(
-        "--precision",
-        "Precision of the image tower; int8 is about a third as large.",
-        type=click.Choice(formats.PRECISIONS),
-        default="fp32",
+    precision: Precision = option(
+        "--precision", "Precision of the image tower; int8 is about a third as large.", default="fp32"
     ),
-    source: str = option(
-        "--input",
-        "Input of the graph: square pictures with values of 0 to 255, or normalised pixels.",
-        type=click.Choice(list(formats.INPUT_NAMES)),
-        default="uint8",
+    source: InputName = option(
+        "--input", "Input of the graph: square pictures with values of 0 to 255, or normalised pixels.", default="uint8"
     ),
     pictures: Path | None = option(
         "--pictures DATA",

@@ -31,7 +31,7 @@ def command(
         default=("objects",),
     ),
     given_names: tuple[str, ...] = option("--class NAME", "A class name. May be repeated."),
-    class_names: Path | None = options.class_names_option,
+    class_names: File | None = options.class_names_option,
     file: File | None = option("--out", "JSON file for the sentences; by default they are printed."),
     overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
     list_domains: bool = flag("--list-domains", "Only list the domains."),
