@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipadapter.bench.run import Run
-from clipadapter.bench.study import Cell, Part, Pivot, Row, Spot, fit_seconds, metric_value, pivot_runs
-from clipadapter.bench.tables import Reference, check_runs, cost_cell, format_head, head_names, transductive_mark
+from clipadapter.bench.study import Cell, Part, Pivot, Row, Spot, fit_seconds, metric_value
+from clipadapter.bench.tables import Reference, cost_cell, format_head, head_names, transductive_mark
 from clipadapter.metrics import METRICS, mean_sd
 from clipadapter.rendering.method_colours import assign_styles, method_style
 from clipadapter.rendering.plots import (
@@ -51,24 +51,12 @@ MIN_FIT_SECONDS = 1e-5  # shorter fits are drawn at this time
 MAX_TASKS_WITH_NUMBERS = 12  # with more tasks, numbers in cells can't be read
 
 
-def learning_curve_figure(
-    runs: Sequence[Run],
-    title: str = "",
-    metric: str = "accuracy",
-    size: tuple[float, float] = (8.0, 4.8),
-    reference: Reference | None = None,
-) -> Figure:
-    """The learning curve of the records of one comparison; its size is in inches, and a reference is a grey level."""
-    check_runs(runs, metric)
-    return draw_learning_curve(pivot_runs(runs), title, metric, size, reference)
-
-
 def draw_learning_curve(
     table: Pivot,
-    title: str,
+    title: str = "",
     metric: str = "accuracy",
-    size: tuple[float, float] = (9.0, 5.2),
-    reference: Reference | None = None,
+    size: tuple[float, float] = (8.0, 4.8),  # in inches
+    reference: Reference | None = None,  # a grey level
     front: Row | None = None,
 ) -> Figure:
     """The learning curve of a table of shots, on a log axis with 0 at its left if zero-shot takes part."""

@@ -215,7 +215,9 @@ def _plots(study: Study, table: Pivot) -> list[Plot]:
             for parameter, drawing in plots.draw_parameter_axes(table, study.varied_values).items()
         ]
     if figure == "curves" and table.axis == "shots" and len(table.parts) > 1:
-        curve = plots.draw_learning_curve(table, table.title, front=table.reference_row(study.reference))
+        curve = plots.draw_learning_curve(
+            table, table.title, size=(9.0, 5.2), front=table.reference_row(study.reference)
+        )
         return [Plot("curves", f"Accuracy by shots: {table.title}", curve)]
     figures = []
     if len(columns) <= MAX_DOT_COLUMNS:

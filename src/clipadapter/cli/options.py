@@ -164,6 +164,7 @@ CountOrAll = Annotated[int, Parsed(lambda text: sys.maxsize if text == "all" els
 FolderOrUri = Annotated[Path | str, Parsed(lambda text: text if "://" in text else Path(text))]
 """A folder, or a URI such as ``s3://bucket/folder``, which a path would change."""
 EncoderUri = Annotated[str, Parsed(_parse_encoder)]
+BackendName = Annotated[str, late_choice(lambda: ["auto", *list_backends()])]
 Counts = Annotated[list[int], Parsed(parse_counts)]
 Fraction = Annotated[float, Parsed(_parse_fraction)]
 HeadName = Annotated[str, Parsed(_parse_head)]
@@ -231,12 +232,7 @@ class BackendOptions:
     HEADING: ClassVar[str] = "Encoder"
     uris: tuple[str, ...] = ()
     device: str = device_option
-    backend: str = option(
-        "--backend",
-        "Runtime of the image tower. auto: the fastest here.",
-        type=late_choice(lambda: ["auto", *list_backends()]),
-        default="auto",
-    )
+    backend: BackendName = option("--backend", "Runtime of the image tower. auto: the fastest here.", default="auto")
     precision: str = option(
         "--precision",
         "Precision of the image tower. auto: the fastest that is close enough to fp32 on your pictures.",

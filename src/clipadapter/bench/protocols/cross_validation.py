@@ -8,7 +8,6 @@ folds are made. One draw of shots gives one record, whose seconds are those of o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -42,6 +41,7 @@ class CrossValidation(Protocol):
     report_columns = "shots"
     accepts_features = True
     accepts_all_shots = True
+    tests_all_pictures = True
     options = {"folds": fits.DEFAULT_FOLDS}
 
     def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
@@ -51,10 +51,6 @@ class CrossValidation(Protocol):
             raise InputError(f"folds must be 2 or more, but are {self.options['folds']}")
         for source in with_pictures(sources):
             fits.count_folds(source.train.labels, self.options["folds"])
-
-    def used_sizes(self, sizes: Sequence[DataSetSize]) -> Sequence[DataSetSize]:
-        """A separate test part is not used."""
-        return [replace(size, test=size.train, divided=False, test_parts=1) for size in sizes]
 
     def fits_of_draw(self, suite: Suite, sizes: Sequence[DataSetSize], variant: Variant, head: Head) -> list[float]:
         """A fit for each fold."""
