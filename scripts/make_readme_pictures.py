@@ -31,8 +31,9 @@ from typing import Any
 
 from PIL import Image
 
-from clipadapter.bench.plots import learning_curve_figure
+from clipadapter.bench.plots import draw_learning_curve
 from clipadapter.bench.run import read_runs
+from clipadapter.bench.study import pivot_runs
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import load_dataset
 from clipadapter.report import make_report
@@ -83,7 +84,8 @@ def draw_curve(folder: Path, _: Path) -> Image.Image:
     """The learning curve of four heads, from records."""
     path = folder / "runs.jsonl"
     path.write_bytes(lzma.decompress(RECORDS.read_bytes()))
-    figure = learning_curve_figure(read_runs(path), "CLIP ViT-B/32, nine classes of Food-101", size=CURVE_INCHES)
+    title = "CLIP ViT-B/32, nine classes of Food-101"
+    figure = draw_learning_curve(pivot_runs(read_runs(path)), title, size=CURVE_INCHES)
     data = io.BytesIO()
     figure.savefig(data, dpi=CURVE_DPI)
     return open_png(data.getvalue())

@@ -101,7 +101,7 @@ def save_work(monkeypatch):
 
     Figures are made and written, but not drawn. The speed of a tower is that of one picture.
     """
-    monkeypatch.setattr("clipadapter.rendering.plots._render", lambda figure, **options: b"not drawn")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: file.write(b"not drawn"))
     monkeypatch.setattr("clipadapter.features.autotune.FIRST_SAMPLE_SIZE", 1)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -141,21 +141,17 @@ def _divide(dataset: Dataset, name: str, task: str = "", templates: str = "defau
         train, test = split_in_halves(dataset)
         rule = "Every other picture of a class is for tests; examples come from the rest."
     if len(test.samples) > MAX_TEST_PICTURES:
-        n_all, test = len(test.samples), _draw_test_pictures(test)
-        rule += f" Of {n_all:,} test pictures, {len(test.samples):,} were drawn."
+        # At random, from each class in proportion to its size, and at least one.
+        rng, rows_by_class, n_all = random.Random(0), dict[str, list[int]](), len(test.samples)
+        for row, label in enumerate(test.labels):
+            rows_by_class.setdefault(label, []).append(row)
+        share = MAX_TEST_PICTURES / n_all
+        drawn = [row for rows in rows_by_class.values() for row in rng.sample(rows, max(1, round(share * len(rows))))]
+        test = replace(test, samples=tuple(test.samples[row] for row in sorted(drawn)))
+        rule += f" Of {n_all:,} test pictures, {len(drawn):,} were drawn."
     if not test.samples:
         raise DataError(f"'{name}' has no test pictures: each class needs at least two pictures")
     return DemoData(name, task, train, test, rule, templates)
-
-
-def _draw_test_pictures(test: Dataset) -> Dataset:
-    """Draw pictures at random, from each class in proportion to its size, and at least one."""
-    rng, rows_by_class = random.Random(0), dict[str, list[int]]()
-    for row, label in enumerate(test.labels):
-        rows_by_class.setdefault(label, []).append(row)
-    share = MAX_TEST_PICTURES / len(test.samples)
-    drawn = [row for rows in rows_by_class.values() for row in rng.sample(rows, max(1, round(share * len(rows))))]
-    return replace(test, samples=tuple(test.samples[row] for row in sorted(drawn)))
 
 
 def _open_set(known: BenchmarkSet, note: Callable[[str], None], progress: bool) -> Dataset:
@@ -207,7 +203,7 @@ class Results:
 
     def difference(self, first: tuple[str, int], second: tuple[str, int]) -> tuple[float, float] | None:
         """The difference of two (head, shots) on the same pictures and draws, and its margin; None if one failed."""
-        from clipadapter.bench.statistics import difference_on_pictures
+        from clipadapter.metrics.intervals import difference_on_pictures
 
         correct: list[Mapping[int, Any]] = []
         for key in (first, second):
@@ -320,21 +316,16 @@ def explain_some(model: FewShotClassifier, test: Dataset, count: int = SHEET_PIC
     """Explain the answers for pictures drawn at random, as far as possible the same number of each class."""
     from clipadapter.explain import explain
 
+    rng, by_class = random.Random(0), dict[str | None, list[Sample]]()
+    for sample in rng.sample(test.samples, len(test.samples)):
+        by_class.setdefault(sample.label, []).append(sample)
     answers: list[SheetAnswer] = []
-    for sample in _draw_by_class(test.samples):
+    for sample in filter(None, chain.from_iterable(zip_longest(*by_class.values()))):  # classes take turns
         if len(answers) == count:
             break
         with suppress(ImageError):
             answers.append(SheetAnswer(sample.path, str(sample.label), explain(model, sample.path, neighbours=0)))
     return sorted(answers, key=lambda answer: test.class_names.index(answer.truth))
-
-
-def _draw_by_class(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples in a random order in which classes take turns."""
-    rng, by_class = random.Random(0), dict[str | None, list[Sample]]()
-    for sample in rng.sample(samples, len(samples)):
-        by_class.setdefault(sample.label, []).append(sample)
-    return [sample for turn in zip_longest(*by_class.values()) for sample in turn if sample is not None]
 
 
 def draw_sheet(answers: Sequence[SheetAnswer], path: str | Path, title: str) -> Path:

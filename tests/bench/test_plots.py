@@ -6,7 +6,8 @@ from PIL import Image
 from scipy.special import log_softmax
 
 from clipadapter.bench import plots
-from clipadapter.bench.plots import learning_curve_figure
+from clipadapter.bench.plots import draw_learning_curve
+from clipadapter.bench.study import pivot_runs
 from clipadapter.metrics import evaluate
 from clipadapter.rendering.plots import confusion_figure, save_plot
 
@@ -24,7 +25,7 @@ def test_five_lines_are_named_and_zero_shot_is_a_star_at_0_shots(make_run):
     names = ["clip-adapter", "auto", "linear-probe", "zero-shot", *(f"method {i}" for i in range(20))]
     draws = [(n, seed) for n in (1, 4) for seed in (1, 2)]
     runs = [make_run(name, *draw, accuracy=0.5 + i / 100) for i, name in enumerate(names) for draw in draws]
-    (axes,) = learning_curve_figure(runs).axes
+    (axes,) = draw_learning_curve(pivot_runs(runs)).axes
     named = {text.get_text().split("  ")[0] for text in axes.texts}
     # The named methods, and the best of the others.
     assert named == {"clip-adapter", "auto ‡", "linear-probe", "zero-shot", "method 19", "method 18"}
@@ -46,10 +47,10 @@ def test_a_confusion_matrix_of_any_classes_stays_readable(tmp_path, names):
 def test_pyplot_is_not_imported(make_run, tmp_path):
     with recorded("matplotlib.pyplot") as imported:
         exec(Path(plots.__file__).read_text(), {"__name__": plots.__name__})  # what is imported at the top
-        save_plot(learning_curve_figure([make_run()], "a $5 title"), tmp_path / "c.png")
+        save_plot(draw_learning_curve(pivot_runs([make_run()]), "a $5 title"), tmp_path / "c.png")
         save_plot(confusion_figure(result(["a", "b"])), tmp_path / "c.png")
     assert imported == []
 
 
 def test_a_plot_can_be_made_if_every_run_failed(make_run, tmp_path):
-    assert save_plot(learning_curve_figure([make_run(error="E: no")]), tmp_path / "curve.png").is_file()
+    assert save_plot(draw_learning_curve(pivot_runs([make_run(error="E: no")])), tmp_path / "curve.png").is_file()

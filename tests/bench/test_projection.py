@@ -3,11 +3,10 @@ import pytest
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 
-from clipadapter.bench.projection import adapted_features, separation
+from clipadapter.bench.projection import adapted_features, match_orientation, project, scatter_figure, separation
 from clipadapter.errors import InputError
 from clipadapter.heads import Head, create_head
 from clipadapter.rendering.plots import save_plot
-from clipadapter.rendering.projection import match_orientation, project, scatter_figure
 from clipadapter.testing import toy_features
 from clipadapter.utils.functional import unit
 

@@ -1,6 +1,6 @@
 import pytest
 
-from clipadapter.bench.published import ELEVEN_DATA_SETS, find_published, find_published_streams, published_sources
+from clipadapter.bench.published import ELEVEN_DATA_SETS, find_published, read_rows
 from clipadapter.encoders.catalogue import read_models
 from clipadapter.heads import list_heads
 
@@ -61,10 +61,10 @@ def test_names_are_known_no_figure_is_listed_twice_and_only_methods_without_shot
     backbones = {f.backbone for f in figures if not f.backbone.startswith("open_clip:")}
     assert backbones == {"RN50", "RN101", "ViT-B/32", "ViT-B/16", "SigLIP2 ViT-B/16"}
     assert {f.method for f in figures} - set(list_heads()) <= OTHER_METHODS
-    assert {f.source for f in figures} == set(published_sources())
+    assert {f.source for f in figures} == {row["tag"] for row in read_rows("sources.csv")}
     assert {f.shots for f in figures} == {0, 1, 2, 4, 8, 16}
     percentages = [f.accuracy for f in figures]
-    percentages += [float(one[name]) for one in find_published_streams() for name in ("transfer", "average", "last")]
+    percentages += [float(one[name]) for one in read_rows("streams.csv") for name in ("transfer", "average", "last")]
     assert all(0 < percentage < 100 for percentage in percentages)
     assert {f.method for f in find(shots=0)} == {"zero-shot", "calip", "stata", "tda", "transclip"}
     assert {f.shots for f in find(method="zero-shot")} == {0}
@@ -103,7 +103,7 @@ def test_doubtful_figures_are_marked_and_a_range_is_a_middle_and_a_margin():
     assert {f.verified for f in find(method="rehark")} == {False}
     assert {f.verified for f in find(method="cocoop", dataset="mean11")} == {False}  # its backbone is inferred
     assert only("clip-adapter", "dtd", "RN50", 2, "S1").verified
-    secondary = [tag for tag, source in published_sources().items() if source["secondary"] == "yes"]
+    secondary = [row["tag"] for row in read_rows("sources.csv") if row["secondary"] == "yes"]
     assert sorted(secondary) == ["S14", "S16", "S2", "S8"]
     assert {f.verified for f in find(method="stata")} == {False}  # the authors' README has them as pictures
     figure = only("clip-adapter", "mean11", "RN50", 1, *fixed)

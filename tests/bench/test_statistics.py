@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, norm
 
-from clipadapter.bench.statistics import difference_on_pictures, paired_difference
+from clipadapter.metrics.intervals import difference_on_pictures, paired_difference
 
 
 def two_methods(n, seed=0, gain=0.02):

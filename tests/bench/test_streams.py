@@ -21,7 +21,7 @@ from clipadapter.bench import (
 from clipadapter.bench.bundle import Bundle, TestPart, load_bundle, save_bundle
 from clipadapter.bench.costs import estimate
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.published import NO_PUBLISHED_STREAM, find_published_grid, find_published_streams
+from clipadapter.bench.published import NO_PUBLISHED_STREAM, find_published_grid, read_rows
 from clipadapter.bench.report import build_report
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
 from clipadapter.bench.streams import DataSetFeatures, draw_tasks, join_data_sets, join_sources
@@ -115,7 +115,7 @@ def test_a_named_order_sorts_the_given_data_sets_and_those_of_mtil_are_the_publi
     first, second = load_suite("mtil").stream.orders
     assert [first.data[i] for i in (9, 6, 7, 8, 5, 10, 0, 1, 3, 4, 2)] == second.data
     assert load_suite("x-tail").data == [name for name in first.data if name != "cifar100"]
-    published = dict.fromkeys(tuple(one["data"].split()) for one in find_published_streams())
+    published = dict.fromkeys(tuple(one["data"].split()) for one in read_rows("streams.csv"))
     assert [tuple(one.data) for one in (first, second)] == list(published)
 
 

@@ -17,17 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, Rows, TestPart
-from clipadapter.bench.fits import attempt, finish_run, run_fits, score_part
-from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds
-from clipadapter.bench.plots import learning_curve_figure
+from clipadapter.bench.fits import DEFAULT_FOLDS, attempt, count_folds, finish_run, run_fits, score_part
+from clipadapter.bench.plots import draw_learning_curve
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.protocols.stream import StreamOfTasks
 from clipadapter.bench.run import Run
 from clipadapter.bench.sources import extract_dataset, keep_drawn
 from clipadapter.bench.streams import JoinedDataSets, choose_mode, draw_tasks, join_features
+from clipadapter.bench.study import pivot_runs
 from clipadapter.bench.suite import StreamRules
-from clipadapter.bench.tables import Reference, table
+from clipadapter.bench.tables import Reference, check_runs, table
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.edit import find_duplicates
 from clipadapter.classifier.evaluation import check_labels
@@ -79,12 +79,13 @@ class Comparison:
         reference: Reference | None = None,
     ) -> list[Path]:
         """Write ``table.md`` and the learning curve of a metric, named by it; the reference is a row and a level."""
+        check_runs(self.runs, metric)
         shown = metrics_shown("comparison", "single-label")
         metrics = [name for name in shown if reference is None or name in reference.metrics]
         tables = [table(self.runs, name, markdown=True, reference=reference) for name in metrics]
         text = f"# {title}\n\n{self.protocol_text}" + "\n".join(tables)
         page = write_atomically(path_without_links(folder, "table.md"), text)
-        figure = learning_curve_figure(self.runs, title, metric, reference=reference)
+        figure = draw_learning_curve(pivot_runs(self.runs), title, metric, reference=reference)
         return [page, *save_plots(figure, folder / metric.replace("_", "-"), plot_formats)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -98,7 +98,7 @@ def estimate(suite: Suite, data: Sequence[str], encoders: Sequence[str], root: P
         except ClipAdapterError as error:
             sizes.append(_missing_size(suite, spec, root, error))
     protocol = create_protocol(suite.protocol, suite.options)
-    used = protocol.used_sizes(sizes)
+    used = [replace(one, test=one.train, divided=False) for one in sizes] if protocol.tests_all_pictures else sizes
     draws = len(suite.seeds) * len(suite.prompts) * (len(suite.stream.orders) if suite.is_stream else 1)
     # An epoch takes one view, however many there are.
     views = suite.views if isinstance(suite.views, int) else 1

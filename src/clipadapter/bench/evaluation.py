@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fits import Draw, fit_head, run_fits, score_part
-from clipadapter.bench.folds import DEFAULT_FOLDS, draw_folds, score_folds
+from clipadapter.bench.fits import DEFAULT_FOLDS, Draw, draw_folds, fit_head, run_fits, score_folds, score_part
 from clipadapter.bench.methods import BASELINES, registered_name
-from clipadapter.bench.plots import learning_curve_figure
+from clipadapter.bench.plots import draw_learning_curve
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.run import Metrics, Run, library_versions
 from clipadapter.bench.sources import extract_dataset
+from clipadapter.bench.study import pivot_runs
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import Score, check_label_kind, check_labels
 from clipadapter.data import Dataset
@@ -98,7 +98,7 @@ class ModelEvaluation:
         figures = {"confusion": confusion_figure(self.model.evaluation, title or f"{about}: {right}")}
         if self.curve:
             heading = title or f"{self.data}: draws from the model's own shots"
-            figures["learning-curve"] = learning_curve_figure(self.curve, heading)
+            figures["learning-curve"] = draw_learning_curve(pivot_runs(self.curve), heading)
         return figures
 
     def write(self, folder: Path, title: str = "", plot_formats: Sequence[str] = ("png",)) -> list[Path]:

@@ -70,13 +70,18 @@ def run_suite(
         launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / BUNDLE_FILE).stat().st_size)
     if not any(fit.head.needs_tower for fit in fits):
         launcher.device = "cpu"  # one fit for each core, not for each GPU
-    Plan(suite=suite, entries=[entry for fit in fits for entry in fit.entries]).with_earlier_entries(out).save(out)
+    Plan(suite=suite, entries=[entry for fit in fits for entry in fit.entries]).save(out)
 
     work = partial(run_fit, protocol=protocol, device=launcher.device)
     fits.sort(key=lambda fit: -fit.runs[0].shots)  # long fits first: at the end no worker waits for one
     outcome = make_missing(fits, work, records, launcher, progress)
     if suite.figure == "projection":
-        outcome.figures = _draw_features(fits, path_without_links(out, "figures", suite.name), plot_formats)
+        from clipadapter.bench.projection import draw_adapted_features
+
+        # Of each bundle: with the most shots, which come first, and the first seed.
+        max_shots, seed, folder = fits[0].runs[0].shots, suite.seeds[0], path_without_links(out, "figures", suite.name)
+        drawn = [fit for fit in fits if (fit.runs[0].shots, fit.runs[0].seed) == (max_shots, seed)]
+        outcome.figures = [path for fit in drawn for path in draw_adapted_features(fit, folder, plot_formats)]
     return outcome
 
 
@@ -103,15 +108,6 @@ def _hash_bundle(bundle: Bundle) -> str:
     data = {name: bundle.data(name, every) for name in bundle.names}
     parts = [own.digest + bundle.text_digest(name) + own.protocol for name, own in data.items()]
     return digest([bundle.encoder.fingerprint, *bundle.names, *map(str, every), *parts])
-
-
-def _draw_features(fits: Sequence[Fit], folder: Path, plot_formats: Sequence[str]) -> list[Path]:
-    """Plots of the features of each bundle: with the most shots and the first seed."""
-    from clipadapter.bench.projection import draw_adapted_features
-
-    max_shots, seed = max(fit.runs[0].shots for fit in fits), fits[0].runs[0].seed
-    drawn = [fit for fit in fits if (fit.runs[0].shots, fit.runs[0].seed) == (max_shots, seed)]
-    return [path for fit in drawn for path in draw_adapted_features(fit, folder, plot_formats)]
 
 
 @lru_cache(maxsize=2)

@@ -11,8 +11,7 @@ from pathlib import Path
 from clipadapter.heads import Head, create_head, head_info, list_heads
 from clipadapter.heads.registry import head_name
 
-BASELINES = ("zero-shot", "linear-probe")
-"""Heads that every comparison includes."""
+BASELINES = ("zero-shot", "linear-probe")  # heads that every comparison includes
 HEAD_WITHOUT_SHOTS = "zero-shot"  # it learns nothing, so it needs no stored features of shots
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipadapter.bench.run import Run
-from clipadapter.bench.study import Cell, Part, Pivot, Row, Spot, fit_seconds, metric_value, pivot_runs
-from clipadapter.bench.tables import Reference, check_runs, cost_cell, format_head, head_names, transductive_mark
+from clipadapter.bench.study import Cell, Part, Pivot, Row, Spot, fit_seconds, metric_value
+from clipadapter.bench.tables import Reference, cost_cell, format_head, head_names, transductive_mark
 from clipadapter.metrics import METRICS, mean_sd
 from clipadapter.rendering.method_colours import assign_styles, method_style
 from clipadapter.rendering.plots import (
@@ -51,24 +51,12 @@ MIN_FIT_SECONDS = 1e-5  # shorter fits are drawn at this time
 MAX_TASKS_WITH_NUMBERS = 12  # with more tasks, numbers in cells can't be read
 
 
-def learning_curve_figure(
-    runs: Sequence[Run],
-    title: str = "",
-    metric: str = "accuracy",
-    size: tuple[float, float] = (8.0, 4.8),
-    reference: Reference | None = None,
-) -> Figure:
-    """The learning curve of the records of one comparison; its size is in inches, and a reference is a grey level."""
-    check_runs(runs, metric)
-    return draw_learning_curve(pivot_runs(runs), title, metric, size, reference)
-
-
 def draw_learning_curve(
     table: Pivot,
-    title: str,
+    title: str = "",
     metric: str = "accuracy",
-    size: tuple[float, float] = (9.0, 5.2),
-    reference: Reference | None = None,
+    size: tuple[float, float] = (8.0, 4.8),  # in inches
+    reference: Reference | None = None,  # a grey level
     front: Row | None = None,
 ) -> Figure:
     """The learning curve of a table of shots, on a log axis with 0 at its left if zero-shot takes part."""
@@ -163,7 +151,12 @@ def _axis_figure(table: Pivot, parameter: str, rows: Sequence[Row], values: Mapp
     draw_curves(axes, curves[::-1])
     level = [row for row in table.rows if row.label not in values]
     for row, style in zip(level, LEVEL_STYLES.values(), strict=False):
-        _level_lines(axes, table, row, style, colours)
+        heights = {n: 100 * table.cell(row, n).mean for n in table.columns() if table.cell(row, n).values}
+        is_same = len(set(heights.values())) == 1  # then one grey line
+        for n, height in list(heights.items())[: 1 if is_same else None]:
+            axes.axhline(height, color=GREY if is_same else colours[n], linestyle=style, linewidth=1.2)
+        reach = [*heights.values(), *axes.get_ylim()]
+        axes.set_ylim(min(reach), max(reach))
     names = head_names(table)
     dashes = [f"{kind}: {truncate(names[row])}" for row, kind in zip(level, LEVEL_STYLES, strict=False)]
     if n_others := max(0, len(level) - len(LEVEL_STYLES)):
@@ -171,16 +164,6 @@ def _axis_figure(table: Pivot, parameter: str, rows: Sequence[Row], values: Mapp
     note = "; ".join([describe_spread(table.runs()), *dashes])
     label_axes(axes, table.title, note, parameter, "accuracy in %")
     return figure
-
-
-def _level_lines(axes: Axes, table: Pivot, row: Row, style: Any, colours: Mapping[Part, str]) -> None:
-    """A line for each number of shots in its colour; one grey line if they are all the same."""
-    heights = {n: 100 * table.cell(row, n).mean for n in table.columns() if table.cell(row, n).values}
-    is_same = len(set(heights.values())) == 1
-    for n, height in list(heights.items())[: 1 if is_same else None]:
-        axes.axhline(height, color=GREY if is_same else colours[n], linestyle=style, linewidth=1.2)
-    reach = [*heights.values(), *axes.get_ylim()]
-    axes.set_ylim(min(reach), max(reach))
 
 
 def _axis_positions(axes: Axes, values: Sequence[float | str]) -> list[float]:

@@ -6,18 +6,18 @@ what was drawn and measured.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clipadapter.bench import plots
-from clipadapter.bench.document import Document, Plot, Section
-from clipadapter.bench.published import find_published_grid, make_published_section
+from clipadapter import __version__
+from clipadapter.bench import plots, tables
+from clipadapter.bench.published import compare_with_published, find_published_grid
 from clipadapter.bench.run import ContinualResult, Run, digest
-from clipadapter.bench.statistics import paired_difference
 from clipadapter.bench.study import (
     Part,
     Pivot,
@@ -29,38 +29,108 @@ from clipadapter.bench.study import (
     make_mean_tables,
     make_tables,
 )
-from clipadapter.bench.tables import (
-    CONTINUAL_METRICS,
-    INTERVAL,
-    Column,
-    column_notes,
-    continual_value,
-    cost_grid,
-    difference_grid,
-    fidelity_notes,
-    format_cell,
-    format_difference,
-    format_metric,
-    format_percent,
-    make_grid,
-    measured_grid,
-    measured_stream_grid,
-    measurement_notes,
-    seeds_note,
-    stream_failures,
-    stream_notes,
-    stream_text,
-    transductive_mark,
-)
 from clipadapter.errors import InputError
 from clipadapter.metrics import metrics_shown
-from clipadapter.rendering.plots import PLOT_FORMATS, save_plots, set_title
-from clipadapter.rendering.tables import BEST, TRANSDUCTIVE, Grid, markdown_table
+from clipadapter.metrics.intervals import paired_difference
+from clipadapter.rendering.html import create_environment
+from clipadapter.rendering.plots import PLOT_FORMATS, render_plot, save_plots, set_title
+from clipadapter.rendering.tables import (
+    BEST,
+    TRANSDUCTIVE,
+    WIDE_CELL_CHARACTERS,
+    Grid,
+    escape_markdown,
+    latex_comment,
+    markdown_table,
+)
 from clipadapter.utils.files import csv_text, folder_without_links, write_atomically
 from clipadapter.utils.formatting import shorten_name
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MAX_DOT_COLUMNS = 7  # the colours of more columns can't be distinguished
 RECORDED = tuple(metrics_shown("record", "single-label"))
+
+
+# ---- The form of a report ----
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot: a part of its file name, what it shows, and matplotlib's figure."""
+
+    kind: str
+    title: str
+    figure: Figure
+
+    @property
+    def address(self) -> str:
+        """A data URL. As an image, its ids can't clash with those of another plot."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(render_plot(self.figure, 'svg')).decode()}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with tables and plots below it."""
+
+    title: str
+    blocks: tuple[Grid | Plot, ...]
+    text: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()  # sentences on how all tables were measured
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report."""
+
+    name: str  # of the suite and of the files
+    title: str  # of the suite
+    question: str  # the question that the suite answers
+    source: str  # the paper's table or figure
+    summary: tuple[str, ...]  # sentences on what was run
+    sections: Sequence[Section]  # the rest
+
+    @property
+    def plots(self) -> dict[str, Plot]:
+        """All plots by the names of their files without suffix; they are numbered."""
+        plots = [block for section in self.sections for block in section.blocks if isinstance(block, Plot)]
+        return {f"{self.name}-{i}-{plot.kind}": plot for i, plot in enumerate(plots, 1)}
+
+    def to_latex(self) -> str:
+        """The tables, with short captions. How those of a section were measured is a comment above them."""
+        parts = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}", f"% {' '.join(self.title.split())}"]
+        for section in self.sections:
+            parts.append("\n".join(latex_comment(section.common)))
+            parts += [block.to_latex() for block in section.blocks if isinstance(block, Grid)]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+    def to_markdown(self, plot_format: str = "png") -> str:
+        """The page; its pictures are files of this format."""
+        escape, names = escape_markdown, {id(plot): f"{name}.{plot_format}" for name, plot in self.plots.items()}
+        parts = [f"# {escape(self.title)}", *([escape(self.question)] if self.question else [])]
+        parts += [f"After: {escape(self.source)}."] if self.source else []
+        parts.append(escape(" ".join(self.summary)))
+        for section in self.sections:
+            parts += [f"## {escape(section.title)}", *map(escape, section.text)]
+            for block in section.blocks:
+                if isinstance(block, Plot):
+                    parts.append(f"![{escape(block.title)}]({names[id(block)]})")
+                else:
+                    parts += [f"### {escape(block.title)}", block.to_markdown(), *map(escape, block.notes)]
+            if section.common:
+                parts += ["### How it was measured", escape(" ".join(section.common))]
+        return "\n\n".join(parts) + "\n"
+
+    def to_html(self) -> str:
+        """One page without other files: plots are embedded as SVG, and all text is escaped."""
+        environment = create_environment("clipadapter.bench")
+        environment.tests["plot"] = lambda block: isinstance(block, Plot)
+        template = environment.get_template("report.html")
+        return template.render(document=self, version=__version__, wide=WIDE_CELL_CHARACTERS)
+
+
+# ---- The report of a study ----
 
 
 def write_report(
@@ -112,25 +182,27 @@ def build_report(study: Study, published: bool = False) -> Document:
     if suite.is_stream:
         sections = stream_sections(study, published)
     else:
-        tables = make_tables(study)
-        means = make_mean_tables(tables)
-        sections = [_heat_section(study, tables)] if means else []
-        sections += [_section(study, table) for table in (*means, *tables)]
-        sections += [make_published_section(study)] if published else []
+        pivots = make_tables(study)
+        means = make_mean_tables(pivots)
+        sections = [_heat_section(study, pivots)] if means else []
+        sections += [_section(study, table) for table in (*means, *pivots)]
+        if published:
+            title, theirs = "Measured and published", compare_with_published(study)
+            sections.append(Section(title, (theirs,)) if isinstance(theirs, Grid) else Section(title, (), (theirs,)))
     return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
 
 
 def _section(study: Study, table: Pivot) -> Section:
     costs_first = study.suite.figure == "efficiency"
-    cost = cost_grid(table, minor=not costs_first)
-    blocks: list[Grid | Plot] = [*_plots(study, table), *([cost] if costs_first else []), measured_grid(table)]
+    cost = tables.cost_grid(table, minor=not costs_first)
+    blocks: list[Grid | Plot] = [*_plots(study, table), *([cost] if costs_first else []), tables.measured_grid(table)]
     if len(table.rows) > 1:
-        blocks.append(difference_grid(table, table.reference_row(study.reference)))
+        blocks.append(tables.difference_grid(table, table.reference_row(study.reference)))
     # Records of earlier versions lack newer metrics.
     present = {name for run in study.runs if run.metrics is not None for name in run.metrics.root}
-    blocks += [measured_grid(table, metric) for metric in RECORDED if metric in present - {"accuracy"}]
+    blocks += [tables.measured_grid(table, metric) for metric in RECORDED if metric in present - {"accuracy"}]
     blocks += [] if costs_first else [cost]
-    return Section(table.title, tuple(blocks), column_notes(table), measurement_notes(table))
+    return Section(table.title, tuple(blocks), tables.column_notes(table), tables.measurement_notes(table))
 
 
 def _plots(study: Study, table: Pivot) -> list[Plot]:
@@ -143,7 +215,9 @@ def _plots(study: Study, table: Pivot) -> list[Plot]:
             for parameter, drawing in plots.draw_parameter_axes(table, study.varied_values).items()
         ]
     if figure == "curves" and table.axis == "shots" and len(table.parts) > 1:
-        curve = plots.draw_learning_curve(table, table.title, front=table.reference_row(study.reference))
+        curve = plots.draw_learning_curve(
+            table, table.title, size=(9.0, 5.2), front=table.reference_row(study.reference)
+        )
         return [Plot("curves", f"Accuracy by shots: {table.title}", curve)]
     figures = []
     if len(columns) <= MAX_DOT_COLUMNS:
@@ -155,9 +229,9 @@ def _plots(study: Study, table: Pivot) -> list[Plot]:
     return figures
 
 
-def _heat_section(study: Study, tables: Sequence[Pivot]) -> Section:
-    spots = [(table.title, table, table.columns()[-1]) for table in tables]
-    table, column = tables[0], tables[0].columns()[-1]
+def _heat_section(study: Study, pivots: Sequence[Pivot]) -> Section:
+    spots = [(table.title, table, table.columns()[-1]) for table in pivots]
+    table, column = pivots[0], pivots[0].columns()[-1]
     what = format_shots(column) if isinstance(column, int) else f"{format_shots(int(table.fixed['shots']))}, {column}"
     return Section("All data sets", (_heat_map(study, spots, f"by data set, at {what}"),))
 
@@ -220,7 +294,7 @@ def stream_sections(study: Study, published: bool) -> list[Section]:
                 section = replace(section, text=(*section.text, theirs))
             sections.append(section)
         elif any(head.runs for head in heads):
-            sections.append(Section(title, (), tuple(stream_failures(heads))))
+            sections.append(Section(title, (), tuple(tables.stream_failures(heads))))
     return sections
 
 
@@ -232,16 +306,16 @@ def _stream_section(title: str, heads: Sequence[Spot], measured: Sequence[Spot])
     # The order may depend on the seed.
     tasks = list(*orders) if len(orders) == 1 else [f"task {t}" for t in range(1, n + 1)]
     matrices, name = f"Accuracy on each task after each: {title}", f"Tasks learned so far: {title}"
-    blocks: list[Grid | Plot] = [measured_stream_grid(heads, title)]
+    blocks: list[Grid | Plot] = [tables.stream_grid(heads, title, with_costs=True)]
     blocks.append(Plot("matrix", matrices, plots.draw_task_matrices(measured, tasks, matrices)))
     if n > 1:
         blocks.append(Plot("learned", name, plots.draw_learned_tasks(measured, name)))
     names = [shorten_name(head.label) for head in measured]
     for kind, values in BY_TASK.items():
         cells = zip(*(head.by_step(values) for head in measured), strict=True)
-        columns = [Column(task, own, format_metric("last")) for task, own in zip(tasks, cells, strict=True)]
+        columns = [tables.Column(*pair, tables.format_metric("last")) for pair in zip(tasks, cells, strict=True)]
         minor = "(Last)" not in kind
-        blocks.append(make_grid(f"{kind}: {title}", names, columns, notes=["Accuracy in %."], minor=minor))
+        blocks.append(tables.make_grid(f"{kind}: {title}", names, columns, notes=["Accuracy in %."], minor=minor))
     titles = [f"{task.name} ({len(task.classes)} classes)" for task in streams[0].tasks]
     order = ", then ".join(titles) if len(orders) == 1 else "their order depends on the seed"
     among = (
@@ -253,7 +327,7 @@ def _stream_section(title: str, heads: Sequence[Spot], measured: Sequence[Spot])
         f"{n} task{'s are learned one after the other' if n > 1 else ''}: {order}. After each task all are measured, "
         f"on {runs[0].n_test} test pictures in all. {among} Names of all classes are known from the start."
     )
-    return Section(title, tuple(blocks), (story,), stream_notes(runs))
+    return Section(title, tuple(blocks), (story,), tables.stream_notes(runs))
 
 
 # ---- CSV ----
@@ -304,18 +378,19 @@ def study_text(study: Study) -> str:
     """The accuracy of each head, or the metrics of each stream, with what the marks mean below."""
     if study.suite.is_stream:
         streams = group_streams(study).items()
-        return stream_text(
+        return tables.stream_text(
             {f"{own.data}, {format_shots(own.shots)}, tasks {own.test}": heads for own, heads in streams}
         )
-    runs, tables = study.runs, make_tables(study)
-    parts = [f"{grid.title}\n{grid.to_text()}" for grid in map(measured_grid, (*make_mean_tables(tables), *tables))]
+    runs, pivots = study.runs, make_tables(study)
+    grids = map(tables.measured_grid, (*make_mean_tables(pivots), *pivots))
+    parts = [f"{grid.title}\n{grid.to_text()}" for grid in grids]
     marked = f", of the heads without {TRANSDUCTIVE}, which use the unlabelled test pictures"
     notes = [
-        f"Accuracy in %; {BEST}: best of a column{marked if transductive_mark(runs) else ''}.",
-        seeds_note(runs),
-        *dict.fromkeys(note for table in tables for note in column_notes(table)),
+        f"Accuracy in %; {BEST}: best of a column{marked if tables.transductive_mark(runs) else ''}.",
+        tables.seeds_note(runs),
+        *dict.fromkeys(note for table in pivots for note in tables.column_notes(table)),
         *study.failures(),
-        *fidelity_notes(runs),
+        *tables.fidelity_notes(runs),
     ]
     return "\n\n".join([*parts, "\n".join(notes)])
 
@@ -327,7 +402,7 @@ def study_data(study: Study) -> dict[str, Any]:
         for setting, heads in group_streams(study).items():
             for head in heads:
                 facts = {"data": setting.data, "order": setting.test, "shots": setting.shots, "head": head.label}
-                cells = {name: head.cell(continual_value(name)) for name in CONTINUAL_METRICS}
+                cells = {name: head.cell(tables.continual_value(name)) for name in tables.CONTINUAL_METRICS}
                 means = {name: cell.mean if cell.values else None for name, cell in cells.items()}
                 rows.append({**facts, "learns": head.learns, **means})
         return {"streams": rows}
@@ -362,7 +437,7 @@ def compare_studies(a: Study, b: Study) -> str:
         )
     header = ("head", "data", "encoder", "test", "shots", "first", "second", "second - first")
     table = markdown_table(header, [_compared_row(setting, a, b) for setting in shared], range(4))
-    note = f"Accuracy in %. Two runs are compared if they were fitted to the same rows. {INTERVAL}"
+    note = f"Accuracy in %. Two runs are compared if they were fitted to the same rows. {tables.INTERVAL}"
     only_in = " and ".join(f"{n} cells are in the {name} folder only" for name, n in only.items() if n)
     parts = [title, table, note, *([f"{only_in}."] if only_in else []), *_changed_settings(a, b, shared)]
     return "\n\n".join(parts) + "\n"
@@ -376,8 +451,8 @@ def _compared_row(setting: Setting, first: Study, second: Study) -> list[str]:
     )
     name = f"{setting.label} · {setting.prompts}" if setting.prompts else setting.label
     names = map(shorten_name, (name, setting.data, setting.encoder))
-    cells = [format_cell(spot.cell(), format_percent) for spot in spots]
-    return [*names, setting.test, str(setting.shots), *cells, format_difference(paired_difference(b, a))]
+    cells = [tables.format_cell(spot.cell(), tables.format_percent) for spot in spots]
+    return [*names, setting.test, str(setting.shots), *cells, tables.format_difference(paired_difference(b, a))]
 
 
 def _changed_settings(a: Study, b: Study, shared: Sequence[Setting]) -> list[str]:

@@ -98,9 +98,32 @@ class FeatureSource:
 
     def load(self, suite: Suite, *, only_drawn: bool = False) -> Bundle:
         """The features; of shards with a test part, if wanted, only those that a draw takes."""
-        if self.shards is None:
+        shards = self.shards
+        if shards is None:
             return load_bundle(self.spec.removeprefix(FEATURES))
-        return _load_shards(suite, self.shards, only_drawn)
+        train, test = _split_shards(shards)
+        labels = shards.labels(train)
+        rows = draw_all_shots(suite, labels) if only_drawn and len(test) else None
+        names = sorted({*labels, *shards.labels(test)})
+        positions = (
+            None if rows is None else np.array(sorted({row for draw in rows.values() for row in draw}), np.int64)
+        )
+        templates = "default" if suite.prompts[0].templates == "own" else suite.prompts[0].templates
+        # Class text comes from the encoder that made the features.
+        model = FewShotClassifier(str(shards.encoder), templates=templates, quality="fast", precision="fp32")
+        if model.encoder_.info.fingerprint != shards.fingerprint:
+            raise DataError(
+                f"'{shards.path}' is of the encoder '{shards.encoder}' with other weights than on this machine, so "
+                "that class text would not match: install those weights, or extract the features again"
+            )
+
+        def read(part: NDArray[np.int64]) -> FeatureSet:
+            features = shards.take(part, names)
+            return replace(features, provenance={**features.provenance, "templates": get_templates(templates)})
+
+        tests = {"test": TestPart(read(test))} if len(test) else {}
+        support = read(train if positions is None else train[positions])
+        return Bundle(support, model.encode_classes(names), tests, positions, rows)
 
 
 AnySource = Source | FeatureSource
@@ -119,7 +142,18 @@ def open_source(spec: str, root: Path | None = None) -> AnySource:
         DataError: if there is no such data set, or files are missing; the message says what to do.
     """
     if spec.startswith(FEATURES):
-        return _open_features(spec)
+        folder = spec.removeprefix(FEATURES)
+        if folder and holds_shards(folder):
+            shards = open_feature_table(folder)
+            labels, test_labels = (shards.labels(rows) for rows in _split_shards(shards))
+            tested = test_labels or labels
+            size = DataSetSize(spec, len({*labels, *tested}), len(labels), len(tested), bool(test_labels))
+            return FeatureSource(spec, size, {}, shards)
+        bundle = load_bundle(folder)
+        n, n_test = len(bundle.support), sum(len(part.features) for part in bundle.tests.values())
+        divided, n_parts = bool(bundle.tests), len(bundle.names)
+        size = DataSetSize(spec, len(bundle.text.labels), n, n_test or n, divided, test_parts=n_parts)
+        return FeatureSource(spec, size, bundle.support.provenance, None)
     beside = data_root(root) / safe_file_name(spec)
     if not Path(spec).exists() and spec not in list_sets() and beside.name == spec and beside.is_dir():
         dataset = load_dataset(beside)
@@ -132,21 +166,6 @@ def open_source(spec: str, root: Path | None = None) -> AnySource:
     if "test" in parts and "train" in parts:
         return Source(spec, dataset.split("train"), dataset.split("test"), templates)
     return Source(spec, dataset, None, templates)
-
-
-def _open_features(spec: str) -> FeatureSource:
-    folder = spec.removeprefix(FEATURES)
-    if folder and holds_shards(folder):
-        shards = open_feature_table(folder)
-        labels, test_labels = (shards.labels(rows) for rows in _split_shards(shards))
-        tested = test_labels or labels
-        size = DataSetSize(spec, len({*labels, *tested}), len(labels), len(tested), bool(test_labels))
-        return FeatureSource(spec, size, {}, shards)
-    bundle = load_bundle(folder)
-    n, n_test = len(bundle.support), sum(len(part.features) for part in bundle.tests.values())
-    divided, parts = bool(bundle.tests), len(bundle.names)
-    size = DataSetSize(spec, len(bundle.text.labels), n, n_test or n, divided, test_parts=parts)
-    return FeatureSource(spec, size, bundle.support.provenance, None)
 
 
 def with_pictures(sources: Sequence[AnySource]) -> list[Source]:
@@ -258,32 +277,6 @@ def _split_shards(shards: FeatureTable) -> tuple[NDArray[np.int64], NDArray[np.i
     if {"train", "test"} <= set(shards.splits):
         return shards.rows("train"), shards.rows("test")
     return shards.rows(), np.empty(0, np.int64)
-
-
-def _load_shards(suite: Suite, shards: FeatureTable, only_drawn: bool) -> Bundle:
-    """As `FeatureSource.load`. Class text comes from the encoder that made the features."""
-    train, test = _split_shards(shards)
-    labels = shards.labels(train)
-    rows = draw_all_shots(suite, labels) if only_drawn and len(test) else None
-    names = sorted({*labels, *shards.labels(test)})
-    positions = None if rows is None else np.array(sorted({row for draw in rows.values() for row in draw}), np.int64)
-    templates = suite.prompts[0].templates
-    templates = "default" if templates == "own" else templates
-    model = FewShotClassifier(str(shards.encoder), templates=templates, quality="fast", precision="fp32")
-    if model.encoder_.info.fingerprint != shards.fingerprint:
-        raise DataError(
-            f"'{shards.path}' is of the encoder '{shards.encoder}' with other weights than on this machine, so "
-            "that class text would not match: install those weights, or extract the features again"
-        )
-    named = {"templates": get_templates(templates)}
-
-    def read(part: NDArray[np.int64]) -> FeatureSet:
-        features = shards.take(part, names)
-        return replace(features, provenance={**features.provenance, **named})
-
-    tests = {"test": TestPart(read(test))} if len(test) else {}
-    support = read(train if positions is None else train[positions])
-    return Bundle(support, model.encode_classes(names), tests, positions, rows)
 
 
 def split_in_halves(dataset: Dataset) -> tuple[Dataset, Dataset]:

@@ -10,18 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.bench import sources
 from clipadapter.bench.bundle import Bundle, Rows, TestPart
 from clipadapter.bench.fits import Draw
 from clipadapter.bench.run import Task
-from clipadapter.bench.sources import (
-    AnySource,
-    FeatureSource,
-    apply_prompts,
-    build_bundle,
-    draw_all_shots,
-    halve,
-    split_in_halves,
-)
 from clipadapter.bench.suite import Order, Prompts, StreamRules, Suite, order_tasks
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError, InputError
@@ -48,35 +40,32 @@ class JoinedDataSets(NamedTuple):
 
 
 def join_sources(
-    suite: Suite, sources: Sequence[AnySource], model: FewShotClassifier | None, prompts: Prompts
+    suite: Suite, opened: Sequence[sources.AnySource], model: FewShotClassifier | None, prompts: Prompts
 ) -> JoinedDataSets:
     """The features of a stream: of all test pictures, and of those training pictures that a draw takes."""
     # If a data set is not divided, every second picture of a class is a test picture.
-    data_sets, names = [], Counter(source.name for source in sources)
-    for source in sources:
+    data_sets, names = [], Counter(source.name for source in opened)
+    for source in opened:
         name = source.spec if names[source.name] > 1 else source.name
-        if isinstance(source, FeatureSource):
-            data_sets.append(_from_features(suite, name, source))
-            continue
-        assert model is not None
-        if source.test is None:
-            train, test = split_in_halves(source.train)
-            source = replace(source, train=train, test=test)  # noqa: PLW2901
-        bundle = build_bundle(suite, source, apply_prompts(suite, model, prompts, source))
-        data_sets.append(DataSetFeatures(name, bundle, len(source.train.samples)))
+        if isinstance(source, sources.FeatureSource):
+            stored = source.load(suite)
+            support = stored.support
+            test = next((part.features for part in stored.tests.values() if part.kind == "given"), None)
+            if test is None:
+                support, test = (support.take(rows) for rows in sources.halve(support.y))
+            rows = np.arange(len(support)) if stored.rows is None else stored.rows
+            drawn = sources.draw_all_shots(suite, support.y)
+            draws = {key: [int(rows[i]) for i in draw] for key, draw in drawn.items()}
+            bundle, n_rows = Bundle(support, stored.text, {"test": TestPart(test)}, rows, draws), int(rows.max()) + 1
+        else:
+            assert model is not None
+            if source.test is None:
+                train, halves = sources.split_in_halves(source.train)
+                source = replace(source, train=train, test=halves)  # noqa: PLW2901
+            bundle = sources.build_bundle(suite, source, sources.apply_prompts(suite, model, prompts, source))
+            n_rows = len(source.train.samples)
+        data_sets.append(DataSetFeatures(name, bundle, n_rows))
     return join_data_sets(data_sets, suite.stream.same_names)
-
-
-def _from_features(suite: Suite, name: str, source: FeatureSource) -> DataSetFeatures:
-    bundle = source.load(suite)
-    support = bundle.support
-    test = next((part.features for part in bundle.tests.values() if part.kind == "given"), None)
-    if test is None:
-        support, test = (support.take(rows) for rows in halve(support.y))
-    rows = np.arange(len(support)) if bundle.rows is None else bundle.rows
-    draws = {key: [int(rows[i]) for i in draw] for key, draw in draw_all_shots(suite, support.y).items()}
-    own = Bundle(support, bundle.text, {"test": TestPart(test)}, rows, draws)
-    return DataSetFeatures(name, own, int(rows.max()) + 1)
 
 
 def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["share", "apart"]) -> JoinedDataSets:

@@ -20,11 +20,11 @@ from pydantic import ValidationError
 from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import ContinualResult, FrozenModel, Run, read_existing_runs, records_file
-from clipadapter.bench.statistics import Difference, paired_difference
 from clipadapter.bench.suite import ALL, Suite
 from clipadapter.bench.suite_files import missing_study, plan_file
 from clipadapter.errors import DataError
 from clipadapter.metrics import METRICS, mean_sd
+from clipadapter.metrics.intervals import Difference, paired_difference
 from clipadapter.utils.files import write_atomically
 from clipadapter.utils.formatting import format_count, shorten_name
 
@@ -62,18 +62,14 @@ class Plan(FrozenModel):
     entries: list[Entry]
 
     def save(self, folder: Path) -> Path:
-        """Write the plan to the folder of records."""
-        return write_atomically(plan_file(folder, self.suite.name), self.model_dump_json(indent=1) + "\n")
-
-    def with_earlier_entries(self, folder: Path) -> Plan:
-        """The plan with the entries of earlier calls: other data, other encoders, other shots."""
-        if not plan_file(folder, self.suite.name).exists():
-            return self
-        earlier, known = load_plan(folder, self.suite.name), {entry.key for entry in self.entries}
-        # Other views of the pictures belong to another study.
-        if (earlier.suite.views, earlier.suite.crop) != (self.suite.views, self.suite.crop):
-            return self
-        return Plan(suite=self.suite, entries=[*self.entries, *(e for e in earlier.entries if e.key not in known)])
+        """Write the plan to the folder of records, with the entries of earlier calls: other data, encoders, shots."""
+        path, suite, entries = plan_file(folder, self.suite.name), self.suite, list(self.entries)
+        if path.exists():
+            earlier, known = load_plan(folder, suite.name), {entry.key for entry in entries}
+            # Other views of the pictures belong to another study.
+            if (earlier.suite.views, earlier.suite.crop) == (suite.views, suite.crop):
+                entries += [entry for entry in earlier.entries if entry.key not in known]
+        return write_atomically(path, Plan(suite=suite, entries=entries).model_dump_json(indent=1) + "\n")
 
 
 def load_plan(folder: Path, name: str) -> Plan:
@@ -430,19 +426,15 @@ def make_tables(study: Study) -> list[Pivot]:
         settings = [setting for setting in everything if all(getattr(setting, k) == v for k, v in fixed.items())]
         if not any(study.spots[setting].runs for setting in settings):
             continue
-        rows = [
-            Row(str(label), str(prompts))
-            for label in distinct_values(settings, "label")
-            for prompts in distinct_values([setting for setting in settings if setting.label == label], "prompts")
-        ]
-        parts = distinct_values(settings, axis)
-        spots: dict[tuple[Row, Part], list[Spot]] = {spot: [Spot()] for spot in product(rows, parts)}
-        for setting in settings:
-            spots[Row(setting.label, setting.prompts), getattr(setting, axis)] = [study.spots[setting]]
+        labels = distinct_values(settings, "label")
+        rows = dict.fromkeys(Row(setting.label, setting.prompts) for setting in settings)
+        ordered = tuple(row for label in labels for row in rows if row.label == label)
+        parts = tuple(distinct_values(settings, axis))
+        spots = {(Row(one.label, one.prompts), getattr(one, axis)): [study.spots[one]] for one in settings}
         title = [shorten_name(str(fixed["data"]))]
         title += [str(fixed[name]) for name in ("encoder", "test") if name in fixed and counts[name] > 1]
         title += [format_shots(int(fixed["shots"]))] if "shots" in fixed else []
-        pivot = Pivot(", ".join(title), fixed, axis, tuple(rows), tuple(parts), spots)
+        pivot = Pivot(", ".join(title), fixed, axis, ordered, parts, spots)
         tables.append(replace(pivot, derived=_derived(pivot, protocol.has_harmonic_mean)))
     return tables
 
@@ -459,35 +451,28 @@ def _derived(pivot: Pivot, has_harmonic_mean: bool) -> dict[Part, Derived]:
 
 
 def make_mean_tables(tables: Sequence[Pivot]) -> list[Pivot]:
-    """The means over data sets; none if there is one data set only."""
-    groups: dict[tuple[tuple[str, str | int], ...], list[Pivot]] = {}
+    """The means over data sets; none if there is one data set only. A title says in what it differs from the others."""
+    groups: dict[tuple[str | int | None, ...], list[Pivot]] = {}
     # Rows that were not drawn have another name than a separate test part, but are the test part as well.
-    for without in (("data", "test"), ("data",)):
+    for names in (("encoder", "shots"), ("encoder", "test", "shots")):
         groups = {}
         for table in tables:
-            kind = tuple((name, value) for name, value in table.fixed.items() if name not in without)
-            groups.setdefault(kind, []).append(table)
+            groups.setdefault(tuple(map(table.fixed.get, names)), []).append(table)
         if all(len({table.fixed["data"] for table in group}) == len(group) for group in groups.values()):
             break
-    return [_mean_table(group, list(groups.values())) for group in groups.values() if len(group) > 1]
-
-
-def _mean_table(tables: Sequence[Pivot], groups: Sequence[Sequence[Pivot]]) -> Pivot:
-    """The mean over data sets; its title says in what it differs from other means."""
-    fixed = {name: value for name, value in tables[0].fixed.items() if name != "data"}
-    varying = [name for name in fixed if len({other[0].fixed[name] for other in groups}) > 1]
-    details = [format_shots(int(fixed[name])) if name == "shots" else str(fixed[name]) for name in varying]
-    parts = tuple(dict.fromkeys(part for table in tables for part in table.parts))
-    rows = tuple(dict.fromkeys(row for table in tables for row in table.rows))
-    mean = replace(
-        tables[0],
-        title=", ".join([f"Mean over {len(tables)} data sets", *details]),
-        fixed=fixed,
-        rows=rows,
-        parts=tuple(sorted(parts, key=int)) if tables[0].axis == "shots" else parts,
-        spots={
-            spot: [own for table in tables for own in table.spots.get(spot, [Spot()])] for spot in product(rows, parts)
-        },
-    )
-    # As in the papers, the harmonic mean of several data sets is that of the two means.
-    return replace(mean, derived=_derived(mean, HARMONIC in tables[0].derived))
+    means = []
+    for first, *others in (group for group in groups.values() if len(group) > 1):
+        group, title = [first, *others], [f"Mean over {1 + len(others)} data sets"]
+        fixed = {name: value for name, value in first.fixed.items() if name != "data"}
+        for name, value in fixed.items():
+            if len({other[0].fixed[name] for other in groups.values()}) > 1:
+                title.append(format_shots(int(value)) if name == "shots" else str(value))
+        rows = tuple(dict.fromkeys(row for table in group for row in table.rows))
+        parts = tuple(dict.fromkeys(part for table in group for part in table.parts))
+        parts = tuple(sorted(parts, key=int)) if first.axis == "shots" else parts
+        places = product(rows, parts)
+        spots = {place: [own for table in group for own in table.spots.get(place, [Spot()])] for place in places}
+        mean = Pivot(", ".join(title), fixed, first.axis, rows, parts, spots)
+        # As in the papers, the harmonic mean of several data sets is that of the two means.
+        means.append(replace(mean, derived=_derived(mean, HARMONIC in first.derived)))
+    return means

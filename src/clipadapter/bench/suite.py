@@ -258,9 +258,13 @@ def order_tasks(
     sets: Mapping[str, Sequence[str]], rules: StreamRules, order: Order, seed: int
 ) -> list[tuple[str, str, list[str]]]:
     """The tasks of a stream: (name, data set, classes). ``sets`` has classes by data set, in the order of the user."""
-    rng = random.Random(seed)
-    tasks = []
-    for name in _in_order(list(sets), order):
+    if order.data and (unordered := [name for name in sets if name not in order.data]):
+        raise InputError(
+            f"the order '{order.name}' lacks {', '.join(unordered)}; it has: {', '.join(order.data)}. "
+            "With --order given the data sets come in the order in which you name them"
+        )
+    rng, tasks = random.Random(seed), []
+    for name in [name for name in order.data if name in sets] or sets:
         classes = list(sets[name])
         n = count_tasks(len(classes), rules.classes_per_task)
         if n > 1 and order.shuffle != "none":
@@ -271,18 +275,6 @@ def order_tasks(
     if order.shuffle == "all":
         rng.shuffle(tasks)
     return tasks
-
-
-def _in_order(names: Sequence[str], order: Order) -> list[str]:
-    if not order.data:
-        return list(names)
-    unordered = [name for name in names if name not in order.data]
-    if unordered:
-        raise InputError(
-            f"the order '{order.name}' lacks {', '.join(unordered)}; it has: {', '.join(order.data)}. "
-            "With --order given the data sets come in the order in which you name them"
-        )
-    return [name for name in order.data if name in names]
 
 
 # ---- Heads and files ----

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.run import Run
-from clipadapter.bench.statistics import Difference, difference_on_pictures
 from clipadapter.bench.study import (
     ACCURACY,
     HARMONIC,
@@ -32,7 +31,7 @@ from clipadapter.bench.study import (
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
 from clipadapter.metrics import METRICS, metrics_shown
-from clipadapter.metrics.intervals import Z_95
+from clipadapter.metrics.intervals import Z_95, Difference, difference_on_pictures
 from clipadapter.rendering.tables import BEST, NOT_AS_PUBLISHED, TRANSDUCTIVE, Grid
 from clipadapter.utils.formatting import format_count, format_list, shorten_name
 from clipadapter.utils.registry import unknown
@@ -244,9 +243,7 @@ def cost_grid(table: Pivot, minor: bool = True) -> Grid:
     of_heads = [[run for part in _costed_parts(table) for run in table.runs(row, part)] for row in table.rows]
     costed = [run for own in of_heads for run in own]
     machines = dict.fromkeys(f"{run.machine.cpus} CPUs, {run.machine.platform}" for run in costed)
-
-    def predict_milliseconds(run: Run) -> float | None:
-        return None if run.seconds is None else 1000 * run.seconds.predict / run.n_test
+    milliseconds: Value = lambda run: None if run.seconds is None else 1000 * run.seconds.predict / run.n_test  # noqa: E731
 
     def column(header: str, value: Value, format_value: Format, format_sd: Format | None = None) -> Column:
         return Column(header, [cost_cell(table, row, value) for row in table.rows], format_value, format_sd=format_sd)
@@ -254,7 +251,7 @@ def cost_grid(table: Pivot, minor: bool = True) -> Grid:
     columns = [
         column("accuracy in %", ACCURACY, format_percent),
         column("fit in s", fit_seconds, "{:.3g}".format, "{:.2g}".format),
-        column("predict in ms a picture", predict_milliseconds, "{:.3g}".format, "{:.2g}".format),
+        column("predict in ms a picture", milliseconds, "{:.3g}".format, "{:.2g}".format),
         Column("stored numbers", [_mean_size(own) for own in of_heads], "{:,.0f}".format),
         Column("peak memory in MB", [_peak_memory(own) for own in of_heads], "{:,.0f}".format),
     ]
@@ -441,19 +438,8 @@ def stream_columns(heads: Sequence[Spot], metrics: Sequence[str] = tuple(CONTINU
     ]
 
 
-def stream_grid(
-    heads: Sequence[Spot], title: str = "", costs: Sequence[Column] = (), notes: Sequence[str] = ()
-) -> Grid:
+def stream_grid(heads: Sequence[Spot], title: str, with_costs: bool) -> Grid:
     """The metrics of each head. The best are among the heads that learn task by task: joint heads keep all shots."""
-    learns = [head.learns for head in heads]
-    takes_part = [own == "task by task" for own in learns]
-    columns = [*stream_columns(heads), *costs]
-    names = [format_head(Row(head.label), head.runs) for head in heads]
-    return make_grid(title, names, columns, takes_part=takes_part, texts=[("learns", learns)], notes=notes)
-
-
-def measured_stream_grid(heads: Sequence[Spot], title: str) -> Grid:
-    """`stream_grid` with what it costs and with notes, for a report."""
     fits, stored = [], []
     for head in heads:
         seconds = head.by_step(lambda result: [step.seconds for step in result.steps])
@@ -461,9 +447,21 @@ def measured_stream_grid(heads: Sequence[Spot], title: str) -> Grid:
         fits.append(Cell((sum(cell.mean for cell in seconds),) if seconds else ()))
         stored.append(Cell(remark=f"{sizes[0]:,.0f} → {sizes[-1]:,.0f}" if sizes else "-"))
     costs = [Column("all fits in s", fits, "{:.3g}".format), Column("stored numbers, first → last task", stored, str)]
+    learns, names = [head.learns for head in heads], [format_head(Row(head.label), head.runs) for head in heads]
     definitions = " ".join([f"In %. Bold: {BEST_NOTE}", *METRIC_DEFINITIONS])
-    notes = [definitions, JOINT, *fidelity_notes(run for head in heads for run in head.runs), *stream_failures(heads)]
-    return stream_grid(heads, f"Transfer, Average, Last: {title}", costs, notes)
+    return make_grid(
+        f"Transfer, Average, Last: {title}",
+        names,
+        [*stream_columns(heads), *(costs if with_costs else ())],
+        takes_part=[own == "task by task" for own in learns],
+        texts=[("learns", learns)],
+        notes=[
+            definitions,
+            JOINT,
+            *fidelity_notes(run for head in heads for run in head.runs),
+            *stream_failures(heads),
+        ],
+    )
 
 
 def stream_text(streams: Mapping[str, Sequence[Spot]]) -> str:
@@ -471,7 +469,7 @@ def stream_text(streams: Mapping[str, Sequence[Spot]]) -> str:
     runs = [run for own in streams.values() for head in own for run in head.runs]
     notes = [f"In %; {BEST}: {BEST_NOTE}", seeds_note(runs), *METRIC_DEFINITIONS, JOINT, *fidelity_notes(runs)]
     notes += [text for own in streams.values() for text in stream_failures(own)]
-    tables = [f"{title}\n{stream_grid(own).to_text()}" for title, own in streams.items()]
+    tables = [f"{title}\n{stream_grid(own, title, with_costs=False).to_text()}" for title, own in streams.items()]
     return "\n\n".join([*tables, "\n".join(notes)])
 
 

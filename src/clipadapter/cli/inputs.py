@@ -61,8 +61,7 @@ def is_feature_table(path: Path) -> bool:
             return (path / SHARDS_FILE).is_file()
         if path.suffix.lower() != ".parquet" or not path.is_file():
             return False
-        parquet = require("pyarrow.parquet", "parquet", "Reading Parquet")
-        schema = parquet.read_schema(path)
+        schema = require("pyarrow.parquet", "parquet", "Reading Parquet").read_schema(path)
         position = schema.get_field_index("feature")
         return position >= 0 and is_number_list(schema.types[position])
     except (OSError, ValueError):

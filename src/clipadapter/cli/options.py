@@ -155,17 +155,16 @@ def _parse_views(text: Any) -> int | str:
         raise click.BadParameter(f"{text!r} is neither a number of 1 or more nor per-epoch") from None
 
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
-File = Annotated[Path, FILE]
+File = Annotated[Path, click.Path(dir_okay=False, path_type=Path)]
 Count = Annotated[int, COUNT]
+CountFromZero = Annotated[int, click.IntRange(0)]
 CountOrAll = Annotated[int, Parsed(lambda text: sys.maxsize if text == "all" else COUNT.convert(text, None, None))]
 """For "all" a number that no list exceeds."""
 FolderOrUri = Annotated[Path | str, Parsed(lambda text: text if "://" in text else Path(text))]
 """A folder, or a URI such as ``s3://bucket/folder``, which a path would change."""
-ENCODER_URI = Parsed(_parse_encoder)
-EncoderUri = Annotated[str, ENCODER_URI]
+EncoderUri = Annotated[str, Parsed(_parse_encoder)]
+BackendName = Annotated[str, late_choice(lambda: ["auto", *list_backends()])]
 Counts = Annotated[list[int], Parsed(parse_counts)]
 Fraction = Annotated[float, Parsed(_parse_fraction)]
 HeadName = Annotated[str, Parsed(_parse_head)]
@@ -173,7 +172,7 @@ HeadNames = Annotated[list[str], Parsed(_parse_heads)]
 
 # ---- Single options ----
 
-seed_option = option("--seed", "Seed of all random choices.", type=int, default=0)
+seed_option = option("--seed", "Seed of all random choices.", default=0)
 seeds_option = option("--seeds N", "How many times shots are drawn, with the seeds 1 to N.", type=COUNT, default=3)
 folds_option = option(
     "--folds N", "Folds of the cross-validation, if there is no test folder.", type=click.IntRange(2), default=5
@@ -197,13 +196,11 @@ device_option = option(
 class_names_option = option(
     "--class-names",
     'JSON file with readable class names: {"folder": "name", ...}.',
-    type=FILE,
     heading="Class names and text",
 )
 crop_option = option(
     "--crop",
     "Area of the random crops: tip (default) for 0.5 to 1 of the picture, coop for 0.08 to 1.",
-    type=click.Choice(["tip", "coop"]),
     heading="Views",
 )
 
@@ -235,12 +232,7 @@ class BackendOptions:
     HEADING: ClassVar[str] = "Encoder"
     uris: tuple[str, ...] = ()
     device: str = device_option
-    backend: str = option(
-        "--backend",
-        "Runtime of the image tower. auto: the fastest here.",
-        type=late_choice(lambda: ["auto", *list_backends()]),
-        default="auto",
-    )
+    backend: BackendName = option("--backend", "Runtime of the image tower. auto: the fastest here.", default="auto")
     precision: str = option(
         "--precision",
         "Precision of the image tower. auto: the fastest that is close enough to fp32 on your pictures.",
@@ -369,7 +361,7 @@ class PromptOptions:
     descriptions: File | None = option(
         "--descriptions", 'JSON file with sentences in place of the templates: {"class": ["...", ...], ...}.'
     )
-    class_names: Path | None = class_names_option
+    class_names: File | None = class_names_option
 
     def classifier_parameters(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Return the parameters of `FewShotClassifier` about prompts, checked."""
@@ -394,7 +386,7 @@ class ViewOptions:
         type=Parsed(_parse_views),
         default=1,
     )
-    crop: str | None = crop_option
+    crop: Literal["tip", "coop"] | None = crop_option
 
     def spec(self, seed: int) -> features.ViewSpec | features.PerEpochViews:
         """Return a fixed number of views, or one view per epoch."""

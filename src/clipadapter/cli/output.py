@@ -55,24 +55,18 @@ class Failure(click.ClickException):
 class Fact:
     """One fact of a result."""
 
-    key: str
-    """In JSON; "" for a fact that is for people only."""
-    value: Any = None
-    """In JSON."""
-    text: object = None
-    """For people; None for a fact that is in JSON only."""
-    name: str = ""
-    """For people; by default the key."""
+    key: str  # in JSON; "" for a fact that is for people only
+    value: Any = None  # in JSON
+    text: object = None  # for people; None for a fact that is in JSON only
+    name: str = ""  # for people; by default the key
 
 
 @dataclass(frozen=True)
 class Output:
     """Where a command writes."""
 
-    as_json: bool = False
-    """Only JSON to stdout."""
-    quiet: bool = False
-    """Only errors to stderr."""
+    as_json: bool = False  # only JSON to stdout
+    quiet: bool = False  # only errors to stderr
 
     @property
     def progress(self) -> bool:

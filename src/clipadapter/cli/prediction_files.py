@@ -78,7 +78,16 @@ def check_prediction_file(path: Path) -> dict[str, Any] | None:
     parts = folder_without_links(path.parent, path.name + PARTS_SUFFIX)
     if parts.exists() and not parts.is_dir():
         raise InputError(f"{parts}, the folder for parts of {path.name}, is no folder: give another name")
-    run = _read_run(parts)
+    stated = parts / RUN_FILE
+    run: dict[str, Any] | None = None
+    try:
+        run = {**json.loads(stated.read_text(encoding="utf-8"))[RUN_KEY]}
+    except FileNotFoundError:  # no file says which run the parts are of
+        pass
+    except OSError as error:
+        raise InputError(f"{stated} can't be read ({error.strerror}): remove {parts}, or give another name") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(f"{stated} was not written by this program: move it away, or give another name") from error
     lock = parts / LOCK_FILE
     if lock.exists() and (not lock.is_file() or lock.stat().st_size):
         raise InputError(f"{lock} was not written by this program: move it away, or give another name")
@@ -194,20 +203,6 @@ def _replace(source: Path, target: Path) -> None:
         os.fsync(file.fileno())
     source.replace(target)
     sync_folder(target.parent)
-
-
-def _read_run(folder: Path) -> dict[str, Any] | None:
-    """The run that the parts in a folder are of; None if no file says it."""
-    path = folder / RUN_FILE
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))[RUN_KEY]
-        return {**run}
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InputError(f"{path} can't be read ({error.strerror}): remove {folder}, or give another name") from error
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} was not written by this program: move it away, or give another name") from error
 
 
 def _digest_content(path: Path) -> str:

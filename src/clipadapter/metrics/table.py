@@ -122,16 +122,20 @@ def micro_f1(predictions: Any) -> float:
     return float(2 * predictions.true_positives.sum() / np.maximum(count, 1))
 
 
+def _multilabel(title: str, function: Callable[[Any], float | None], *shown: Place, hub_type: str = "") -> MetricInfo:
+    tasks: frozenset[Task] = frozenset({"multilabel"})
+    return MetricInfo(title, function, shown=frozenset(shown), tasks=tasks, hub_type=hub_type or None)
+
+
 METRICS: Mapping[str, MetricInfo] = {
     "accuracy": MetricInfo("accuracy", accuracy, interval="wilson"),
     "balanced_accuracy": MetricInfo(
         "balanced accuracy", balanced_accuracy, interval="centred bootstrap", optional=True
     ),
-    "mean_average_precision": MetricInfo(
+    "mean_average_precision": _multilabel(
         "mean average precision",
         lambda predictions: predictions.mean_average_precision,
-        shown=frozenset({"metrics.json", "terminal", "card"}),
-        tasks=frozenset({"multilabel"}),
+        *("metrics.json", "terminal", "card"),
     ),
     "macro_f1": MetricInfo(
         "macro F1",
@@ -140,25 +144,9 @@ METRICS: Mapping[str, MetricInfo] = {
         interval="centred bootstrap",
         hub_type="f1",
     ),
-    "micro_f1": MetricInfo(
-        "micro F1",
-        micro_f1,
-        shown=frozenset({"metrics.json", "terminal", "card"}),
-        tasks=frozenset({"multilabel"}),
-        hub_type="f1",
-    ),
-    "sample_f1": MetricInfo(
-        "sample F1",
-        lambda predictions: float(predictions.f1_by_picture.mean()),
-        shown=frozenset({"metrics.json"}),
-        tasks=frozenset({"multilabel"}),
-    ),
-    "exact": MetricInfo(
-        "exact match",
-        lambda predictions: float(predictions.correct.mean()),
-        shown=frozenset({"metrics.json"}),
-        tasks=frozenset({"multilabel"}),
-    ),
+    "micro_f1": _multilabel("micro F1", micro_f1, "metrics.json", "terminal", "card", hub_type="f1"),
+    "sample_f1": _multilabel("sample F1", lambda predictions: float(predictions.f1_by_picture.mean()), "metrics.json"),
+    "exact": _multilabel("exact match", lambda predictions: float(predictions.correct.mean()), "metrics.json"),
     "log_loss": MetricInfo(
         "log-loss",
         lambda predictions: predictions.mean(predictions.losses),

@@ -329,19 +329,12 @@ def render_plot(figure: Figure, kind: str) -> bytes:
     """A figure as the bytes of a PNG, PDF or SVG file."""
     from matplotlib import rc_context
 
-    without_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with rc_context(SETTINGS):
-        data = _render(figure, format=kind, metadata=without_date.get(kind))
-    return _embed_font(data) if kind == "svg" else data
-
-
-def _render(figure: Figure, **options: Any) -> bytes:
-    data = BytesIO()
-    with warnings.catch_warnings():
+    data, without_date = BytesIO(), {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    with rc_context(SETTINGS), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes, and is no reason to fail.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(data, facecolor="white", **options)
-    return data.getvalue()
+        figure.savefig(data, format=kind, metadata=without_date, facecolor="white")
+    return _embed_font(data.getvalue()) if kind == "svg" else data.getvalue()
 
 
 def _embed_font(svg: bytes) -> bytes:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clipadapter import __version__
 from clipadapter.bench.evaluation import ModelEvaluation, evaluate_model
 from clipadapter.bench.plots import WITHOUT_SHOTS
+from clipadapter.bench.projection import MAX_POINTS, METHOD_TITLES, Method, project
 from clipadapter.bench.study import pivot_runs
 from clipadapter.bench.tables import plain_name
 from clipadapter.classifier import FewShotClassifier
@@ -30,7 +31,6 @@ from clipadapter.metrics import MetricsWithIntervals, bootstrap_metrics, metrics
 from clipadapter.metrics.detection import aurc, auroc, fpr_at, risk_coverage
 from clipadapter.rendering.html import create_environment, read_asset
 from clipadapter.rendering.method_colours import method_style
-from clipadapter.rendering.projection import MAX_POINTS, METHOD_TITLES, Method, project
 from clipadapter.uncertainty import Answers, DecisionOptions
 from clipadapter.utils.files import write_atomically
 from clipadapter.utils.formatting import shorten_name
@@ -68,8 +68,39 @@ class Report:
         }
 
     def to_html(self) -> str:
-        """The report as an HTML page that loads no other file."""
-        return _render(self)
+        """The report as an HTML page that loads no other file. All text from users is escaped."""
+        environment = create_environment(PACKAGE)
+        environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":"), "sort_keys": False}
+        environment.filters.update(
+            percent=lambda share, digits=1: f"{100 * share:.{digits}f}",
+            points=lambda difference: f"{100 * difference.value:+.1f}".replace("-", "−"),  # with its sign
+            interval=_format_interval,
+            number="{:,}".format,
+        )
+        data, diagnosis, evaluation = page_data(self), self.doctor.diagnosis, self.evaluation
+        # Of each class, which one it is most often predicted as, and how often; None if all are right.
+        confusion = evaluation.model.evaluation.confusion.copy()
+        np.fill_diagonal(confusion, 0)
+        options = {"per_kind": MAX_FINDINGS_PER_KIND, "side": FINDING_SIDE, "level": 3}
+        return environment.get_template("report.html").render(
+            report=self,
+            evaluation=evaluation,
+            metrics=metrics_shown("report", "single-label"),
+            model_metrics=self.metrics_by_model[THIS_MODEL].metrics,
+            uncertainty=self.uncertainty,
+            data=data,
+            worst=evaluation.model.mistakes[:MAX_WORST_MISTAKES],
+            predicted=evaluation.model.evaluation.predictions.predicted,
+            most_confused=[(int(row.argmax()), int(row.max())) if row.any() else None for row in confusion],
+            kinds=KINDS,
+            findings="" if diagnosis is None else render_findings(diagnosis, **options),
+            findings_css=read_asset("clipadapter.doctor", "findings.css"),
+            colours={name: _colour(name, self) for name in self.metrics_by_model},
+            css=read_asset(PACKAGE, "report.css"),
+            js=read_asset(PACKAGE, "report.js"),
+            version=__version__,
+            left_out=_insert_thumbnails(data, _pictures_by_importance(self)),
+        )
 
     def write(self, path: str | Path) -> Path:
         """Write the page, completely or not at all; its folder is created."""
@@ -323,39 +354,6 @@ MAX_SET_CLASSES = 20
 RELIABILITY_BINS = 10
 
 
-def _render(report: Report) -> str:
-    """The page; all text from users is escaped."""
-    environment = create_environment(PACKAGE)
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":"), "sort_keys": False}
-    environment.filters.update(
-        percent=lambda share, digits=1: f"{100 * share:.{digits}f}",
-        points=lambda difference: f"{100 * difference.value:+.1f}".replace("-", "−"),  # with its sign
-        interval=_format_interval,
-        number="{:,}".format,
-    )
-    data, diagnosis = page_data(report), report.doctor.diagnosis
-    options = {"per_kind": MAX_FINDINGS_PER_KIND, "side": FINDING_SIDE, "level": 3}
-    return environment.get_template("report.html").render(
-        report=report,
-        evaluation=report.evaluation,
-        metrics=metrics_shown("report", "single-label"),
-        model_metrics=report.metrics_by_model[THIS_MODEL].metrics,
-        uncertainty=report.uncertainty,
-        data=data,
-        worst=report.evaluation.model.mistakes[:MAX_WORST_MISTAKES],
-        predicted=report.evaluation.model.evaluation.predictions.predicted,
-        most_confused=_most_confused_classes(report),
-        kinds=KINDS,
-        findings="" if diagnosis is None else render_findings(diagnosis, **options),
-        findings_css=read_asset("clipadapter.doctor", "findings.css"),
-        colours={name: _colour(name, report) for name in report.metrics_by_model},
-        css=read_asset(PACKAGE, "report.css"),
-        js=read_asset(PACKAGE, "report.js"),
-        version=__version__,
-        left_out=_insert_thumbnails(data, _pictures_by_importance(report)),
-    )
-
-
 def _pictures_by_importance(report: Report) -> list[tuple[PictureKey, Path]]:
     """Key and path of the pictures to show. Those that the page needs most come first."""
     pictures = report.pictures
@@ -381,13 +379,6 @@ def _insert_thumbnails(data: dict[str, Any], pictures: Sequence[tuple[PictureKey
     for position, (part, i) in enumerate(shown):
         data[part]["thumb"][i] = position
     return {part: data[part]["thumb"].count(-1) for part in ("test", "shots")}
-
-
-def _most_confused_classes(report: Report) -> list[tuple[int, int] | None]:
-    """For each class, the class that it is most often predicted as, and how often; None if all are right."""
-    confusion = report.evaluation.model.evaluation.confusion.copy()
-    np.fill_diagonal(confusion, 0)
-    return [(int(row.argmax()), int(row.max())) if row.any() else None for row in confusion]
 
 
 def page_data(report: Report) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class Protocol:
     """Whether ``features:FOLDER`` can be a data set: the protocol needs no other class text and no other classes."""
     accepts_all_shots: ClassVar[bool] = False
     """Whether ``shots = "all"`` is possible: a test part remains if every picture is a shot."""
+    tests_all_pictures: ClassVar[bool] = False
+    """Whether each picture is a test picture, so that a separate test part is not used."""
     options: Mapping[str, int] = {}
     """Options that ``[options]`` of a suite may set, with their defaults."""
 
@@ -83,14 +85,11 @@ class Protocol:
 
     # ---- What it costs, from the sizes of the data sets that a bundle is built from ----
 
-    def used_sizes(self, sizes: Sequence[DataSetSize]) -> Sequence[DataSetSize]:
-        """The sizes of what the protocol uses of the data sets, with the number of test parts of a draw."""
-        return sizes
-
     def fits_of_draw(self, suite: Suite, sizes: Sequence[DataSetSize], variant: Variant, head: Head) -> list[float]:
         """For each fit of a head to one draw, to which part of the shots it is fitted."""
-        # A transductive head is fitted again for each test part.
-        return [1.0] * (sizes[0].test_parts if head.transductive else 1)
+        # A transductive head is fitted again for each test part: of all data sets, or of base and new classes.
+        n_parts = len(sizes) if self.combines_data_sets else 2 if self.has_harmonic_mean else sizes[0].test_parts
+        return [1.0] * (n_parts if head.transductive else 1)
 
     # ---- From data sets to shots ----
 

@@ -8,14 +8,12 @@ folds are made. One draw of shots gives one record, whose seconds are those of o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
 
+from clipadapter.bench import fits
 from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.fits import Draw, attempt, count_stored_numbers, finish_run, plan_run
-from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds, draw_folds, score_folds
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.run import Run, RunData, pack_correct
@@ -43,7 +41,8 @@ class CrossValidation(Protocol):
     report_columns = "shots"
     accepts_features = True
     accepts_all_shots = True
-    options = {"folds": DEFAULT_FOLDS}
+    tests_all_pictures = True
+    options = {"folds": fits.DEFAULT_FOLDS}
 
     def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
         """Each class needs two pictures, and a single fold leaves no shots."""
@@ -51,11 +50,7 @@ class CrossValidation(Protocol):
         if self.options["folds"] < 2:
             raise InputError(f"folds must be 2 or more, but are {self.options['folds']}")
         for source in with_pictures(sources):
-            count_folds(source.train.labels, self.options["folds"])
-
-    def used_sizes(self, sizes: Sequence[DataSetSize]) -> Sequence[DataSetSize]:
-        """A separate test part is not used."""
-        return [replace(size, test=size.train, divided=False, test_parts=1) for size in sizes]
+            fits.count_folds(source.train.labels, self.options["folds"])
 
     def fits_of_draw(self, suite: Suite, sizes: Sequence[DataSetSize], variant: Variant, head: Head) -> list[float]:
         """A fit for each fold."""
@@ -72,32 +67,32 @@ class CrossValidation(Protocol):
         support = extract_training_views(suite, model, train, train.class_names, [range(len(train.samples))])
         return Bundle(support, model.encode_classes(train.class_names))
 
-    def draws(self, bundle: Bundle, shots: Sequence[int], seeds: Sequence[int]) -> list[Draw]:
+    def draws(self, bundle: Bundle, shots: Sequence[int], seeds: Sequence[int]) -> list[fits.Draw]:
         """The shots of all folds one after the other; a picture is a shot of several folds."""
         labels, folds = bundle.support.y, self.options["folds"]
-        tests = [f"{count_folds(labels, folds)} folds"]
+        tests = [f"{fits.count_folds(labels, folds)} folds"]
         return [
-            Draw(n, seed, [row for drawn, _ in draw_folds(labels, folds, seed, n) for row in drawn], tests)
+            fits.Draw(n, seed, [row for drawn, _ in fits.draw_folds(labels, folds, seed, n) for row in drawn], tests)
             for n, seed in product(shots, seeds)
         ]
 
-    def plan(self, bundle: Bundle, label: str, head: Head, draw: Draw) -> list[Run]:
+    def plan(self, bundle: Bundle, label: str, head: Head, draw: fits.Draw) -> list[Run]:
         """All folds are one record."""
         (test,), n_test = draw.tests, len(bundle.support)
         digest = bundle.hash_data(range(n_test), ())
         data = RunData(support=bundle.support_name, test=test, protocol="folds", digest=digest)
-        return [plan_run(bundle, label, head, draw, data, n_test)]
+        return [fits.plan_run(bundle, label, head, draw, data, n_test)]
 
     def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         """The head is fitted once for each fold."""
         (run,) = runs
 
         def make() -> list[Run]:
-            splits = draw_folds(bundle.support.y, self.options["folds"], run.seed, run.shots)
+            splits = fits.draw_folds(bundle.support.y, self.options["folds"], run.seed, run.shots)
             rows = [row for _, fold in splits for row in fold]
-            pooled, seconds, fitted = score_folds(head, bundle, splits)
-            largest = max(fitted, key=count_stored_numbers)
+            pooled, seconds, fitted = fits.score_folds(head, bundle, splits)
+            largest = max(fitted, key=fits.count_stored_numbers)
             correct = pack_correct(pooled.evaluation.predictions.correct[np.argsort(rows)])
-            return [finish_run(run, largest, seconds, pooled, correct=correct, learned={})]
+            return [fits.finish_run(run, largest, seconds, pooled, correct=correct, learned={})]
 
-        return attempt(runs, make)
+        return fits.attempt(runs, make)

@@ -11,7 +11,6 @@ from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.sources import (
     AnySource,
-    DataSetSize,
     Prompted,
     Source,
     build_drawn_bundle,
@@ -34,10 +33,6 @@ class BaseToNew(Protocol):
         super().check_sources(suite, sources)
         for source in with_pictures(sources):
             require_test_part(suite, source)
-
-    def used_sizes(self, sizes: Sequence[DataSetSize]) -> Sequence[DataSetSize]:
-        """Of each data set the two halves of the classes."""
-        return [replace(size, test_parts=2) for size in sizes]
 
     def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> Bundle:
         """The features of one data set."""
@@ -70,10 +65,6 @@ class CrossDataset(Protocol):
                 "only one: give --data once more"
             )
         require_test_part(suite, with_pictures(sources)[0])
-
-    def used_sizes(self, sizes: Sequence[DataSetSize]) -> Sequence[DataSetSize]:
-        """Each data set is a test part."""
-        return [replace(size, test_parts=len(sizes)) for size in sizes]
 
     def build(self, suite: Suite, sources: Sequence[Source], prompted: Prompted) -> Bundle:
         """The shots of the first data set, and the test parts of all."""

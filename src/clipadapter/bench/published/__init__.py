@@ -2,7 +2,7 @@
 
 They are in the CSV files here. ``accuracies.csv`` is laid out as the papers' tables: a column for each number of shots.
 ``open_clip.csv`` has zero-shot accuracies of open_clip's models, ``streams.csv`` results on streams of tasks, and
-``sources.csv`` where all come from.
+``sources.csv`` where all come from; a secondary source copies the results of the original paper.
 
 A published accuracy is no target: most were tuned with labels beyond the shots, which ``protocol`` says, and from other
 draws of shots.
@@ -17,7 +17,6 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
-from clipadapter.bench.document import Section
 from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.run import Run, TaskStream
 from clipadapter.bench.study import HARMONIC, Cell, Pivot, Row, Spot, Study, format_shots, make_mean_tables, make_tables
@@ -36,7 +35,6 @@ OPEN_CLIP_SOURCE = "S19"
 OPEN_CLIP_PROTOCOL = (
     "open_clip's own prompts and test parts; whether the mean is over classes or pictures is not stated"
 )
-TITLE = "Measured and published"
 HEADER = (
     *("head", "data set", "backbone", "shots", "measured", "published", "measured - published", "source"),
     *("published variant", "protocol of the source", "checked"),
@@ -79,15 +77,17 @@ class PublishedAccuracy(NamedTuple):
     verified: bool  # not so if backbone, shots or source are inferred, or sources contradict each other
 
 
-def _rows(name: str) -> Iterator[dict[str, str]]:
-    yield from csv.DictReader((files(__name__) / name).read_text(encoding="utf-8").splitlines())
+@cache
+def read_rows(name: str) -> tuple[Mapping[str, str], ...]:
+    """The rows of a file. Results in ``streams.csv`` are in %, see `metrics.continual`; ``data`` is in their order."""
+    return tuple(csv.DictReader((files(__name__) / name).read_text(encoding="utf-8").splitlines()))
 
 
 @cache
 def find_published() -> tuple[PublishedAccuracy, ...]:
     """All published accuracies, source by source."""
     results = []
-    for row in _rows("accuracies.csv"):
+    for row in read_rows("accuracies.csv"):
         facts = {name: row[name] for name in ("method", "variant", "dataset", "backbone", "source", "protocol")}
         verified = row["verified"] == "yes"
         for shots in (name for name in row if name.isdecimal() and row[name]):
@@ -95,24 +95,11 @@ def find_published() -> tuple[PublishedAccuracy, ...]:
             value, half = float(accuracy), float(margin or 0)
             one = PublishedAccuracy(shots=int(shots), accuracy=value, margin=half, verified=verified, **facts)
             results.append(one)
-    for row in _rows("open_clip.csv"):
-        backbone, source = f"open_clip:{row.pop('model')}", (OPEN_CLIP_SOURCE, OPEN_CLIP_PROTOCOL, True)
-        results += [
-            PublishedAccuracy("zero-shot", "", data, backbone, 0, float(a), 0.0, *source) for data, a in row.items()
-        ]
+    for row in read_rows("open_clip.csv"):
+        backbone, source = f"open_clip:{row['model']}", (OPEN_CLIP_SOURCE, OPEN_CLIP_PROTOCOL, True)
+        accuracies = {data: float(accuracy) for data, accuracy in row.items() if data != "model"}
+        results += [PublishedAccuracy("zero-shot", "", d, backbone, 0, a, 0.0, *source) for d, a in accuracies.items()]
     return tuple(results)
-
-
-@cache
-def find_published_streams() -> tuple[Mapping[str, str], ...]:
-    """The rows of ``streams.csv``: results of one method, in %, see `metrics.continual`; ``data`` is in their order."""
-    return tuple(_rows("streams.csv"))
-
-
-@cache
-def published_sources() -> dict[str, Mapping[str, str]]:
-    """The rows of ``sources.csv`` by their tags; a secondary source copies the results of the original paper."""
-    return {row["tag"]: row for row in _rows("sources.csv")}
 
 
 # ---- Beside measured accuracies ----
@@ -128,8 +115,8 @@ class Measured(NamedTuple):
     runs: Sequence[Run]
 
 
-def make_published_section(study: Study) -> Section:
-    """The section on the published results of what a study has measured."""
+def compare_with_published(study: Study) -> Grid | str:
+    """A table of the published results of what a study has measured; a sentence if there are none."""
     measured = list(_measured(study))
     order = list(dict.fromkeys(ours.dataset for ours in measured))
     heads = list(dict.fromkeys(ours.head for ours in measured))
@@ -143,20 +130,20 @@ def make_published_section(study: Study) -> Section:
     pairs += _zero_shot_not_measured(measured)
     rows = list(dict.fromkeys(_cells(ours, theirs) for ours, theirs in pairs))
     if not rows:
-        return Section(TITLE, (), (NO_PUBLISHED_FIGURE,))
+        return NO_PUBLISHED_FIGURE
     notes = (
         "Accuracy in %. Published results are from other draws of shots, and mostly from other protocols: many were "
         "tuned with labels beyond the shots. So the difference is in points, without an interval, and no target.",
         "Unverified: backbone, shots or source are inferred, or sources contradict each other.",
         *_source_notes(theirs.source for _, theirs in pairs),
     )
-    title = "Accuracy beside published results"
-    return Section(TITLE, (Grid(title, HEADER, tuple(rows), notes=notes, text_columns=TEXT_COLUMNS),))
+    return Grid("Accuracy beside published results", HEADER, tuple(rows), notes=notes, text_columns=TEXT_COLUMNS)
 
 
 def _source_notes(tags: Iterable[str]) -> list[str]:
-    sources = [published_sources()[tag] for tag in sorted(set(tags), key=lambda tag: (len(tag), tag))]
-    return [f"{source['tag']}: {source['title']}, {source['where']}." for source in sources]
+    sources = {row["tag"]: row for row in read_rows("sources.csv")}
+    ordered = sorted(set(tags), key=lambda tag: (len(tag), tag))
+    return [f"{tag}: {sources[tag]['title']}, {sources[tag]['where']}." for tag in ordered]
 
 
 def _measured(study: Study) -> Iterator[Measured]:
@@ -260,9 +247,8 @@ def _cells(ours: Measured, theirs: PublishedAccuracy) -> tuple[str, ...]:
 def find_published_grid(title: str, shots: int, heads: Sequence[Spot]) -> Grid | str:
     """A table of measured metrics of a stream, and published ones below them; a sentence if there are no such ones."""
     runs = [run for head in heads for run in head.runs]
-    streams = [
-        row for row in find_published_streams() if all(_is_same(run.stream, run.encoder.name, row) for run in runs)
-    ]
+    published = read_rows("streams.csv")
+    streams = [row for row in published if all(_is_same(run.stream, run.encoder.name, row) for run in runs)]
     if not streams:
         return NO_PUBLISHED_STREAM
     measured = zip(*(column.texts() for column in stream_columns(heads, STREAM_METRICS)), strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from tqdm import tqdm
@@ -14,7 +14,7 @@ from clipadapter.bench.suite_files import check_study, list_planned_suites, list
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, command_group, flag, option, options_of
 from clipadapter.cli.inputs import check_output_folder, list_pictures
-from clipadapter.cli.options import COUNT, ENCODER_URI, FILE, FOLDER
+from clipadapter.cli.options import Count, CountFromZero, EncoderUri, File
 from clipadapter.cli.output import Fact, Output, facts, note_kept, table
 from clipadapter.errors import DataError, InputError
 from clipadapter.utils.files import printable, quote_path
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # ---- Run a suite ----
 
-folder_option = option("--out", "Folder of the records.", type=FOLDER, default="clipadapter-bench")
+folder_option = option("--out", "Folder of the records.", default="clipadapter-bench")
 
 
 def parse_shots(text: str) -> list[int]:
@@ -57,35 +57,27 @@ def run(
     data: tuple[str, ...] = option(
         "-d, --data NAME|PATH",
         "Data set, or features:FOLDER with feature shards or a bundle. May be repeated.",
-        multiple=True,
     ),
-    encoder: tuple[str, ...] = option(
-        "-e, --encoder URI", "Encoder. May be repeated.", type=ENCODER_URI, multiple=True
-    ),
+    encoder: tuple[EncoderUri, ...] = option("-e, --encoder URI", "Encoder. May be repeated."),
     heads: str | None = option("--heads NAME,...", "Only these heads of the suite."),
     shots: list[int] | None = option(
         "--shots N,...",
         "Numbers of shots in place of the suite's; for streams also all.",
         type=options.Parsed(parse_shots),
     ),
-    seeds: int | None = option("--seeds N", "Seeds 1 to N in place of the suite's.", type=COUNT),
-    order: str | None = option(
-        "--order NAME",
-        "Order of the tasks of a stream: given, classes (classes drawn) or seed (all drawn).",
-        type=click.Choice(["given", "classes", "seed"]),
+    seeds: Count | None = option("--seeds N", "Seeds 1 to N in place of the suite's."),
+    order: Literal["given", "classes", "seed"] | None = option(
+        "--order NAME", "Order of the tasks of a stream: given, classes (classes drawn) or seed (all drawn)."
     ),
-    per_task: int | None = option(
-        "--per-task N", "Approximate number of classes per task of a stream.", type=click.IntRange(0)
-    ),
+    per_task: CountFromZero | None = option("--per-task N", "Approximate number of classes per task of a stream."),
     folder: Path = folder_option,
-    root: Path | None = option("--root", "Folder of the named data sets, see 'clipadapter data list'.", type=FOLDER),
-    descriptions: Path | None = option(
-        "--descriptions", "JSON file with sentences by class, for suites that compare them.", type=FILE
+    root: Path | None = option("--root", "Folder of the named data sets, see 'clipadapter data list'."),
+    descriptions: File | None = option(
+        "--descriptions", "JSON file with sentences by class, for suites that compare them."
     ),
-    workers: int | None = option(
+    workers: Count | None = option(
         "--workers N",
         "Parallel fits; by default as many as memory and cores allow, with --device cuda one for each GPU.",
-        type=COUNT,
     ),
     device: str = options.device_option,
     plot_formats: tuple[str, ...] = options.plot_format_option,
@@ -282,7 +274,7 @@ def _count_heads(suite: Mapping[str, Any]) -> str:
 
 
 @cli_command("")
-def status(out: Output, suite: str | None = argument(required=False), folder: Path = folder_option) -> None:
+def status(out: Output, suite: str | None = argument(), folder: Path = folder_option) -> None:
     """Show the progress of the suites in a folder."""
     names = [suite] if suite else list_planned_suites(folder)
     for name in names:
@@ -328,8 +320,8 @@ def report(
 @cli_command("")
 def compare(
     out: Output,
-    first: Path = argument(type=FOLDER),
-    second: Path = argument(type=FOLDER),
+    first: Path = argument(),
+    second: Path = argument(),
     suite: str = option("--suite", "Suite that both folders have.", required=True),
 ) -> None:
     """Compare two folders of records, cell by cell, with confidence intervals over the same draws."""
@@ -345,12 +337,12 @@ def compare(
 @cli_command("clipadapter bench speed pictures/ --encoder lite")
 def speed(
     out: Output,
-    pictures: Path | None = argument(type=FOLDER, required=False),
+    pictures: Path | None = argument(),
     encoder: options.EncoderOptions = options_of(
         options.EncoderOptions, only=("uris", "device", "batch_size", "max_pixels")
     ),
-    rounds: int = option("--rounds N", "Number of measurements of each.", type=COUNT, default=5),
-    count: int = option("--count N", "Number of pictures.", type=COUNT, default=64),
+    rounds: Count = option("--rounds N", "Number of measurements of each.", default=5),
+    count: Count = option("--count N", "Number of pictures.", default=64),
 ) -> None:
     """Time all backends and precisions on this machine.
 
@@ -358,9 +350,16 @@ def speed(
     fraction of the limit, and the similarity of the features to those in fp32; and the time to read a picture. Without
     PICTURES, random ones are used: then the speed is right, but the similarity is only a hint.
     """
+    import numpy as np
+
     from clipadapter.bench.speed import measure_speed
 
-    sources = _speed_sources(pictures, count)
+    if pictures is None:
+        small = np.random.default_rng(0).integers(0, 256, (count, 12, 16, 3), dtype=np.uint8)
+        sources: Sequence[Path | NDArray[Any]] = [each.repeat(32, axis=0).repeat(32, axis=1) for each in small]
+    else:  # spread evenly over the folder
+        paths = list_pictures(pictures)
+        sources = [paths[i * len(paths) // count] for i in range(count)] if len(paths) > count else paths
     if len(encoder.uris) > 1:
         raise InputError(f"bench speed times one encoder, but {len(encoder.uris)} are named: {', '.join(encoder.uris)}")
     (opened,) = encoder.open(out)
@@ -369,18 +368,6 @@ def speed(
             opened, sources, batch_size=encoder.batch_size, rounds=rounds, on_step=bar.set_description_str
         )
     out.result({"encoder": opened.info.name, **asdict(result)}, _speed_text(result))
-
-
-def _speed_sources(folder: Path | None, count: int) -> Sequence[Path | NDArray[Any]]:
-    """Return pictures spread evenly over the folder, or random ones."""
-    import numpy as np
-
-    if folder is None:
-        rng = np.random.default_rng(0)
-        small = rng.integers(0, 256, (count, 12, 16, 3), dtype=np.uint8)
-        return [each.repeat(32, axis=0).repeat(32, axis=1) for each in small]
-    paths = list_pictures(folder)
-    return [paths[i * len(paths) // count] for i in range(count)] if len(paths) > count else paths
 
 
 def _speed_text(result: SpeedReport) -> str:

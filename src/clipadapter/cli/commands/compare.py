@@ -24,7 +24,6 @@ from clipadapter.utils.registry import unknown
 
 if TYPE_CHECKING:
     from clipadapter.bench.comparison import Comparison
-    from clipadapter.heads import Head
 
 
 @cli_command("clipadapter compare shots/ test/ --heads clip-adapter --shots 1,4,16")
@@ -60,10 +59,22 @@ def command(
     check_output_folder(folder)
     if heads is not None:
         _head_options(heads, settings)  # a wrong one is refused before anything slow is imported
-    train, test = _open_splits(shots_from, test_from, prompts.class_names)
+    if test_from is not None:
+        train = open_dataset(shots_from, None, "train", prompts.class_names)
+        test: Dataset | None = open_dataset(test_from, None, "test", prompts.class_names)
+    else:
+        train, test = rename_classes(load_dataset(shots_from), prompts.class_names), None
+        if {"train", "test"} <= set(train.splits):
+            train, test = train.split("train"), train.split("test")
     if test is None and click.get_current_context().get_parameter_source("seeds") is ParameterSource.DEFAULT:
         seeds = 1  # the folds of one seed are about as many fits as three draws
-    selected = _create_heads(heads, settings)
+    from clipadapter.bench.suite import Variant
+
+    names = list(bench.default_heads() if heads is None else heads)
+    chosen = {name: options.HeadOptions(name) for name in (names if heads is None else (*bench.BASELINES, *names))}
+    chosen |= _head_options(names, settings)
+    # Their names in the table say the parameters that were set.
+    selected = {Variant(head=one.name, params=one.parameters()).title: one.create() for one in chosen.values()}
     prompt_parameters = prompts.classifier_parameters(train.class_names)
     model = encoder_options.create_classifier(out, **prompt_parameters)
     opened = model.encoder_
@@ -79,24 +90,6 @@ def command(
     files = [records, *result.write(folder, title, plot_formats)]
     text = f"{result.protocol_text}{bench.table(result.runs)}\nwrote {', '.join(map(str, files))}"
     out.result(comparison_record(result, files), text)
-
-
-def _open_splits(shots_from: Path, test_from: Path | None, names: Path | None) -> tuple[Dataset, Dataset | None]:
-    if test_from is None:
-        dataset = rename_classes(load_dataset(shots_from), names)
-        is_divided = {"train", "test"} <= set(dataset.splits)
-        return (dataset.split("train"), dataset.split("test")) if is_divided else (dataset, None)
-    return open_dataset(shots_from, None, "train", names), open_dataset(test_from, None, "test", names)
-
-
-def _create_heads(names: Sequence[str] | None, settings: Sequence[str]) -> dict[str, Head]:
-    """Return the heads by their name in the table, which says the parameters that were set."""
-    from clipadapter.bench.suite import Variant
-
-    selected = list(bench.default_heads() if names is None else names)
-    chosen = {name: options.HeadOptions(name) for name in (selected if names is None else (*bench.BASELINES, *names))}
-    chosen |= _head_options(selected, settings)
-    return {Variant(head=one.name, params=one.parameters()).title: one.create() for one in chosen.values()}
 
 
 def _head_options(names: Sequence[str], settings: Sequence[str]) -> dict[str, options.HeadOptions]:

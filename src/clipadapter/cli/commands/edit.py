@@ -15,7 +15,7 @@ from clipadapter.cli import options
 from clipadapter.cli.commands.fit import accuracy_fact, save_model
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import list_pictures
-from clipadapter.cli.options import Count
+from clipadapter.cli.options import Count, File
 from clipadapter.cli.output import Fact, Output, note_kept, table
 from clipadapter.data import load_dataset, read_class_names
 from clipadapter.errors import ArtifactError, DataError, InputError
@@ -45,7 +45,11 @@ class EditOptions(options.ModelEncoderOptions):
         """Load a model, change it (with the name of the author), save it as its next version, and report the change."""
         if is_exported(folder) and folder.is_file():
             raise ArtifactError(f"{folder} is an exported file, which can't be changed: give the folder of its model")
-        _check_head(folder)
+        # Before an encoder is opened, and without an import of torch.
+        name = persistence.read_config(folder).head.name
+        declared = HEADS.info(name).attributes if name in HEADS.list() else {}
+        traits = {trait: bool(declared.get(trait)) for trait in ("transductive", "tunes_encoder")}
+        refuse_update(name, **traits, model=folder)
         note_kept(f"the model in {folder} is as it was", and_features=True)
         started = time.monotonic()
         model = self.load(folder, strict=self.strict, progress=out.progress)
@@ -91,7 +95,7 @@ def add_examples(
     model: Path = argument(),
     inputs: tuple[Path, ...] = argument(metavar="DATA..."),
     label: str | None = option("--label NAME", "Class of all pictures, whatever their folders are called."),
-    class_names: Path | None = options.class_names_option,
+    class_names: File | None = options.class_names_option,
     edit: EditOptions = options_of(EditOptions),
 ) -> None:
     """Add pictures of its classes to a model.
@@ -202,14 +206,6 @@ def _collect_pictures(inputs: Sequence[Path]) -> list[Path]:
         is_picture = path.is_file() and path.suffix.lower() not in MANIFEST_SUFFIXES
         pictures += [path] if is_picture else list_pictures(path)
     return pictures
-
-
-def _check_head(folder: Path) -> None:
-    """Refuse, before an encoder is opened, a model whose head can't be updated. Torch is not imported."""
-    name = persistence.read_config(folder).head.name
-    declared = HEADS.info(name).attributes if name in HEADS.list() else {}
-    traits = {trait: bool(declared.get(trait)) for trait in ("transductive", "tunes_encoder")}
-    refuse_update(name, **traits, model=folder)
 
 
 def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:

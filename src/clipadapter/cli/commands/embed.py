@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -27,7 +28,7 @@ def command(
     views: Count = option(
         "--views N", "Views per picture: the plain one and N - 1 random crops.", default=1, heading="Views"
     ),
-    crop: str | None = options.crop_option,
+    crop: Literal["tip", "coop"] | None = options.crop_option,
     seed: int = options.seed_option,
     split: str | None = options.split_option,
     shard: str | None = option(

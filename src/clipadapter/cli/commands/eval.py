@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from clipadapter import bench, metrics, persistence
-from clipadapter.cli import options
+from clipadapter.cli import inputs, options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
-from clipadapter.cli.inputs import (
-    check_output_file,
-    check_output_folder,
-    is_missing,
-    list_pictures,
-    open_dataset,
-    path_beside,
-)
-from clipadapter.cli.options import PLOT_SUFFIXES, File, Fraction
+from clipadapter.cli.options import PLOT_SUFFIXES, CountFromZero, File, Fraction
 from clipadapter.cli.output import Output, table
 from clipadapter.data import Dataset
 from clipadapter.errors import ImageError
@@ -29,7 +21,6 @@ from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
     from clipadapter.bench.evaluation import ModelEvaluation
-    from clipadapter.explain import Explanation
     from clipadapter.report import Report
 
 MIN_UNBIASED_SHOTS = 8  # shots per class from which cross-validation was at most two points too low on development sets
@@ -54,7 +45,7 @@ def command(
     curve: bool = curve_option,
     seeds: int = options.seeds_option,
     folds: int = options.folds_option,
-    class_names: Path | None = options.class_names_option,
+    class_names: File | None = options.class_names_option,
     title: str = options.title_option,
     plot_formats: tuple[str, ...] = options.plot_format_option,
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
@@ -72,7 +63,7 @@ def command(
     MODEL may be an exported file: then it is measured alone, and only metrics.json is written. With --parity, its
     outputs are compared with those of the model that it was exported from.
     """
-    target = check_output_folder(folder if folder is not None else path_beside(model, "-eval"))
+    target = inputs.check_output_folder(folder if folder is not None else inputs.path_beside(model, "-eval"))
     is_file = is_exported(model) and model.is_file()
     if original is not None and not is_file:
         raise click.UsageError("--parity needs an exported file as MODEL")
@@ -81,12 +72,12 @@ def command(
     if data is None and (split is not None or class_names is not None or record):
         raise click.UsageError("--split, --class-names and --record need DATA")
     if record:
-        check_output_folder(model)
+        inputs.check_output_folder(model)
     if data is None:
         validation = bench.cross_validate_model(encoder.load(model, progress=out.progress), folds)
         out.result(validation.to_dict(), _validation_text(validation), validation.write(target, title, plot_formats))
         return
-    dataset = open_dataset(data, split, "test", class_names)
+    dataset = inputs.open_dataset(data, split, "test", class_names)
     if is_file:
         _measure_file(model, dataset, original, target, encoder, out)
         return
@@ -185,7 +176,7 @@ def report(
     ),
     seeds: int = options.seeds_option,
     seed: int = options.seed_option,
-    class_names: Path | None = options.class_names_option,
+    class_names: File | None = options.class_names_option,
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
 ) -> None:
     """Write one HTML page about MODEL, measured on the labelled pictures in DATA.
@@ -198,14 +189,14 @@ def report(
     """
     from clipadapter.report import make_report
 
-    check_output_file(path, data)
-    dataset = open_dataset(data, split, "test", class_names)
-    target = path if path is not None else path_beside(model, "-report.html")
-    check_output_folder(target.parent)
+    inputs.check_output_file(path, data)
+    dataset = inputs.open_dataset(data, split, "test", class_names)
+    target = path if path is not None else inputs.path_beside(model, "-report.html")
+    inputs.check_output_folder(target.parent)
     result = make_report(
         encoder.load(model, progress=out.progress),
         dataset,
-        outliers=() if outliers is None else list_pictures(outliers),
+        outliers=() if outliers is None else inputs.list_pictures(outliers),
         reject=reject,
         coverage=coverage,
         curve=curve,
@@ -243,9 +234,7 @@ def explain(
     photo: Path = argument(),
     path: File | None = option("--out FILE.png", "PNG, PDF or SVG file to draw."),
     class_name: str | None = option("--class NAME", "Class to explain; by default the predicted one."),
-    neighbours: int = option(
-        "--neighbours K", "How many of the nearest shots to list.", type=click.IntRange(0), default=5
-    ),
+    neighbours: CountFromZero = option("--neighbours K", "How many of the nearest shots to list.", default=5),
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
 ) -> None:
     """Explain the prediction of MODEL for PHOTO.
@@ -258,22 +247,17 @@ def explain(
     A model that was fitted with --quality best and uses the block rare-patches also says where the picture differs most
     from its rest, such as at a small defect. --out draws a map of that.
     """
-    check_output_file(path, photo, suffixes=PLOT_SUFFIXES)
-    if is_missing(photo):
+    inputs.check_output_file(path, photo, suffixes=PLOT_SUFFIXES)
+    if inputs.is_missing(photo):
         raise ImageError(str(photo), f"no such file{explain_missing(photo)}")
     from clipadapter.explain import explain  # imports torch, so only after the checks
+    from clipadapter.explain.explanation import BLOCK_HEADER
 
     explanation = explain(encoder.load(model), photo, class_name=class_name, neighbours=neighbours)
     for note in explanation.notes:
         if path is not None or "heat map" not in note:  # without --out none is drawn
             out.note(note)
     files = None if path is None else [explanation.plot(path)]
-    out.result(explanation.to_dict(), _explanation_text(explanation), files)
-
-
-def _explanation_text(explanation: Explanation) -> str:
-    from clipadapter.explain.explanation import BLOCK_HEADER
-
     lines = [*map(printable, (explanation.source, *explanation.sentences()))]
     if explanation.blocks:
         parts = [(part.name, f"{part.margin:+.2f}", part.label or "-") for part in explanation.blocks]
@@ -281,4 +265,4 @@ def _explanation_text(explanation: Explanation) -> str:
     if explanation.nearest:
         rows = [(f"{shot.similarity:.3f}", shot.label, shot.source) for shot in explanation.nearest]
         lines += ["", table(["cosine", "class", "nearest shot"], rows)]
-    return "\n".join(lines)
+    out.result(explanation.to_dict(), "\n".join(lines), files)

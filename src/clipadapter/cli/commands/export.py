@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import click
 
@@ -13,38 +14,27 @@ from clipadapter.cli.inputs import check_output_file, check_output_folder, path_
 from clipadapter.cli.options import File
 from clipadapter.cli.output import Fact, Output, plain_facts
 from clipadapter.errors import InputError
-from clipadapter.runtime.engines.formats import (
-    DEFAULT_FORMAT,
-    INPUT_NAMES,
-    PRECISIONS,
-    find_format,
-    get_format,
-    load_formats,
-)
+from clipadapter.runtime.engines import formats
 from clipadapter.utils.files import has_local_weights, quote_path
+
+FormatName = Annotated[str, options.late_choice(formats.load_formats)]
+Precision = Annotated[str, click.Choice(formats.PRECISIONS)]
+InputName = Annotated[str, click.Choice(list(formats.INPUT_NAMES))]
 
 
 @cli_command("clipadapter export model/ --format onnx --out model.onnx", extra="lite,onnx")
 def command(
     out: Output,
     model: Path = argument(),
-    format_name: str = option(
-        "--format", "Format of the file.", type=options.late_choice(load_formats), default=DEFAULT_FORMAT
-    ),
+    format_name: FormatName = option("--format", "Format of the file.", default=formats.DEFAULT_FORMAT),
     path: Path | None = option(
         "--out FILE", "File to write, with the suffix of its format; by default beside MODEL, with its name."
     ),
-    precision: str = option(
-        "--precision",
-        "Precision of the image tower; int8 is about a third as large.",
-        type=click.Choice(PRECISIONS),
-        default="fp32",
+    precision: Precision = option(
+        "--precision", "Precision of the image tower; int8 is about a third as large.", default="fp32"
     ),
-    source: str = option(
-        "--input",
-        "Input of the graph: square pictures with values of 0 to 255, or normalised pixels.",
-        type=click.Choice(list(INPUT_NAMES)),
-        default="uint8",
+    source: InputName = option(
+        "--input", "Input of the graph: square pictures with values of 0 to 255, or normalised pixels.", default="uint8"
     ),
     pictures: Path | None = option(
         "--pictures DATA",
@@ -63,7 +53,7 @@ def command(
     config = persistence.read_config(model)  # refuses a wrong folder before torch is imported
     target = _target(model, path, format_name)
     check_output_file(target)
-    get_format(format_name).check_convertible(precision)
+    formats.get_format(format_name).check_convertible(precision)
     classifier = encoder.load(model, cache=None)
     out.note(f"converting {classifier.encoder_.info.name} with the head {config.head.name}, then comparing")
     done = export_model(classifier, target, format=format_name, precision=precision, input=source, pictures=pictures)
@@ -91,13 +81,13 @@ def command(
 
 def _target(model: Path, path: Path | None, format_name: str) -> Path:
     """Return the file to write; refuse a name that does not fit the format."""
-    suffix = get_format(format_name).suffix
+    suffix = formats.get_format(format_name).suffix
     if path is None:
         return path_beside(model, suffix)
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a file, such as {path / f'model{suffix}'}")
     if path.suffix.lower() != suffix:
-        other = find_format(path)
+        other = formats.find_format(path)
         advice = f"give --format {other.name}" if other else f"give a name that ends with {suffix}"
         raise InputError(f"{path} does not end with {suffix}: {advice}")
     return path

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipadapter import bench, encoders, features, persistence
 from clipadapter.cli import options
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from clipadapter.bench.evaluation import ModelEvaluation
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.features import FeatureTable
     from clipadapter.uncertainty import Uncertainty
@@ -113,7 +112,12 @@ def command(
     if "auto" not in encoder_options.uris:
         options.note_encoder(opened, out)
     if views.views == "per-epoch":
-        _note_view_cost(model, paths, shot_labels, dataset.class_names, out)
+        shots_to_see = (paths, shot_labels, dataset.class_names)
+        cost = model.view_cost(*shots_to_see)
+        cost.check()
+        out.note(f"views: {cost}")
+        measured = model.view_cost(*shots_to_see, measure=True)
+        out.note(f"views: about {measured.time} if none of them is cached" if measured.time else "")
     _note_training(head, [shot_labels.count(name) for name in dataset.class_names], before, out)
     with estimates_reported_to(partial(_note_estimate, out)):
         if shards is None:
@@ -123,7 +127,11 @@ def command(
             _fit_to_shards(model, shards, own_rows, list(map(str, shot_labels)), dataset.class_names)
     options.note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
     save_model(model, folder, with_shots=not no_support)
-    evaluation = None if held_back is None else _measure(model, held_back, folder, out)
+    evaluation = None
+    if held_back is not None:
+        evaluation = bench.evaluate_model(model, held_back, curve=False, progress=out.progress)
+        warn_about(evaluation, out)
+        persistence.record_evaluation(folder, evaluation.to_dict())
     _warn_about_fit(model, paths, without_labels, out)
     version, seconds = model.history_.version, time.monotonic() - started
     changed = "" if version_before is None else f", version {version} (was {version_before})"
@@ -163,14 +171,6 @@ def _hold_back(dataset: Dataset, fraction: float, seed: int, data: Path | str) -
     return replace(dataset, samples=parts[0]), replace(dataset, samples=parts[1], name=name)
 
 
-def _measure(model: FewShotClassifier, pictures: Dataset, folder: Path, out: Output) -> ModelEvaluation:
-    """Measure the saved model on the pictures that were held back, and record the figures in it and its card."""
-    result = bench.evaluate_model(model, pictures, curve=False, progress=out.progress)
-    warn_about(result, out)
-    persistence.record_evaluation(folder, result.to_dict())
-    return result
-
-
 def _draw_rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequence[int]:
     """Draw the shots, and warn of classes that have too few pictures."""
     counts = Counter(name for names in dataset.label_sets for name in names)
@@ -185,17 +185,6 @@ def _draw_rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> S
     if dataset.multilabel:
         return draw_multilabel_shots(dataset.label_sets, shots, seed)
     return draw_shots(dataset.labels, shots, seed)
-
-
-def _note_view_cost(
-    model: FewShotClassifier, paths: Sequence[Path], labels: Sequence[Any], class_names: Sequence[str], out: Output
-) -> None:
-    """Note the cost of a view for each epoch before the first one is computed."""
-    cost = model.view_cost(paths, labels, class_names)
-    cost.check()
-    out.note(f"views: {cost}")
-    measured = model.view_cost(paths, labels, class_names, measure=True)
-    out.note(f"views: about {measured.time} if none of them is cached" if measured.time else "")
 
 
 def _note_training(head: options.HeadOptions, counts: Sequence[int], before: str, out: Output) -> None:

@@ -90,7 +90,11 @@ def command(
     result = report.to_dict()
     files = [report.plot(plot)] if plot is not None else []
     if history is not None:
-        _append_line(history, {"when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stream": str(stream), **result})
+        history = path_without_links(history.parent, history.name)  # a link could lead to a file of another program
+        history.parent.mkdir(parents=True, exist_ok=True)
+        record = {"when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stream": str(stream), **result}
+        with history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
     out.result(result, _format_report(report, stream), files)
     if report.has_drift:
         click.get_current_context().exit(DRIFT_EXIT_CODE)
@@ -108,14 +112,6 @@ def _parse_shares(texts: Sequence[str]) -> dict[str, float]:
         if not name or not 0 <= shares[name] <= 1:
             raise InputError(f"{text!r} is not a share of a class: give a number from 0 to 1, such as ok=0.9")
     return shares
-
-
-def _append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append a line of JSON to a file, unless it is a link, which could lead to a file of another program."""
-    path = path_without_links(path.parent, path.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
 
 
 def _format_report(report: DriftReport, stream: Path) -> str:

@@ -213,7 +213,9 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
     if answers.total() < n_pictures:
         out.warn(f"{n_pictures - answers.total()} of {n_pictures} pictures can't be read")
     if not out.as_json and (sorter is not None or (is_terminal() and _list_folders(request.inputs))):
-        out.note(f"\n{count_answers(answers, marked)}")
+        counts = [(label or NONE_OF_THESE, n, marked[label]) for label, n in answers.most_common()]
+        columns = ["class", "pictures", "unlike every class"][: 3 if marked.total() else 2]
+        out.note(f"\n{table(columns, [row[: len(columns)] for row in counts])}")
     if sorter is not None:
         out.note(sorter.describe())
 
@@ -448,13 +450,6 @@ def _read_ahead(items: Iterator[T]) -> Iterator[T]:
 # ---- Counts and copies of pictures ----
 
 NONE_OF_THESE = "none of these"  # name, and folder, of pictures without a class
-
-
-def count_answers(answers: Counter[str | None], marked: Counter[str | None]) -> str:
-    """Format the number of pictures per answer, a label or None, and how many are marked as unlike every class."""
-    rows = [(NONE_OF_THESE if label is None else label, n, marked[label]) for label, n in answers.most_common()]
-    columns = ["class", "pictures", "unlike every class"][: 3 if marked.total() else 2]
-    return table(columns, [row[: len(columns)] for row in rows])
 
 
 class PictureSorter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from clipadapter import persistence
@@ -32,7 +31,7 @@ def command(
         default=("objects",),
     ),
     given_names: tuple[str, ...] = option("--class NAME", "A class name. May be repeated."),
-    class_names: Path | None = options.class_names_option,
+    class_names: File | None = options.class_names_option,
     file: File | None = option("--out", "JSON file for the sentences; by default they are printed."),
     overwrite: bool = flag("--overwrite", "Replace the file if it exists."),
     list_domains: bool = flag("--list-domains", "Only list the domains."),
@@ -61,7 +60,11 @@ def command(
     if source is None and not given_names:
         raise InputError("there are no class names: give a folder with pictures, a model, a .txt file, or --class NAME")
     names, has_pictures = _read_names(source, class_names)
-    _check_given_names(given_names, names, source)
+    for name in given_names:
+        if not name.strip():
+            raise InputError("--class needs a name, but got an empty text")
+        if name in names:
+            raise InputError(f"the class '{name}' is in {source} already: leave --class '{name}' out")
     by_class = sentences.make_sentences([*names, *given_names], domains)
     text = json.dumps(by_class, indent=1, ensure_ascii=False)
     if file is None:
@@ -99,12 +102,3 @@ def _read_names(source: Path | None, class_names: Path | None) -> tuple[list[str
     if not dataset.class_names:
         raise DataError(f"the pictures of {source} have no classes: expected one folder per class, or --class NAME")
     return list(dataset.class_names), True
-
-
-def _check_given_names(given: Sequence[str], names: Sequence[str], source: Path | None) -> None:
-    """Refuse a name of ``--class`` that is empty, or that the source has already."""
-    for name in given:
-        if not name.strip():
-            raise InputError("--class needs a name, but got an empty text")
-        if name in names:
-            raise InputError(f"the class '{name}' is in {source} already: leave --class '{name}' out")

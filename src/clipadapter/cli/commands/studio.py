@@ -54,33 +54,10 @@ def command(
     """
     if host not in LOOPBACK_HOSTS and not password:
         out.warn(f"everybody who can reach {host} can see and change the pictures: give --password")
-    page = _build_page(project, encoder_options, quality, head, unlabelled, out)
-    try:
-        url = _serve(page, host, port, password, browser)
-        text = f"{url}\nThe pictures are in {project}. Ctrl-C ends the studio."
-        out.result({"url": url, "project": str(project)}, text)
-        while True:
-            threading.Event().wait(1)  # without a timeout, Windows would not handle Ctrl-C
-    except KeyboardInterrupt:
-        out.note("ended; everything is saved")
-    finally:
-        page.close(verbose=False)
-        page.session.close()
-
-
-def _build_page(
-    project: Path,
-    encoder_options: options.EncoderOptions,
-    quality: str | None,
-    head: str,
-    unlabelled: Path | None,
-    out: Output,
-) -> Page:
-    """Build the page. Uploaded files stay inside the project."""
     from clipadapter.studio import build_page
     from clipadapter.studio.project import UPLOADS_FOLDER, prepare_uploads, studio_path
 
-    # Gradio reads these when it is imported, or when a part of a page is created.
+    # Gradio reads these when it is imported, or when a part of a page is created. Uploaded files stay in the project.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(studio_path(project.absolute(), UPLOADS_FOLDER))
     if project.is_dir():
@@ -96,7 +73,17 @@ def _build_page(
         **encoder_options.run_parameters,
     )
     prepare_uploads(page.session.project.root)
-    return page
+    try:
+        url = _serve(page, host, port, password, browser)
+        text = f"{url}\nThe pictures are in {project}. Ctrl-C ends the studio."
+        out.result({"url": url, "project": str(project)}, text)
+        while True:
+            threading.Event().wait(1)  # without a timeout, Windows would not handle Ctrl-C
+    except KeyboardInterrupt:
+        out.note("ended; everything is saved")
+    finally:
+        page.close(verbose=False)
+        page.session.close()
 
 
 def _serve(page: Page, host: str, port: int | None, password: str | None, browser: bool) -> str:
