@@ -380,3 +380,12 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int
         batch.append(i)
     if batch:
         yield batch
+
+
+def encode_by_length(tower: TextTower, texts: Sequence[str], batch_size: int) -> Tensor:
+    """Raw features (k, d) float32 on the CPU, in batches of texts of similar length."""
+    tokens = tower.tokenize(texts)
+    features = torch.empty(len(tokens), tower.dim)
+    for batch in length_batches([len(ids) for ids in tokens], batch_size):
+        features[batch] = tower.encode_tokens([tokens[i] for i in batch]).float().cpu()
+    return features

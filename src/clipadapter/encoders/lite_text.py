@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, gelu, scaled_dot_product_attention
 
-from clipadapter.encoders.base import length_batches
+from clipadapter.encoders.base import encode_by_length
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.errors import EncoderUnavailableError, require
 from clipadapter.utils.functional import unit
@@ -75,11 +75,7 @@ class MiniLm(TextTower):
 
     def __call__(self, texts: list[str], batch_size: int) -> Tensor:
         """The mean of the last hidden states of the tokens, scaled to length one, (k, 384) on the CPU."""
-        tokens = self.tokenize(texts)
-        vectors = torch.empty(len(texts), TEXT_WIDTH)
-        for batch in length_batches([len(ids) for ids in tokens], batch_size):
-            vectors[batch] = self.encode_tokens([tokens[i] for i in batch]).cpu()
-        return vectors
+        return encode_by_length(self, texts, batch_size)
 
     def with_bridge(self, bridge: Bridge, fingerprint: str) -> MiniLm:
         """The text tower of an encoder with this fingerprint; it shares the network."""

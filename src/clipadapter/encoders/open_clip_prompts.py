@@ -20,21 +20,21 @@ import torch
 from torch import Tensor
 
 from clipadapter.encoders.layers import FixedPrompts, PromptedBlock, PromptedInput, PromptSource
-from clipadapter.encoders.open_clip_text import CausalTower, OpenClipTextTower
+from clipadapter.encoders.open_clip_text import CausalTextTower, OpenClipTextTower
 
 
 class PromptTokenizer:
     """A tokenizer with n places after the start token, instead of the tokens ``first_ids`` if a text has them."""
 
-    def __init__(self, tokenizer: Any, causal: CausalTower, first_ids: Sequence[int], n: int) -> None:
-        self._tokenizer, self._causal = tokenizer, causal
+    def __init__(self, tower: CausalTextTower, first_ids: Sequence[int], n: int) -> None:
+        self._tokenizer, self._count_tokens = tower.tokenizer, tower.count_tokens
         self._first_ids, self._n = list(first_ids), n
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """(k, context); the ids at the places of prompts have no meaning."""
         tokens: Tensor = self._tokenizer(texts, context_length=context_length)
-        ends = self._causal.end_positions(tokens).tolist()
-        return torch.stack([self._with_places(row, end) for row, end in zip(tokens, ends, strict=True)])
+        counts = self._count_tokens(tokens).tolist()
+        return torch.stack([self._with_places(row, n - 1) for row, n in zip(tokens, counts, strict=True)])
 
     def _with_places(self, row: Tensor, end: int) -> Tensor:
         n_first = len(self._first_ids)
@@ -57,7 +57,7 @@ class PromptPlaces:
     """Where prompts go in both towers of a model."""
 
     visual: Any  # the image tower
-    text: OpenClipTextTower  # which is causal
+    text: CausalTextTower
     set_tokenizer: Callable[[Any], None]  # replaces that of the encoder
 
     @property
@@ -95,8 +95,7 @@ class PromptPlaces:
         self.visual.ln_pre = PromptedInput(self.visual.ln_pre, image[0])
         for i, source in enumerate(image[1:], start=1):
             self.image_blocks[i] = PromptedBlock(self.image_blocks[i], source, is_text=False)
-        assert self.text.causal is not None
-        self.set_tokenizer(PromptTokenizer(self.text.tokenizer, self.text.causal, first_ids, n))
+        self.set_tokenizer(PromptTokenizer(self.text, first_ids, n))
 
 
 def find_prompt_places(
@@ -105,7 +104,7 @@ def find_prompt_places(
     """The places; None unless the image tower is CLIP's and reads a class token, and the text tower is causal."""
     from open_clip.transformer import Transformer, VisionTransformer
 
-    if text is None or text.causal is None or text.special_token_counts != (1, 1):
+    if not isinstance(text, CausalTextTower) or text.special_token_counts != (1, 1):
         return None
     # Not isinstance: a derived class may order its tokens in another way.
     if type(visual) is not VisionTransformer or isinstance(visual.ln_pre, PromptedInput):
