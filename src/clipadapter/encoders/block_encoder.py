@@ -157,7 +157,7 @@ def with_backend(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {brief(precision)}")
-    if len(encoder.passes()) > 1:
+    if isinstance(encoder, BlockEncoder):
         calibrations = calibrations_of_passes(encoder, calibration)
         # A pass that only the encoder itself can run stays as it is.
         return encoder.run_on(
@@ -312,6 +312,7 @@ class BlockEncoder(EncoderWrapper):
         return torch.cat(features, dim=1)
 
     def run_on(self, passes: Sequence[Encoder]) -> BlockEncoder:
+        """The same encoder with its passes in other backends or precisions."""
         return BlockEncoder(passes, self.names)
 
     def _pixel_counts(self) -> list[int]:

@@ -122,7 +122,7 @@ class OpenClipEncoder(VisualEncoder):
 
     def tunable_copy(self) -> OpenClipEncoder:
         other = copy.copy(self)
-        for name in ("_last_step", "_inner", "_second_size"):  # rebuilt from the modules of the copy
+        for name in ("_is_exact_without_padding", "_last_step", "_inner", "_second_size"):  # are those of its modules
             other.__dict__.pop(name, None)
         other._model = copy_sharing_weights(self._model)
         return other
@@ -144,7 +144,7 @@ class OpenClipEncoder(VisualEncoder):
                 if self._is_exact_without_padding is None:
                     self._is_exact_without_padding = is_exact_without_padding(self._model, tower)
                 if self._is_exact_without_padding:
-                    return encode_by_length(tower, different, batch_size)[index]
+                    return encode_by_length(tower.tokenize(different), tower.encode_tokens, batch_size)[index]
             batches = [self._tokenizer(different[i : i + batch_size]) for i in range(0, len(different), batch_size)]
             features = [self._model.encode_text(batch.to(self.device), normalize=False) for batch in batches]
             return torch.cat(features).float().cpu()[index]
@@ -296,8 +296,7 @@ def _preprocessing_of(model: str, path: str) -> dict[str, Any]:
     first = next(iter(ways), None)
     if first is None:
         return {}
-    others = [tag for tag, way in ways.items() if way != ways[first]]
-    if others:
+    if others := [tag for tag, way in ways.items() if way != ways[first]]:
         raise InputError(
             f"the weights of {name} do not all take pictures prepared in the same way, so say what yours were "
             f"fine-tuned from: open_clip:{name}/{first}:{path}, open_clip:{name}/{others[0]}:{path} or another name; "

@@ -144,17 +144,17 @@ def open_text_tower(model: Any, tokenizer: Any, fingerprint: str, device: str) -
 
     # Not isinstance: a derived class may encode texts in another way.
     if type(model) is open_clip.CLIP:
-        layers, pool_type, end_id = model, model.text_pool_type, getattr(model, "text_eos_id", None)
+        layers, pool, end = model, "text_pool_type", "text_eos_id"
     elif type(model) is open_clip.CustomTextCLIP and type(model.text) is TextTransformer:
-        layers, pool_type, end_id = model.text, model.text.pool_type, getattr(model.text, "eos_id", None)
+        layers, pool, end = model.text, "pool_type", "eos_id"
     else:
         return None
-    mask: Tensor | None = layers.attn_mask  # additive
+    pool_type, mask = getattr(layers, pool, None), layers.attn_mask  # which is additive
     facts = layers, tokenizer, fingerprint, device
     if getattr(layers, "cls_emb", None) is not None:
         return None
     if mask is not None and torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1)):
-        end_ids = {"argmax": None, "eos": end_id}
+        end_ids = {"argmax": None, "eos": getattr(layers, end, None)}
         return CausalTextTower(*facts, end_id=end_ids[pool_type]) if pool_type in end_ids else None
     is_siglip = layers is not model and mask is None and not getattr(layers, "use_pad_mask", False)
     is_supported = is_siglip and pool_type == "last" and hasattr(tokenizer, "tokenizer")
@@ -178,20 +178,10 @@ def plain_blocks(transformer: Any) -> list[Any] | None:
         return None
     blocks = list(transformer.resblocks)
     inner = [without_prompts(block) for block in blocks]
-    are_plain = all(type(block) is ResidualAttentionBlock and _has_plain_attention(block) for block in inner)
-    return blocks if are_plain else None
-
-
-def _has_plain_attention(block: Any) -> bool:
-    attention = block.attn
-    return (
-        type(attention) is nn.MultiheadAttention
-        and not hasattr(block, "ln_1_kv")
-        and attention.in_proj_weight is not None
-        and attention.bias_k is None
-        and not attention.add_zero_attn
-        and not attention.dropout
+    are_plain = all(
+        type(block) is ResidualAttentionBlock and type(block.attn) is nn.MultiheadAttention for block in inner
     )
+    return blocks if are_plain else None
 
 
 def run_prefix(blocks: Sequence[Any], hidden: Tensor) -> list[KeysValues]:

@@ -59,6 +59,7 @@ class ToyEncoder(TorchEncoder):
         self.device = device
         generator = torch.Generator().manual_seed(0)
         self._projection = torch.randn(3 * GRID * GRID, WIDTH, generator=generator).div(3 * GRID * GRID).to(device)
+        self._network = self.layer_network([FINAL], IMAGE_SIZE)
         fingerprint = hashlib.blake2b(b"toy 2", digest_size=16).hexdigest()
         self.info = EncoderInfo("toy", WIDTH, IMAGE_SIZE, 20.0, None, "Apache-2.0", fingerprint, NOTE)
         squares = [Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), colour) for colour in COLOURS.values()]
@@ -69,7 +70,7 @@ class ToyEncoder(TorchEncoder):
         return [EncoderListing("toy", WIDTH, "Apache-2.0", NOTE)]
 
     def network(self) -> torch.nn.Module:
-        return self.layer_network([FINAL], IMAGE_SIZE)
+        return self._network
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Row by row: the rounding of a matrix product may depend on the size of the batch."""
@@ -97,8 +98,7 @@ class ToyEncoder(TorchEncoder):
 
     def rare_patch_map(self, image: Image.Image, size: int) -> Tensor:
         """(44, 44) at 48 pixels; see `Encoder.rare_patch_map`."""
-        square = replace(PIXELS, size=size).to_square(image)
-        return patch_distances(to_tensor(square, PIXELS.mean, PIXELS.std)[None])[0]
+        return patch_distances(to_tensor(replace(PIXELS, size=size).to_square(image), PIXELS.mean, PIXELS.std)[None])[0]
 
     def text_tower(self) -> TextTower:
         return self._tower
