@@ -13,7 +13,7 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from clipadapter.encoders.catalogue import MODELS_FILE
+from clipadapter.encoders.catalogue import MODELS_FILE, QUICK_GELU
 from clipadapter.encoders.open_clip import weights_files
 from clipadapter.utils.files import write_atomically
 
@@ -35,8 +35,10 @@ def describe_models() -> dict[str, dict[str, Any]]:
     """
     import open_clip
 
-    described = {}
-    for name in open_clip.list_models():
+    described, names = {}, open_clip.list_models()
+    for name in names:
+        if name.endswith(QUICK_GELU) and name.removesuffix(QUICK_GELU) in names:
+            continue  # a second name
         config = open_clip.get_model_config(name)
         text = config["text_cfg"]
         size = config["vision_cfg"].get("image_size", 224)
@@ -45,8 +47,7 @@ def describe_models() -> dict[str, dict[str, Any]]:
             "dim": int(config["embed_dim"]),
             "image_size": int(size if isinstance(size, int) else size[0]),
             "parameters": None if "hf_model_name" in text else count_parameters(name),
-            "tokens": int(text.get("context_length", 77)),
-            "cleaning": _cleaning(text),
+            "text": _text_rules(text),
             "tags": {tag: weights_files(open_clip.get_pretrained_cfg(name, tag))[0] for tag in tags},
         }
     return described
@@ -62,10 +63,12 @@ def count_parameters(model: str) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _cleaning(text_config: dict[str, Any]) -> str:
-    """What happens to a text before its tokens are looked up; empty if the tokenizer of the library decides."""
-    default = "" if text_config.get("hf_tokenizer_name") else "lower"
-    return str((text_config.get("tokenizer_kwargs") or {}).get("clean", default))
+def _text_rules(text_config: dict[str, Any]) -> str:
+    """The rules for texts in words: their length, and what happens to one before its tokens are looked up."""
+    default = "" if text_config.get("hf_tokenizer_name") else "lower"  # else the tokenizer of the library decides
+    cleaning = (text_config.get("tokenizer_kwargs") or {}).get("clean", default)
+    rules = {"lower": ", lower case", "canonicalize": ", lower case, no punctuation"}
+    return f"{int(text_config.get('context_length', 77))} tokens{rules.get(cleaning, '')}"
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.data import get_templates
+from clipadapter.encoders.base import encode_by_length
 from clipadapter.encoders.lite_text import MiniLm
-from clipadapter.encoders.open_clip_text import UnpaddedTextTower
+from clipadapter.encoders.open_clip_text import open_text_tower
 from clipadapter.utils.imagenet import imagenet_names
 
 BATCH = 256
@@ -38,12 +39,12 @@ def clip(model_name: str, texts: list[str]) -> tuple[Callable[[], Tensor], Calla
         torch.manual_seed(0)
         model = open_clip.create_model(model_name).eval()
     tokenizer = open_clip.get_tokenizer(model_name)
-    tower = UnpaddedTextTower(model, "cpu")
+    tower = open_text_tower(model, tokenizer, model_name, "cpu")
 
     def padded() -> Tensor:
         return torch.cat([model.encode_text(some) for some in tokenizer(texts).split(BATCH)])
 
-    return padded, lambda: tower(tokenizer(texts), BATCH)
+    return padded, lambda: encode_by_length(tower, texts, BATCH)
 
 
 def lite(texts: list[str]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:

@@ -1,5 +1,8 @@
 """Text without padding, or after a prefix that is run once, has the same features; else the tower's way is taken."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import open_clip
 import pytest
 import torch
@@ -7,7 +10,8 @@ from torch import nn
 
 from clipadapter.encoders import attention_layers
 from clipadapter.encoders.base import MAX_BATCH_TOKENS, length_batches
-from clipadapter.encoders.open_clip_text import UnpaddedTextTower, find_causal_tower, open_text_tower
+from clipadapter.encoders.open_clip import OpenClipEncoder
+from clipadapter.encoders.open_clip_text import CausalTextTower, is_exact_without_padding, open_text_tower
 from clipadapter.errors import InputError
 from clipadapter.tuners.clip_lora import SeededDropout, attach_update, initial_update, merge_update
 
@@ -41,14 +45,23 @@ def make(text, kind=open_clip.CLIP, **more):
     return model
 
 
+def encoder_of(model, tokenizer=open_clip.tokenize):
+    encoder = object.__new__(OpenClipEncoder)
+    encoder._model, encoder._tokenizer, encoder.device = model, tokenizer, "cpu"
+    encoder.info = SimpleNamespace(fingerprint="test")
+    return encoder
+
+
+def is_causal(model):
+    return isinstance(encoder_of(model).text_tower(), CausalTextTower)
+
+
 def encode(model, texts, batch_size=256):
     """Features, and how many tokens each call of the transformer saw."""
-    tower = UnpaddedTextTower(model, "cpu")
-    recorded = []
+    encoder, recorded = encoder_of(model), []
     parts = getattr(model, "text", model)
     hook = parts.transformer.register_forward_pre_hook(lambda _, given: recorded.append(tuple(given[0].shape[:2])))
-    with torch.inference_mode():
-        features = tower(open_clip.tokenize(texts), batch_size)
+    features = encoder.encode_text(texts, batch_size)
     hook.remove()
     return features, recorded
 
@@ -65,9 +78,9 @@ def test_features_without_padding_are_the_models_own(kind, text):
     features, recorded = encode(model, TEXTS, batch_size=2)
     torch.testing.assert_close(features, own(model, TEXTS), atol=1e-5, rtol=1e-5)
     # By hand: start, words and end. "dog" has 3; "a photo of a cat." 8; the cut text is as long as the context.
-    assert recorded[0] == (2, 8)
-    assert recorded[1] == (1, CONTEXT)  # the comparison
-    assert recorded[-1][1] == CONTEXT and len(recorded) == 4
+    assert recorded[:2] == [(1, CONTEXT), (1, 3)]  # the comparison
+    assert recorded[2] == (2, 8)
+    assert recorded[-1][1] == CONTEXT and len(recorded) == 5
 
 
 @pytest.mark.parametrize("kind", [open_clip.CLIP, open_clip.CustomTextCLIP])
@@ -80,16 +93,17 @@ def test_towers_that_need_all_tokens_are_run_by_the_model(kind, text):
 
 
 def test_coca_siglip_and_towers_with_a_class_token_are_run_by_the_model(opened):
-    assert find_causal_tower(make({"embed_cls": True}, open_clip.CustomTextCLIP)) is None
-    assert find_causal_tower(opened("SigLIP")._model) is None
-    assert find_causal_tower(opened("tiny")._model) is not None
+    assert not is_causal(make({"embed_cls": True}, open_clip.CustomTextCLIP))
+    assert not is_causal(opened("SigLIP")._model)
+    assert is_causal(opened("tiny")._model)
     text = {"embed_cls": True, "output_tokens": True, "context_length": 76}
     model = make(text, open_clip.CoCa, multimodal_cfg={"width": 32, "heads": 2, "layers": 1, "context_length": 76})
-    tokens = open_clip.tokenize(TEXTS[:3], context_length=76)
-    assert find_causal_tower(model) is None
+    tokenizer = partial(open_clip.tokenize, context_length=76)
+    assert not is_causal(model)
     with torch.inference_mode():
-        expected = model.encode_text(tokens, normalize=False)
-        torch.testing.assert_close(UnpaddedTextTower(model, "cpu")(tokens, 256), expected, rtol=1e-5, atol=1e-5)
+        expected = model.encode_text(tokenizer(TEXTS[:3]), normalize=False)
+    features = encoder_of(model, tokenizer).encode_text(TEXTS[:3])
+    torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_derived_model_runs_its_own_tower():
@@ -101,18 +115,19 @@ def test_a_derived_model_runs_its_own_tower():
     torch.testing.assert_close(encode(model, TEXTS)[0], own(model, TEXTS), rtol=1e-5, atol=1e-5)
 
 
-def test_a_tower_with_other_features_is_run_by_the_model():
+def test_a_tower_with_other_features_is_run_by_the_model(monkeypatch):
     model = make({})
-    cut = find_causal_tower(model)
-    tower = UnpaddedTextTower(model, "cpu")
+    encoder = encoder_of(model)
+    tower = encoder.text_tower()
     model.attn_mask.zero_()  # not causal any more, which nobody noticed
-    tokens = open_clip.tokenize(TEXTS[:3])
+    monkeypatch.setattr("clipadapter.encoders.open_clip.open_text_tower", lambda *_: tower)
+    expected = own(model, TEXTS[:3])
     with torch.inference_mode():
-        short = cut.encode(model.token_embedding(tokens[:, :20]), cut.end_positions(tokens))
-        expected = own(model, TEXTS[:3])
+        short = tower.encode_tokens(tower.tokenize(TEXTS[:3]))
         assert ((short - expected).norm(dim=1) > 1e-2 * expected.norm(dim=1)).all()
-        for _ in range(2):
-            torch.testing.assert_close(tower(tokens, 256), expected, rtol=1e-5, atol=1e-5)
+        assert not is_exact_without_padding(model, tower)
+    for _ in range(2):
+        torch.testing.assert_close(encoder.encode_text(TEXTS[:3]), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_encoder_removes_padding_and_keeps_the_order(opened):
@@ -123,7 +138,7 @@ def test_the_encoder_removes_padding_and_keeps_the_order(opened):
     hook = transformer.register_forward_pre_hook(lambda _, given: recorded.append(given[0].shape[1]))
     result = encoder.encode_text(texts, batch_size=2)
     hook.remove()
-    assert [length for length in recorded if length != CONTEXT] == [8, 26]
+    assert [length for length in recorded if length != CONTEXT][-2:] == [8, 26]
     torch.testing.assert_close(result, own(encoder._model, texts), rtol=1e-5, atol=1e-6)
 
 

@@ -247,10 +247,14 @@ def test_folders_have_the_labels_and_parts_that_load_dataset_sees(pictures, tmp_
         (tmp_path / "divided" / part / "cat").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "divided" / part / "cat" / "a.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "divided" / "beside.png")
-    (unit,) = divide_collection(fs.LocalFileSystem(), str(tmp_path / "divided"), 10)
-    assert [(label, split) for _, label, split in unit.files] == [("cat", "test"), ("cat", "train")]
-    (unit,) = divide_collection(fs.LocalFileSystem(), str(pictures / "cat"), 10)
-    assert {(label, split) for _, label, split in unit.files} == {(None, "all")}
+
+    def parts(folder):
+        local = fs.LocalFileSystem()
+        (unit,) = divide_collection(local, str(folder), 10)
+        return [(picture.label, picture.split) for picture in unit.images(local, False)]
+
+    assert parts(tmp_path / "divided") == [("cat", "test"), ("cat", "train")]
+    assert set(parts(pictures / "cat")) == {(None, "all")}
 
 
 @pytest.mark.parametrize(

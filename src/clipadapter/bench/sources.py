@@ -26,7 +26,7 @@ from clipadapter.features import (
     ViewSpec,
     open_feature_table,
 )
-from clipadapter.features.tables import holds_shards
+from clipadapter.features.collection import holds_shards
 from clipadapter.utils.files import safe_file_name
 
 FEATURES = "features:"

@@ -93,8 +93,7 @@ class Dataset:
                 f"'{self.name}' is multi-label (it has a column 'labels'), but this needs one label per picture: give "
                 "a table with a column 'label' ('fit', 'predict' and 'eval' take several labels)"
             )
-        unlabelled = [sample.path for sample in self.samples if sample.label is None]
-        if unlabelled:
+        if unlabelled := [sample.path for sample in self.samples if sample.label is None]:
             count = f"{len(unlabelled)} of {len(self.samples)} pictures of '{self.name}'"
             raise DataError(
                 f"{count} have no label: {format_list(unlabelled)}. "
@@ -180,8 +179,7 @@ class Dataset:
             if new in old_names:
                 raise DataError(f"the classes '{old_names[new]}' and '{old}' would both be called '{new}'")
             old_names[new] = old
-        samples = tuple(_renamed(sample, mapping) for sample in self.samples)
-        return replace(self, samples=samples, class_names=names)
+        return replace(self, samples=tuple(_renamed(sample, mapping) for sample in self.samples), class_names=names)
 
 
 @dataclass(frozen=True)

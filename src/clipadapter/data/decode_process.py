@@ -23,9 +23,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -77,15 +77,6 @@ class MemoryBudget:
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
         """Wait until ``size`` bytes are free, and hold them until the end of the block."""
-        self._take(size)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held -= size
-                self._changed.notify_all()
-
-    def _take(self, size: int) -> None:
         ticket = object()
         with self._changed:
             if self._total is None:
@@ -99,6 +90,12 @@ class MemoryBudget:
                 self._held += size
             finally:
                 self._waiting.remove(ticket)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= size
                 self._changed.notify_all()
 
 
@@ -157,6 +154,15 @@ class _DecoderProcess:
         self.read_end.close()
         return self.popen.wait()
 
+    def describe_exit(self, max_seconds: float) -> str:
+        """End the process, and say why it did not answer."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(1)
+        ended = self.end()
+        if hasattr(signal, "SIGPROF") and ended == -signal.SIGPROF:
+            return f"too costly to decode: more than {max_seconds:g} seconds of processor time"
+        return f"the decoder process ended ({ended}): out of memory, stopped, or too slow"
+
 
 class DecoderProcesses:
     """The decoder processes of this process."""
@@ -164,37 +170,30 @@ class DecoderProcesses:
     def __init__(self) -> None:
         self.budget = MemoryBudget()  # which the decoded pictures share
         self._lock = threading.Lock()
-        self._idle: list[tuple[_DecoderProcess, float]] = []
+        self._idle: dict[_DecoderProcess, threading.Timer] = {}  # each with the timer that ends it
         self._busy: set[_DecoderProcess] = set()
-        self._timer: threading.Timer | None = None
 
     def decode(self, data: bytes, name: str, max_pixels: int, max_seconds: float) -> Image.Image:
         """Decode a file into an upright picture in mode RGB."""
         from PIL import Image
 
-        process = self._take()
-        limited = hasattr(signal, "setitimer")
-        wait = max(WAIT_RATIO * max_seconds, MIN_WAIT_SECONDS) if limited else max_seconds
-        timer = self._start_timer(wait, process.popen.kill)
-        try:
-            request = {"bytes": len(data), "name": name, "max_pixels": max_pixels, "max_seconds": max_seconds}
-            reply = process.exchange(request, data)
-            if "size" in reply:
-                width, height = reply["size"]
-                with self.budget.hold(PROCESS_BYTES_PER_PIXEL * width * height):
-                    reply = process.exchange({})
-                    if "size" in reply:
-                        width, height = reply["size"]
-                        pixels = process.read_end.read(3 * width * height)
-                        image = Image.frombytes("RGB", (width, height), pixels)
-        except (OSError, ValueError) as error:
-            raise ImageError(name, self._describe_exit(process, max_seconds)) from error
-        except BaseException:
-            self._end(process)
-            raise
-        finally:
-            timer.cancel()
-        self._give_back(process)
+        wait = max(WAIT_RATIO * max_seconds, MIN_WAIT_SECONDS) if hasattr(signal, "setitimer") else max_seconds
+        with self._use_process() as process:
+            timer = self._start_timer(wait, process.popen.kill)
+            try:
+                request = {"bytes": len(data), "name": name, "max_pixels": max_pixels, "max_seconds": max_seconds}
+                reply = process.exchange(request, data)
+                if "size" in reply:
+                    width, height = reply["size"]
+                    with self.budget.hold(PROCESS_BYTES_PER_PIXEL * width * height):
+                        reply = process.exchange({})
+                        if "size" in reply:
+                            width, height = reply["size"]
+                            image = Image.frombytes("RGB", (width, height), process.read_end.read(3 * width * height))
+            except (OSError, ValueError) as error:
+                raise ImageError(name, process.describe_exit(max_seconds)) from error
+            finally:
+                timer.cancel()
         if "size" not in reply:
             raise ImageError(name, str(reply.get("reason")))
         return image
@@ -202,7 +201,7 @@ class DecoderProcesses:
     def stop(self) -> None:
         """End all processes. Callers that wait for one get an ImageError."""
         with self._lock:
-            processes, self._idle = [process for process, _ in self._idle], []
+            processes, self._idle = list(self._idle), {}
             for process in self._busy:
                 process.popen.kill()
         for process in processes:
@@ -210,36 +209,39 @@ class DecoderProcesses:
 
     def reset_after_fork(self) -> None:
         """Drop the processes, which belong to the parent: called after a fork, in the child."""
-        for process in (*self._busy, *(process for process, _ in self._idle)):
+        for process in (*self._busy, *self._idle):
             process.popen.returncode = 0  # else Popen would wait for a process that is not its child
         self.budget.reset()
-        self._lock, self._idle, self._busy, self._timer = threading.Lock(), [], set(), None
+        self._lock, self._idle, self._busy = threading.Lock(), {}, set()
 
-    def _take(self) -> _DecoderProcess:
+    @contextlib.contextmanager
+    def _use_process(self) -> Iterator[_DecoderProcess]:
+        """An idle process, or a new one; it is ended if an error leaves the block."""
         with self._lock:
-            process = self._idle.pop()[0] if self._idle else None
+            process, timer = self._idle.popitem() if self._idle else (None, None)
+        if timer is not None:
+            timer.cancel()
         if process is not None and process.popen.poll() is not None:
             process.end()
             process = None
         process = process or _DecoderProcess()
         with self._lock:
             self._busy.add(process)
-        return process
-
-    def _give_back(self, process: _DecoderProcess) -> None:
+        try:
+            yield process
+        except BaseException:
+            with self._lock:
+                self._busy.discard(process)
+            process.end()
+            raise
         with self._lock:
             self._busy.discard(process)
-            self._idle.append((process, time.monotonic()))
-            if self._timer is None:
-                self._timer = self._start_timer(IDLE_SECONDS, self._end_idle)
+            self._idle[process] = self._start_timer(IDLE_SECONDS, partial(self._end_idle, process))
 
-    def _end_idle(self) -> None:
+    def _end_idle(self, process: _DecoderProcess) -> None:
         with self._lock:
-            before = time.monotonic() - IDLE_SECONDS
-            old = [process for process, since in self._idle if since <= before]
-            self._idle = [(process, since) for process, since in self._idle if since > before]
-            self._timer = self._start_timer(IDLE_SECONDS, self._end_idle) if self._idle else None
-        for process in old:
+            is_idle = self._idle.pop(process, None) is not None
+        if is_idle:
             process.end()
 
     @staticmethod
@@ -248,19 +250,6 @@ class DecoderProcesses:
         timer.daemon = True
         timer.start()
         return timer
-
-    def _end(self, process: _DecoderProcess) -> int:
-        with self._lock:
-            self._busy.discard(process)
-        return process.end()
-
-    def _describe_exit(self, process: _DecoderProcess, max_seconds: float) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.popen.wait(1)
-        ended = self._end(process)
-        if hasattr(signal, "SIGPROF") and ended == -signal.SIGPROF:
-            return f"too costly to decode: more than {max_seconds:g} seconds of processor time"
-        return f"the decoder process ended ({ended}): out of memory, stopped, or too slow"
 
 
 # ---- In a decoder process ----

@@ -27,8 +27,7 @@ def read_folder(root: Path, follow_links: bool = True) -> Listing:
     reader = _FolderReader(root, follow_links)
     images, folders = reader.entries(root)
     split_names = find_split_folders([folder.name for folder in folders])
-    split_folders = {folder: split_names[folder.name] for folder in folders if folder.name in split_names}
-    if split_folders:
+    if split_folders := {folder: split_names[folder.name] for folder in folders if folder.name in split_names}:
         reader.leave(images, "not in a class folder")
         reader.leave(
             [folder for folder in folders if folder not in split_folders], "folder next to train, val and test"
@@ -97,8 +96,7 @@ class _FolderReader:
             self.leave([folder], f"can't be opened: {error.strerror}")
             return [], []
         for path in (folder / name for name in names):
-            reason = self._find_reason(path)
-            if reason:
+            if reason := self._find_reason(path):
                 self.leave([path], reason)
             elif path.is_dir():
                 folders.append(path)

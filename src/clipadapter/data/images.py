@@ -241,8 +241,7 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
         hint = "the extra heic: pip install pi-heif" if kind == "HEIC" else "a newer Pillow: pip install -U pillow"
         raise ImageError(name, f"{kind} needs {hint}") from error
     try:
-        limit = MAX_SCANNED_SAMPLES_PER_PIXEL * max_pixels
-        is_multi_scan = kind == "JPEG" and read_jpeg(data, limit).is_multi_scan
+        is_multi_scan = kind == "JPEG" and read_jpeg(data, MAX_SCANNED_SAMPLES_PER_PIXEL * max_pixels).is_multi_scan
         image: Image.Image = opener(io.BytesIO(data), "")
     except Exception as error:  # decoders raise any exception on damaged headers
         raise ImageError(name, _reason(error)) from error
@@ -435,22 +434,16 @@ def _convert(image: Image.Image, name: str, white: int) -> Image.Image:
 def _upright(rgb: Image.Image, stored: Image.Image) -> Image.Image:
     from PIL.Image import Transpose
 
-    transpositions: dict[Any, Transpose] = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
+    # Of the EXIF orientations 2 to 8, in their order.
+    names = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
+    transpositions = {number: Transpose[name] for number, name in enumerate(names, start=2)}
     try:
         if stored.format != "JPEG":  # the EXIF block of a JPEG was checked before Pillow read it
             exif = stored.info.get("exif")
             if exif is None and (text := stored.info.get("Raw profile type exif")):  # of a PNG of ImageMagick
                 exif = bytes.fromhex("".join(text.split("\n")[3:]))  # after an empty line, "exif" and the length
             check_exif(exif or b"")
-        transposition = transpositions.get(stored.getexif().get(0x0112))  # tag Orientation
+        transposition = transpositions.get(stored.getexif().get(0x0112, 1))  # tag Orientation
     except TooCostly:
         raise
     except Exception:  # a damaged EXIF block must not make the picture unreadable

@@ -151,5 +151,4 @@ def textiles() -> Dataset:
         MissingExtraError: if the extra ``demo`` is not installed.
     """
     package = require("conformal_clip_data", "demo", "The textile data set")
-    dataset = load_dataset(Path(package.textile_simulated_root()))
-    return replace(dataset, name="textiles").rename(_TEXTILE_CLASSES)
+    return replace(load_dataset(Path(package.textile_simulated_root())), name="textiles").rename(_TEXTILE_CLASSES)

@@ -158,17 +158,14 @@ def _warnings(
         yield f"There is only one class, '{dataset.class_names[0]}'; a classifier needs at least two."
     for split in dataset.splits if classes else ():
         yield from _imbalance_warnings(split, {name: parts[split] for name, parts in classes.items()})
-    n_groups = sum(len(set(group.labels)) > 1 for group in duplicates)
-    if n_groups:
+    if n_groups := sum(len(set(group.labels)) > 1 for group in duplicates):
         yield f"Equal files in more than one class: {n_groups}."
-    n_groups = sum(len(set(group.splits)) > 1 for group in duplicates)
-    if n_groups:
+    if n_groups := sum(len(set(group.splits)) > 1 for group in duplicates):
         yield f"Equal files in more than one of {', '.join(dataset.splits)}: {n_groups}."
 
 
 def _imbalance_warnings(split: str, counts: dict[str, int]) -> Iterable[str]:
-    without = [name for name, count in counts.items() if not count]
-    if without:
+    if without := [name for name, count in counts.items() if not count]:
         yield f"{len(without)} of {len(counts)} classes have no readable picture in {split}: {format_list(without)}."
     few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[few] and counts[many] >= MIN_IMBALANCE_RATIO * counts[few]:

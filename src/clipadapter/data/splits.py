@@ -8,8 +8,8 @@ pictures than shots gives all of them in list order, without a draw.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Hashable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from clipadapter.errors import DataError, InputError, brief
 from clipadapter.utils.formatting import format_list
@@ -17,6 +17,9 @@ from clipadapter.utils.formatting import format_list
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+LabelT = TypeVar("LabelT", bound=Hashable)
 
 
 def draw_shots(labels: Sequence[Hashable], shots: int, seed: int = 0) -> list[int]:
@@ -38,7 +41,7 @@ def draw_shots(labels: Sequence[Hashable], shots: int, seed: int = 0) -> list[in
     if not len(labels):
         raise InputError("there are no labels to draw shots from")
     rng = random.Random(seed)
-    groups = _rows_by_label(labels).values()
+    groups = _rows_by_label([label] for label in labels).values()
     return [row for group in groups for row in (rng.sample(group, shots) if len(group) >= shots else group)]
 
 
@@ -50,7 +53,7 @@ def hold_back(labels: Sequence[Hashable], fraction: float, seed: int = 0) -> tup
     """
     rng = random.Random(seed)
     test: set[int] = set()
-    for group in _rows_by_label(labels).values():
+    for group in _rows_by_label([label] for label in labels).values():
         test.update(rng.sample(group, min(max(1, round(fraction * len(group))), len(group) - 1)))
     return [row for row in range(len(labels)) if row not in test], sorted(test)
 
@@ -72,8 +75,7 @@ def label_matrix(label_sets: Sequence[Collection[str]], class_names: Sequence[st
     for i, names in enumerate(label_sets):
         if isinstance(names, str):
             raise DataError(f"the labels of picture {i} are the string {brief(names)}: give a list, such as ['cat']")
-        unknown = [name for name in names if name not in position]
-        if unknown:
+        if unknown := [name for name in names if name not in position]:
             raise DataError(
                 f"picture {i} has labels that are no classes: {format_list(unknown)}; known: {format_list(class_names)}"
             )
@@ -101,10 +103,7 @@ def draw_multilabel_shots(label_sets: Sequence[Collection[str]], shots: int, see
     """
     if shots < 1:
         raise InputError(f"shots must be at least 1, got {shots}")
-    rows: dict[str, list[int]] = {}
-    for row, names in enumerate(label_sets):
-        for name in dict.fromkeys(names):
-            rows.setdefault(name, []).append(row)
+    rows = _rows_by_label(map(dict.fromkeys, label_sets))
     if not rows:
         raise InputError("no picture has a label, so no shots can be drawn")
     rng, drawn = random.Random(seed), dict[int, None]()
@@ -118,8 +117,9 @@ def draw_multilabel_shots(label_sets: Sequence[Collection[str]], shots: int, see
     return sorted([*drawn, *rng.sample(empty, round(len(drawn) * len(empty) / labelled))])
 
 
-def _rows_by_label(labels: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    rows: dict[Hashable, list[int]] = {}
-    for row, label in enumerate(labels):
-        rows.setdefault(label, []).append(row)
+def _rows_by_label(label_sets: Iterable[Iterable[LabelT]]) -> dict[LabelT, list[int]]:
+    rows: dict[LabelT, list[int]] = {}
+    for row, labels in enumerate(label_sets):
+        for label in labels:
+            rows.setdefault(label, []).append(row)
     return rows

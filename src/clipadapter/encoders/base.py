@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from clipadapter.runtime.engines import Tower
 from clipadapter.utils.blocks import FINAL, Block, Blocks, as_blocks, total_width
 from clipadapter.utils.parallel import run_in_batches
 from clipadapter.utils.pixels import PixelSpec
+from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.utils.towers import Projection, TextTower
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ class EncoderInfo:
         object.__setattr__(self, "blocks", blocks)
         if total_width(blocks) != self.dim:
             raise InputError(f"the blocks of {self.name} have {total_width(blocks)} columns, but its dim is {self.dim}")
+
+    @classmethod
+    def without_text(cls, name: str, dim: int, image_size: int, licence: str, fingerprint: str) -> EncoderInfo:
+        """Facts about an encoder of pictures only, in torch and full precision."""
+        return cls(name, dim, image_size, DEFAULT_LOGIT_SCALE, None, licence, fingerprint)
 
     @property
     def text_dim(self) -> int:
@@ -170,11 +176,6 @@ class Encoder(ABC):
         """The encoders whose features lie side by side, each with one pass through an image tower; mostly itself."""
         return (self,)
 
-    def run_on(self, passes: Sequence[Encoder]) -> Encoder:
-        """The same encoder with its `passes` in other backends or precisions."""
-        (only,) = passes
-        return only
-
     def towers(self) -> tuple[Tower, ...]:
         """The image towers whose features lie side by side; empty if only the encoder itself can run one of them."""
         tower = self.tower()
@@ -208,7 +209,7 @@ class Encoder(ABC):
             side (n, sum of widths), float32. Every backend can convert it.
 
         Raises:
-            InputError: if the tower can't be run at this size, or has no such layers.
+            InputError: if the tower can't be run at this size.
         """
         raise InputError(f"the image tower of {self.info.name} gives its final feature only, at its own size")
 
@@ -304,7 +305,9 @@ class TorchEncoder(Encoder):
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, d)."""
-        check_pixels(pixels, self.info.image_size)
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != self.pixel_shape:
+            shape = ", ".join(map(str, self.pixel_shape))
+            raise InputError(f"this encoder takes pixels (n, {shape}), but got {tuple(pixels.shape)}")
         if not len(pixels):
             return torch.empty(0, self.info.dim)
         with torch.inference_mode():
@@ -320,12 +323,6 @@ def refuse_variant(scheme: str, variant: str) -> None:
     """Refuse anything that follows a scheme without variants."""
     if variant:
         raise InputError(f"the {scheme} encoder has no variants: say '{scheme}', not '{scheme}:{variant}'")
-
-
-def check_pixels(pixels: Tensor, size: int) -> None:
-    """Refuse pixels that are no batch (n, 3, size, size)."""
-    if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
-        raise InputError(f"this encoder takes pixels (n, 3, {size}, {size}), but got {tuple(pixels.shape)}")
 
 
 def to_tensor(image: ArrayLike, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -380,3 +377,12 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int
         batch.append(i)
     if batch:
         yield batch
+
+
+def encode_by_length(
+    tokens: Sequence[list[int]], encode: Callable[[list[list[int]]], Tensor], batch_size: int
+) -> Tensor:
+    """Raw features (k, d) float32 on the CPU of texts by their tokens, in batches of similar length."""
+    batches = list(length_batches([len(ids) for ids in tokens], batch_size))
+    features = [encode([tokens[i] for i in batch]).float().cpu() for batch in batches]
+    return torch.cat(features)[torch.tensor([i for batch in batches for i in batch]).argsort()]

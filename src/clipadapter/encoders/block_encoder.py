@@ -157,7 +157,7 @@ def with_backend(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {brief(precision)}")
-    if len(encoder.passes()) > 1:
+    if isinstance(encoder, BlockEncoder):
         calibrations = calibrations_of_passes(encoder, calibration)
         # A pass that only the encoder itself can run stays as it is.
         return encoder.run_on(
@@ -200,27 +200,29 @@ class LayerEncoder(EncoderWrapper, TorchEncoder):
         super().__init__(plain)
         self.layer_names = tuple(layer for layer in known if layer in layers)
         info = plain.info
-        self.size, self.is_mirrored = size or info.image_size, is_mirrored
+        self.size, self.is_mirrored = size, is_mirrored  # None is the encoder's own size
         sources = [BlockSource("", layer, size, is_mirrored) for layer in self.layer_names]
         self.info = replace(
             info,
             name=f"{info.name}[{','.join(source.name for source in sources)}]",
             dim=sum(known[layer] for layer in self.layer_names),
-            image_size=self.size,
+            image_size=size or info.image_size,
             blocks=tuple(Block(source.name, known[source.layer]) for source in sources),
-            fingerprint=digest_of("layers", LAYER_VERSION, info.fingerprint, self.layer_names, self.size, is_mirrored),
+            fingerprint=digest_of(
+                "layers", LAYER_VERSION, info.fingerprint, self.layer_names, size or info.image_size, is_mirrored
+            ),
         )
-        self.pixels = replace(towers[0].pixels, size=self.size)
+        self.pixels = replace(towers[0].pixels, size=self.info.image_size)
         self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, self.pixels, self._build_network)
 
     def block_fingerprints(self) -> tuple[str, ...]:
         """That of the encoder for its final feature at its own size; others name the layer, the size and the view."""
-        info = self.plain.info
-        is_plain = self.size == info.image_size and not self.is_mirrored
+        info, size = self.plain.info, self.info.image_size
+        is_plain = size == info.image_size and not self.is_mirrored
         return tuple(
             info.fingerprint
             if is_plain and layer == FINAL
-            else digest_of("layer", LAYER_VERSION, info.fingerprint, layer, self.size, self.is_mirrored)
+            else digest_of("layer", LAYER_VERSION, info.fingerprint, layer, size, self.is_mirrored)
             for layer in self.layer_names
         )
 
@@ -235,7 +237,7 @@ class LayerEncoder(EncoderWrapper, TorchEncoder):
         return (self._tower,)
 
     def _build_network(self) -> nn.Module:
-        network = self.plain.layer_network(self.layer_names, self.size)
+        network = self.plain.layer_network(self.layer_names, self.info.image_size)
         return MirroredMean(network) if self.is_mirrored else network
 
 
@@ -257,9 +259,10 @@ class BlockEncoder(EncoderWrapper):
     The first pass has the block ``final``; the names are those of the blocks of all passes.
     """
 
-    def __init__(self, bases: Sequence[Encoder], passes: Sequence[Encoder], names: Sequence[str]) -> None:
-        super().__init__(bases[0])
-        self.bases, self._passes, self.names = tuple(bases), tuple(passes), tuple(names)
+    def __init__(self, passes: Sequence[Encoder], names: Sequence[str]) -> None:
+        self.bases = tuple(dict.fromkeys(map(plain_encoder, passes)))
+        super().__init__(self.bases[0])
+        self._passes, self.names = tuple(passes), tuple(names)
         infos = [each.info for each in passes]
         first = infos[0]
         digest = "".join(info.int8_calibration_digest for info in infos)
@@ -309,7 +312,8 @@ class BlockEncoder(EncoderWrapper):
         return torch.cat(features, dim=1)
 
     def run_on(self, passes: Sequence[Encoder]) -> BlockEncoder:
-        return BlockEncoder(self.bases, passes, self.names)
+        """The same encoder with its passes in other backends or precisions."""
+        return BlockEncoder(passes, self.names)
 
     def _pixel_counts(self) -> list[int]:
         return [math.prod(each.pixel_shape) for each in self._passes]
@@ -379,7 +383,7 @@ def open_blocks(
         passes.append(_open_pass(bases[uri], layers, size, is_mirrored))
         own = getattr(passes[-1], "layer_names", (FINAL,))
         ordered += [BlockSource(uri, layer, size, is_mirrored).name for layer in own]
-    plain = passes[0] if len(passes) == 1 else BlockEncoder(list(bases.values()), passes, ordered)
+    plain = passes[0] if len(passes) == 1 else BlockEncoder(passes, ordered)
     backend, precision = encoder.info.backend, encoder.info.precision
     if plain is first and plain_encoder(encoder) is encoder_without_blocks(encoder):
         return encoder
@@ -418,28 +422,17 @@ def select_encoder_blocks(encoder: Encoder, names: Iterable[str]) -> Encoder:
     rest = iter(known)
     for each in encoder.passes():
         own = [next(rest) for _ in each.info.blocks]
-        kept = [name for name in own if name in wanted]
-        if kept and each.info.precision == "int8":
-            kept = own
+        kept = own if each.info.precision == "int8" and wanted & set(own) else [name for name in own if name in wanted]
+        if kept and kept != own:
+            plain = encoder_without_blocks(each)
+            assert isinstance(plain, LayerEncoder)  # of several blocks
+            layers = [BlockSource.parse(name).layer for name in kept]
+            cut = _open_pass(plain.plain, layers, plain.size, plain.is_mirrored)
+            each = with_backend(cut, each.info.backend, each.info.precision) if plain is not each else cut
         if kept:
-            passes.append(each if kept == own else _with_layers(each, [BlockSource.parse(name).layer for name in kept]))
+            passes.append(each)
             selected += kept
-    if len(passes) == 1:
-        return passes[0]
-    assert isinstance(encoder, BlockEncoder)
-    used = {BlockSource.parse(name).encoder for name in selected}
-    uris = dict.fromkeys(BlockSource.parse(name).encoder for name in known)
-    bases = [base for uri, base in zip(uris, encoder.bases, strict=True) if not uri or uri in used]
-    return BlockEncoder(bases, passes, selected)
-
-
-def _with_layers(one: Encoder, layers: Sequence[str]) -> Encoder:
-    """One pass with fewer layers, in its backend and precision."""
-    plain = encoder_without_blocks(one)
-    assert isinstance(plain, LayerEncoder)
-    size = None if plain.size == plain.plain.info.image_size else plain.size
-    cut = _open_pass(plain.plain, layers, size, plain.is_mirrored)
-    return with_backend(cut, one.info.backend, one.info.precision) if isinstance(one, BackendEncoder) else cut
+    return passes[0] if len(passes) == 1 else BlockEncoder(passes, selected)
 
 
 def encoder_without_blocks(encoder: Encoder) -> Encoder:
@@ -469,10 +462,11 @@ def describe_passes(encoder: Encoder) -> str:
     times = [2 if isinstance(each, LayerEncoder) and each.is_mirrored else 1 for each in passes]
     if len(passes) == 1:
         return f"1 pass at {sizes[0]} px"
-    names = [f"{size}{' (mirrored too)' if n > 1 else ''}" for size, n in zip(sizes, times, strict=True)]
+    *names, last = (f"{size}{' (mirrored too)' if n > 1 else ''}" for size, n in zip(sizes, times, strict=True))
     ratio = sum(n * size**2 for size, n in zip(sizes, times, strict=True)) / sizes[0] ** 2
-    listed = f"{', '.join(names[:-1])} and {names[-1]}"
-    return f"{len(passes)} passes at {listed} px, {ratio:.1f} times the pixels of the final feature"
+    return (
+        f"{len(passes)} passes at {', '.join(names)} and {last} px, {ratio:.1f} times the pixels of the final feature"
+    )
 
 
 def unprojected_blocks(encoder: Encoder) -> tuple[str, ...]:

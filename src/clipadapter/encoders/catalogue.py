@@ -73,15 +73,8 @@ class KnownModel:
     dim: int
     image_size: int
     parameters: int | None  # of both towers; None for text towers of the library transformers
-    tokens: int  # length of its texts
-    cleaning: str  # of texts: "lower", "canonicalize" (lower case, no punctuation), "whitespace", or empty
+    text: str  # the rules for texts in words
     tags: Mapping[str, str]  # names of its pretrained weights, each with its repository on the hub
-
-    @property
-    def text(self) -> str:
-        """The rules for texts in words."""
-        rules = {"lower": ", lower case", "canonicalize": ", lower case, no punctuation"}
-        return f"{self.tokens} tokens{rules.get(self.cleaning, '')}"
 
 
 def list_known() -> list[EncoderListing]:
@@ -146,8 +139,7 @@ def find_repository_name(repo: str) -> str | None:
     names = (
         f"open_clip:{name}/{tag}" for name, its in read_models().items() for tag in its.tags if its.tags[tag] == repo
     )
-    converted: str | None = _content(CATALOGUE_FILE)["converted"].get(repo)
-    return converted or next(names, None)
+    return _content(CATALOGUE_FILE)["converted"].get(repo) or next(names, None)
 
 
 def check_pretrained(model: str, tag: str) -> None:
@@ -202,12 +194,7 @@ def find_licence(repo: str) -> str:
 @cache
 def read_models() -> Mapping[str, KnownModel]:
     """All architectures of open_clip, without the second names for QuickGELU."""
-    models = _content(MODELS_FILE)["models"]
-    return {
-        name: KnownModel(**facts)
-        for name, facts in models.items()
-        if not (name.endswith(QUICK_GELU) and name.removesuffix(QUICK_GELU) in models)
-    }
+    return {name: KnownModel(**facts) for name, facts in _content(MODELS_FILE)["models"].items()}
 
 
 @cache

@@ -19,8 +19,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 def copy_sharing_weights(module: ModuleT) -> ModuleT:
     """A copy of a module that holds the same tensors; replacing a part of the copy leaves the original unchanged."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
-    return copy.deepcopy(module, memo)
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]})
 
 
 @dataclass(frozen=True, eq=False)

@@ -186,8 +186,7 @@ class LiteEncoder(TorchEncoder):
             with torch.device("meta"):
                 tower: nn.Module = timm.create_model(f"tf_efficientnet_lite{self.number}", pretrained=False)
             # The file has other names for its arrays, but the same order and shapes.
-            weights = dict(zip(tower.state_dict(), self._image_weights.values(), strict=True))
-            tower.load_state_dict(weights, assign=True)
+            tower.load_state_dict(dict(zip(tower.state_dict(), self._image_weights.values(), strict=True)), assign=True)
             tower.eval().requires_grad_(False)
             _fold_norms(tower)
             tower.classifier = nn.Identity()

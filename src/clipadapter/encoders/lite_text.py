@@ -18,9 +18,9 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from clipadapter.encoders.base import length_batches
+from clipadapter.encoders.base import encode_by_length
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.errors import EncoderUnavailableError, require
 from clipadapter.utils.functional import unit
@@ -75,11 +75,7 @@ class MiniLm(TextTower):
 
     def __call__(self, texts: list[str], batch_size: int) -> Tensor:
         """The mean of the last hidden states of the tokens, scaled to length one, (k, 384) on the CPU."""
-        tokens = self.tokenize(texts)
-        vectors = torch.empty(len(texts), TEXT_WIDTH)
-        for batch in length_batches([len(ids) for ids in tokens], batch_size):
-            vectors[batch] = self.encode_tokens([tokens[i] for i in batch]).cpu()
-        return vectors
+        return encode_by_length(self.tokenize(texts), self.encode_tokens, batch_size)
 
     def with_bridge(self, bridge: Bridge, fingerprint: str) -> MiniLm:
         """The text tower of an encoder with this fingerprint; it shares the network."""
@@ -122,11 +118,14 @@ class Bert(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embeddings = _BertEmbeddings()
-        self.encoder = _BertBlocks()
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_BertBlock() for _ in range(N_BLOCKS))})
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states (k, l, w) of word embeddings (k, l, w); ``mask`` (k, l) is 0 after the end of a text."""
-        return self.encoder(self.embeddings(embeddings), mask.bool()[:, None, None])
+        hidden, keys = self.embeddings(embeddings), mask.bool()[:, None, None]
+        for block in self.encoder["layer"].children():
+            hidden = block(hidden, keys)
+        return hidden
 
 
 class _BertEmbeddings(nn.Module):
@@ -134,9 +133,9 @@ class _BertEmbeddings(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.word_embeddings = _Rows(VOCABULARY_SIZE)
-        self.position_embeddings = _Rows(MAX_POSITIONS)
-        self.token_type_embeddings = _Rows(2)
+        self.word_embeddings = _empty_rows(VOCABULARY_SIZE)
+        self.position_embeddings = _empty_rows(MAX_POSITIONS)
+        self.token_type_embeddings = _empty_rows(2)
         self.LayerNorm = nn.LayerNorm(TEXT_WIDTH, NORM_EPSILON)
 
     def forward(self, words: Tensor) -> Tensor:
@@ -144,28 +143,9 @@ class _BertEmbeddings(nn.Module):
         return self.LayerNorm(words + self.token_type_embeddings.weight[0] + positions)
 
 
-class _Rows(nn.Module):
-    """A table of embeddings without values. ``nn.Embedding`` draws some, which imports torch's compiler here."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n, TEXT_WIDTH))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return embedding(ids, self.weight)
-
-
-class _BertBlocks(nn.Module):
-    """Transformer blocks, one after the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(_BertBlock() for _ in range(N_BLOCKS))
-
-    def forward(self, hidden: Tensor, keys: Tensor) -> Tensor:
-        for block in self.layer:
-            hidden = block(hidden, keys)
-        return hidden
+def _empty_rows(n: int) -> nn.Embedding:
+    # The constructor alone would draw values, which imports torch's compiler here.
+    return nn.Embedding.from_pretrained(torch.empty(n, TEXT_WIDTH))
 
 
 class _BertBlock(nn.Module):

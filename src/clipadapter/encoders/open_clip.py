@@ -10,19 +10,31 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clipadapter.encoders.base import TOKENIZER_PROBES, Encoder, EncoderInfo, compute_fingerprint, unique_texts
+from clipadapter.encoders.base import (
+    TOKENIZER_PROBES,
+    Encoder,
+    EncoderInfo,
+    compute_fingerprint,
+    encode_by_length,
+    unique_texts,
+)
 from clipadapter.encoders.catalogue import QUICK_GELU, check_pretrained, find_licence, suggest
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_layers import VisualEncoder, find_projection
 from clipadapter.encoders.open_clip_prompts import PromptPlaces, find_prompt_places
-from clipadapter.encoders.open_clip_text import OpenClipTextTower, UnpaddedTextTower, open_text_tower
+from clipadapter.encoders.open_clip_text import (
+    CausalTextTower,
+    OpenClipTextTower,
+    is_exact_without_padding,
+    open_text_tower,
+)
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.weights import (
     OPEN_CLIP_WEIGHTS,
@@ -59,6 +71,7 @@ class OpenClipEncoder(VisualEncoder):
     A feature does not depend on the batch that it was computed in, up to 1e-4 of its length.
     """
 
+    _is_exact_without_padding: bool | None = None  # of the text tower; None: not known yet
     variant_start = ""  # what comes before a variant of this scheme in those of ``open_clip``
 
     def __init__(self, source: ModelSource, device: str = "cpu") -> None:
@@ -109,7 +122,7 @@ class OpenClipEncoder(VisualEncoder):
 
     def tunable_copy(self) -> OpenClipEncoder:
         other = copy.copy(self)
-        for name in ("_text_tower", "_last_step", "_inner", "_second_size"):  # rebuilt from the modules of the copy
+        for name in ("_is_exact_without_padding", "_last_step", "_inner", "_second_size"):  # are those of its modules
             other.__dict__.pop(name, None)
         other._model = copy_sharing_weights(self._model)
         return other
@@ -125,13 +138,16 @@ class OpenClipEncoder(VisualEncoder):
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (k, d), by the model's own tokenizer."""
         different, index = unique_texts(texts)
-        tokens = [self._tokenizer(different[i : i + batch_size]) for i in range(0, len(different), batch_size)]
+        tower = open_text_tower(self._model, self._tokenizer, self.info.fingerprint, self.device)
         with torch.inference_mode():
-            return self._text_tower(torch.cat(tokens), batch_size)[index]
-
-    @cached_property
-    def _text_tower(self) -> UnpaddedTextTower:
-        return UnpaddedTextTower(self._model, self.device)
+            if isinstance(tower, CausalTextTower):
+                if self._is_exact_without_padding is None:
+                    self._is_exact_without_padding = is_exact_without_padding(self._model, tower)
+                if self._is_exact_without_padding:
+                    return encode_by_length(tower.tokenize(different), tower.encode_tokens, batch_size)[index]
+            batches = [self._tokenizer(different[i : i + batch_size]) for i in range(0, len(different), batch_size)]
+            features = [self._model.encode_text(batch.to(self.device), normalize=False) for batch in batches]
+            return torch.cat(features).float().cpu()[index]
 
 
 @register_encoder("hf-hub")
@@ -280,8 +296,7 @@ def _preprocessing_of(model: str, path: str) -> dict[str, Any]:
     first = next(iter(ways), None)
     if first is None:
         return {}
-    others = [tag for tag, way in ways.items() if way != ways[first]]
-    if others:
+    if others := [tag for tag, way in ways.items() if way != ways[first]]:
         raise InputError(
             f"the weights of {name} do not all take pictures prepared in the same way, so say what yours were "
             f"fine-tuned from: open_clip:{name}/{first}:{path}, open_clip:{name}/{others[0]}:{path} or another name; "

@@ -83,9 +83,6 @@ class VisualEncoder(TorchEncoder):
 
     def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
         widths, tower, last_step = self.layers(), self.network(), self._last_step
-        missing = [layer for layer in layers if layer not in widths]
-        if missing:
-            raise InputError(f"the image tower has no layer {missing[0]!r}")
         if getattr(tower, "output_tokens", False):
             raise InputError("the image tower is one of CoCa: it gives its final feature only, at its own size")
         # Weights that are created in inference mode could not be traced later.
@@ -357,8 +354,7 @@ def _resnet_patches(visual: Any, pixels: Tensor) -> Tensor:
     pool, grid = visual.attnpool, tuple(features.shape[2:])
     positions = features[0].permute(1, 2, 0).flatten(0, 1)
     positions = positions + pool.positional_embedding[1:].to(positions.dtype)  # the first one belongs to the mean
-    patches: Tensor = pool.c_proj(pool.v_proj(positions))
-    return patches.unflatten(0, grid)
+    return pool.c_proj(pool.v_proj(positions)).unflatten(0, grid)
 
 
 def _timm_patches(visual: Any, pixels: Tensor) -> Tensor | None:
@@ -381,8 +377,7 @@ def _timm_patches(visual: Any, pixels: Tensor) -> Tensor | None:
             # Pooling drops the prefix tokens before it reads the patches.
             prefix = features[:, :n_prefix].expand(len(single_patches), -1, -1)
             single_patches = torch.cat([prefix, single_patches], dim=1)
-    patches: Tensor = visual.head(trunk.forward_head(single_patches))
-    return patches.unflatten(0, grid)
+    return visual.head(trunk.forward_head(single_patches)).unflatten(0, grid)
 
 
 def find_projection(visual: Any) -> Projection | None:

@@ -14,42 +14,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipadapter.encoders.layers import FixedPrompts, PromptedBlock, PromptedInput, PromptSource
-from clipadapter.encoders.open_clip_text import CausalTower, OpenClipTextTower
+from clipadapter.encoders.open_clip_text import CausalTextTower, OpenClipTextTower
 
 
-class PromptTokenizer:
-    """A tokenizer with n places after the start token, instead of the tokens ``first_ids`` if a text has them."""
+def tokenize_with_places(
+    tower: CausalTextTower, first_ids: Sequence[int], n: int, texts: Sequence[str], context_length: int
+) -> Tensor:
+    """Tokens (k, context) with n places after the start token, instead of the tokens ``first_ids`` if a text has them.
 
-    def __init__(self, tokenizer: Any, causal: CausalTower, first_ids: Sequence[int], n: int) -> None:
-        self._tokenizer, self._causal = tokenizer, causal
-        self._first_ids, self._n = list(first_ids), n
-
-    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """(k, context); the ids at the places of prompts have no meaning."""
-        tokens: Tensor = self._tokenizer(texts, context_length=context_length)
-        ends = self._causal.end_positions(tokens).tolist()
-        return torch.stack([self._with_places(row, end) for row, end in zip(tokens, ends, strict=True)])
-
-    def _with_places(self, row: Tensor, end: int) -> Tensor:
-        n_first = len(self._first_ids)
-        begins_with_them = row[1 : 1 + n_first].tolist() == self._first_ids and n_first < end
-        body = row[1 + n_first if begins_with_them else 1 : end]
-        places = row.new_full((self._n,), int(row[0]))
-        body = body[: len(row) - self._n - 2]  # a long text is truncated before its end token
-        padding = row.new_zeros(len(row) - self._n - 2 - len(body))
-        return torch.cat([row[:1], places, body, row[end : end + 1], padding])
-
-    def __getattr__(self, name: str) -> Any:
-        """Other attributes are those of the tokenizer."""
-        if name.startswith("_"):  # not set yet, while it is copied
-            raise AttributeError(name)
-        return getattr(self._tokenizer, name)
+    The ids at the places have no meaning.
+    """
+    tokens = torch.zeros(len(texts), context_length, dtype=torch.long)
+    for row, (start, *body, end) in zip(tokens, tower.tokenize(texts), strict=True):
+        words = body[len(first_ids) :] if body[: len(first_ids)] == list(first_ids) else body
+        # A long text is truncated before its end token.
+        ids = [start, *[start] * n, *words[: context_length - n - 2], end]
+        row[: len(ids)] = torch.tensor(ids)
+    return tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +45,7 @@ class PromptPlaces:
     """Where prompts go in both towers of a model."""
 
     visual: Any  # the image tower
-    text: OpenClipTextTower  # which is causal
+    text: CausalTextTower
     set_tokenizer: Callable[[Any], None]  # replaces that of the encoder
 
     @property
@@ -88,15 +76,15 @@ class PromptPlaces:
         def with_positions() -> Tensor:
             return at_input() + positions
 
-        fixed = isinstance(at_input, FixedPrompts)
-        first: PromptSource = FixedPrompts(with_positions()) if fixed else with_positions
+        first: PromptSource = FixedPrompts(with_positions()) if isinstance(at_input, FixedPrompts) else with_positions
         for i, source in enumerate([first, *text[1:]]):
             self.text_blocks[i] = PromptedBlock(self.text_blocks[i], source, is_text=True)
         self.visual.ln_pre = PromptedInput(self.visual.ln_pre, image[0])
         for i, source in enumerate(image[1:], start=1):
             self.image_blocks[i] = PromptedBlock(self.image_blocks[i], source, is_text=False)
-        assert self.text.causal is not None
-        self.set_tokenizer(PromptTokenizer(self.text.tokenizer, self.text.causal, first_ids, n))
+        self.set_tokenizer(
+            partial(tokenize_with_places, self.text, first_ids, n, context_length=self.text.context_length)
+        )
 
 
 def find_prompt_places(
@@ -105,7 +93,7 @@ def find_prompt_places(
     """The places; None unless the image tower is CLIP's and reads a class token, and the text tower is causal."""
     from open_clip.transformer import Transformer, VisionTransformer
 
-    if text is None or text.causal is None or text.special_token_counts != (1, 1):
+    if not isinstance(text, CausalTextTower) or text.special_token_counts != (1, 1):
         return None
     # Not isinstance: a derived class may order its tokens in another way.
     if type(visual) is not VisionTransformer or isinstance(visual.ln_pre, PromptedInput):

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from clipadapter.encoders.base import EncoderInfo, TorchEncoder, digest_of
+from clipadapter.encoders.catalogue import UNKNOWN_LICENCE
 from clipadapter.encoders.inner_layers import INNER_MAX, INNER_MEAN, INNER_STD, StageNetwork, second_size_of
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.simclr_network import MEAN, STAGE_WIDTHS, STD, STRIDE, WIDTH, find_file, load_tower
 from clipadapter.errors import InputError
 from clipadapter.utils.blocks import FINAL
 from clipadapter.utils.pixels import PixelSpec
-from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 
 
 @register_encoder("simclr")
@@ -33,15 +33,8 @@ class SimClrEncoder(TorchEncoder):
         tower, size, digest = load_tower(folder)
         self._tower = tower.to(device)
         self.pixels = PixelSpec(size, MEAN, STD)
-        self.info = EncoderInfo(
-            name=f"simclr:{folder}",
-            dim=WIDTH,
-            image_size=size,
-            logit_scale=DEFAULT_LOGIT_SCALE,
-            logit_bias=None,
-            licence="unknown",
-            fingerprint=digest_of("simclr 1", digest, size, MEAN, STD),
-        )
+        fingerprint = digest_of("simclr 1", digest, size, MEAN, STD)
+        self.info = EncoderInfo.without_text(f"simclr:{folder}", WIDTH, size, UNKNOWN_LICENCE, fingerprint)
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> SimClrEncoder:

@@ -28,7 +28,6 @@ from clipadapter.encoders.weights import (
 )
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError, require
 from clipadapter.utils.pixels import MIN_CROP, RESAMPLING_FILTERS, PixelSpec
-from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 
 CONFIG_FILE = "config.json"
 SAFE_NAMES = {"pytorch_model.bin": "model.safetensors", "open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
@@ -48,20 +47,13 @@ class TimmEncoder(VisualEncoder):
 
     def __init__(self, uri: str, network: Any, licence: str, device: str = "cpu") -> None:
         facts: Mapping[str, Any] = network.pretrained_cfg
-        self.pixels = read_pixels(uri, facts)
-        self.device = device
+        self.pixels, self.device = read_pixels(uri, facts), device
+        size = self.pixels.size
         pooling = str(getattr(network, "global_pool", ""))
         architecture = [CODE_VERSION, facts["architecture"], pooling, self.pixels.to_dict()]
-        self.info = EncoderInfo(
-            name=uri,
-            dim=measure_width(network, self.pixels.size, uri),
-            image_size=self.pixels.size,
-            logit_scale=DEFAULT_LOGIT_SCALE,
-            logit_bias=None,
-            licence=licence,
-            fingerprint=compute_fingerprint(architecture, network.state_dict()),
-        )
-        self._visual = as_open_clip_tower(network.to(device), self.pixels.size)
+        dim, fingerprint = measure_width(network, size, uri), compute_fingerprint(architecture, network.state_dict())
+        self.info = EncoderInfo.without_text(uri, dim, size, licence, fingerprint)
+        self._visual = as_open_clip_tower(network.to(device), size)
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:

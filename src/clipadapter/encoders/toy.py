@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipadapter.encoders.base import Encoder, EncoderInfo, check_pixels, to_tensor, unique_texts
+from clipadapter.encoders.base import EncoderInfo, TorchEncoder, to_tensor, unique_texts
 from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.encoders.inner_layers import INNER, N_STATISTICS
 from clipadapter.encoders.rare_patches import PATCH_COUNTS, describe_rare_patches, patch_distances
@@ -41,7 +41,7 @@ COLOURS = {
 
 
 @register_encoder("toy")
-class ToyEncoder(Encoder):
+class ToyEncoder(TorchEncoder):
     """Random projection of the picture shrunk to 8 x 8; a colour word has the feature of a square of its colour.
 
     Other words have short random vectors that depend only on the word. The feature of a text is the sum of its words.
@@ -53,37 +53,36 @@ class ToyEncoder(Encoder):
     tensor([0, 1, 2])
     """
 
+    pixels = PIXELS
+
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         generator = torch.Generator().manual_seed(0)
         self._projection = torch.randn(3 * GRID * GRID, WIDTH, generator=generator).div(3 * GRID * GRID).to(device)
+        self._network = self.layer_network([FINAL], IMAGE_SIZE)
         fingerprint = hashlib.blake2b(b"toy 2", digest_size=16).hexdigest()
+        self.info = EncoderInfo("toy", WIDTH, IMAGE_SIZE, 20.0, None, "Apache-2.0", fingerprint, NOTE)
         squares = [Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), colour) for colour in COLOURS.values()]
         self._tower = WordTower(dict(zip(COLOURS, self.encode_images(squares), strict=True)), WIDTH)
-        self.info = EncoderInfo("toy", WIDTH, IMAGE_SIZE, 20.0, None, "Apache-2.0", fingerprint, NOTE)
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
         return [EncoderListing("toy", WIDTH, "Apache-2.0", NOTE)]
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Scale the short side to 32, crop the centre, scale values to -1 .. 1."""
-        return to_tensor(PIXELS.to_square(image), PIXELS.mean, PIXELS.std)
+    def network(self) -> torch.nn.Module:
+        return self._network
 
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """(n, 3, 32, 32) to (n, 32)."""
-        check_pixels(pixels, IMAGE_SIZE)
-        with torch.inference_mode():
-            pooled = torch.nn.functional.adaptive_avg_pool2d(pixels.to(self.device), GRID).flatten(1)
-            # Row by row: the rounding of a matrix product may depend on the size of the batch.
-            rows = [row @ self._projection for row in pooled]
-            return torch.stack(rows).cpu() if rows else torch.empty(0, WIDTH)
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Row by row: the rounding of a matrix product may depend on the size of the batch."""
+        pooled = torch.nn.functional.adaptive_avg_pool2d(pixels, GRID).flatten(1)
+        return torch.stack([row @ self._projection for row in pooled])
+
+    def tower(self) -> None:
+        """No backend would be faster."""
 
     def towers(self) -> tuple[Tower, ...]:
         """The same projection as a graph, whose rounding may depend on the size of the batch."""
-        # There is no `tower`: no backend would be faster.
-        network = self.layer_network([FINAL], IMAGE_SIZE)
-        return (Tower(self.info.name, self.info.fingerprint, WIDTH, PIXELS, network),)
+        return (Tower(self.info.name, self.info.fingerprint, WIDTH, PIXELS, self.network()),)
 
     def layers(self) -> Mapping[str, int]:
         """``final``; ``inner``: mean, maximum and deviation of 4 x 4 squares by channel; ``rare-patches`` of pixels."""
@@ -99,8 +98,7 @@ class ToyEncoder(Encoder):
 
     def rare_patch_map(self, image: Image.Image, size: int) -> Tensor:
         """(44, 44) at 48 pixels; see `Encoder.rare_patch_map`."""
-        square = replace(PIXELS, size=size).to_square(image)
-        return patch_distances(to_tensor(square, PIXELS.mean, PIXELS.std)[None])[0]
+        return patch_distances(to_tensor(replace(PIXELS, size=size).to_square(image), PIXELS.mean, PIXELS.std)[None])[0]
 
     def text_tower(self) -> TextTower:
         return self._tower

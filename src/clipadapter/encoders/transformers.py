@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.encoders.base import (
     TOKENIZER_PROBES,
@@ -21,7 +22,7 @@ from clipadapter.encoders.base import (
     EncoderInfo,
     TorchEncoder,
     compute_fingerprint,
-    length_batches,
+    encode_by_length,
     unique_texts,
 )
 from clipadapter.encoders.catalogue import find_licence, find_repository_name
@@ -115,9 +116,6 @@ class TransformersEncoder(TorchEncoder):
         patch = getattr(self._network.vision.config, "patch_size", None)
         if size != self.info.image_size and (not patch or size % int(patch)):
             raise InputError(f"the image tower of {self.info.name} takes multiples of {patch} pixels, but not {size}")
-        missing = [layer for layer in layers if layer not in self.layers()]
-        if missing:
-            raise InputError(f"the image tower of {self.info.name} has no layer {missing[0]!r}")
         return ImageNetwork(self._model, self.has_text, layers, size != self.info.image_size).eval()
 
     def projection(self) -> Projection | None:
@@ -130,20 +128,19 @@ class TransformersEncoder(TorchEncoder):
         if not self.has_text:
             return super().encode_text(texts)
         different, index = unique_texts(texts)
-        tokens = self._tokenize(different)
-        features = torch.empty(len(tokens), self.info.text_dim)
-        for batch in length_batches([len(ids) for ids in tokens], batch_size):
-            longest = max(len(tokens[i]) for i in batch)
-            # CLIP reads its feature at the first end token, and the padding behind it is masked.
-            padding = self._tokenizer.pad_token_id
-            ids = torch.tensor([tokens[i] + [padding] * (longest - len(tokens[i])) for i in batch]).to(self.device)
-            lengths = torch.tensor([len(tokens[i]) for i in batch])
-            mask = None if self._is_siglip else (torch.arange(longest) < lengths[:, None]).long().to(self.device)
-            with torch.inference_mode():
-                outputs = self._model.get_text_features(input_ids=ids, attention_mask=mask)
-            # Since version 5 the library returns the outputs of the tower, with the feature in the place of the pooled.
-            features[batch] = (outputs if isinstance(outputs, Tensor) else outputs.pooler_output).float().cpu()
-        return features[index]
+        return encode_by_length(self._tokenize(different), self._encode_tokens, batch_size)[index]
+
+    @torch.inference_mode()
+    def _encode_tokens(self, tokens: list[list[int]]) -> Tensor:
+        """Raw features (k, d) of texts, padded to the longest."""
+        # CLIP reads its feature at the first end token, and the padding behind it is masked.
+        rows = [torch.tensor(each) for each in tokens]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self._tokenizer.pad_token_id).to(self.device)
+        is_token = torch.arange(ids.shape[1]) < torch.tensor([len(each) for each in tokens])[:, None]
+        mask = None if self._is_siglip else is_token.long().to(self.device)
+        outputs: Any = self._model.get_text_features(input_ids=ids, attention_mask=mask)
+        # Since version 5 the library returns the outputs of the tower, with the feature in the place of the pooled.
+        return outputs if isinstance(outputs, Tensor) else outputs.pooler_output
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text with its special tokens, and with padding for SigLIP."""
@@ -215,8 +212,7 @@ def load_model(source: TransformersSource) -> Any:
         model, result = getattr(transformers, source.family.model_class).from_pretrained(
             str(source.folder), use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    missing = sorted(map(str, [*result["missing_keys"], *result["mismatched_keys"]]))
-    if missing:
+    if missing := sorted(map(str, [*result["missing_keys"], *result["mismatched_keys"]])):
         raise EncoderUnavailableError(
             f"{source.uri} can't be loaded: {len(missing)} of its weights are missing or have another shape, such as "
             f"{missing[0]}. {advise(source.uri)}."

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from clipadapter.data.images import ImageSource, image_bytes, read_image
-from clipadapter.encoders import Encoder, calibrations_of_passes, with_backend
+from clipadapter.encoders import BlockEncoder, Encoder, calibrations_of_passes, with_backend
 from clipadapter.errors import EncoderUnavailableError, ImageError, InputError, brief, install_command
 from clipadapter.features.extraction import ExtractionJob, prepare_image
 from clipadapter.features.store import FeatureStore
@@ -92,7 +92,7 @@ def choose_backend(
     engine = backend_info("torch" if backend == "auto" else backend).cls
     if "auto" not in (backend, precision):
         engine.check_available(precision)
-    if len(encoder.passes()) > 1:
+    if isinstance(encoder, BlockEncoder):
         options: dict[str, Any] = {"text": text, "store": store, "progress": progress}
         first = choose_backend(encoder.passes()[0], sources, backend=backend, precision=precision, **options)
         return _run_like(first, encoder, sources, is_precision_fixed=precision != "auto")
@@ -114,7 +114,9 @@ def choose_backend(
     return _add_note(chosen, OPENVINO_HINT) if measured and lacks_openvino else chosen
 
 
-def _run_like(first: Encoder, encoder: Encoder, sources: Sequence[ImageSource], is_precision_fixed: bool) -> Encoder:
+def _run_like(
+    first: Encoder, encoder: BlockEncoder, sources: Sequence[ImageSource], is_precision_fixed: bool
+) -> BlockEncoder:
     """All passes in the backend and precision chosen for the first; in fp32 if another one is not near enough to it."""
     info, passes = first.info, encoder.passes()
     if first is passes[0]:
@@ -128,10 +130,8 @@ def _run_like(first: Encoder, encoder: Encoder, sources: Sequence[ImageSource], 
         squares = read_squares(sources[:SAMPLE_SIZE], tower.pixels) if info.precision != "fp32" else None
         candidate = with_backend(each, info.backend, info.precision, squares)
         if squares is not None and len(squares) and not is_precision_fixed:
-            few = torch.from_numpy(squares[:FIRST_SAMPLE_SIZE])
-            reference = with_backend(each).encode_pixels(few).numpy()
-            features = candidate.encode_pixels(few).numpy()
-            if not measure_parity(reference, features, blocks=each.info.blocks).passes(info.precision):
+            few = squares[:FIRST_SAMPLE_SIZE]
+            if not measure(candidate, few, measure(with_backend(each), few)).parity.passes(info.precision):
                 return encoder.run_on([with_backend(p, info.backend) if p.tower() else p for p in passes])
         run.append(candidate)
     return encoder.run_on(run)
@@ -336,8 +336,7 @@ def read_record(path: Path, keys: Collection[str]) -> list[Measured]:
 
 def write_record(path: Path, keys: Sequence[str], measured: Sequence[Measured]) -> None:
     """Save measurements. A folder that can't be written only means that the next call measures again."""
-    rows = [asdict(replace(each, features=None)) for each in measured]
-    content = {"sample": list(keys), "measured": rows}
+    content = {"sample": list(keys), "measured": [asdict(replace(each, features=None)) for each in measured]}
     with suppress(InputError):
         write_atomically(path, json.dumps(content, indent=1), sync=False)
 

@@ -22,7 +22,7 @@ from typing import Any
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import find_split_folders
 from clipadapter.errors import DataError, ImageError, require
-from clipadapter.utils.files import IMAGE_SUFFIXES, describe_parquet_error
+from clipadapter.utils.files import IMAGE_SUFFIXES, SHARDS_FILE, describe_parquet_error, path_without_links
 
 MAX_IMAGE_BYTES = 1 << 30  # larger files are refused
 TOO_LARGE = "too large: over {} MiB"
@@ -39,6 +39,7 @@ MAX_HEADER_BYTES = 1 << 20
 ROWS_PER_BATCH = 64  # rows of a table in memory at a time. Each row may hold a picture
 BUFFER_BYTES = 4 << 20
 """Bytes of a file that are read at a time. In S3 each read is a request: 10 kB if nothing is buffered."""
+OWN_NAMES = rf"{re.escape(SHARDS_FILE)}|.*\.(parquet|partial)"  # names of files in a folder of shards
 PURPOSE = "Reading pictures through pyarrow"
 STORAGE_ADVICE = "check the address, the server and the credentials"
 CALL_AGAIN = f"{STORAGE_ADVICE}, then call again: the written shards are kept"
@@ -62,31 +63,11 @@ class ImageRef:
 class WorkUnit:
     """Some pictures of a collection, whose features become one file."""
 
-    path: str  # path of the archive or table; empty if the unit consists of single files
-    group: int  # row group of the table; -1 if the unit is no table
-    # The single files, compressed: about 4 bytes each. The node that starts holds all units.
-    packed: bytes = field(repr=False)
+    name: str  # for messages
     stamp: str  # hash of paths, sizes and modification times of the files
-
-    @property
-    def files(self) -> tuple[tuple[str, str | None, str], ...]:
-        """Path, label and split of pictures that are single files."""
-        return tuple(map(tuple, json.loads(zlib.decompress(self.packed)))) if self.packed else ()
-
-    def describe(self) -> str:
-        """Name it for a message."""
-        if not self.packed:
-            return f"'{self.path}'" + (f", row group {self.group}" if self.group >= 0 else "")
-        files = self.files
-        return f"'{files[0][0]}' and {len(files) - 1} more pictures"
-
-    def images(self, filesystem: Any, is_last_try: bool) -> Iterator[ImageRef]:
-        """The pictures of the unit, in order. At the last try a file that a storage does not give is unreadable."""
-        if self.packed:
-            return (ImageRef(*file, partial(_read_file, filesystem, file[0], is_last_try)) for file in self.files)
-        if self.group >= 0:
-            return _table_images(filesystem, self.path, self.group, is_last_try)
-        return _archive_images(filesystem, self.path)
+    group: int  # row group of a table; -1 if the unit is none
+    # The pictures in order, from a file system. At the last try a file that a storage does not give is unreadable.
+    images: Callable[[Any, bool], Iterator[ImageRef]] = field(repr=False)
 
 
 def open_filesystem(source: str | Path, filesystem: Any = None) -> tuple[Any, str]:
@@ -117,6 +98,27 @@ def list_folder(filesystem: Any, folder: str) -> list[Any]:
     return files
 
 
+def refuse_links(filesystem: Any, folder: str) -> None:
+    """Refuse links among our own files in a folder of shards on this machine; see `path_without_links`."""
+    if filesystem.type_name == "local" and Path(folder).is_dir():
+        for path in Path(folder).iterdir():
+            if re.fullmatch(OWN_NAMES, path.name):
+                path_without_links(folder, path.name, error=DataError)
+
+
+def holds_shards(folder: str | Path) -> bool:
+    """Whether a path or URI is a folder of shards."""
+    if "://" not in str(folder):
+        return (Path(folder) / SHARDS_FILE).is_file()
+    system, path = open_filesystem(folder)
+    return is_file(system, posixpath.join(path, SHARDS_FILE))
+
+
+def list_shards(filesystem: Any, folder: str) -> set[str]:
+    """Names of the Parquet files in a folder."""
+    return {info.base_name for info in list_folder(filesystem, folder) if info.extension == "parquet"}
+
+
 def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:
     """Units of work of class folders, ``.tar`` or ``.parquet`` files: an archive, a row group, or `size` pictures."""
     files = _list_files(filesystem, path)
@@ -127,18 +129,22 @@ def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:
         problem = f"has {' and '.join(present)}: name a folder that has one of them" if present else "has no pictures"
         raise DataError(f"'{path}' {problem}; expected class folders, or .tar or .parquet files")
     files = [file for file in files if posixpath.splitext(file.path)[1].lower() in kinds[present[0]]]
-    if present != ["pictures"]:
-        is_table = present == ["tables (.parquet)"]
+    if present == ["archives (.tar)"]:
+        stamps = {file.path: _hash_file_facts([file]) for file in files}
+        return [WorkUnit(f"'{name}'", stamp, -1, partial(_archive_images, name)) for name, stamp in stamps.items()]
+    if present == ["tables (.parquet)"]:
         return [
-            WorkUnit(file.path, group, b"", _hash_file_facts([file]))
+            WorkUnit(f"'{file.path}', row group {n}", _hash_file_facts([file]), n, partial(_table_images, file.path, n))
             for file in files
-            for group in (range(_open_table(filesystem, file.path).num_row_groups) if is_table else [-1])
+            for n in range(_open_table(filesystem, file.path).num_row_groups)
         ]
     labelled, units = _label_files(path, files), []
     while block := list(islice(labelled, size)):
         rows = [(file.path, label, split) for file, label, split in block]
+        # About 4 bytes each: the node that starts holds all units.
         packed = zlib.compress(json.dumps(rows).encode(), level=1)
-        units.append(WorkUnit("", -1, packed, _hash_file_facts([file for file, _, _ in block])))
+        name, stamp = f"'{rows[0][0]}' and {len(rows) - 1} more pictures", _hash_file_facts([each[0] for each in block])
+        units.append(WorkUnit(name, stamp, -1, partial(_packed_images, packed)))
     return units
 
 
@@ -171,8 +177,7 @@ def _label_files(root: str, files: Sequence[Any]) -> Iterator[tuple[Any, str | N
         return (folders[1], split_of[folders[0]]) if folders[0] in split_of else None
 
     # Pictures next to class folders have no class and are left out, as in `load_dataset`.
-    labels = filter(None, map(label_file, files))
-    splits_with_classes = {split for label, split in labels if label is not None}
+    splits_with_classes = {split for label, split in filter(None, map(label_file, files)) if label is not None}
     for file in files:
         labelled = label_file(file)
         if labelled and (labelled[0] is not None or labelled[1] not in splits_with_classes):
@@ -256,7 +261,13 @@ def _open_table(filesystem: Any, path: str) -> Any:
     return table
 
 
-def _table_images(filesystem: Any, path: str, group: int, is_last_try: bool) -> Iterator[ImageRef]:
+def _packed_images(packed: bytes, filesystem: Any, is_last_try: bool) -> Iterator[ImageRef]:
+    """Pictures that are single files, from their paths, labels and splits."""
+    for path, label, split in json.loads(zlib.decompress(packed)):
+        yield ImageRef(path, label, split, partial(_read_file, filesystem, path, is_last_try))
+
+
+def _table_images(path: str, group: int, filesystem: Any, is_last_try: bool) -> Iterator[ImageRef]:
     table = _open_table(filesystem, path)
     columns = [name for name in ("path", "bytes", "label", "split") if name in table.schema_arrow.names]
     chunks = table.metadata.row_group(group)
@@ -281,7 +292,7 @@ def _table_images(filesystem: Any, path: str, group: int, is_last_try: bool) -> 
             yield ImageRef(name, label, split, read)
 
 
-def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
+def _archive_images(path: str, filesystem: Any, _is_last_try: bool) -> Iterator[ImageRef]:
     """Pictures of a WebDataset archive: files with one name up to the first dot are a sample; ``.cls`` is its class."""
     # A damaged archive ends with a picture that says so.
     try:

@@ -80,8 +80,7 @@ class FeatureSet:
             raise InputError(f"targets must have shape {shape}, but have {self.targets.shape}")
         if len(set(self.class_names)) != len(self.class_names):
             raise InputError(f"class names must differ, but are {format_list(self.class_names)}")
-        unknown = sorted(set(self.y) - set(self.class_names))
-        if unknown:
+        if unknown := sorted(set(self.y) - set(self.class_names)):
             raise InputError(
                 f"these labels are no class: {format_list(unknown)}; classes: {format_list(self.class_names)}"
             )
@@ -181,5 +180,4 @@ class FeatureSet:
         if index.size and (index.min() < 0 or index.max() >= len(self)):
             raise InputError(f"rows must be 0 to {len(self) - 1}, but are {index.min()} to {index.max()}")
         y = tuple(self.y[i] for i in index) if self.targets is None else ()
-        targets = None if self.targets is None else self.targets[index]
-        return replace(self, X=self.X[index], y=y, targets=targets)
+        return replace(self, X=self.X[index], y=y, targets=None if self.targets is None else self.targets[index])

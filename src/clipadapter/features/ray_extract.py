@@ -33,19 +33,13 @@ from clipadapter.features.collection import (
     divide_collection,
     is_file,
     list_folder,
+    list_shards,
     open_filesystem,
+    refuse_links,
     storage_errors,
 )
 from clipadapter.features.extraction import ExtractionJob, run_job
-from clipadapter.features.tables import (
-    FeatureRow,
-    ShardBlock,
-    ShardPlan,
-    list_shards,
-    open_table,
-    refuse_links,
-    write_rows,
-)
+from clipadapter.features.tables import FeatureRow, ShardBlock, ShardPlan, open_table, write_rows
 from clipadapter.utils.files import ABANDONED_SECONDS, SHARDS_FILE
 
 MAX_ATTEMPTS = 3  # how often a shard is tried whose worker or node dies, the first time included
@@ -190,7 +184,7 @@ def _try_to_write(job: RayJob, unit: WorkUnit, is_last_try: bool) -> tuple[int, 
     lost = next((row for row in rows if row.error and row.error.startswith(NOT_OPENED)), None)
     if lost and not is_local and all(row.digest is None for row in rows):
         # One picture that can't be read is its own fault. If none can, the fault is the storage's, for a time only.
-        raise StorageError(f"no picture of {unit.describe()} can be read: '{lost.path}' {lost.error}; {CALL_AGAIN}")
+        raise StorageError(f"no picture of {unit.name} can be read: '{lost.path}' {lost.error}; {CALL_AGAIN}")
     write_shard(job.target, path, rows, job.plan)
     return len(rows), sum(row.error is not None for row in rows)
 
@@ -279,7 +273,7 @@ def _write_units(ray: Any, job: RayJob, units: Iterable[WorkUnit], workers: int 
                     if attempts[unit] == MAX_ATTEMPTS:
                         reason = str(error).strip().split("\n")[0]
                         raise DataError(
-                            f"the process that wrote the shard of {unit.describe()} died {MAX_ATTEMPTS} times, the "
+                            f"the process that wrote the shard of {unit.name} died {MAX_ATTEMPTS} times, the "
                             f"last time: {reason}; perhaps memory ran out: use fewer workers per node (cores=) or a "
                             "smaller batch_size; the written shards are kept, call again"
                         ) from error

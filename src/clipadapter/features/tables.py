@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,13 @@ from clipadapter.data import Sample, source_name
 from clipadapter.data.manifests import MAX_NAME_CHARACTERS, MAX_ROWS, check_size, longest_text
 from clipadapter.encoders import Encoder, EncoderInfo
 from clipadapter.errors import DataError, InputError, brief, require
-from clipadapter.features.collection import StorageError, describe_storage_error, is_file, list_folder, open_filesystem
+from clipadapter.features.collection import (
+    StorageError,
+    describe_storage_error,
+    list_shards,
+    open_filesystem,
+    refuse_links,
+)
 from clipadapter.features.extraction import extract
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
@@ -55,7 +60,6 @@ MAX_WIDTH = 1 << 16
 """Numbers of a feature in a file that does not state its width. It bounds the memory that a small file can ask for."""
 MAX_FEATURE_BYTES = 8 << 30  # bytes of features that are read at once: 4 million rows of 512 numbers
 SHARDS_FORMAT = 1  # format number of a folder of shards
-OWN_NAMES = rf"{re.escape(SHARDS_FILE)}|.*\.(parquet|partial)"  # names of files in a folder of shards
 MAX_PLAN_BYTES = 256 << 20
 NO_FEATURE, NOT_FINITE = "it has no feature", "its feature is not finite"
 
@@ -232,8 +236,7 @@ class FeatureTable:
             DataError: if a picture has no label.
         """
         labels = [self._index.labels[row] for row in rows]
-        unlabelled = labels.count(None)
-        if unlabelled:
+        if unlabelled := labels.count(None):
             raise DataError(f"{unlabelled} of {len(labels)} pictures of '{self.path}' have no label")
         return labels
 
@@ -262,7 +265,7 @@ class FeatureTable:
         for number in np.unique(file_of):
             file, positions = self.files[number], np.flatnonzero(file_of == number)
             inside = rows[positions] - starts[number]
-            start, end = int(inside.min()), int(inside.max()) + 1
+            start = int(inside.min())
             for batch in self.batches(file, [block.name for block in self.blocks], start):
                 own = (inside >= start) & (inside < start + len(batch.paths))
                 own_rows = inside[own] - start
@@ -274,15 +277,14 @@ class FeatureTable:
                 if with_sources:
                     sources[positions[own]] = [batch.paths[row] for row in own_rows]
                 start += len(batch.paths)
-                if start >= end:
+                if start > inside.max():
                     break
-            if start < end:
+            else:
                 raise DataError(f"'{file}' was changed meanwhile: read it again")
         names = sorted(set(labels)) if class_names is None else class_names
         provenance: dict[str, Any] = {"encoder": self.encoder, "fingerprint": self.fingerprint, "data": self.name}
         if with_sources:
-            facts = {"rows": rows.tolist(), "sources": sources.tolist(), "skipped": [], "computed": 0, "views": 1}
-            provenance |= facts
+            provenance |= {"rows": rows.tolist(), "sources": sources.tolist(), "skipped": [], "computed": 0, "views": 1}
         return FeatureSet(features, tuple(labels), tuple(names), provenance, blocks=self.blocks)
 
     def batches(
@@ -570,19 +572,6 @@ class ShardPlan(BaseModel):
         return as_blocks((block.name, block.width) for block in self.blocks)
 
 
-def refuse_links(filesystem: Any, folder: str) -> None:
-    """Refuse links among our own files in a folder of shards on this machine; see `path_without_links`."""
-    if filesystem.type_name == "local" and Path(folder).is_dir():
-        for path in Path(folder).iterdir():
-            if re.fullmatch(OWN_NAMES, path.name):
-                path_without_links(folder, path.name, error=DataError)
-
-
-def list_shards(filesystem: Any, folder: str) -> set[str]:
-    """Names of the Parquet files in a folder."""
-    return {info.base_name for info in list_folder(filesystem, folder) if info.extension == "parquet"}
-
-
 def read_plan(filesystem: Any, folder: str) -> ShardPlan:
     """Read ``shards.json`` of a folder."""
     path = posixpath.join(folder, SHARDS_FILE)
@@ -596,11 +585,10 @@ def read_plan(filesystem: Any, folder: str) -> ShardPlan:
         if len(data) > MAX_PLAN_BYTES:
             raise ValueError(f"it has more than {MAX_PLAN_BYTES >> 20} MB")
         raw = json.loads(data)
-        number = raw.get("format") if isinstance(raw, dict) else None
-        if type(number) is int and number != SHARDS_FORMAT:
+        if isinstance(raw, dict) and type(raw.get("format")) is int and raw["format"] != SHARDS_FORMAT:
             raise DataError(
-                f"'{path}' has format {number}, this version reads {SHARDS_FORMAT}: update clipadapter, or extract the "
-                "features again"
+                f"'{path}' has format {raw['format']}, this version reads {SHARDS_FORMAT}: update clipadapter, or "
+                "extract the features again"
             )
         plan = ShardPlan.model_validate(raw)
         plan.feature_blocks()
@@ -609,11 +597,3 @@ def read_plan(filesystem: Any, folder: str) -> ShardPlan:
         raise
     except (InputError, ValidationError, ValueError, RecursionError) as error:
         raise DataError(f"'{path}' is damaged: {error}; extract the features again, existing files are kept") from error
-
-
-def holds_shards(folder: str | Path) -> bool:
-    """Whether a path or URI is a folder of shards."""
-    if "://" not in str(folder):
-        return (Path(folder) / SHARDS_FILE).is_file()
-    system, path = open_filesystem(folder)
-    return is_file(system, posixpath.join(path, SHARDS_FILE))

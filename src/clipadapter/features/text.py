@@ -75,8 +75,7 @@ def _encode_texts(encoder: Encoder, texts: Sequence[str], store: FeatureStore | 
     info, fingerprint = encoder.info, encoder.block_fingerprints()[0]
     keys = [feature_key(blake2b(text.encode(), digest_size=32).digest(), fingerprint, "text") for text in texts]
     features = store.get_many(keys, info.text_dim)
-    missing = [i for i, key in enumerate(keys) if key not in features]
-    if missing:
+    if missing := [i for i, key in enumerate(keys) if key not in features]:
         fresh = encoder.encode_text([texts[i] for i in missing]).numpy()
         new = {keys[i]: row for i, row in zip(missing, fresh, strict=True)}
         store.put_many(new)

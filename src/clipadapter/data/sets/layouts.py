@@ -90,8 +90,8 @@ class BenchmarkSet(Described, ABC):
     download: Download | None = None  # None if that is impossible
 
     @abstractmethod
-    def list_required(self, folder: Path) -> tuple[RequiredPath, ...]:
-        """The files and folders that the set needs in its folder."""
+    def list_sources(self) -> Mapping[str, str]:
+        """Where to get the files and folders that the set needs, by their paths in its folder."""
 
     @abstractmethod
     def read_samples(self, folder: Path) -> SamplesAndClasses:
@@ -99,7 +99,12 @@ class BenchmarkSet(Described, ABC):
 
     def required_paths(self, root: str | Path | None = None) -> tuple[RequiredPath, ...]:
         """The files and folders that the set needs, with full paths; for the root see `data_root`."""
-        return self.list_required(data_root(root) / self.folder)
+        folder, urls = data_root(root) / self.folder, {"homepage": self.homepage, "instructions": INSTRUCTIONS_URL}
+        return tuple(
+            # torchvision has nothing of what CoOp's instructions link to.
+            RequiredPath(folder / path, text.format(**urls), self.download is not None and "{instructions}" not in text)
+            for path, text in self.list_sources().items()
+        )
 
     def missing_paths(self, root: str | Path | None = None) -> tuple[RequiredPath, ...]:
         """The required files that do not exist and folders that are empty. Single pictures are not checked."""
@@ -115,8 +120,7 @@ class BenchmarkSet(Described, ABC):
         Raises:
             DataError: if a file is missing or damaged.
         """
-        missing = self.missing_paths(root)
-        if missing:
+        if missing := self.missing_paths(root):
             reasons = "; ".join(f"there is no {required.path} ({required.source})" for required in missing)
             downloadable = any(required.downloadable for required in missing)
             advice = f". Run 'clipadapter data prepare {self.name}'" if downloadable else ""
@@ -142,8 +146,7 @@ class BenchmarkSet(Described, ABC):
 
 def check_pictures_exist(name: str, samples: tuple[Sample, ...], folder: Path) -> None:
     """Refuse a set of this name with missing pictures."""
-    missing = missing_pictures((sample.path for sample in samples), folder)
-    if missing:
+    if missing := missing_pictures((sample.path for sample in samples), folder):
         reason = f"{len(missing)} of its {len(samples)} pictures are missing: {format_list(missing, limit=3)}"
         raise DataError(f"the data set '{name}' is incomplete: {reason}. Unpack its archive again, into {folder}")
 
@@ -165,13 +168,8 @@ class SplitFileSet(BenchmarkSet):
     instructions_section: str  # of CoOp's instructions, which links to the split file
     has_class_folders: bool = False  # the image folder has one folder per class: it can be read without a split file
 
-    def list_required(self, folder: Path) -> tuple[RequiredPath, ...]:
-        urls = {"homepage": self.homepage, "instructions": INSTRUCTIONS_URL}
-        downloadable = self.download is not None
-        return (
-            *(RequiredPath(folder / path, text.format(**urls), downloadable) for path, text in self.sources.items()),
-            RequiredPath(folder / self.split_file, f"linked in {INSTRUCTIONS_URL}#{self.instructions_section}"),
-        )
+    def list_sources(self) -> Mapping[str, str]:
+        return {**self.sources, self.split_file: f"linked in {{instructions}}#{self.instructions_section}"}
 
     def read_samples(self, folder: Path) -> SamplesAndClasses:
         samples, class_names = read_split(folder / self.split_file, folder / self.image_folder)
@@ -187,10 +185,8 @@ class ImageNetSet(BenchmarkSet):
     source: str  # where to get the pictures; ``{homepage}`` becomes the URL
     templates: str = "imagenet"
 
-    def list_required(self, folder: Path) -> tuple[RequiredPath, ...]:
-        source = self.source.format(homepage=self.homepage)
-        downloadable = self.download is not None
-        return tuple(RequiredPath(folder / name, source, downloadable) for name in self.split_folders.values())
+    def list_sources(self) -> Mapping[str, str]:
+        return dict.fromkeys(self.split_folders.values(), self.source)
 
     def read_samples(self, folder: Path) -> SamplesAndClasses:
         names = dict(zip(imagenet_synsets(), imagenet_names("clip"), strict=True))
@@ -225,10 +221,9 @@ class ImageNetSet(BenchmarkSet):
 class AircraftSet(BenchmarkSet):
     """FGVC-Aircraft. The authors' lists define the splits, not a split file of CoOp."""
 
-    def list_required(self, folder: Path) -> tuple[RequiredPath, ...]:
+    def list_sources(self) -> Mapping[str, str]:
         names = ["images", "variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS)]
-        archive = f"in the folder data of fgvc-aircraft-2013b.tar.gz of {self.homepage}"
-        return tuple(RequiredPath(folder / name, f"{name} {archive}", downloadable=True) for name in names)
+        return {name: name + " in the folder data of fgvc-aircraft-2013b.tar.gz of {homepage}" for name in names}
 
     def read_samples(self, folder: Path) -> SamplesAndClasses:
         class_names = tuple(line for _, line in _read_lines(folder / "variants.txt"))
@@ -369,8 +364,7 @@ def read_split(path: Path, image_folder: Path) -> SamplesAndClasses:
                 raise DataError(f"{where}: row {number} of {split} {conflict}")
             samples.append(Sample(image_folder / name, class_name, split))
     class_names = tuple(names[label] for label in sorted(names))
-    duplicates = sorted({name for name in class_names if class_names.count(name) > 1})
-    if duplicates:
+    if duplicates := sorted({name for name in class_names if class_names.count(name) > 1}):
         raise DataError(f"{where}: two labels have the same class name: {format_list(duplicates)}")
     return tuple(samples), class_names
 
