@@ -193,7 +193,7 @@ class Project(AbstractContextManager["Project"]):
         """Make a folder for a class. Return the name of the class as it is stored."""
         with self._guard:
             name = normalize_class_name(text, self.contents.classes)
-            folder = safe_folder_name(name, self._used_folder_names())
+            folder = safe_folder_name(name, _list_names(self.root / self.contents.class_root))
             names = self._names_with(folder, name)
             self._run(self._journal.perform, f"adding the class '{name}'", (), [self._class_path(folder)], names)
             return name
@@ -203,7 +203,7 @@ class Project(AbstractContextManager["Project"]):
         with self._guard:
             old_folder = self._folder_of(old)
             name = normalize_class_name(text, set(self.contents.classes) - {old})
-            folder = safe_folder_name(name, self._used_folder_names() - {old_folder})
+            folder = safe_folder_name(name, _list_names(self.root / self.contents.class_root) - {old_folder})
             # A file system that ignores case takes the two folders for one, and the journal overwrites nothing.
             folder = old_folder if folder.casefold() == old_folder.casefold() else folder
             move = (self._class_path(old_folder), self._class_path(folder))
@@ -340,9 +340,6 @@ class Project(AbstractContextManager["Project"]):
     def _class_path(self, folder: str) -> str:
         """Path of a class folder, relative to the project."""
         return f"{self.contents.class_root}/{folder}" if self.contents.class_root else folder
-
-    def _used_folder_names(self) -> set[str]:
-        return _list_names(self.root / self.contents.class_root)
 
     def _names_with(self, folder: str, name: str, removed: str = "") -> dict[str, str]:
         """Class names by folder after one folder got a name; a folder with its own name needs no entry."""
