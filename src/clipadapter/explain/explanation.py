@@ -514,10 +514,10 @@ def _plot_margin(axes: Axes, explanation: Explanation) -> None:
 
 def _plot_shots(figure: Any, shots: tuple[Neighbour, ...]) -> None:
     figure.suptitle("the most similar shots, by cosine", fontsize=10, x=0.01, ha="left")
-    for axes, shot in zip(figure.subplots(1, MAX_SHOTS), [*shots, *[None] * (MAX_SHOTS - len(shots))], strict=True):
-        if shot is None:
-            axes.set_axis_off()
-            continue
+    panels = figure.subplots(1, MAX_SHOTS)
+    for axes in panels[len(shots) :]:
+        axes.set_axis_off()
+    for axes, shot in zip(panels[: len(shots)], shots, strict=True):
         name = Path(shot.source).name if shot.is_path else shot.source
         title = f"{shot.similarity:.3f}  {truncate(shot.label, 18)}\n{truncate(name, 24)}"
         _show_image(axes, read_shot(shot), title)

@@ -60,10 +60,7 @@ class Panels:
 
     def render_help(self) -> str:
         """Return the HTML of the head of the page."""
-        session = self.session
-        paths = {"project": session.project.root, "model": session.default_model_folder, "export": session.export_file}
-        values = {name: printable(path) for name, path in paths.items()}
-        return self._environment.get_template("help.html").render(values)
+        return self._environment.get_template("help.html").render(session=self.session, printable=printable)
 
     def _values(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
         """What the templates of all panels read."""

@@ -40,6 +40,10 @@ class PictureFile:
         """Name of the file."""
         return self.path.name
 
+    def path_in(self, root: Path) -> str:
+        """Its path relative to the project. Unlike the key, it may not be valid text."""
+        return self.path.relative_to(root).as_posix()
+
     @property
     def data(self) -> bytes:
         """Its bytes, read now. Raises ImageError."""

@@ -169,19 +169,14 @@ class Project(AbstractContextManager["Project"]):
             self._external = list_picture_files(path for path in paths if not path.is_relative_to(self.root))
             return self._read()
 
-    def setting(self, name: str) -> str:
-        """Return what a setting of the page was last; empty if it was never chosen, or can't be read."""
-        with self._guard:
-            return self._read_settings().get(name, "")
-
     def save_setting(self, name: str, value: str) -> None:
         """Remember a setting of the page; this is no step, and `undo` does not change it."""
         with self._guard:
-            settings = {**self._read_settings(), name: value}
+            settings = {**self.settings(), name: value}
             write_atomically(self._settings_file, json.dumps(settings, indent=1) + "\n")
 
-    def _read_settings(self) -> dict[str, str]:
-        """The settings; those that are no text are left out, so that a damaged file only loses choices."""
+    def settings(self) -> dict[str, str]:
+        """The settings of the page; those that are no text are left out, so that a damaged file only loses choices."""
         try:
             settings = parse_json(read_text(self._settings_file, MAX_SETTINGS_BYTES), "the settings")
         except DataError:
@@ -294,7 +289,7 @@ class Project(AbstractContextManager["Project"]):
                 result.in_other_classes.append((others[0][0], str(others[0][1])))
             else:
                 unlabelled = [picture for picture in equal if not picture.is_external]
-                source = _relative_path(self.root, unlabelled[0]) if unlabelled else self._store(upload.data)
+                source = unlabelled[0].path_in(self.root) if unlabelled else self._store(upload.data)
                 name = stored_file_name(upload, used)
                 used.add(fold_name(name))
                 new_uploads.add(upload.data)
@@ -376,17 +371,12 @@ def _moves_into(root: Path, pictures: Sequence[PictureFile], folder: str, used: 
     for picture in pictures:
         name = free_name(picture.path.stem, picture.path.suffix, used)
         used.add(fold_name(name))
-        moves.append((_relative_path(root, picture), f"{folder}/{name}"))
+        moves.append((picture.path_in(root), f"{folder}/{name}"))
     return moves
 
 
 def _list_names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-
-
-def _relative_path(root: Path, picture: PictureFile) -> str:
-    """Path of a picture, relative to the project. Unlike its key, it may not be valid text."""
-    return picture.path.relative_to(root).as_posix()
 
 
 # ---- Names of classes and folders ----
