@@ -259,13 +259,6 @@ def _is_wrong_by_confident_learning(evidence: LabelEvidence) -> NDArray[np.bool_
 # ---- Classes ----
 
 
-def _is_above(count: int, total: int, share: float = 0.5) -> bool:
-    """Whether a count out of a total is significantly above a share (binomial test)."""
-    from scipy.stats import binomtest
-
-    return bool(binomtest(count, total, share, alternative="greater").pvalue <= MAX_P_VALUE)
-
-
 def check_class_sizes(pictures: Sequence[Picture], names: Sequence[str], splits: Sequence[str]) -> Iterator[Finding]:
     """Findings on the number of pictures per class, in the first split, which shots are drawn from."""
     split = splits[0]
@@ -347,3 +340,10 @@ def find_unknown_names(pictures: Sequence[Picture], evidence: LabelEvidence) -> 
         score = (by_shots.sum() - by_text.sum()) / len(rows)
         missed = rows[zero_shot[rows] != k][:MAX_SHOWN_PICTURES]
         yield Finding("name", float(score), message, tuple(pictures[i] for i in missed), (name, other))
+
+
+def _is_above(count: int, total: int, share: float = 0.5) -> bool:
+    """Whether a count out of a total is significantly above a share (binomial test)."""
+    from scipy.stats import binomtest
+
+    return bool(binomtest(count, total, share, alternative="greater").pvalue <= MAX_P_VALUE)

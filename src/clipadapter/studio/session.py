@@ -132,7 +132,6 @@ class Session:
         quality: str | None = None,
         **params: Any,
     ) -> None:
-        check_head(head)
         self.encoder, *self.other_encoders = open_encoders(encoder, params.get("device", "cpu"))
         if not self.encoder.has_text:
             raise InputError(
