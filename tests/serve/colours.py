@@ -61,11 +61,8 @@ class OpenedModels(ServedModels):
         self.model = model
         super().__init__(specs, limits)
 
-    def _open(self, path):
-        return self.model or super()._open(path)
-
-    def _try(self, path):
-        pass
+    def _open(self, path, is_changed):
+        return self.model or super()._open(path, is_changed=False)
 
 
 def picture(colour, side=8, kind="PNG"):

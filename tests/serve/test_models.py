@@ -95,7 +95,7 @@ def test_a_file_that_does_not_run_is_refused(serve, files):
     models = client.app.state.server.models
     broken = Colours()
     broken.run = lambda squares: 1 / 0
-    models._open = lambda path: broken
+    models._open = lambda path, is_changed: broken
     write_file(files / "colours.onnx", OTHER)
     refresh(client)
     error = client.get("/v1/models/colours").json()["error"]
@@ -139,7 +139,7 @@ def test_the_old_model_finishes_its_requests(serve, files):
         begun = pool.submit(ask, client, RED)
         wait_until(lambda: models.get().batcher.pending == 1)
         first = models.get()
-        models._open = lambda path: new
+        models._open = lambda path, is_changed: new
         write_file(files / "colours.onnx", OTHER)
         refresh(client)
         assert label(client) == "cherry"

@@ -96,17 +96,14 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     features = model.extract_features(dataset.paths, dataset.labels, dataset.class_names, views=1)
     all_pictures = [Picture.from_sample(sample, dataset.root) for sample in dataset.samples]
     rows: list[int] = list(features.provenance["rows"])
-    was_read = set(rows)
-    unreadable = [picture for i, picture in enumerate(all_pictures) if i not in was_read]
+    unreadable = [all_pictures[i] for i in sorted(set(range(len(all_pictures))).difference(rows))]
     findings = [
         Finding("unreadable", 1.0, f"{picture.name}: {reason}", (picture,))
         for picture, (_, reason) in zip(unreadable, features.provenance["skipped"], strict=True)
     ]
-    measures_or_none = measure_images([all_pictures[row].path for row in rows], progress)
     # A file may be deleted after its features were extracted.
-    measured = [i for i, measures in enumerate(measures_or_none) if measures is not None]
-    features = features.take(measured)
-    measures = [image for image in measures_or_none if image is not None]
+    measured = measure_images([all_pictures[row].path for row in rows], progress)
+    features, measures = features.take(list(measured)), list(measured.values())
     pictures = [all_pictures[rows[i]] for i in measured]
     encoded = model.encode_classes(dataset.class_names)
     text = encoded if encoded.has_text else None
@@ -286,8 +283,6 @@ def find_class_overlaps(
     pictures: Sequence[Picture], evidence: LabelEvidence, wrong_labels: set[Picture]
 ) -> Iterator[Finding]:
     """Pairs of classes with significantly more than a tenth of their held-out pictures predicted as the other."""
-    from scipy.stats import binomtest
-
     checked = np.flatnonzero(evidence.is_held_out).tolist()
     # Pictures whose label is likely wrong are no confusions of their classes.
     rows = np.array([i for i in checked if pictures[i] not in wrong_labels], np.int64)
@@ -300,7 +295,7 @@ def find_class_overlaps(
     np.fill_diagonal(confusion, 0)
     for a, b in zip(*np.nonzero(np.triu(confusion + confusion.T) >= MIN_CONFUSIONS), strict=True):
         n_confused, n_pictures = int(confusion[a, b] + confusion[b, a]), int(class_sizes[a] + class_sizes[b])
-        if binomtest(n_confused, n_pictures, MAX_CONFUSION_RATE, alternative="greater").pvalue > MAX_P_VALUE:
+        if not _is_above(n_confused, n_pictures, MAX_CONFUSION_RATE):
             continue
         first, second = evidence.names[a], evidence.names[b]
         message = (
@@ -326,8 +321,6 @@ def find_same_texts(text: TextFeatures) -> Iterator[Finding]:
 
 def find_unknown_names(pictures: Sequence[Picture], evidence: LabelEvidence) -> Iterator[Finding]:
     """Classes whose pictures zero-shot does not recognise, while a head fitted to other pictures does."""
-    from scipy.stats import binomtest
-
     if evidence.zero_shot is None:
         return
     zero_shot, held_out = evidence.zero_shot.argmax(axis=1), evidence.held_out.argmax(axis=1)
@@ -337,9 +330,7 @@ def find_unknown_names(pictures: Sequence[Picture], evidence: LabelEvidence) -> 
         n_gained, n_lost = int((by_shots & ~by_text).sum()), int((by_text & ~by_shots).sum())
         # Text must be right for half as many pictures at most, and a sign test on those where one alone is right be
         # significant.
-        if 2 * by_text.sum() > by_shots.sum() or not n_gained:
-            continue
-        if binomtest(n_gained, n_gained + n_lost, alternative="greater").pvalue > MAX_P_VALUE:
+        if 2 * by_text.sum() > by_shots.sum() or not n_gained or not _is_above(n_gained, n_gained + n_lost):
             continue
         other, count = Counter(evidence.names[j] for j in zero_shot[rows] if j != k).most_common(1)[0]
         message = (
@@ -349,3 +340,10 @@ def find_unknown_names(pictures: Sequence[Picture], evidence: LabelEvidence) -> 
         score = (by_shots.sum() - by_text.sum()) / len(rows)
         missed = rows[zero_shot[rows] != k][:MAX_SHOWN_PICTURES]
         yield Finding("name", float(score), message, tuple(pictures[i] for i in missed), (name, other))
+
+
+def _is_above(count: int, total: int, share: float = 0.5) -> bool:
+    """Whether a count out of a total is significantly above a share (binomial test)."""
+    from scipy.stats import binomtest
+
+    return bool(binomtest(count, total, share, alternative="greater").pvalue <= MAX_P_VALUE)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from clipadapter.data import Sample
 from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
 from clipadapter.rendering.html import create_environment
-from clipadapter.utils.files import printable, write_atomically
+from clipadapter.utils.files import encodable, printable, write_atomically
 
 PACKAGE = "clipadapter.doctor"
 THUMBNAIL_SIDE = 192  # in pixels: twice that of the page, for screens with two pixels per point
@@ -108,8 +108,7 @@ class Picture:
     def from_sample(cls, sample: Sample, root: Path) -> Picture:
         """The picture of a sample in a data set with this root."""
         path = sample.path
-        inside = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-        name = inside.encode(errors="backslashreplace").decode()
+        name = encodable(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)
         return cls(path, name, sample.label, sample.split)
 
 

@@ -63,8 +63,8 @@ class ImageMeasures:
         return self.high - self.low
 
 
-def measure_images(paths: Sequence[Path], progress: bool = False) -> list[ImageMeasures | None]:
-    """Measure pictures; None for one that can't be read."""
+def measure_images(paths: Sequence[Path], progress: bool = False) -> dict[int, ImageMeasures]:
+    """Measure pictures, by their position; those that can't be read are left out."""
     imagehash = require("imagehash", "doctor", "the search for near duplicates")
 
     def measure(path: Path) -> ImageMeasures | None:
@@ -75,7 +75,8 @@ def measure_images(paths: Sequence[Path], progress: bool = False) -> list[ImageM
 
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         measures = pool.map(measure, paths)
-        return list(progress_bar(measures, total=len(paths), desc="image quality", unit="img", shown=progress))
+        bar = progress_bar(measures, total=len(paths), desc="image quality", unit="img", shown=progress)
+        return {i: image for i, image in enumerate(bar) if image is not None}
 
 
 def measure_image(path: Path, imagehash: ModuleType) -> ImageMeasures:

@@ -286,8 +286,7 @@ def explain(
     order = np.argsort(-logits, kind="stable").tolist()
     k = order[0] if name is None else names.index(name)
     other = None if head.task_ == "multilabel" else order[1] if k == order[0] else order[0]
-    parts, why_no_parts = _split_by_source(head, feature, logits, names, k, other)
-    blocks, why_no_blocks = _split_by_block(encoder, head, feature, names, k, other)
+    parts, blocks, notes = _split_margin(model, feature, logits, k, other)
     heat_map, note_on_map = compute_heat_map(encoder, head, picture, k, feature)
     support = model.support_
     rows, cosines = nearest_rows(feature[:, : encoder.info.text_dim], support.final, neighbours)
@@ -295,7 +294,7 @@ def explain(
         Neighbour(cosine, label_of(support, i), *name_shot(support, i))
         for i, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
     )
-    why_no_shots = "" if nearest or not neighbours else NO_SHOTS
+    note_on_shots = "" if nearest or not neighbours else NO_SHOTS
     tower = plain_encoder(encoder).tower()
     reduced = picture.copy()
     reduced.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
@@ -310,7 +309,7 @@ def explain(
         picture=np.asarray(reduced),
         square=None if tower is None else tower.pixels.to_square(picture),
         heat_map=heat_map,
-        notes=tuple(note for note in (why_no_parts, why_no_blocks, note_on_map, why_no_shots) if note),
+        notes=tuple(note for note in (*notes, note_on_map, note_on_shots) if note),
         blocks=blocks,
         rare_patches=compute_rare_patch_map(encoder, image),
     )
@@ -320,35 +319,28 @@ def _margin(logits: Array, k: int, other: int | None) -> float:
     return float(logits[k] - (0 if other is None else logits[other]))
 
 
-def _split_by_source(
-    head: Head, feature: Array, logits: Array, names: Sequence[str], k: int, other: int | None
-) -> tuple[tuple[MarginPart, ...], str]:
-    """The parts of class text and shots in the margin of two classes; and why there are none."""
+def _split_margin(
+    model: FewShotClassifier, feature: Array, logits: Array, k: int, other: int | None
+) -> tuple[tuple[MarginPart, ...], tuple[MarginPart, ...], list[str]]:
+    """The parts of class text and shots, and those of the blocks of features; and why there are none."""
+    head, names = model.head_, model.class_names_
+    has_blocks, notes = len(model.encoder_.info.blocks) > 1, []
+    text = None if other is None else head.text_logits(feature)
+    by_source = {} if text is None else {"class text": text, "shots": logits - text}
     if other is None:
-        return (), "no parts of text and shots: the bias of each label of a multi-label head is learned"
-    text_logits = head.text_logits(feature)
-    if text_logits is None:
-        return (), "no parts of text and shots: the logits of this head are not the sum of both"
-    text = text_logits[0].astype(np.float64)
-    by_text = MarginPart("class text", _margin(text, k, other), _best_class(text, names))
-    margin_of_shots = _margin(logits, k, other) - by_text.margin
-    return (by_text, MarginPart("shots", margin_of_shots, _best_class(logits - text, names))), ""
+        notes.append("no parts of text and shots: the bias of each label of a multi-label head is learned")
+    elif text is None:
+        notes.append("no parts of text and shots: the logits of this head are not the sum of both")
+    by_block = (head.block_logits(feature) or {}) if has_blocks else {}
+    if has_blocks and not by_block:
+        notes.append(NOT_BY_BLOCK)
 
+    def measure(name: str, rows: Array) -> MarginPart:
+        own = rows[0].astype(np.float64)
+        return MarginPart(name, _margin(own, k, other), None if other is None else _best_class(own, names))
 
-def _split_by_block(
-    encoder: Encoder, head: Head, feature: Array, names: Sequence[str], k: int, other: int | None
-) -> tuple[tuple[MarginPart, ...], str]:
-    """The part of each block of features in the margin of two classes; and why there are none."""
-    if len(encoder.info.blocks) == 1:
-        return (), ""
-    by_block = head.block_logits(feature)
-    if by_block is None:
-        return (), NOT_BY_BLOCK
-    by_name = {name: rows[0].astype(np.float64) for name, rows in by_block.items()}
-    return tuple(
-        MarginPart(name, _margin(logits, k, other), None if other is None else _best_class(logits, names))
-        for name, logits in by_name.items()
-    ), ""
+    parts, blocks = (tuple(measure(*item) for item in logits_of.items()) for logits_of in (by_source, by_block))
+    return parts, blocks, notes
 
 
 def _best_class(logits: Array, names: Sequence[str]) -> str | None:
@@ -436,8 +428,8 @@ second value, so that a picture without rare patches has no strong colours."""
 MISSING_GREY = 225
 
 
-def _show_image(axes: Axes, pixels: Any, title: str) -> None:
-    axes.imshow(pixels)
+def _show_image(axes: Axes, pixels: Any, title: str, **options: Any) -> None:
+    axes.imshow(pixels, **options)
     axes.set_anchor("N")
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_axis_off()
@@ -446,7 +438,6 @@ def _show_image(axes: Axes, pixels: Any, title: str) -> None:
 def _plot_heat_map(axes: Axes, explanation: Explanation) -> None:
     values = explanation.heat_map
     if values is None or explanation.square is None:
-        axes.set_axis_off()
         _show_text(axes, next((note for note in explanation.notes if "heat map" in note), "no heat map"))
         return
     limits = float(values.min()), float(values.max())
@@ -475,7 +466,7 @@ def _draw_map(
     side = len(square)
     # The picture is drawn in pale grey, so that all colour is that of the map.
     grey = np.asarray(Image.fromarray(square).convert("L"), np.float64)
-    axes.imshow(128 + grey / 2, cmap="gray", vmin=0, vmax=255)
+    _show_image(axes, 128 + grey / 2, title, cmap="gray", vmin=0, vmax=255)
     # The grid covers the area for any number of cells: the outer edges of the cells are those of the area.
     top, left = (border * side - 0.5 for border in borders)
     image = axes.imshow(
@@ -489,9 +480,6 @@ def _draw_map(
     )
     axes.set_xlim(-0.5, side - 0.5)
     axes.set_ylim(side - 0.5, -0.5)
-    axes.set_anchor("N")
-    axes.set_title(title, fontsize=10, parse_math=False)
-    axes.set_axis_off()
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.75, aspect=22, pad=0.02)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)
@@ -503,7 +491,6 @@ def _draw_map(
 def _plot_margin(axes: Axes, explanation: Explanation) -> None:
     sentences = explanation.margin_sentences()
     if not explanation.parts:
-        axes.set_axis_off()
         notes = [note for note in explanation.notes if "heat map" not in note]
         _show_text(axes, "\n\n".join(sentences + notes))
         return
@@ -527,10 +514,10 @@ def _plot_margin(axes: Axes, explanation: Explanation) -> None:
 
 def _plot_shots(figure: Any, shots: tuple[Neighbour, ...]) -> None:
     figure.suptitle("the most similar shots, by cosine", fontsize=10, x=0.01, ha="left")
-    for axes, shot in zip(figure.subplots(1, MAX_SHOTS), [*shots, *[None] * (MAX_SHOTS - len(shots))], strict=True):
-        if shot is None:
-            axes.set_axis_off()
-            continue
+    panels = figure.subplots(1, MAX_SHOTS)
+    for axes in panels[len(shots) :]:
+        axes.set_axis_off()
+    for axes, shot in zip(panels[: len(shots)], shots, strict=True):
         name = Path(shot.source).name if shot.is_path else shot.source
         title = f"{shot.similarity:.3f}  {truncate(shot.label, 18)}\n{truncate(name, 24)}"
         _show_image(axes, read_shot(shot), title)
@@ -548,5 +535,6 @@ def read_shot(shot: Neighbour) -> Any:
 
 
 def _show_text(axes: Axes, text: str) -> None:
+    axes.set_axis_off()
     lines = "\n".join("\n".join(textwrap.wrap(line, 34)) for line in text.split("\n"))
     axes.text(0.5, 0.5, lines, ha="center", va="center", fontsize=9, transform=axes.transAxes, parse_math=False)

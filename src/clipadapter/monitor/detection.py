@@ -45,7 +45,6 @@ from clipadapter.monitor.report import (
 )
 from clipadapter.monitor.shift import (
     CovariateShift,
-    LabelShift,
     compare_priors_with_pictures,
     compare_priors_with_shots,
     fisher_p_value,
@@ -231,18 +230,27 @@ class _Comparison:
             is_reliable=is_reliable,
         )
 
-    def _test_all(self, draws: int) -> tuple[dict[str, float], list[float | None]]:
+    def _test_all(self, draws: int) -> tuple[dict[str, float], Sequence[float | None]]:
         """P-values of the checks that can be run, and of the classes, None if their priors are not compared."""
+        expected, rejected, options = self.expected, self.observed.rejected, {"draws": draws, "seed": self.seed}
         p_values = dict[str, float]()
-        class_p_values: list[float | None] = [None] * len(self.expected.priors)
+        of_classes: Sequence[float | None] = [None] * len(expected.priors)
         if shift := self._covariate_shift(np.arange(len(self.observed)), draws):
             p_values["covariate-shift"] = shift.p_value
-        if priors := self._label_shift(draws):
-            p_values["label-shift"], class_p_values = priors.p_value, priors.class_p_values.tolist()
-        if self.observed.rejected is not None and "ood-rate" not in self.skip:
-            n_rejected, m = int(self.observed.rejected.sum()), len(self.observed)
-            p_values["ood-rate"] = fisher_p_value(n_rejected, m, self.expected.n_rejected, self.expected.n_scored)
-        return p_values, class_p_values
+        if "label-shift" in self.skip:
+            pass
+        elif (labels := expected.labels) is None:
+            p_values["label-shift"], of_classes = compare_priors_with_pictures(
+                expected.probabilities, self.probabilities, **options
+            )
+        elif len(labels) >= MIN_SHOTS_PER_CLASS * len(np.unique(labels)):
+            p_values["label-shift"], of_classes = compare_priors_with_shots(
+                expected.probabilities, labels, expected.priors, self.probabilities, **options
+            )
+        if rejected is not None and "ood-rate" not in self.skip:
+            counts = int(rejected.sum()), len(rejected), expected.n_rejected, expected.n_scored
+            p_values["ood-rate"] = fisher_p_value(*counts)
+        return p_values, of_classes
 
     def _measure_window(self, rows: NDArray[np.intp]) -> Window:
         observed, times, shift = self.observed, self.times, self._covariate_shift(rows, WINDOW_DRAWS)
@@ -279,18 +287,6 @@ class _Comparison:
 
         samples = expected.features[rows], self.observed.features[pictures][current_rows]
         return measure_covariate_shift(*samples, (P, Q), (odds(P), odds(Q)), draws=draws, seed=self.seed)
-
-    def _label_shift(self, draws: int) -> LabelShift | None:
-        """Whether the class priors changed; None if that is skipped, or the shots are too few."""
-        expected, options = self.expected, {"draws": draws, "seed": self.seed}
-        labels, probabilities = expected.labels, expected.probabilities
-        if "label-shift" in self.skip:
-            return None
-        if labels is None:
-            return compare_priors_with_pictures(probabilities, self.probabilities, **options)
-        if len(labels) < MIN_SHOTS_PER_CLASS * len(np.unique(labels)):
-            return None
-        return compare_priors_with_shots(probabilities, labels, expected.priors, self.probabilities, **options)
 
 
 def _rate(rejected: NDArray[np.bool_]) -> tuple[float, float, float]:

@@ -191,17 +191,10 @@ SMOOTHING_SAMPLE_SIZE = 20
 """Approximate number of shots that smooth it. A weight of two shots needs no more, and each costs time per draw."""
 
 
-@dataclass(frozen=True, eq=False)
-class LabelShift:
-    """How far the class priors are from those of the reference."""
-
-    p_value: float  # share of the draws that are as far apart in all, if nothing changed
-    # (c,) the same for each class, corrected for their number (by the largest of all classes: Westfall and Young 1993)
-    class_p_values: Array
-
-
-def compare_priors_with_pictures(reference: Array, current: Array, *, draws: int = 999, seed: int = 0) -> LabelShift:
-    """Compare the probabilities of two samples of pictures, (n, c) and (m, c)."""
+def compare_priors_with_pictures(
+    reference: Array, current: Array, *, draws: int = 999, seed: int = 0
+) -> tuple[float, list[float]]:
+    """Compare the probabilities of two samples of pictures, (n, c) and (m, c). See `_test_difference`."""
     rows, n, m = np.concatenate([reference, current]), len(reference), len(current)
     total = rows.sum(axis=0)
 
@@ -217,7 +210,7 @@ def compare_priors_with_pictures(reference: Array, current: Array, *, draws: int
 
 def compare_priors_with_shots(
     shots: Array, labels: NDArray[np.int64], priors: Array, current: Array, *, draws: int = 999, seed: int = 0
-) -> LabelShift:
+) -> tuple[float, list[float]]:
     """Compare pictures (m, c) with shots (n, c), predicted by fits without the shot; priors (c,) of the reference."""
     m, c = len(current), len(priors)
     counts = np.bincount(labels, minlength=c)
@@ -260,16 +253,19 @@ def _test_difference(
     draws: int,
     seed: int,
     rows_per_draw: int,
-) -> LabelShift:
-    """Test an observed difference (c,) of mean probabilities against draws of such differences."""
+) -> tuple[float, list[float]]:
+    """Test an observed difference (c,) of mean probabilities against draws of such differences.
+
+    Returns the share of the draws that are as far apart in all, and the same for each class, corrected for their number
+    (by the largest of all classes: Westfall and Young 1993).
+    """
     rng, chunk = np.random.default_rng(seed), max(1, MAX_CHUNK_VALUES // rows_per_draw)
     parts = [draw_differences(min(chunk, draws - start), rng) for start in range(0, draws, chunk)]
     differences = np.concatenate([observed[None], *parts])
     chi_square = (differences**2 / np.maximum(expected, 1e-6)).sum(axis=1)
     standardised = np.abs(differences) / np.maximum(differences[1:].std(axis=0), 1e-9)
     largest = standardised[1:].max(axis=1)
-    class_p_values = np.array([_p_value(largest, value) for value in standardised[0]])
-    return LabelShift(_p_value(chi_square[1:], chi_square[0]), class_p_values)
+    return _p_value(chi_square[1:], chi_square[0]), [_p_value(largest, value) for value in standardised[0]]
 
 
 def _p_value(draws: Array, value: float) -> float:
@@ -304,9 +300,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
     """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
+    values = np.array(p_values, np.float64)
+    order = np.argsort(values, kind="stable")
+    values[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(len(values), 0, -1) * values[order]))
+    return values.tolist()

@@ -164,11 +164,10 @@ class ServedModels:
             old.error = "its file is gone; the loaded model is still served"
             log_event("model file is gone, the loaded model is still served", logging.ERROR, model=name)
 
-    def _open(self, path: Path) -> Predictor:
+    def _open(self, path: Path, is_changed: bool) -> Predictor:
+        if is_changed:
+            try_in_child(path, self._backend)
         return Predictor(path, backend=self._backend, threads=self._threads)
-
-    def _try(self, path: Path) -> None:
-        try_in_child(path, self._backend)
 
     def _load(self, source: ModelSource, old: ServedModel | None = None, is_changed: bool = False) -> ServedModel:
         """Load a model and run it once; the old one if the file is the same."""
@@ -176,9 +175,7 @@ class ServedModels:
         version = check_file(path)[:VERSION_CHARS]
         if old is not None and old.version == version:
             return old
-        if is_changed:
-            self._try(path)
-        predictor = self._open(path)
+        predictor = self._open(path, is_changed)
         batcher = Batcher(predictor, self.limits, self.metrics, source.name, self.pool, self.slow_pool)
         return ServedModel(source, version, predictor, batcher)
 

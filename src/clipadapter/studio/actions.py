@@ -17,7 +17,7 @@ from typing import Any
 
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.errors import ClipAdapterError, InputError
-from clipadapter.studio.model import ExplainedPrediction
+from clipadapter.studio.model import ExplainedPrediction, ProjectModel
 from clipadapter.studio.pictures import Upload, stored_file_name
 from clipadapter.studio.project import AddResult
 from clipadapter.studio.session import Session
@@ -55,8 +55,7 @@ class Tab:
     # is removed.
     tried_file: Path | None = None
     prediction: ExplainedPrediction | None = None  # its prediction
-    # `SessionState.learned_from` of the model that made the prediction
-    prediction_learned_from: tuple[int, str, bool] = (-1, "", False)
+    predicted_by: ProjectModel | None = None  # the model that made it
     note: Note = Note("")  # the last message
     note_count: int = 0  # number of messages so far
     upload_count: int = 0  # number of uploads so far, failed ones too
@@ -119,10 +118,10 @@ class Actions:
 
     def is_prediction_outdated(self, tab: Tab) -> bool:
         """Whether the prediction of a tab is of an earlier model."""
-        return tab.tried_file is not None and tab.prediction_learned_from != self.session.state.learned_from
+        return tab.tried_file is not None and tab.predicted_by is not self.session.state.model
 
     def _predict(self, tab: Tab) -> None:
-        tab.prediction, tab.prediction_learned_from = None, self.session.state.learned_from
+        tab.prediction, tab.predicted_by = None, self.session.state.model
         if tab.tried_file is not None:
             tab.prediction = self.session.predict(tab.tried_file)
 

@@ -81,12 +81,11 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         return super().launch(*args, **{**defaults, **options})
 
     def _lay_out(self) -> None:
-        html_options: dict[str, Any] = {
-            "js_on_load": str(read_asset(PACKAGE, "studio.js")),
-            "apply_default_css": False,
-            "render": False,
+        script = str(read_asset(PACKAGE, "studio.js"))
+        parts = {
+            name: gr.HTML(elem_id=f"cs-{name}", js_on_load=script, apply_default_css=False, render=False)
+            for name in PANELS
         }
-        parts = {name: gr.HTML(elem_id=f"cs-{name}", **html_options) for name in PANELS}
         gr.HTML(self._panels.render_help(), elem_id="cs-help", apply_default_css=False)
         parts["status"].render()
         with gr.Row(elem_id="cs-columns"):
@@ -182,43 +181,40 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         return self._render(tab)
 
     def _save(self, folder: str, request: gr.Request) -> list[Update]:
-        tab = self._tab(request)
         try:
             saved = self.session.save_model(folder if self._may_choose_folder else None)
         except ClipAdapterError as error:
-            return [gr.skip(), *self._report_failure(tab, error)]
+            return [gr.skip(), *self._report(request, Note.of_error(error))]
         archive = studio_path(self.session.project.root, EXPORT_FOLDER, "model.zip")
         archive.parent.mkdir(exist_ok=True)
         _write_archive(saved, archive)
-        return [encodable(saved), *self._report_saved(tab, "Saved", saved, archive)]
+        return [encodable(saved), *self._report(request, Note(f"Saved: {printable(saved)}"), saved, archive)]
 
     def _export(self, request: gr.Request) -> list[Update]:
-        tab = self._tab(request)
         try:
             path = self.session.export_model()
         except ClipAdapterError as error:
-            return self._report_failure(tab, error)
+            return self._report(request, Note.of_error(error))
         self.allowed_paths.append(str(path))  # not before: a file of that name may be another person's
-        return self._report_saved(tab, "Exported", path, path)
+        return self._report(request, Note(f"Exported: {printable(path)}"), path, path)
 
-    def _report_saved(self, tab: Tab, verb: str, path: Path, file: Path) -> list[Update]:
+    def _report(
+        self, request: gr.Request, note: Note, path: Path | None = None, file: Path | None = None
+    ) -> list[Update]:
+        """Text and button below the model, which was written to a path, and can be downloaded as a file."""
+        tab = self._tab(request)
+        tab.show(note)
+        tab.rendered_versions = (-1, -1)  # at the next poll: another queue of events renders panels in order
+        if path is None or file is None:
+            return ["", gr.DownloadButton(visible=False)]
+        verb, _, _ = note.text.partition(":")
         text = f"{verb}. Use it with {_as_code(f'clipadapter predict {quote_path(path)} photo.jpg')}."
         if names := self.session.classes_without_pictures():
             listed = format_list([_as_code(name) for name in names], 3)
             has = "has" if len(names) == 1 else "have"
             text += f" {listed} {has} no pictures: the model knows only the class name."
-        self._show_at_next_poll(tab, Note(f"{verb}: {printable(path)}"))
         label = f"Download {file.name} ({file.stat().st_size / 1e6:.1f} MB)"
         return [text, gr.DownloadButton(label, str(file), visible=True)]
-
-    def _report_failure(self, tab: Tab, error: ClipAdapterError) -> list[Update]:
-        self._show_at_next_poll(tab, Note.of_error(error))
-        return ["", gr.DownloadButton(visible=False)]
-
-    def _show_at_next_poll(self, tab: Tab, note: Note) -> None:
-        """Show a message without an update of the panels, which another queue of events renders in order."""
-        tab.show(note)
-        tab.rendered_versions = (-1, -1)
 
     def _render(self, tab: Tab) -> list[Update]:
         self._actions.update_prediction(tab)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -59,10 +60,7 @@ class Panels:
 
     def render_help(self) -> str:
         """Return the HTML of the head of the page."""
-        session = self.session
-        paths = {"project": session.project.root, "model": session.default_model_folder, "export": session.export_file}
-        values = {name: printable(path) for name, path in paths.items()}
-        return self._environment.get_template("help.html").render(values)
+        return self._environment.get_template("help.html").render(session=self.session, printable=printable)
 
     def _values(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
         """What the templates of all panels read."""
@@ -71,7 +69,7 @@ class Panels:
         guess = state.guesses.get(queue[0].key) if queue else None
         has_guess = guess is not None and guess[0] in contents.classes
         nearest = [one for one in tab.prediction.nearest if contents.has(one.source)] if tab.prediction else []
-        nearest_urls = self._urls([contents.picture(one.source) for one in nearest], SMALL_PIXELS)
+        doubts = state.model.doubts if state.model is not None else {}
         is_waiting = state.quality not in ("", session.quality) and state.model is not None
         return {
             "tab": tab,
@@ -79,14 +77,16 @@ class Panels:
             "contents": contents,
             "session": session,
             "next_step": suggest_next_step(contents, has_guess, state.is_saved(contents)),
-            "cards": self._cards(tab, state, contents),
+            "cards": self._cards(tab, state, contents, doubts),
+            "doubts": doubts,
             "groups": self._unlabelled_groups(state, contents) if tab.shows_unlabelled else [],
             "number_keys": NUMBER_KEYS,
-            "first_key": queue[0].key if queue else "",
-            "first_url": self._urls(queue[:1], LARGE_PIXELS)[0] if queue else "",
-            "next_urls": self._urls(queue[1:], SMALL_PIXELS),
+            "queue": queue,
             "guess": guess,
-            "nearest": list(zip(nearest, nearest_urls, strict=True)),
+            "nearest": [(one, contents.picture(one.source)) for one in nearest],
+            "small_urls": partial(self._urls, SMALL_PIXELS),
+            "large_urls": partial(self._urls, LARGE_PIXELS),
+            "printable": printable,
             "plot": None if state.curve is None else plot_curve(state.curve),
             "more_shots": MORE_SHOTS,
             "width": PLOT_WIDTH,
@@ -100,58 +100,40 @@ class Panels:
             "unlabelled_text": describe_unlabelled(state.model if session.learns_unlabelled else None),
         }
 
-    def _cards(self, tab: Tab, state: SessionState, contents: Contents) -> list[dict[str, Any]]:
-        doubts = state.model.doubts if state.model is not None else {}
+    def _cards(self, tab: Tab, state: SessionState, contents: Contents, doubts: Mapping[str, str]) -> Iterator[Any]:
+        """Pictures of each class: readable ones, of them those to show, and unreadable ones."""
         max_pictures = max(1, min(CLASS_PICTURES, PAGE_PICTURES // max(len(contents.classes), 1)))
-        cards = []
         for name, pictures in contents.classes.items():
             readable = [one for one in pictures if one.key not in state.unreadable]
-            unreadable = [one for one in pictures if one.key in state.unreadable]
             doubtful_first = sorted(readable, key=lambda one: (one.key not in doubts, -one.stamp[3]))  # then the newest
             visible = doubtful_first[: OPEN_CLASS_PICTURES if name == tab.open_class else max_pictures]
-            urls = self._urls(visible, SMALL_PIXELS)
-            opened = [contents.picture(tab.open_picture)] if contents.label(tab.open_picture) == name else []
-            card = {
-                "name": name,
-                "count": len(readable),
-                "doubt_count": sum(one.key in doubts for one in readable),
-                "hidden_count": len(readable) - len(visible),
-                "pictures": [(one.key, url, doubts.get(one.key, "")) for one, url in zip(visible, urls, strict=True)],
-                "unreadable": [(printable(one.path.name), state.unreadable[one.key]) for one in unreadable],
-                "open_pictures": [
-                    (one.key, url, printable(one.path.name), doubts.get(one.key, ""))
-                    for one, url in zip(opened, self._urls(opened, LARGE_PIXELS), strict=True)
-                ],
-            }
-            cards.append(card)
-        return cards
+            unreadable = [one for one in pictures if one.key in state.unreadable]
+            yield {"name": name, "readable": readable, "visible": visible, "unreadable": unreadable}
 
     def _unlabelled_groups(
         self, state: SessionState, contents: Contents
-    ) -> list[tuple[str, list[tuple[str, str, int]]]]:
-        """Group unlabelled pictures by predicted class: (key, URL, probability in %) each, the most probable first."""
-        by_class: dict[str, list[tuple[float, PictureFile]]] = {name: [] for name in (*contents.classes, "")}
+    ) -> list[tuple[str, list[tuple[PictureFile, int]]]]:
+        """Group unlabelled pictures by predicted class: (picture, probability in %) each, the most probable first."""
+        groups: dict[str, list[tuple[PictureFile, float]]] = {name: [] for name in (*contents.classes, "")}
         readable = [one for one in contents.unlabelled if one.key not in state.unreadable]
         for picture in readable[:MAX_UNLABELLED_PICTURES]:
             name, probability = state.guesses.get(picture.key, ("", 0.0))
-            by_class[name if name in by_class else ""].append((probability, picture))
-        groups = []
-        for name, members in by_class.items():
-            members.sort(key=lambda member: -member[0])
-            urls = self._urls([picture for _, picture in members], SMALL_PIXELS)
-            cells = [(one.key, url, round(100 * p)) for (p, one), url in zip(members, urls, strict=True)]
-            groups += [(name, cells)] if cells else []
-        return groups
+            groups[name if name in groups else ""].append((picture, probability))
+        return [
+            (name, [(one, round(100 * p)) for one, p in sorted(members, key=lambda member: -member[1])])
+            for name, members in groups.items()
+            if members
+        ]
 
-    def _urls(self, pictures: Sequence[PictureFile], max_side: int) -> list[str]:
-        """A data URL for each picture, made once; empty for one that can't be read. The page needs no other files."""
+    def _urls(self, max_side: int, pictures: Sequence[PictureFile]) -> dict[str, str]:
+        """A data URL by the key of each picture, made once; empty if it can't be read. The page needs no file."""
         missing = [picture for picture in pictures if (picture.stamp, max_side) not in self._thumbnails]
         if missing:
             paths = [picture.path for picture in missing]
             thumbnails = encode_thumbnails(paths, max_side, THUMBNAIL_JPEG_QUALITY)
             for picture, thumbnail in zip(missing, thumbnails, strict=True):
                 self._thumbnails[picture.stamp, max_side] = thumbnail_url(thumbnail)
-        urls = [self._thumbnails[picture.stamp, max_side] for picture in pictures]
+        urls = {picture.key: self._thumbnails[picture.stamp, max_side] for picture in pictures}
         while len(self._thumbnails) > MAX_CACHED_THUMBNAILS:
             self._thumbnails.popitem(last=False)
         return urls

@@ -36,6 +36,20 @@ class PictureFile:
     stamp: Stamp  # identifies the content of the file; see `Stamp`
 
     @property
+    def name(self) -> str:
+        """Name of the file."""
+        return self.path.name
+
+    def path_in(self, root: Path) -> str:
+        """Its path relative to the project. Unlike the key, it may not be valid text."""
+        return self.path.relative_to(root).as_posix()
+
+    @property
+    def data(self) -> bytes:
+        """Its bytes, read now. Raises ImageError."""
+        return image_bytes(self.path)
+
+    @property
     def is_external(self) -> bool:
         """Whether the file is in a folder outside the project, where it has to stay."""
         return self.key.startswith("/")
@@ -111,7 +125,7 @@ class DuplicateFinder:
         """Return the digest of a file's bytes; empty if it can't be read."""
         if picture.stamp not in self._digests:
             try:
-                self._digests[picture.stamp] = blake2b(image_bytes(picture.path), digest_size=32).digest()
+                self._digests[picture.stamp] = blake2b(picture.data, digest_size=32).digest()
             except ImageError:
                 return b""
         return self._digests[picture.stamp]

@@ -21,7 +21,7 @@ from typing import ParamSpec
 from clipadapter.data import read_class_names
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import list_images
-from clipadapter.data.images import image_bytes, read_image
+from clipadapter.data.images import read_image
 from clipadapter.errors import DataError, ImageError, InputError
 from clipadapter.studio.journal import Journal, Move
 from clipadapter.studio.pictures import (
@@ -169,19 +169,14 @@ class Project(AbstractContextManager["Project"]):
             self._external = list_picture_files(path for path in paths if not path.is_relative_to(self.root))
             return self._read()
 
-    def setting(self, name: str) -> str:
-        """Return what a setting of the page was last; empty if it was never chosen, or can't be read."""
-        with self._guard:
-            return self._read_settings().get(name, "")
-
     def save_setting(self, name: str, value: str) -> None:
         """Remember a setting of the page; this is no step, and `undo` does not change it."""
         with self._guard:
-            settings = {**self._read_settings(), name: value}
+            settings = {**self.settings(), name: value}
             write_atomically(self._settings_file, json.dumps(settings, indent=1) + "\n")
 
-    def _read_settings(self) -> dict[str, str]:
-        """The settings; those that are no text are left out, so that a damaged file only loses choices."""
+    def settings(self) -> dict[str, str]:
+        """The settings of the page; those that are no text are left out, so that a damaged file only loses choices."""
         try:
             settings = parse_json(read_text(self._settings_file, MAX_SETTINGS_BYTES), "the settings")
         except DataError:
@@ -193,7 +188,7 @@ class Project(AbstractContextManager["Project"]):
         """Make a folder for a class. Return the name of the class as it is stored."""
         with self._guard:
             name = normalize_class_name(text, self.contents.classes)
-            folder = safe_folder_name(name, self._used_folder_names())
+            folder = safe_folder_name(name, _list_names(self.root / self.contents.class_root))
             names = self._names_with(folder, name)
             self._run(self._journal.perform, f"adding the class '{name}'", (), [self._class_path(folder)], names)
             return name
@@ -203,7 +198,7 @@ class Project(AbstractContextManager["Project"]):
         with self._guard:
             old_folder = self._folder_of(old)
             name = normalize_class_name(text, set(self.contents.classes) - {old})
-            folder = safe_folder_name(name, self._used_folder_names() - {old_folder})
+            folder = safe_folder_name(name, _list_names(self.root / self.contents.class_root) - {old_folder})
             # A file system that ignores case takes the two folders for one, and the journal overwrites nothing.
             folder = old_folder if folder.casefold() == old_folder.casefold() else folder
             move = (self._class_path(old_folder), self._class_path(folder))
@@ -224,18 +219,16 @@ class Project(AbstractContextManager["Project"]):
     def add_pictures(self, class_name: str | None, uploads: Sequence[Upload]) -> AddResult:
         """Add pictures to a class, or without a label. A picture of another class stays there, and is reported."""
         with self._guard:
-            folder = UNLABELLED_FOLDER if class_name is None else self._class_path(self._folder_of(class_name))
-            batch = _Batch(self, folder, class_name)
-            for upload in uploads:
-                batch.add_upload(upload)
-            return self._add(batch, "adding", "to be labelled" if class_name is None else f"to '{class_name}'")
+            target = "to be labelled" if class_name is None else f"to '{class_name}'"
+            return self._add(class_name, uploads, [], "adding", target)
 
     def label_pictures(self, keys: Sequence[str], class_name: str) -> AddResult:
-        """Move pictures into a class, from other classes or from the unlabelled ones."""
+        """Move pictures into a class, from other classes or from the unlabelled ones; those outside are copied."""
         with self._guard:
-            batch = _Batch(self, self._class_path(self._folder_of(class_name)), class_name)
-            batch.add_pictures([self.contents.picture(key) for key in dict.fromkeys(keys)])
-            return self._add(batch, "labelling", f"'{class_name}'")
+            pictures = [self.contents.picture(key) for key in dict.fromkeys(keys)]
+            external = [one for one in pictures if one.is_external]
+            own = [one for one in pictures if not one.is_external and self.contents.label(one.key) != class_name]
+            return self._add(class_name, external, own, "labelling", f"'{class_name}'")
 
     def remove_pictures(self, keys: Sequence[str]) -> int:
         """Remove pictures and return how many. Pictures outside the project are not removed."""
@@ -265,11 +258,54 @@ class Project(AbstractContextManager["Project"]):
 
     # ---- Steps ----
 
-    def _add(self, batch: _Batch, verb: str, target: str) -> AddResult:
-        if batch.moves:
-            count = format_count(len(batch.moves), "picture")
-            self._run(self._journal.perform, f"{verb} {count} {target}", batch.moves)
-        return batch.result
+    def _add(
+        self,
+        class_name: str | None,
+        uploads: Sequence[Upload | PictureFile],
+        own: Sequence[PictureFile],
+        verb: str,
+        target: str,
+    ) -> AddResult:
+        """Add files from elsewhere to a class and move pictures of the project into it, in one step."""
+        folder = UNLABELLED_FOLDER if class_name is None else self._class_path(self._folder_of(class_name))
+        used = {fold_name(name) for name in _list_names(self.root / folder)}
+        moves = _moves_into(self.root, own, folder, used)
+        result, new_uploads = AddResult(), set[bytes]()
+        for file in uploads:
+            try:
+                upload = Upload(file.name, file.data)
+                read_image(Path(upload.name or "picture"), data=upload.data)
+            except ImageError as error:
+                result.rejected.append((file.name, error.reason))
+                continue
+            equal = self.duplicates.find(upload.data, self.contents.pictures())
+            by_class = {self.contents.label(picture.key): picture for picture in equal}
+            others = [(picture.key, label) for label, picture in by_class.items() if label not in (class_name, None)]
+            if any(self.duplicates.find(upload.data, pictures) for pictures in self.contents.test.values()):
+                result.rejected.append((upload.name, "it is one of the test pictures"))
+            elif class_name in by_class or upload.data in new_uploads:
+                result.duplicates.append(upload.name)
+            elif others:
+                result.in_other_classes.append((others[0][0], str(others[0][1])))
+            else:
+                unlabelled = [picture for picture in equal if not picture.is_external]
+                source = unlabelled[0].path_in(self.root) if unlabelled else self._store(upload.data)
+                name = stored_file_name(upload, used)
+                used.add(fold_name(name))
+                new_uploads.add(upload.data)
+                moves.append((source, f"{folder}/{name}"))
+        result.added += [new for _, new in moves]
+        if moves:
+            self._run(self._journal.perform, f"{verb} {format_count(len(moves), 'picture')} {target}", moves)
+        return result
+
+    def _store(self, data: bytes) -> str:
+        """Write the bytes of an upload to the disk, and return the path of the file, relative to the project."""
+        # Each step has its own folder of uploads, so that its undo finds their old paths free.
+        incoming = f"{INCOMING_FOLDER}/{self._journal.next_number}"
+        digest = blake2b(data, digest_size=10).hexdigest()  # as UPLOAD_NAME says
+        folder = path_without_links(self.root, *incoming.split("/"))
+        return f"{incoming}/{write_atomically(folder / digest, data).name}"
 
     def _run(self, change: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Make a step, and read the project again. Report a disk that can't be written as an error of the library."""
@@ -300,9 +336,6 @@ class Project(AbstractContextManager["Project"]):
         """Path of a class folder, relative to the project."""
         return f"{self.contents.class_root}/{folder}" if self.contents.class_root else folder
 
-    def _used_folder_names(self) -> set[str]:
-        return _list_names(self.root / self.contents.class_root)
-
     def _names_with(self, folder: str, name: str, removed: str = "") -> dict[str, str]:
         """Class names by folder after one folder got a name; a folder with its own name needs no entry."""
         names = {key: value for key, value in self._journal.names.items() if key not in (folder, removed)}
@@ -332,86 +365,18 @@ class Project(AbstractContextManager["Project"]):
         return max((int(name) for name in folders if re.fullmatch("[0-9]{1,9}", name)), default=0) + 1
 
 
-# ---- Adding pictures ----
-
-
-class _Batch:
-    """Pictures to be moved into one folder: collects the moves of one step, and the result to report."""
-
-    def __init__(self, project: Project, target: str, class_name: str | None) -> None:
-        self.moves: list[Move] = []
-        self.result = AddResult()
-        self._root, self._contents, self._duplicates = project.root, project.contents, project.duplicates
-        self._target, self._class_name = target, class_name
-        # Each step has its own folder of uploads, so that its undo finds their old paths free.
-        self._incoming = f"{INCOMING_FOLDER}/{project._journal.next_number}"
-        self._new_uploads: set[bytes] = set()
-        self._used_names = {fold_name(name) for name in _list_names(self._root / target)}
-
-    def add_upload(self, upload: Upload) -> None:
-        """Decide about an upload. The bytes of an upload to add are on the disk after this."""
-        try:
-            read_image(Path(upload.name or "picture"), data=upload.data)
-        except ImageError as error:
-            self.result.rejected.append((upload.name, error.reason))
-            return
-        if any(self._duplicates.find(upload.data, pictures) for pictures in self._contents.test.values()):
-            self.result.rejected.append((upload.name, "it is one of the test pictures"))
-            return
-        equal = self._duplicates.find(upload.data, self._contents.pictures())
-        by_class = {self._contents.label(picture.key): picture for picture in equal}
-        others = [(picture.key, label) for label, picture in by_class.items() if label not in (self._class_name, None)]
-        if self._class_name in by_class or upload.data in self._new_uploads:
-            self.result.duplicates.append(upload.name)
-        elif others:
-            self.result.in_other_classes.append((others[0][0], str(others[0][1])))
-        else:
-            unlabelled = [picture for picture in equal if not picture.is_external]
-            source = _relative_path(self._root, unlabelled[0]) if unlabelled else self._store(upload.data)
-            target = f"{self._target}/{stored_file_name(upload, self._used_names)}"
-            self._used_names.add(fold_name(Path(target).name))
-            self._new_uploads.add(upload.data)
-            self.moves.append((source, target))
-            self.result.added.append(target)
-
-    def _store(self, data: bytes) -> str:
-        """Write the bytes of an upload, and return the path of the file, relative to the project."""
-        digest = blake2b(data, digest_size=10).hexdigest()  # as UPLOAD_NAME says
-        folder = path_without_links(self._root, *self._incoming.split("/"))
-        return f"{self._incoming}/{write_atomically(folder / digest, data).name}"
-
-    def add_pictures(self, pictures: Sequence[PictureFile]) -> None:
-        """Add existing pictures: those of the project are moved, those outside it are copied."""
-        own = [one for one in pictures if not one.is_external and self._contents.label(one.key) != self._class_name]
-        moves = _moves_into(self._root, own, self._target, self._used_names)
-        self.moves += moves
-        self.result.added += [target for _, target in moves]
-        for picture in pictures:
-            if not picture.is_external:
-                continue
-            try:
-                self.add_upload(Upload(picture.path.name, image_bytes(picture.path)))
-            except ImageError as error:
-                self.result.rejected.append((printable(picture.path.name), error.reason))
-
-
 def _moves_into(root: Path, pictures: Sequence[PictureFile], folder: str, used: set[str]) -> list[Move]:
     """Return moves of pictures into a folder, to file names that are free there; adds these to the used ones."""
     moves: list[Move] = []
     for picture in pictures:
         name = free_name(picture.path.stem, picture.path.suffix, used)
         used.add(fold_name(name))
-        moves.append((_relative_path(root, picture), f"{folder}/{name}"))
+        moves.append((picture.path_in(root), f"{folder}/{name}"))
     return moves
 
 
 def _list_names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-
-
-def _relative_path(root: Path, picture: PictureFile) -> str:
-    """Path of a picture, relative to the project. Unlike its key, it may not be valid text."""
-    return picture.path.relative_to(root).as_posix()
 
 
 # ---- Names of classes and folders ----

@@ -132,7 +132,6 @@ class Session:
         quality: str | None = None,
         **params: Any,
     ) -> None:
-        check_head(head)
         self.encoder, *self.other_encoders = open_encoders(encoder, params.get("device", "cpu"))
         if not self.encoder.has_text:
             raise InputError(
@@ -144,8 +143,9 @@ class Session:
         self.default_model_folder = project.root.with_name(f"{project.root.name}-model")
         self.export_file = project.root.with_name(f"{project.root.name}-model.onnx")
         self.why_no_choice = why_no_choice(head, self.encoder)
-        self.learns_unlabelled = project.setting(UNLABELLED_SETTING) == "yes" and not why_no_unlabelled(head)
-        remembered = project.setting(QUALITY_SETTING)
+        settings = project.settings()
+        remembered = settings.get(QUALITY_SETTING, "")
+        self.learns_unlabelled = settings.get(UNLABELLED_SETTING) == "yes" and not why_no_unlabelled(head)
         # What was chosen; the model has it as soon as the features are computed
         self.quality = remembered if remembered in QUALITIES else DEFAULT_QUALITY
         if quality is not None and check_quality(quality, QUALITIES) != self.quality:
@@ -250,7 +250,7 @@ class Session:
         if file.exists():
             with suppress(ArtifactError):
                 checksum = check_file(file)
-            if checksum is None or checksum != self.project.setting(EXPORT_SETTING):
+            if checksum is None or checksum != self.project.settings().get(EXPORT_SETTING):
                 raise InputError(
                     f"{printable(file)} is not a file that the studio of this project exported, or was changed since: "
                     "move it away, then export again"
