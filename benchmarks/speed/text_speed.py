@@ -19,14 +19,14 @@ from torch.nn.utils.rnn import pad_sequence
 from clipadapter.data import get_templates
 from clipadapter.encoders.lite_text import MiniLm
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower
-from clipadapter.utils.imagenet import imagenet_names
+from clipadapter.utils.imagenet import wordnet_names
 
 BATCH = 256
 
 
 def prompts(templates: str, count: int) -> list[str]:
     """Some of all prompts, spread evenly over templates and names."""
-    names = [name.split(",")[0] for name in imagenet_names("wordnet")]
+    names = [name.split(",")[0] for name in wordnet_names().values()]
     texts = [template.format(name) for template in get_templates(templates) for name in names]
     texts = list(dict.fromkeys(texts))
     return [texts[i * len(texts) // count] for i in range(min(count, len(texts)))]

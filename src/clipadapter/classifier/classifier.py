@@ -478,10 +478,12 @@ class FewShotClassifier:
         cache = self.uncertainty_.open_cache(adapt, len(self.class_names_))
         pictures = images if isinstance(images, Iterator) else list_pictures(images)
         with inputs.open_store(self.cache) as store:
-            if isinstance(pictures, list) and self._tuned_encoder is None and self.backend == "auto":
-                self._encoder = encoder_choice.backend_for_many(
-                    self.encoder_, pictures, store, shows_progress(self.progress)
-                )
+            running = (self.encoder_.info.backend, self.encoder_.info.precision)
+            # A model that was fitted to few pictures runs in torch: a trial of others would have outlasted the fit.
+            is_open = self._tuned_encoder is None and self.backend == "auto" and running == ("torch", "fp32")
+            if is_open and isinstance(pictures, list):
+                shown = shows_progress(self.progress)
+                self._encoder = choose_backend(self.encoder_, pictures, precision="fp32", store=store, progress=shown)
             batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
             yield from answers.predict_batches(self._to_model(), batches, top, decision, cache)
 

@@ -40,7 +40,6 @@ from clipadapter.uncertainty.calibration import (
 )
 from clipadapter.uncertainty.costs import check_costs
 from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
-from clipadapter.utils.imagenet import imagenet_names
 
 FIT_KEY = "fit"  # key of the fit settings in the provenance of the support set
 LEARNED_OPTIONS = ("calibration", "sets", "by_class", "negative_labels")
@@ -98,12 +97,15 @@ def embed_negative_labels(
     outliers: Array | None = None,
 ) -> Negatives:
     """Select the ImageNet class names that are no synonyms of the classes, as in NegLabel (Jiang et al. 2024)."""
+    from torchvision.models import ResNet50_Weights  # late: it takes a second
+
     if not encoder.has_text:
         raise InputError(
             f"negative_labels compares pictures with class names, but {encoder.info.name} has no text tower: leave it "
             "out, or name an encoder that has one beside it"
         )
-    names = tuple(dict.fromkeys(imagenet_names("torchvision")))  # some versions of torchvision repeat names
+    # Some versions of torchvision repeat names.
+    names = tuple(dict.fromkeys(ResNet50_Weights.DEFAULT.meta["categories"]))
     encoded = encode_classes(encoder, class_prompts(names, templates, None), store)
     rows = select_negative_labels(text.labels, text.embeddings, names, encoded.embeddings)
     return Negatives(outliers, tuple(names[i] for i in rows), encoded.embeddings[rows])
