@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -63,20 +63,6 @@ class FitResult:
     head: Head
     uncertainty: Uncertainty
     fold_heads: tuple[Head, ...] = ()  # heads that were each fitted without one fold, for CV+ prediction sets
-
-
-def build_head(head: str | Head, params: Mapping[str, Any] | None, seed: int, progress: bool) -> Head:
-    """The head itself, or one by name, whose seed and progress are these unless ``params`` sets them."""
-    if isinstance(head, Head):
-        if params:
-            raise InputError(
-                "head_params need the name of a head, but head is an object: set the parameters on it instead"
-            )
-        return head
-    created = create_head(head, **(params or {}))
-    unset = created.get_params(deep=False).keys() - (params or {}).keys()
-    own = {"seed": seed, "progress": progress}
-    return created.set_params(**{name: value for name, value in own.items() if name in unset})
 
 
 def check_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:

@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,10 +212,9 @@ class Predictor:
         Raises:
             ImageError: if a picture can't be read.
         """
-        pictures, outputs = self.outputs_of(images)
-        for picture in pictures:
-            if picture.error is not None:
-                raise ImageError(picture.name, picture.error)
+        _, skipped, outputs = self.outputs_of(images)
+        if skipped:
+            raise ImageError(*skipped[0])
         return self.uncertainty.probabilities(outputs.logits)
 
     def iter_predictions(
@@ -270,13 +269,15 @@ class Predictor:
                         yield pictures, self.run(np.stack(squares) if squares else self.grey_pictures(0))
         notes.warn()
 
-    def outputs_of(self, images: Pictures) -> tuple[list[LoadedPicture], Outputs]:
-        """All pictures in their order, without their squares, and the outputs for those that can be read."""
-        pictures, outputs = list[LoadedPicture](), list[Outputs]()
+    def outputs_of(self, images: Pictures) -> tuple[list[int], list[tuple[str, str]], Outputs]:
+        """Positions of the pictures that can be read, names and reasons of the others, and the outputs."""
+        errors, outputs = list[tuple[str, str | None]](), list[Outputs]()
         for batch, batch_outputs in self.iter_outputs(images, DEFAULT_BATCH_SIZE):
-            pictures += [replace(picture, square=None) for picture in batch]
+            errors += [(picture.name, picture.error) for picture in batch]
             outputs.append(batch_outputs)
-        return pictures, Outputs.concatenate(outputs or [self.run(self.grey_pictures(0))])
+        skipped = [(name, error) for name, error in errors if error is not None]
+        rows = [i for i, (_, error) in enumerate(errors) if error is None]
+        return rows, skipped, Outputs.concatenate(outputs or [self.run(self.grey_pictures(0))])
 
     def _load(self, image: ImageSource) -> LoadedPicture:
         try:
