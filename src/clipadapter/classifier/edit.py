@@ -164,20 +164,6 @@ def _edit_classes(
 # ---- Edits of shots ----
 
 
-def check_labels(model: Model, edit: Edit, images: Sequence[ImageSource], labels: Sequence[Label]) -> Sequence[Label]:
-    """The labels, checked before the pictures are encoded; as tuples for a multi-label model."""
-    check_editable(model, edit)
-    if model.support.targets is not None:
-        labels = [(label,) if isinstance(label, str) else label for label in labels]
-    check_any_readable(range(len(images)), (), len(images))
-    check_task("auto" if model.support.targets is not None else "single-label", labels)
-    for name in collect_class_names(labels):
-        if name not in edit.text.labels:
-            error = unknown("class", name, list(edit.text.labels))
-            raise UnknownNameError(f"{error}; a new one is added with add_class, 'clipadapter add-class'")
-    return labels
-
-
 @_refusing_damage()
 def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: ConflictRule) -> tuple[Edit, dict[str, Any]]:
     """Add labelled pictures that are no shots with these labels yet; also counts and sources, for the history."""
@@ -354,7 +340,15 @@ def add_shots(
 ) -> C:
     """Apply an edit with labelled pictures. Nothing changes if all are shots with these labels already."""
     model, support = classifier._to_model(), classifier.support_
-    labels = check_labels(model, edit, images, labels)
+    check_editable(model, edit)  # these checks come before the pictures are encoded
+    check_any_readable(range(len(images)), (), len(images))
+    check_task("single-label" if support.targets is None else "auto", labels)
+    if support.targets is not None:
+        labels = [(label,) if isinstance(label, str) else label for label in labels]
+    for name in collect_class_names(labels):
+        if name not in edit.text.labels:
+            error = unknown("class", name, list(edit.text.labels))
+            raise UnknownNameError(f"{error}; a new one is added with add_class, 'clipadapter add-class'")
     views = replace(fit_settings(model).views, count=support.X.shape[1] if support.X.ndim == 3 else 1)
     extraction = classifier._extract(images, views, classifier.strict)
     classifier.skipped_ = tuple((name, reason) for _, name, reason in extraction.skipped)

@@ -85,6 +85,8 @@ def render_card(config: ModelConfig, repo: str = "") -> str:
     local = LOCAL_WEIGHTS.match(split_blocks(encoder.name)[0])
     schemes = {uri.partition(":")[0] for uri in _encoders_of(encoder.name)}
     accuracy = None if evaluation is None else evaluation.model.get("accuracy")
+    # To restore a version writes a card, and needs no torch.
+    declared = HEADS.info(config.head.name) if config.head.name in HEADS.list() else None
     title = repo.rpartition("/")[2] or f"{config.head.name}-{len(config.class_names)}-classes"
     return _load_template().render(
         config=config,
@@ -92,7 +94,9 @@ def render_card(config: ModelConfig, repo: str = "") -> str:
         is_multilabel=is_multilabel,
         shots=shots,
         shots_per_class=counts[0] if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}",
-        head=_describe_head(config),
+        head=declared,
+        # How faithful the head is to its paper with these parameters.
+        fidelity=declared and Fidelity.of(declared.docstring, declared.facts, config.head.params),
         extra=next((extra for scheme, extra in EXTRAS.items() if scheme in schemes), "train"),
         repo=repo,
         local_weights=local[0] if local else "",
@@ -117,16 +121,6 @@ def render_card(config: ModelConfig, repo: str = "") -> str:
         max_classes=MAX_LISTED_CLASSES,
         mark=GENERATED_MARK,
     )
-
-
-def _describe_head(config: ModelConfig) -> dict[str, str] | None:
-    """The summary of the head, its paper, and how faithful it is to the paper with these parameters."""
-    head = config.head
-    if head.name not in HEADS.list():
-        return None
-    declared = HEADS.info(head.name)  # to restore a version writes a card, and needs no torch
-    fidelity = str(Fidelity.of(declared.docstring, declared.facts, head.params))
-    return {"summary": declared.summary.rstrip("."), "paper": declared.facts.get("paper") or "", "fidelity": fidelity}
 
 
 # ---- Metadata: YAML before the text ----
