@@ -32,11 +32,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
 from clipadapter.errors import ArtifactError, InputError, MethodWarning
-from clipadapter.persistence.card import make_card
 from clipadapter.persistence.format import (
     FrozenModel,
     ModelConfig,
@@ -155,7 +153,7 @@ class History:
         from clipadapter.persistence.model import from_snapshot  # late: `restore_version` needs no torch
 
         change = self.next_undo(to, by)
-        model = self.models.get(change.content) or self.read_stored(change.content, from_snapshot)
+        model = self.models.get(change.content) or self.read_stored(change.content, self.folder, from_snapshot)
         return self.append(change, {change.content: model}), model
 
     def next_undo(self, to: int | None, by: str) -> Change:
@@ -176,14 +174,14 @@ class History:
         counts = {"classes": restored.classes, "pictures": restored.pictures}
         return new_change(self.changes, "undo", facts, by, content=target, **counts)
 
-    def read_stored(self, number: int, read: Callable[[Snapshot], T]) -> T:
-        """What a function makes of the snapshot of a version in the folder."""
+    def read_stored(self, number: int, folder: str | Path | None, read: Callable[[Snapshot], T]) -> T:
+        """What a function makes of the snapshot of a version in a folder, if it has one."""
 
-        def read_version_in(folder: Path) -> T | None:
+        def read_version_in(folder: str | Path) -> T | None:
             snapshot = find_snapshot(folder, self.changes[number - 1].config)
             return None if snapshot is None else read(snapshot)
 
-        stored = None if self.folder is None else read_consistently(self.folder, partial(read_version_in, self.folder))
+        stored = None if folder is None else read_consistently(folder, partial(read_version_in, folder))
         if stored is None:
             numbers = ", ".join(map(str, self.stored_versions()))
             raise InputError(f"version {number} is no longer stored, only its description; stored versions: {numbers}")
@@ -396,7 +394,7 @@ def restore_version(folder: str | Path, to: int | None = None, by: str = "") -> 
     history = History.load(folder)
     change = history.next_undo(to, by)
     restored = history.append(change, {})
-    write_snapshot(folder, history.read_stored(change.content, lambda snapshot: snapshot), restored)
+    write_snapshot(folder, history.read_stored(change.content, folder, lambda snapshot: snapshot), restored)
     return restored
 
 
@@ -406,6 +404,8 @@ def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Pa
     A card that a person has edited stays as it is. The conversion for prediction without torch is looked up by the hash
     of ``config.json``, so it is made again at the next use.
     """
+    from clipadapter.persistence.card import make_card
+
     read_config(folder)
     with _lock_folder(folder) as target:
         config = read_config(folder)  # again: another process may have saved a model before the lock was ours
@@ -426,6 +426,8 @@ def write_snapshot(
     keep_support: bool = True,
 ) -> Path:
     """Write a snapshot into a folder. Without a history it is one change, a fit or ``change`` with action and facts."""
+    from clipadapter.persistence.card import make_card  # late: to read a history takes a quarter of a second less
+
     with _lock_folder(folder) as target:
         save = _Save(target, history or History(()), keep_support)
         if (target / CONFIG_FILE).exists():
@@ -563,6 +565,8 @@ def _remove(target: Path, files: Iterable[str]) -> None:
 @contextmanager
 def _lock_folder(folder: str | Path) -> Iterator[Path]:
     """Lock the folder of a model, and give its path without links. A save that fails leaves no new files in it."""
+    from filelock import FileLock, Timeout  # late, as the card
+
     target = Path(os.path.realpath(folder))
     arrays = target / ARRAYS_FOLDER
     try:
