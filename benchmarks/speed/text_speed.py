@@ -20,14 +20,14 @@ from clipadapter.data import get_templates
 from clipadapter.encoders.base import encode_by_length
 from clipadapter.encoders.lite_text import MiniLm
 from clipadapter.encoders.open_clip_text import open_text_tower
-from clipadapter.utils.imagenet import imagenet_names
+from clipadapter.utils.imagenet import wordnet_names
 
 BATCH = 256
 
 
 def prompts(templates: str, count: int) -> list[str]:
     """Some of all prompts, spread evenly over templates and names."""
-    names = [name.split(",")[0] for name in imagenet_names("wordnet")]
+    names = [name.split(",")[0] for name in wordnet_names().values()]
     texts = [template.format(name) for template in get_templates(templates) for name in names]
     texts = list(dict.fromkeys(texts))
     return [texts[i * len(texts) // count] for i in range(min(count, len(texts)))]

@@ -146,7 +146,7 @@ def test_the_cost_is_known_before_the_fit_and_measuring_leaves_its_views_in_the_
     classifier = model(cache=tmp_path / "features.db", head=ClipAdapter(alpha=0.2, epochs=20))
     assert classifier.view_cost(images, labels) == ViewCost(pictures=6, views=21, dim=32)
     clock = itertools.count()
-    monkeypatch.setattr("clipadapter.classifier.inputs.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("clipadapter.classifier.classifier.time.perf_counter", lambda: next(clock))
     # Two pictures, 16 augmented views and the plain one of each, in what the clock says is a second.
     assert classifier.view_cost(images, labels, measure=True).rate == 34
     assert classifier.view_cost(images, labels, measure=True).rate is None

@@ -10,7 +10,7 @@ from clipadapter.data import get_templates, load_dataset, read_image, textiles
 from clipadapter.data.sets import data_root, find_set, get_set, list_sets, prepare
 from clipadapter.data.sets.layouts import missing_pictures, parse_description, read_split
 from clipadapter.errors import DataError, UnknownNameError
-from clipadapter.utils.imagenet import imagenet_names, imagenet_synsets
+from clipadapter.utils.imagenet import clip_names
 
 from .stand_in import IMAGENET, IMAGENETTE, classes_of, make_stand_in
 
@@ -145,7 +145,7 @@ def test_the_sets_of_the_papers_are_there_and_the_stand_in_has_names_and_synsets
     assert find_set("shots/") is None
     with pytest.raises(UnknownNameError, match="no data set is called 'dttd'. Did you mean 'dtd'?"):
         get_set("dttd")
-    names = dict(zip(imagenet_synsets(), imagenet_names("clip"), strict=True))
+    names = clip_names()
     for synset, number, name in (*IMAGENET, *IMAGENETTE):
         assert list(names.items())[number] == (synset, name)
 

@@ -24,7 +24,7 @@ from clipadapter.encoders.lite_text import NAMES_FILE, Bridge, MiniLm, load_brid
 from clipadapter.encoders.rare_patches import describe_rare_patches, join_maps, patch_distances
 from clipadapter.errors import EncoderUnavailableError, MissingExtraError, install_command
 from clipadapter.utils.blocks import Block, column_slices
-from clipadapter.utils.imagenet import imagenet_names
+from clipadapter.utils.imagenet import wordnet_names
 
 from .expected_layers import outputs_of, pixels_of, statistics
 
@@ -215,7 +215,7 @@ def test_a_tower_that_was_built_for_the_first_picture_can_be_trained(picture):
 
 
 def test_the_packaged_embeddings_are_those_of_the_names_of_the_installed_timm():
-    names, rows = imagenet_names("wordnet"), [0, 400, 999]
+    names, rows = list(wordnet_names().values()), [0, 400, 999]
     with safe_open(NAMES_FILE, framework="pt") as file:
         embeddings, centres = file.get_tensor("names"), file.get_tensor("centres")
     tower = MiniLm("cpu")

@@ -32,9 +32,8 @@ from clipadapter.persistence import (
     restore_version,
     save_model,
 )
-from clipadapter.persistence import history as history_module
-from clipadapter.persistence import save as save_module
-from clipadapter.persistence.history import history_file, read_version
+from clipadapter.persistence import versions as module
+from clipadapter.persistence.versions import history_file, read_version
 from clipadapter.runtime.model_folder import array_file
 from clipadapter.testing import toy_features
 from clipadapter.uncertainty import DecisionOptions, Uncertainty
@@ -269,7 +268,7 @@ def test_no_change_is_lost_when_many_processes_save_at_once(tmp_path):
 
 
 def test_waiting_for_a_locked_folder_times_out(folder, monkeypatch):
-    monkeypatch.setattr(save_module, "LOCK_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(module, "LOCK_TIMEOUT_SECONDS", 0.05)
     with FileLock(folder / "arrays" / ".lock"), pytest.raises(ArtifactError, match="changed by another process"):
         change(folder, 5)
     change(folder, 5)
@@ -290,15 +289,15 @@ def test_a_full_disk_leaves_everything_as_it_was(call, folder, tmp_path, monkeyp
 
 
 def test_a_saver_that_waits_while_the_first_save_of_a_new_folder_fails_saves_its_model(tmp_path, monkeypatch):
-    place, commit = tmp_path / "model", save_module._commit
+    place, commit = tmp_path / "model", module._commit
     waiting = threading.Thread(target=save_model, args=(place, make(5)))
 
     def fail(*_):
-        monkeypatch.setattr(save_module, "_commit", commit)
+        monkeypatch.setattr(module, "_commit", commit)
         waiting.start()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(save_module, "_commit", fail)
+    monkeypatch.setattr(module, "_commit", fail)
     with pytest.raises(ArtifactError, match="No space left"):
         save_model(place, make(0))
     waiting.join()
@@ -308,7 +307,7 @@ def test_a_saver_that_waits_while_the_first_save_of_a_new_folder_fails_saves_its
 def test_a_failed_save_removes_no_file_of_a_person(folder, tmp_path, monkeypatch):
     mine = folder / "arrays" / "new-notes.txt"
     mine.touch()
-    monkeypatch.setattr(save_module, "_commit", lambda *_: 1 / 0)
+    monkeypatch.setattr(module, "_commit", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         change(folder, 5)
     assert mine.exists()
@@ -321,7 +320,7 @@ def test_a_failed_save_removes_no_file_of_a_person(folder, tmp_path, monkeypatch
 
 def test_a_change_that_was_killed_before_its_commit_is_in_no_log(tmp_path, monkeypatch):
     place, killed = save_model(tmp_path / "model", make(0)), tmp_path / "killed"
-    monkeypatch.setattr(save_module, "_commit", lambda *_: shutil.copytree(place, killed) and 1 / 0)
+    monkeypatch.setattr(module, "_commit", lambda *_: shutil.copytree(place, killed) and 1 / 0)
     with pytest.raises(ZeroDivisionError):
         change(place, 1)
     assert (log(killed), which(load_model(killed))) == ([(1, "fit", 1)], 0)
@@ -347,7 +346,7 @@ def test_ctrl_c_after_the_commit_leaves_the_new_model(folder, monkeypatch):
         if path == folder:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(save_module, "sync_folder", interrupt)
+    monkeypatch.setattr(module, "sync_folder", interrupt)
     with pytest.raises(KeyboardInterrupt):
         change(folder, 5)
     assert which(load_model(folder)) == 5 and log(folder)[-1] == (4, "correct", 4)
@@ -399,7 +398,7 @@ def test_a_damaged_log_is_named_and_nothing_is_written_over_it(words, spoil, fol
     raw = json.loads(path.read_text())
     path.write_text(spoil(raw) or json.dumps(raw))
     if words == "is larger than":
-        monkeypatch.setattr(history_module, "MAX_LOG_BYTES", 5000)
+        monkeypatch.setattr(module, "MAX_LOG_BYTES", 5000)
     before = tree(folder)
     assert which(load_model(folder)) == 2  # who wants answers only is not bothered
     history = History.load(folder)
@@ -567,7 +566,7 @@ MODELS = [make(i) for i in range(6)]
 
 
 def test_random_sequences_of_saves_and_undos_match_a_plain_list(monkeypatch):
-    monkeypatch.setattr(history_module, "MAX_SNAPSHOTS", 3)
+    monkeypatch.setattr(module, "MAX_SNAPSHOTS", 3)
     how = {"phases": [Phase.generate], "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much]}
     fixed = settings(max_examples=8, stateful_step_count=10, deadline=None, derandomize=True, database=None, **how)
     run_state_machine_as_test(Versions, settings=fixed)

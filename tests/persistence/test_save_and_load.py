@@ -16,8 +16,8 @@ from clipadapter.errors import ArtifactError, InputError, MethodWarning
 from clipadapter.features import FeatureSet
 from clipadapter.heads import create_head, head_info, list_heads
 from clipadapter.persistence import Model, load_model, read_config, save_model
-from clipadapter.persistence import save as module
-from clipadapter.persistence.save import HEADS_WITHOUT_PICTURES, count_stored_pictures
+from clipadapter.persistence import versions as module
+from clipadapter.persistence.versions import HEADS_WITHOUT_PICTURES, count_stored_pictures
 from clipadapter.testing import toy_features
 
 from ..configs import array_path, flip_last_bit, replace_arrays, rewrite_config

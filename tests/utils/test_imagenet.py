@@ -5,31 +5,30 @@ import pytest
 import timm
 
 from clipadapter.utils import imagenet
-from clipadapter.utils.imagenet import imagenet_names, imagenet_synsets
+from clipadapter.utils.imagenet import clip_names, wordnet_names
 
 
 @pytest.fixture
 def _no_cached_tables():
-    imagenet._lemmas_by_synset.cache_clear()
+    wordnet_names.cache_clear()
     yield
-    imagenet._lemmas_by_synset.cache_clear()
+    wordnet_names.cache_clear()
 
 
 @pytest.mark.parametrize(
-    ("source", "first", "last", "distinct"),
+    ("read", "first", "last", "distinct"),
     [
-        ("wordnet", "tench, Tinca tinca", "toilet tissue, toilet paper, bathroom tissue", 999),
-        ("torchvision", "tench", "toilet tissue", 1000),
-        ("clip", "tench", "toilet paper", 1000),
+        (wordnet_names, "tench, Tinca tinca", "toilet tissue, toilet paper, bathroom tissue", 999),
+        (clip_names, "tench", "toilet paper", 1000),
     ],
 )
-def test_each_source_names_the_thousand_classes(source, first, last, distinct):
-    names = imagenet_names(source)
+def test_each_source_names_the_thousand_classes(read, first, last, distinct):
+    names = list(read().values())
     assert (len(names), names[0], names[999], len(set(names))) == (1000, first, last, distinct)
 
 
 def test_names_of_clip_are_in_the_order_of_the_synsets():
-    names = dict(zip(imagenet_synsets(), imagenet_names("clip"), strict=True))
+    names = clip_names()
     assert list(names) == sorted(names)
     assert (names["n01440764"], names["n15075141"]) == ("tench", "toilet paper")
     assert (names["n03773504"], names["n04008634"]) == ("missile", "projectile")
@@ -38,11 +37,10 @@ def test_names_of_clip_are_in_the_order_of_the_synsets():
 
 def test_names_of_wordnet_are_those_of_timm(monkeypatch, _no_cached_tables):
     info = timm.data.ImageNetInfo("imagenet-1k")
-    expected = tuple(info.index_to_description(i) for i in range(1000))
+    expected = dict(zip(info.label_names(), map(info.index_to_description, range(1000)), strict=True))
     monkeypatch.setitem(sys.modules, "timm.data", None)  # the tables are read without the library
-    assert imagenet_names("wordnet") == expected
+    assert wordnet_names() == expected
     monkeypatch.undo()
-    imagenet._lemmas_by_synset.cache_clear()
+    wordnet_names.cache_clear()
     monkeypatch.setattr(imagenet, "TIMM_TABLES", Path("moved"))  # without its tables the library is asked
-    assert imagenet_names("wordnet") == expected
-    assert imagenet_synsets() == tuple(info.label_names())
+    assert wordnet_names() == expected and list(wordnet_names()) == list(expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, replace
@@ -16,17 +17,10 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.adaptation import Adapt
-from clipadapter.classifier import answers, edit, encoder_choice, fitting, inputs
+from clipadapter.classifier import answers, edit, encoder_choice, evaluation, fitting, inputs
 from clipadapter.classifier.edit import ConflictRule
 from clipadapter.classifier.encoder_choice import DEFAULT_QUALITY, NamedEncoders
-from clipadapter.classifier.evaluation import (
-    MAX_LISTED_CLASSES,
-    EvaluationResult,
-    check_label_kind,
-    check_labels,
-    describe_classifier,
-    evaluate_features,
-)
+from clipadapter.classifier.evaluation import MAX_LISTED_CLASSES, EvaluationResult
 from clipadapter.classifier.inputs import Label
 from clipadapter.classifier.second_look import choose_quality
 from clipadapter.data import class_prompts, get_templates
@@ -45,7 +39,7 @@ from clipadapter.features import (
     extract,
     stream_features,
 )
-from clipadapter.heads import Head, Selection, TextFeatures, select
+from clipadapter.heads import Head, Selection, TextFeatures, create_head, select
 from clipadapter.heads.estimator import Estimator
 from clipadapter.persistence import History, Model, fetch, load_model, push, save_model
 from clipadapter.tuners import TowerTuner
@@ -54,6 +48,11 @@ from clipadapter.utils.formatting import check_names, format_list, html_block, h
 from clipadapter.utils.prediction import Prediction, PredictionColumns, labels_of
 from clipadapter.utils.progress import progress_bar, shows_progress
 from clipadapter.utils.towers import TextTower
+
+TIMED_PICTURES = 2
+TIMED_VIEWS_PER_PICTURE = 16  # augmented views: with two pictures they make one batch of the default size
+MIN_TIMED_VIEWS = 8
+"""With fewer computed views the rest came from the store, and the time says nothing about the encoder."""
 
 
 @dataclass(eq=False, repr=False)
@@ -170,12 +169,14 @@ class FewShotClassifier:
     __sklearn_clone__, __sklearn_tags__ = Estimator.__sklearn_clone__, Estimator.__sklearn_tags__
 
     def __repr__(self) -> str:
-        facts = [f"{name} {value}" if value else "not fitted" for name, value in describe_classifier(self).items()]
+        facts = [
+            f"{name} {value}" if value else "not fitted" for name, value in evaluation.describe_classifier(self).items()
+        ]
         return f"<FewShotClassifier: {', '.join(facts)}>"
 
     def _repr_html_(self) -> str:
         """For notebooks: the same as a table, and the number of shots of each class."""
-        facts = [(name, value or "nothing yet") for name, value in describe_classifier(self).items()]
+        facts = [(name, value or "nothing yet") for name, value in evaluation.describe_classifier(self).items()]
         parts = [html_table(["", ""], facts)]
         if hasattr(self, "head_"):
             counts = list(self.support_.shot_counts.items())
@@ -233,7 +234,10 @@ class FewShotClassifier:
             support, pool = self.extract_features(images, labels, names, views=views), None
             if unlabelled is not None:
                 extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict)
-                pool, support = extraction.features[:, 0], inputs.note_skipped(support, extraction)
+                inputs.check_any_readable(extraction.rows, extraction.skipped, len(unlabelled))
+                skipped = [*support.provenance["skipped"], *((name, reason) for _, name, reason in extraction.skipped)]
+                support = replace(support, provenance={**support.provenance, "skipped": skipped})
+                pool = extraction.features[:, 0]
             outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
             self.fit_features(support, self.encode_classes(names), head, pool, outlier_features)
 
@@ -387,8 +391,10 @@ class FewShotClassifier:
         if not measure:
             return cost
         self._choose_backend(images, inputs.collect_class_names(labels) if class_names is None else class_names)
-        rate = inputs.measure_encoding_rate(lambda pictures, views: self._extract(pictures, views, False), images, spec)
-        return replace(cost, rate=rate)
+        timed, start = replace(spec, count=min(spec.count, 1 + TIMED_VIEWS_PER_PICTURE)), time.perf_counter()
+        # After an interrupted run the last pictures are those that the store lacks.
+        computed = self._extract(images[-TIMED_PICTURES:], timed, strict=False).computed
+        return replace(cost, rate=computed / (time.perf_counter() - start) if computed >= MIN_TIMED_VIEWS else None)
 
     def encode_classes(self, class_names: Sequence[str]) -> TextFeatures:
         """Encode prompts from the templates and descriptions of the constructor; stores the prompts as ``prompts_``."""
@@ -478,10 +484,12 @@ class FewShotClassifier:
         cache = self.uncertainty_.open_cache(adapt, len(self.class_names_))
         pictures = images if isinstance(images, Iterator) else list_pictures(images)
         with inputs.open_store(self.cache) as store:
-            if isinstance(pictures, list) and self._tuned_encoder is None and self.backend == "auto":
-                self._encoder = encoder_choice.backend_for_many(
-                    self.encoder_, pictures, store, shows_progress(self.progress)
-                )
+            running = (self.encoder_.info.backend, self.encoder_.info.precision)
+            # A model that was fitted to few pictures runs in torch: a trial of others would have outlasted the fit.
+            is_open = self._tuned_encoder is None and self.backend == "auto" and running == ("torch", "fp32")
+            if is_open and isinstance(pictures, list):
+                shown = shows_progress(self.progress)
+                self._encoder = choose_backend(self.encoder_, pictures, precision="fp32", store=store, progress=shown)
             batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
             yield from answers.predict_batches(self._to_model(), batches, top, decision, cache)
 
@@ -535,10 +543,10 @@ class FewShotClassifier:
         """
         self._check_fitted()
         pictures, labels, dataset = inputs.read_labelled(images, labels, default_split="test")
-        check_label_kind(self.uncertainty_, inputs.is_multilabel(labels))
+        evaluation.check_label_kind(self.uncertainty_, inputs.is_multilabel(labels))
         names = [str(name) for label in labels for name in inputs.label_names(label)]
         if names or not inputs.is_multilabel(labels):  # no picture needs to have a label if there may be several
-            check_labels(names, self.class_names_)
+            evaluation.check_labels(names, self.class_names_)
         test = self.extract_features(pictures, labels, self.class_names_, views=1)
         data = {} if dataset is None else {"data": dataset.name}
         return self.evaluate_features(replace(test, provenance={**test.provenance, **data}))
@@ -550,7 +558,7 @@ class FewShotClassifier:
             test: features from the encoder of this classifier (see `extract_features`), with its classes.
         """
         self._check_fitted()
-        self.evaluation_ = evaluate_features(self, test.mark_for_evaluation())
+        self.evaluation_ = evaluation.evaluate_features(self, test.mark_for_evaluation())
         return self.evaluation_
 
     # ---- Edit ----
@@ -704,7 +712,18 @@ class FewShotClassifier:
     # ---- Internal ----
 
     def _build_head(self) -> Head:
-        return fitting.build_head(self.head, self.head_params, self.seed, shows_progress(self.progress))
+        """The head itself, or one by name, with this seed and progress unless ``head_params`` sets them."""
+        params = self.head_params or {}
+        if isinstance(self.head, Head):
+            if params:
+                raise InputError(
+                    "head_params need the name of a head, but head is an object: set the parameters on it instead"
+                )
+            return self.head
+        created = create_head(self.head, **params)
+        own = {"seed": self.seed, "progress": shows_progress(self.progress)}
+        unset = created.get_params(deep=False).keys() - params.keys()
+        return created.set_params(**{name: value for name, value in own.items() if name in unset})
 
     def _choose_backend(self, images: Sequence[ImageSource], class_names: Sequence[str]) -> None:
         """Choose backend and precision once, on the first pictures; an encoder that a head has tuned keeps its own."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.classifier.fitting import FitResult, ShotFit, fit_settings, negatives_of
+from clipadapter.classifier.fitting import ShotFit, fit_settings, negatives_of
 from clipadapter.classifier.inputs import (
     Label,
     build_feature_set,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from clipadapter.classifier.classifier import FewShotClassifier
 
 C = TypeVar("C", bound="FewShotClassifier")
+V = TypeVar("V")
 Prompts = Mapping[str, Sequence[str]]
 EncodePrompts = Callable[[Prompts], TextFeatures]
 PER_FIT_FACTS = ("rows", "computed")
@@ -95,88 +96,72 @@ def keep_classes(model: Model) -> Edit:
 @_refusing_damage()
 def add_class(model: Model, name: str, descriptions: Sequence[str] | None, encode: EncodePrompts) -> Edit:
     """Make an edit that adds a class behind the others."""
-    _check_name(name)
-    names = model.text.labels
-    if name in names:
-        raise InputError(f"there is a class '{name}' already: add pictures to it with add_examples (add-examples)")
+    _check_new_name(model, name, "add pictures to it with add_examples (add-examples)")
     sentences = list(descriptions) if isinstance(descriptions, tuple) else descriptions
     prompts = class_prompts([name], fit_settings(model).templates, None if sentences is None else {name: sentences})
-    old_positions = (*range(len(names)), -1)
-    text = _edit_text(model.text, (*names, name), old_positions, encode(prompts))
-    return Edit(text, old_positions, {**model.prompts, **prompts})
+    return _edit_classes(model, {**_positions(model), name: -1}, {**model.prompts, **prompts}, encode(prompts))
 
 
 def remove_class(model: Model, name: str) -> Edit:
     """Make an edit that removes a class and its shots; multi-label shots stay, without this label."""
-    removed = _position(model, name)
-    names = model.text.labels
-    old_positions = tuple(i for i in range(len(names)) if i != removed)
+    _check_known(model, name)
+    positions = {key: position for key, position in _positions(model).items() if key != name}
     prompts = {key: texts for key, texts in model.prompts.items() if key != name}
     shots = frozenset(row for row, label in enumerate(model.support.y) if label == name)  # none if multi-label
-    text = _edit_text(model.text, tuple(names[i] for i in old_positions), old_positions)
-    return Edit(text, old_positions, prompts, shots)
+    return replace(_edit_classes(model, positions, prompts), removed_rows=shots)
 
 
 @_refusing_damage()
 def rename_class(model: Model, name: str, new: str, encode: EncodePrompts) -> Edit:
     """Make an edit that renames a class. Prompts from templates get the new name, descriptions are kept."""
-    renamed = _position(model, name)
-    _check_name(new)
-    if new in model.text.labels:
-        raise InputError(f"there is a class '{new}' already: classes must have different names")
+    _check_known(model, name)
+    _check_new_name(model, new, "classes must have different names")
     templates = fit_settings(model).templates
-    own, encoded = list(model.prompts[name]), None
-    if own == class_prompts([name], templates)[name]:
-        own = class_prompts([new], templates)[new]
-        encoded = encode({new: own})
-    names = list(model.text.labels)
-    names[renamed] = new
-    prompts = {new if key == name else key: own if key == name else texts for key, texts in model.prompts.items()}
-    old_positions = tuple(range(len(names)))
-    return Edit(_edit_text(model.text, names, old_positions, encoded), old_positions, prompts)
+    prompts, encoded = _renamed(model.prompts, name, new), None
+    if list(prompts[new]) == class_prompts([name], templates)[name]:
+        prompts |= class_prompts([new], templates)
+        encoded = encode({new: prompts[new]})
+    return _edit_classes(model, _renamed(_positions(model), name, new), prompts, encoded)
 
 
-def _position(model: Model, name: str) -> int:
+def _check_known(model: Model, name: str) -> None:
     if name not in model.text.labels:
         raise unknown("class", name, list(model.text.labels))
-    return model.text.labels.index(name)
 
 
-def _check_name(name: object) -> None:
+def _check_new_name(model: Model, name: object, advice: str) -> None:
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"a class needs a name that is a text, and not blank; got {brief(name)}")
     try:
         name.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"the name {brief(name)} has characters that can't be written: {error.reason}") from error
+    if name in model.text.labels:
+        raise InputError(f"there is a class '{name}' already: {advice}")
 
 
-def _edit_text(
-    before: TextFeatures, names: Sequence[str], old_positions: Sequence[int], encoded: TextFeatures | None = None
-) -> TextFeatures:
-    """Text features of other classes: rows of before, and encoded ones for new and renamed classes."""
-    rows = before.embeddings
-    new_rows = {} if encoded is None else dict(zip(encoded.labels, encoded.embeddings, strict=True))
-    own = [new_rows[name] if name in new_rows else rows[i] for name, i in zip(names, old_positions, strict=True)]
-    embeddings, scale, bias = np.array(own, rows.dtype), before.logit_scale, before.logit_bias
-    return TextFeatures.of_stored_rows(names, embeddings, scale, bias, before.tower, before.order)
+def _positions(model: Model) -> dict[str, int]:
+    return {name: i for i, name in enumerate(model.text.labels)}
+
+
+def _renamed(by_class: Mapping[str, V], name: str, new: str) -> dict[str, V]:
+    return {new if key == name else key: value for key, value in by_class.items()}
+
+
+def _edit_classes(
+    model: Model, old_positions: Mapping[str, int], prompts: Prompts, encoded: TextFeatures | None = None
+) -> Edit:
+    """An edit with the position before it of each class after it, and the text features of new and renamed ones."""
+    before = model.text
+    rows = {name: before.embeddings[i] for name, i in old_positions.items()}
+    if encoded is not None:
+        rows |= dict(zip(encoded.labels, encoded.embeddings, strict=True))
+    embeddings, scale, bias = np.array([*rows.values()], before.embeddings.dtype), before.logit_scale, before.logit_bias
+    text = TextFeatures.of_stored_rows(tuple(rows), embeddings, scale, bias, before.tower, before.order)
+    return Edit(text, tuple(old_positions.values()), prompts)
 
 
 # ---- Edits of shots ----
-
-
-def check_labels(model: Model, edit: Edit, images: Sequence[ImageSource], labels: Sequence[Label]) -> Sequence[Label]:
-    """The labels, checked before the pictures are encoded; as tuples for a multi-label model."""
-    check_editable(model, edit)
-    if model.support.targets is not None:
-        labels = [(label,) if isinstance(label, str) else label for label in labels]
-    check_any_readable(range(len(images)), (), len(images))
-    check_task("auto" if model.support.targets is not None else "single-label", labels)
-    for name in collect_class_names(labels):
-        if name not in edit.text.labels:
-            error = unknown("class", name, list(edit.text.labels))
-            raise UnknownNameError(f"{error}; a new one is added with add_class, 'clipadapter add-class'")
-    return labels
 
 
 @_refusing_damage()
@@ -269,7 +254,14 @@ def apply_edit(model: Model, edit: Edit) -> Model:
     support = edit_support(model.support, edit)
     if not len(support):
         raise InputError("no shot would be left, but a model needs at least one")
-    result = _refit(model, edit, support)
+    settings = fit_settings(model)
+    options = replace(settings.uncertainty, costs=_edit_costs(settings.uncertainty.costs, edit.old_positions))
+    fit = ShotFit(support, edit.text, options, negatives_of(model, edit.text), settings.seed)
+    head = clone(model.head)
+    if options.sets == "split":  # the head is fitted to half of the shots, and which half depends on all of them
+        result = fit.fit(head, model.head.kept_pictures_)
+    else:
+        result = fit.learn(head.fit_from(model.head, support.X, support.labels, text=edit.text, blocks=support.blocks))
     before, after = model.head.kept_pictures_, result.head.kept_pictures_
     if before is not None and after is not None and np.array_equal(before, after):
         result.head.kept_pictures_ = before  # the history has both models in memory
@@ -297,16 +289,6 @@ def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:
         return FeatureSet(X, (), names, provenance, targets, support.blocks)
     y = tuple(next(iter(label_names(label))) for label in labels)
     return FeatureSet(X, y, names, provenance, blocks=support.blocks)
-
-
-def _refit(model: Model, edit: Edit, support: FeatureSet) -> FitResult:
-    settings = fit_settings(model)
-    options = replace(settings.uncertainty, costs=_edit_costs(settings.uncertainty.costs, edit.old_positions))
-    fit = ShotFit(support, edit.text, options, negatives_of(model, edit.text), settings.seed)
-    unfitted = clone(model.head)
-    if options.sets == "split":  # the head is fitted to half of the shots, and which half depends on all of them
-        return fit.fit(unfitted, model.head.kept_pictures_)
-    return fit.learn(unfitted.fit_from(model.head, support.X, support.labels, text=edit.text, blocks=support.blocks))
 
 
 def _edit_costs(costs: ArrayLike | None, old_positions: Sequence[int]) -> NDArray[Any] | None:
@@ -358,7 +340,15 @@ def add_shots(
 ) -> C:
     """Apply an edit with labelled pictures. Nothing changes if all are shots with these labels already."""
     model, support = classifier._to_model(), classifier.support_
-    labels = check_labels(model, edit, images, labels)
+    check_editable(model, edit)  # these checks come before the pictures are encoded
+    check_any_readable(range(len(images)), (), len(images))
+    check_task("single-label" if support.targets is None else "auto", labels)
+    if support.targets is not None:
+        labels = [(label,) if isinstance(label, str) else label for label in labels]
+    for name in collect_class_names(labels):
+        if name not in edit.text.labels:
+            error = unknown("class", name, list(edit.text.labels))
+            raise UnknownNameError(f"{error}; a new one is added with add_class, 'clipadapter add-class'")
     views = replace(fit_settings(model).views, count=support.X.shape[1] if support.X.ndim == 3 else 1)
     extraction = classifier._extract(images, views, classifier.strict)
     classifier.skipped_ = tuple((name, reason) for _, name, reason in extraction.skipped)

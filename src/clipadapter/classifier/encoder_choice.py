@@ -34,7 +34,7 @@ from clipadapter.errors import (
     MissingExtraError,
     brief,
 )
-from clipadapter.features import FeatureStore, FeatureTable, ViewSpec, augment, choose_backend, restore_backend
+from clipadapter.features import FeatureTable, ViewSpec, augment, choose_backend, restore_backend
 from clipadapter.heads import Head
 from clipadapter.persistence import Model
 from clipadapter.tuners import TowerTuner
@@ -192,16 +192,6 @@ def open_saved_encoders(
     if (backend, precision, saved.backend, saved.precision) == ("auto", "auto", "torch", "fp32"):
         return base, tuned
     return base, _restore_precision(info_of_base(tuned.info, saved), tuned, backend, precision)
-
-
-def backend_for_many(
-    encoder: Encoder, images: Sequence[ImageSource], store: FeatureStore | None, progress: bool
-) -> Encoder:
-    """The same encoder in the backend that is fastest for so many pictures, in its precision."""
-    # A model that was fitted to few pictures runs in torch: a trial of other backends would have outlasted the fit.
-    if (encoder.info.backend, encoder.info.precision) != ("torch", "fp32"):
-        return encoder
-    return choose_backend(encoder, images, precision="fp32", store=store, progress=progress)
 
 
 def find_blocks(model: Model, table: FeatureTable) -> tuple[str, ...]:

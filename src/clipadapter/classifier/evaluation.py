@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 MAX_LISTED_CLASSES = 20
 """How many classes are listed for a person, the worst first; `EvaluationResult.to_dict` has all of them."""
-CONFUSION_HEADER = ["class", "predicted as", "times"]
 MAX_SHOWN_ERRORS = 6  # wrong predictions that a notebook shows with thumbnails
 THUMBNAIL_SIDE = 72
 THUMBNAIL_QUALITY = 80
+Table = tuple[Sequence[str], Sequence[Sequence[object]], str]  # header, rows, and a sentence below
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,34 +223,25 @@ class EvaluationResult:
 
     def __str__(self) -> str:
         """The tables that ``clipadapter eval`` prints, without baselines."""
-        shown = metrics_shown("terminal", self.task)
-        values = [metric.format(self.evaluation.metrics[key]) for key, metric in shown.items()]
-        parts = [
-            "\n".join([self.headline, *self._warnings()]),
-            table([metric.heading for metric in shown.values()], [values]),
-            *describe_decisions(self.decisions),
-            format_classes(self.evaluation),
-            *format_confusions(self.evaluation),
-        ]
-        return "\n\n".join(parts)
+        heading = "\n".join([self.headline, *self._warnings()])
+        metrics, *others = map(_format_table, self._tables())
+        return "\n\n".join([heading, metrics, *describe_decisions(self.decisions), *others])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """For notebooks: the tables and the most confident errors. No other file is loaded."""
-        shown = metrics_shown("terminal", self.task)
-        values = [metric.format(self.evaluation.metrics[key]) for key, metric in shown.items()]
-        header, rows, omitted = _class_rows(self.evaluation)
-        confusions = self.evaluation.confusions() if isinstance(self.evaluation, Evaluation) else []
         return html_block(
             self.headline,
             *(f"<br>{escape(text)}" for text in (*self._warnings(), *describe_decisions(self.decisions))),
-            html_table([metric.heading for metric in shown.values()], [values]),
-            html_table(header, rows),
-            escape(omitted),
-            html_table(CONFUSION_HEADER, confusions) if confusions else "",
+            *(html_table(header, rows) + escape(sentence) for header, rows, sentence in self._tables()),
             self._errors_html(),
         )
+
+    def _tables(self) -> list[Table]:
+        shown = metrics_shown("terminal", self.task)
+        values = [metric.format(self.evaluation.metrics[key]) for key, metric in shown.items()]
+        return [([metric.heading for metric in shown.values()], [values], ""), *_list_tables(self.evaluation)]
 
     @property
     def headline(self) -> str:
@@ -339,16 +330,9 @@ def describe_classifier(classifier: FewShotClassifier) -> dict[str, str]:
 # ---- Text that `clipadapter eval` prints too ----
 
 
-def format_classes(evaluation: Evaluation | MultiLabelEvaluation) -> str:
-    """A table of the metrics of each class; of many classes, those with the lowest F1."""
-    header, rows, omitted = _class_rows(evaluation)
-    return table(header, rows) + (f"\n{omitted}" if omitted else "")
-
-
-def format_confusions(evaluation: Evaluation | MultiLabelEvaluation) -> list[str]:
-    """A table of the most frequent errors; nothing if there is no error, or pictures have several labels."""
-    confusions = evaluation.confusions() if isinstance(evaluation, Evaluation) else []
-    return [table(CONFUSION_HEADER, confusions)] if confusions else []
+def format_tables(evaluation: Evaluation | MultiLabelEvaluation) -> list[str]:
+    """The table of the classes, of many those with the lowest F1; and that of the most frequent errors, if any."""
+    return list(map(_format_table, _list_tables(evaluation)))
 
 
 def describe_decisions(measured: Mapping[str, float]) -> list[str]:
@@ -371,14 +355,19 @@ def describe_decisions(measured: Mapping[str, float]) -> list[str]:
     return ["\n".join(lines)] if lines else []
 
 
-def _class_rows(evaluation: Evaluation | MultiLabelEvaluation) -> tuple[list[str], list[list[object]], str]:
-    """Header and rows of the table of classes, and a sentence about classes that are not listed."""
+def _format_table(one: Table) -> str:
+    header, rows, sentence = one
+    return table(header, rows) + (f"\n{sentence}" if sentence else "")
+
+
+def _list_tables(evaluation: Evaluation | MultiLabelEvaluation) -> list[Table]:
     classes: Sequence[Any] = evaluation.classes
     if isinstance(evaluation, Evaluation):
         columns = {"precision %": "precision", "recall %": "recall", "F1 %": "f1"}
+        confusions = evaluation.confusions()
     else:
         columns = {"average precision %": "average_precision", "precision %": "precision", "recall %": "recall"}
-        classes = sorted(classes, key=lambda scores: scores.f1)
+        classes, confusions = sorted(classes, key=lambda scores: scores.f1), []
     if len(classes) > MAX_LISTED_CLASSES:
         classes = sorted(classes, key=lambda scores: scores.f1)[:MAX_LISTED_CLASSES]
     rows = [
@@ -387,7 +376,8 @@ def _class_rows(evaluation: Evaluation | MultiLabelEvaluation) -> tuple[list[str
     ]
     omitted = len(evaluation.classes) - len(rows)
     sentence = f"and {omitted} classes with a better F1; to_dict() and metrics.json have all" if omitted else ""
-    return ["class", "pictures", *columns], rows, sentence
+    of_classes: Table = (["class", "pictures", *columns], rows, sentence)
+    return [of_classes, *([(["class", "predicted as", "times"], confusions, "")] if confusions else [])]
 
 
 def _percent(fraction: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -40,7 +40,6 @@ from clipadapter.uncertainty.calibration import (
 )
 from clipadapter.uncertainty.costs import check_costs
 from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
-from clipadapter.utils.imagenet import imagenet_names
 
 FIT_KEY = "fit"  # key of the fit settings in the provenance of the support set
 LEARNED_OPTIONS = ("calibration", "sets", "by_class", "negative_labels")
@@ -66,20 +65,6 @@ class FitResult:
     fold_heads: tuple[Head, ...] = ()  # heads that were each fitted without one fold, for CV+ prediction sets
 
 
-def build_head(head: str | Head, params: Mapping[str, Any] | None, seed: int, progress: bool) -> Head:
-    """The head itself, or one by name, whose seed and progress are these unless ``params`` sets them."""
-    if isinstance(head, Head):
-        if params:
-            raise InputError(
-                "head_params need the name of a head, but head is an object: set the parameters on it instead"
-            )
-        return head
-    created = create_head(head, **(params or {}))
-    unset = created.get_params(deep=False).keys() - (params or {}).keys()
-    own = {"seed": seed, "progress": progress}
-    return created.set_params(**{name: value for name, value in own.items() if name in unset})
-
-
 def check_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:
     """The options, or the default ones for None."""
     if uncertainty is not None and not isinstance(uncertainty, UncertaintyOptions):
@@ -98,12 +83,15 @@ def embed_negative_labels(
     outliers: Array | None = None,
 ) -> Negatives:
     """Select the ImageNet class names that are no synonyms of the classes, as in NegLabel (Jiang et al. 2024)."""
+    from torchvision.models import ResNet50_Weights  # late: it takes a second
+
     if not encoder.has_text:
         raise InputError(
             f"negative_labels compares pictures with class names, but {encoder.info.name} has no text tower: leave it "
             "out, or name an encoder that has one beside it"
         )
-    names = tuple(dict.fromkeys(imagenet_names("torchvision")))  # some versions of torchvision repeat names
+    # Some versions of torchvision repeat names.
+    names = tuple(dict.fromkeys(ResNet50_Weights.DEFAULT.meta["categories"]))
     encoded = encode_classes(encoder, class_prompts(names, templates, None), store)
     rows = select_negative_labels(text.labels, text.embeddings, names, encoded.embeddings)
     return Negatives(outliers, tuple(names[i] for i in rows), encoded.embeddings[rows])

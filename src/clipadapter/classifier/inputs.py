@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,10 +25,6 @@ from clipadapter.utils.formatting import check_names, describe_unreadable, forma
 Label = str | Collection[str]  # class name of a picture, or all its class names
 Skipped = tuple[int, str, str]  # position, name and reason of an unreadable picture
 TASKS = ("auto", *get_args(Task))
-TIMED_PICTURES = 2
-TIMED_VIEWS_PER_PICTURE = 16  # augmented views: with two pictures they make one batch of the default size
-MIN_TIMED_VIEWS = 8
-"""With fewer computed views the rest came from the store, and the time says nothing about the encoder."""
 
 
 def read_labelled(
@@ -92,13 +86,6 @@ def check_any_readable(rows: Sequence[int], skipped: Sequence[Skipped], count: i
 def open_store(cache: str | Path | None) -> AbstractContextManager[FeatureStore | None]:
     """Open the feature store that ``cache`` of `FewShotClassifier` names; None if it is None."""
     return nullcontext() if cache is None else FeatureStore(None if cache == "auto" else cache)
-
-
-def note_skipped(support: FeatureSet, extraction: Extraction) -> FeatureSet:
-    """The shots, whose record also names the pictures of another list that could not be read."""
-    check_any_readable(extraction.rows, extraction.skipped, len(extraction.rows) + len(extraction.skipped))
-    skipped = [*support.provenance["skipped"], *((name, reason) for _, name, reason in extraction.skipped)]
-    return replace(support, provenance={**support.provenance, "skipped": skipped})
 
 
 def build_feature_set(
@@ -168,14 +155,3 @@ def plan_views(
             f"such as views=10 (--views 10), or use one of these heads: {', '.join(have)}"
         )
     return views.for_epochs(max(known))
-
-
-def measure_encoding_rate(
-    extract: Callable[[Sequence[ImageSource], ViewSpec], Extraction], images: Sequence[ImageSource], spec: ViewSpec
-) -> float | None:
-    """How many views are encoded per second; None if the features of these pictures were in the store."""
-    start = time.perf_counter()
-    # After an interrupted run the last pictures are those that the store lacks.
-    extraction = extract(images[-TIMED_PICTURES:], replace(spec, count=min(spec.count, 1 + TIMED_VIEWS_PER_PICTURE)))
-    seconds = time.perf_counter() - start
-    return extraction.computed / seconds if extraction.computed >= MIN_TIMED_VIEWS else None

@@ -61,8 +61,12 @@ def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource
     once, twice = (blocks_to_read(once_encoder, others, [head], each, named) for each in ("standard", "best"))
     if once == twice:  # the encoder has no second size, or its blocks were named
         return False, ""
-    if why := why_no_trial(head, support, classifier.text_):
-        return False, NOT_TRIED.format(why)
+    if np.median([count for count in support.counts.values() if count]) < 2:
+        return False, NOT_TRIED.format("most classes have one shot, so too few can be held out")
+    right = _held_out_right(head, support, classifier.text_)
+    accuracy = 0.0 if right is None else float(right.mean())
+    if 1 - accuracy < MIN_GAIN:
+        return False, NOT_TRIED.format(f"{accuracy:.0%} of held-out shots are right, so there is little to gain")
     rows = draw_trial_shots(support, classifier.seed)
     pictures = [images[support.provenance["rows"][row]] for row in rows]
     twice_encoder = classifier._encoder = open_blocks(plain_encoder(once_encoder), twice, others)
@@ -76,18 +80,6 @@ def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource
     if is_taken:
         classifier._encoder, classifier._is_backend_chosen = twice_encoder, False
     return is_taken, why
-
-
-def why_no_trial(head: Head, support: FeatureSet, text: TextFeatures) -> str:
-    """Why a trial of the second look would be in vain; empty if it would not."""
-    counts = [count for count in support.counts.values() if count]
-    if np.median(counts) < 2:
-        return "most classes have one shot, so too few can be held out"
-    right = _held_out_right(head, support, text)
-    accuracy = 0.0 if right is None else float(right.mean())
-    if 1 - accuracy < MIN_GAIN:
-        return f"{accuracy:.0%} of held-out shots are right, so there is little to gain"
-    return ""
 
 
 def draw_trial_shots(support: FeatureSet, seed: int) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ from clipadapter.encoders.base import encode_by_length
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.errors import EncoderUnavailableError, require
 from clipadapter.utils.functional import unit
-from clipadapter.utils.imagenet import imagenet_names
+from clipadapter.utils.imagenet import wordnet_names
 from clipadapter.utils.towers import TextTower
 
 IMAGE_WIDTH = 1280  # width of picture features
@@ -211,7 +211,7 @@ class Bridge:
 
 def text_fingerprint() -> str:
     """Hex digest of all that determines a text vector. That includes the ImageNet names, which are part of timm."""
-    facts = [TEXT_SHA256, TOKENIZER_SHA256, MAX_TOKENS, TEMPLATES, TEMPERATURE, imagenet_names("wordnet")]
+    facts = [TEXT_SHA256, TOKENIZER_SHA256, MAX_TOKENS, TEMPLATES, TEMPERATURE, list(wordnet_names().values())]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
@@ -234,7 +234,7 @@ def embed_names(tower: MiniLm) -> dict[str, Tensor]:
     ``names`` (1000, 384) has unit rows: the mean over the templates of the embeddings, centred per template.
     ``centres`` (2, 384) has the mean embedding of each template.
     """
-    names = imagenet_names("wordnet")
+    names = list(wordnet_names().values())
     with torch.no_grad():  # not inference mode: prompts are learned through the bridge
         rows = [tower([template.format(name) for name in names], batch_size=128) for template in TEMPLATES]
         centres = [embeddings.mean(dim=0) for embeddings in rows]

@@ -318,9 +318,7 @@ def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Obs
     """Run a model on pictures, with a rate of "none of these" if it can reject; copies of a picture count once."""
     parts: NDArray[Any] | None = None  # scores of "none of these", which an exported graph computes
     if isinstance(model, Predictor):
-        pictures, outputs = model.outputs_of(paths)
-        indices = [i for i, picture in enumerate(pictures) if picture.error is None]
-        skipped = [(picture.name, picture.error) for picture in pictures if picture.error is not None]
+        indices, skipped, outputs = model.outputs_of(paths)
         if not indices:
             raise DataError(f"{describe_unreadable(len(paths))}: {skipped[0][0]}: {skipped[0][1]}")
         features = head_features = outputs.features

@@ -55,11 +55,6 @@ def read_card(folder: str | Path) -> bytes | None:
     return read_file(folder, CARD_FILE, MAX_CARD_BYTES, "it is no card")
 
 
-def render_card(config: ModelConfig, repo: str = "") -> str:
-    """Render the card as Markdown."""
-    return _load_template().render(_card_facts(config, repo))
-
-
 @cache
 def _load_template() -> Template:
     """The template of the card. Every value is escaped for Markdown, unless the template says that it is safe."""
@@ -78,8 +73,8 @@ def _load_template() -> Template:
     return environment.get_template("card.md")
 
 
-def _card_facts(config: ModelConfig, repo: str) -> dict[str, Any]:
-    """What the template shows. Provenance and uncertainty of a model from elsewhere may hold anything."""
+def render_card(config: ModelConfig, repo: str = "") -> str:
+    """Render the card as Markdown. Provenance and uncertainty of a model from elsewhere may hold anything."""
     provenance, facts, encoder = config.provenance, config.uncertainty, config.encoder
     evaluation = read_evaluation(provenance, config.files)
     is_multilabel = bool(facts.get("multilabel"))
@@ -90,48 +85,42 @@ def _card_facts(config: ModelConfig, repo: str) -> dict[str, Any]:
     local = LOCAL_WEIGHTS.match(split_blocks(encoder.name)[0])
     schemes = {uri.partition(":")[0] for uri in _encoders_of(encoder.name)}
     accuracy = None if evaluation is None else evaluation.model.get("accuracy")
+    # To restore a version writes a card, and needs no torch.
+    declared = HEADS.info(config.head.name) if config.head.name in HEADS.list() else None
     title = repo.rpartition("/")[2] or f"{config.head.name}-{len(config.class_names)}-classes"
-    return {
-        "config": config,
-        "metadata": _metadata(encoder.name, evaluation, title, is_multilabel),
-        "is_multilabel": is_multilabel,
-        "shots": shots,
-        "shots_per_class": counts[0] if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}",
-        "head": _describe_head(config),
-        "extra": next((extra for scheme, extra in EXTRAS.items() if scheme in schemes), "train"),
-        "repo": repo,
-        "local_weights": local[0] if local else "",
-        "has_local_weights": has_local_weights(encoder.name),
-        "is_lite": "lite" in schemes,
-        "evaluation": evaluation,
-        "metrics": {name: one for name, one in CARD_METRICS.items() if evaluation and name in evaluation.model},
+    return _load_template().render(
+        config=config,
+        metadata=_metadata(encoder.name, evaluation, title, is_multilabel),
+        is_multilabel=is_multilabel,
+        shots=shots,
+        shots_per_class=counts[0] if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}",
+        head=declared,
+        # How faithful the head is to its paper with these parameters.
+        fidelity=declared and Fidelity.of(declared.docstring, declared.facts, config.head.params),
+        extra=next((extra for scheme, extra in EXTRAS.items() if scheme in schemes), "train"),
+        repo=repo,
+        local_weights=local[0] if local else "",
+        has_local_weights=has_local_weights(encoder.name),
+        is_lite="lite" in schemes,
+        evaluation=evaluation,
+        metrics={name: one for name, one in CARD_METRICS.items() if evaluation and name in evaluation.model},
         # The 95 % score interval of Wilson (1927).
-        "interval": evaluation and accuracy is not None and wilson_interval(accuracy, evaluation.n),
-        "held_out": "Not known."
+        interval=evaluation and accuracy is not None and wilson_interval(accuracy, evaluation.n),
+        held_out="Not known."
         if held_out is None
         else f"{held_out.describe().capitalize()}. Each was predicted by a fit without it.",
-        "held_out_shots": (facts.get("calibrator") or {}).get("n", 0),
-        "facts": facts,
-        "decisions": [f"{name} {facts[name]:g}" for name in ("reject", "coverage") if facts.get(name)],
-        "quality": quality if isinstance(quality, dict) else None,
-        "provenance": provenance,
-        "versions": ", ".join(f"{name} {number}" for name, number in versions.items())
+        held_out_shots=(facts.get("calibrator") or {}).get("n", 0),
+        facts=facts,
+        decisions=[f"{name} {facts[name]:g}" for name in ("reject", "coverage") if facts.get(name)],
+        quality=quality if isinstance(quality, dict) else None,
+        provenance=provenance,
+        versions=", ".join(f"{name} {number}" for name, number in versions.items())
         if isinstance(versions, dict)
         else "unknown versions",
-        "min_pictures": MIN_RELIABLE_TEST_PICTURES,
-        "max_classes": MAX_LISTED_CLASSES,
-        "mark": GENERATED_MARK,
-    }
-
-
-def _describe_head(config: ModelConfig) -> dict[str, str] | None:
-    """The summary of the head, its paper, and how faithful it is to the paper with these parameters."""
-    head = config.head
-    if head.name not in HEADS.list():
-        return None
-    declared = HEADS.info(head.name)  # to restore a version writes a card, and needs no torch
-    fidelity = str(Fidelity.of(declared.docstring, declared.facts, head.params))
-    return {"summary": declared.summary.rstrip("."), "paper": declared.facts.get("paper") or "", "fidelity": fidelity}
+        min_pictures=MIN_RELIABLE_TEST_PICTURES,
+        max_classes=MAX_LISTED_CLASSES,
+        mark=GENERATED_MARK,
+    )
 
 
 # ---- Metadata: YAML before the text ----

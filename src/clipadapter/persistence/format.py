@@ -1,4 +1,4 @@
-"""What is in the folder of a saved model, and how it is read and checked. `model_folder` has the names; `save` writes.
+"""What is in the folder of a saved model, how it is read and checked. `model_folder` has the names, `versions` writes.
 
 | file | content |
 |---|---|
@@ -9,7 +9,7 @@
 | ``arrays/unlabelled-HASH.safetensors`` | features of pictures without labels, if the head learned from some |
 | ``arrays/uncertainty-HASH.safetensors`` | arrays of the uncertainty, if any |
 | ``arrays/folds-HASH.safetensors`` | weights of the fold heads, if prediction sets are CV+ |
-| ``history/`` | log and configs of earlier versions, see `history`; their arrays are beside those of the model |
+| ``history/`` | log and configs of earlier versions, see `versions`; their arrays are beside those of the model |
 
 HASH is the start of the SHA-256 of the file, so versions share equal arrays, and no save overwrites a file that a
 reader may need. Nothing in the files is executed or unpickled. Sizes and hashes are checked before anything is used,

@@ -23,7 +23,7 @@ from clipadapter.persistence.format import (
     read_snapshot,
 )
 from clipadapter.persistence.model import load_model
-from clipadapter.persistence.save import write_snapshot
+from clipadapter.persistence.versions import write_snapshot
 from clipadapter.runtime.engines.formats import companion_files, export_suffixes, load_formats
 from clipadapter.runtime.model_folder import ARRAY_NAMES, ARRAYS_FOLDER, CARD_FILE, CONFIG_FILE, array_file
 from clipadapter.utils.files import without_paths

@@ -76,10 +76,6 @@ class PixelSpec:
         mean, std = (np.array(values, np.float32) for values in (self.mean, self.std))
         return np.ascontiguousarray(((squares / np.float32(255) - mean) / std).transpose(0, 3, 1, 2), np.float32)
 
-    def makes_same_square(self, other: PixelSpec) -> bool:
-        """Whether both make the same square of a picture; they may differ in mean and deviation."""
-        return replace(self, mean=other.mean, std=other.std) == other
-
     def to_dict(self) -> dict[str, Any]:
         """The fields as values that JSON can hold; `from_dict` is the inverse.
 
@@ -98,12 +94,9 @@ class PixelSpec:
 
 def different_squares(specs: Sequence[PixelSpec]) -> tuple[tuple[PixelSpec, ...], tuple[int, ...]]:
     """The different squares that some image towers take, so that each is made once, and the number of each tower's."""
-    different: list[PixelSpec] = []
-    for spec in specs:
-        if not any(spec.makes_same_square(other) for other in different):
-            different.append(spec)
-    numbers = (next(i for i, other in enumerate(different) if spec.makes_same_square(other)) for spec in specs)
-    return tuple(different), tuple(numbers)
+    keys = [replace(spec, mean=(0.0,) * 3, std=(1.0,) * 3) for spec in specs]  # these two do not change a square
+    different = list(dict.fromkeys(keys))
+    return tuple(specs[keys.index(key)] for key in different), tuple(map(different.index, keys))
 
 
 def pack_squares(squares: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -124,9 +124,9 @@ class WordTower(TextTower):
 
     def __init__(self, vectors: Mapping[str, Tensor], dim: int) -> None:
         self.width = self.dim = dim
-        self._vocabulary = list(vectors)
-        self._vectors = [vectors[word].detach().float().clone() for word in self._vocabulary]
-        self.fingerprint = f"words {self._vocabulary} {dim}"
+        self._ids = {word: i for i, word in enumerate(vectors)}
+        self._vectors = [vector.detach().float().clone() for vector in vectors.values()]
+        self.fingerprint = f"words {list(vectors)} {dim}"
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """A start token, then a token id for each word and punctuation mark: its index in the vocabulary, or a hash."""
@@ -148,12 +148,11 @@ class WordTower(TextTower):
         return total
 
     def _token_id(self, word: str) -> int:
-        if word in self._vocabulary:
-            return self._vocabulary.index(word)
-        return len(self._vocabulary) + int.from_bytes(blake2b(word.encode(), digest_size=6).digest(), "big")
+        unknown = len(self._ids) + int.from_bytes(blake2b(word.encode(), digest_size=6).digest(), "big")
+        return self._ids.get(word, unknown)
 
     def _vector(self, token_id: int) -> Tensor:
-        if 0 <= token_id < len(self._vocabulary):
+        if 0 <= token_id < len(self._vectors):
             return self._vectors[token_id]
         vector = torch.randn(self.dim, generator=torch.Generator().manual_seed(token_id + 2))
         return vector * UNKNOWN_WORD_SCALE * (sum(float(each.norm()) for each in self._vectors) or 1.0) / self.dim**0.5

@@ -115,7 +115,7 @@ def test_views_for_each_epoch_of_an_interrupted_fit_are_not_computed_again(squar
 
 
 @pytest.mark.parametrize(
-    "where", ["clipadapter.features.extraction.read_image_shrunk", "clipadapter.persistence.save.os.fsync"]
+    "where", ["clipadapter.features.extraction.read_image_shrunk", "clipadapter.persistence.versions.os.fsync"]
 )
 def test_ctrl_c_leaves_nothing_half_written(where, squares, tmp_path, monkeypatch, fit):
     def interrupt(*args, **kwargs):

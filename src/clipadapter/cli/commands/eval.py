@@ -126,17 +126,17 @@ def warn_about(result: ModelEvaluation, out: Output) -> None:
 
 def describe_evaluation(result: ModelEvaluation) -> str:
     """Describe the scores of the model and its baselines, and those of each class."""
-    from clipadapter.classifier.evaluation import describe_decisions, format_classes, format_confusions
+    from clipadapter.classifier.evaluation import describe_decisions, format_tables
 
     evaluation, decisions = result.evaluations[0], result.facts.get("decisions", {})
     head = f"{result.n_test} pictures of {result.data}" + (", several labels each" if result.is_multilabel else "")
-    parts = [*describe_decisions(decisions), format_classes(evaluation), *format_confusions(evaluation)]
+    parts = [*describe_decisions(decisions), *format_tables(evaluation)]
     return "\n\n".join([head, _scores(result), *parts])
 
 
 def _validation_text(result: ModelEvaluation) -> str:
     """The scores, the interval of the accuracy, and its bias if there are few shots."""
-    from clipadapter.classifier.evaluation import format_classes
+    from clipadapter.classifier.evaluation import format_tables
 
     head = (
         f"cross-validation over {result.folds} folds of the {result.n_test} pictures that the model was fitted to: "
@@ -146,7 +146,7 @@ def _validation_text(result: ModelEvaluation) -> str:
     interval = f"accuracy of this head: {low} to {high} % (Wilson's 95 % interval for {result.n_test} pictures)"
     if result.n_test / len(result.facts["shots"]) < MIN_UNBIASED_SHOTS:
         interval += f"\n{VALIDATION_BIAS}"
-    return "\n\n".join([head, _scores(result), interval, format_classes(result.evaluations[0])])
+    return "\n\n".join([head, _scores(result), interval, format_tables(result.evaluations[0])[0]])
 
 
 def _scores(result: ModelEvaluation) -> str:

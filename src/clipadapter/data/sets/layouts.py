@@ -23,7 +23,7 @@ from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.errors import DataError, brief
 from clipadapter.utils.files import IMAGE_SUFFIXES, default_cache_dir, printable
 from clipadapter.utils.formatting import format_list
-from clipadapter.utils.imagenet import imagenet_names, imagenet_synsets
+from clipadapter.utils.imagenet import clip_names, wordnet_names
 from clipadapter.utils.parsing import parse_toml, read_json, read_text
 from clipadapter.utils.registry import unknown
 
@@ -189,7 +189,7 @@ class ImageNetSet(BenchmarkSet):
         return dict.fromkeys(self.split_folders.values(), self.source)
 
     def read_samples(self, folder: Path) -> SamplesAndClasses:
-        names = dict(zip(imagenet_synsets(), imagenet_names("clip"), strict=True))
+        names = clip_names()
         samples: list[Sample] = []
         synsets_by_split: list[list[str]] = []
         for split, split_folder in self.split_folders.items():
@@ -209,7 +209,7 @@ class ImageNetSet(BenchmarkSet):
         folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         if not folders:
             raise DataError(f"{root} has no class folders: sort its pictures into folders such as n01440764")
-        synsets = imagenet_synsets()
+        synsets = tuple(wordnet_names())
         keys = synsets if self.class_folders == "synset" else map(str, range(len(synsets)))
         synset_by_folder = dict(zip(keys, synsets, strict=True))
         for path in folders:

@@ -47,6 +47,11 @@ def quantize_onnx(source: Path, target: Path, rows: Mapping[str, NDArray[Any]], 
         def get_next(self) -> dict[str, NDArray[Any]] | None:
             return next(batches, None)
 
+    nodes = require("onnx", "onnx", "int8 as ONNX").load(prepared).graph.node
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    grouped = [each.name for each in convolutions if any(one.name == "group" and one.i > 1 for one in each.attribute)]
+    links = [(node.name, node.op_type == "Conv", node.input, node.output) for node in nodes]  # in topological order
+    after_towers = nodes_after(links, [float_after])
     quantization.quantize_static(  # dynamic ranges would let the batch change the features
         str(prepared),
         str(target),
@@ -57,21 +62,11 @@ def quantize_onnx(source: Path, target: Path, rows: Mapping[str, NDArray[Any]], 
         weight_type=quantization.QuantType.QInt8,
         # Norms, softmax and sums lose much precision in int8 and cost little time.
         op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-        nodes_to_exclude=_float_nodes(prepared, float_after),
+        nodes_to_exclude=[*first_convolutions(links, ONNX_FLOAT_CONVOLUTIONS), *grouped, *after_towers],
         extra_options={"MatMulConstBOnly": True},
     )
     prepared.unlink()
     source.unlink()
-
-
-def _float_nodes(path: Path, float_after: str) -> list[str]:
-    """Names of the nodes that stay in float."""
-    onnx = require("onnx", "onnx", "int8 as ONNX")
-    nodes = onnx.load(path).graph.node
-    convolutions = [node for node in nodes if node.op_type == "Conv"]
-    grouped = [each.name for each in convolutions if any(one.name == "group" and one.i > 1 for one in each.attribute)]
-    links = [(node.name, node.op_type == "Conv", node.input, node.output) for node in nodes]  # in topological order
-    return [*first_convolutions(links, ONNX_FLOAT_CONVOLUTIONS), *grouped, *nodes_after(links, [float_after])]
 
 
 def quantize_openvino(model: Any, rows: Sequence[NDArray[Any]], is_transformer: bool, float_after: str) -> Any:

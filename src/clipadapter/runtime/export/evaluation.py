@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import EvaluationResult, Score, check_label_kind, check_labels, measure_answers
 from clipadapter.data import Dataset
-from clipadapter.data.images import ImageSource
+from clipadapter.data.images import ImageSource, source_name
 from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.features import extract
 from clipadapter.metrics import evaluate, evaluate_multilabel
@@ -65,10 +65,9 @@ def evaluate_file(
     label_sets = dataset.label_sets
     check_labels([label for labels in label_sets for label in labels], names)
     start = time.perf_counter()
-    pictures, outputs = predictor.outputs_of(dataset.paths)
-    rows = [i for i, picture in enumerate(pictures) if picture.error is None]
+    rows, skipped, outputs = predictor.outputs_of(dataset.paths)
     if not rows:
-        raise DataError(f"none of the {len(pictures)} test pictures can be read: give others")
+        raise DataError(f"none of the {len(skipped)} test pictures can be read: give others")
     answers, score = predictor.answer(outputs), None
     if dataset.multilabel:
         targets = np.array([[name in label_sets[i] for name in names] for i in rows])
@@ -83,10 +82,10 @@ def evaluate_file(
         class_names=names,
         evaluation=evaluation,
         n_test=len(rows),
-        skipped=tuple((picture.name, picture.error) for picture in pictures if picture.error is not None),
+        skipped=tuple(skipped),
         among_shots=0,
         decisions={} if score is None else measure_answers(uncertainty.decisions, answers, score),
-        sources=tuple(pictures[i].name for i in rows),
+        sources=tuple(source_name(dataset.paths[i]) for i in rows),
         score=score,
     )
     if model is None:

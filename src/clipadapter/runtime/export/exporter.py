@@ -41,7 +41,7 @@ from clipadapter.runtime.engines.formats import (
 )
 from clipadapter.runtime.export.evaluation import MIN_ROWS, compare_file, describe_parity, find_faults
 from clipadapter.runtime.export.graph import ModelGraph, export_towers
-from clipadapter.runtime.metadata import MAX_METADATA_CHARACTERS
+from clipadapter.runtime.predictor import MAX_METADATA_CHARACTERS
 from clipadapter.utils.files import remove_abandoned, without_paths
 from clipadapter.utils.pixels import PixelSpec
 
