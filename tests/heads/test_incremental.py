@@ -162,10 +162,10 @@ class Broken(Prototype):
 
     fault = ""
 
-    def _partial_fit_next(self, shots, origin):
+    def _add_shots(self, shots):
         if self.fault == "learns the last shots only":
             self._init_sums(shots)
-        super()._partial_fit_next(shots, origin)
+        super()._add_shots(shots)
 
     def _update_sums(self, shots, sign):
         before = self.sums_
@@ -183,9 +183,9 @@ class Broken(Prototype):
         state = super().state()
         return {name: state[name] for name in state if self.fault != "does not save its sums" or name != "sums_"}
 
-    def _check_same_use_of_text(self, text):
+    def _check_update(self, text):
         if self.fault != "goes on without class text":
-            super()._check_same_use_of_text(text)
+            super()._check_update(text)
 
 
 @pytest.mark.parametrize(

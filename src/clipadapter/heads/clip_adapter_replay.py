@@ -66,15 +66,13 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     branch: str = field(default="visual", init=False)
     beta: float | str = field(default="auto", init=False)
 
-    def _partial_fit_first(self, shots: SupportSet) -> None:
+    def _init_sums(self, shots: SupportSet) -> None:
         self.down_ = self.up_ = self.centre_ = None
         self.kept_, self.kept_labels_ = shots.X[:0], shots.labels[:0]
         self.losses_ = torch.zeros(len(CANDIDATE_RATIOS), len(CANDIDATE_TEMPERATURES))
-        self._train_task(shots)
 
-    def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
+    def _remap_sums(self, origin: Tensor) -> None:
         self.kept_labels_ = remap_labels(self.kept_labels_, origin)
-        self._train_task(shots)
 
     def _start(self, shots: SupportSet, *others: Any) -> dict[str, Layers]:
         """What was learned, if something was, around the centre of the first task."""
@@ -83,7 +81,7 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
             return super()._start(shots, *others)
         return {"visual": Layers(*(tensor.clone() for tensor in learned))}
 
-    def _train_task(self, shots: SupportSet) -> None:
+    def _add_shots(self, shots: SupportSet) -> None:
         self.bias_ = None
         n, n_views, d = shots.views.shape
         replayed = self.kept_.to(shots.views.dtype)[:, None].expand(-1, n_views, -1)

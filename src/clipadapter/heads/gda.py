@@ -197,19 +197,17 @@ class Gda(ExactIncrementalHead):
         """Whether the sums over the shots are stored."""
         return self.stream and "products_" in vars(self)
 
-    def _partial_fit_first(self, shots: SupportSet) -> None:
-        is_base = self.shrinkage == "base-to-new"
-        if is_base and self.stream:
+    def _add_shots(self, shots: SupportSet) -> None:
+        if self.shrinkage != "base-to-new":
+            super()._add_shots(shots)
+        elif self.stream:
             raise InputError("shrinkage 'base-to-new' needs the shots of each class: leave stream at False")
-        self._init_sums(shots)
-        self._update_sums(shots, 1)
-        if is_base:
+        else:
+            self._update_sums(shots, 1)
             text, moments = 0.0 if shots.text is None else shots.scale * shots.text, self._moments()
             covariance = average_class_covariance(unit(shots.views), shots.labels, moments)
             weight = moments.means @ torch.linalg.pinv(covariance, hermitian=True)
             self._set_linear_map(text, weight, moments.means, self.weight_.dtype)
-        else:
-            self._solve_from_sums(shots.text, shots.scale)
         if not self.stream:
             del self.products_, self.sums_, self.rows_
 

@@ -36,7 +36,7 @@ MAX_DISTANCE_OF_EQUAL = 2e-3
 class IncrementalHead(Head):
     """Base class of heads that learn further shots without the earlier ones, by `partial_fit`.
 
-    A subclass implements `_partial_fit_first` for the first shots and `_partial_fit_next` for further ones. ``counts_``
+    A subclass sets what it keeps of shots to that of no shot in `_init_sums`, and adds shots in `_add_shots`. ``counts_``
     (c,) is the number of shots of each class so far: classes without one are known by their text features alone.
     """
 
@@ -61,15 +61,12 @@ class IncrementalHead(Head):
         return hasattr(self, HAS_TEXT)
 
     @abstractmethod
-    def _partial_fit_first(self, shots: SupportSet) -> None:
-        """Learn from the first shots."""
+    def _init_sums(self, shots: SupportSet) -> None:
+        """Set the sums to zero, for the classes and the width of these shots."""
 
     @abstractmethod
-    def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
-        """Learn from further shots, labelled by positions among all classes, the new ones included.
-
-        The origin (c,) of each class is its earlier position, -1 for a new class. ``counts_`` has the new shots.
-        """
+    def _add_shots(self, shots: SupportSet) -> None:
+        """Learn from shots, labelled by positions among all classes; ``counts_`` has them already."""
 
     def _remap_sums(self, origin: Tensor) -> None:
         """Bring the sums into another order of classes, from their earlier positions (c,), -1 for a new class.
@@ -84,7 +81,8 @@ class IncrementalHead(Head):
         self.__dict__.pop(HAS_TEXT, None)
         if shots.text is not None:
             setattr(self, HAS_TEXT, 1)
-        self._partial_fit_first(shots)
+        self._init_sums(shots)
+        self._add_shots(shots)
 
     def partial_fit(
         self,
@@ -123,23 +121,22 @@ class IncrementalHead(Head):
         else:
             class_names = text_classes(text, previous_classes.dtype)
             text = text if text.has_text else None
-        self._check_same_use_of_text(text)
+        self._check_update(text)
         shots, all_classes = self._check_shots(X, y, text, classes=class_names)
-        self._check_updatable()
         missing = sorted(set(map(str, previous_classes)) - set(map(str, all_classes)))
         if missing:
             raise InputError(f"the class text lacks classes that were learned: {', '.join(missing[:5])}")
         origin = class_origins(previous_classes, all_classes)
         self.classes_ = all_classes
         self.counts_ = torch.bincount(shots.labels, minlength=len(all_classes)) + remap_rows(self.counts_, origin)
-        self._partial_fit_next(shots, origin)
+        self._remap_sums(origin)
+        self._add_shots(shots)
         return self
 
-    def _check_updatable(self) -> None:
+    def _check_update(self, text: TextFeatures | None) -> None:
+        """Refuse an update that needs what was not stored, or that has class text and the fit had not, or the converse."""
         if not self.is_updatable:
             raise InputError(f"this {type(self).__name__} does not keep what an update needs: {self.update_needs}")
-
-    def _check_same_use_of_text(self, text: TextFeatures | None) -> None:
         if text is None and self.has_text:
             raise InputError(
                 "this head was fitted with class text: pass the class text of all classes, text=TextFeatures(...)"
@@ -159,10 +156,6 @@ class ExactIncrementalHead(IncrementalHead):
     exact = True
 
     @abstractmethod
-    def _init_sums(self, shots: SupportSet) -> None:
-        """Set the sums to zero, for the classes and the width of these shots."""
-
-    @abstractmethod
     def _update_sums(self, shots: SupportSet, sign: int) -> None:
         """Add shots to the sums (sign 1), or subtract them (sign -1)."""
 
@@ -170,13 +163,7 @@ class ExactIncrementalHead(IncrementalHead):
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
         """Compute the weights from the sums, with unit text features (c, d) or None."""
 
-    def _partial_fit_first(self, shots: SupportSet) -> None:
-        self._init_sums(shots)
-        self._update_sums(shots, 1)
-        self._solve_from_sums(shots.text, shots.scale)
-
-    def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
-        self._remap_sums(origin)
+    def _add_shots(self, shots: SupportSet) -> None:
         self._update_sums(shots, 1)
         self._solve_from_sums(shots.text, shots.scale)
 
@@ -197,9 +184,8 @@ class ExactIncrementalHead(IncrementalHead):
         check_is_fitted(self)
         check_feature_names(self, X)
         text = text if text is not None and text.has_text else None
-        self._check_same_use_of_text(text)
+        self._check_update(text)
         shots, _ = self._check_shots(X, y, text, classes=self.classes_)
-        self._check_updatable()
         remaining = self.counts_ - torch.bincount(shots.labels, minlength=len(self.counts_))
         if (remaining < 0).any():
             k = int(remaining.argmin())
@@ -226,8 +212,7 @@ class ExactIncrementalHead(IncrementalHead):
             InputError: if a class that has shots is removed, one occurs twice, or fewer than two remain.
         """
         check_is_fitted(self)
-        self._check_updatable()
-        self._check_same_use_of_text(text)
+        self._check_update(text)
         origins = torch.as_tensor(list(origin), dtype=torch.int64)
         known = origins[origins >= 0]
         if len(classes) != len(origins) or len(known.unique()) != len(known) or len(classes) < 2:
