@@ -168,7 +168,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         text, layers = shots.class_text, {}
         d, h = text.shape[1], max(1, int(text.shape[1] / self.reduction))
         for branch in BRANCHES[self.branch]:
-            down, up = (draw_linear(*shape, generator, text.dtype) for shape in ((h, d), (d, h)))
+            down, up = (draw_linear(shape, shape[1], generator, text.dtype) for shape in ((h, d), (d, h)))
             if part.warm_start is not None:
                 down, up = part.warm_start.shrink("down_", down), part.warm_start.shrink("up_", up)
             centre = text.mean(dim=0) if branch == "text" else class_mean(shots, part.rows)

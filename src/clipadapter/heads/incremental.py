@@ -36,8 +36,8 @@ MAX_DISTANCE_OF_EQUAL = 2e-3
 class IncrementalHead(Head):
     """Base class of heads that learn further shots without the earlier ones, by `partial_fit`.
 
-    A subclass sets what it keeps of shots to that of no shot in `_init_sums`, and adds shots in `_add_shots`. ``counts_``
-    (c,) is the number of shots of each class so far: classes without one are known by their text features alone.
+    A subclass sets its sums over shots to zero in `_init_sums`, and adds shots in `_add_shots`. ``counts_`` (c,) is the
+    number of shots of each class so far: classes without one are known by their text features alone.
     """
 
     exact: ClassVar[bool] = False
@@ -134,7 +134,7 @@ class IncrementalHead(Head):
         return self
 
     def _check_update(self, text: TextFeatures | None) -> None:
-        """Refuse an update that needs what was not stored, or that has class text and the fit had not, or the converse."""
+        """Refuse an update that needs what was not stored, or that differs from `fit` in having class text."""
         if not self.is_updatable:
             raise InputError(f"this {type(self).__name__} does not keep what an update needs: {self.update_needs}")
         if text is None and self.has_text:

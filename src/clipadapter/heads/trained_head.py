@@ -301,12 +301,12 @@ def minimise(tensors: Sequence[Tensor], loss: LossFunction, inputs: Tensor, part
     return last_loss
 
 
-def draw_linear(rows: int, columns: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """The start of the weights of a linear layer: uniform in plus or minus 1 / sqrt(columns), torch's default.
+def draw_linear(shape: Sequence[int], fan_in: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """The start of weights or biases of a linear layer: uniform in plus or minus 1 / sqrt(fan in), torch's default.
 
     ``nn.Linear`` draws from torch's global generator.
     """
-    return (torch.rand(rows, columns, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(columns)
+    return (torch.rand(*shape, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(fan_in)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
