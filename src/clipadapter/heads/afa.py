@@ -40,10 +40,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
-from clipadapter.heads.incremental import IncrementalHead
-from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE
-from clipadapter.heads.registry import register_head
+from clipadapter.heads import NOT_NEGATIVE, POSITIVE, IncrementalHead, SupportSet, register_head
 from clipadapter.heads.softmax_regression import descend
 from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import limit_threads

@@ -15,13 +15,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads import NOT_NEGATIVE, IncrementalHead, SupportSet, register_head
 from clipadapter.heads.clip_adapter import FOLDS, SUFFICIENT_SHOTS, ClipAdapter, Layers
-from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.losses import Loss
 from clipadapter.heads.out_of_fold import hyperparameter_folds
-from clipadapter.heads.parameters import NOT_NEGATIVE
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import CANDIDATE_RATIOS, CANDIDATE_TEMPERATURES, choose_ratio, expected_ratio
 from clipadapter.heads.support import remap_labels
 from clipadapter.utils.functional import unit
@@ -88,7 +85,9 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         all_shots = replace(
             shots, views=torch.cat([shots.views, replayed]), labels=torch.cat([shots.labels, self.kept_labels_])
         )
-        replay_rows = torch.arange(n, n + len(replayed)).repeat(self._count_repeats(shots.labels))
+        # Stored shots are repeated until their classes weigh as much as the new ones.
+        new, old = (len(labels) / max(1, len(labels.unique())) for labels in (shots.labels, self.kept_labels_))
+        replay_rows = torch.arange(n, n + len(replayed)).repeat(max(1, round(new / old)) if old else 1)
         folds = hyperparameter_folds(shots, FOLDS, self.seed, SUFFICIENT_SHOTS) if self.alpha == "auto" else []
         if self.losses_.any():  # each further task adds one fold's: less would not pay, more is not needed
             folds = folds[:1]
@@ -104,13 +103,6 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
             ratios = self._ratios(choose_ratio([self.losses_] if self.losses_.any() else [], expected))
         self._store(shots, layers, ratios)
         self._draw_stored_shots(all_shots)
-
-    def _count_repeats(self, labels: Tensor) -> int:
-        """How often stored shots are repeated per epoch, so that their classes weigh as much as the new ones."""
-        if not len(self.kept_):
-            return 1
-        new, old = (len(rows) / len(rows.unique()) for rows in (labels, self.kept_labels_))
-        return max(1, round(new / old))
 
     def _draw_stored_shots(self, all_shots: SupportSet) -> None:
         """Draw the shots to store from the new and the stored shots of each class."""

@@ -14,9 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads import SupportSet, register_head
 from clipadapter.heads.losses import LogitAdjustedHead
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import STEPS_SHARE, draw_linear, find_warm_start
 from clipadapter.heads.training import MOMENTUM, training_bar
 from clipadapter.utils.functional import unit
@@ -28,18 +27,6 @@ MAX_TRAINING_MULTIPLICATIONS = 1e12
 """Multiplications after which ``epochs=None`` stops: a quarter of a minute on two cores."""
 EPOCHS_PER_ALPHA_STEP = 10  # the text weights move once in so many epochs, as in the released code
 WARM_START_SHARE = 0.95  # share of what an earlier fit learned that a warm start keeps
-
-
-def step_of_weights(X: Tensor) -> float:
-    """Step of weight and bias: 4 n over the largest eigenvalue of X^T X, of unit rows (n, d)."""
-    n, d = X.shape
-    gram = X.T @ X if d <= n else X @ X.T  # they differ in zeros alone
-    return 4 * n / max(1.0, float(torch.linalg.eigvalsh(gram)[-1]))  # below 1 only if all pictures are zero
-
-
-def step_of_alpha(similarity: Tensor) -> float:
-    """Step of the text weights: n over 4 times the largest sum of squared cosines (n, p) of a class."""
-    return len(similarity) / (4 * max(1e-12, float(similarity.square().sum(dim=0).max())))
 
 
 @register_head("lp++", version=2, paper="https://arxiv.org/abs/2404.02285")
@@ -98,7 +85,10 @@ class LpPlusPlus(LogitAdjustedHead):
         offset = X.new_zeros(()) if log_prior is None else log_prior[present]
         momentum_weight, momentum_bias, total = (torch.zeros_like(each) for each in (weight, bias, alpha))
         with limit_threads(X.numel() * len(present)), training_bar(round(epochs), shown=self.progress) as bar:
-            lr_weight, lr_alpha = step_of_weights(X), step_of_alpha(similarity)
+            gram = X.T @ X if X.shape[1] <= len(X) else X @ X.T  # they have the same eigenvalues but for zeros
+            # The bounds of the paper; the eigenvalue is below 1 only if all pictures are zero.
+            lr_weight = 4 * len(X) / max(1.0, float(torch.linalg.eigvalsh(gram)[-1]))
+            lr_alpha = len(X) / (4 * max(1e-12, float(similarity.square().sum(dim=0).max())))
             # A bias is the weight of a feature that is always one, whose X^T X is n.
             lr_bias = lr_weight if self.literal else min(lr_weight, 4.0)
             for epoch in range(1, round(epochs) + 1):

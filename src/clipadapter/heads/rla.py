@@ -15,11 +15,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads import NOT_NEGATIVE, OneOf, SupportSet, TrainedHead, register_head
 from clipadapter.heads.losses import trained_cosines
-from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
-from clipadapter.heads.registry import register_head
-from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.heads.training import TrainConfig
 from clipadapter.utils.functional import unit
 

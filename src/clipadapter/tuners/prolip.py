@@ -28,6 +28,6 @@ class ProLip(Rla):
     """
 
     reads = "unprojected"
-    temperature_prior = Head.temperature_prior  # that of RLA was not measured with this recipe
+    temperature_prior = Head.temperature_prior  # that of RLA is not measured for the projection
 
     steps: int = 300
