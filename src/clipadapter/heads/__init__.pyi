@@ -20,11 +20,6 @@ from .nearest_mean import NearestMean as NearestMean
 from .out_of_fold import OutOfFold as OutOfFold
 from .out_of_fold import mean_shots_per_class as mean_shots_per_class
 from .out_of_fold import out_of_fold as out_of_fold
-from .parameters import NOT_NEGATIVE as NOT_NEGATIVE
-from .parameters import POSITIVE as POSITIVE
-from .parameters import OneOf as OneOf
-from .parameters import Within as Within
-from .parameters import at_least as at_least
 from .proker import Proker as Proker
 from .prototype import Prototype as Prototype
 from .rail import Rail as Rail

@@ -40,7 +40,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads import NOT_NEGATIVE, POSITIVE, IncrementalHead, SupportSet, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, POSITIVE, SupportSet, register_head
+from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.softmax_regression import descend
 from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import limit_threads

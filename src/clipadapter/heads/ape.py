@@ -16,7 +16,7 @@ from typing import Annotated
 
 import torch
 
-from clipadapter.heads import NOT_NEGATIVE, SupportSet, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, SupportSet, register_head
 from clipadapter.heads.cache import ChannelCacheHead, cache_keys
 from clipadapter.utils.functional import unit
 

@@ -11,8 +11,9 @@ from typing import Annotated
 
 from torch import Tensor
 
-from clipadapter.heads import NOT_NEGATIVE, SupportSet, TrainedHead, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, SupportSet, register_head
 from clipadapter.heads.cache import ChannelCacheHead, cache_keys, cache_logits
+from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import cosine_logits, unit
 
 

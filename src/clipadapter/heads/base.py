@@ -21,8 +21,14 @@ from typing_extensions import Self
 
 from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.heads.estimator import Estimator, check_is_fitted, clone
+from clipadapter.heads.parameters import NOT_NEGATIVE as NOT_NEGATIVE  # for the files of methods, as are those below
+from clipadapter.heads.parameters import POSITIVE as POSITIVE
+from clipadapter.heads.parameters import OneOf as OneOf
+from clipadapter.heads.parameters import Within as Within
+from clipadapter.heads.parameters import at_least as at_least
 from clipadapter.heads.parameters import check_bounds
 from clipadapter.heads.registry import HEADS
+from clipadapter.heads.registry import register_head as register_head
 from clipadapter.heads.support import (
     Array,
     Reads,

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.heads import NOT_NEGATIVE, Head, SupportSet, TrainedHead, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, Head, SupportSet, register_head
 from clipadapter.heads.losses import Loss, trained_cosines
+from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import unit
 
 SHOTS_PER_GROUP = 16  # shots of a class whose distances are summed at once

@@ -16,7 +16,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads import NOT_NEGATIVE, OneOf, SupportSet, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, OneOf, SupportSet, register_head
 from clipadapter.heads.zs_lp import ZsLp
 from clipadapter.utils.functional import unit
 

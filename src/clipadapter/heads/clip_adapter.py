@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from clipadapter.heads import NOT_NEGATIVE, POSITIVE, OneOf, SupportSet, Within, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, POSITIVE, OneOf, SupportSet, Within, register_head
 from clipadapter.heads.clip_adapter_recipes import OFFICIAL, PAPER, PRESET_NOTE, PRESETS
 from clipadapter.heads.losses import Loss, add_bias, class_mean, mean_bias, sigmoid_bias
 from clipadapter.heads.out_of_fold import hyperparameter_folds, join_folds, mean_shots_per_class, some_rows

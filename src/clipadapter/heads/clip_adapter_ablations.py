@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from clipadapter.heads import OneOf, SupportSet, register_head
+from clipadapter.heads.base import OneOf, SupportSet, register_head
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.losses import Loss, add_bias
 from clipadapter.heads.out_of_fold import hold_out_one_per_class

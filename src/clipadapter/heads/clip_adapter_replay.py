@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from clipadapter.heads import NOT_NEGATIVE, IncrementalHead, SupportSet, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, SupportSet, register_head
 from clipadapter.heads.clip_adapter import FOLDS, SUFFICIENT_SHOTS, ClipAdapter, Layers
+from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.losses import Loss
 from clipadapter.heads.out_of_fold import hyperparameter_folds
 from clipadapter.heads.residual_ratio import CANDIDATE_RATIOS, CANDIDATE_TEMPERATURES, choose_ratio, expected_ratio

@@ -14,8 +14,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads import SupportSet, TrainedHead, Within, register_head
+from clipadapter.heads.base import SupportSet, Within, register_head
 from clipadapter.heads.losses import label_loss
+from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import unit
 
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.heads import NOT_NEGATIVE, OneOf, SupportSet, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, OneOf, SupportSet, register_head
 from clipadapter.heads.incremental import (
     ExactIncrementalHead,
     find_remaining_rows,

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipadapter.errors import InputError, brief
-from clipadapter.heads import POSITIVE, OneOf, SupportSet, at_least, register_head
+from clipadapter.heads.base import POSITIVE, OneOf, SupportSet, at_least, register_head
 from clipadapter.heads.losses import LogitAdjustedHead, binary_losses
 from clipadapter.heads.out_of_fold import make_folds, most_classes_repeat, some_rows
 from clipadapter.heads.softmax_regression import MAX_PASS_COST, OneVsRest, SoftmaxRegression, subsample

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clipadapter.heads import SupportSet, register_head
+from clipadapter.heads.base import SupportSet, register_head
 from clipadapter.heads.losses import LogitAdjustedHead
 from clipadapter.heads.trained_head import STEPS_SHARE, draw_linear, find_warm_start
 from clipadapter.heads.training import MOMENTUM, training_bar

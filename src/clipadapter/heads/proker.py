@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.heads import NOT_NEGATIVE, POSITIVE, Head, OneOf, SupportSet, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, POSITIVE, Head, OneOf, SupportSet, register_head
 from clipadapter.heads.cache import affinity_
 from clipadapter.utils.functional import unit
 

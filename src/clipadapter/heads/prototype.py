@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads import SupportSet, Within, register_head
+from clipadapter.heads.base import SupportSet, Within, register_head
 from clipadapter.heads.nearest_mean import ClassMeansHead
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
 

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipadapter.heads import NOT_NEGATIVE, POSITIVE, OneOf, SupportSet, Within, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, POSITIVE, OneOf, SupportSet, Within, register_head
 from clipadapter.heads.incremental import (
     ExactIncrementalHead,
     find_remaining_rows,

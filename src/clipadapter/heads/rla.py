@@ -15,8 +15,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads import NOT_NEGATIVE, OneOf, SupportSet, TrainedHead, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, OneOf, SupportSet, register_head
 from clipadapter.heads.losses import trained_cosines
+from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.heads.training import TrainConfig
 from clipadapter.utils.functional import unit
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads import Head, SupportSet, register_head
+from clipadapter.heads.base import Head, SupportSet, register_head
 from clipadapter.heads.parameters import ANY_NUMBER, OneOf
 from clipadapter.utils.functional import cosine_logits, unit
 

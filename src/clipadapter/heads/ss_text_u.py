@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import MethodWarning
-from clipadapter.heads import NOT_NEGATIVE, POSITIVE, Head, OneOf, SupportSet, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, POSITIVE, Head, OneOf, SupportSet, register_head
 from clipadapter.heads.class_frequencies import balancing_bias, effective_number, estimate_frequencies
 from clipadapter.heads.out_of_fold import most_classes_repeat
 from clipadapter.heads.select import losses_at_best_temperature

@@ -29,7 +29,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads import NOT_NEGATIVE, OneOf, SupportSet, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, OneOf, SupportSet, register_head
 from clipadapter.heads.class_frequencies import estimate_frequencies
 from clipadapter.heads.ss_text_u import held_out_calibration, supervised_vectors
 from clipadapter.heads.transductive import MIN_VARIANCE_RATIO, MixtureHead

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from clipadapter.heads import OneOf, SupportSet, Within, at_least, register_head
+from clipadapter.heads.base import OneOf, SupportSet, Within, at_least, register_head
 from clipadapter.heads.trained_head import TrainedHead, draw_linear
 from clipadapter.utils.functional import cosine_logits, unit
 

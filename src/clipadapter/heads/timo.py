@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipadapter.heads import NOT_NEGATIVE, Head, OneOf, SupportSet, at_least, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, Head, OneOf, SupportSet, at_least, register_head
 from clipadapter.heads.cache import cache_keys
 from clipadapter.heads.gda import accumulate, class_moments, gaussian_bias, sample_trace, shrunk_weight
 from clipadapter.heads.out_of_fold import hyperparameter_folds, mean_shots_per_class

@@ -18,7 +18,7 @@ from dataclasses import field
 
 from torch import Tensor
 
-from clipadapter.heads import SupportSet, register_head
+from clipadapter.heads.base import SupportSet, register_head
 from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, affinity_, cache_keys
 from clipadapter.heads.losses import add_bias, fit_bias
 from clipadapter.utils.functional import cosine_logits, unit

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clipadapter.heads import Head, SupportSet, register_head
+from clipadapter.heads.base import Head, SupportSet, register_head
 from clipadapter.heads.losses import add_bias, mean_bias, sigmoid_bias
 from clipadapter.utils.functional import cosine_logits
 

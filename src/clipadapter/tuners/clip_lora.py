@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from clipadapter.encoders import AttentionLayer, Encoder
-from clipadapter.heads import Within, at_least, register_head
+from clipadapter.heads import register_head
+from clipadapter.heads.parameters import Within, at_least
 from clipadapter.tuners.tower_tuner import LayerTuner, Trainable, add_to_weight, replace_linear
 
 

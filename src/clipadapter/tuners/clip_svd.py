@@ -32,7 +32,8 @@ from torch.nn.functional import linear
 
 from clipadapter.encoders import AttentionLayer, Encoder
 from clipadapter.encoders.layers import Matrix
-from clipadapter.heads import OneOf, register_head
+from clipadapter.heads import register_head
+from clipadapter.heads.parameters import OneOf
 from clipadapter.tuners.tower_tuner import LAYERS, LayerTuner, Trainable, add_to_weight, replace_linear
 from clipadapter.utils.parallel import parallel_map
 

@@ -20,7 +20,8 @@ from torch.nn.functional import cross_entropy, linear
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.heads import POSITIVE, Head, SupportSet, TextFeatures, at_least, register_head
+from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
+from clipadapter.heads.parameters import POSITIVE, at_least
 from clipadapter.heads.support import Array
 from clipadapter.tuners.prompt_tuner import GIGABYTE, Prompts, PromptTuner
 from clipadapter.utils.functional import unit

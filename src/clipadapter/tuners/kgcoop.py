@@ -12,7 +12,8 @@ from typing import Annotated
 
 from torch import Tensor
 
-from clipadapter.heads import at_least, register_head
+from clipadapter.heads import register_head
+from clipadapter.heads.parameters import at_least
 from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
 
 

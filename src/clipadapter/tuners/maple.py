@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from clipadapter.encoders import Encoder, open_prompt_places
-from clipadapter.heads import at_least, register_head
+from clipadapter.heads import register_head
+from clipadapter.heads.parameters import at_least
 from clipadapter.tuners.deep_prompts import DeepPromptTuner, prompts_of_blocks
 from clipadapter.tuners.tower_tuner import Trainable
 

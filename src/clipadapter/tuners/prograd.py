@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clipadapter.heads import POSITIVE, register_head
+from clipadapter.heads import register_head
+from clipadapter.heads.parameters import POSITIVE
 from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
 
 

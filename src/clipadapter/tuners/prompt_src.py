@@ -33,7 +33,8 @@ from torch.nn.functional import cross_entropy, l1_loss
 
 from clipadapter.data import clean_name
 from clipadapter.encoders import Encoder, open_prompt_places, open_tunable_copy
-from clipadapter.heads import POSITIVE, at_least, register_head
+from clipadapter.heads import register_head
+from clipadapter.heads.parameters import POSITIVE, at_least
 from clipadapter.tuners.deep_prompts import INITIAL_STD, DeepPromptTuner, gaussian_weights, prompts_of_blocks
 from clipadapter.tuners.tower_tuner import Step, Trainable, image_features
 from clipadapter.utils.functional import unit

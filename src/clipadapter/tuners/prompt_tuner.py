@@ -18,7 +18,8 @@ from typing_extensions import Self
 
 from clipadapter.data import clean_name
 from clipadapter.errors import InputError
-from clipadapter.heads import POSITIVE, OneOf, SupportSet, TextFeatures, at_least
+from clipadapter.heads import SupportSet, TextFeatures
+from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
 from clipadapter.heads.trained_head import find_warm_start
 from clipadapter.heads.training import (
     Checkpoint,

@@ -23,7 +23,8 @@ from typing_extensions import Self
 from clipadapter.encoders import AttentionLayer, Encoder, attention_layers, open_text_tower, open_tunable_copy
 from clipadapter.encoders.layers import Matrix
 from clipadapter.errors import InputError, brief
-from clipadapter.heads import OneOf, SupportSet
+from clipadapter.heads import SupportSet
+from clipadapter.heads.parameters import OneOf
 from clipadapter.heads.training import Checkpoint, TrainConfig, TrainingParameters, digest_of_fit, train
 from clipadapter.runtime.engines import Tower
 from clipadapter.utils.functional import cosine_logits, unit

@@ -24,7 +24,8 @@ from typing_extensions import Self
 
 from clipadapter.encoders import Encoder, attention_layers
 from clipadapter.errors import InputError
-from clipadapter.heads import OneOf, SupportSet, TextFeatures, Within, register_head
+from clipadapter.heads import SupportSet, TextFeatures, register_head
+from clipadapter.heads.parameters import OneOf, Within
 from clipadapter.heads.training import TrainConfig, gather_views, train
 from clipadapter.tuners.tower_tuner import PartTuner, Trainable
 from clipadapter.utils.functional import unit

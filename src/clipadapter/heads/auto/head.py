@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipadapter.heads import Head, SupportSet, at_least, register_head
 from clipadapter.heads.auto.blocks import (
     MIN_NOISE_STD,
     ONE_SHOT_RIDGE_RATIO,
@@ -64,6 +63,7 @@ from clipadapter.heads.auto.experts import (
     share_explained,
 )
 from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, fit_unlabelled, select_pictures
+from clipadapter.heads.base import Head, SupportSet, at_least, register_head
 from clipadapter.heads.losses import binary_losses, fit_bias
 from clipadapter.heads.out_of_fold import OutOfFold, make_folds, most_classes_repeat, some_rows
 from clipadapter.heads.softmax_regression import MAX_LOGITS, subsample
