@@ -18,7 +18,7 @@ from torch import Tensor
 from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import clone
-from clipadapter.heads.support import Array, SupportSet, as_views, check_truth
+from clipadapter.heads.support import Array, SupportSet, as_labels, as_views, check_truth, is_multilabel
 from clipadapter.heads.text import TextFeatures
 from clipadapter.utils.blocks import Blocks, as_blocks
 from clipadapter.utils.progress import BRIEF_SECONDS, progress_bar
@@ -236,6 +236,7 @@ def out_of_fold(
         InputError: if the features are marked for evaluation, or X, y and text do not match.
     """
     views = as_views(X)
+    y = y if is_multilabel(y) else as_labels(y, len(views))
     truth = check_truth(y, len(views), text)[1]
     truth = truth if truth.ndim == 1 else truth.astype(views.dtype)
     if head.transductive:
