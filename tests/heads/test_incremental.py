@@ -183,9 +183,9 @@ class Broken(Prototype):
         state = super().state()
         return {name: state[name] for name in state if self.fault != "does not save its sums" or name != "sums_"}
 
-    def _check_update(self, text):
+    def _check_same_use_of_text(self, text):
         if self.fault != "goes on without class text":
-            super()._check_update(text)
+            super()._check_same_use_of_text(text)
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,9 @@ class IncrementalHead(Head):
         else:
             class_names = text_classes(text, previous_classes.dtype)
             text = text if text.has_text else None
-        self._check_update(text)
+        self._check_same_use_of_text(text)
         shots, all_classes = self._check_shots(X, y, text, classes=class_names)
+        self._check_updatable()
         missing = sorted(set(map(str, previous_classes)) - set(map(str, all_classes)))
         if missing:
             raise InputError(f"the class text lacks classes that were learned: {', '.join(missing[:5])}")
@@ -133,10 +134,11 @@ class IncrementalHead(Head):
         self._add_shots(shots)
         return self
 
-    def _check_update(self, text: TextFeatures | None) -> None:
-        """Refuse an update that needs what was not stored, or that differs from `fit` in having class text."""
+    def _check_updatable(self) -> None:
         if not self.is_updatable:
             raise InputError(f"this {type(self).__name__} does not keep what an update needs: {self.update_needs}")
+
+    def _check_same_use_of_text(self, text: TextFeatures | None) -> None:
         if text is None and self.has_text:
             raise InputError(
                 "this head was fitted with class text: pass the class text of all classes, text=TextFeatures(...)"
@@ -184,8 +186,9 @@ class ExactIncrementalHead(IncrementalHead):
         check_is_fitted(self)
         check_feature_names(self, X)
         text = text if text is not None and text.has_text else None
-        self._check_update(text)
+        self._check_same_use_of_text(text)
         shots, _ = self._check_shots(X, y, text, classes=self.classes_)
+        self._check_updatable()
         remaining = self.counts_ - torch.bincount(shots.labels, minlength=len(self.counts_))
         if (remaining < 0).any():
             k = int(remaining.argmin())
@@ -212,7 +215,8 @@ class ExactIncrementalHead(IncrementalHead):
             InputError: if a class that has shots is removed, one occurs twice, or fewer than two remain.
         """
         check_is_fitted(self)
-        self._check_update(text)
+        self._check_updatable()
+        self._check_same_use_of_text(text)
         origins = torch.as_tensor(list(origin), dtype=torch.int64)
         known = origins[origins >= 0]
         if len(classes) != len(origins) or len(known.unique()) != len(known) or len(classes) < 2:
