@@ -9,11 +9,12 @@ take 256 pictures at most, and each draws a view of each picture; `ProLip.offici
 
 from __future__ import annotations
 
-from clipadapter.heads import Head, Rla, register_head
+from clipadapter.heads import register_head
+from clipadapter.heads.linear_adapter import LinearAdapterHead
 
 
 @register_head("prolip", version=2, paper="https://arxiv.org/abs/2410.05270", compare=False)
-class ProLip(Rla):
+class ProLip(LinearAdapterHead):
     """Zero-shot with the image tower's projection W trained by cross-entropy plus ``penalty * ||W - W0||_F^2``.
 
     It reads the block ``final``, and the block ``unprojected`` that ``final`` is the projection of. Without the second
@@ -28,6 +29,5 @@ class ProLip(Rla):
     """
 
     reads = "unprojected"
-    temperature_prior = Head.temperature_prior  # that of RLA is not measured for the projection
-
-    steps: int = 300
+    recipes = {"official": {"penalty": "1/n", "batch_size": None, "cycle_views": True, "logit_adjustment": 0.0}}
+    """The recipe of the authors' released code: 300 full-batch steps through the views in turn."""
