@@ -47,9 +47,10 @@ class Means(ExactIncrementalHead):
 class Last(Means):
     """Forgets all but the shots that came last."""
 
-    def _partial_fit_next(self, shots, origin):
+    def _add_shots(self, shots):
         self.counts_ = torch.bincount(shots.labels, minlength=shots.n_classes)
-        self._partial_fit_first(shots)
+        self._init_sums(shots)
+        super()._add_shots(shots)
 
 
 def pictures(names, n, seed, spread=0.9):
@@ -183,7 +184,7 @@ def test_records_are_made_once_and_depend_on_all_settings(tasks, text, tmp_path)
 
 def test_the_record_of_a_failed_head_names_the_last_task(tasks, text):
     class Tired(Means):
-        def _partial_fit_next(self, shots, origin):
+        def _remap_sums(self, origin):
             raise ValueError("enough")
 
     tired, fine = learn_task_stream({"tired": Tired(), "fine": Means()}, tasks, text)

@@ -118,9 +118,9 @@ def test_logits_that_contain_the_log_counts_lose_them():
     right = 2 * torch.nn.functional.one_hot(labels, C) + torch.from_numpy(rng.standard_normal((400, C)))
     rarity = -torch.tensor([2.0, 12.0, 2.0, 12.0]).log().expand(400, -1)
     blocks, rows = (Block("final", D), Block("inner", D)), torch.ones(400)
-    weights, of_counts = choose_weights([right - rarity, right - rarity], blocks, (0, 1), labels, rows, rarity)
+    *weights, of_counts = choose_weights([right - rarity, right - rarity, rarity], blocks, (0, 1), labels, rows)
     assert of_counts == pytest.approx(sum(weights), rel=0.1)
-    assert choose_weights([right, right], blocks, (0, 1), labels, rows, rarity)[1] < 0.25
+    assert choose_weights([right, right, rarity], blocks, (0, 1), labels, rows)[2] < 0.25
 
 
 def test_out_of_fold_logits_are_those_of_the_blocks_that_the_model_keeps(monkeypatch):

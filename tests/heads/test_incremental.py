@@ -162,10 +162,10 @@ class Broken(Prototype):
 
     fault = ""
 
-    def _partial_fit_next(self, shots, origin):
+    def _add_shots(self, shots):
         if self.fault == "learns the last shots only":
             self._init_sums(shots)
-        super()._partial_fit_next(shots, origin)
+        super()._add_shots(shots)
 
     def _update_sums(self, shots, sign):
         before = self.sums_

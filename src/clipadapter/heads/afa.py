@@ -40,12 +40,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, POSITIVE, SupportSet, register_head
 from clipadapter.heads.incremental import IncrementalHead
-from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import descend
-from clipadapter.heads.support import remap_rows
 from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import limit_threads
 
@@ -90,7 +87,7 @@ class Afa(IncrementalHead):
 
     needs_text = True
     temperature_prior = (2.0, 1.5, 1.7, 1.8, 1.7)
-    class_sums = ("sums_", "residual_", "offset_")
+    class_sums = ("sums_", "residual_", "offset_", "weight_", "bias_")
 
     sums_: Tensor = field(init=False)  # (c, d) of unit features, float64
     residual_: Tensor = field(init=False)  # (c, d) the tasks' adapters, below each other
@@ -106,24 +103,21 @@ class Afa(IncrementalHead):
     penalty: Annotated[float | None, NOT_NEGATIVE] = 1.0
     seed: int = 0
 
-    def _partial_fit_first(self, shots: SupportSet) -> None:
+    def _init_sums(self, shots: SupportSet) -> None:
         c, d = shots.n_classes, shots.views.shape[2]
-        self.sums_ = torch.zeros(c, d, dtype=torch.float64)
-        self.residual_, self.offset_ = torch.zeros(c, d, dtype=torch.float64), torch.zeros(c, dtype=torch.float64)
-        self.agreed_ = 0.0
-        self._fit_task(shots, None)
+        self.sums_, self.residual_ = (torch.zeros(c, d, dtype=torch.float64) for _ in range(2))
+        self.offset_, self.agreed_ = torch.zeros(c, dtype=torch.float64), 0.0
 
-    def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
-        self._remap_sums(origin)
-        bias = torch.where(origin >= 0, remap_rows(self.bias_, origin), -math.inf)
-        previous = remap_rows(self.weight_, origin).double(), bias.double()
-        self._fit_task(shots, previous)
+    def _remap_sums(self, origin: Tensor) -> None:
+        super()._remap_sums(origin)
+        self.bias_[origin < 0] = -math.inf  # the model before a task did not have its new classes
 
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
 
-    def _fit_task(self, shots: SupportSet, previous: tuple[Tensor, Tensor] | None) -> None:
+    def _add_shots(self, shots: SupportSet) -> None:
         counts, x, labels = self.counts_, unit(shots.X.double()), shots.labels
+        previous = None if int(counts.sum()) == len(x) else (self.weight_.double(), self.bias_.double())
         rows, text = unit(shots.views.double()).mean(dim=1), unit(shots.class_text.double())
         self.sums_ = self.sums_.index_add(0, labels, rows)
         gaussians = ClassGaussians.fit(counts, self.sums_, text, self.ridge)

@@ -16,10 +16,8 @@ from typing import Annotated
 
 import torch
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, SupportSet, register_head
 from clipadapter.heads.cache import ChannelCacheHead, cache_keys
-from clipadapter.heads.parameters import NOT_NEGATIVE
-from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import unit
 
 EPSILON = 1e-6  # added to numerator and denominator of the divergence, as published

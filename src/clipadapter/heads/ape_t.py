@@ -11,10 +11,8 @@ from typing import Annotated
 
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, SupportSet, register_head
 from clipadapter.heads.cache import ChannelCacheHead, cache_keys, cache_logits
-from clipadapter.heads.parameters import NOT_NEGATIVE
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import cosine_logits, unit
 

@@ -21,24 +21,27 @@ from typing_extensions import Self
 
 from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.heads.estimator import Estimator, check_is_fitted, clone
+from clipadapter.heads.parameters import NOT_NEGATIVE as NOT_NEGATIVE  # for the files of methods, as are those below
+from clipadapter.heads.parameters import POSITIVE as POSITIVE
+from clipadapter.heads.parameters import OneOf as OneOf
+from clipadapter.heads.parameters import Within as Within
+from clipadapter.heads.parameters import at_least as at_least
 from clipadapter.heads.parameters import check_bounds
 from clipadapter.heads.registry import HEADS
+from clipadapter.heads.registry import register_head as register_head
 from clipadapter.heads.support import (
     Array,
     Reads,
-    as_labels,
     as_matrix,
-    as_targets,
     as_views,
     blocks_to_read,
     check_blocks,
     check_feature_names,
     check_text,
+    check_truth,
     check_unlabelled,
     check_width,
-    class_positions,
     is_multilabel,
-    label_positions,
     names_to_dtype,
     read_columns,
     text_classes,
@@ -309,26 +312,18 @@ class Head(Estimator, ABC):
                 check_width(self, views.shape[2])
             blocks = getattr(self, "blocks_", None) or check_blocks(views.shape[2], None)
         tensor = read_columns(torch.from_numpy(views), self.reads, blocks)
-        targets: Tensor | None = None
-        if is_multilabel(y):
-            if not self.multilabel:
-                able = [name for name in HEADS.list() if HEADS.info(name).cls.multilabel]
-                raise InputError(
-                    f"{type(self).__name__} is a single-label head, but y has multi-label targets (n, c); "
-                    f"these heads are multi-label: {', '.join(able)}"
-                )
-            classes, ones = as_targets(y, len(views), text)
-            targets, labels = torch.from_numpy(ones).to(tensor.dtype), torch.full((len(views),), -1)
-            check_text(self, text, blocks)
-        else:
-            names = as_labels(y, len(views))
-            check_text(self, text, blocks)
-            if classes is None:
-                classes, positions = class_positions(names, text)
-            else:
-                positions = label_positions(names, classes, "are no class" if text is None else "have no class text")
-            text = None if text is None else text.arranged(classes)
-            labels = torch.from_numpy(positions)
+        if is_multilabel(y) and not self.multilabel:
+            able = [name for name in HEADS.list() if HEADS.info(name).cls.multilabel]
+            raise InputError(
+                f"{type(self).__name__} is a single-label head, but y has multi-label targets (n, c); "
+                f"these heads are multi-label: {', '.join(able)}"
+            )
+        check_text(self, text, blocks)
+        classes, truth = check_truth(y, len(views), text, classes)
+        labels, targets = torch.from_numpy(truth), None
+        if truth.ndim == 2:
+            labels, targets = torch.full((len(views),), -1), labels.to(tensor.dtype)
+        text = None if text is None else text.arranged(classes)
         pool, read = check_unlabelled(self, unlabelled, tensor, blocks), blocks_to_read(self.reads, blocks)
         shots = SupportSet(tensor, labels, len(classes), None, DEFAULT_LOGIT_SCALE, pool, targets=targets, blocks=read)
         if text is not None:

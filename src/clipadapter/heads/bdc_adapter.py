@@ -23,10 +23,8 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, Head, SupportSet, register_head
 from clipadapter.heads.losses import Loss, trained_cosines
-from clipadapter.heads.parameters import NOT_NEGATIVE
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import unit
 
@@ -194,12 +192,9 @@ def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: in
             f"BdcAdapter compares with a matrix of {d} x {d} for each of {n_classes} classes, {size:.1f} GiB as a "
             "graph: use another head"
         )
-    prototypes = np.zeros((n_classes, len(left)))
-    length = np.zeros(n_classes)
+    prototypes, length = np.zeros((n_classes, len(left))), np.zeros(n_classes)
     for k in np.unique(y):
-        matrix = np.zeros((d, d))
-        for row in r[y == k]:
-            matrix += np.abs(row[:, None] - row)
+        matrix = np.asarray(sum(np.abs(row[:, None] - row) for row in r[y == k]))
         matrix -= matrix.mean(axis=0)
         matrix -= matrix.mean(axis=1, keepdims=True)
         prototypes[k], length[k] = matrix[left, right], np.linalg.norm(matrix)

@@ -16,9 +16,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
-from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
-from clipadapter.heads.registry import register_head
+from clipadapter.heads.base import NOT_NEGATIVE, OneOf, SupportSet, register_head
 from clipadapter.heads.zs_lp import ZsLp
 from clipadapter.utils.functional import unit
 

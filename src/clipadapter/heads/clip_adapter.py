@@ -30,12 +30,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, POSITIVE, OneOf, SupportSet, Within, register_head
 from clipadapter.heads.clip_adapter_recipes import OFFICIAL, PAPER, PRESET_NOTE, PRESETS
 from clipadapter.heads.losses import Loss, add_bias, class_mean, mean_bias, sigmoid_bias
 from clipadapter.heads.out_of_fold import hyperparameter_folds, join_folds, mean_shots_per_class, some_rows
-from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import MAX_HELD_OUT_LOGITS, choose_ratio, expected_ratio, held_out_loss_table
 from clipadapter.heads.trained_head import TrainedHead, TrainingPart, draw_linear, find_warm_start, minimise
 from clipadapter.heads.training import ScheduleParameters, coop_epochs, gather_views
@@ -168,7 +166,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         text, layers = shots.class_text, {}
         d, h = text.shape[1], max(1, int(text.shape[1] / self.reduction))
         for branch in BRANCHES[self.branch]:
-            down, up = (draw_linear(*shape, generator, text.dtype) for shape in ((h, d), (d, h)))
+            down, up = (draw_linear(shape, shape[1], generator, text.dtype) for shape in ((h, d), (d, h)))
             if part.warm_start is not None:
                 down, up = part.warm_start.shrink("down_", down), part.warm_start.shrink("up_", up)
             centre = text.mean(dim=0) if branch == "text" else class_mean(shots, part.rows)

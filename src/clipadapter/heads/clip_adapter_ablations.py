@@ -17,12 +17,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import OneOf, SupportSet, register_head
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.losses import Loss, add_bias
 from clipadapter.heads.out_of_fold import hold_out_one_per_class
-from clipadapter.heads.parameters import OneOf
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import choose_ratio, expected_ratio
 from clipadapter.heads.trained_head import find_warm_start
 from clipadapter.utils.functional import unit

@@ -15,13 +15,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, SupportSet, register_head
 from clipadapter.heads.clip_adapter import FOLDS, SUFFICIENT_SHOTS, ClipAdapter, Layers
 from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.losses import Loss
 from clipadapter.heads.out_of_fold import hyperparameter_folds
-from clipadapter.heads.parameters import NOT_NEGATIVE
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import CANDIDATE_RATIOS, CANDIDATE_TEMPERATURES, choose_ratio, expected_ratio
 from clipadapter.heads.support import remap_labels
 from clipadapter.utils.functional import unit
@@ -66,15 +64,13 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     branch: str = field(default="visual", init=False)
     beta: float | str = field(default="auto", init=False)
 
-    def _partial_fit_first(self, shots: SupportSet) -> None:
+    def _init_sums(self, shots: SupportSet) -> None:
         self.down_ = self.up_ = self.centre_ = None
         self.kept_, self.kept_labels_ = shots.X[:0], shots.labels[:0]
         self.losses_ = torch.zeros(len(CANDIDATE_RATIOS), len(CANDIDATE_TEMPERATURES))
-        self._train_task(shots)
 
-    def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
+    def _remap_sums(self, origin: Tensor) -> None:
         self.kept_labels_ = remap_labels(self.kept_labels_, origin)
-        self._train_task(shots)
 
     def _start(self, shots: SupportSet, *others: Any) -> dict[str, Layers]:
         """What was learned, if something was, around the centre of the first task."""
@@ -83,14 +79,16 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
             return super()._start(shots, *others)
         return {"visual": Layers(*(tensor.clone() for tensor in learned))}
 
-    def _train_task(self, shots: SupportSet) -> None:
+    def _add_shots(self, shots: SupportSet) -> None:
         self.bias_ = None
         n, n_views, d = shots.views.shape
         replayed = self.kept_.to(shots.views.dtype)[:, None].expand(-1, n_views, -1)
         all_shots = replace(
             shots, views=torch.cat([shots.views, replayed]), labels=torch.cat([shots.labels, self.kept_labels_])
         )
-        replay_rows = torch.arange(n, n + len(replayed)).repeat(self._count_repeats(shots.labels))
+        # Stored shots are repeated until their classes weigh as much as the new ones.
+        new, old = (len(labels) / max(1, len(labels.unique())) for labels in (shots.labels, self.kept_labels_))
+        replay_rows = torch.arange(n, n + len(replayed)).repeat(max(1, round(new / old)) if old else 1)
         folds = hyperparameter_folds(shots, FOLDS, self.seed, SUFFICIENT_SHOTS) if self.alpha == "auto" else []
         if self.losses_.any():  # each further task adds one fold's: less would not pay, more is not needed
             folds = folds[:1]
@@ -106,13 +104,6 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
             ratios = self._ratios(choose_ratio([self.losses_] if self.losses_.any() else [], expected))
         self._store(shots, layers, ratios)
         self._draw_stored_shots(all_shots)
-
-    def _count_repeats(self, labels: Tensor) -> int:
-        """How often stored shots are repeated per epoch, so that their classes weigh as much as the new ones."""
-        if not len(self.kept_):
-            return 1
-        new, old = (len(rows) / len(rows.unique()) for rows in (labels, self.kept_labels_))
-        return max(1, round(new / old))
 
     def _draw_stored_shots(self, all_shots: SupportSet) -> None:
         """Draw the shots to store from the new and the stored shots of each class."""

@@ -14,10 +14,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import SupportSet, Within, register_head
 from clipadapter.heads.losses import label_loss
-from clipadapter.heads.parameters import Within
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import unit
 

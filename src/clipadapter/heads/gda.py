@@ -27,7 +27,7 @@ class with a single view is left out of that mean.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any
 
 import torch
@@ -35,16 +35,14 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, OneOf, SupportSet, register_head
 from clipadapter.heads.incremental import (
     ExactIncrementalHead,
     find_remaining_rows,
     pack_lower_triangle,
     unpack_lower_triangle,
 )
-from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
-from clipadapter.heads.registry import register_head
-from clipadapter.utils.functional import unit
+from clipadapter.utils.functional import solve_ridge, unit
 
 SHOTS_PER_BLOCK = 1024  # shots whose features are converted to float64 at a time
 MIN_TRACE = 1e-12
@@ -52,39 +50,27 @@ MIN_TRACE = 1e-12
 TEXT_COPIES = 16  # how many images the text of a class without images counts as, as published
 
 
-@dataclass
-class GaussianMoments:
-    """Sums over unit features that a shared covariance is made of, in float64."""
+def class_moments(products: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Scatter C (d, d) about the class means, and these (c, d); without a row, the mean of the other classes' means.
 
-    scatter: Tensor  # (d, d) about the class means
-    total: Tensor  # (d,) sum of all rows
-    squared_norms: float  # sum of the squared lengths of all rows
-    means: Tensor  # (c, d); a class without a shot has the mean of the other classes' means
-    counts: Tensor  # (c,) rows of each class, views included
+    From the sums that `accumulate` adds to, and the number (c,) of rows of each class, views included. Of the products
+    only the lower triangle need be valid: then so is that of the scatter.
+    """
+    present = counts > 0
+    means = sums / counts.clamp_min(1)[:, None]
+    scatter = products - sums.T @ means
+    means[~present] = means[present].mean(dim=0)
+    return scatter, means
 
-    @classmethod
-    def from_sums(cls, products: Tensor, sums: Tensor, counts: Tensor) -> Self:
-        """From the sums that `accumulate` adds to, and the number (c,) of rows of each class.
 
-        Of the products only the lower triangle need be valid: then so is that of the scatter.
-        """
-        present = counts > 0
-        means = sums / counts.clamp_min(1)[:, None]
-        scatter = products - sums.T @ means
-        means[~present] = means[present].mean(dim=0)
-        return cls(scatter, sums.sum(dim=0), float(products.trace()), means, counts.double())
+def shrunk_weight(scatter: Tensor, means: Tensor, factor: float, trace: float) -> Tensor:
+    """(c, d) factor (C + trace I)^-1 mu of each class; zeros without variance. Overwrites the scatter C."""
+    return torch.zeros_like(means) if trace <= MIN_TRACE else factor * solve_ridge(scatter, means.T, trace).T
 
-    def shrunk_weight(self, factor: float, trace: float | None = None) -> Tensor:
-        """(c, d) factor (C + trace I)^-1 mu of each class; zeros without variance. Overwrites the scatter C.
 
-        The default trace is that of C / (n - 1), as in the released code.
-        """
-        if trace is None:
-            trace = float(self.scatter.trace()) / max(float(self.counts.sum()) - 1, 1)
-        if trace <= MIN_TRACE:
-            return torch.zeros_like(self.means)
-        self.scatter.diagonal().add_(trace)
-        return factor * torch.cholesky_solve(self.means.T, torch.linalg.cholesky(self.scatter)).T
+def sample_trace(scatter: Tensor, n: float) -> float:
+    """Trace of the covariance C / (n - 1), as in the released code."""
+    return float(scatter.trace()) / max(n - 1, 1)
 
 
 def gaussian_bias(weight: Tensor, means: Tensor) -> Tensor:
@@ -101,15 +87,15 @@ def accumulate(products: Tensor, sums: Tensor, rows: Tensor, labels: Tensor, sig
         products.addmm_(flat.T, flat, alpha=sign)
 
 
-def average_class_covariance(rows: Tensor, labels: Tensor, moments: GaussianMoments) -> Tensor:
+def average_class_covariance(rows: Tensor, labels: Tensor, means: Tensor, counts: Tensor) -> Tensor:
     """(d, d) mean of the unbiased covariances of the classes; classes with a single row are left out."""
-    d, has_covariance = rows.shape[2], moments.counts > 1
-    weights = torch.where(has_covariance, 1 / (moments.counts - 1).clamp_min(1), 0.0)
+    d, has_covariance = rows.shape[2], counts > 1
+    weights = torch.where(has_covariance, 1 / (counts - 1).clamp_min(1), 0.0)
     weights = weights / has_covariance.sum().clamp_min(1)  # (c,)
     covariance = torch.zeros(d, d, dtype=torch.float64)
     for block, block_labels in zip(rows.split(SHOTS_PER_BLOCK), labels.split(SHOTS_PER_BLOCK), strict=True):
         # Subtract the mean from each row: a difference of sums would leave rounding noise where the covariance is zero.
-        centred = (block.double() - moments.means[block_labels][:, None]) * weights[block_labels].sqrt()[:, None, None]
+        centred = (block.double() - means[block_labels][:, None]) * weights[block_labels].sqrt()[:, None, None]
         covariance.addmm_(centred.flatten(0, 1).T, centred.flatten(0, 1))
     return covariance
 
@@ -197,19 +183,18 @@ class Gda(ExactIncrementalHead):
         """Whether the sums over the shots are stored."""
         return self.stream and "products_" in vars(self)
 
-    def _partial_fit_first(self, shots: SupportSet) -> None:
-        is_base = self.shrinkage == "base-to-new"
-        if is_base and self.stream:
+    def _add_shots(self, shots: SupportSet) -> None:
+        if self.shrinkage != "base-to-new":
+            super()._add_shots(shots)
+        elif self.stream:
             raise InputError("shrinkage 'base-to-new' needs the shots of each class: leave stream at False")
-        self._init_sums(shots)
-        self._update_sums(shots, 1)
-        if is_base:
-            text, moments = 0.0 if shots.text is None else shots.scale * shots.text, self._moments()
-            covariance = average_class_covariance(unit(shots.views), shots.labels, moments)
-            weight = moments.means @ torch.linalg.pinv(covariance, hermitian=True)
-            self._set_linear_map(text, weight, moments.means, self.weight_.dtype)
         else:
-            self._solve_from_sums(shots.text, shots.scale)
+            self._update_sums(shots, 1)
+            _, means = class_moments(unpack_lower_triangle(self.products_), self.sums_, self.rows_)
+            covariance = average_class_covariance(unit(shots.views), shots.labels, means, self.rows_.double())
+            weight = means @ torch.linalg.pinv(covariance, hermitian=True)
+            text = 0.0 if shots.text is None else shots.scale * shots.text
+            self._set_linear_map(text, weight, means, self.weight_.dtype)
         if not self.stream:
             del self.products_, self.sums_, self.rows_
 
@@ -236,22 +221,20 @@ class Gda(ExactIncrementalHead):
         self.rows_ = self.rows_ + sign * rows.shape[1] * counts
 
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
-        moments, n_views = self._moments(), float(self.rows_.sum())
-        d = moments.means.shape[1]
+        products, n_views, d = unpack_lower_triangle(self.products_), float(self.rows_.sum()), self.sums_.shape[1]
+        scatter, means = class_moments(products, self.sums_, self.rows_)
         if self.shrinkage == "published":
-            weight = moments.shrunk_weight(d)
+            weight = shrunk_weight(scatter, means, d, sample_trace(scatter, n_views))
         else:
-            present = float((moments.counts > 0).sum())
-            about_grand_mean = moments.squared_norms - float(moments.total.square().sum()) / n_views
+            present = float((self.rows_ > 0).sum())
+            about_grand_mean = float(products.trace()) - float(self.sums_.sum(dim=0).square().sum()) / n_views
             pseudo_shot = about_grand_mean / max(n_views - 1, 1)
-            trace = (float(moments.scatter.trace()) + pseudo_shot) / (n_views - present + 1)
+            trace = (float(scatter.trace()) + pseudo_shot) / (n_views - present + 1)
             # d (1 + n / d) k / (k + 1), with k = n / (classes x views) shots per class.
             views_per_shot = n_views / float(self.counts_.sum())
-            weight = moments.shrunk_weight((d + n_views) / (1 + present * views_per_shot / n_views), trace)
-        self._set_linear_map(0.0 if text is None else scale * text, weight, moments.means, self.weight_.dtype)
-
-    def _moments(self) -> GaussianMoments:
-        return GaussianMoments.from_sums(unpack_lower_triangle(self.products_), self.sums_, self.rows_)
+            factor = (d + n_views) / (1 + present * views_per_shot / n_views)
+            weight = shrunk_weight(scatter, means, factor, trace)
+        self._set_linear_map(0.0 if text is None else scale * text, weight, means, self.weight_.dtype)
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         if self.views_ is None:

@@ -36,8 +36,8 @@ MAX_DISTANCE_OF_EQUAL = 2e-3
 class IncrementalHead(Head):
     """Base class of heads that learn further shots without the earlier ones, by `partial_fit`.
 
-    A subclass implements `_partial_fit_first` for the first shots and `_partial_fit_next` for further ones. ``counts_``
-    (c,) is the number of shots of each class so far: classes without one are known by their text features alone.
+    A subclass sets its sums over shots to zero in `_init_sums`, and adds shots in `_add_shots`. ``counts_`` (c,) is the
+    number of shots of each class so far: classes without one are known by their text features alone.
     """
 
     exact: ClassVar[bool] = False
@@ -61,15 +61,12 @@ class IncrementalHead(Head):
         return hasattr(self, HAS_TEXT)
 
     @abstractmethod
-    def _partial_fit_first(self, shots: SupportSet) -> None:
-        """Learn from the first shots."""
+    def _init_sums(self, shots: SupportSet) -> None:
+        """Set the sums to zero, for the classes and the width of these shots."""
 
     @abstractmethod
-    def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
-        """Learn from further shots, labelled by positions among all classes, the new ones included.
-
-        The origin (c,) of each class is its earlier position, -1 for a new class. ``counts_`` has the new shots.
-        """
+    def _add_shots(self, shots: SupportSet) -> None:
+        """Learn from shots, labelled by positions among all classes; ``counts_`` has them already."""
 
     def _remap_sums(self, origin: Tensor) -> None:
         """Bring the sums into another order of classes, from their earlier positions (c,), -1 for a new class.
@@ -84,7 +81,8 @@ class IncrementalHead(Head):
         self.__dict__.pop(HAS_TEXT, None)
         if shots.text is not None:
             setattr(self, HAS_TEXT, 1)
-        self._partial_fit_first(shots)
+        self._init_sums(shots)
+        self._add_shots(shots)
 
     def partial_fit(
         self,
@@ -132,7 +130,8 @@ class IncrementalHead(Head):
         origin = class_origins(previous_classes, all_classes)
         self.classes_ = all_classes
         self.counts_ = torch.bincount(shots.labels, minlength=len(all_classes)) + remap_rows(self.counts_, origin)
-        self._partial_fit_next(shots, origin)
+        self._remap_sums(origin)
+        self._add_shots(shots)
         return self
 
     def _check_updatable(self) -> None:
@@ -159,10 +158,6 @@ class ExactIncrementalHead(IncrementalHead):
     exact = True
 
     @abstractmethod
-    def _init_sums(self, shots: SupportSet) -> None:
-        """Set the sums to zero, for the classes and the width of these shots."""
-
-    @abstractmethod
     def _update_sums(self, shots: SupportSet, sign: int) -> None:
         """Add shots to the sums (sign 1), or subtract them (sign -1)."""
 
@@ -170,13 +165,7 @@ class ExactIncrementalHead(IncrementalHead):
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
         """Compute the weights from the sums, with unit text features (c, d) or None."""
 
-    def _partial_fit_first(self, shots: SupportSet) -> None:
-        self._init_sums(shots)
-        self._update_sums(shots, 1)
-        self._solve_from_sums(shots.text, shots.scale)
-
-    def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
-        self._remap_sums(origin)
+    def _add_shots(self, shots: SupportSet) -> None:
         self._update_sums(shots, 1)
         self._solve_from_sums(shots.text, shots.scale)
 

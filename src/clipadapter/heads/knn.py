@@ -13,9 +13,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from clipadapter.heads.base import Head, SupportSet
-from clipadapter.heads.parameters import POSITIVE, Within
-from clipadapter.heads.registry import register_head
+from clipadapter.heads.base import POSITIVE, Head, SupportSet, Within, register_head
 from clipadapter.utils.functional import cosine_logits, unit
 
 MIN_PROBABILITY = 1e-6  # probability of a class without a vote, which keeps its logit finite

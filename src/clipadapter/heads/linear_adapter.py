@@ -8,9 +8,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, OneOf, SupportSet
 from clipadapter.heads.losses import trained_cosines
-from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.heads.training import TrainConfig
 from clipadapter.utils.functional import unit

@@ -21,11 +21,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipadapter.errors import InputError, brief
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import POSITIVE, OneOf, SupportSet, at_least, register_head
 from clipadapter.heads.losses import LogitAdjustedHead, binary_losses
-from clipadapter.heads.out_of_fold import make_folds, most_classes_repeat
-from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
-from clipadapter.heads.registry import register_head
+from clipadapter.heads.out_of_fold import make_folds, most_classes_repeat, some_rows
 from clipadapter.heads.softmax_regression import MAX_PASS_COST, OneVsRest, SoftmaxRegression, subsample
 from clipadapter.heads.trained_head import find_warm_start
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
@@ -166,8 +164,7 @@ class LinearProbe(LogitAdjustedHead):
         if not most_classes_repeat(y):
             return ONE_SHOT_C
         if y.ndim == 2 and y.numel() * X.shape[1] > MAX_PASS_COST:  # as many classes, drawn by seed, as are affordable
-            order = torch.randperm(y.shape[1], generator=torch.Generator().manual_seed(self.seed))
-            y = y[:, order[: max(8, MAX_PASS_COST // X.numel())].sort().values]
+            y = y[:, some_rows(torch.arange(y.shape[1]), max(8, MAX_PASS_COST // X.numel()), self.seed)]
         n_classes = int(y.max()) + 1 if y.ndim == 1 else y.shape[1]
         splits = make_folds(y, self.folds, self.seed)
         regressions = [_make_regression(X[train], y[train]) for train, _ in splits]

@@ -9,17 +9,15 @@ of epochs is bounded on large problems. Augmented views are not used.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import SupportSet, register_head
 from clipadapter.heads.losses import LogitAdjustedHead
-from clipadapter.heads.registry import register_head
-from clipadapter.heads.trained_head import STEPS_SHARE, find_warm_start
-from clipadapter.heads.training import training_bar
+from clipadapter.heads.trained_head import STEPS_SHARE, draw_linear, find_warm_start
+from clipadapter.heads.training import MOMENTUM, training_bar
 from clipadapter.utils.functional import unit
 from clipadapter.utils.parallel import limit_threads
 
@@ -28,20 +26,7 @@ MIN_EPOCHS = 50  # fewest full-batch steps on large problems
 MAX_TRAINING_MULTIPLICATIONS = 1e12
 """Multiplications after which ``epochs=None`` stops: a quarter of a minute on two cores."""
 EPOCHS_PER_ALPHA_STEP = 10  # the text weights move once in so many epochs, as in the released code
-MOMENTUM = 0.9  # momentum of the steps of weight and bias, as in the released code
 WARM_START_SHARE = 0.95  # share of what an earlier fit learned that a warm start keeps
-
-
-def step_of_weights(X: Tensor) -> float:
-    """Step of weight and bias: 4 n over the largest eigenvalue of X^T X, of unit rows (n, d)."""
-    n, d = X.shape
-    gram = X.T @ X if d <= n else X @ X.T  # they differ in zeros alone
-    return 4 * n / max(1.0, float(torch.linalg.eigvalsh(gram)[-1]))  # below 1 only if all pictures are zero
-
-
-def step_of_alpha(similarity: Tensor) -> float:
-    """Step of the text weights: n over 4 times the largest sum of squared cosines (n, p) of a class."""
-    return len(similarity) / (4 * max(1e-12, float(similarity.square().sum(dim=0).max())))
 
 
 @register_head("lp++", version=2, paper="https://arxiv.org/abs/2404.02285")
@@ -86,41 +71,42 @@ class LpPlusPlus(LogitAdjustedHead):
         # As released: the sums, not means, of the shots, and 250 times the mean cosine of a class's shots and text.
         weight, bias = target.T @ X, self._initial_bias(X, len(present))
         alpha = torch.full_like(own, 250 * float(own.mean()))
-        earlier = None
-        if not self.literal:  # with the gradients' sum since the start, a fit can't go on from where another one ended
-            earlier = find_warm_start(self, shots, WARM_START_SHARE, weight_=weight, bias_=bias, alpha_=alpha)
+        largest = max(MIN_EPOCHS, int(MAX_TRAINING_MULTIPLICATIONS / (2 * len(X) * weight.numel())))
+        epochs: float = min(EPOCHS, largest) if self.epochs is None else self.epochs
+        # With the gradients' sum since the start, a fit can't go on from where another one ended.
+        start = {"weight_": weight, "bias_": bias, "alpha_": alpha}
+        earlier = None if self.literal else find_warm_start(self, shots, WARM_START_SHARE, **start)
         if earlier is not None:
             learned, earlier = earlier.head, replace(earlier, origin=earlier.origin[present])
-            visual = learned.weight_ - learned.alpha_[:, None] * learned.text_
+            visual, epochs = learned.weight_ - learned.alpha_[:, None] * learned.text_, STEPS_SHARE * epochs
             rows = ((visual, weight), ("bias_", bias), ("alpha_", alpha))
             weight, bias, alpha = (earlier.shrink(one, initial, by_class=True) for one, initial in rows)
-        largest = max(MIN_EPOCHS, int(MAX_TRAINING_MULTIPLICATIONS / (2 * len(X) * weight.numel())))
-        share = 1.0 if earlier is None else STEPS_SHARE
-        epochs = round(share * (min(EPOCHS, largest) if self.epochs is None else self.epochs))
         log_prior = self._log_prior(shots.counts)
         offset = X.new_zeros(()) if log_prior is None else log_prior[present]
         momentum_weight, momentum_bias, total = (torch.zeros_like(each) for each in (weight, bias, alpha))
-        with limit_threads(X.numel() * len(present)), training_bar(epochs, shown=self.progress) as bar:
-            lr_weight, lr_alpha = step_of_weights(X), step_of_alpha(similarity)
+        with limit_threads(X.numel() * len(present)), training_bar(round(epochs), shown=self.progress) as bar:
+            gram = X.T @ X if X.shape[1] <= len(X) else X @ X.T  # they have the same eigenvalues but for zeros
+            # The bounds of the paper; the eigenvalue is below 1 only if all pictures are zero.
+            lr_weight = 4 * len(X) / max(1.0, float(torch.linalg.eigvalsh(gram)[-1]))
+            lr_alpha = len(X) / (4 * max(1e-12, float(similarity.square().sum(dim=0).max())))
             # A bias is the weight of a feature that is always one, whose X^T X is n.
             lr_bias = lr_weight if self.literal else min(lr_weight, 4.0)
-            for epoch in range(1, epochs + 1):
+            for epoch in range(1, round(epochs) + 1):
                 logits = (X @ weight.T).add_(bias).addcmul_(similarity, alpha).add_(offset)
                 residual = logits.softmax(dim=1).sub_(target).div_(len(X))  # gradient of the mean cross-entropy
                 momentum_weight.mul_(MOMENTUM).addmm_(residual.T, X)
                 momentum_bias.mul_(MOMENTUM).add_(residual.sum(dim=0))
-                weight = weight - lr_weight * momentum_weight
-                bias = bias - lr_bias * momentum_bias
+                weight, bias = weight - lr_weight * momentum_weight, bias - lr_bias * momentum_bias
                 gradient = (residual * similarity).sum(dim=0)
                 total = total + gradient if self.literal else gradient
                 if epoch % EPOCHS_PER_ALPHA_STEP == 0:
                     alpha = alpha - lr_alpha * total
                 bar.update()
-        c = shots.n_classes
         # A class without a shot has what the others have on average: only its text sets it apart.
-        visual = weight.mean(dim=0).repeat(c, 1).index_copy(0, present, weight)
-        self.bias_ = bias.mean().repeat(c).index_copy(0, present, bias)
-        self.alpha_ = alpha.mean().repeat(c).index_copy(0, present, alpha)
+        visual, self.bias_, self.alpha_ = (
+            learned.mean(dim=0).repeat(shots.n_classes, *[1] * (learned.ndim - 1)).index_copy(0, present, learned)
+            for learned in (weight, bias, alpha)
+        )
         self.weight_, self.text_ = visual + self.alpha_[:, None] * text, text
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
@@ -131,7 +117,5 @@ class LpPlusPlus(LogitAdjustedHead):
 
     def _initial_bias(self, X: Tensor, p: int) -> Tensor:
         """(p,) start of the biases."""
-        if not self.literal:
-            return torch.zeros(p, dtype=X.dtype)
-        draw = torch.rand(p, generator=torch.Generator().manual_seed(self.seed), dtype=X.dtype)
-        return (2 * draw - 1) / math.sqrt(X.shape[1])
+        draw = draw_linear((p,), X.shape[1], torch.Generator().manual_seed(self.seed), X.dtype)
+        return draw if self.literal else torch.zeros_like(draw)

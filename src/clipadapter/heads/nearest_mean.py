@@ -16,9 +16,8 @@ from dataclasses import field
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import SupportSet, register_head
 from clipadapter.heads.incremental import ExactIncrementalHead
-from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import clone
-from clipadapter.heads.support import Array, SupportSet, as_labels, as_targets, as_views, class_positions, is_multilabel
+from clipadapter.heads.support import Array, SupportSet, as_labels, as_views, check_truth, is_multilabel
 from clipadapter.heads.text import TextFeatures
 from clipadapter.utils.blocks import Blocks, as_blocks
 from clipadapter.utils.progress import BRIEF_SECONDS, progress_bar
@@ -236,11 +236,9 @@ def out_of_fold(
         InputError: if the features are marked for evaluation, or X, y and text do not match.
     """
     views = as_views(X)
-    if is_multilabel(y):
-        y = truth = as_targets(y, len(views), text)[1].astype(views.dtype)
-    else:
-        y = as_labels(y, len(views))
-        truth = class_positions(y, text)[1]
+    y = y if is_multilabel(y) else as_labels(y, len(views))
+    truth = check_truth(y, len(views), text)[1]
+    truth = truth if truth.ndim == 1 else truth.astype(views.dtype)
     if head.transductive:
         return None
     checked_blocks: Blocks | None = getattr(head, "blocks_", None) or (None if blocks is None else as_blocks(blocks))
@@ -251,7 +249,7 @@ def out_of_fold(
             result = _from_folds(head, views, y, truth, text, folds, seed, keep_heads, checked_blocks)
         elif views.shape[1] > 1:
             logits = clone(head).fit(views[:, :-1], y, text=text, blocks=checked_blocks).logits(views[:, -1])
-            result = OutOfFold(logits, truth, np.arange(len(views)), "views", mean_shots_per_class(y))
+            result = OutOfFold(logits, truth, np.arange(len(views)), "views", mean_shots_per_class(truth))
         else:
             result = None
         if result is not None:
@@ -295,7 +293,7 @@ def mean_shots_per_class(y: ArrayLike) -> float:
 def _from_folds(
     head: Head,
     views: Array,
-    y: Array,
+    y: ArrayLike,
     truth: Array,
     text: TextFeatures | None,
     folds: int | None,
@@ -306,14 +304,14 @@ def _from_folds(
     is_fitted = hasattr(head, "classes_")
     is_calibrated = is_fitted and not keep_heads
     # Enough shots are held out of a head to be calibrated; of another one, each shot once.
-    repeats = max(1, min(MAX_REPEATS, SUFFICIENT_HELD_OUT_SHOTS // len(y))) if is_calibrated else 1
+    repeats = max(1, min(MAX_REPEATS, SUFFICIENT_HELD_OUT_SHOTS // len(truth))) if is_calibrated else 1
     parts = make_folds(torch.from_numpy(truth), folds or (FOLDS_OF_FITTED if is_fitted else FOLDS), seed, repeats)
     splits = [(train.numpy(), held_out.numpy()) for train, held_out in parts]
     if not splits:
         return None
     if is_calibrated:
         n_classes = len(np.unique(truth)) if truth.ndim == 1 else truth.shape[1]
-        if len(y) * n_classes * views.shape[2] > MAX_MULTIPLICATIONS_OF_ALL_FOLDS:
+        if len(truth) * n_classes * views.shape[2] > MAX_MULTIPLICATIONS_OF_ALL_FOLDS:
             splits = splits[:1]
         elif head.is_warm_start:
             n_held_out = np.cumsum([len(held_out) for _, held_out in splits])
@@ -336,7 +334,7 @@ def _from_folds(
     ratio = _logit_scale_ratio(_logit_scale(head, views[:, 0]), scales) if is_fitted else 1.0
     rows, joined = np.concatenate(predicted), np.concatenate(logits)
     fold_of_row = np.repeat(np.arange(len(splits)), [len(each) for each in predicted]) if keep_heads else None
-    seen = float(np.mean([mean_shots_per_class(y[train]) for train, _ in splits]))
+    seen = float(np.mean([mean_shots_per_class(truth[train]) for train, _ in splits]))
     joined = joined * ratio if is_fitted else joined
     return OutOfFold(joined, truth[rows], rows, "folds", seen, ratio, tuple(heads), fold_of_row)
 

@@ -23,10 +23,8 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, POSITIVE, Head, OneOf, SupportSet, register_head
 from clipadapter.heads.cache import affinity_
-from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf
-from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import unit
 
 SHOTS = (1, 2, 4, 8, 16)

@@ -14,10 +14,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import SupportSet, Within, register_head
 from clipadapter.heads.nearest_mean import ClassMeansHead
-from clipadapter.heads.parameters import Within
-from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
 
 

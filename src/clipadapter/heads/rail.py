@@ -35,17 +35,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, POSITIVE, OneOf, SupportSet, Within, register_head
 from clipadapter.heads.incremental import (
     ExactIncrementalHead,
     find_remaining_rows,
     pack_lower_triangle,
     unpack_lower_triangle,
 )
-from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.support import remap_labels, remap_rows
-from clipadapter.utils.functional import cosine_logits, unit
+from clipadapter.utils.functional import cosine_logits, solve_ridge, unit
 
 RIDGE = {"primal": 0.1, "dual": 0.001}  # published lambda of each form
 MIN_LOG_SCORE = 0.1  # fused score below which the logarithm is continued as a line
@@ -132,11 +130,12 @@ class Rail(ExactIncrementalHead):
             self.labels_ = torch.cat([self.labels_, labels])
         else:
             self._add_to_sums(rows, labels, sign)
-        if self._stores_shots and self.form == "primal" and len(self.kept_) > self._width:
+        width = self._n_random or self.read_width
+        if self._stores_shots and self.form == "primal" and len(self.kept_) > width:
             rows, labels = self.kept_, self.labels_  # from here on the sums are kept, and no shots
             del self.kept_, self.labels_
-            self.products_ = torch.zeros(self._width * (self._width + 1) // 2, dtype=torch.float64)
-            self.sums_ = torch.zeros(self._width, shots.n_classes, dtype=torch.float64)
+            self.products_ = torch.zeros(width * (width + 1) // 2, dtype=torch.float64)
+            self.sums_ = torch.zeros(width, shots.n_classes, dtype=torch.float64)
             self._add_to_sums(rows, labels, 1)
         self._set_weight(shots.n_classes)
 
@@ -162,29 +161,23 @@ class Rail(ExactIncrementalHead):
 
     def _set_weight(self, c: int) -> None:
         """Solve for the weight of c classes."""
-        dtype = self.weight_.dtype
+        dtype, ridge = self.weight_.dtype, RIDGE[self.form] if self.ridge is None else self.ridge
         if not self._stores_shots:
-            self.weight_ = self._solve_ridge(unpack_lower_triangle(self.products_), self.sums_).to(dtype)
+            self.weight_ = solve_ridge(unpack_lower_triangle(self.products_), self.sums_, ridge).to(dtype)
             return
         targets = torch.nn.functional.one_hot(self.labels_, c).double()
         if self.form == "dual":
             kept = self.kept_.double()
-            self.weight_ = self._solve_ridge(self._kernel(kept, kept), targets)
+            self.weight_ = solve_ridge(self._kernel(kept, kept), targets, ridge)
         else:
             phi = self._phi(self.kept_)
-            self.weight_ = _product(phi.T, self._solve_ridge(_product(phi, phi), targets).T).to(dtype)
-
-    def _solve_ridge(self, matrix: Tensor, right: Tensor) -> Tensor:
-        """(matrix + lambda I)^-1 right; only the lower triangle of the matrix is read, and its diagonal overwritten."""
-        matrix.diagonal().add_(RIDGE[self.form] if self.ridge is None else self.ridge)
-        return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
+            self.weight_ = _product(phi.T, solve_ridge(_product(phi, phi), targets, ridge).T).to(dtype)
 
     def _phi(self, rows: Tensor) -> Tensor:
         """(n, width) features of unit rows."""
-        return (rows @ self._map().to(rows.dtype).T).relu_() if self._has_random_features else rows
-
-    def _map(self) -> Tensor:
-        return random_map(self.hidden, self.read_width, self.seed)
+        if not self._n_random:
+            return rows
+        return (rows @ random_map(self.hidden, self.read_width, self.seed).to(rows.dtype).T).relu_()
 
     def _kernel(self, a: Tensor, b: Tensor) -> Tensor:
         """(p, d) and (q, d) unit rows to (p, q)."""
@@ -196,12 +189,9 @@ class Rail(ExactIncrementalHead):
         return "kept_" in vars(self)
 
     @property
-    def _has_random_features(self) -> bool:
-        return self.form == "primal" and self.hidden > 0
-
-    @property
-    def _width(self) -> int:
-        return self.hidden if self._has_random_features else self.read_width
+    def _n_random(self) -> int:
+        """Number of random features; 0 for the features themselves."""
+        return self.hidden if self.form == "primal" else 0
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

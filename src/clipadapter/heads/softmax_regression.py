@@ -136,7 +136,6 @@ MAX_STEP_LOGITS = 2**22  # logits of these rows, on which the curvature along th
 MAX_LOGITS = 2**25  # logits held at a time, 128 MB in float32; with more, a pass is made in blocks of rows
 MAX_DUAL_RATIO = 1.5
 """Rows per column up to which the dual form, of one product with the Gram matrix in each pass, is faster."""
-ALL_ROWS = slice(None)
 MIN_LOSS = 1e-10
 """Loss, or 1-norm of its gradient, below which the start is the optimum: the offset fits all labels already."""
 
@@ -339,7 +338,7 @@ class SoftmaxRegression:
             variance += self._variance(self._logits(self.point, rows), self._products(direction, rows), n_rows)
         return float(variance + (direction[0] * direction[-1]).sum(dim=0) @ penalty)
 
-    def _logits(self, point: Tensor, rows: slice = ALL_ROWS) -> Tensor:
+    def _logits(self, point: Tensor, rows: slice) -> Tensor:
         """(c, b) of a block of rows as a new tensor, offset included."""
         if point[0].any():
             logits = self._products(point, rows)
@@ -352,7 +351,7 @@ class SoftmaxRegression:
             logits.addmm_(self.offset.weight, self.offset.x[rows].T)
         return logits
 
-    def _products(self, point: Tensor, rows: slice = ALL_ROWS) -> Tensor:
+    def _products(self, point: Tensor, rows: slice) -> Tensor:
         """(c, b) as a new tensor: products of a block of rows and these weights."""
         if not self.is_dual:  # in the dual form there is one block
             return point[0] @ self.rows[rows].T

@@ -17,9 +17,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import Head, SupportSet, register_head
 from clipadapter.heads.parameters import ANY_NUMBER, OneOf
-from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits, unit
 
 

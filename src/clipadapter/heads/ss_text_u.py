@@ -25,11 +25,9 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import MethodWarning
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, POSITIVE, Head, OneOf, SupportSet, register_head
 from clipadapter.heads.class_frequencies import balancing_bias, effective_number, estimate_frequencies
 from clipadapter.heads.out_of_fold import most_classes_repeat
-from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature
 from clipadapter.heads.ss_text import SsText, sum_by_class
 from clipadapter.utils.functional import cosine_logits, unit
@@ -38,7 +36,7 @@ MIN_EFFECTIVE_SHARE = 0.5
 """Least effective number of classes among pictures without labels, as a share of all classes. On 13 development sets
 with 4 or 8 shots per class, none of 236 balanced pools of 16 to 256 pictures was below it, 4 % of those with one shot,
 and 70 to 100 % of the pools of one class, or of a quarter of the classes and at least two."""
-MAX_BIAS_LOGITS = 2**22  # most logits of held-out shots that `held_out_bias` computes
+MAX_BIAS_LOGITS = 2**22  # most logits of held-out shots that `held_out_logits` computes
 
 
 @register_head("ss-text-u", paper="https://arxiv.org/abs/2603.02959")
@@ -100,11 +98,11 @@ class SsTextU(Head):
 def estimate_pool_frequencies(shots: SupportSet) -> Tensor:
     """Class frequencies (c,) of the pictures without labels, by SS-Text's class vectors of text and shots.
 
-    Without a temperature, which `held_out_calibration` has: with two shots per class it loses 5 points on skewed pools.
+    Without a temperature: with two shots per class it loses 5 points on skewed pools.
     """
     assert shots.unlabelled is not None
     logits = cosine_logits(shots.unlabelled, supervised_vectors(shots), shots.scale)
-    return estimate_frequencies(logits, held_out_bias(shots))
+    return estimate_frequencies(logits, held_out_calibration(shots, use_temperature=False)[1])
 
 
 def warn_if_few_classes(shots: SupportSet, method: str) -> None:
@@ -141,26 +139,18 @@ def held_out_logits(shots: SupportSet) -> Tensor | None:
     return shots.scale * dots / squares.sqrt()
 
 
-def held_out_bias(shots: SupportSet) -> Tensor:
-    """Bias (c,) that balances the classes which SS-Text predicts for `held_out_logits`; zero without these.
-
-    From 8 shots per class on it changes little.
-    """
-    held_out = held_out_logits(shots)
-    return shots.X.new_zeros(shots.n_classes) if held_out is None else balancing_bias(held_out, shots.labels)
-
-
-def held_out_calibration(shots: SupportSet) -> tuple[float, Tensor]:
+def held_out_calibration(shots: SupportSet, *, use_temperature: bool = True) -> tuple[float, Tensor]:
     """Temperature and bias (c,) with which SS-Text's logits are calibrated on `held_out_logits`; 1 and zero without.
 
-    StatA estimates class frequencies with them. SS-Text is underconfident, and EM explains weak evidence for all
-    classes by few classes: without a temperature it ends at one class on large pools that are hard to classify. The
-    temperature is 1 if most classes have one shot, since shots of the other classes say nothing about such a class.
+    The bias balances the predicted classes. From 8 shots per class on it changes little. StatA estimates class
+    frequencies with both. SS-Text is underconfident, and EM explains weak evidence for all classes by few classes:
+    without a temperature it ends at one class on large pools that are hard to classify. The temperature is 1 if most
+    classes have one shot, since shots of the other classes say nothing about such a class.
     """
     held_out = held_out_logits(shots)
     if held_out is None:
         return 1.0, shots.X.new_zeros(shots.n_classes)
-    has_evidence = most_classes_repeat(shots.labels)
+    has_evidence = use_temperature and most_classes_repeat(shots.labels)
     temperature = losses_at_best_temperature(held_out, shots.labels)[1] if has_evidence else 1.0
     return temperature, balancing_bias(held_out / temperature, shots.labels)
 

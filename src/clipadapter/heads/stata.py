@@ -29,11 +29,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, OneOf, SupportSet, register_head
 from clipadapter.heads.class_frequencies import estimate_frequencies
-from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
-from clipadapter.heads.registry import register_head
-from clipadapter.heads.ss_text_u import held_out_bias, held_out_calibration, supervised_vectors
+from clipadapter.heads.ss_text_u import held_out_calibration, supervised_vectors
 from clipadapter.heads.transductive import MIN_VARIANCE_RATIO, MixtureHead
 from clipadapter.utils.functional import unit
 
@@ -91,10 +89,12 @@ class StatA(MixtureHead):
     def _fit(self, shots: SupportSet) -> None:
         pictures, text, used = self._store_rows(shots)
         self.labels_, self.scale_ = used.labels, shots.scale
-        with_shots = self.anchors == "shots"
-        self.anchors_ = unit(supervised_vectors(shots)) if with_shots else text
-        self.bias_ = held_out_bias(shots) if with_shots else text.new_zeros(shots.n_classes)
-        temperature, bias = held_out_calibration(shots) if with_shots else (1.0, self.bias_)
+        self.anchors_, self.bias_, temperature = text, text.new_zeros(shots.n_classes), 1.0
+        bias = self.bias_
+        if self.anchors == "shots":
+            self.anchors_ = unit(supervised_vectors(shots))
+            _, self.bias_ = held_out_calibration(shots, use_temperature=False)
+            temperature, bias = held_out_calibration(shots)
         shots_per_class = len(shots.labels) / shots.n_classes
         answers = []
         for batch in pictures.split(self.batch_size or len(pictures)):

@@ -223,8 +223,15 @@ def is_multilabel(y: ArrayLike) -> bool:
     return len(shape) == 2 and shape[1] > 1
 
 
-def as_targets(y: ArrayLike, n: int, text: TextFeatures | None) -> tuple[Array, NDArray[np.int8]]:
-    """Classes in order, and checked (n, c) multi-label targets with one column per class."""
+def check_truth(
+    y: ArrayLike, n: int, text: TextFeatures | None, classes: Array | None = None
+) -> tuple[Array, NDArray[Any]]:
+    """Classes in order, and the position (n,) of each label among them, or multi-label targets (n, c), int8.
+
+    The classes are those that are given, of labels only; else all of the text, or all labels.
+    """
+    if not is_multilabel(y):
+        return _label_truth(as_labels(y, n), text, classes)
     targets = np.asarray(y.detach().cpu().numpy() if isinstance(y, Tensor) else y)
     if targets.dtype.kind not in "biuf" or not ((targets == 0) | (targets == 1)).all():
         raise InputError("multi-label targets are (n, c) zeros and ones, but y has something else in it")
@@ -233,22 +240,19 @@ def as_targets(y: ArrayLike, n: int, text: TextFeatures | None) -> tuple[Array, 
     c = targets.shape[1]
     if text is not None and len(text.labels) != c:
         raise InputError(f"y has {c} columns but the class text has {len(text.labels)} classes: one column per class")
-    classes = np.arange(c) if text is None else np.asarray(text.labels)
-    return classes, targets.astype(np.int8)
+    return np.arange(c) if text is None else np.asarray(text.labels), targets.astype(np.int8)
 
 
-def class_positions(labels: Array, text: TextFeatures | None) -> tuple[Array, NDArray[np.int64]]:
-    """Classes in order, and the position (n,) of each label among them."""
-    if text is None:
-        classes, positions = np.unique(labels, return_inverse=True)
-        if len(classes) < 2:
-            raise InputError(f"a classifier needs two classes or more, but y has one class: {classes[0]}")
-        return classes, positions.astype(np.int64)
-    classes = text_classes(text, labels.dtype)
-    positions = label_positions(labels, classes, "have no class text")
-    if len(classes) < 2:
-        raise InputError("a classifier needs two classes or more, but the class text has one class")
-    return classes, positions
+def _label_truth(labels: Array, text: TextFeatures | None, classes: Array | None) -> tuple[Array, NDArray[np.int64]]:
+    """`check_truth` of labels (n,)."""
+    ordered = classes
+    if ordered is None:
+        ordered = np.unique(labels) if text is None else text_classes(text, labels.dtype)
+    positions = label_positions(labels, ordered, "are no class" if text is None else "have no class text")
+    if classes is None and len(ordered) < 2:
+        of_one = f"y has one class: {ordered[0]}" if text is None else "the class text has one class"
+        raise InputError(f"a classifier needs two classes or more, but {of_one}")
+    return ordered, positions
 
 
 def text_classes(text: TextFeatures, dtype: np.dtype[Any]) -> Array:

@@ -11,15 +11,14 @@ does both as the released code does. A class without shots is not pushed down.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from clipadapter.heads.base import SupportSet
-from clipadapter.heads.parameters import OneOf, Within, at_least
-from clipadapter.heads.registry import register_head
+from clipadapter.heads.base import OneOf, SupportSet, Within, at_least, register_head
 from clipadapter.heads.trained_head import TrainedHead, draw_linear
 from clipadapter.utils.functional import cosine_logits, unit
 
@@ -87,30 +86,30 @@ class SvlAdapter(TrainedHead):
     drop_last: bool = True
 
     def _fit(self, shots: SupportSet) -> None:
-        self.weight_, self.scale_ = text, scale = shots.class_text, shots.scale
-        first = shots.X[:, : text.shape[1]]
-        self.blend_ = star_blend(first, text, scale) if self.blend == "auto" else float(self.blend)
+        self.weight_, self.scale_, auto = shots.class_text, shots.scale, self.blend == "auto"
+        self.blend_ = star_blend(shots.final_views[:, 0], self.weight_, self.scale_) if auto else float(self.blend)
         self.present_ = shots.counts > 0  # (c,)
         inputs = self._second(shots.views)  # (n, v, k)
         start = dict(zip(TENSORS, self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), strict=True))
-        row_cost = sum(tensor.numel() for tensor in start.values())
-        self._learn(shots, inputs, start, lambda x: _network(x, *start.values()), row_cost=row_cost)
+        vars(self).update(start)  # which `_network` reads
+        self._learn(shots, inputs, start, self._network, row_cost=sum(tensor.numel() for tensor in start.values()))
 
     def _initial(self, k: int, c: int, dtype: torch.dtype) -> list[Tensor]:
-        """The start of the layers for features of width k; the biases are drawn as torch draws them."""
-        generator, start = torch.Generator().manual_seed(self.seed), []
-        for rows, columns in ((self.hidden, k), (c, self.hidden)):
-            start.append(draw_linear(rows, columns, generator, dtype))
-            start.append((2 * torch.rand(rows, generator=generator, dtype=dtype) - 1) / math.sqrt(columns))
-        return start
+        """The start of the layers for features of width k."""
+        draw = partial(draw_linear, generator=torch.Generator().manual_seed(self.seed), dtype=dtype)
+        h = self.hidden
+        return [draw((h, k), k), draw((h,), k), draw((c, h), h), draw((c,), h)]
+
+    def _network(self, x: Tensor) -> Tensor:
+        """(m, k) to (m, c)."""
+        down, down_bias, up, up_bias = (getattr(self, name).to(x.dtype) for name in TENSORS)
+        return linear(linear(x, down, down_bias).relu(), up, up_bias)
 
     def _text_logits(self, X: Tensor) -> Tensor:
-        zero_shot = cosine_logits(X[:, : self.weight_.shape[1]], self.weight_.to(X.dtype), self.scale_)
-        return (1 - self.blend_) * zero_shot
+        return (1 - self.blend_) * cosine_logits(X[:, : self.weight_.shape[1]], self.weight_.to(X.dtype), self.scale_)
 
     def _logits(self, X: Tensor) -> Tensor:
-        weights = (getattr(self, name).to(X.dtype) for name in TENSORS)
-        adapted = _network(self._second(X), *weights)
+        adapted = self._network(self._second(X))
         if not self.present_.all():
             # The network was not trained on classes without shots: each gets the mean likelihood of the others.
             trained = adapted[:, self.present_]
@@ -119,12 +118,6 @@ class SvlAdapter(TrainedHead):
         return self.blend_ * adapted + self._text_logits(X)
 
     def _second(self, X: Tensor) -> Tensor:
-        """The columns (..., d2) that the network reads, of raw features (..., d)."""
-        d = self.weight_.shape[1]
-        second = X[..., d:] if X.shape[-1] > d else X
+        """The columns (..., k) that the network reads, of raw features (..., d)."""
+        second = X[..., self.weight_.shape[1] :] if X.shape[-1] > self.weight_.shape[1] else X
         return math.sqrt(second.shape[-1]) * unit(second) if self.input_norm else second
-
-
-def _network(x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
-    """(m, d2) to (m, c)."""
-    return linear(linear(x, down, down_bias).relu(), up, up_bias)

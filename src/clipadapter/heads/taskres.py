@@ -64,10 +64,7 @@ class TaskRes(TextResidualHead):
     warm_start_share = 0.75
     class_rows = ("residual_",)
     named_epochs = {"official": lambda labels: 100 if int(torch.bincount(labels).max()) <= 4 else 200}
-    presets = {
-        "oxford_flowers": {**OFFICIAL, "alpha": 1.0},
-        "imagenet": {**OFFICIAL, "lr": 2e-4},
-    }
+    presets = {"oxford_flowers": {**OFFICIAL, "alpha": 1.0}, "imagenet": {**OFFICIAL, "lr": 2e-4}}
     preset_note = (
         "The authors' recipe, which is `TaskRes.official`, with the value that their scripts set for this data set. "
         "The scripts do not say how that value was found."

@@ -34,12 +34,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import NOT_NEGATIVE, Head, OneOf, SupportSet, at_least, register_head
 from clipadapter.heads.cache import cache_keys
-from clipadapter.heads.gda import GaussianMoments, accumulate, gaussian_bias
+from clipadapter.heads.gda import accumulate, class_moments, gaussian_bias, sample_trace, shrunk_weight
 from clipadapter.heads.out_of_fold import hyperparameter_folds, mean_shots_per_class
-from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf, at_least
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature
 from clipadapter.utils.functional import unit
 
@@ -120,9 +118,9 @@ def guided_gaussians(shots: TextShots, scores: Sequence[Tensor | None], beta: in
             block_labels = torch.cat(labels)
             accumulate(products, sums, torch.cat(scored)[:, None], block_labels)
             counts += torch.bincount(block_labels, minlength=c)
-    moments = GaussianMoments.from_sums(products, sums, counts)
-    weight = moments.shrunk_weight(shots.width)
-    return weight, gaussian_bias(weight, moments.means)
+    scatter, means = class_moments(products, sums, counts)
+    weight = shrunk_weight(scatter, means, shots.width, sample_trace(scatter, float(counts.sum())))
+    return weight, gaussian_bias(weight, means)
 
 
 @register_head("timo", paper="https://arxiv.org/abs/2412.11375")

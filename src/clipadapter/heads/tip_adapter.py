@@ -18,10 +18,9 @@ from dataclasses import field
 
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
+from clipadapter.heads.base import SupportSet, register_head
 from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, affinity_, cache_keys
 from clipadapter.heads.losses import add_bias, fit_bias
-from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits, unit
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,8 +47,6 @@ TEXT_NORM = 0.1
 """Length that class text is scaled to, relative to the encoder's logit scale: 10 with CLIP, which is about what its
 un-normalised text vectors have, and then a step or penalty means the same change of the logits at every scale."""
 
-R = TypeVar("R", bound=TrainConfig)
-
 
 @dataclass(frozen=True)
 class WarmStart:
@@ -77,7 +75,7 @@ class WarmStart:
         is_known = (self.origin >= 0).view(-1, *[1] * (initial.ndim - 1)).to(initial.device)
         return torch.where(is_known, shrunk, initial)
 
-    def shorten(self, config: R, n: int, rate: float = 1.0) -> R:
+    def shorten(self, config: TrainConfig, n: int, rate: float = 1.0) -> TrainConfig:
         """A training configuration with fewer passes over n rows, and the learning rate times ``rate``."""
         epochs, warmup_steps = max(1, round(STEPS_SHARE * config.count_epochs(n))), config.warmup_steps
         return replace(config, epochs=epochs, warmup_steps=round(STEPS_SHARE * warmup_steps), lr=rate * config.lr)
@@ -208,24 +206,24 @@ class TrainedHead(LogitAdjustedHead, TrainingParameters, _CommonParameters):
         splits = [] if shots.targets is not None else hyperparameter_folds(shots, GCE_FOLDS, 0)
         if not splits:
             return 0.0
-        labels = shots.labels[torch.cat([held_out for _, held_out in splits])]
-        plain = self._out_of_fold_logits(shots, splits, 0.0)
+
+        def out_of_fold_logits(q: float) -> Tensor:
+            """(r, c) of the held-out shots of all folds."""
+            logits = []
+            for train_rows, held_out in splits:
+                head: Any = clone(self)
+                head.gce_q, head.progress = q, False
+                head.classes_, head.n_features_in_, head.blocks_ = self.classes_, self.n_features_in_, self.blocks_
+                head._fit(shots.take(train_rows))
+                with torch.inference_mode():
+                    logits.append(head._logits(shots.X[held_out]))
+            return torch.cat(logits)
+
+        labels, plain = shots.labels[torch.cat([held_out for _, held_out in splits])], out_of_fold_logits(0.0)
         if estimate_wrong_share(plain, labels) < MIN_WRONG_SHARE:
             return 0.0
-        robust = self._out_of_fold_logits(shots, splits, ROBUST_Q)
+        robust = out_of_fold_logits(ROBUST_Q)
         return ROBUST_Q if held_out_gce(robust, labels, ROBUST_Q) < held_out_gce(plain, labels, ROBUST_Q) else 0.0
-
-    def _out_of_fold_logits(self, shots: SupportSet, splits: list[tuple[Tensor, Tensor]], q: float) -> Tensor:
-        """(r, c) logits of the held-out shots of all folds."""
-        logits = []
-        for train_rows, held_out in splits:
-            head: Any = clone(self)
-            head.gce_q, head.progress = q, False
-            head.classes_, head.n_features_in_, head.blocks_ = self.classes_, self.n_features_in_, self.blocks_
-            head._fit(shots.take(train_rows))
-            with torch.inference_mode():
-                logits.append(head._logits(shots.X[held_out]))
-        return torch.cat(logits)
 
     def _learn(
         self,
@@ -301,12 +299,12 @@ def minimise(tensors: Sequence[Tensor], loss: LossFunction, inputs: Tensor, part
     return last_loss
 
 
-def draw_linear(rows: int, columns: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """The start of the weights of a linear layer: uniform in plus or minus 1 / sqrt(columns), torch's default.
+def draw_linear(shape: Sequence[int], fan_in: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """The start of weights or biases of a linear layer: uniform in plus or minus 1 / sqrt(fan in), torch's default.
 
     ``nn.Linear`` draws from torch's global generator.
     """
-    return (torch.rand(rows, columns, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(columns)
+    return (torch.rand(*shape, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(fan_in)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -14,9 +14,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
-from clipadapter.heads.parameters import at_least
-from clipadapter.heads.registry import register_head
+from clipadapter.heads.base import SupportSet, at_least, register_head
 from clipadapter.heads.ss_text_u import warn_if_few_classes
 from clipadapter.heads.transductive import MIN_VARIANCE_RATIO, MixtureHead
 from clipadapter.utils.functional import unit

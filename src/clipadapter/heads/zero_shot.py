@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import Head, SupportSet, register_head
 from clipadapter.heads.losses import add_bias, mean_bias, sigmoid_bias
-from clipadapter.heads.registry import register_head
 from clipadapter.utils.functional import cosine_logits
 
 

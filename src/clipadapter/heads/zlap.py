@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import block_array, csr_array, diags_array
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
-from clipadapter.heads.parameters import NOT_NEGATIVE, Within, at_least
-from clipadapter.heads.registry import register_head
+from clipadapter.heads.base import NOT_NEGATIVE, SupportSet, Within, at_least, register_head
 from clipadapter.heads.ss_text_u import warn_if_few_classes
 from clipadapter.heads.transductive import TransductiveHead, adjacency, nearest_neighbours, sum_of_neighbours
 

@@ -13,8 +13,7 @@ from dataclasses import field
 
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet
-from clipadapter.heads.registry import register_head
+from clipadapter.heads.base import SupportSet, register_head
 from clipadapter.heads.trained_head import TextResidualHead
 from clipadapter.utils.functional import unit
 

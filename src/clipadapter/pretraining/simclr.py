@@ -16,7 +16,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -141,7 +141,12 @@ def train_simclr(
     target = Path(folder)
     _check_folder(target)
     initial_weights, weights_hash = read_weights(weights) if weights is not None else (None, None)
-    with _thread_pool() as pool:
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())  # new threads start with this number
+        # One torch thread for each worker: views are small, and more threads would only wait for each other.
+        workers = min(MAX_WORKERS, os.cpu_count() or 1)
+        pool = ThreadPoolExecutor(workers, "clipadapter-simclr", initializer=torch.set_num_threads, initargs=(1,))
+        stack.callback(pool.shutdown, cancel_futures=True)  # of waiting work when the block ends early, as by Ctrl-C
         images = UnlabelledImages(pictures, 2 * size, pool, progress)
         if len(images) < 2:
             raise DataError(f"simclr needs two different pictures or more, but {len(images)} of them can be read")
@@ -168,22 +173,8 @@ def train_simclr(
     return SimClrResult(f"simclr:{target.absolute()}", len(images), images.skipped, epochs, resumed, loss)
 
 
-@contextmanager
-def _thread_pool() -> Iterator[ThreadPoolExecutor]:
-    """A thread pool that cancels waiting work when the block ends early, as by Ctrl-C."""
-    n_threads = torch.get_num_threads()
-    workers = min(MAX_WORKERS, os.cpu_count() or 1)
-    # One torch thread for each worker: views are small, and more threads would only wait for each other.
-    pool = ThreadPoolExecutor(workers, "clipadapter-simclr", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(n_threads)  # new threads start with this number
-
-
-def _view_batches(images: UnlabelledImages, settings: dict[str, Any], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two views of each picture, batch by batch; the next batch is prepared while one is in use."""
+def _view_batches(images: UnlabelledImages, settings: dict[str, Any], epoch: int) -> Iterator[Tensor]:
+    """Two views of each picture, batch by batch (2b, 3, s, s); the next batch is prepared while one is in use."""
     seed, size, batch = settings["seed"], settings["size"], settings["batch_size"]
 
     def views(digest: str) -> Tensor:
@@ -195,8 +186,7 @@ def _view_batches(images: UnlabelledImages, settings: dict[str, Any], epoch: int
     following = images.pool.map(views, batches[0])
     for digests in [*batches[1:], []]:
         current, following = following, images.pool.map(views, digests)
-        both = torch.stack(list(current))  # (b, 2, 3, s, s)
-        yield both[:, 0], both[:, 1]
+        yield torch.stack(list(current), dim=1).flatten(0, 1)  # the first view of each, then the second
 
 
 def _check_folder(folder: Path) -> None:
@@ -260,10 +250,13 @@ class SimClrModel:
         with progress_bar(shown=progress, **options) as bar:
             while self.epoch < epochs:
                 total = 0.0
-                for i, (first, second) in enumerate(_view_batches(images, settings, self.epoch)):
+                for i, views in enumerate(_view_batches(images, settings, self.epoch)):
                     progress_fraction = (self.epoch * steps + i) / (epochs * steps)
                     cosine_decay = 0.5 * (1 + math.cos(math.pi * progress_fraction))
-                    total += self.step(first, second, cosine_decay)
+                    value = nt_xent(*self._network(views.to(self._device)).chunk(2))
+                    value.backward()
+                    self._optimizer.step(self._lr * cosine_decay)
+                    total += float(value.detach())
                     bar.set_postfix(epoch=f"{self.epoch + 1}/{epochs}", loss=f"{total / (i + 1):.3f}")
                     bar.update()
                 self.loss = total / steps
@@ -271,30 +264,17 @@ class SimClrModel:
                     raise InputError(f"training diverged in epoch {self.epoch + 1}: the loss is {self.loss}")
                 self.epoch += 1
                 facts = {"settings": settings, "epoch": self.epoch, "loss": self.loss}
-                _write(folder / CHECKPOINT, self.tensors(), facts)
+                _write(folder / CHECKPOINT, {**self._network.state_dict(), **self._momentum()}, facts)
         _write(folder / FILE, self.tower.state_dict(), {**settings, "loss": self.loss})
         return self.loss
 
-    def step(self, first: Tensor, second: Tensor, lr_fraction: float) -> float:
-        """One step with two views (b, 3, s, s) of pictures, at a fraction of the learning rate; returns the loss."""
-        projected = self._network(torch.cat([first, second]).to(self._device))
-        value = nt_xent(*projected.chunk(2))
-        value.backward()
-        self._optimizer.step(self._lr * lr_fraction)
-        return float(value.detach())
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The weights and the momentum, which a resumed training needs."""
-        return {**self._network.state_dict(), **self._momentum()}
-
     def _momentum(self) -> dict[str, Tensor]:
-        buffers = self._optimizer.kept["momentum_buffer"]
-        return {
-            f"momentum.{name}": each for (name, _), each in zip(self._network.named_parameters(), buffers, strict=True)
-        }
+        """The tensors of the optimizer, which a resumed training needs beside the weights."""
+        names = (f"momentum.{name}" for name, _ in self._network.named_parameters())
+        return dict(zip(names, self._optimizer.kept["momentum_buffer"], strict=True))
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Load a checkpoint: the result of `tensors`, and the epoch with its loss."""
+        """Load a checkpoint: weights and momentum, and the epoch with its loss."""
         momentum = self._momentum()
         try:
             self._network.load_state_dict({name: tensors[name] for name in tensors.keys() - momentum.keys()})

@@ -98,12 +98,12 @@ def check_fit_has_no_side_effects(head: Head) -> None:
     """`fit` returns the head; no parameter, feature or global random state of Python, numpy or torch changes."""
     X, y, text = toy_features()
     features, embeddings, parameters = X.copy(), text.embeddings.copy(), copy.deepcopy(head.get_params())
-    states = random.getstate(), _numpy_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist(), torch.get_rng_state()
     assert fit_head(head, X, y, text) is head
     head.logits(X)
     assert head.get_params() == parameters
     assert random.getstate() == states[0]
-    assert _numpy_state() == states[1]
+    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
     np.testing.assert_array_equal(X, features)
     np.testing.assert_array_equal(text.embeddings, embeddings)
@@ -372,12 +372,20 @@ def _select_text(text: TextFeatures, positions: list[int]) -> TextFeatures:
     return TextFeatures(names, rows, text.logit_scale, tower=text.tower, order="given")
 
 
-def _fit_updatable(head: Head, X: Array, y: Array, text: TextFeatures | None, kind: Any = IncrementalHead) -> Any:
-    """The fitted head if it is of a kind that can `partial_fit`, and updatable; else None."""
-    if not isinstance(head, kind):
-        return None
-    fitted = clone(head).fit(X, y, text=text)
-    return fitted if fitted.is_updatable else None
+def _of_updatable(kind: Any, rows: Any) -> Callable[[Callable[..., None]], Callable[[Head], None]]:
+    """Decorator: a check gets the toy's features too, and the head fitted to some rows; it is for updatable heads."""
+
+    def decorate(check: Callable[..., None]) -> Callable[[Head], None]:
+        @functools.wraps(check)
+        def run(head: Head) -> None:
+            X, y, text = toy_features()
+            fitted = clone(head).fit(X[rows], y[rows], text=text) if isinstance(head, kind) else None
+            if fitted is not None and fitted.is_updatable:
+                check(head, fitted, X, y, text)
+
+        return run
+
+    return decorate
 
 
 def _assert_equal_heads(fitted: Head, expected: Head) -> None:
@@ -387,12 +395,9 @@ def _assert_equal_heads(fitted: Head, expected: Head) -> None:
     np.testing.assert_allclose(fitted.logits(Q), expected.logits(Q), rtol=1e-5, atol=1e-5)
 
 
-def check_partial_fit_in_parts(head: Head) -> None:
+@_of_updatable(IncrementalHead, slice(None))
+def check_partial_fit_in_parts(head: Head, full: Any, X: Array, y: Array, text: TextFeatures) -> None:
     """Shots may come in parts, one by one, and as views: an exact head equals one fitted to all at once."""
-    X, y, text = toy_features()
-    full = _fit_updatable(head, X, y, text)
-    if full is None:
-        return
     fitted = clone(head).partial_fit(X[HALF], y[HALF], text=text)
     assert fitted.partial_fit(X[~HALF], y[~HALF], text=text) is fitted
     assert fitted.classes_.tolist() == list(CLASSES)
@@ -410,12 +415,10 @@ def check_partial_fit_in_parts(head: Head) -> None:
     _assert_equal_heads(parts, clone(head).fit(views, y, text=text))
 
 
-def check_partial_fit_with_new_classes(head: Head) -> None:
+@_of_updatable(IncrementalHead, OLD)
+def check_partial_fit_with_new_classes(head: Head, _: Any, X: Array, y: Array, text: TextFeatures) -> None:
     """New classes are added: columns are sorted, or in the order of the text features if their `order` is "given"."""
-    X, y, text = toy_features()
-    fitted = _fit_updatable(head, X[OLD], y[OLD], _select_text(text, [0, 1]))
-    if fitted is None:
-        return
+    fitted: Any = clone(head).fit(X[OLD], y[OLD], text=_select_text(text, [0, 1]))
     reversed_text = _select_text(text, [2, 1, 0])
     for part, expected in ((reversed_text, reversed_text.labels), (reversed_text.with_order("sorted"), CLASSES)):
         updated = copy.copy(fitted).partial_fit(X[~OLD], y[~OLD], text=part)
@@ -435,12 +438,9 @@ def check_partial_fit_with_new_classes(head: Head) -> None:
         _assert_equal_heads(known, clone(head).fit(X, y))
 
 
-def check_unlearn(head: Head) -> None:
+@_of_updatable(ExactIncrementalHead, slice(None))
+def check_unlearn(head: Head, fitted: Any, X: Array, y: Array, text: TextFeatures) -> None:
     """An exact head that unlearns shots, the last of a class included, equals a fit to the others."""
-    X, y, text = toy_features()
-    fitted = _fit_updatable(head, X, y, text, ExactIncrementalHead)
-    if fitted is None:
-        return
     assert fitted.unlearn(X[HALF], y[HALF], text=text) is fitted
     assert fitted.counts_.tolist() == [2, 2, 2]
     _assert_equal_heads(fitted, clone(head).fit(X[~HALF], y[~HALF], text=text))
@@ -451,12 +451,9 @@ def check_unlearn(head: Head) -> None:
     _assert_equal_heads(fitted.partial_fit(X[~remaining], y[~remaining], text=text), clone(head).fit(X, y, text=text))
 
 
-def check_remap_classes(head: Head) -> None:
+@_of_updatable(ExactIncrementalHead, OLD)
+def check_remap_classes(head: Head, fitted: Any, X: Array, y: Array, text: TextFeatures) -> None:
     """An exact head reorders, renames and adds classes, and removes one without shots."""
-    X, y, text = toy_features()
-    fitted = _fit_updatable(head, X[OLD], y[OLD], text, ExactIncrementalHead)
-    if fitted is None:
-        return
     rows = np.concatenate([text.embeddings[[1, 0]], np.ones((1, X.shape[1]))])
     after = TextFeatures(["hound", "cat", "fish"], rows, text.logit_scale, tower=text.tower, order="given")
     assert fitted.remap_classes(after.labels, [1, 0, -1], text=after) is fitted
@@ -468,12 +465,9 @@ def check_remap_classes(head: Head) -> None:
     _assert_equal_heads(fitted, clone(head).fit(X, np.concatenate([names, ["fish"] * 4]), text=after))
 
 
-def check_partial_fit_after_loading(head: Head) -> None:
+@_of_updatable(IncrementalHead, HALF)
+def check_partial_fit_after_loading(head: Head, fitted: Any, X: Array, y: Array, text: TextFeatures) -> None:
     """A loaded head continues like the original, and a new fit starts from scratch."""
-    X, y, text = toy_features()
-    fitted = _fit_updatable(head, X[HALF], y[HALF], text)
-    if fitted is None:
-        return
     loaded = save_and_load(fitted, text)
     assert isinstance(loaded, IncrementalHead)
     for each in (fitted, loaded):
@@ -484,18 +478,14 @@ def check_partial_fit_after_loading(head: Head) -> None:
     np.testing.assert_array_equal(loaded.fit(X[HALF], y[HALF], text=text).logits(X), fresh.logits(X))
 
 
-def check_partial_fit_leaves_copies_unchanged(head: Head) -> None:
+@_of_updatable(IncrementalHead, HALF)
+def check_partial_fit_leaves_copies_unchanged(head: Head, fitted: Any, X: Array, y: Array, text: TextFeatures) -> None:
     """Updates change neither the arguments nor a shallow copy of the head, which shares its learned tensors."""
-    X, y, text = toy_features()
-    fitted = _fit_updatable(head, X[HALF], y[HALF], text)
-    if fitted is None:
-        return
     features, embeddings = X.copy(), text.embeddings.copy()
     changes = [lambda: fitted.partial_fit(X[~HALF], y[~HALF], text=text)]
-    if isinstance(fitted, ExactIncrementalHead):
-        exact = fitted
-        changes += [lambda: exact.unlearn(X[:1], y[:1], text=text)]
-        changes += [lambda: exact.remap_classes(CLASSES[::-1], [2, 1, 0], text=_select_text(text, [2, 1, 0]))]
+    if isinstance(head, ExactIncrementalHead):
+        changes += [lambda: fitted.unlearn(X[:1], y[:1], text=text)]
+        changes += [lambda: fitted.remap_classes(CLASSES[::-1], [2, 1, 0], text=_select_text(text, [2, 1, 0]))]
     for change in changes:
         before = copy.copy(fitted)
         logits, state = before.logits(X), {name: np.array(value) for name, value in before.state().items()}
@@ -569,11 +559,6 @@ def check_head(head: Head) -> None:
 def fit_head(head: Head, X: Array, y: Array, text: TextFeatures | None) -> Head:
     """Fit a head, with pictures without labels if it is transductive."""
     return head.fit(X, y, text=text, unlabelled=toy_features(seed=2)[0] if head.transductive else None)
-
-
-def _numpy_state() -> list[int]:
-    state: Any = np.random.get_state()
-    return [int(word) for word in state[1]]
 
 
 def assert_raises(error: type[Exception], message: str, action: Callable[[], object]) -> None:

@@ -22,6 +22,15 @@ def cosine_logits(features: Tensor, weight: Tensor, scale: float = 1.0) -> Tenso
     return scale * unit(features) @ unit(weight).T
 
 
+def solve_ridge(matrix: Tensor, right: Tensor, ridge: Tensor | float) -> Tensor:
+    """``(matrix + diag(ridge))^-1 right`` of a positive semi-definite matrix, of which the lower triangle is read.
+
+    The diagonal of the matrix is overwritten.
+    """
+    matrix.diagonal().add_(ridge)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
+
+
 def ensemble(embeddings: Tensor) -> Tensor:
     """One unit vector (d,) from embeddings (p, d) of prompts of a class (Radford et al. 2021, section 3.1.4)."""
     return unit(unit(embeddings).mean(dim=0))

@@ -18,9 +18,8 @@ docs/decisions/0035-auto-blocks.md says how the constants were chosen, and what 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,20 +91,15 @@ class Mixture:
         return mixed + self.count_weight * log_rarity(part.counts)
 
 
-class FittedBlocks(NamedTuple):
-    """Further blocks beside ``final``: their logits are ``z W' + bias``."""
-
-    centre: Tensor  # (e,) subtracted from the unit features of each block; e is the width of all further blocks
-    weight: Tensor  # W, (c, e): zero in the columns of a block that is not used
-    bias: Tensor  # (c,) for unequal shots, else zero
-    shares: Tensor  # (b,) of each block in the spread of the logits, `final` first; 0 for a block that is not used
-    mixture: Mixture  # of `final` and these blocks
-
-
-def fit_blocks(shots: SupportSet, final_logits: Tensor, final: Mixture) -> FittedBlocks:
+def fit_blocks(
+    shots: SupportSet, final_logits: Tensor, final: Mixture
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Mixture]:
     """Fit a ridge regression to each further block, and choose the weights beside the mixture on ``final``.
 
-    The logits (n, c) of the shots are by that mixture. They are read only where no shot was held out.
+    The logits (n, c) of the shots are by that mixture. They are read only where no shot was held out. With e the width
+    of all further blocks, returns what is subtracted from their unit features (e,), W (c, e) and bias (c,) of their
+    logits ``z W' + bias``, the share of each block in the spread of the logits, ``final`` first, and the new mixture.
+    Columns and share of a block that is not used are zero, and so is the bias for equal shots.
     """
     x, labels, held_out = unit_blocks(shots), final.inputs.labels, final.held_out
     centre, counts = mean_of_classes(x, labels), torch.bincount(labels)
@@ -117,7 +111,7 @@ def fit_blocks(shots: SupportSet, final_logits: Tensor, final: Mixture) -> Fitte
     cost = sum(part.cost for part in inputs)
     experts = parallel_map([partial(fit_ridge, part) for part in inputs], work=cost)
     maps = [expert.centred().weight for expert in experts]  # logits of mean zero over the classes
-    count_weight = 0.0
+    count_weights: list[float] = []
     if held_out is None:
         with limit_threads(cost):
             noise = [leave_one_out_ridge_noise(part) for part in inputs]
@@ -133,86 +127,78 @@ def fit_blocks(shots: SupportSet, final_logits: Tensor, final: Mixture) -> Fitte
         logits = parallel_map([partial(predict_ridge, part) for part in inputs], work=cost)
         noise = [max(noise_std(part, truth), MIN_NOISE_STD) for part in logits]
         parts = [held_out.logits, *(part / std for part, std in zip(logits, noise, strict=True))]
-        offset = []  # (r, c) negative log counts of the classes in the training rows, if shots are unequal
-        if counts.min() < counts.max():
+        if counts.min() < counts.max():  # (r, c) negative log counts of the classes in the training rows
             part = inputs[0].take(rows)
             of_folds = [log_rarity(part.take(train).counts).expand(len(left_out), -1) for train, left_out in splits]
-            offset = [torch.cat(of_folds)]
+            parts.append(torch.cat(of_folds))
 
         def choose(of: Tensor | slice, used: Sequence[int]) -> list[float]:
-            """Weights of the parts, and of the log counts if shots are unequal, by some of the held-out rows."""
-            counted = [part[of] for part in offset]
-            some = [part[of] for part in parts]
-            chosen, of_counts = choose_weights(some, shots.blocks, used, truth[of], row_weights[of], *counted)
-            return chosen + [of_counts] * len(offset)
+            return choose_weights([part[of] for part in parts], shots.blocks, used, truth[of], row_weights[of])
 
         with limit_threads(0):  # small products between lines of Python
             used: list[int] = []
-            kept = list(range(len(parts)))
+            kept = list(range(1 + len(inputs)))
             while len(kept) != len(used):  # without a block that is left out, the others are weighted again
                 used = kept
                 weights = choose(slice(None), used)
-                shares = used_shares(weights[: len(parts)], parts)
+                shares = used_shares(weights[: 1 + len(inputs)], parts[: 1 + len(inputs)])
                 kept = torch.nonzero(shares).flatten().tolist()
-            held_out = held_out.mix([*parts[1:], *offset], weights, lambda of: choose(of, used))
-        count_weight = sum(weights[len(parts) :])
-    factors = [weight / std for weight, std in zip(weights[1 : len(parts)], noise, strict=True)]
+            held_out = held_out.mix(parts[1:], weights, lambda of: choose(of, used))
+        weights, count_weights = weights[: 1 + len(inputs)], weights[1 + len(inputs) :]
+    factors, count_weight = [weight / std for weight, std in zip(weights[1:], noise, strict=True)], sum(count_weights)
     weight = torch.cat([factor * each for factor, each in zip(factors, maps, strict=True)], dim=1)
     bias = count_weight * log_rarity(counts).to(x.dtype)
-    mixture = Mixture(
-        final.inputs, final.text_weight, final.factors, held_out, weights[0], inputs, factors, count_weight
+    mixture = replace(
+        final,
+        held_out=held_out,
+        final_weight=weights[0],
+        block_inputs=inputs,
+        block_factors=factors,
+        count_weight=count_weight,
     )
-    return FittedBlocks(centre, weight, bias, shares, mixture)
+    return centre, weight, bias, shares, mixture
 
 
 def choose_weights(
-    parts: list[Tensor],
-    blocks: Sequence[Block],
-    used: Sequence[int],
-    labels: Tensor,
-    row_weights: Tensor,
-    offset: Tensor | None = None,
-) -> tuple[list[float], float]:
+    parts: list[Tensor], blocks: Sequence[Block], used: Sequence[int], labels: Tensor, row_weights: Tensor
+) -> list[float]:
     """Weight of the logits of each block, ``final`` first; 0 for the blocks of a pass that is not worth its time.
 
     Passes are left out one after the other, the least useful first; only blocks at the ``used`` positions are tried.
     The parts (r, c) are the out-of-fold logits of each block, of ``final`` as they are, of others in units of their
-    noise. With unequal shots ``offset`` (r, c) has the negative log counts of the classes in the training rows; its
-    weight is the second value.
+    noise. With unequal shots one more part, the last, has the negative log counts of the classes in the training rows.
     """
     own = BlockSource.parse(FINAL).pass_key
     passes: dict[Hashable, list[int]] = {}
     for i in used[1:]:
         passes.setdefault(BlockSource.parse(blocks[i].name).pass_key, []).append(i)
-    counted = [] if offset is None else [offset]
+    counts = range(len(blocks), len(parts))  # the position of the log counts, if they are there
 
-    def fit(keys: list[Hashable]) -> tuple[dict[int, float], float, float]:
-        """Weights by position of the blocks of some passes, weight of the offset, and their log posterior."""
-        rows = [0, *(i for key in keys for i in passes[key])]
-        n = len(rows) - 1
-        median = [FINAL_WEIGHT, *[BLOCKS_WEIGHT / max(n, 1)] * n, *[COUNT_WEIGHT] * len(counted)]
-        std = [FINAL_LOG_STD, *[BLOCK_LOG_STD] * n, *[COUNT_LOG_STD] * len(counted)]
-        weights, log_posterior, _ = fit_stacking(
-            [*(parts[i] for i in rows), *counted], labels, median, std, row_weights
-        )
-        return dict(zip(rows, weights[: n + 1], strict=True)), sum(weights[n + 1 :]), log_posterior
+    def fit(keys: list[Hashable]) -> tuple[dict[int, float], float]:
+        """Weights by position of the blocks of some passes and of the log counts, and their log posterior."""
+        further = [i for key in keys for i in passes[key]]
+        rows, n = [0, *further, *counts], len(further)
+        median = [FINAL_WEIGHT, *[BLOCKS_WEIGHT / max(n, 1)] * n, *[COUNT_WEIGHT] * len(counts)]
+        std = [FINAL_LOG_STD, *[BLOCK_LOG_STD] * n, *[COUNT_LOG_STD] * len(counts)]
+        weights, log_posterior, _ = fit_stacking([parts[i] for i in rows], labels, median, std, row_weights)
+        return dict(zip(rows, weights, strict=True)), log_posterior
 
     kept = list(passes)
-    weights, count_weight, log_posterior = fit(kept)
+    weights, log_posterior = fit(kept)
     while kept:
         without = {key: fit([other for other in kept if other != key]) for key in kept}
         surplus = {
-            key: log_posterior - without[key][2] - (MIN_GAIN if key == own else MIN_GAIN_OF_FURTHER_PASS)
+            key: log_posterior - without[key][1] - (MIN_GAIN if key == own else MIN_GAIN_OF_FURTHER_PASS)
             for key in kept
         }
         worst = min(kept, key=lambda key: surplus[key])
         if surplus[worst] >= 0:
             break
         kept.remove(worst)
-        weights, count_weight, log_posterior = without[worst]
-    if not kept and not counted:
+        weights, log_posterior = without[worst]
+    if not kept and not counts:
         weights = {0: 1.0}  # as if there were no further blocks
-    return [weights.get(i, 0.0) for i in range(len(blocks))], count_weight
+    return [weights.get(i, 0.0) for i in range(len(parts))]
 
 
 def mean_of_classes(x: Tensor, labels: Tensor) -> Tensor:

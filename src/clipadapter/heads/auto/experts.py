@@ -25,7 +25,7 @@ from torch import Tensor
 from clipadapter.heads.losses import BIAS_PRIOR_STD, binary_losses
 from clipadapter.heads.softmax_regression import MAX_LOGITS, MAX_SOLVE_COST, LinearOffset, SoftmaxRegression
 from clipadapter.utils.devices import SharedChange
-from clipadapter.utils.functional import unit
+from clipadapter.utils.functional import solve_ridge, unit
 from clipadapter.utils.parallel import parallel_map
 
 LABEL_NOISE_RATE = 0.05
@@ -358,12 +358,6 @@ class Expert:
 def gaussian_kernel(products: Tensor) -> Tensor:
     """(m, n) Gaussian kernel of unit rows, ``exp(cos - 1)``, from their products."""
     return (products - 1).exp_()
-
-
-def solve_ridge(matrix: Tensor, right: Tensor, ridge: Tensor | float) -> Tensor:
-    """``(matrix + diag(ridge))^-1 right`` of a positive semi-definite matrix, which is overwritten."""
-    matrix.diagonal().add_(ridge)
-    return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
 
 
 def ridge_map(z: Tensor, target: Tensor, row_weights: Tensor | float = 1.0, gram: Tensor | None = None) -> Tensor:

@@ -63,11 +63,9 @@ from clipadapter.heads.auto.experts import (
     share_explained,
 )
 from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, fit_unlabelled, select_pictures
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import Head, SupportSet, at_least, register_head
 from clipadapter.heads.losses import binary_losses, fit_bias
 from clipadapter.heads.out_of_fold import OutOfFold, make_folds, most_classes_repeat, some_rows
-from clipadapter.heads.parameters import at_least
-from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import MAX_LOGITS, subsample
 from clipadapter.utils.blocks import FINAL, Blocks, column_slices, select_blocks
 from clipadapter.utils.functional import ABSENT_LOGIT, unit
@@ -183,12 +181,12 @@ class Auto(Head):
         self._fit_experts(mixture, classes, shots.n_classes)
         if shots.further_blocks and len(classes) > 1:
             # Only where no shot was held out are the logits of the shots themselves read.
-            blocks = fit_blocks(shots, self._final_logits(x[:1] if mixture.held_out else x)[:, classes], mixture)
-            self.block_centre_, self.block_share_, mixture = blocks.centre, blocks.shares, blocks.mixture
-            self.block_weight_ = blocks.weight.new_zeros(shots.n_classes, blocks.weight.shape[1])
-            self.block_weight_[classes] = blocks.weight
+            final_logits = self._final_logits(x[:1] if mixture.held_out else x)[:, classes]
+            self.block_centre_, weight, bias, self.block_share_, mixture = fit_blocks(shots, final_logits, mixture)
+            self.block_weight_ = weight.new_zeros(shots.n_classes, weight.shape[1])
+            self.block_weight_[classes] = weight
             self._scale_final(mixture.final_weight, classes)
-            self.bias_[classes] += blocks.bias
+            self.bias_[classes] += bias
         held_out = mixture.held_out if shots.unlabelled is None else self._fit_unlabelled(shots, mixture)
         # Without all shots in the folds, or logits of all classes, others hold the shots out.
         has_all_logits = self.text_ is not None or len(classes) == shots.n_classes
@@ -264,11 +262,11 @@ class Auto(Head):
         zero_shot = centre_logits(x[rows] @ self.text_.T)  # (r, all classes)
         self.spread_ = float(zero_shot.std(dim=1).mean()) or 1.0
         row_weights = len(labels) / (len(classes) * torch.bincount(labels)[labels[rows]])
+        zero_shot /= self.spread_
         with limit_threads(zero_shot.numel() if has_many_logits else 0):  # else the products are too small for threads
-            inverse_temperature = fit_inverse_temperature(zero_shot / self.spread_, classes[labels[rows]], row_weights)
-            calibrated = inverse_temperature * zero_shot / self.spread_
-            explained = share_explained(calibrated, classes[labels[rows]], row_weights)
-        logits: Tensor | ZeroShotLogits = zero_shot[:, classes] / self.spread_
+            inverse_temperature = fit_inverse_temperature(zero_shot, classes[labels[rows]], row_weights)
+            explained = share_explained(inverse_temperature * zero_shot, classes[labels[rows]], row_weights)
+        logits: Tensor | ZeroShotLogits = zero_shot[:, classes]
         if has_many_logits:
             logits = ZeroShotLogits(x, (self.text_[classes] - self.text_.mean(dim=0)) / self.spread_)
         # Text that explains the shots keeps its weight, so that wrong labels can't take it away.
@@ -369,17 +367,17 @@ class Auto(Head):
         if regression is None:
             self.unlabelled_reason_ = FEW_CLASSES if self.unlabelled_gain_ is None else NO_GAIN
             return held_out
-        self.unlabelled_share_ = regression.share
-        self._scale_final(regression.teacher_weight, torch.arange(shots.n_classes))
+        teacher_weight, weight, bias, self.unlabelled_share_, held_out = regression
+        self._scale_final(teacher_weight, torch.arange(shots.n_classes))
         d = self.weight_.shape[1]
-        self.weight_ += regression.weight[:, :d]
-        self.bias_ += regression.bias
+        self.weight_ += weight[:, :d]
+        self.bias_ += bias
         if self.block_weight_ is not None:
-            self.block_weight_ = regression.teacher_weight * self.block_weight_ + regression.weight[:, d:]
+            self.block_weight_ = teacher_weight * self.block_weight_ + weight[:, d:]
             parts = self._block_logits(X)
             spreads = [float(parts[b.name].std(dim=1).mean()) if b.name in parts else 0.0 for b in shots.blocks]
             self.block_share_ = torch.tensor(spreads) / sum(spreads)
-        return regression.held_out
+        return held_out
 
     def _to_out_of_fold(self, x: Tensor, classes: Tensor, held_out: HeldOut, n_classes: int) -> OutOfFold:
         """The out-of-fold logits for calibration, of all classes and on the scale of the fit to all shots (n, d)."""

@@ -1,0 +1,17 @@
+from .calibration import Calibrator as Calibrator
+from .calibration import learn_calibrator as learn_calibrator
+from .conformal import Conformal as Conformal
+from .conformal import learn_conformal as learn_conformal
+from .costs import decide as decide
+from .costs import parse_costs as parse_costs
+from .costs import read_costs as read_costs
+from .decisions import Answers as Answers
+from .decisions import DecisionOptions as DecisionOptions
+from .decisions import HeldOutAccuracy as HeldOutAccuracy
+from .decisions import Uncertainty as Uncertainty
+from .decisions import UncertaintyOptions as UncertaintyOptions
+from .multilabel import MultiLabel as MultiLabel
+from .multilabel import learn_multilabel as learn_multilabel
+from .ood import Rejector as Rejector
+from .ood import learn_rejector as learn_rejector
+from .ood_scores import select_negative_labels as select_negative_labels
