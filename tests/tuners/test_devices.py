@@ -55,7 +55,7 @@ class TowerOnDevice(WordTower):
 @pytest.fixture
 def text_on_device():
     tower = TEXT.tower()
-    there = TowerOnDevice(dict(zip(tower._vocabulary, tower._vectors, strict=True)), tower.dim)
+    there = TowerOnDevice(dict(zip(tower._ids, tower._vectors, strict=True)), tower.dim)
     return TEXT.with_tower(lambda: there)
 
 
