@@ -159,8 +159,8 @@ COUNT = click.IntRange(1)
 File = Annotated[Path, click.Path(dir_okay=False, path_type=Path)]
 Count = Annotated[int, COUNT]
 CountFromZero = Annotated[int, click.IntRange(0)]
-CountOrAll = Annotated[int, Parsed(lambda text: sys.maxsize if text == "all" else COUNT.convert(text, None, None))]
-"""For "all" a number that no list exceeds."""
+ALL = sys.maxsize  # a number that no list exceeds
+CountOrAll = Annotated[int, Parsed(lambda text: ALL if text == "all" else COUNT.convert(text, None, None))]
 FolderOrUri = Annotated[Path | str, Parsed(lambda text: text if "://" in text else Path(text))]
 """A folder, or a URI such as ``s3://bucket/folder``, which a path would change."""
 EncoderUri = Annotated[str, Parsed(_parse_encoder)]

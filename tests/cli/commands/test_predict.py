@@ -93,9 +93,10 @@ def scores(result):
 
 
 def test_adaptation_changes_answers_and_its_stream_goes_over_all_chunks(squares, model, run):
-    plain = scores(run("predict", model, squares, "--top", 3, "--json"))
-    whole = scores(run("predict", model, squares, "--top", 3, "--json", "--adapt", "tda"))
-    parts = scores(run("predict", model, squares, "--top", 3, "--json", "--adapt", "tda", "--batch-size", 1))
+    plain = scores(run("predict", model, squares, "--json"))  # of all classes
+    assert all(sum(row.values()) == pytest.approx(1) for row in plain)
+    whole = scores(run("predict", model, squares, "--json", "--adapt", "tda"))
+    parts = scores(run("predict", model, squares, "--json", "--adapt", "tda", "--batch-size", 1))
     assert whole[0] == pytest.approx(plain[0]) and whole[-1] != pytest.approx(plain[-1])
     for one, other in zip(whole, parts, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
@@ -106,7 +107,7 @@ def test_views_vote(squares, model, tmp_path, run):
     image = Image.new("RGB", (60, 60), "red")
     image.paste("blue", (0, 0, 60, 28))
     image.save(path)
-    command = ["predict", model, path, "--top", 3, "--json"]
+    command = ["predict", model, path, "--json"]
     (plain,), (voted,) = scores(run(*command)), scores(run(*command, "--views", 4))
     assert voted != pytest.approx(plain) and sum(voted.values()) == pytest.approx(1)
 

@@ -29,7 +29,8 @@ PART = f"00000000-1-0-{'0' * 32}-{'1' * 32}"
 
 
 def printed(run, *args):
-    result = run("predict", *args, "--json")
+    top = () if "--top" in args else ("--top", 1)  # a file has one class unless it is told, JSON all
+    result = run("predict", *args, *top, "--json")
     assert result.exit_code == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 

@@ -26,7 +26,7 @@ from clipadapter import features, persistence, runtime
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import check_output_folder, is_feature_table, is_missing, is_model_file, read_lines
-from clipadapter.cli.options import CountOrAll, File
+from clipadapter.cli.options import ALL, CountOrAll, File
 from clipadapter.cli.output import START_AGAIN, Output, note_kept, plain_facts
 from clipadapter.data import list_images
 from clipadapter.data.load import read_listing
@@ -55,7 +55,9 @@ class PredictRequest:
 
     model: Path = argument()
     inputs: tuple[str, ...] = argument(metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str))
-    top: CountOrAll = option("--top K|all", "Number of classes to print for each picture, or all.", default=1)
+    top: CountOrAll | None = option(
+        "--top K|all", "Number of classes to print for each picture, or all. Default: 1, with --json all."
+    )
     adapt: Literal["tda"] | None = option(
         "--adapt",
         "Let earlier pictures change the answers to later ones, for many pictures of one kind. Their order matters.",
@@ -164,8 +166,8 @@ def command(out: Output, request: PredictRequest = options_of(PredictRequest)) -
 
     If an INPUT has features, no picture is opened: a Parquet file that embed --to wrote, or a folder of shards.
     """
-    request = replace(request, out=out)
     file, tables, sorted_folder = request.file, request.tables, request.sorted_folder
+    request = replace(request, out=out, top=request.top or (ALL if out.as_json and file is None else 1))
     if sorted_folder is not None and (tables or file is not None):
         given = "--out" if file is not None else tables[0]
         raise InputError(f"--sort-into copies each picture when it is predicted, which {given} does not allow")
