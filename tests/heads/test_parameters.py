@@ -43,6 +43,12 @@ def test_a_value_is_refused_before_the_fit_or_gives_finite_logits(name):
             assert np.isfinite(head.logits(X)).all(), (parameter, value)
 
 
+@pytest.mark.parametrize("name", [name for name in HEADS_OF_FEATURES if "epochs" in HEADS.info(name).parameters])
+def test_epochs_have_a_number_or_a_name_that_is_known(name):
+    with pytest.raises(InputError, match="epochs must be [01] or more.*, but is 'x'"):
+        HEADS.create(name, epochs="x").fit(X, Y, text=TEXT)
+
+
 class Bounded:
     share: "Annotated[float, Within(0, 1)]"
     part: Annotated[float, Within(0, 1, closed="right")]

@@ -160,6 +160,8 @@ def test_a_folder_that_can_not_be_opened_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is not a folder"):
         Project(tmp_path / "file")
+    with pytest.raises(InputError, match="/ can't be a project, beside which its model is saved"):
+        Project("/")
     with pytest.raises(InputError, match="there is no folder"):
         Project(tmp_path / "p", tmp_path / "nothing")
     (tmp_path / "p" / "pool").mkdir(parents=True)

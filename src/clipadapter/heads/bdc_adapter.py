@@ -73,7 +73,7 @@ class BdcAdapter(TrainedHead):
     beta: Annotated[float, NOT_NEGATIVE] = 1.0
     lr: float = 1e-4
     weight_decay: float = 0.01
-    epochs: int | None = None
+    epochs: Annotated[int | None, NOT_NEGATIVE] = None
     steps: int = 250
 
     def _fit(self, shots: SupportSet) -> None:

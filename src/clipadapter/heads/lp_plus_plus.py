@@ -10,11 +10,12 @@ of epochs is bounded on large problems. Augmented views are not used.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from clipadapter.heads.base import SupportSet, register_head
+from clipadapter.heads.base import NOT_NEGATIVE, SupportSet, register_head
 from clipadapter.heads.losses import LogitAdjustedHead
 from clipadapter.heads.trained_head import STEPS_SHARE, draw_linear, find_warm_start
 from clipadapter.heads.training import MOMENTUM, training_bar
@@ -59,7 +60,7 @@ class LpPlusPlus(LogitAdjustedHead):
     """What the authors' released code computes in its last epoch."""
 
     literal: bool = False
-    epochs: int | None = None
+    epochs: Annotated[int | None, NOT_NEGATIVE] = None
     seed: int = 0
     progress: bool = False
 

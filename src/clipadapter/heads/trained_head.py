@@ -172,8 +172,8 @@ class TrainedHead(LogitAdjustedHead, TrainingParameters, _CommonParameters):
 
     def _train_config(self, labels: Tensor) -> TrainConfig:
         """How shots with these class positions (n,) are trained on."""
-        epochs = getattr(self, "epochs", None)
-        epochs = self.named_epochs[epochs](labels) if isinstance(epochs, str) else epochs
+        epochs: Any = getattr(self, "epochs", None)
+        epochs = self.named_epochs[epochs](labels) if epochs in self.named_epochs else epochs
         return TrainConfig.from_estimator(self, **{"epochs": epochs, **self.training})
 
     def _row_cost(self, c: int, d: int) -> int:

@@ -119,6 +119,8 @@ class Project(AbstractContextManager["Project"]):
         self.external_folder = None if unlabelled is None else Path(unlabelled).absolute()
         self._guard = threading.RLock()
         self.duplicates = DuplicateFinder()
+        if not self.root.name:
+            raise InputError(f"{root} can't be a project, beside which its model is saved: give a folder in it")
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"{root} is not a folder: give a folder with one folder of pictures per class")
         if self.external_folder is not None and not self.external_folder.is_dir():
