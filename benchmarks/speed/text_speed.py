@@ -40,11 +40,12 @@ def clip(model_name: str, texts: list[str]) -> tuple[Callable[[], Tensor], Calla
         model = open_clip.create_model(model_name).eval()
     tokenizer = open_clip.get_tokenizer(model_name)
     tower = open_text_tower(model, tokenizer, model_name, "cpu")
+    assert tower is not None, f"{model_name} has no text tower of the kinds that are encoded without padding"
 
     def padded() -> Tensor:
         return torch.cat([model.encode_text(some) for some in tokenizer(texts).split(BATCH)])
 
-    return padded, lambda: encode_by_length(tower, texts, BATCH)
+    return padded, lambda: encode_by_length(tower.tokenize(texts), tower.encode_tokens, BATCH)
 
 
 def lite(texts: list[str]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:

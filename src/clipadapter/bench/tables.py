@@ -243,7 +243,9 @@ def cost_grid(table: Pivot, minor: bool = True) -> Grid:
     of_heads = [[run for part in _costed_parts(table) for run in table.runs(row, part)] for row in table.rows]
     costed = [run for own in of_heads for run in own]
     machines = dict.fromkeys(f"{run.machine.cpus} CPUs, {run.machine.platform}" for run in costed)
-    milliseconds: Value = lambda run: None if run.seconds is None else 1000 * run.seconds.predict / run.n_test  # noqa: E731
+
+    def milliseconds(run: Run) -> float | None:
+        return None if run.seconds is None else 1000 * run.seconds.predict / run.n_test
 
     def column(header: str, value: Value, format_value: Format, format_sd: Format | None = None) -> Column:
         return Column(header, [cost_cell(table, row, value) for row in table.rows], format_value, format_sd=format_sd)

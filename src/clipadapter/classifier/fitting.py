@@ -83,13 +83,13 @@ def embed_negative_labels(
     outliers: Array | None = None,
 ) -> Negatives:
     """Select the ImageNet class names that are no synonyms of the classes, as in NegLabel (Jiang et al. 2024)."""
-    from torchvision.models import ResNet50_Weights  # late: it takes a second
-
     if not encoder.has_text:
         raise InputError(
             f"negative_labels compares pictures with class names, but {encoder.info.name} has no text tower: leave it "
             "out, or name an encoder that has one beside it"
         )
+    from torchvision.models import ResNet50_Weights  # late: it takes a second
+
     # Some versions of torchvision repeat names.
     names = tuple(dict.fromkeys(ResNet50_Weights.DEFAULT.meta["categories"]))
     encoded = encode_classes(encoder, class_prompts(names, templates, None), store)

@@ -173,7 +173,10 @@ class Encoder(ABC):
         return None
 
     def passes(self) -> tuple[Encoder, ...]:
-        """The encoders whose features lie side by side, each with one pass through an image tower; mostly itself."""
+        """The encoders whose features lie side by side, each with one pass through an image tower.
+
+        Only `BlockEncoder` has several; any other encoder has itself.
+        """
         return (self,)
 
     def towers(self) -> tuple[Tower, ...]:

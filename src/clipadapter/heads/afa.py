@@ -117,6 +117,7 @@ class Afa(IncrementalHead):
 
     def _add_shots(self, shots: SupportSet) -> None:
         counts, x, labels = self.counts_, unit(shots.X.double()), shots.labels
+        # None in the first task, before which there were no shots.
         previous = None if int(counts.sum()) == len(x) else (self.weight_.double(), self.bias_.double())
         rows, text = unit(shots.views.double()).mean(dim=1), unit(shots.class_text.double())
         self.sums_ = self.sums_.index_add(0, labels, rows)

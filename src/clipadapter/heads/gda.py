@@ -183,11 +183,15 @@ class Gda(ExactIncrementalHead):
         """Whether the sums over the shots are stored."""
         return self.stream and "products_" in vars(self)
 
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        if self.shrinkage == "base-to-new" and self.stream:
+            raise InputError("shrinkage 'base-to-new' needs the shots of each class: leave stream at False")
+
     def _add_shots(self, shots: SupportSet) -> None:
         if self.shrinkage != "base-to-new":
             super()._add_shots(shots)
-        elif self.stream:
-            raise InputError("shrinkage 'base-to-new' needs the shots of each class: leave stream at False")
         else:
             self._update_sums(shots, 1)
             _, means = class_moments(unpack_lower_triangle(self.products_), self.sums_, self.rows_)

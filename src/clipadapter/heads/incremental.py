@@ -36,8 +36,9 @@ MAX_DISTANCE_OF_EQUAL = 2e-3
 class IncrementalHead(Head):
     """Base class of heads that learn further shots without the earlier ones, by `partial_fit`.
 
-    A subclass sets its sums over shots to zero in `_init_sums`, and adds shots in `_add_shots`. ``counts_`` (c,) is the
-    number of shots of each class so far: classes without one are known by their text features alone.
+    A subclass sets its sums over shots to zero in `_init_sums`, and adds shots in `_add_shots`. Before further shots
+    are added, `_remap_sums` brings the tensors of ``class_sums`` into the order of the new classes. ``counts_`` (c,) is
+    the number of shots of each class so far: classes without one are known by their text features alone.
     """
 
     exact: ClassVar[bool] = False
@@ -66,7 +67,7 @@ class IncrementalHead(Head):
 
     @abstractmethod
     def _add_shots(self, shots: SupportSet) -> None:
-        """Learn from shots, labelled by positions among all classes; ``counts_`` has them already."""
+        """Learn from shots, labelled by positions among all classes, new ones too; ``counts_`` has them already."""
 
     def _remap_sums(self, origin: Tensor) -> None:
         """Bring the sums into another order of classes, from their earlier positions (c,), -1 for a new class.

@@ -105,7 +105,7 @@ class LpPlusPlus(LogitAdjustedHead):
                 bar.update()
         # A class without a shot has what the others have on average: only its text sets it apart.
         visual, self.bias_, self.alpha_ = (
-            learned.mean(dim=0).repeat(shots.n_classes, *[1] * (learned.ndim - 1)).index_copy(0, present, learned)
+            learned.mean(dim=0).expand(shots.n_classes, *learned.shape[1:]).index_copy(0, present, learned)
             for learned in (weight, bias, alpha)
         )
         self.weight_, self.text_ = visual + self.alpha_[:, None] * text, text

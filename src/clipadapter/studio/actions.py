@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.errors import ClipAdapterError, InputError
@@ -55,7 +56,7 @@ class Tab:
     # is removed.
     tried_file: Path | None = None
     prediction: ExplainedPrediction | None = None  # its prediction
-    predicted_by: ProjectModel | None = None  # the model that made it
+    predicted_by: ref[ProjectModel] | None = None  # the model that made it, which an idle tab does not keep
     note: Note = Note("")  # the last message
     note_count: int = 0  # number of messages so far
     upload_count: int = 0  # number of uploads so far, failed ones too
@@ -118,10 +119,13 @@ class Actions:
 
     def is_prediction_outdated(self, tab: Tab) -> bool:
         """Whether the prediction of a tab is of an earlier model."""
-        return tab.tried_file is not None and tab.predicted_by is not self.session.state.model
+        model, earlier = self.session.state.model, tab.predicted_by
+        is_same = earlier is None if model is None else earlier is not None and earlier() is model
+        return tab.tried_file is not None and not is_same
 
     def _predict(self, tab: Tab) -> None:
-        tab.prediction, tab.predicted_by = None, self.session.state.model
+        model = self.session.state.model
+        tab.prediction, tab.predicted_by = None, None if model is None else ref(model)
         if tab.tried_file is not None:
             tab.prediction = self.session.predict(tab.tried_file)
 

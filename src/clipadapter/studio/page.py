@@ -188,7 +188,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         archive = studio_path(self.session.project.root, EXPORT_FOLDER, "model.zip")
         archive.parent.mkdir(exist_ok=True)
         _write_archive(saved, archive)
-        return [encodable(saved), *self._report(request, Note(f"Saved: {printable(saved)}"), saved, archive)]
+        return [encodable(saved), *self._report(request, Note(f"Saved: {printable(saved)}"), "Saved", saved, archive)]
 
     def _export(self, request: gr.Request) -> list[Update]:
         try:
@@ -196,10 +196,10 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         except ClipAdapterError as error:
             return self._report(request, Note.of_error(error))
         self.allowed_paths.append(str(path))  # not before: a file of that name may be another person's
-        return self._report(request, Note(f"Exported: {printable(path)}"), path, path)
+        return self._report(request, Note(f"Exported: {printable(path)}"), "Exported", path, path)
 
     def _report(
-        self, request: gr.Request, note: Note, path: Path | None = None, file: Path | None = None
+        self, request: gr.Request, note: Note, verb: str = "", path: Path | None = None, file: Path | None = None
     ) -> list[Update]:
         """Text and button below the model, which was written to a path, and can be downloaded as a file."""
         tab = self._tab(request)
@@ -207,7 +207,6 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         tab.rendered_versions = (-1, -1)  # at the next poll: another queue of events renders panels in order
         if path is None or file is None:
             return ["", gr.DownloadButton(visible=False)]
-        verb, _, _ = note.text.partition(":")
         text = f"{verb}. Use it with {_as_code(f'clipadapter predict {quote_path(path)} photo.jpg')}."
         if names := self.session.classes_without_pictures():
             listed = format_list([_as_code(name) for name in names], 3)

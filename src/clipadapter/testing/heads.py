@@ -383,6 +383,7 @@ def _of_updatable(kind: Any, rows: Any) -> Callable[[Callable[..., None]], Calla
             if fitted is not None and fitted.is_updatable:
                 check(head, fitted, X, y, text)
 
+        del run.__wrapped__  # which has further parameters
         return run
 
     return decorate

@@ -51,6 +51,8 @@ class Protocol:
     """Whether the columns of report tables are numbers of shots or test parts."""
     has_harmonic_mean: ClassVar[bool] = False
     """Whether reports have the harmonic mean of the two test parts, base and new classes."""
+    test_parts: ClassVar[int | None] = None
+    """Number of test parts of a draw from one data set; None for that of the data set."""
     combines_data_sets: ClassVar[bool] = False
     """Whether the first data set gives the shots, and all others are test parts."""
     accepts_features: ClassVar[bool] = False
@@ -87,8 +89,8 @@ class Protocol:
 
     def fits_of_draw(self, suite: Suite, sizes: Sequence[DataSetSize], variant: Variant, head: Head) -> list[float]:
         """For each fit of a head to one draw, to which part of the shots it is fitted."""
-        # A transductive head is fitted again for each test part: of all data sets, or of base and new classes.
-        n_parts = len(sizes) if self.combines_data_sets else 2 if self.has_harmonic_mean else sizes[0].test_parts
+        # A transductive head is fitted again for each test part.
+        n_parts = len(sizes) if self.combines_data_sets else self.test_parts or sizes[0].test_parts
         return [1.0] * (n_parts if head.transductive else 1)
 
     # ---- From data sets to shots ----

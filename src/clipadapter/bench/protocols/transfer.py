@@ -27,6 +27,7 @@ class BaseToNew(Protocol):
     """Shots of the first half of the classes (the larger, if they are odd), measured on both halves apart."""
 
     has_harmonic_mean = True
+    test_parts = 2
 
     def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
         """Each data set needs a test part."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,15 +92,20 @@ class Mixture:
         return mixed + self.count_weight * log_rarity(part.counts)
 
 
-def fit_blocks(
-    shots: SupportSet, final_logits: Tensor, final: Mixture
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Mixture]:
+class FittedBlocks(NamedTuple):
+    """Further blocks beside ``final``: their logits are ``z W' + bias``."""
+
+    centre: Tensor  # (e,) subtracted from the unit features of each block; e is the width of all further blocks
+    weight: Tensor  # W, (c, e): zero in the columns of a block that is not used
+    bias: Tensor  # (c,) for unequal shots, else zero
+    shares: Tensor  # (b,) of each block in the spread of the logits, `final` first; 0 for a block that is not used
+    mixture: Mixture  # of `final` and these blocks
+
+
+def fit_blocks(shots: SupportSet, final_logits: Tensor, final: Mixture) -> FittedBlocks:
     """Fit a ridge regression to each further block, and choose the weights beside the mixture on ``final``.
 
-    The logits (n, c) of the shots are by that mixture. They are read only where no shot was held out. With e the width
-    of all further blocks, returns what is subtracted from their unit features (e,), W (c, e) and bias (c,) of their
-    logits ``z W' + bias``, the share of each block in the spread of the logits, ``final`` first, and the new mixture.
-    Columns and share of a block that is not used are zero, and so is the bias for equal shots.
+    The logits (n, c) of the shots are by that mixture. They are read only where no shot was held out.
     """
     x, labels, held_out = unit_blocks(shots), final.inputs.labels, final.held_out
     centre, counts = mean_of_classes(x, labels), torch.bincount(labels)
@@ -156,7 +162,7 @@ def fit_blocks(
         block_factors=factors,
         count_weight=count_weight,
     )
-    return centre, weight, bias, shares, mixture
+    return FittedBlocks(centre, weight, bias, shares, mixture)
 
 
 def choose_weights(

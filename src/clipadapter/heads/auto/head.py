@@ -181,12 +181,12 @@ class Auto(Head):
         self._fit_experts(mixture, classes, shots.n_classes)
         if shots.further_blocks and len(classes) > 1:
             # Only where no shot was held out are the logits of the shots themselves read.
-            final_logits = self._final_logits(x[:1] if mixture.held_out else x)[:, classes]
-            self.block_centre_, weight, bias, self.block_share_, mixture = fit_blocks(shots, final_logits, mixture)
-            self.block_weight_ = weight.new_zeros(shots.n_classes, weight.shape[1])
-            self.block_weight_[classes] = weight
+            blocks = fit_blocks(shots, self._final_logits(x[:1] if mixture.held_out else x)[:, classes], mixture)
+            self.block_centre_, self.block_share_, mixture = blocks.centre, blocks.shares, blocks.mixture
+            self.block_weight_ = blocks.weight.new_zeros(shots.n_classes, blocks.weight.shape[1])
+            self.block_weight_[classes] = blocks.weight
             self._scale_final(mixture.final_weight, classes)
-            self.bias_[classes] += bias
+            self.bias_[classes] += blocks.bias
         held_out = mixture.held_out if shots.unlabelled is None else self._fit_unlabelled(shots, mixture)
         # Without all shots in the folds, or logits of all classes, others hold the shots out.
         has_all_logits = self.text_ is not None or len(classes) == shots.n_classes
@@ -367,17 +367,17 @@ class Auto(Head):
         if regression is None:
             self.unlabelled_reason_ = FEW_CLASSES if self.unlabelled_gain_ is None else NO_GAIN
             return held_out
-        teacher_weight, weight, bias, self.unlabelled_share_, held_out = regression
-        self._scale_final(teacher_weight, torch.arange(shots.n_classes))
+        self.unlabelled_share_ = regression.share
+        self._scale_final(regression.teacher_weight, torch.arange(shots.n_classes))
         d = self.weight_.shape[1]
-        self.weight_ += weight[:, :d]
-        self.bias_ += bias
+        self.weight_ += regression.weight[:, :d]
+        self.bias_ += regression.bias
         if self.block_weight_ is not None:
-            self.block_weight_ = teacher_weight * self.block_weight_ + weight[:, d:]
+            self.block_weight_ = regression.teacher_weight * self.block_weight_ + regression.weight[:, d:]
             parts = self._block_logits(X)
             spreads = [float(parts[b.name].std(dim=1).mean()) if b.name in parts else 0.0 for b in shots.blocks]
             self.block_share_ = torch.tensor(spreads) / sum(spreads)
-        return held_out
+        return regression.held_out
 
     def _to_out_of_fold(self, x: Tensor, classes: Tensor, held_out: HeldOut, n_classes: int) -> OutOfFold:
         """The out-of-fold logits for calibration, of all classes and on the scale of the fit to all shots (n, d)."""

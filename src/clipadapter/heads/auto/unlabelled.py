@@ -19,6 +19,7 @@ docs/decisions/0037-auto-unlabelled.md says how the constants were chosen, and w
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,17 +56,25 @@ MIN_PICTURES = 4  # with fewer pictures there is nothing to learn
 MAX_FOLD_ROUNDS = 2  # how many of the rounds of folds are used: each fold costs as much as the fit
 
 
+class FittedRegression(NamedTuple):
+    """The regression on shots and pictures, beside the teacher."""
+
+    teacher_weight: float  # factor of the teacher's logits
+    weight: Tensor  # (c, e) of the features of all blocks
+    bias: Tensor  # (c,)
+    share: float  # of the spread of the logits over the classes that comes from the regression
+    held_out: HeldOut | None  # out-of-fold logits of both; None where no shot was held out
+
+
 def fit_unlabelled(
     pictures: list[Tensor], is_used: list[bool], teacher: Mixture, picture_logits: Tensor, zero_shot: Tensor | None
-) -> tuple[tuple[float, Tensor, Tensor, float, HeldOut | None] | None, float | None]:
+) -> tuple[FittedRegression | None, float | None]:
     """Fit the regression beside the teacher, and the log posterior that it adds for held-out shots, in nats.
 
     The pictures (u, d) are centred unit features of each block, ``final`` first. A block that the teacher does not use
     (``is_used``) is not used here either. ``picture_logits`` (u, c) are the teacher's, ``zero_shot`` (u, c) of unit
     spread. There is no regression if it adds too little, or if no shot can be held out, so that what it adds is None,
-    and few of the classes are among the pictures. Else it has a factor of the teacher's logits, weight (c, e) of the
-    features of all blocks and bias (c,) of its own logits, their share of the spread of both over the classes, and the
-    out-of-fold logits of both.
+    and few of the classes are among the pictures.
     """
     held_out, labels, n_classes = teacher.held_out, teacher.inputs.labels, teacher.inputs.n_classes
     if held_out is None and count_classes(picture_logits) < MIN_CLASS_RATIO * min(picture_logits.shape):
@@ -112,7 +121,7 @@ def fit_unlabelled(
     own_spread = float((joint[len(labels) :] @ weight.T + factor * bias).std(dim=1).mean())
     share = own_spread / ((weights[0] * float(picture_logits.std(dim=1).mean()) + own_spread) or 1.0)
     columns = torch.cat([scale * torch.ones(part.shape[1]) for scale, part in zip(scales, shots, strict=True)])
-    return (weights[0], weight * columns.to(weight.dtype), factor * bias, share, held_out), gain
+    return FittedRegression(weights[0], weight * columns.to(weight.dtype), factor * bias, share, held_out), gain
 
 
 def fit_regression(
@@ -161,7 +170,7 @@ def select_pictures(pictures: Tensor, shots: Tensor, blocks: Blocks, seed: int) 
     kept = rows_without_shots(units[:, columns[0]], shots)
     kept = kept[units[kept].any(dim=1)]  # zeros have no direction
     limit = max(0, min(MAX_PICTURES, MAX_ROWS - len(shots)))
-    return units[some_rows(kept, limit, seed)[:limit]].half().float()
+    return units[some_rows(kept, limit, seed)[:limit]].half().float()  # `some_rows` keeps one at a limit of 0
 
 
 def _stack(held_out: HeldOut, regression: Tensor, of: Tensor | slice = slice(None)) -> Stacking:

@@ -50,7 +50,9 @@ def quantize_onnx(source: Path, target: Path, rows: Mapping[str, NDArray[Any]], 
     nodes = require("onnx", "onnx", "int8 as ONNX").load(prepared).graph.node
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     grouped = [each.name for each in convolutions if any(one.name == "group" and one.i > 1 for one in each.attribute)]
-    links = [(node.name, node.op_type == "Conv", node.input, node.output) for node in nodes]  # in topological order
+    # In topological order; as lists, since the model in memory must not outlive this, beside that of the quantisation.
+    links = [(node.name, node.op_type == "Conv", [*node.input], [*node.output]) for node in nodes]
+    del nodes, convolutions
     after_towers = nodes_after(links, [float_after])
     quantization.quantize_static(  # dynamic ranges would let the batch change the features
         str(prepared),
