@@ -157,25 +157,30 @@ def _compile_tower(folder: Path, precision: str, squares_per_core: int, performa
     compiled = _compile(_core(), folder / "tower.xml", precision, performance_hint, CACHE_DIR=str(folder / "compiled"))
     is_split = performance_hint == "THROUGHPUT"
     n_requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if is_split else 1
-    queue, lock = import_openvino().AsyncInferQueue(compiled, n_requests), threading.Lock()
-    queue.set_callback(_store_output)
+    # Not AsyncInferQueue, whose threads call Python: one that does so while the process ends aborts it.
+    requests, lock = [compiled.create_infer_request() for _ in range(n_requests)], threading.Lock()
 
     def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         per_request = -(-len(squares) // n_requests)
         batch_size = max(1, min(squares_per_core, per_request) if is_split else per_request)
-        outputs: dict[int, NDArray[np.float32]] = {}
+        starts = range(0, len(squares), batch_size)
+        outputs: list[NDArray[np.float32]] = []
+
+        def take_next() -> None:
+            request = requests[len(outputs) % n_requests]
+            request.wait()
+            outputs.append(request.get_output_tensor(0).data.astype("float32"))
+
         with lock:
-            for start in range(0, len(squares), batch_size):
-                queue.start_async({0: squares[start : start + batch_size]}, (outputs, start))
-            queue.wait_all()
-        return np.concatenate([outputs[start] for start in sorted(outputs)])
+            for i, start in enumerate(starts):
+                if i >= n_requests:
+                    take_next()
+                requests[i % n_requests].start_async({0: squares[start : start + batch_size]})
+            while len(outputs) < len(starts):
+                take_next()
+        return np.concatenate(outputs)
 
     return run
-
-
-def _store_output(request: Any, target: tuple[dict[int, NDArray[np.float32]], int]) -> None:
-    outputs, start = target
-    outputs[start] = request.get_output_tensor(0).data.astype("float32")
 
 
 @cache
