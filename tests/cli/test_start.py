@@ -23,8 +23,6 @@ WRONG = (
     "fit shots --out m --unlabelled nowhere",
     "compare nowhere",
     "doctor nowhere",
-    "sentences nowhere",
-    "sentences shots --domain foods",
     "explain nowhere a.jpg",
     "history nowhere",
     "undo nowhere",
@@ -35,7 +33,7 @@ WRONG = (
     "bench status few-shto",
     "bench report few-shto",
 )
-LISTS = ("heads", "scan shots", "sentences shots", "data list", "bench list", "bench status")
+LISTS = ("heads", "scan shots", "data list", "bench list", "bench status")
 SLOW_MODULES = {"torch", "sklearn", "scipy", "open_clip", "timm", "transformers", "matplotlib", "gradio", "pandas"}
 
 RUN = """

@@ -26,7 +26,6 @@ SECTIONS: dict[str, dict[str, str]] = {
         "doctor": "Find problems in labelled pictures.",
         "explain": "Explain the prediction for a picture.",
         "report": "Write a page about a model and its mistakes.",
-        "sentences": "Write sentences about each class, for --descriptions.",
     },
     "Export, serve and share": {
         "export": "Write a model as one file that runs without torch.",
