@@ -93,6 +93,27 @@ def test_a_name_that_the_terminal_cannot_show_ends_nothing(tmp_path, monkeypatch
     assert r"\u0105.jpg: file is empty" in stdout
 
 
+@pytest.fixture(scope="module")
+def exported(model, run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    assert run("export", model, "--out", path).exit_code == 0
+    return path
+
+
+def test_pictures_are_sorted_where_nothing_is_installed_that_trains(exported, squares, tmp_path):
+    code = """
+import sys
+from clipadapter.errors import TRAIN
+sys.modules.update(dict.fromkeys(TRAIN))
+from clipadapter.cli.app import main
+main()
+"""
+    command = [sys.executable, "-c", code, "predict", exported, squares / "red" / "0.png", "--sort-into", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "red" / "0.png").is_file()
+
+
 @pytest.fixture
 def predict(start, squares):
     """A function that starts a process of predict, which answers each line of its input when it comes."""
@@ -119,10 +140,9 @@ def test_ctrl_c_ends_with_one_line(predict, model):
     assert stderr == f"\ninterrupted: {kept}\n"
 
 
-def test_a_reader_that_leaves_is_no_error(predict, model, squares, run, tmp_path):
+def test_a_reader_that_leaves_is_no_error(predict, exported, squares):
     """An exported model, which starts sooner than a saved one."""
-    assert run("export", model, "--out", tmp_path / "model.onnx").exit_code == 0
-    process = predict(tmp_path / "model.onnx")
+    process = predict(exported)
     process.stdout.close()
     process.stdin.write(f"{squares / 'red' / '0.png'}\n" * 4)
     process.stdin.close()

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipadapter.data import load_dataset, read_class_names, scan
+from clipadapter.data.folders import safe_folder_name
 from clipadapter.errors import InputError
 from clipadapter.studio import Project
 from clipadapter.studio.actions import Actions, Tab
 from clipadapter.studio.pictures import Upload, stored_file_name
-from clipadapter.studio.project import normalize_class_name, safe_folder_name
+from clipadapter.studio.project import normalize_class_name
 from clipadapter.studio.session import Session
 
 

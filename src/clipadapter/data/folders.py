@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Listing, Sample, make_dataset
 from clipadapter.errors import DataWarning
-from clipadapter.utils.files import IMAGE_SUFFIXES, encodable, printable
+from clipadapter.utils.files import IMAGE_SUFFIXES, encodable, fold_name, free_name, printable, safe_file_name
 
 _UNSUPPORTED = {".svg": "SVG", ".pdf": "PDF", ".eps": "PostScript"}
 LINK_TO_NOTHING = "link to a file that does not exist"
@@ -158,3 +158,13 @@ class _FolderReader:
             for folder, folder_images in images_by_folder.items()
             for path in folder_images
         ]
+
+
+def safe_folder_name(name: str, used: Collection[str] = ()) -> str:
+    """Return a folder name for a class: its own name, if every system allows it and data sets read it as a class.
+
+    Slashes, leading dots, names of devices, names of parts such as "test", and long names are changed.
+    """
+    base = safe_file_name(name)
+    base += "_" if base.casefold() in SPLIT_ALIASES else ""
+    return free_name(base, "", {fold_name(other) for other in used})

@@ -183,8 +183,9 @@ def _collect_exports(exported: Sequence[str | Path]) -> list[Path]:
         if path.suffix not in (*export_suffixes(), *companion_suffixes):
             raise InputError(f"{path} is no exported model: it should end with {' or '.join(export_suffixes())}")
         for file in (path, *companion_files(path)):
-            if not file.is_file():
-                raise InputError(f"there is no file {file}: 'clipadapter export' makes it")
+            beside = path.with_suffix(file.suffix)  # the two must have one name to be found together
+            if not file.is_file() or file.name != beside.name:
+                raise InputError(f"there is no file {beside}: 'clipadapter export' makes it")
             files.append(file)
     by_name: Mapping[str, Path] = {path.name: path for path in files}
     if len(by_name) < len({path.resolve() for path in files}):

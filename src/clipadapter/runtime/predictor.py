@@ -24,9 +24,9 @@ from clipadapter.errors import ArtifactError, ClipAdapterError, ImageError, Inpu
 from clipadapter.runtime.engines.base import backend_info
 from clipadapter.runtime.engines.formats import (
     BLOCKS_OUTPUT,
+    EXPORT_PRECISIONS,
     FEATURES_OUTPUT,
     INPUT_NAMES,
-    PRECISIONS,
     check_file,
     input_names,
     list_inference_backends,
@@ -483,7 +483,7 @@ class ExportMetadata:
         except DAMAGE_ERRORS as error:
             raise ArtifactError(f"the metadata of the file are damaged ({error!r}): export the model again") from error
         # A tuple: a value that can't be hashed must not raise another error.
-        if metadata.input not in tuple(INPUT_NAMES) or metadata.precision not in PRECISIONS:
+        if metadata.input not in tuple(INPUT_NAMES) or metadata.precision not in EXPORT_PRECISIONS:
             raise ArtifactError(
                 f"the file has input {metadata.input!r} and precision {metadata.precision!r}: update clipadapter"
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +17,7 @@ from clipadapter.utils.files import (
     IMAGE_SUFFIXES,
     Stamp,
     encodable,
+    free_name,
     path_without_links,
     printable,
     safe_file_name,
@@ -88,19 +88,6 @@ def stored_file_name(upload: Upload, used: Collection[str] = ()) -> str:
         stem, suffix = last_part, f".{image_format(upload.data)}"
     suffix = suffix if suffix.lower() in IMAGE_SUFFIXES else ".jpg"  # for "jpeg2000"
     return free_name(safe_file_name(stem, "picture"), suffix, used)
-
-
-def free_name(base: str, suffix: str, used: Collection[str]) -> str:
-    """Return the name with a number, if it needs one to be none of the used ones, in the form of `fold_name`."""
-    name, number = base + suffix, 2
-    while fold_name(name) in used:
-        name, number = f"{base}-{number}{suffix}", number + 1
-    return name
-
-
-def fold_name(name: str) -> str:
-    """Return the same text for names that some file system takes for one: they differ in case or form of accents."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 class DuplicateFinder:

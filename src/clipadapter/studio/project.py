@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import ParamSpec
 
 from clipadapter.data import read_class_names
-from clipadapter.data.dataset import SPLIT_ALIASES
-from clipadapter.data.folders import list_images
+from clipadapter.data.folders import list_images, safe_folder_name
 from clipadapter.data.images import read_image
 from clipadapter.errors import DataError, ImageError, InputError
 from clipadapter.studio.journal import Journal, Move
@@ -29,8 +28,6 @@ from clipadapter.studio.pictures import (
     DuplicateFinder,
     PictureFile,
     Upload,
-    fold_name,
-    free_name,
     list_picture_files,
     read_contents,
     stored_file_name,
@@ -38,11 +35,12 @@ from clipadapter.studio.pictures import (
 from clipadapter.utils.files import (
     RANDOM_END,
     UNPRINTABLE,
+    fold_name,
     folder_without_links,
+    free_name,
     path_without_links,
     printable,
     remove_abandoned,
-    safe_file_name,
     write_atomically,
 )
 from clipadapter.utils.formatting import format_count
@@ -395,13 +393,3 @@ def normalize_class_name(text: str, used: Collection[str] = ()) -> str:
     if equal:
         raise InputError(f"there is a class '{equal[0]}' already: choose another name")
     return name
-
-
-def safe_folder_name(name: str, used: Collection[str] = ()) -> str:
-    """Return a folder name for a class: its own name, if every system allows it and data sets read it as a class.
-
-    Slashes, leading dots, names of devices, names of parts such as "test", and long names are changed.
-    """
-    base = safe_file_name(name)
-    base += "_" if base.casefold() in SPLIT_ALIASES else ""
-    return free_name(base, "", {fold_name(other) for other in used})

@@ -49,7 +49,7 @@ from clipadapter.utils.files import Stamp, path_without_links, printable
 
 Array = NDArray[Any]
 QUALITY_SETTING = "quality"  # name of the setting of a project that remembers the quality
-DEFAULT_QUALITY = "standard"
+FIRST_QUALITY = "standard"
 UNLABELLED_SETTING = "learn_unlabelled"
 """Name of the setting that remembers whether the model learns from unlabelled pictures: "yes" or nothing."""
 EXPORT_SETTING = "exported"
@@ -147,7 +147,7 @@ class Session:
         remembered = settings.get(QUALITY_SETTING, "")
         self.learns_unlabelled = settings.get(UNLABELLED_SETTING) == "yes" and not why_no_unlabelled(head)
         # What was chosen; the model has it as soon as the features are computed
-        self.quality = remembered if remembered in QUALITIES else DEFAULT_QUALITY
+        self.quality = remembered if remembered in QUALITIES else FIRST_QUALITY
         if quality is not None and check_quality(quality, QUALITIES) != self.quality:
             project.save_setting(QUALITY_SETTING, quality)
             self.quality = quality

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from itertools import islice
@@ -109,6 +109,19 @@ def safe_file_name(text: str, default: str = "_") -> str:
         cut = base.encode()[: MAX_FILE_NAME_BYTES - 9].decode(errors="ignore").rstrip(". ")
         base = f"{cut}-{blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
     return base
+
+
+def free_name(base: str, suffix: str, used: Collection[str]) -> str:
+    """Return the name with a number, if it needs one to be none of the used ones, in the form of `fold_name`."""
+    name, number = base + suffix, 2
+    while fold_name(name) in used:
+        name, number = f"{base}-{number}{suffix}", number + 1
+    return name
+
+
+def fold_name(name: str) -> str:
+    """Return the same text for names that some file system takes for one: they differ in case or form of accents."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def check_file_name(name: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from clipadapter.errors import ArtifactError
 from clipadapter.runtime import ExportMetadata, Predictor
-from clipadapter.runtime.engines.formats import check_file, open_graph, open_model
+from clipadapter.runtime.engines.formats import check_file, companion_files, open_graph, open_model
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.utils.pixels import PixelSpec
 
@@ -64,6 +64,7 @@ def test_a_graph_is_checked_with_its_weights_also_beside_the_target_of_a_link(se
     link = tmp_path / "elsewhere" / "link.xml"
     link.symlink_to(sealed_pair)
     assert Predictor(link).sha256 == check_file(sealed_pair)
+    assert companion_files(link) == (sealed_pair.with_suffix(".bin"),)
     sealed_pair.with_suffix(".bin").unlink()
     monkeypatch.setattr("clipadapter.runtime.predictor.open_graph", None)
     with pytest.raises(ArtifactError, match="not of one export"):

@@ -12,7 +12,7 @@ from clipadapter.errors import InputError, MissingExtraError, install_command
 from clipadapter.runtime.engines import backend_info
 from clipadapter.runtime.engines.base import BACKENDS
 from clipadapter.runtime.engines.formats import (
-    PRECISIONS,
+    EXPORT_PRECISIONS,
     export_suffixes,
     find_format,
     get_format,
@@ -29,7 +29,7 @@ def test_a_format_is_complete(name, tmp_path, monkeypatch):
     form = get_format(name)
     assert form.name == name and form.title and form.summary and form.modules and form.extra
     assert backend_info(list_openers(name)[0]).cls.format is form
-    assert set(form.precisions) <= set(PRECISIONS)
+    assert set(form.precisions) <= set(EXPORT_PRECISIONS)
     assert all(re.fullmatch(r"\.[a-z]+", suffix) for suffix in (form.suffix, *form.companion_suffixes))
     assert find_format(tmp_path / f"MODEL{form.suffix.upper()}") is form
     assert is_exported(tmp_path / f"model{form.suffix}") and not is_exported(tmp_path / form.suffix.removeprefix("."))

@@ -18,7 +18,7 @@ from clipadapter.runtime.engines import formats
 from clipadapter.utils.files import has_local_weights, quote_path
 
 FormatName = Annotated[str, options.late_choice(formats.load_formats)]
-Precision = Annotated[str, click.Choice(formats.PRECISIONS)]
+Precision = Annotated[str, click.Choice(formats.EXPORT_PRECISIONS)]
 InputName = Annotated[str, click.Choice(list(formats.INPUT_NAMES))]
 
 

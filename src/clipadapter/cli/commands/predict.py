@@ -29,6 +29,7 @@ from clipadapter.cli.inputs import check_output_folder, is_feature_table, is_mis
 from clipadapter.cli.options import ALL, CountOrAll, File
 from clipadapter.cli.output import START_AGAIN, Output, note_kept, plain_facts
 from clipadapter.data import list_images
+from clipadapter.data.folders import safe_folder_name
 from clipadapter.data.load import read_listing
 from clipadapter.data.manifests import is_manifest
 from clipadapter.errors import DataError, ImageError, InputError, MissingExtraError, needs_training
@@ -468,8 +469,6 @@ class PictureSorter:
     def add(self, picture: Path, label: str | None, class_names: Sequence[str]) -> None:
         """Copy a picture; a name that another picture has gets a number. A picture that is there is left."""
         if not self._folders:
-            from clipadapter.studio.project import safe_folder_name
-
             for name in (*class_names, None):
                 self._folders[name] = safe_folder_name(NONE_OF_THESE if name is None else name, self._folders.values())
         folder = self.root / self._folders[label]

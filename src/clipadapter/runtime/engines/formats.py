@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from clipadapter.runtime.engines.base import InferenceGraph
 
 METADATA_KEY = "clipadapter"  # key of the metadata in a file, see `clipadapter.runtime.ExportMetadata`
-PRECISIONS = ("fp32", "int8")  # of the image tower; a format may have fewer
+EXPORT_PRECISIONS = ("fp32", "int8")  # of the image tower; a format may have fewer
 DEFAULT_FORMAT = "onnx"
 INPUT_NAMES = {"uint8": "squares", "float": "pixels"}  # names of the input of a graph, by its kind
 FEATURES_OUTPUT = "features"
@@ -86,7 +86,7 @@ class ExportFormat:
     extra: str  # extra of this package that installs what ``convert`` needs
     modules: tuple[str, ...]  # modules that ``convert`` needs
     distributions: tuple[str, ...] = ()  # packages whose versions are in the metadata of files
-    precisions: tuple[str, ...] = PRECISIONS  # of the image tower
+    precisions: tuple[str, ...] = EXPORT_PRECISIONS  # of the image tower
     companion_suffixes: tuple[str, ...] = ()  # of further files with the same stem
 
     def check_convertible(self, precision: str) -> None:
@@ -108,12 +108,7 @@ class ExportFormat:
 
     def existing_files(self, path: Path) -> tuple[Path, ...]:
         """The files that a backend reads, the one that is opened last."""
-        files = []
-        for suffix in self.companion_suffixes:
-            # They lie beside the file, or beside the target of a link to it.
-            candidates = (path.with_suffix(suffix), path.resolve().with_suffix(suffix))
-            files += [candidate for candidate in candidates if candidate.exists()][:1]
-        return (*files, path)
+        return (*filter(Path.exists, companion_files(path)), path)
 
 
 @cache
@@ -159,9 +154,11 @@ def export_suffixes() -> tuple[str, ...]:
 
 
 def companion_files(path: Path) -> tuple[Path, ...]:
-    """Paths of the other files of an exported model, whether they exist or not."""
+    """Paths of the other files of an exported model: beside it, or else beside the target if it is a link."""
     export_format = find_format(path)
-    return () if export_format is None else tuple(map(path.with_suffix, export_format.companion_suffixes))
+    suffixes = () if export_format is None else export_format.companion_suffixes
+    candidates = [(path.with_suffix(suffix), path.resolve().with_suffix(suffix)) for suffix in suffixes]
+    return tuple(target if target.exists() and not beside.exists() else beside for beside, target in candidates)
 
 
 def list_openers(format_name: str) -> list[str]:
