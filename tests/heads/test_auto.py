@@ -7,7 +7,7 @@ from clipadapter.heads import TextFeatures, softmax_regression
 from clipadapter.heads.auto import experts, head
 from clipadapter.heads.auto.experts import (
     EXPERTS,
-    LABEL_NOISE_RATE,
+    WRONG_LABEL_SHARE,
     ExpertInputs,
     fit_gda,
     fit_inverse_temperature,
@@ -225,7 +225,7 @@ def test_stacking_weights_are_those_of_another_optimizer():
         for i in range(40):
             exponents = np.exp(np.exp(log_weights) @ (parts[:, i] - parts[:, i].mean(axis=1, keepdims=True)))
             probability = exponents[labels[i]] / exponents.sum()
-            total -= shares[i] * np.log((1 - LABEL_NOISE_RATE) * probability + LABEL_NOISE_RATE / 5)
+            total -= shares[i] * np.log((1 - WRONG_LABEL_SHARE) * probability + WRONG_LABEL_SHARE / 5)
         return total
 
     expected = minimize(loss, np.zeros(3), method="Powell", options={"xtol": 1e-8, "ftol": 1e-12})

@@ -76,7 +76,7 @@ class ApeT(TrainedHead, ChannelCacheHead):
             return shots.scale * (x @ text.T + part @ residual.T) + self.alpha_ * votes
 
         start = {"residual_": residual, "share_": share}
-        self._learn(shots, unit(shots.views), start, logits, row_cost=keys.numel() + text.numel())
+        self._learn(shots, unit(shots.views), start, logits)
         self.keys_, self.labels_ = keys + residual[labels], labels
         self.weight_ = text.index_add(1, channels, residual)
 

@@ -91,8 +91,7 @@ class BdcAdapter(TrainedHead):
         def logits(x: Tensor) -> Tensor:
             return shots.scale * trained_cosines(torch.addmm(x, x, residual), shots.class_text)
 
-        row_cost = residual.numel() + shots.class_text.numel()
-        self._learn(shots, inputs, {"residual_": residual}, logits, row_cost=row_cost)
+        self._learn(shots, inputs, {"residual_": residual}, logits)
 
     def _loss_of(self, shots: SupportSet, rows: Tensor) -> Loss:
         """That of all shots, which the rows always are, and of the class text after them."""

@@ -11,9 +11,10 @@ Paper: Gao et al., IJCV 2023, https://arxiv.org/abs/2110.04544. Of unit picture 
 `ClipAdapter.official` is the released code, `ClipAdapter.paper` the recipe of the paper. The default is ours, chosen on
 small sets of many kinds (docs/studies.md):
 
-- Training: 200 steps of AdamW and at least 20 epochs of shuffled batches of 256 shots, of each shot a view drawn anew.
-  The rate falls from 2e-3 to 0 along a cosine. The scale s is halved, Gaussian noise is added to the features, and the
-  mean of the classes' mean features is subtracted before W1. Unequal shots adjust the logits (`heads/losses.py`).
+- Training: 200 steps of AdamW, and at least 20 epochs, in shuffled batches of 256 shots; fewer shots are one batch. Of
+  each shot a view is drawn anew. The rate falls from 2e-3 to 0 along a cosine. A training of more than `max_cost`
+  multiplications has fewer epochs at a higher rate. The scale s is halved, Gaussian noise is added to the features, and
+  the mean of the classes' mean features is subtracted before W1. Unequal shots adjust the logits (`heads/losses.py`).
 - The ratio (alpha, beta, or one for both) is trained with at 0.4, and chosen after: the posterior mean under a normal
   prior, whose mean grows with the loss of zero-shot on the shots, and the likelihood of the shots by adapters of three
   folds that did not see them, each ratio at its best temperature. `heads/residual_ratio.py` has the formulas.
@@ -120,9 +121,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         return self.blend(f, layers.get("visual"), ratios["visual"]) @ weights.T
 
     def _fit(self, shots: SupportSet) -> None:
-        rows = torch.arange(len(shots.views))
-        some = some_rows(rows, MAX_HELD_OUT_LOGITS // shots.n_classes, self.seed)
-        zero_shot = shots.scale * unit(shots.X[some]) @ shots.class_text.T
+        some, zero_shot = self._zero_shot(shots)
         self.bias_ = None if shots.targets is None else sigmoid_bias(shots.take(some), zero_shot)
         warm_start = find_warm_start(self, shots, self.warm_start_share) if self.branch == "visual" else None
         # The ratios of an earlier fit, or of the fit to all shots of which this one leaves some out, are reused.
@@ -131,10 +130,10 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         own = {"visual": [self.alpha], "text": [self.beta], "both": [self.alpha, self.beta]}[self.branch]
         is_open = known is None and "auto" in own
         folds = hyperparameter_folds(shots, FOLDS, self.seed, SUFFICIENT_SHOTS) if is_open else []
-        parts = [rows, *(train_rows for train_rows, _ in folds)]
+        parts = [torch.arange(len(shots.views)), *(train_rows for train_rows, _ in folds)]
         fits, (self.loss_, *_) = zip(*self._train_on_each(shots, parts, warm_start), strict=True)
         if is_open:
-            expected = expected_ratio(add_bias(self, zero_shot), Loss.of_support_set(shots, some))
+            expected = self._expected_ratio(shots)
             tables = [self._losses_by_ratio(shots, fits[i], held_out) for i, (_, held_out) in enumerate(folds, 1)]
             auto = choose_ratio(tables, expected)
             # A fold has the ratio that the others choose: by its own shots, they would look better than new pictures.
@@ -142,6 +141,16 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
             logits = partial(self._logits_of_shots, shots)
             self._own_out_of_fold = join_folds(shots, folds, lambda i, rows: logits(fits[i], rows, by_fit[i]))
         self._store(shots, fits[0], self._ratios(auto))
+
+    def _zero_shot(self, shots: SupportSet) -> tuple[Tensor, Tensor]:
+        """Rows (m,) of the shots, of many a random part, and their zero-shot logits (m, c)."""
+        rows = some_rows(torch.arange(len(shots.views)), MAX_HELD_OUT_LOGITS // shots.n_classes, self.seed)
+        return rows, shots.scale * unit(shots.X[rows]) @ shots.class_text.T
+
+    def _expected_ratio(self, shots: SupportSet) -> float:
+        """The prior mean of the ratio."""
+        rows, zero_shot = self._zero_shot(shots)
+        return expected_ratio(add_bias(self, zero_shot), Loss.of_support_set(shots, rows))
 
     def _train(self, shots: SupportSet, part: TrainingPart) -> tuple[dict[str, Layers], float]:
         """The layers of the branches, trained on some of the shots, and the loss of the last step."""

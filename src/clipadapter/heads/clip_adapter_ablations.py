@@ -19,9 +19,9 @@ from torch import Tensor
 
 from clipadapter.heads.base import OneOf, SupportSet, register_head
 from clipadapter.heads.clip_adapter import ClipAdapter
-from clipadapter.heads.losses import Loss, add_bias
+from clipadapter.heads.losses import add_bias
 from clipadapter.heads.out_of_fold import hold_out_one_per_class
-from clipadapter.heads.residual_ratio import choose_ratio, expected_ratio
+from clipadapter.heads.residual_ratio import choose_ratio
 from clipadapter.heads.trained_head import find_warm_start
 from clipadapter.utils.functional import unit
 
@@ -148,8 +148,6 @@ class Hoso(ClipAdapter):
         if warm_start is not None:  # the earlier adapter may have been fitted to the shots that are held out now
             ratio = warm_start.head.alpha_
         else:
-            zero_shot = shots.scale * unit(shots.X) @ shots.class_text.T
-            expected = expected_ratio(zero_shot, Loss.of_support_set(shots, torch.arange(len(zero_shot))))
             tables = [self._losses_by_ratio(shots, layers, held_out)] if len(held_out) else []
-            ratio = choose_ratio(tables, expected)
+            ratio = choose_ratio(tables, self._expected_ratio(shots))
         self._store(shots, layers, self._ratios(ratio))

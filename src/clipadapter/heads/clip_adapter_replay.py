@@ -18,11 +18,9 @@ from torch import Tensor
 from clipadapter.heads.base import NOT_NEGATIVE, SupportSet, register_head
 from clipadapter.heads.clip_adapter import FOLDS, SUFFICIENT_SHOTS, ClipAdapter, Layers
 from clipadapter.heads.incremental import IncrementalHead
-from clipadapter.heads.losses import Loss
 from clipadapter.heads.out_of_fold import hyperparameter_folds
-from clipadapter.heads.residual_ratio import CANDIDATE_RATIOS, CANDIDATE_TEMPERATURES, choose_ratio, expected_ratio
+from clipadapter.heads.residual_ratio import CANDIDATE_RATIOS, CANDIDATE_TEMPERATURES, choose_ratio
 from clipadapter.heads.support import remap_labels
-from clipadapter.utils.functional import unit
 
 
 @register_head("clip-adapter-replay", version=5, paper="https://arxiv.org/abs/2110.04544", compare=False)
@@ -99,9 +97,8 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         if self.alpha == "auto":
             for fit, (_, held_out) in zip(of_folds, folds, strict=True):
                 self.losses_ = self.losses_ + self._losses_by_ratio(all_shots, fit, held_out)
-            zero_shot = shots.scale * unit(all_shots.X) @ shots.class_text.T
-            expected = expected_ratio(zero_shot, Loss.of_support_set(all_shots, torch.arange(len(all_shots.labels))))
-            ratios = self._ratios(choose_ratio([self.losses_] if self.losses_.any() else [], expected))
+            tables = [self.losses_] if self.losses_.any() else []
+            ratios = self._ratios(choose_ratio(tables, self._expected_ratio(all_shots)))
         self._store(shots, layers, ratios)
         self._draw_stored_shots(all_shots)
 

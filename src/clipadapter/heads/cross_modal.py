@@ -77,8 +77,7 @@ class CrossModal(TrainedHead):
 
         inputs, start = shots.scale * unit(shots.views), {"weight_": weight}
         can_continue = self.wise == 0  # a mix can't be taken apart
-        row_cost = 2 * weight.numel()
-        self._learn(shots, inputs, start, lambda x: x @ weight.T, total, row_cost=row_cost, can_continue=can_continue)
+        self._learn(shots, inputs, start, lambda x: x @ weight.T, total, can_continue=can_continue)
         self.weight_, self.scale_ = (1 - self.wise) * weight + self.wise * shots.class_text, shots.scale
 
     def _logits(self, X: Tensor) -> Tensor:

@@ -63,7 +63,6 @@ class LinearAdapterHead(TrainedHead):
             {"shift_": shift},
             lambda x: shots.scale * trained_cosines(_shift(x, shift), self.weight_),
             lambda loss: loss + self.penalty_ * shift.square().sum(),
-            row_cost=shift.numel() + self.weight_.numel(),
         )
 
     def _for_text(self, text: Tensor, scale: float) -> None:

@@ -23,6 +23,7 @@ from clipadapter.utils.functional import unit
 
 BIAS_PRIOR_STD = 2.0
 """Standard deviation, in logits, of the normal prior of a class's bias around the bias of all classes."""
+WRONG_LABEL_SHARE = 0.05  # assumed, so that one wrongly labelled shot can't outweigh all others where text is weighed
 MAX_NEWTON_STEPS = 60  # limit of Newton steps; about ten are usual
 
 

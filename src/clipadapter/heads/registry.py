@@ -97,6 +97,11 @@ create_head = HEADS.create
 head_name = HEADS.name_of
 
 
+def registered_name(head: Head) -> str:
+    """The registered name of a head; the name of its class if it is not registered."""
+    return head_name(type(head)) or type(head).__name__
+
+
 @dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(field,))
 def register_head(name: str, **facts: Any) -> Callable[[type[Head]], type[Head]]:
     """Class decorator that registers a head under a public name and completes the class docstring.

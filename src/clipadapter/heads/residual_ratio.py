@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from clipadapter.heads.losses import Loss
+from clipadapter.heads.losses import WRONG_LABEL_SHARE, Loss
 
 CANDIDATE_RATIOS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Ratios that held-out shots are evaluated at."""
@@ -28,7 +28,6 @@ happen to be right are weak evidence that the text is good."""
 RATIO_SPREAD = 0.15  # standard deviation of the prior of the ratio around the expected one
 TEMPERATURE_SPREAD = 1.0
 """Standard deviation of the prior of the logarithm of zero-shot's temperature, around that of the encoder."""
-WRONG_LABEL_SHARE = 0.05  # share of the shots whose label may be wrong, so that one of them can't outweigh the others
 MAX_ZERO_SHOT_ROWS = 1024  # most shots that the zero-shot loss is computed on
 MAX_HELD_OUT_LOGITS = 2**23
 """Logits of shots, for one ratio, that losses are computed on: 838 shots of 10,000 classes. Of more a random part is

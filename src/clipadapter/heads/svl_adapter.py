@@ -92,7 +92,7 @@ class SvlAdapter(TrainedHead):
         inputs = self._second(shots.views)  # (n, v, k)
         start = dict(zip(TENSORS, self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), strict=True))
         vars(self).update(start)  # which `_network` reads
-        self._learn(shots, inputs, start, self._network, row_cost=sum(tensor.numel() for tensor in start.values()))
+        self._learn(shots, inputs, start, self._network)
 
     def _initial(self, k: int, c: int, dtype: torch.dtype) -> list[Tensor]:
         """The start of the layers for features of width k."""

@@ -73,4 +73,4 @@ class TipAdapterF(TrainedHead, CacheHead):
             return shots.scale * x @ text.T + self.alpha_ * votes
 
         views = shots.views if self.draw_views else shots.views[:, :1]
-        self._learn(shots, unit(views), {"keys_": keys}, logits, row_cost=keys.numel() + text.numel())
+        self._learn(shots, unit(views), {"keys_": keys}, logits)

@@ -233,7 +233,6 @@ class TrainedHead(LogitAdjustedHead, TrainingParameters, _CommonParameters):
         logits: Callable[[Tensor], Tensor],
         total: Callable[[Tensor], Tensor] = lambda loss: loss,
         *,
-        row_cost: int,
         can_continue: bool = True,
     ) -> None:
         """Train tensors in place, and store them and the loss of the last step (``loss_``).
@@ -256,6 +255,7 @@ class TrainedHead(LogitAdjustedHead, TrainingParameters, _CommonParameters):
             return total(loss_of(logits(gather_views(inputs, rows, views)), rows))
 
         config = self._config_of(shots.labels, shots.class_text.shape, warm_start)
+        row_cost = shots.class_text.numel() + sum(tensor.numel() for tensor in start.values())
         self.loss_ = minimise([*start.values()], loss, inputs, TrainingPart(every, warm_start, config, None), row_cost)
         vars(self).update(start)
 
@@ -352,7 +352,7 @@ class TextResidualHead(TrainedHead, ScheduleParameters):
                 return loss
             return loss + residual.square().sum(dim=1) @ multipliers / shots.n_classes  # a mean over all classes
 
-        self._learn(shots, unit(shots.views), {name: residual}, logits, total, row_cost=text.numel())
+        self._learn(shots, unit(shots.views), {name: residual}, logits, total)
         vars(self)[name] = residual * (factors != 0)
         self.scale_ = shots.scale
         return text

@@ -22,14 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipadapter.heads.losses import BIAS_PRIOR_STD, binary_losses
+from clipadapter.heads.losses import BIAS_PRIOR_STD, WRONG_LABEL_SHARE, binary_losses
 from clipadapter.heads.softmax_regression import MAX_LOGITS, MAX_SOLVE_COST, LinearOffset, SoftmaxRegression
 from clipadapter.utils.devices import SharedChange
 from clipadapter.utils.functional import solve_ridge, unit
 from clipadapter.utils.parallel import parallel_map
 
-LABEL_NOISE_RATE = 0.05
-"""Assumed share of wrong labels, so that one wrongly labelled shot can't drive the weight of the text to zero."""
 INVERSE_TEMPERATURE_PRIOR = (2.0, 1.0)
 """Log-normal prior of the inverse temperature, for zero-shot logits of unit spread: median, and sigma of the log."""
 LOGITS_PER_BLOCK = 2**17
@@ -64,7 +62,7 @@ def fit_inverse_temperature(logits: Tensor, labels: Tensor, row_weights: Tensor 
         true_class = shifted.gather(1, labels[rows, None])[:, 0]
         for i, factor in enumerate(factors.tolist()):
             probability = (factor * true_class).exp_() / (factor * shifted).exp_().sum(dim=1)
-            likelihood = (1 - LABEL_NOISE_RATE) * probability + LABEL_NOISE_RATE / logits.shape[1]
+            likelihood = (1 - WRONG_LABEL_SHARE) * probability + WRONG_LABEL_SHARE / logits.shape[1]
             log_posterior[i] += weights[rows] @ likelihood.log()
     return float((log_posterior.softmax(dim=0) @ factors.log()).exp())
 
@@ -74,7 +72,7 @@ def share_explained(logits: Tensor, labels: Tensor, row_weights: Tensor) -> floa
     c, loss = logits.shape[1], 0.0
     for rows in torch.arange(len(labels)).split(max(1, LOGITS_PER_BLOCK // c)):
         probability = logits[rows].double().softmax(dim=1).gather(1, labels[rows, None])[:, 0]
-        likelihood = (1 - LABEL_NOISE_RATE) * probability + LABEL_NOISE_RATE / c
+        likelihood = (1 - WRONG_LABEL_SHARE) * probability + WRONG_LABEL_SHARE / c
         loss -= float(row_weights[rows].double() @ likelihood.log())
     return max(0.0, 1 - loss / float(row_weights.sum()) / (np.log(c) or 1.0))
 
@@ -156,8 +154,8 @@ def fit_stacking(
                 mixed.sigmoid() - targets
             ) * row_weights
         probability = mixed.softmax(dim=1)
-        true_class = (1 - LABEL_NOISE_RATE) * (probability * targets).sum(dim=1)
-        likelihood = true_class + LABEL_NOISE_RATE / c
+        true_class = (1 - WRONG_LABEL_SHARE) * (probability * targets).sum(dim=1)
+        likelihood = true_class + WRONG_LABEL_SHARE / c
         # The gradient of log-loss, times the posterior probability that the label of the row is right.
         is_right = rows * true_class / likelihood
         return float(-(rows @ likelihood.log())), (probability - targets) * is_right[:, None]
