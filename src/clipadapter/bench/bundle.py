@@ -22,11 +22,12 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from clipadapter.bench.run import FrozenModel, RunData, RunEncoder, digest
+from clipadapter.bench.run import RunData, RunEncoder, digest
 from clipadapter.classifier.evaluation import check_labels
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import PER_EPOCH, FeatureSet
 from clipadapter.heads import Head, TextFeatures
+from clipadapter.persistence.format import FrozenModel, describe_first_error
 from clipadapter.utils.blocks import MAX_BLOCKS, as_blocks
 from clipadapter.utils.files import RANDOM_END, path_without_links, remove_abandoned
 from clipadapter.utils.split_types import EvaluationFeatures
@@ -287,8 +288,7 @@ def load_bundle(folder: str | Path) -> Bundle:
         support, text = _read_set("support", facts.support, arrays), _read_text("support", facts.text, arrays)
         return Bundle(support, text, tests, arrays.get("support.rows"))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(f"{path}: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+        raise DataError(f"{path}: {describe_first_error(error)}") from error
     except KeyError as error:
         raise DataError(f"{path} is no complete set of features: it has no array {error}") from error
     except (OSError, SafetensorError, InputError, ValueError, RecursionError) as error:

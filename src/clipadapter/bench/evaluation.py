@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import DEFAULT_FOLDS, Draw, draw_folds, fit_head, run_fits, score_folds, score_part
-from clipadapter.bench.methods import BASELINES, registered_name
+from clipadapter.bench.methods import BASELINES
 from clipadapter.bench.plots import draw_learning_curve
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.run import Metrics, Run, library_versions
@@ -25,6 +25,7 @@ from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head
 from clipadapter.heads.estimator import clone
+from clipadapter.heads.registry import registered_name
 from clipadapter.metrics import wilson_interval
 from clipadapter.rendering.plots import confusion_figure, save_plots
 from clipadapter.utils.blocks import FINAL

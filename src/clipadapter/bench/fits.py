@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart, select_views
 from clipadapter.bench.launcher import Launcher, WorkerDiedError
-from clipadapter.bench.methods import method_version, package_digest, registered_name
+from clipadapter.bench.methods import method_version, package_digest
 from clipadapter.bench.run import (
     Flags,
     Metrics,
@@ -43,6 +43,7 @@ from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, IncrementalHead
 from clipadapter.heads.estimator import clone
+from clipadapter.heads.registry import registered_name
 from clipadapter.metrics import evaluate
 from clipadapter.utils.formatting import format_count
 

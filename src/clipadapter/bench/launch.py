@@ -37,7 +37,6 @@ def run_suite(
     out: Path,
     launcher: Launcher,
     *,
-    device: str | None = None,
     progress: bool = False,
     plot_formats: Sequence[str] = ("png",),
 ) -> Outcome:
@@ -49,9 +48,6 @@ def run_suite(
         encoders: by their name in tables; they compute features and class text.
         out: folder of ``runs.jsonl``. Features go to ``features/``, the plan to ``plans/``.
         launcher: runs the fits.
-        device: where methods that train through a text tower compute, such as "cpu", "cuda" or "auto"; see
-            `devices.check_device`. "cuda" stands for all GPUs of this machine, "cuda:1" for the second one; None for
-            that of the launcher. Other heads compute on the CPU, and encoders have a device of their own.
         progress: show bars on stderr.
         plot_formats: of plots of features, if the suite has any: "png", "pdf", "svg".
 
@@ -59,8 +55,7 @@ def run_suite(
         InputError: if a data set does not suit the protocol, the folder can't be written, or the device can't be used.
         DataError: if data can't be read.
     """
-    if device is not None:
-        launcher.device = check_device(device)
+    check_device(launcher.device)
     records, features = records_file(out), folder_without_links(out, "features", error=DataError)
     protocol, fits = create_protocol(suite.protocol, suite.options), []
     opened = [open_source(source) if isinstance(source, str) else source for source in sources]

@@ -21,11 +21,6 @@ def default_heads() -> dict[str, Head]:
     return {name: create_head(name) for name in dict.fromkeys([*BASELINES, *names])}
 
 
-def registered_name(head: Head) -> str:
-    """The registered name of a head; the name of its class if it is not registered."""
-    return head_name(type(head)) or type(head).__name__
-
-
 @cache
 def method_version(cls: type[Head]) -> str:
     """The version of a method, part of the key of its records: what ``register_head(version=2)`` states, else 1."""

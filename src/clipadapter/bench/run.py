@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
+from pydantic import ConfigDict, Field, RootModel, ValidationError, model_validator
 from typing_extensions import Self
 
 from clipadapter.errors import DataError, InputError
 from clipadapter.metrics import check_metrics, metrics_shown
 from clipadapter.metrics.continual import ContinualMetrics, continual_metrics
+from clipadapter.persistence.format import FrozenModel, describe_first_error
 from clipadapter.utils.files import path_without_links
 
 if TYPE_CHECKING:
@@ -39,12 +40,6 @@ KEY_FIELDS = (
 """The fields that determine the metrics. Two runs with the same values are the same run."""
 MEASUREMENT_VERSION = 1
 """Version of ``classifier.evaluation.score`` and of the metrics. Raise it if the same logits give other metrics."""
-
-
-class FrozenModel(BaseModel):
-    """Base of pydantic models that are frozen and refuse unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RunEncoder(FrozenModel):
@@ -97,9 +92,6 @@ class Metrics(RootModel[dict[str, float]]):
 
     def __getitem__(self, name: str) -> float:
         return self.root[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.root
 
 
 class Seconds(FrozenModel):
@@ -360,9 +352,7 @@ def parse_run(where: str, line: bytes) -> Run:
     try:
         return Run.model_validate(record)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{where} is no run: {field} {first['msg']}; delete it") from error
+        raise DataError(f"{where} is no run: {describe_first_error(error)}; delete it") from error
 
 
 def _drop_torn_line(file: Any, path: Path) -> None:

@@ -19,12 +19,13 @@ from pydantic import ValidationError
 
 from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.run import ContinualResult, FrozenModel, Run, read_existing_runs, records_file
+from clipadapter.bench.run import ContinualResult, Run, read_existing_runs, records_file
 from clipadapter.bench.suite import ALL, Suite
 from clipadapter.bench.suite_files import missing_study, plan_file
 from clipadapter.errors import DataError
 from clipadapter.metrics import METRICS, mean_sd
 from clipadapter.metrics.intervals import Difference, paired_difference
+from clipadapter.persistence.format import FrozenModel
 from clipadapter.utils.files import write_atomically
 from clipadapter.utils.formatting import format_count, shorten_name
 

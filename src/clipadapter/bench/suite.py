@@ -12,11 +12,11 @@ from typing_extensions import Self
 
 from clipadapter.bench.methods import default_heads
 from clipadapter.bench.protocols import create_protocol, list_protocols
-from clipadapter.bench.run import FrozenModel
 from clipadapter.bench.suite_files import read_suite
 from clipadapter.errors import DataError, InputError, brief
 from clipadapter.features import PER_EPOCH
 from clipadapter.heads import Head, create_head, head_info, list_heads
+from clipadapter.persistence.format import FrozenModel
 from clipadapter.utils.files import check_file_name
 from clipadapter.utils.registry import unknown
 

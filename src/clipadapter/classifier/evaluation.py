@@ -19,7 +19,7 @@ from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head
-from clipadapter.heads.registry import head_name
+from clipadapter.heads.registry import registered_name
 from clipadapter.metrics import Evaluation, MultiLabelEvaluation, evaluate, evaluate_multilabel, metrics_shown
 from clipadapter.metrics.table import Task
 from clipadapter.persistence.format import read_evaluation
@@ -310,7 +310,7 @@ def describe_classifier(classifier: FewShotClassifier) -> dict[str, str]:
     """What the ``repr`` of a classifier says, by name; empty where nothing is known. Nothing is opened or computed."""
     encoder, head = getattr(classifier, "_encoder", classifier.encoder), classifier.head
     name = ", ".join(each if isinstance(each, str) else each.info.name for each in as_encoder_list(encoder))
-    called = head if isinstance(head, str) else head_name(type(head)) or type(head).__name__
+    called = head if isinstance(head, str) else registered_name(head)
     facts = {"encoder": without_paths(name), "head": called, "fitted to": ""}
     if not hasattr(classifier, "head_"):
         return facts

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from clipadapter.metrics.table import METRICS
 
+MAX_CONFUSIONS = 10  # pairs of classes that are listed
+
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
@@ -126,11 +128,11 @@ class Evaluation:
     confusion: NDArray[np.int64]
     predictions: Predictions = field(repr=False)
 
-    def confusions(self, limit: int = 10) -> list[tuple[str, str, int]]:
+    def confusions(self) -> list[tuple[str, str, int]]:
         """The most frequent errors: (true class, predicted class, count), in descending order of the count."""
         wrong = self.confusion.copy()
         np.fill_diagonal(wrong, 0)
-        order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+        order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]
         pairs = [np.unravel_index(i, wrong.shape) for i in order]
         names = [report.name for report in self.classes]
         return [(names[i], names[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]]

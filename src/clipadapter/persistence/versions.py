@@ -116,9 +116,9 @@ class History:
     @classmethod
     def new(cls, model: Model, by: str = "") -> History:
         """Begin the history of a model that was just fitted."""
-        from clipadapter.heads.registry import head_name
+        from clipadapter.heads.registry import registered_name
 
-        facts = {"head": head_name(type(model.head)) or type(model.head).__name__, "encoder": model.encoder.name}
+        facts = {"head": registered_name(model.head), "encoder": model.encoder.name}
         return cls((new_change((), "fit", facts, by, **_count(model)),), None, {1: model})
 
     @classmethod

@@ -4,7 +4,8 @@ A few threads load a request's pictures, which then run in batches with those of
 answered in time is refused before its body is read. docs/serving.md describes the addresses.
 
 Where to start: `app.py` (routes), `prediction_request.py` (the steps of a request and its body), `batching.py` (queue
-and batches), `models.py` (loading and reloading), `middleware.py` (every request).
+and batches), `models.py` (loading and reloading), `middleware.py` (every request), `server.py` (connections and slow
+clients).
 """
 
 from clipadapter.errors import require

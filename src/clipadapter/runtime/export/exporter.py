@@ -23,7 +23,7 @@ from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.data.load import read_listing
 from clipadapter.errors import ArtifactError, DataError, ImageError, InputError, MissingExtraError, brief
 from clipadapter.features import FeatureSet
-from clipadapter.heads.registry import head_name
+from clipadapter.heads.registry import registered_name
 from clipadapter.persistence.model import make_provenance
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.runtime.cached import cached_export, can_answer, is_intact
@@ -210,7 +210,6 @@ def describe_model(
         "logit_scale": info.logit_scale,
         "precision": info.precision,
     }
-    name = head_name(type(model.head_)) or type(model.head_).__name__
     saved, versions = make_provenance(model.support_), {}
     of_formats = [each for export_format in load_formats().values() for each in export_format.distributions]
     for distribution in (*VERSIONED_DISTRIBUTIONS, *of_formats):
@@ -224,7 +223,7 @@ def describe_model(
         input_kind,
         precision,
         encoder,
-        {"name": name, "params": model.head_.get_params(deep=False)},
+        {"name": registered_name(model.head_), "params": model.head_.get_params(deep=False)},
         {**provenance, "versions": versions},
         blocks=info.blocks if len(info.blocks) > 1 else (),
     )
