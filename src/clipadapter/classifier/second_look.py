@@ -68,13 +68,22 @@ def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource
     if 1 - accuracy < MIN_GAIN:
         return False, NOT_TRIED.format(f"{accuracy:.0%} of held-out shots are right, so there is little to gain")
     rows = draw_trial_shots(support, classifier.seed)
+    shots = support.take(rows)
+    shots = replace(shots, X=shots.plain)
+    right = _right_of_fit(head, shots, classifier.text_)
+    if right is None:
+        return False, NOT_TRIED.format("too few shots can be held out")
+    if _least_gain(1 - right) < MIN_GAIN:  # not even if a second look were right on all of them
+        share = f"{right.mean():.0%} of {len(right)} held-out shots"
+        return False, NOT_TRIED.format(f"{share} are right, so there is little to gain")
     pictures = [images[support.provenance["rows"][row]] for row in rows]
     twice_encoder = classifier._encoder = open_blocks(plain_encoder(once_encoder), twice, others)
     try:
-        features = classifier._extract_plain(pictures)
-        shots = replace(support.take(rows), X=features, blocks=twice_encoder.info.blocks)
+        again = replace(shots, X=classifier._extract_plain(pictures), blocks=twice_encoder.info.blocks)
         cost = relative_cost(once_encoder, others, twice) / relative_cost(once_encoder, others, once)
-        is_taken, why = compare_looks(head, shots, once, classifier.text_, cost)
+        twice_right = _right_of_fit(head, again, classifier.text_)
+        assert twice_right is not None  # the folds are those of one look
+        is_taken, why = _compare_looks(right, twice_right, cost)
     finally:
         classifier._encoder = once_encoder
     if is_taken:
@@ -93,28 +102,30 @@ def draw_trial_shots(support: FeatureSet, seed: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate(rows))
 
 
-def compare_looks(
-    head: Head, features: FeatureSet, once: Sequence[str], text: TextFeatures, cost: float
-) -> tuple[bool, str]:
+def _compare_looks(once: NDArray[Any], twice: NDArray[Any], cost: float) -> tuple[bool, str]:
     """Whether a second look, with which a prediction takes ``cost`` times as long, is worth its price, and why."""
-    names = [name for name, count in features.counts.items() if count]
-    rows = text.embeddings[[text.labels.index(name) for name in names]]
-    text = TextFeatures.of_stored_rows(names, rows, text.logit_scale, text.logit_bias, order="given")
-    right = []
-    for shots in (features.select_blocks(once), features):
-        fitted = clone(head).fit(shots.X, shots.y, text=text, blocks=shots.blocks)
-        right.append(_held_out_right(fitted, shots, text))
-    if right[0] is None or right[1] is None:
-        return False, NOT_TRIED.format("too few shots can be held out")
-    differences = right[1] - right[0]  # of each held-out shot, -1 to 1
-    n, gain = len(differences), float(differences.mean())
-    held_out = f"on {n} held-out shots"
+    differences = twice - once  # of each held-out shot, -1 to 1
+    gain, held_out = float(differences.mean()), f"on {len(differences)} held-out shots"
     points = f"{format_count(round(abs(100 * gain)), 'point')} {'better' if gain >= 0 else 'worse'}"
-    if n > 1 and gain - differences.std(ddof=1) / n**0.5 >= MIN_GAIN:
+    if _least_gain(differences) >= MIN_GAIN:
         longer = f"a prediction takes {cost:.0f} times as long (--quality standard takes one look)"
         return True, f"looks twice: {points} {held_out}; {longer}"
     price = f"for {cost:.0f} times the prediction time (--quality best takes it)"
     return False, f"looks once: {held_out} a second look is {points}, {price}"
+
+
+def _least_gain(differences: NDArray[Any]) -> float:
+    """The mean of some differences, less its standard error."""
+    n = len(differences)
+    return float(differences.mean() - differences.std(ddof=1) / n**0.5) if n > 1 else -1.0
+
+
+def _right_of_fit(head: Head, shots: FeatureSet, text: TextFeatures) -> NDArray[Any] | None:
+    """`_held_out_right` of a new fit to shots of some of the classes."""
+    names = [name for name, count in shots.counts.items() if count]
+    rows = text.embeddings[[text.labels.index(name) for name in names]]
+    text = TextFeatures.of_stored_rows(names, rows, text.logit_scale, text.logit_bias, order="given")
+    return _held_out_right(clone(head).fit(shots.X, shots.y, text=text, blocks=shots.blocks), shots, text)
 
 
 def _held_out_right(head: Head, shots: FeatureSet, text: TextFeatures) -> NDArray[Any] | None:
