@@ -25,7 +25,6 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -230,6 +229,8 @@ def install_command(extra: str) -> str:
     >>> install_command("lite").startswith("pip install ")
     True
     """
+    from importlib.metadata import PackageNotFoundError, distribution  # late: a sixth of the time of a short command
+
     try:
         # Written by pip, see PEP 610. A package from an index has no such file.
         origin = json.loads(distribution("clipadapter").read_text("direct_url.json") or "{}")
