@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -105,6 +105,7 @@ class Encoder(ABC):
     info: EncoderInfo
     device: str
     has_text: bool = True
+    builds_quickly: ClassVar[bool] = False  # its image tower is built in well below a second
     """Whether there is a text tower; False for an encoder of pictures only."""
 
     @property

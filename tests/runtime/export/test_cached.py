@@ -14,6 +14,7 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.cli.app import app
+from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.runtime import cached
 from clipadapter.runtime.export.exporter import MAX_FILES, export_to_cache
 from clipadapter.uncertainty import UncertaintyOptions
@@ -89,6 +90,28 @@ def test_predict_takes_it(saved, monkeypatch):
     result = CliRunner().invoke(app, ["predict", str(folder), str(paths[0]), str(paths[-1])])
     assert result.exit_code == 0, result.output
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["red", "blue"]
+
+
+def test_a_fit_exports_the_model_as_it_is_at_its_end_if_the_tower_is_in_memory_or_built_quickly(
+    fitted, tmp_path, monkeypatch
+):
+    """Also if it measured the model, which its config then states."""
+
+    def fit(folder):
+        command = ["fit", str(fitted[1][0].parent), "--out", str(folder), "--encoder", "toy", "--head", "prototype"]
+        command += ["--cache", str(tmp_path / "store"), "--test-fraction", "0.25"]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        return cached.open_cached(folder)
+
+    for path in fitted[1]:
+        (tmp_path / "data" / path.name.split("-")[0]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "data" / path.name.split("-")[0])
+    fitted = None, list((tmp_path / "data").iterdir())
+    assert fit(tmp_path / "from-pictures").class_names == ("blue", "green", "red")
+    assert fit(tmp_path / "from-features") is None
+    monkeypatch.setattr(ToyEncoder, "builds_quickly", True)
+    assert fit(tmp_path / "from-features-again") is not None
 
 
 @pytest.mark.parametrize("options", [["--backend", "torch"], ["--precision", "fp32"], ["--encoder", "toy"]])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter import persistence
 from clipadapter.cli import options
-from clipadapter.cli.commands.fit import accuracy_fact, save_model
+from clipadapter.cli.commands.fit import accuracy_fact, prepare_prediction
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import list_pictures
 from clipadapter.cli.options import Count, File
@@ -61,12 +61,14 @@ class EditOptions(options.ModelEncoderOptions):
             data = {"model": str(folder), "version": version, "changed": False}
             out.result(data, f"{folder}: nothing changed")
             return
-        save_model(model, folder, has_shots)
+        model.save(folder, support=has_shots)
+        note_kept(f"the model is saved in {folder}")
         _report_change(model, folder, time.monotonic() - started, out)
         for name, count in model.support_.counts.items():
             if not count and shots_before.get(name):
                 remove = shlex.join(["clipadapter", "remove-class", str(folder), name])
                 out.warn(f"class '{name}' has no shots left: undo the change, or remove the class with: {remove}")
+        prepare_prediction(model, folder)
 
 
 @cli_command("clipadapter add-class model/ 'snow leopard' photos/snow-leopard/")

@@ -126,7 +126,8 @@ def command(
             own_rows = _shard_rows(shards, split)[list(rows)]
             _fit_to_shards(model, shards, own_rows, list(map(str, shot_labels)), dataset.class_names)
     options.note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
-    save_model(model, folder, with_shots=not no_support)
+    model.save(folder, support=not no_support)
+    note_kept(f"the model is saved in {folder}")
     evaluation = None
     if held_back is not None:
         evaluation = bench.evaluate_model(model, held_back, curve=False, progress=out.progress)
@@ -147,15 +148,15 @@ def command(
         Fact("", text=shlex.join(["clipadapter", *following]), name="next"),
     ]
     out.facts(facts, "" if evaluation is None else describe_evaluation(evaluation))
+    builds_towers = all(encoders.plain_encoder(each).builds_quickly for each in model.encoder_.passes())
+    prepare_prediction(model, folder, builds_towers)
 
 
-def save_model(model: FewShotClassifier, folder: Path, with_shots: bool) -> None:
-    """Save a model that was fitted or changed; after a fit to new pictures also the file that answers without torch."""
+def prepare_prediction(model: FewShotClassifier, folder: Path, builds_towers: bool = False) -> None:
+    """Write the file that answers without torch, while a person reads what was fitted or changed."""
     from clipadapter.runtime.export.exporter import export_to_cache
 
-    model.save(folder, support=with_shots)
-    note_kept(f"the model is saved in {folder}")
-    if model.support_.provenance.get("computed"):  # otherwise its tower may not be in memory: `predict` exports it
+    if builds_towers or model.support_.provenance.get("computed"):  # else they may not be in memory: `predict` does it
         export_to_cache(model, folder)
 
 
