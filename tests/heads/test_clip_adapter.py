@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from clipadapter.heads import TextFeatures, clip_adapter, out_of_fold, trained_head
+from clipadapter.heads import TextFeatures, clip_adapter, out_of_fold, residual_ratio, trained_head
 from clipadapter.heads.clip_adapter import ClipAdapter, Layers
 from clipadapter.heads.clip_adapter_ablations import ClipAdapterTrainedRatio, Hoso
 from clipadapter.heads.out_of_fold import hold_out_one_per_class
@@ -193,7 +193,7 @@ def test_where_logits_are_many_the_ratio_is_judged_on_some_shots(monkeypatch):
         return table(logits, loss)
 
     monkeypatch.setattr(clip_adapter, "held_out_loss_table", counted)
-    monkeypatch.setattr(clip_adapter, "MAX_HELD_OUT_LOGITS", 3 * 15)
+    monkeypatch.setattr(residual_ratio, "MAX_HELD_OUT_LOGITS", 3 * 15)
     found = ClipAdapter(steps=20, batch_size=12).fit(X, y, text=text)
     assert judged == [15, 15, 15]
     assert found.alpha_ == pytest.approx(expected.alpha_, abs=0.15)

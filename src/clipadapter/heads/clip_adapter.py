@@ -34,8 +34,8 @@ from torch.nn.functional import linear, normalize
 from clipadapter.heads.base import NOT_NEGATIVE, POSITIVE, OneOf, SupportSet, Within, register_head
 from clipadapter.heads.clip_adapter_recipes import OFFICIAL, PAPER, PRESET_NOTE, PRESETS
 from clipadapter.heads.losses import Loss, add_bias, class_mean, mean_bias, sigmoid_bias
-from clipadapter.heads.out_of_fold import hyperparameter_folds, join_folds, mean_shots_per_class, some_rows
-from clipadapter.heads.residual_ratio import MAX_HELD_OUT_LOGITS, choose_ratio, expected_ratio, held_out_loss_table
+from clipadapter.heads.out_of_fold import hyperparameter_folds, join_folds, mean_shots_per_class
+from clipadapter.heads.residual_ratio import choose_ratio, expected_ratio, held_out_loss_table, limit_rows, zero_shot_of
 from clipadapter.heads.trained_head import TrainedHead, TrainingPart, draw_linear, find_warm_start, minimise
 from clipadapter.heads.training import ScheduleParameters, coop_epochs, gather_views
 from clipadapter.utils.functional import unit
@@ -111,9 +111,13 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         adapted = linear(hidden, layers.up)
         return adapted.relu() if self.final_relu else adapted
 
+    def mix(self, x: Tensor, layers: Layers, ratio: Tensor | float) -> Tensor:
+        """Equations 3 and 4: rows (n, d) and their adapted form."""
+        return ratio * self.adapt(x, layers) + (1 - ratio) * x
+
     def blend(self, x: Tensor, layers: Layers | None, ratio: Tensor | float) -> Tensor:
-        """Equations 3 and 4 at unit length: rows (n, d) and their adapted form; x where the branch is off."""
-        return x if layers is None else normalize(ratio * self.adapt(x, layers) + (1 - ratio) * x)
+        """`mix` at unit length; x itself where the branch is off."""
+        return x if layers is None else normalize(self.mix(x, layers, ratio))
 
     def cosines(self, f: Tensor, text: Tensor, layers: Mapping[str, Any], ratios: Mapping[str, Any]) -> Tensor:
         """(n, c) cosines of equation 5, of unit picture features (n, d) and unit class text (c, d)."""
@@ -121,7 +125,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         return self.blend(f, layers.get("visual"), ratios["visual"]) @ weights.T
 
     def _fit(self, shots: SupportSet) -> None:
-        some, zero_shot = self._zero_shot(shots)
+        some, zero_shot = zero_shot_of(shots, self.seed)
         self.bias_ = None if shots.targets is None else sigmoid_bias(shots.take(some), zero_shot)
         warm_start = find_warm_start(self, shots, self.warm_start_share) if self.branch == "visual" else None
         # The ratios of an earlier fit, or of the fit to all shots of which this one leaves some out, are reused.
@@ -133,7 +137,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         parts = [torch.arange(len(shots.views)), *(train_rows for train_rows, _ in folds)]
         fits, (self.loss_, *_) = zip(*self._train_on_each(shots, parts, warm_start), strict=True)
         if is_open:
-            expected = self._expected_ratio(shots)
+            expected = expected_ratio(add_bias(self, zero_shot), Loss.of_support_set(shots, some))
             tables = [self._losses_by_ratio(shots, fits[i], held_out) for i, (_, held_out) in enumerate(folds, 1)]
             auto = choose_ratio(tables, expected)
             # A fold has the ratio that the others choose: by its own shots, they would look better than new pictures.
@@ -141,16 +145,6 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
             logits = partial(self._logits_of_shots, shots)
             self._own_out_of_fold = join_folds(shots, folds, lambda i, rows: logits(fits[i], rows, by_fit[i]))
         self._store(shots, fits[0], self._ratios(auto))
-
-    def _zero_shot(self, shots: SupportSet) -> tuple[Tensor, Tensor]:
-        """Rows (m,) of the shots, of many a random part, and their zero-shot logits (m, c)."""
-        rows = some_rows(torch.arange(len(shots.views)), MAX_HELD_OUT_LOGITS // shots.n_classes, self.seed)
-        return rows, shots.scale * unit(shots.X[rows]) @ shots.class_text.T
-
-    def _expected_ratio(self, shots: SupportSet) -> float:
-        """The prior mean of the ratio."""
-        rows, zero_shot = self._zero_shot(shots)
-        return expected_ratio(add_bias(self, zero_shot), Loss.of_support_set(shots, rows))
 
     def _train(self, shots: SupportSet, part: TrainingPart) -> tuple[dict[str, Layers], float]:
         """The layers of the branches, trained on some of the shots, and the loss of the last step."""
@@ -192,7 +186,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
 
     def _losses_by_ratio(self, shots: SupportSet, layers: Any, rows: Tensor) -> Tensor:
         """(r, t) losses of shots that a fit did not see, at each candidate ratio and temperature."""
-        rows = some_rows(rows, MAX_HELD_OUT_LOGITS // shots.n_classes, self.seed)
+        rows = limit_rows(rows, shots, self.seed)
         return held_out_loss_table(partial(self._logits_of_shots, shots, layers, rows), self._loss_of(shots, rows))
 
     def _store(self, shots: SupportSet, layers: Mapping[str, Any], ratios: Mapping[str, float]) -> None:
@@ -213,7 +207,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         x, adapter = unit(X), self._adapter(X.dtype)
         if self.branch != "visual" or adapter is None:
             return None
-        length = (self.alpha_ * self.adapt(x, adapter) + (1 - self.alpha_) * x).norm(dim=1, keepdim=True)
+        length = self.mix(x, adapter, self.alpha_).norm(dim=1, keepdim=True)
         return self.scale_ * (1 - self.alpha_) * x / length.clamp_min(1e-12) @ self.weight_.T.to(X.dtype)
 
     def _for_text(self, text: Tensor, scale: float) -> None:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from clipadapter.heads.base import OneOf, SupportSet, register_head
 from clipadapter.heads.clip_adapter import ClipAdapter
-from clipadapter.heads.losses import add_bias
+from clipadapter.heads.losses import Loss, add_bias
 from clipadapter.heads.out_of_fold import hold_out_one_per_class
-from clipadapter.heads.residual_ratio import choose_ratio
+from clipadapter.heads.residual_ratio import choose_ratio, expected_ratio, zero_shot_of
 from clipadapter.heads.trained_head import find_warm_start
 from clipadapter.utils.functional import unit
 
@@ -149,5 +149,6 @@ class Hoso(ClipAdapter):
             ratio = warm_start.head.alpha_
         else:
             tables = [self._losses_by_ratio(shots, layers, held_out)] if len(held_out) else []
-            ratio = choose_ratio(tables, self._expected_ratio(shots))
+            rows, zero_shot = zero_shot_of(shots, self.seed)
+            ratio = choose_ratio(tables, expected_ratio(zero_shot, Loss.of_support_set(shots, rows)))
         self._store(shots, layers, self._ratios(ratio))

@@ -18,8 +18,15 @@ from torch import Tensor
 from clipadapter.heads.base import NOT_NEGATIVE, SupportSet, register_head
 from clipadapter.heads.clip_adapter import FOLDS, SUFFICIENT_SHOTS, ClipAdapter, Layers
 from clipadapter.heads.incremental import IncrementalHead
+from clipadapter.heads.losses import Loss
 from clipadapter.heads.out_of_fold import hyperparameter_folds
-from clipadapter.heads.residual_ratio import CANDIDATE_RATIOS, CANDIDATE_TEMPERATURES, choose_ratio
+from clipadapter.heads.residual_ratio import (
+    CANDIDATE_RATIOS,
+    CANDIDATE_TEMPERATURES,
+    choose_ratio,
+    expected_ratio,
+    zero_shot_of,
+)
 from clipadapter.heads.support import remap_labels
 
 
@@ -98,7 +105,9 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
             for fit, (_, held_out) in zip(of_folds, folds, strict=True):
                 self.losses_ = self.losses_ + self._losses_by_ratio(all_shots, fit, held_out)
             tables = [self.losses_] if self.losses_.any() else []
-            ratios = self._ratios(choose_ratio(tables, self._expected_ratio(all_shots)))
+            rows, zero_shot = zero_shot_of(all_shots, self.seed)
+            expected = expected_ratio(zero_shot, Loss.of_support_set(all_shots, rows))
+            ratios = self._ratios(choose_ratio(tables, expected))
         self._store(shots, layers, ratios)
         self._draw_stored_shots(all_shots)
 

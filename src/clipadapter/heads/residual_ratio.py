@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from clipadapter.heads.losses import WRONG_LABEL_SHARE, Loss
+from clipadapter.heads.out_of_fold import some_rows
+from clipadapter.heads.support import SupportSet
+from clipadapter.utils.functional import unit
 
 CANDIDATE_RATIOS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Ratios that held-out shots are evaluated at."""
@@ -32,6 +35,17 @@ MAX_ZERO_SHOT_ROWS = 1024  # most shots that the zero-shot loss is computed on
 MAX_HELD_OUT_LOGITS = 2**23
 """Logits of shots, for one ratio, that losses are computed on: 838 shots of 10,000 classes. Of more a random part is
 taken."""
+
+
+def limit_rows(rows: Tensor, shots: SupportSet, seed: int) -> Tensor:
+    """Some of the shots; of more than `MAX_HELD_OUT_LOGITS` allows a random part."""
+    return some_rows(rows, MAX_HELD_OUT_LOGITS // shots.n_classes, seed)
+
+
+def zero_shot_of(shots: SupportSet, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows (m,) of all shots, within the limit, and their zero-shot logits (m, c)."""
+    rows = limit_rows(torch.arange(len(shots.views)), shots, seed)
+    return rows, shots.scale * unit(shots.X[rows]) @ shots.class_text.T
 
 
 def expected_ratio(zero_shot: Tensor, loss: Loss) -> float:
