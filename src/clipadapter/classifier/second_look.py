@@ -71,19 +71,17 @@ def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource
     shots = support.take(rows)
     shots = replace(shots, X=shots.plain)
     right = _right_of_fit(head, shots, classifier.text_)
-    if right is None:
-        return False, NOT_TRIED.format("too few shots can be held out")
-    if _least_gain(1 - right) < MIN_GAIN:  # not even if a second look were right on all of them
-        share = f"{right.mean():.0%} of {len(right)} held-out shots"
-        return False, NOT_TRIED.format(f"{share} are right, so there is little to gain")
+    if right is not None and _least_gain(1 - right) < MIN_GAIN:  # not even if a second look were right on all of them
+        share = f"{right.mean():.0%} of {len(right)} held-out shots are right"
+        return False, NOT_TRIED.format(f"{share}, and too few are wrong to show a gain")
     pictures = [images[support.provenance["rows"][row]] for row in rows]
     twice_encoder = classifier._encoder = open_blocks(plain_encoder(once_encoder), twice, others)
     try:
         again = replace(shots, X=classifier._extract_plain(pictures), blocks=twice_encoder.info.blocks)
         cost = relative_cost(once_encoder, others, twice) / relative_cost(once_encoder, others, once)
-        twice_right = _right_of_fit(head, again, classifier.text_)
-        assert twice_right is not None  # the folds are those of one look
-        is_taken, why = _compare_looks(right, twice_right, cost)
+        # Both of the features that were read now: those of the fit may be of another backend.
+        one, two = (_right_of_fit(head, part, classifier.text_) for part in (again.select_blocks(once), again))
+        is_taken, why = _compare_looks(one, two, cost)
     finally:
         classifier._encoder = once_encoder
     if is_taken:
@@ -102,8 +100,10 @@ def draw_trial_shots(support: FeatureSet, seed: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate(rows))
 
 
-def _compare_looks(once: NDArray[Any], twice: NDArray[Any], cost: float) -> tuple[bool, str]:
+def _compare_looks(once: NDArray[Any] | None, twice: NDArray[Any] | None, cost: float) -> tuple[bool, str]:
     """Whether a second look, with which a prediction takes ``cost`` times as long, is worth its price, and why."""
+    if once is None or twice is None:
+        return False, NOT_TRIED.format("too few shots can be held out")
     differences = twice - once  # of each held-out shot, -1 to 1
     gain, held_out = float(differences.mean()), f"on {len(differences)} held-out shots"
     points = f"{format_count(round(abs(100 * gain)), 'point')} {'better' if gain >= 0 else 'worse'}"

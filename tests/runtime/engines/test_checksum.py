@@ -65,6 +65,9 @@ def test_a_graph_is_checked_with_its_weights_also_beside_the_target_of_a_link(se
     link.symlink_to(sealed_pair)
     assert Predictor(link).sha256 == check_file(sealed_pair)
     assert companion_files(link) == (sealed_pair.with_suffix(".bin"),)
+    loop = tmp_path / "elsewhere" / "loop.xml"
+    loop.symlink_to(loop.name)
+    assert companion_files(loop) == (loop.with_suffix(".bin"),)
     sealed_pair.with_suffix(".bin").unlink()
     monkeypatch.setattr("clipadapter.runtime.predictor.open_graph", None)
     with pytest.raises(ArtifactError, match="not of one export"):

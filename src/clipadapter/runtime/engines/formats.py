@@ -108,7 +108,7 @@ class ExportFormat:
 
     def existing_files(self, path: Path) -> tuple[Path, ...]:
         """The files that a backend reads, the one that is opened last."""
-        return (*filter(Path.exists, companion_files(path)), path)
+        return (*filter(os.path.exists, companion_files(path)), path)
 
 
 @cache
@@ -157,8 +157,10 @@ def companion_files(path: Path) -> tuple[Path, ...]:
     """Paths of the other files of an exported model: beside it, or else beside the target if it is a link."""
     export_format = find_format(path)
     suffixes = () if export_format is None else export_format.companion_suffixes
-    candidates = [(path.with_suffix(suffix), path.resolve().with_suffix(suffix)) for suffix in suffixes]
-    return tuple(target if target.exists() and not beside.exists() else beside for beside, target in candidates)
+    # `Path.resolve` and `Path.exists` raise errors for a link to itself, and without the permission to look.
+    real, exists = Path(os.path.realpath(path)), os.path.exists
+    pairs = [(path.with_suffix(suffix), real.with_suffix(suffix)) for suffix in suffixes]
+    return tuple(target if exists(target) and not exists(beside) else beside for beside, target in pairs)
 
 
 def list_openers(format_name: str) -> list[str]:
