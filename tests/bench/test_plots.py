@@ -6,7 +6,7 @@ from PIL import Image
 from scipy.special import log_softmax
 
 from clipadapter.bench import plots
-from clipadapter.bench.plots import draw_learning_curve
+from clipadapter.bench.plots import draw_dots, draw_efficiency, draw_learning_curve
 from clipadapter.bench.study import pivot_runs
 from clipadapter.metrics import evaluate
 from clipadapter.rendering.plots import confusion_figure, save_plot
@@ -33,6 +33,20 @@ def test_five_lines_are_named_and_zero_shot_is_a_star_at_0_shots(make_run):
     stars = [line for line in axes.lines if line.get_marker() == "*"]
     assert [float(x) for line in stars for x in line.get_xdata()] == [axes.get_xticks()[0]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "4"]
+
+
+@pytest.mark.parametrize("draw", [draw_dots, draw_efficiency, draw_learning_curve])
+def test_a_point_is_a_mean_in_per_cent_on_a_band_of_one_standard_deviation(make_run, draw):
+    runs = [make_run("clip-adapter", shots, seed, 0.5 + seed / 10) for shots in (1, 4) for seed in (1, 2, 3)]
+    table = pivot_runs(runs if draw is draw_learning_curve else runs[:3])  # 60, 70 and 80 %
+    (axes,) = draw(table).axes
+    centres = [tuple(map(float, line.get_xydata()[0])) for line in axes.lines if line.get_marker() not in ("", "None")]
+    bands = [path.vertices for band in axes.collections for path in band.get_paths()]
+    across = 0 if draw is draw_dots else 1
+    assert [centre[across] for centre in centres] == pytest.approx([70.0])
+    assert (bands[0].min(axis=0)[across], bands[0].max(axis=0)[across]) == pytest.approx((60.0, 80.0))
+    if draw is draw_dots:
+        assert [text.get_text() for text in axes.texts] == ["70.0"]
 
 
 @pytest.mark.parametrize(
