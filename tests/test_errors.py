@@ -33,7 +33,7 @@ def test_a_package_is_named_and_a_checkout_that_is_there_by_its_folder(tmp_path,
         (recorded({"url": here, "dir_info": {}}), [f"{folder}[lite]"]),
         (recorded({"url": here, "dir_info": {"editable": True}}), ["-e", f"{folder}[lite]"]),
     ):
-        monkeypatch.setattr(errors, "distribution", found)
+        monkeypatch.setattr("importlib.metadata.distribution", found)
         assert errors.install_command("lite") == shlex.join(["pip", "install", *words])
 
 

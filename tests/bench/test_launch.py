@@ -41,9 +41,10 @@ def go(source, out, text=SUITE, **more):
     return run_suite(parse_suite("own", text), [source], {}, out, Launcher(workers=1), **more)
 
 
-def test_every_run_is_a_record_that_is_not_made_twice_and_a_plan_remembers_other_calls(source, tmp_path):
-    launcher = Launcher(workers=1)
-    first = run_suite(parse_suite("own", SUITE), [source], {}, tmp_path / "out", launcher)
+def test_every_run_is_a_record_that_is_not_made_twice_and_a_plan_remembers_other_calls(source, tmp_path, monkeypatch):
+    memory, start = [], Launcher.run
+    monkeypatch.setattr(Launcher, "run", lambda self, *work: memory.append(self.memory) or start(self, *work))
+    first = go(source, tmp_path / "out")
     assert (first.n_made, first.n_existing, first.n_failed) == (8, 0, 0)
     runs = read_runs(tmp_path / "out" / "runs.jsonl")
     assert {(r.head, r.shots, r.seed) for r in runs} == {*product(("zero-shot", "prototype"), (1, 2), (1, 2))}
@@ -52,7 +53,7 @@ def test_every_run_is_a_record_that_is_not_made_twice_and_a_plan_remembers_other
     lines = (tmp_path / "out" / "runs.jsonl").read_text().splitlines()
     assert [json.loads(line)["format"] for line in lines] == [1] * 8
     (arrays,) = (tmp_path / "out" / "features").glob("*/bundle.safetensors")
-    assert launcher.memory == 3 * arrays.stat().st_size  # a worker is given memory for the features
+    assert memory == [3 * arrays.stat().st_size]  # a worker is given memory for the features
     second = go(source, tmp_path / "out")
     assert (second.n_made, second.n_existing) == (0, 8)
     assert {entry.key for entry in load_plan(tmp_path / "out", "own").entries} == {run.key for run in runs}

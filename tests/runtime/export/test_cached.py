@@ -97,21 +97,23 @@ def test_a_fit_exports_the_model_as_it_is_at_its_end_if_the_tower_is_in_memory_o
 ):
     """Also if it measured the model, which its config then states."""
 
-    def fit(folder):
-        command = ["fit", str(fitted[1][0].parent), "--out", str(folder), "--encoder", "toy", "--head", "prototype"]
+    data = tmp_path / "data"
+    for path in fitted[1]:
+        (data / path.name.split("-")[0]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, data / path.name.split("-")[0])
+
+    def fit(head):  # each time another: an equal model of the same second has the same file
+        folder = tmp_path / head
+        command = ["fit", str(data), "--out", str(folder), "--encoder", "toy", "--head", head]
         command += ["--cache", str(tmp_path / "store"), "--test-fraction", "0.25"]
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output
         return cached.open_cached(folder)
 
-    for path in fitted[1]:
-        (tmp_path / "data" / path.name.split("-")[0]).mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, tmp_path / "data" / path.name.split("-")[0])
-    fitted = None, list((tmp_path / "data").iterdir())
-    assert fit(tmp_path / "from-pictures").class_names == ("blue", "green", "red")
-    assert fit(tmp_path / "from-features") is None
+    assert fit("prototype").class_names == ("blue", "green", "red")
+    assert fit("knn") is None
     monkeypatch.setattr(ToyEncoder, "builds_quickly", True)
-    assert fit(tmp_path / "from-features-again") is not None
+    assert fit("gda") is not None
 
 
 @pytest.mark.parametrize("options", [["--backend", "torch"], ["--precision", "fp32"], ["--encoder", "toy"]])
