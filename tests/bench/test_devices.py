@@ -41,7 +41,10 @@ def make_runs(pictures, out, device, text=SHORT, encoder_device="cpu"):
     """Run a suite; its result."""
     model = FewShotClassifier("toy", cache=None, device=encoder_device)
     suite = parse_suite("own", text)
-    return run_suite(suite, [open_source(str(pictures))], {"toy": model}, out, Launcher(device=device))
+    launcher = Launcher(device=device)
+    result = run_suite(suite, [open_source(str(pictures))], {"toy": model}, out, launcher)
+    assert launcher == Launcher(device=device)  # it may run another suite
+    return result
 
 
 def get_metrics(out):

@@ -30,6 +30,7 @@ MAX_TRIAL_SHOTS, MIN_TRIAL_SHOTS_PER_CLASS = 32, 4
 """Shots that are read at the second size: about two seconds on two cores. With many classes only some of them are
 tried, with so many shots each where they have them: fewer shots of more classes would say less about a look."""
 NOT_TRIED = "looks once: {} (--quality best looks twice)"
+TOO_FEW = NOT_TRIED.format("too few shots can be held out")
 MIN_GAIN = 0.075
 """Gain in held-out accuracy, less its standard error, that is worth the price: about seven times the prediction time.
 Sets whose new pictures gain 0 to 0.03 have up to 0.07 here, since the weights of the blocks are chosen on the held-out
@@ -71,7 +72,9 @@ def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource
     shots = support.take(rows)
     shots = replace(shots, X=shots.plain)
     right = _right_of_fit(head, shots, classifier.text_)
-    if right is not None and _least_gain(1 - right) < MIN_GAIN:  # not even if a second look were right on all of them
+    if right is None:
+        return False, TOO_FEW
+    if _least_gain(1 - right) < MIN_GAIN:  # not even if a second look were right on all of them
         share = f"{right.mean():.0%} of {len(right)} held-out shots are right"
         return False, NOT_TRIED.format(f"{share}, and too few are wrong to show a gain")
     pictures = [images[support.provenance["rows"][row]] for row in rows]
@@ -103,7 +106,7 @@ def draw_trial_shots(support: FeatureSet, seed: int) -> NDArray[np.int64]:
 def _compare_looks(once: NDArray[Any] | None, twice: NDArray[Any] | None, cost: float) -> tuple[bool, str]:
     """Whether a second look, with which a prediction takes ``cost`` times as long, is worth its price, and why."""
     if once is None or twice is None:
-        return False, NOT_TRIED.format("too few shots can be held out")
+        return False, TOO_FEW
     differences = twice - once  # of each held-out shot, -1 to 1
     gain, held_out = float(differences.mean()), f"on {len(differences)} held-out shots"
     points = f"{format_count(round(abs(100 * gain)), 'point')} {'better' if gain >= 0 else 'worse'}"

@@ -105,8 +105,8 @@ class Encoder(ABC):
     info: EncoderInfo
     device: str
     has_text: bool = True
-    builds_quickly: ClassVar[bool] = False  # its image tower is built in well below a second
     """Whether there is a text tower; False for an encoder of pictures only."""
+    builds_quickly: ClassVar[bool] = False  # its image tower is built in well below a second
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:

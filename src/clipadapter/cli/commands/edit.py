@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter import persistence
 from clipadapter.cli import options
-from clipadapter.cli.commands.fit import accuracy_fact, prepare_prediction
+from clipadapter.cli.commands.fit import accuracy_fact
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import list_pictures
 from clipadapter.cli.options import Count, File
@@ -68,7 +68,6 @@ class EditOptions(options.ModelEncoderOptions):
             if not count and shots_before.get(name):
                 remove = shlex.join(["clipadapter", "remove-class", str(folder), name])
                 out.warn(f"class '{name}' has no shots left: undo the change, or remove the class with: {remove}")
-        prepare_prediction(model, folder)
 
 
 @cli_command("clipadapter add-class model/ 'snow leopard' photos/snow-leopard/")

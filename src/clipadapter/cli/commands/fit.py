@@ -148,16 +148,13 @@ def command(
         Fact("", text=shlex.join(["clipadapter", *following]), name="next"),
     ]
     out.facts(facts, "" if evaluation is None else describe_evaluation(evaluation))
-    builds_towers = all(encoders.plain_encoder(each).builds_quickly for each in model.encoder_.passes())
-    prepare_prediction(model, folder, builds_towers)
+    if model.support_.provenance.get("computed") or all(
+        encoders.plain_encoder(each).builds_quickly for each in model.encoder_.passes()
+    ):
+        from clipadapter.runtime.export.exporter import export_to_cache
 
-
-def prepare_prediction(model: FewShotClassifier, folder: Path, builds_towers: bool = False) -> None:
-    """Write the file that answers without torch, while a person reads what was fitted or changed."""
-    from clipadapter.runtime.export.exporter import export_to_cache
-
-    if builds_towers or model.support_.provenance.get("computed"):  # else they may not be in memory: `predict` does it
-        export_to_cache(model, folder)
+        note_kept(f"the model is saved in {folder}; its first predict will take longer")
+        export_to_cache(model, folder)  # while a person reads the result: predict then answers without torch
 
 
 def _hold_back(dataset: Dataset, fraction: float, seed: int, data: Path | str) -> tuple[Dataset, Dataset]:

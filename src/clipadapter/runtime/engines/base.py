@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -198,9 +197,11 @@ def unreadable_file(path: Path, backend: str, error: Exception, line: int = 0) -
 
 
 def _version(module: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # late: every command imports this module
+
     try:
-        return importlib.metadata.version(module)
-    except importlib.metadata.PackageNotFoundError:  # installed under another name, such as onnxruntime-gpu
+        return version(module)
+    except PackageNotFoundError:  # installed under another name, such as onnxruntime-gpu
         return str(importlib.import_module(module).__version__)
 
 
