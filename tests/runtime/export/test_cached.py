@@ -92,28 +92,29 @@ def test_predict_takes_it(saved, monkeypatch):
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["red", "blue"]
 
 
-def test_a_fit_exports_the_model_as_it_is_at_its_end_if_the_tower_is_in_memory_or_built_quickly(
+def test_a_fit_or_an_edit_exports_the_model_as_it_is_at_its_end_if_the_tower_is_in_memory_or_built_quickly(
     fitted, tmp_path, monkeypatch
 ):
     """Also if it measured the model, which its config then states."""
-
     data = tmp_path / "data"
     for path in fitted[1]:
         (data / path.name.split("-")[0]).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, data / path.name.split("-")[0])
 
-    def fit(head):  # each time another: an equal model of the same second has the same file
-        folder = tmp_path / head
-        command = ["fit", str(data), "--out", str(folder), "--encoder", "toy", "--head", head]
-        command += ["--cache", str(tmp_path / "store"), "--test-fraction", "0.25"]
-        result = CliRunner().invoke(app, command)
+    def run(head, *command):  # each time another head: an equal model of the same second has the same file
+        result = CliRunner().invoke(app, [*command, "--encoder", "toy", "--cache", str(tmp_path / "store")])
         assert result.exit_code == 0, result.output
-        return cached.open_cached(folder)
+        return cached.open_cached(tmp_path / head)
+
+    def fit(head):
+        return run(head, "fit", str(data), "--out", str(tmp_path / head), "--head", head, "--test-fraction", "0.25")
 
     assert fit("prototype").class_names == ("blue", "green", "red")
     assert fit("knn") is None
+    assert run("prototype", "rename-class", str(tmp_path / "prototype"), "red", "crimson") is None
     monkeypatch.setattr(ToyEncoder, "builds_quickly", True)
     assert fit("gda") is not None
+    assert run("gda", "rename-class", str(tmp_path / "gda"), "red", "crimson").class_names[2] == "crimson"
 
 
 @pytest.mark.parametrize("options", [["--backend", "torch"], ["--precision", "fp32"], ["--encoder", "toy"]])
@@ -185,19 +186,6 @@ def test_a_model_that_has_more_than_the_file_is_answered_by_itself(made_ready, t
     cached.cached_export(folder, "onnx").parent.mkdir(parents=True)
     shutil.copy(exported, cached.cached_export(folder, "onnx"))  # `serve` makes one
     assert cached.open_cached(folder) is None
-
-
-def test_after_a_fit_that_encoded_pictures_predict_finds_the_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for path in pictures(tmp_path)[0]:
-        folder = tmp_path / "data" / path.name.split("-")[0]
-        folder.mkdir(parents=True, exist_ok=True)
-        path.rename(folder / path.name)
-    for name, head, is_exported in (("new", "prototype", True), ("stored", "zero-shot", False)):  # which needs no tower
-        options = ["--encoder", "toy", "--head", head, "--out", str(tmp_path / name)]
-        result = CliRunner().invoke(app, ["fit", str(tmp_path / "data"), *options])
-        assert result.exit_code == 0, result.output
-        assert cached.cached_export(tmp_path / name, "onnx").exists() is is_exported
 
 
 def test_the_oldest_files_are_removed(alone):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter import persistence
 from clipadapter.cli import options
-from clipadapter.cli.commands.fit import accuracy_fact
+from clipadapter.cli.commands.fit import accuracy_fact, export_for_predict
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import list_pictures
 from clipadapter.cli.options import Count, File
@@ -68,6 +68,7 @@ class EditOptions(options.ModelEncoderOptions):
             if not count and shots_before.get(name):
                 remove = shlex.join(["clipadapter", "remove-class", str(folder), name])
                 out.warn(f"class '{name}' has no shots left: undo the change, or remove the class with: {remove}")
+        export_for_predict(model, folder)
 
 
 @cli_command("clipadapter add-class model/ 'snow leopard' photos/snow-leopard/")

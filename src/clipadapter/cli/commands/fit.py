@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from clipadapter import bench, encoders, features, persistence
 from clipadapter.cli import options
-from clipadapter.cli.commands.eval import describe_evaluation, warn_about
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.inputs import check_output_folder, list_pictures, rename_classes
 from clipadapter.cli.options import Count, FolderOrUri, Fraction
@@ -116,8 +115,8 @@ def command(
         cost = model.view_cost(*shots_to_see)
         cost.check()
         out.note(f"views: {cost}")
-        measured = model.view_cost(*shots_to_see, measure=True)
-        out.note(f"views: about {measured.time} if none of them is cached" if measured.time else "")
+        longest = model.view_cost(*shots_to_see, measure=True).time
+        out.note(f"views: about {longest} if none of them is cached" if longest else "")
     _note_training(head, [shot_labels.count(name) for name in dataset.class_names], before, out)
     with estimates_reported_to(partial(_note_estimate, out)):
         if shards is None:
@@ -128,10 +127,13 @@ def command(
     options.note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
     model.save(folder, support=not no_support)
     note_kept(f"the model is saved in {folder}")
-    evaluation = None
+    evaluation, measured = None, ""
     if held_back is not None:
+        from clipadapter.cli.commands.eval import describe_evaluation, warn_about
+
         evaluation = bench.evaluate_model(model, held_back, curve=False, progress=out.progress)
         warn_about(evaluation, out)
+        measured = describe_evaluation(evaluation)
         persistence.record_evaluation(folder, evaluation.to_dict())
     _warn_about_fit(model, paths, without_labels, out)
     version, seconds = model.history_.version, time.monotonic() - started
@@ -147,14 +149,19 @@ def command(
         Fact("evaluation", evaluation and evaluation.to_dict()),
         Fact("", text=shlex.join(["clipadapter", *following]), name="next"),
     ]
-    out.facts(facts, "" if evaluation is None else describe_evaluation(evaluation))
-    if model.support_.provenance.get("computed") or all(
-        encoders.plain_encoder(each).builds_quickly for each in model.encoder_.passes()
-    ):
+    out.facts(facts, measured)
+    export_for_predict(model, folder)
+
+
+def export_for_predict(model: FewShotClassifier, folder: Path) -> None:
+    """Write the file with which `predict` answers without torch, while a person reads the result of a command."""
+    # Otherwise the first `predict` does that: a tower that is not in memory may take many seconds to load.
+    is_loaded = bool(model.support_.provenance.get("computed"))
+    if is_loaded or all(encoders.plain_encoder(each).builds_quickly for each in model.encoder_.passes()):
         from clipadapter.runtime.export.exporter import export_to_cache
 
         note_kept(f"the model is saved in {folder}; its first predict will take longer")
-        export_to_cache(model, folder)  # while a person reads the result: predict then answers without torch
+        export_to_cache(model, folder)
 
 
 def _hold_back(dataset: Dataset, fraction: float, seed: int, data: Path | str) -> tuple[Dataset, Dataset]:
