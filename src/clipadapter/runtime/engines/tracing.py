@@ -24,9 +24,6 @@ class SquareTower(nn.Module):
     Pictures are squares (n, s, s, 3), values 0 .. 255; or pixels (n, 3, s, s) that were ``normalized`` for a tower.
     """
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(
         self,
         module: nn.Module,
@@ -39,8 +36,8 @@ class SquareTower(nn.Module):
         self.takes_squares, self.is_normalized = normalized is None, normalized == pixels
         (mean, std), (old_mean, old_std) = _mean_and_std(pixels), _mean_and_std(normalized or pixels)
         # (x / 255 - mean) / std, or (x std' + mean' - mean) / std, as x scale + shift
-        self.register_buffer("scale", 1 / (255 * std) if self.takes_squares else old_std / std)
-        self.register_buffer("shift", -mean / std if self.takes_squares else (old_mean - mean) / std)
+        self.scale: Tensor = nn.Buffer(1 / (255 * std) if self.takes_squares else old_std / std)
+        self.shift: Tensor = nn.Buffer(-mean / std if self.takes_squares else (old_mean - mean) / std)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """The pictures to (n, d) float32."""
