@@ -43,7 +43,6 @@ from clipadapter.runtime.export.evaluation import MIN_ROWS, compare_file, descri
 from clipadapter.runtime.export.graph import ModelGraph, export_towers
 from clipadapter.runtime.predictor import MAX_METADATA_CHARACTERS
 from clipadapter.utils.files import remove_abandoned, without_paths
-from clipadapter.utils.pixels import PixelSpec
 
 VERSIONED_DISTRIBUTIONS = ("clipadapter", "torch", "open_clip_torch")
 """Packages whose versions are in the metadata of a file, besides those of the formats."""
@@ -125,7 +124,7 @@ def export_model(
         rows = _calibration_rows(chosen, graph) if precision == "int8" else None
         name, advice = f"{model.encoder_.info.name} with {type(model.head_).__name__}", "format, or another head"
         write = export_format.convert_model(graph.describe(), folder / target.name, rows, name, advice)
-        metadata = describe_model(model, graph.inputs, precision, input)
+        metadata = describe_model(model, graph, precision)
         parity = _check_file(_write(write, metadata)[-1], list_openers(format)[0], model, chosen)
         written = _write(write, replace(metadata, parity=parity))
         size_bytes = sum(part.stat().st_size for part in written)
@@ -198,9 +197,7 @@ def _check_file(path: Path, backend: str, model: FewShotClassifier, pictures: Ex
 # ---- Metadata ----
 
 
-def describe_model(
-    model: FewShotClassifier, inputs: Sequence[PixelSpec], precision: str, input_kind: str
-) -> ExportMetadata:
+def describe_model(model: FewShotClassifier, graph: ModelGraph, precision: str) -> ExportMetadata:
     """Metadata of a file, without the figures of the comparison. They contain no path of this machine."""
     info = model.encoder_.info
     encoder = {
@@ -218,9 +215,9 @@ def describe_model(
     provenance = {key: saved[key] for key in ("shots", "skipped", "views", "python", "created")}
     return ExportMetadata(
         model.class_names_,
-        tuple(inputs),
+        graph.inputs,
         model.uncertainty_.without_arrays(),
-        input_kind,
+        graph.input_kind,
         precision,
         encoder,
         {"name": registered_name(model.head_), "params": model.head_.get_params(deep=False)},
