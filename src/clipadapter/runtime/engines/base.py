@@ -143,20 +143,14 @@ class Backend:
             calibration = None
         elif calibration is None:
             raise InputError(f"{tower.name} in int8 needs pictures to calibrate with")
-        digest = calibration_digest(calibration)
-        folder = self.cache_folder(tower.fingerprint, precision, digest)
+        folder = self.cache_folder(tower.fingerprint, precision, calibration_digest(calibration))
         if read_cache_facts(folder) is None:  # only then `tower.module` is used, which may take seconds to load
             if isinstance(calibration, str):
                 raise EncoderUnavailableError(
                     f"{tower.name} was calibrated for int8 on other pictures, and the converted tower is not on this "
                     "machine: use another precision, or fit again"
                 )
-            facts = {
-                "encoder": tower.name,
-                "precision": precision,
-                "calibration": digest,
-                "convolutional": is_convolutional(tower.module),
-            }
+            facts = {"encoder": tower.name, "convolutional": is_convolutional(tower.module)}
             build_in_cache(folder, partial(self._convert, tower, calibration), facts)
         return self.load(folder, precision)
 

@@ -21,6 +21,7 @@ from PIL import Image
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.data.load import read_listing
+from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.errors import ArtifactError, DataError, ImageError, InputError, MissingExtraError, brief
 from clipadapter.features import FeatureSet
 from clipadapter.heads.registry import registered_name
@@ -80,7 +81,7 @@ def export_model(
     format: str = DEFAULT_FORMAT,  # noqa: A002 - what people call it
     precision: str = "fp32",
     input: str = "uint8",  # noqa: A002 - the graph's
-    pictures: str | Path | Sequence[ImageSource] | None = None,
+    pictures: Pictures | None = None,
 ) -> ExportResult:
     """Write image tower, head, calibration and rejection of a fitted model as one graph.
 
@@ -246,9 +247,7 @@ class ExportPictures:
     calibration: Sequence[ImageSource]  # pictures that int8 is calibrated with
 
 
-def choose_pictures(
-    pictures: str | Path | Sequence[ImageSource] | None, support: FeatureSet, size: int, precision: str
-) -> ExportPictures:
+def choose_pictures(pictures: Pictures | None, support: FeatureSet, size: int, precision: str) -> ExportPictures:
     """Take the given pictures; else the model's shots if their files still exist; else synthetic ones."""
     if pictures is None:
         names = support.provenance.get("sources", ())
@@ -256,12 +255,8 @@ def choose_pictures(
         kind, sources = "shots", list[ImageSource](map(Path, filter(os.path.isfile, names)))
     elif isinstance(pictures, str | Path):
         kind, sources = "given", list(read_listing(pictures).dataset.paths)
-    elif isinstance(pictures, Sequence):
-        kind, sources = "given", list(pictures)
     else:
-        raise InputError(
-            f"pictures must be given as a list, a folder or a table, but came as {type(pictures).__name__}"
-        )
+        kind, sources = "given", list_pictures(pictures)
     if not sources and kind == "given":
         raise DataError(
             "there are no pictures to compare the file on: give pictures, or leave the option out to use the shots"
