@@ -92,11 +92,6 @@ class Projection:
     weight: Tensor  # (p, d)
     bias: Tensor | None = None  # (d,), or None
 
-    def __call__(self, unprojected: Tensor) -> Tensor:
-        """(n, p) to (n, d)."""
-        projected = unprojected @ self.weight
-        return projected if self.bias is None else projected + self.bias
-
 
 class WordTower(TextTower):
     """A text tower for tests: the feature of a text is the sum of its word vectors; unknown words have short ones.

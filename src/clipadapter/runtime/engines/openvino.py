@@ -42,7 +42,7 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
     """See `ExportFormat.convert`."""
     import torch
 
-    from clipadapter.runtime.engines.tracing import is_transformer, suppress_logs, trace
+    from clipadapter.runtime.engines.tracing import suppress_logs, trace
 
     with telemetry_disabled(), suppress_logs():
         ov = import_openvino()
@@ -56,7 +56,8 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
             port.get_tensor().set_names({name})
         if rows is not None:
             calibration = [rows[name] for name in graph.input_names]
-            model = quantize_openvino(model, calibration, is_transformer(graph.module), graph.tower_output)
+            is_transformer = any("attention" in type(each).__name__.lower() for each in graph.module.modules())
+            model = quantize_openvino(model, calibration, is_transformer, graph.tower_output)
     numbers = itertools.count(1)
 
     def write(entries: Mapping[str, str]) -> list[Path]:

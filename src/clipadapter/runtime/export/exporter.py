@@ -352,21 +352,19 @@ def export_to_cache(model: FewShotClassifier, folder: str | Path) -> bool:
     """Export a saved model into the cache folder, if its tower is small; whether the file is there."""
     if model.head_.tunes_encoder or not can_answer(Path(folder)):
         return False
-    for name, export_format in load_formats().items():
+    for name in load_formats():
         path = cached_export(Path(folder), name)
         refused = path.with_suffix(REFUSED_SUFFIX)
         if is_intact(path) or refused.exists():
             return not refused.exists()
-        try:
-            export_format.check_convertible("fp32")
-        except MissingExtraError:
-            continue
         towers = model.encoder_.towers()
         try:
             if sum(each.numel() for tower in towers for each in tower.module.parameters()) > MAX_WEIGHTS:
                 raise InputError(f"the image tower has more than {MAX_WEIGHTS} weights")
             size = max((tower.pixels.size for tower in towers), default=0)
             export_model(model, path, format=name, pictures=draw_pictures(MIN_ROWS, size))
+        except MissingExtraError:
+            continue
         except Exception as error:  # the model is saved and answers without the file
             logging.getLogger(__name__).info("%s was not exported to the cache: %s", folder, error)
             if not isinstance(error.__cause__ or error, OSError):  # a full disk may have room the next time
