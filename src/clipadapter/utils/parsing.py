@@ -32,13 +32,14 @@ def read_text(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> str:
     """Read the text of a UTF-8 file, with or without a byte order mark; a larger file is refused."""
     try:
         with open_regular(path) as file:
-            data = file.read(max_bytes + 1)
-            size = max(len(data), os.fstat(file.fileno()).st_size)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(max_bytes + 1) if size <= max_bytes else b""
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
         hint = explain_missing(Path(path)) if isinstance(error, FileNotFoundError) else ""
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{printable(path)} can't be opened: {reason}{hint}") from error
-    if len(data) > max_bytes:
+    size = max(size, len(data))  # it may have grown
+    if size > max_bytes:
         raise DataError(f"{printable(path)} has {size >> 20} MiB, but at most {max_bytes >> 20} MiB are read")
     try:
         return data.decode("utf-8-sig")
