@@ -34,14 +34,14 @@ def estimates_reported_to(report: Callable[[float, int, int], None]) -> Iterator
 
 
 def measure_steps(steps: int, steps_before: int = 0) -> Iterator[None]:
-    """Measures the first steps of a training, and reports how long the others will take; call ``next`` after each step.
+    """Measure the first steps of a training, and report how long the others will take; call ``next`` after each step.
 
     Without those that were made before the training was stopped and started again.
     """
     report = _report_estimate.get()
     if report is None:
         return
-    start = time.monotonic()
+    start = time.monotonic()  # after the first step, which is slower
     yield
     for n_measured in itertools.count(1):
         elapsed = time.monotonic() - start
