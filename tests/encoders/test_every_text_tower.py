@@ -33,8 +33,8 @@ def test_a_backend_leaves_the_text_tower_unchanged(opened):
         ("padding_is_ignored", "encode", lambda own, rows, n: own(rows, torch.full_like(n, rows.shape[1]))),
         ("gradients_reach_embeddings_only", "encode", lambda own, rows, n: own(rows.detach(), n) + 0 * rows.sum()),
         ("embeddings_match_encode_text", "encode", lambda own, rows, n: own(rows, n) + 0.01),
-        ("prefix_can_be_encoded_once", "encode_after_prefix", lambda own, _, rows, n: own.__self__.encode(rows, n)),
-        ("prefix_can_be_encoded_once", "encode_prefix", lambda own, rows: own(rows.detach() + 0 * rows)),
+        ("prefix_can_be_encoded_once", "after_prefix", lambda own, rows: own.__self__.encode),
+        ("prefix_can_be_encoded_once", "after_prefix", lambda own, rows: own(rows.detach() + 0 * rows)),
     ],
 )
 def test_a_broken_tower_is_caught(check, method, fault, opened, monkeypatch):

@@ -8,9 +8,9 @@ import pytest
 
 from clipadapter import FewShotClassifier
 from clipadapter.utils.progress import (
-    DurationEstimate,
     estimates_reported_to,
     in_notebook,
+    measure_steps,
     progress_bar,
     shows_progress,
 )
@@ -63,8 +63,8 @@ def test_the_duration_of_a_long_training_is_reported_once(seconds_per_step, step
     clock, reports = [0.0], []
     monkeypatch.setattr("clipadapter.utils.progress.time.monotonic", lambda: clock[0])
     with estimates_reported_to(lambda *values: reports.append(values)):
-        estimate = DurationEstimate(steps, steps_before=7)
-    for step in range(steps):
-        clock[0] += 60.0 if step == 0 else seconds_per_step  # the first step is slower
-        estimate.count_step()
+        estimate = measure_steps(steps, steps_before=7)
+        for step in range(steps):
+            clock[0] += 60.0 if step == 0 else seconds_per_step  # the first step is slower
+            next(estimate, None)
     assert reports == reported

@@ -5,8 +5,8 @@ so what follows that token has no effect. Three things follow:
 
 - Texts are encoded without padding. A prompt has about ten tokens, the context 77.
 - Rows of embeddings are as long as their text.
-- Texts with a common prefix share the keys and values of that prefix: it passes the layers once (`encode_prefix`), and
-  each text attends to it (`encode_after_prefix`).
+- Texts with a common prefix share the keys and values of that prefix: it passes the layers once, and each text attends
+  to it (`after_prefix`).
 
 SigLIP attends in both directions and reads its feature at the last position of the context, so rows are padded.
 
@@ -17,7 +17,7 @@ The sums are those of ``CLIP.encode_text``, ``TextTransformer.forward`` and ``Re
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from clipadapter.encoders.layers import PromptedBlock, without_prompts
-from clipadapter.utils.towers import Prefix, TextTower
+from clipadapter.utils.towers import TextTower
 
 MAX_RELATIVE_ERROR = 1e-4
 """Largest distance of a feature without padding to the model's own, relative to its length; rounding gives 1e-6."""
@@ -89,20 +89,20 @@ class CausalTextTower(OpenClipTextTower):
         hidden = self.layers.transformer(hidden, attn_mask=self.layers.attn_mask[:length, :length])
         return self.project(self.layers.ln_final(hidden)[torch.arange(len(lengths), device=self.device), lengths - 1])
 
-    def encode_prefix(self, embeddings: Tensor) -> Prefix:
-        """(p, w), run through the layers if they are of the kind that `plain_blocks` knows."""
+    def after_prefix(self, prefix: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The prefix is run through the layers here if they are of the kind that `plain_blocks` knows."""
         blocks = plain_blocks(self.layers.transformer)
         prompted = [block for block in blocks or () if isinstance(block, PromptedBlock)]
-        if blocks is None or any(len(block.source()) >= len(embeddings) for block in prompted):
-            return super().encode_prefix(embeddings)  # not all prompts stand among the first tokens
-        return Prefix(embeddings, run_prefix(blocks, self.add_positions(embeddings)))
+        if blocks is None or any(len(block.source()) >= len(prefix) for block in prompted):
+            return super().after_prefix(prefix)  # not all prompts stand among the first tokens
+        keys_values = run_prefix(blocks, self.add_positions(prefix))
 
-    def encode_after_prefix(self, prefix: Prefix, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        if not prefix.keys_values:
-            return super().encode_after_prefix(prefix, embeddings, lengths)
-        lengths, blocks = lengths.to(self.device), list(self.layers.transformer.resblocks)
-        hidden = self.add_positions(embeddings[:, : int(lengths.max())], len(prefix.embeddings))
-        return self.project(self.layers.ln_final(run_after_prefix(blocks, prefix.keys_values, hidden, lengths)))
+        def encode(embeddings: Tensor, lengths: Tensor) -> Tensor:
+            lengths = lengths.to(self.device)
+            hidden = self.add_positions(embeddings[:, : int(lengths.max())], len(prefix))
+            return self.project(self.layers.ln_final(run_after_prefix(blocks, keys_values, hidden, lengths)))
+
+        return encode
 
     def add_positions(self, embeddings: Tensor, start: int = 0) -> Tensor:
         """Embeddings (..., l, w) plus the positional embeddings from position `start` on."""

@@ -33,7 +33,7 @@ from clipadapter.utils.devices import full_float32
 from clipadapter.utils.files import default_cache_dir, path_without_links, write_atomically
 from clipadapter.utils.formatting import format_count
 from clipadapter.utils.parallel import limit_threads
-from clipadapter.utils.progress import BRIEF_SECONDS, DurationEstimate, progress_bar
+from clipadapter.utils.progress import BRIEF_SECONDS, measure_steps, progress_bar
 
 CHECKPOINT_FORMAT = "2"
 MAX_FREE_BYTES = 256 * 2**20  # freed memory that the process keeps at most
@@ -221,7 +221,7 @@ def train(
     own_bar = training_bar(steps, shown=config.progress and bar is None, initial=start)
     bar = own_bar if bar is None else bar
     # Only the tuners, whose training may take hours, keep checkpoints; many fits of other heads make one model.
-    estimate = DurationEstimate(steps - start if checkpoint is not None else 0, start)
+    estimate = measure_steps(steps - start if checkpoint is not None else 0, start)
     work = limit_threads(min(config.batch_size, n) * row_cost + step_cost)
     device = parameters[0].device.type
     # To read a number waits for a GPU: of one it is read once per epoch.
@@ -247,7 +247,7 @@ def train(
                 )
             if epoch_weights and i == steps_per_epoch - 1:
                 state.add_epoch(epoch_weights[epoch])
-            estimate.count_step()
+            next(estimate, None)
             if checkpoint is not None and checkpoint.due:
                 checkpoint.write(state.as_dict(step + 1))
     if checkpoint is not None:

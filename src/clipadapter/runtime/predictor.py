@@ -31,7 +31,6 @@ from clipadapter.runtime.engines.formats import (
     input_names,
     list_inference_backends,
     list_openers,
-    open_graph,
     require_format,
 )
 from clipadapter.uncertainty import Answers, Uncertainty
@@ -117,7 +116,11 @@ class Predictor:
         export_format = require_format(self.path)
         stamp = stamp_files(export_format.existing_files(self.path))
         self.sha256 = check_file(self.path)
-        self._graph = open_graph(self.path, self.backend, threads)
+        self._graph = backend_info(self.backend).cls.open_file(self.path, threads)
+        if not self._graph.metadata:
+            raise ArtifactError(
+                f"{self.path} was not written by 'clipadapter export': it has no metadata with the classes"
+            )
         self.metadata = ExportMetadata.from_json(self._graph.metadata)
         if stamp_files(export_format.existing_files(self.path)) != stamp:
             raise ArtifactError(f"{self.path} changed while it was opened: open it again when it is complete")

@@ -256,7 +256,7 @@ def check_prefix_can_be_encoded_once(encoder: Encoder) -> None:
 
     def run(uses_prefix: bool) -> tuple[Tensor, ...]:
         if uses_prefix:
-            features = tower.encode_after_prefix(tower.encode_prefix(prefix), suffixes, lengths - prefix_length)
+            features = tower.after_prefix(prefix)(suffixes, lengths - prefix_length)
         else:
             features = tower.encode(torch.cat([prefix.expand(len(texts), -1, -1), suffixes], dim=1), lengths)
         loss = (features * target).sum()

@@ -31,7 +31,7 @@ from clipadapter.heads.training import (
     train,
 )
 from clipadapter.utils.functional import cosine_logits, unit
-from clipadapter.utils.towers import Prefix, TextTower
+from clipadapter.utils.towers import TextTower
 
 GIGABYTE = 1e9
 OTHER_TOKENS = 5
@@ -276,13 +276,13 @@ class Prompts:
         """
         classes = torch.arange(len(self)) if classes is None else classes
         shared = context.ndim == 2
-        prefix = self._encode_prefix(context) if shared else None
+        encode_rest = self._after_prefix(context) if shared else None
         order = self.lengths[classes].argsort(stable=True)
         parts = order.split(self.batch_size(shared))
         encode: Callable[..., Tensor] = self._encode
         if len(parts) > 1 and torch.is_grad_enabled() and context.requires_grad:
             encode = partial(checkpoint, encode, use_reentrant=False, preserve_rng_state=False)
-        outputs = [encode(context if shared else context[part], classes[part], prefix) for part in parts]
+        outputs = [encode(context if shared else context[part], classes[part], encode_rest) for part in parts]
         vectors = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return vectors.index_select(0, order.argsort().to(vectors.device))
 
@@ -307,7 +307,7 @@ class Prompts:
         context = self._fixed.new_zeros(self.n_ctx, self._fixed.shape[2]).requires_grad_()
         saved_bytes = []
         with torch.enable_grad():
-            prefix = self._encode_prefix(context) if shared else None
+            encode_rest = self._after_prefix(context) if shared else None
             for k in (1, 2):  # the difference leaves out the weights and the beginning, which are stored anyway
                 storages: dict[int, int] = {}
 
@@ -316,24 +316,22 @@ class Prompts:
                     return tensor
 
                 with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                    self._encode(context, longest.expand(k), prefix)
+                    self._encode(context, longest.expand(k), encode_rest)
                 saved_bytes.append(sum(storages.values()))
         self._bytes[shared] = max(1, saved_bytes[1] - saved_bytes[0])
         return self._bytes[shared]
 
-    def _encode_prefix(self, context: Tensor) -> Prefix:
-        """What all prompts begin with, if they share the context (M, w)."""
+    def _after_prefix(self, context: Tensor) -> Callable[..., Tensor]:
+        """What encodes the rest of the prompts after what all begin with, if they share the context (M, w)."""
         marks = self._fixed[0, : self.tower.special_token_counts[0]]
         with self._precision():
-            return self.tower.encode_prefix(torch.cat([marks, context[: self._n_before_name].to(marks.dtype)]))
+            return self.tower.after_prefix(torch.cat([marks, context[: self._n_before_name].to(marks.dtype)]))
 
-    def _encode(self, context: Tensor, classes: Tensor, prefix: Prefix | None) -> Tensor:
+    def _encode(self, context: Tensor, classes: Tensor, encode_rest: Callable[..., Tensor] | None) -> Tensor:
         lengths, positions = self.lengths[classes], self._context_positions[classes]
         embeddings = self._fixed[classes, : int(lengths.max())]
-        encode: Callable[..., Tensor] = self.tower.encode
-        if prefix is not None:
-            encode = partial(self.tower.encode_after_prefix, prefix)
-            n_prefix = len(prefix.embeddings)
+        if encode_rest is not None:
+            n_prefix = self.tower.special_token_counts[0] + self._n_before_name
             lengths, embeddings = lengths - n_prefix, embeddings[:, n_prefix:]
             context, positions = context[self._n_before_name :], positions[:, self._n_before_name :] - n_prefix
         if positions.numel():
@@ -341,7 +339,7 @@ class Prompts:
             index = positions[:, :, None].expand(-1, -1, width)
             embeddings = embeddings.scatter(1, index, context.to(embeddings.dtype).expand(k, -1, width))
         with self._precision():
-            return encode(embeddings, lengths).to(embeddings.dtype)
+            return (encode_rest or self.tower.encode)(embeddings, lengths).to(embeddings.dtype)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._fixed.device.type, torch.bfloat16, enabled=self._uses_bf16)

@@ -326,7 +326,7 @@ def class_embeddings(encoder: Encoder, prompts: Mapping[str, Sequence[str]], fro
     with torch.no_grad():
         embeddings = tower.embed(pad_sequence(tokens, batch_first=True))
     shared, own = embeddings[0, :n_shared], embeddings[:, n_shared:]
-    return lambda: by_class(tower.encode_after_prefix(tower.encode_prefix(shared), own, own_lengths).float())
+    return lambda: by_class(tower.after_prefix(shared)(own, own_lengths).float())
 
 
 def tower_networks(encoder: Encoder) -> dict[str, nn.Module]:

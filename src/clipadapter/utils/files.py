@@ -144,9 +144,7 @@ def is_same_name(name: str, other: str) -> bool:
     >>> is_same_name("Mine. ", "mine"), is_same_name("mine::$DATA", "mine"), is_same_name("mine.", ".mine")
     (True, True, False)
     """
-    first, second = (
-        unicodedata.normalize("NFC", each.partition(":")[0]).casefold().rstrip(". ") for each in (name, other)
-    )
+    first, second = (fold_name(each.partition(":")[0]).rstrip(". ") for each in (name, other))
     return first == second
 
 

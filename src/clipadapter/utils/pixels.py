@@ -58,18 +58,29 @@ class PixelSpec:
         if not MIN_CROP <= self.crop <= 1:
             raise InputError(f"the fraction that is cropped must be {MIN_CROP} to 1, but is {self.crop}")
 
-    @property
-    def scaled_size(self) -> int:
-        """Side in pixels that pictures are scaled to before the centre is cropped."""
-        return math.floor(self.size / self.crop)  # rounded down as in timm
-
     def to_square(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Convert a picture of any size and mode to (s, s, 3)."""
-        resample = RESAMPLING_FILTERS[self.resample]
+        """Convert a picture of any size and mode to (s, s, 3), as torchvision's Resize and CenterCrop do.
+
+        A long strip is cropped while it is scaled: to scale all of a 1 x 5000 strip would take 750 MB.
+        """
+        resample, size = RESAMPLING_FILTERS[self.resample], self.size
+        scaled_side = math.floor(size / self.crop)  # rounded down as in timm
         image = image if image.mode == "RGB" else image.convert("RGB")  # a conversion would copy it
-        if self.resize == "squash" and image.size != (self.size, self.size):
-            image = image.resize((self.scaled_size, self.scaled_size), resample)
-        return np.asarray(centre_square(image, self.size, resample, self.scaled_size))
+        if self.resize == "squash" and image.size != (size, size):
+            image = image.resize((scaled_side, scaled_side), resample)
+        if image.size == (size, size):
+            return np.asarray(image)
+        width, height = image.size
+        short_side = min(width, height)
+        # torchvision rounds the long side down to whole pixels before it scales.
+        scaled_width, scaled_height = int(scaled_side * width / short_side), int(scaled_side * height / short_side)
+        left, top = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
+        if max(width, height) <= MAX_UNCROPPED_ASPECT_RATIO * short_side:
+            scaled = image.resize((scaled_width, scaled_height), resample)
+            return np.asarray(scaled.crop((left, top, left + size, top + size)))
+        scale_x, scale_y = width / scaled_width, height / scaled_height
+        box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
+        return np.asarray(image.resize((size, size), resample, box=box))
 
     def normalize(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Convert squares (n, s, s, 3) to the input of a torch tower, (n, 3, s, s)."""
@@ -125,31 +136,6 @@ def min_jpeg_side(precision: str, size: int) -> int | None:
     to the feature of the picture in full size stays above 0.999.
     """
     return None if precision == "fp32" else MIN_JPEG_SIDE_RATIO * size
-
-
-def centre_square(
-    image: Image.Image,
-    size: int,
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
-    scaled_size: int | None = None,
-) -> Image.Image:
-    """Scale the short side and crop the centre, as torchvision's Resize and CenterCrop do.
-
-    A long strip is cropped while it is scaled: to scale all of a 1 x 5000 strip would take 750 MB.
-    """
-    width, height = image.size
-    if (width, height) == (size, size):
-        return image
-    short_side, scaled_side = min(width, height), scaled_size or size
-    # torchvision rounds the long side down to whole pixels before it scales.
-    scaled_width, scaled_height = int(scaled_side * width / short_side), int(scaled_side * height / short_side)
-    left, top = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
-    if max(width, height) <= MAX_UNCROPPED_ASPECT_RATIO * short_side:
-        scaled = image.resize((scaled_width, scaled_height), resample)
-        return scaled.crop((left, top, left + size, top + size))
-    scale_x, scale_y = width / scaled_width, height / scaled_height
-    box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
-    return image.resize((size, size), resample, box=box)
 
 
 def uniform(rng: random.Random, low: float, high: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,32 +33,25 @@ def estimates_reported_to(report: Callable[[float, int, int], None]) -> Iterator
         _report_estimate.reset(token)
 
 
-class DurationEstimate:
-    """Measures the first steps of a training, and reports how long the others will take.
+def measure_steps(steps: int, steps_before: int = 0) -> Iterator[None]:
+    """Measure the first steps of a training, and report how long the others will take; call ``next`` after each step.
 
     Without those that were made before the training was stopped and started again.
     """
-
-    def __init__(self, steps: int, steps_before: int = 0) -> None:
-        self._report, self._left, self._before = _report_estimate.get(), steps, steps_before
-        self._n_measured, self._start = -1, 0.0
-
-    def count_step(self) -> None:
-        """Count a step that was made."""
-        if self._report is None:
+    report = _report_estimate.get()
+    if report is None:
+        return
+    start = time.monotonic()  # after the first step, which is slower
+    yield
+    for n_measured in itertools.count(1):
+        elapsed = time.monotonic() - start
+        if n_measured >= MIN_STEPS_MEASURED and elapsed >= MIN_SECONDS_MEASURED:
+            left = steps - 1 - n_measured
+            seconds = left * elapsed / n_measured
+            if seconds > MIN_SECONDS_REPORTED:
+                report(seconds, left, steps_before)
             return
-        self._left -= 1
-        self._n_measured += 1
-        if self._n_measured == 0:
-            self._start = time.monotonic()
-            return
-        elapsed = time.monotonic() - self._start
-        if self._n_measured < MIN_STEPS_MEASURED or elapsed < MIN_SECONDS_MEASURED:
-            return
-        seconds = self._left * elapsed / self._n_measured
-        if seconds > MIN_SECONDS_REPORTED:
-            self._report(seconds, self._left, self._before)
-        self._report = None
+        yield
 
 
 def in_notebook() -> bool:

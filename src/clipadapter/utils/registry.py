@@ -146,7 +146,9 @@ class Registry(Generic[T]):
     def check_value(self, name: str, parameter: str, value: object) -> None:
         """Refuse a value of another type than a parameter has. A member that is a dataclass is not imported."""
         types = [text.strip() for text in self.info(name).parameters.get(parameter, "").split("|")]
-        if set(types) <= set(TYPES) and not any(_is_of_type(value, one) for one in types):
+        own = "None" if value is None else type(value).__name__
+        is_right = own in types or (own == "int" and "float" in types)
+        if set(types) <= set(TYPES) and not is_right:
             accepted = " or ".join(TYPES[one] for one in types)
             raise InputError(f"{parameter} of {name} must be {accepted}, but is {brief(value)}")
 
@@ -171,12 +173,6 @@ def _check_signature(member: str, cls: type[Any], name: str) -> None:
     known = inspect.signature(cls).parameters
     if name not in known and all(part.kind is not part.VAR_KEYWORD for part in known.values()):
         raise unknown(f"parameter of {member}", name, list(known))
-
-
-def _is_of_type(value: object, name: str) -> bool:
-    if value is None or isinstance(value, bool):
-        return name == str(type(value).__name__).replace("NoneType", "None")
-    return isinstance(value, {"int": int, "float": int | float, "str": str}.get(name, ()))
 
 
 def _qualified_name(cls: type[Any]) -> str:

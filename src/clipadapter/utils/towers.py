@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -71,30 +71,18 @@ class TextTower(ABC):
         ids = pad_sequence([torch.tensor(each) for each in tokens], batch_first=True)
         return self.encode(self.embed(ids), torch.tensor([len(each) for each in tokens]))
 
-    def encode_prefix(self, embeddings: Tensor) -> Prefix:
-        """Prepare embeddings (p, w) that several texts begin with, for `encode_after_prefix`.
+    def after_prefix(self, prefix: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """`encode` of texts that begin with embeddings (p, w), as a function of those after them, up to rounding.
 
-        A tower with causal attention runs its layers here, once for all texts.
+        It takes embeddings (k, l, w) and lengths (k,), 1 or more, and is differentiable in the prefix too. A tower with
+        causal attention runs its layers for the prefix here, once for all texts.
         """
-        return Prefix(embeddings)
 
-    def encode_after_prefix(self, prefix: Prefix, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """`encode` of texts with a common prefix, up to rounding; also differentiable in the prefix's embeddings.
+        def encode(embeddings: Tensor, lengths: Tensor) -> Tensor:
+            common = prefix.to(embeddings.dtype).expand(len(embeddings), *prefix.shape)
+            return self.encode(torch.cat([common, embeddings], dim=1), lengths + len(prefix))
 
-        Embeddings (k, l, w) and lengths (k,), 1 or more, are those of the tokens after the prefix.
-        """
-        common = prefix.embeddings
-        full = torch.cat([common.to(embeddings.dtype).expand(len(embeddings), *common.shape), embeddings], dim=1)
-        return self.encode(full, lengths + len(common))
-
-
-@dataclass(frozen=True, eq=False)
-class Prefix:
-    """The tokens that some texts begin with; see `TextTower.encode_prefix`."""
-
-    embeddings: Tensor  # (p, w)
-    # The keys and values of these tokens in each layer; empty if the tower computes them with the texts
-    keys_values: Sequence[tuple[Tensor, Tensor]] = ()
+        return encode
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +91,6 @@ class Projection:
 
     weight: Tensor  # (p, d)
     bias: Tensor | None = None  # (d,), or None
-
-    def __call__(self, unprojected: Tensor) -> Tensor:
-        """(n, p) to (n, d)."""
-        projected = unprojected @ self.weight
-        return projected if self.bias is None else projected + self.bias
 
 
 class WordTower(TextTower):

@@ -9,7 +9,8 @@ import pytest
 
 from clipadapter.errors import ArtifactError
 from clipadapter.runtime import ExportMetadata, Predictor
-from clipadapter.runtime.engines.formats import check_file, companion_files, open_graph, open_model
+from clipadapter.runtime.engines import backend_info
+from clipadapter.runtime.engines.formats import check_file, companion_files, open_model
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.utils.pixels import PixelSpec
 
@@ -25,6 +26,12 @@ def sealed_onnx(write):
 @pytest.fixture
 def sealed_pair(write):
     return write(ABOUT.to_json(), "model.xml")
+
+
+@pytest.fixture
+def no_backend(monkeypatch):
+    for name in ("onnxruntime", "openvino"):
+        monkeypatch.setattr(backend_info(name).cls, "open_file", None)  # to call it is a TypeError
 
 
 def test_the_last_64_bytes_of_an_onnx_file_are_the_sha256_of_all_before_and_metadata_for_others(sealed_onnx):
@@ -44,8 +51,8 @@ def test_a_pair_has_one_checksum_over_weights_and_graph(sealed_pair):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".bin"])
-def test_any_changed_byte_is_noticed_before_a_backend_opens_the_file(suffix, request, monkeypatch):
-    monkeypatch.setattr("clipadapter.runtime.predictor.open_graph", None)  # to call it is a TypeError
+@pytest.mark.usefixtures("no_backend")
+def test_any_changed_byte_is_noticed_before_a_backend_opens_the_file(suffix, request):
     path = request.getfixturevalue("sealed_onnx" if suffix == ".onnx" else "sealed_pair")
     file = path.with_suffix(suffix)
     data = bytearray(file.read_bytes())
@@ -59,7 +66,7 @@ def test_any_changed_byte_is_noticed_before_a_backend_opens_the_file(suffix, req
         data[place] ^= 1
 
 
-def test_a_graph_is_checked_with_its_weights_also_beside_the_target_of_a_link(sealed_pair, tmp_path, monkeypatch):
+def test_a_graph_is_checked_with_its_weights_also_beside_the_target_of_a_link(sealed_pair, tmp_path, request):
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "elsewhere" / "link.xml"
     link.symlink_to(sealed_pair)
@@ -69,7 +76,7 @@ def test_a_graph_is_checked_with_its_weights_also_beside_the_target_of_a_link(se
     loop.symlink_to(loop.name)
     assert companion_files(loop) == (loop.with_suffix(".bin"),)
     sealed_pair.with_suffix(".bin").unlink()
-    monkeypatch.setattr("clipadapter.runtime.predictor.open_graph", None)
+    request.getfixturevalue("no_backend")
     with pytest.raises(ArtifactError, match="not of one export"):
         Predictor(sealed_pair)
 
@@ -84,12 +91,15 @@ def test_a_file_that_lost_its_checksum_is_refused(kind, request):
 
 
 def test_a_file_that_changes_while_a_backend_opens_it_is_refused(sealed_onnx, monkeypatch):
-    def open_and_change(path, backend, threads):
-        graph = open_graph(path, backend, threads)
+    opener = backend_info("onnxruntime").cls
+    open_file = opener.open_file
+
+    def open_and_change(path, threads):
+        graph = open_file(path, threads)
         path.write_bytes(path.read_bytes() + b"\0")
         return graph
 
-    monkeypatch.setattr("clipadapter.runtime.predictor.open_graph", open_and_change)
+    monkeypatch.setattr(opener, "open_file", open_and_change)
     with pytest.raises(ArtifactError, match="changed while it was opened"):
         Predictor(sealed_onnx)
 

@@ -9,7 +9,7 @@ import pytest
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import ArtifactError
 from clipadapter.runtime import Predictor
-from clipadapter.runtime.engines.formats import append_checksum, check_file, open_graph
+from clipadapter.runtime.engines.formats import append_checksum, check_file
 from clipadapter.runtime.engines.litert import append_archive, read_archive
 from clipadapter.runtime.export import export_model
 
@@ -50,8 +50,9 @@ def test_an_archive_without_an_entry_is_an_error(file):
 @needs_litert
 def test_a_graph_of_another_program_is_refused(tmp_path):
     (tmp_path / "model.tflite").write_bytes(GRAPH)
+    append_checksum(tmp_path / "model.tflite")
     with pytest.raises(ArtifactError, match="was not written by 'clipadapter export'"):
-        open_graph(tmp_path / "model.tflite", "litert", 1)
+        Predictor(tmp_path / "model.tflite")
 
 
 @needs_litert

@@ -13,6 +13,7 @@ from clipadapter.runtime import Predictor
 from clipadapter.runtime.engines import quantize
 from clipadapter.runtime.engines.formats import get_format
 from clipadapter.runtime.export import export_model
+from clipadapter.runtime.export.graph import ModelGraph
 from clipadapter.uncertainty import UncertaintyOptions
 from clipadapter.utils.pixels import PixelSpec
 
@@ -99,16 +100,14 @@ def test_openvino_calibrates_all_inputs(several, draw, tmp_path):
 
 
 def test_a_file_with_another_block_than_the_model_is_refused(several, tmp_path, monkeypatch):
-    from clipadapter.runtime.export.graph import ImageTowers
+    whole = ModelGraph.features
 
-    whole = ImageTowers.forward
-
-    def forward(self, *squares):
+    def changed(self, *squares):
         features = whole(self, *squares).clone()
         features[:, WIDTH : WIDTH + INNER_WIDTH] = features[:, WIDTH : WIDTH + INNER_WIDTH].flip(1)
         return features
 
-    monkeypatch.setattr(ImageTowers, "forward", forward)
+    monkeypatch.setattr(ModelGraph, "features", changed)
     with pytest.raises(ArtifactError, match="smallest cosine of features of the block inner is"):
         export_model(several, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()

@@ -143,31 +143,28 @@ class Backend:
             calibration = None
         elif calibration is None:
             raise InputError(f"{tower.name} in int8 needs pictures to calibrate with")
-        digest = calibration_digest(calibration)
-        folder = self.cache_folder(tower.fingerprint, precision, digest)
+        folder = self.cache_folder(tower.fingerprint, precision, calibration_digest(calibration))
         if read_cache_facts(folder) is None:  # only then `tower.module` is used, which may take seconds to load
             if isinstance(calibration, str):
                 raise EncoderUnavailableError(
                     f"{tower.name} was calibrated for int8 on other pictures, and the converted tower is not on this "
                     "machine: use another precision, or fit again"
                 )
-            facts = {
-                "encoder": tower.name,
-                "precision": precision,
-                "calibration": digest,
-                "convolutional": is_convolutional(tower.module),
-            }
+            facts = {"encoder": tower.name, "convolutional": is_convolutional(tower.module)}
             build_in_cache(folder, partial(self._convert, tower, calibration), facts)
         return self.load(folder, precision)
 
     def _convert(self, tower: Tower, squares: NDArray[np.uint8] | None, folder: Path) -> None:
         """Write the converted tower into an empty folder; fp32 and bf16 share a folder."""
-        from clipadapter.runtime.engines.tracing import tower_graph
+        from clipadapter.runtime.engines.formats import FEATURES_OUTPUT, INPUT_NAMES, TorchGraph
+        from clipadapter.runtime.engines.tracing import SquareTower, example_squares
 
         assert self.format is not None
-        graph, path = tower_graph(tower), folder / "steps" / f"tower{self.format.suffix}"
+        path, inputs = folder / "steps" / f"tower{self.format.suffix}", (INPUT_NAMES["uint8"],)
         path.parent.mkdir()
-        rows = None if squares is None else {graph.input_names[0]: squares}
+        module, examples = SquareTower(tower.module, tower.pixels).eval(), (example_squares(tower.pixels),)
+        graph = TorchGraph(module, FEATURES_OUTPUT, inputs, (FEATURES_OUTPUT,), examples)
+        rows = None if squares is None else {inputs[0]: squares}
         name = f"the image tower of {tower.name}"
         for file in self.format.convert_model(graph, path, rows, name, "backend, such as 'torch'")({}):
             file.replace(folder / file.name)

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from clipadapter.runtime.engines.base import InferenceGraph
-
 METADATA_KEY = "clipadapter"  # key of the metadata in a file, see `clipadapter.runtime.ExportMetadata`
 EXPORT_PRECISIONS = ("fp32", "int8")  # of the image tower; a format may have fewer
 DEFAULT_FORMAT = "onnx"
@@ -175,14 +173,6 @@ def list_inference_backends() -> list[str]:
     return list(dict.fromkeys(name for each in load_formats() for name in list_openers(each)))
 
 
-def open_graph(path: Path, backend: str, threads: int | None = None) -> InferenceGraph:
-    """Open a file with one of `list_openers`; see `Backend.open_file`."""
-    graph = BACKENDS.info(backend).cls.open_file(path, threads)
-    if not graph.metadata:
-        raise ArtifactError(f"{path} was not written by 'clipadapter export': it has no metadata with the classes")
-    return graph
-
-
 # ---- The SHA-256 at the end of the file to open ----
 # `Predictor` checks it before a backend opens the file. It shows damage, not malice: whoever changes a file on purpose
 # can write another one. Its digits stand between the two parts of `checksum_ending`. They cover the companion files
@@ -194,48 +184,48 @@ BLOCK_BYTES = 1 << 20
 
 def check_file(path: Path) -> str:
     """Compare an exported file with the checksum at its end, which is returned."""
-    export_format, total = require_format(path), hashlib.sha256()
-    before, after = export_format.checksum_ending
-    *companions, main = export_format.existing_files(path)
-    with open_model(main) as file:
-        n_covered = os.fstat(file.fileno()).st_size - N_DIGITS - len(after)
-        file.seek(max(0, n_covered - len(before)))
-        pattern = re.escape(before) + rb"([0-9a-f]{%d})" % N_DIGITS + re.escape(after)
-        ending = re.fullmatch(pattern, file.read(len(before) + N_DIGITS + len(after)))
-        if ending is None:
-            raise ArtifactError(
-                f"{path} was not written by 'clipadapter export', or it was altered: the SHA-256 at its end is "
-                "missing. Copy or export it again"
-            )
-        for companion in companions:
-            with open_model(companion) as companion_file:
-                add_bytes(total, companion_file)
-        file.seek(0)
-        add_bytes(total, file, n_covered)
-    digits = ending[1].decode("ascii")
-    if total.hexdigest() != digits:
+    export_format = require_format(path)
+    after = export_format.checksum_ending[1]
+    computed, ending = _hash_files(export_format.existing_files(path), N_DIGITS + len(after))
+    stated = re.fullmatch(rb"([0-9a-f]{%d})" % N_DIGITS + re.escape(after), ending)
+    if stated is None:
+        raise ArtifactError(
+            f"{path} was not written by 'clipadapter export', or it was altered: the SHA-256 at its end is "
+            "missing. Copy or export it again"
+        )
+    digits = stated[1].decode("ascii")
+    if computed != digits:
         fault = " was altered after its export"
         if export_format.companion_suffixes:
             others = " and ".join(export_format.companion_suffixes)
             fault = f" and its {others} are not of one export, or one of them was altered"
-        raise ArtifactError(
-            f"{path}{fault}: SHA-256 is {total.hexdigest()}, but {digits} was written: copy or export it again"
-        )
+        raise ArtifactError(f"{path}{fault}: SHA-256 is {computed}, but {digits} was written: copy or export it again")
     return digits
 
 
-def append_checksum(path: Path) -> str:
+def append_checksum(path: Path) -> None:
     """Append its checksum to a file."""
-    export_format, total = require_format(path), hashlib.sha256()
+    export_format = require_format(path)
     before, after = export_format.checksum_ending
     with path.open("ab") as file:
         file.write(before)
-    for part in export_format.existing_files(path):
-        with open_model(part) as file:
-            add_bytes(total, file)
+    digits, _ = _hash_files(export_format.existing_files(path), 0)
     with path.open("ab") as file:
-        file.write(total.hexdigest().encode("ascii") + after)
-    return total.hexdigest()
+        file.write(digits.encode("ascii") + after)
+
+
+def _hash_files(paths: Sequence[Path], n_left_out: int) -> tuple[str, bytes]:
+    """The SHA-256 of some files one after another, without the last bytes of the last one, and these bytes."""
+    total, ending = hashlib.sha256(), b""
+    for path in paths:
+        with open_model(path) as file:
+            # As many bytes as the file has now, even if it grows meanwhile.
+            remaining = os.fstat(file.fileno()).st_size - (n_left_out if path is paths[-1] else 0)
+            while remaining > 0 and (block := file.read(min(remaining, BLOCK_BYTES))):
+                total.update(block)
+                remaining -= len(block)
+            ending = file.read(n_left_out)
+    return total.hexdigest(), ending
 
 
 def open_model(path: Path) -> BinaryIO:
@@ -244,11 +234,3 @@ def open_model(path: Path) -> BinaryIO:
         return open_regular(path)
     except OSError as error:
         raise ArtifactError(f"{path} can't be read ({error.strerror or error}): copy the model to a file") from error
-
-
-def add_bytes(total: hashlib._Hash, file: BinaryIO, n_bytes: int | None = None) -> None:
-    """Add the first bytes of a file to a hash; by default as many as the file has now, even if it grows meanwhile."""
-    remaining = os.fstat(file.fileno()).st_size if n_bytes is None else n_bytes
-    while remaining > 0 and (block := file.read(min(remaining, BLOCK_BYTES))):
-        total.update(block)
-        remaining -= len(block)

@@ -42,7 +42,7 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
     """See `ExportFormat.convert`."""
     import torch
 
-    from clipadapter.runtime.engines.tracing import is_transformer, suppress_logs, trace
+    from clipadapter.runtime.engines.tracing import suppress_logs, trace
 
     with telemetry_disabled(), suppress_logs():
         ov = import_openvino()
@@ -51,13 +51,13 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
         traced = trace(graph.module, *examples)
         shapes = [([-1, *example.shape[1:]], dtype) for example in examples]
         model = ov.convert_model(traced, example_input=examples[0] if len(examples) == 1 else examples, input=shapes)
-        for tensor, name in zip(model.inputs, graph.input_names, strict=True):
-            tensor.get_tensor().set_names({name})
-        for output, name in zip(model.outputs, graph.output_names, strict=True):
-            output.get_tensor().set_names({name})
+        names = (*graph.input_names, *graph.output_names)
+        for port, name in zip((*model.inputs, *model.outputs), names, strict=True):
+            port.get_tensor().set_names({name})
         if rows is not None:
             calibration = [rows[name] for name in graph.input_names]
-            model = quantize_openvino(model, calibration, is_transformer(graph.module), graph.tower_output)
+            is_transformer = any("attention" in type(each).__name__.lower() for each in graph.module.modules())
+            model = quantize_openvino(model, calibration, is_transformer, graph.tower_output)
     numbers = itertools.count(1)
 
     def write(entries: Mapping[str, str]) -> list[Path]:

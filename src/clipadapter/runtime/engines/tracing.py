@@ -11,8 +11,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from clipadapter.runtime.engines.base import Tower
-from clipadapter.runtime.engines.formats import FEATURES_OUTPUT, INPUT_NAMES, TorchGraph
 from clipadapter.utils.pixels import PixelSpec
 
 _CONVERSION_LOCK = threading.RLock()
@@ -23,9 +21,6 @@ class SquareTower(nn.Module):
 
     Pictures are squares (n, s, s, 3), values 0 .. 255; or pixels (n, 3, s, s) that were ``normalized`` for a tower.
     """
-
-    scale: Tensor
-    shift: Tensor
 
     def __init__(
         self,
@@ -39,8 +34,8 @@ class SquareTower(nn.Module):
         self.takes_squares, self.is_normalized = normalized is None, normalized == pixels
         (mean, std), (old_mean, old_std) = _mean_and_std(pixels), _mean_and_std(normalized or pixels)
         # (x / 255 - mean) / std, or (x std' + mean' - mean) / std, as x scale + shift
-        self.register_buffer("scale", 1 / (255 * std) if self.takes_squares else old_std / std)
-        self.register_buffer("shift", -mean / std if self.takes_squares else (old_mean - mean) / std)
+        self.scale: Tensor = nn.Buffer(1 / (255 * std) if self.takes_squares else old_std / std)
+        self.shift: Tensor = nn.Buffer(-mean / std if self.takes_squares else (old_mean - mean) / std)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """The pictures to (n, d) float32."""
@@ -62,28 +57,12 @@ def example_squares(pixels: PixelSpec) -> Tensor:
     return torch.zeros(2, pixels.size, pixels.size, 3, dtype=torch.uint8)
 
 
-def tower_graph(tower: Tower) -> TorchGraph:
-    """A tower as formats convert it, from squares to features."""
-    return TorchGraph(
-        SquareTower(tower.module, tower.pixels).eval(),
-        FEATURES_OUTPUT,
-        (INPUT_NAMES["uint8"],),
-        (FEATURES_OUTPUT,),
-        (example_squares(tower.pixels),),
-    )
-
-
 def trace(module: nn.Module, *examples: Tensor) -> torch.jit.ScriptModule:
     """Trace a module to a graph for any number of rows; each of the inputs has two."""
     with unfused_attention(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on constants in the trace; the converted graph is compared with the module
         graph: torch.jit.ScriptModule = torch.jit.trace(module, examples, check_trace=False)
     return graph
-
-
-def is_transformer(network: nn.Module) -> bool:
-    """Whether the network has attention, which int8 quantisation treats in another way."""
-    return any("attention" in type(module).__name__.lower() for module in network.modules())
 
 
 @contextmanager

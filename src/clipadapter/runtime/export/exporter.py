@@ -21,6 +21,7 @@ from PIL import Image
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.data.load import read_listing
+from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.errors import ArtifactError, DataError, ImageError, InputError, MissingExtraError, brief
 from clipadapter.features import FeatureSet
 from clipadapter.heads.registry import registered_name
@@ -43,7 +44,6 @@ from clipadapter.runtime.export.evaluation import MIN_ROWS, compare_file, descri
 from clipadapter.runtime.export.graph import ModelGraph, export_towers
 from clipadapter.runtime.predictor import MAX_METADATA_CHARACTERS
 from clipadapter.utils.files import remove_abandoned, without_paths
-from clipadapter.utils.pixels import PixelSpec
 
 VERSIONED_DISTRIBUTIONS = ("clipadapter", "torch", "open_clip_torch")
 """Packages whose versions are in the metadata of a file, besides those of the formats."""
@@ -81,7 +81,7 @@ def export_model(
     format: str = DEFAULT_FORMAT,  # noqa: A002 - what people call it
     precision: str = "fp32",
     input: str = "uint8",  # noqa: A002 - the graph's
-    pictures: str | Path | Sequence[ImageSource] | None = None,
+    pictures: Pictures | None = None,
 ) -> ExportResult:
     """Write image tower, head, calibration and rejection of a fitted model as one graph.
 
@@ -125,7 +125,7 @@ def export_model(
         rows = _calibration_rows(chosen, graph) if precision == "int8" else None
         name, advice = f"{model.encoder_.info.name} with {type(model.head_).__name__}", "format, or another head"
         write = export_format.convert_model(graph.describe(), folder / target.name, rows, name, advice)
-        metadata = describe_model(model, graph.inputs, precision, input)
+        metadata = describe_model(model, graph, precision)
         parity = _check_file(_write(write, metadata)[-1], list_openers(format)[0], model, chosen)
         written = _write(write, replace(metadata, parity=parity))
         size_bytes = sum(part.stat().st_size for part in written)
@@ -198,9 +198,7 @@ def _check_file(path: Path, backend: str, model: FewShotClassifier, pictures: Ex
 # ---- Metadata ----
 
 
-def describe_model(
-    model: FewShotClassifier, inputs: Sequence[PixelSpec], precision: str, input_kind: str
-) -> ExportMetadata:
+def describe_model(model: FewShotClassifier, graph: ModelGraph, precision: str) -> ExportMetadata:
     """Metadata of a file, without the figures of the comparison. They contain no path of this machine."""
     info = model.encoder_.info
     encoder = {
@@ -218,9 +216,9 @@ def describe_model(
     provenance = {key: saved[key] for key in ("shots", "skipped", "views", "python", "created")}
     return ExportMetadata(
         model.class_names_,
-        tuple(inputs),
+        graph.inputs,
         model.uncertainty_.without_arrays(),
-        input_kind,
+        graph.input_kind,
         precision,
         encoder,
         {"name": registered_name(model.head_), "params": model.head_.get_params(deep=False)},
@@ -249,9 +247,7 @@ class ExportPictures:
     calibration: Sequence[ImageSource]  # pictures that int8 is calibrated with
 
 
-def choose_pictures(
-    pictures: str | Path | Sequence[ImageSource] | None, support: FeatureSet, size: int, precision: str
-) -> ExportPictures:
+def choose_pictures(pictures: Pictures | None, support: FeatureSet, size: int, precision: str) -> ExportPictures:
     """Take the given pictures; else the model's shots if their files still exist; else synthetic ones."""
     if pictures is None:
         names = support.provenance.get("sources", ())
@@ -259,12 +255,8 @@ def choose_pictures(
         kind, sources = "shots", list[ImageSource](map(Path, filter(os.path.isfile, names)))
     elif isinstance(pictures, str | Path):
         kind, sources = "given", list(read_listing(pictures).dataset.paths)
-    elif isinstance(pictures, Sequence):
-        kind, sources = "given", list(pictures)
     else:
-        raise InputError(
-            f"pictures must be given as a list, a folder or a table, but came as {type(pictures).__name__}"
-        )
+        kind, sources = "given", list_pictures(pictures)
     if not sources and kind == "given":
         raise DataError(
             "there are no pictures to compare the file on: give pictures, or leave the option out to use the shots"
@@ -360,21 +352,19 @@ def export_to_cache(model: FewShotClassifier, folder: str | Path) -> bool:
     """Export a saved model into the cache folder, if its tower is small; whether the file is there."""
     if model.head_.tunes_encoder or not can_answer(Path(folder)):
         return False
-    for name, export_format in load_formats().items():
+    for name in load_formats():
         path = cached_export(Path(folder), name)
         refused = path.with_suffix(REFUSED_SUFFIX)
         if is_intact(path) or refused.exists():
             return not refused.exists()
-        try:
-            export_format.check_convertible("fp32")
-        except MissingExtraError:
-            continue
         towers = model.encoder_.towers()
         try:
             if sum(each.numel() for tower in towers for each in tower.module.parameters()) > MAX_WEIGHTS:
                 raise InputError(f"the image tower has more than {MAX_WEIGHTS} weights")
             size = max((tower.pixels.size for tower in towers), default=0)
             export_model(model, path, format=name, pictures=draw_pictures(MIN_ROWS, size))
+        except MissingExtraError:
+            continue
         except Exception as error:  # the model is saved and answers without the file
             logging.getLogger(__name__).info("%s was not exported to the cache: %s", folder, error)
             if not isinstance(error.__cause__ or error, OSError):  # a full disk may have room the next time

@@ -25,17 +25,16 @@ from clipadapter.utils.prediction import unit_rows
 
 
 class ModelGraph(nn.Module):
-    """Image tower, head, calibration, and the scores of "none of these" if the model has a rejector."""
+    """Image towers, head, calibration, and the scores of "none of these" if the model has a rejector."""
 
-    def __init__(
-        self, towers: Sequence[Tower], head: Head, uncertainty: Uncertainty, input_kind: str = "uint8"
-    ) -> None:
+    def __init__(self, towers: Sequence[Tower], head: Head, uncertainty: Uncertainty, input_kind: str) -> None:
         super().__init__()
-        self.inputs, self.input_kind = different_squares([tower.pixels for tower in towers])[0], input_kind
-        self.tower = ImageTowers(towers, input_kind)
-        self.head = head
-        self.final_width = head.blocks_[0].width
-        self.has_blocks = len(head.blocks_) > 1
+        self.inputs, self.input_numbers = different_squares([tower.pixels for tower in towers])
+        self.input_kind, self.head, self.has_blocks = input_kind, head, len(head.blocks_) > 1
+        self.towers = nn.ModuleList(
+            SquareTower(tower.module, tower.pixels, normalized=None if input_kind == "uint8" else self.inputs[i])
+            for tower, i in zip(towers, self.input_numbers, strict=True)
+        )
         self.probabilities = Probabilities(uncertainty)
         self.ood_scores = None if uncertainty.rejector is None else OodScores(uncertainty.rejector)
         self.eval()
@@ -58,21 +57,23 @@ class ModelGraph(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The squares or pixels of pictures, one tensor (n, ...) per input, to the outputs."""
-        blocks = self.tower(*inputs)
+        blocks = self.features(*inputs)
         logits = self.head._logits(self.head.read_columns(blocks))
         probabilities = self.probabilities(logits)
-        final = blocks[:, : self.final_width] if self.has_blocks else blocks
+        final = blocks[:, : self.head.blocks_[0].width] if self.has_blocks else blocks
         outputs: tuple[Tensor, ...] = (final, logits, probabilities)
         if self.ood_scores is not None:
             outputs += self.ood_scores(final, logits)
         return (*outputs, blocks) if self.has_blocks else outputs
 
+    def features(self, *inputs: Tensor) -> Tensor:
+        """The inputs to the features of all towers side by side."""
+        features = [tower(inputs[i]) for tower, i in zip(self.towers, self.input_numbers, strict=True)]
+        return features[0] if len(features) == 1 else torch.cat(features, dim=1)
+
 
 class Probabilities(nn.Module):
     """Logits (n, c) to calibrated probabilities (n, c); see `clipadapter.uncertainty.Uncertainty.probabilities`."""
-
-    weight: Tensor
-    bias: Tensor
 
     def __init__(self, uncertainty: Uncertainty) -> None:
         super().__init__()
@@ -81,10 +82,8 @@ class Probabilities(nn.Module):
         if multilabel is not None:
             weight, bias, temperature = multilabel.slope, multilabel.bias, 1.0
         self.is_multilabel, self.temperature = multilabel is not None, float(temperature)
-        self.has_vector = weight is not None
         self.equal_share = 0.0 if self.is_multilabel else calibrator.equal_share
-        _register_constant(self, "weight", weight)
-        _register_constant(self, "bias", bias)
+        self.has_vector, self.weight, self.bias = weight is not None, _constant(weight), _constant(bias)
 
     def forward(self, logits: Tensor) -> Tensor:
         """(n, c) to (n, c)."""
@@ -108,23 +107,6 @@ def export_towers(encoder: Encoder) -> tuple[Tower, ...]:
     return tuple(replace(tower, network=_on_cpu(tower.module)) for tower in towers)
 
 
-class ImageTowers(nn.Module):
-    """The squares or pixels of pictures, one tensor (n, ...) per input, to the features of all towers (n, d)."""
-
-    def __init__(self, towers: Sequence[Tower], input_kind: str) -> None:
-        super().__init__()
-        inputs, self.input_numbers = different_squares([tower.pixels for tower in towers])
-        self.towers = nn.ModuleList(
-            SquareTower(tower.module, tower.pixels, normalized=None if input_kind == "uint8" else inputs[i])
-            for tower, i in zip(towers, self.input_numbers, strict=True)
-        )
-
-    def forward(self, *pictures: Tensor) -> Tensor:
-        """The inputs to the features of all towers side by side."""
-        features = [tower(pictures[i]) for tower, i in zip(self.towers, self.input_numbers, strict=True)]
-        return features[0] if len(features) == 1 else torch.cat(features, dim=1)
-
-
 def _on_cpu(module: nn.Module) -> nn.Module:
     tensors = [*module.parameters(), *module.buffers()]
     return module if all(tensor.device.type == "cpu" for tensor in tensors) else copy.deepcopy(module).cpu()
@@ -133,26 +115,16 @@ def _on_cpu(module: nn.Module) -> nn.Module:
 class OodScores(nn.Module):
     """Features and logits to scores of "none of these": what `uncertainty.Rejector.scores` computes in NumPy."""
 
-    text: Tensor
-    negative_labels: Tensor
-    outliers: Tensor
-    mean_directions: Tensor
-    centre: Tensor
-    factor: Tensor
-
     def __init__(self, rejector: Rejector) -> None:
         super().__init__()
         self.names = tuple(part.name for part in rejector.parts)
-        memory, self.scale = rejector.memory, rejector.memory.scale
-        for name in ("text", "negative_labels", "outliers"):
-            _register_constant(self, name, getattr(memory, name))
-        gaussians = memory.gaussians
-        self.distance = (
-            MahalanobisDistance(gaussians) if gaussians is not None and "mahalanobis" in self.names else None
-        )
-        _register_constant(self, "mean_directions", None if gaussians is None else unit_rows(gaussians.means))
-        _register_constant(self, "centre", np.array([part.centre for part in rejector.parts]))
-        _register_constant(self, "factor", np.array([part.weight / part.deviation for part in rejector.parts]))
+        memory, gaussians = rejector.memory, rejector.memory.gaussians
+        self.scale, self.text = memory.scale, _constant(memory.text)
+        self.negative_labels, self.outliers = _constant(memory.negative_labels), _constant(memory.outliers)
+        self.mean_directions = _constant(None if gaussians is None else unit_rows(gaussians.means))
+        self.distance = MahalanobisDistance(gaussians) if gaussians and "mahalanobis" in self.names else None
+        self.centre = _constant(np.array([part.centre for part in rejector.parts]))
+        self.factor = _constant(np.array([part.weight / part.deviation for part in rejector.parts]))
 
     def forward(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """(n, d) and (n, c) to the total score (n,) and its parts (n, p)."""
@@ -186,12 +158,6 @@ class MahalanobisDistance(nn.Module):
     The nearest mean is still found by products: there a rounding error only decides between two nearly equal distances.
     """
 
-    origin: Tensor
-    directions: Tensor
-    shrinkage: Tensor
-    centres: Tensor
-    squared_lengths: Tensor
-
     def __init__(self, gaussians: ClassGaussians) -> None:
         super().__init__()
         basis = np.asarray(gaussians.basis, np.float64)
@@ -201,11 +167,8 @@ class MahalanobisDistance(nn.Module):
         origin = means.mean(axis=0)  # rows are far from zero and close to each other: float32 is finest near zero
         centres = means - origin
         centres = (centres - (centres @ directions.T * shrinkage) @ directions) / np.sqrt(gaussians.floor)
-        _register_constant(self, "origin", origin)
-        _register_constant(self, "directions", directions)
-        _register_constant(self, "shrinkage", shrinkage)
-        _register_constant(self, "centres", centres)
-        _register_constant(self, "squared_lengths", (centres**2).sum(axis=1))
+        self.origin, self.directions, self.shrinkage = map(_constant, (origin, directions, shrinkage))
+        self.centres, self.squared_lengths = _constant(centres), _constant((centres**2).sum(axis=1))
         self.scale = float(1 / np.sqrt(gaussians.floor))
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -218,9 +181,9 @@ class MahalanobisDistance(nn.Module):
         return (whitened - self.centres[nearest]).square().sum(dim=1)
 
 
-def _register_constant(module: nn.Module, name: str, values: NDArray[np.floating] | None) -> None:
-    """Register a buffer in float32."""
-    module.register_buffer(name, None if values is None else torch.from_numpy(np.array(values, np.float32, order="C")))
+def _constant(values: NDArray[np.floating] | None) -> Tensor:
+    """A buffer in float32; an empty one for None."""
+    return nn.Buffer(torch.from_numpy(np.array([] if values is None else values, np.float32, order="C")))
 
 
 def _log_sum_exp(values: Tensor) -> Tensor:
