@@ -77,7 +77,7 @@ def test_held_out_predictions_are_those_of_discriminant_analysis_and_five_neighb
     evidence = collect(X, y, text)
     assert evidence.is_held_out.all()
     np.testing.assert_array_equal(evidence.held_out.argmax(axis=1), other)
-    nearest = nearest_neighbours(X).index[:, :5]
+    nearest = nearest_neighbours(X)[1][:, :5]
     for i in (0, 17, 39):
         assert evidence.votes[i].tolist() == [sum(y[j] == k for j in nearest[i]) for k in range(4)]
 

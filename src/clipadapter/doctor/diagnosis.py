@@ -126,7 +126,6 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     findings += check_image_quality(pictures, measures, info.image_size, squashes)
     return Diagnosis(
         dataset.name,
-        dataset.root,
         info.name,
         len(dataset.samples),
         len(dataset.class_names),
@@ -182,7 +181,7 @@ def collect_label_evidence(
         held_out[folds.rows] = 0
         held_out[np.ix_(folds.rows, columns)] = calibrate(folds.logits.astype(np.float64), folds.labels)
     votes = np.zeros((n, c), np.int64)
-    for voters in neighbours.index[:, :VOTING_NEIGHBOURS].T:
+    for voters in neighbours[1][:, :VOTING_NEIGHBOURS].T:
         votes[np.arange(n), labels[voters]] += 1
     zero_shot = None
     if text is not None:
