@@ -343,7 +343,7 @@ class FewShotClassifier:
         """
         is_per_epoch = views is None and isinstance(inputs.parse_views(self.views, self.seed), PerEpochViews)
         if views is None:
-            spec = self.planned_views(labels, class_names)
+            spec = inputs.plan_views(self, labels, class_names)
         else:
             spec = views if isinstance(views, ViewSpec) else ViewSpec(count=views)
         if is_per_epoch:
@@ -352,23 +352,11 @@ class FewShotClassifier:
         extraction = self._extract(images, spec, self.strict)
         if is_per_epoch and extraction.rows and extraction.skipped:
             # A head may plan a number of steps instead of epochs: fewer readable shots then mean more epochs.
-            needed = self.planned_views([labels[i] for i in extraction.rows], class_names)
+            needed = inputs.plan_views(self, [labels[i] for i in extraction.rows], class_names)
             if needed.count > spec.count:
                 spec = needed
                 extraction = self._extract(images, spec, self.strict)
         return inputs.build_feature_set(extraction, images, labels, class_names, spec, self.encoder_.info)
-
-    def planned_views(self, labels: Sequence[Label], class_names: Sequence[str] | None = None) -> ViewSpec:
-        """Return the views that `fit` will make of each shot. The encoder is opened, but no picture.
-
-        >>> FewShotClassifier("toy", "clip-adapter", views="per-epoch").planned_views(["cat", "dog"]).count
-        201
-        """
-        views = inputs.parse_views(self.views, self.seed)
-        if isinstance(views, ViewSpec):
-            return views
-        names = inputs.collect_class_names(labels) if class_names is None else class_names
-        return inputs.plan_views(views, self._build_head(), labels, names, self.grid, self.encoder_.info.text_dim)
 
     def view_cost(
         self,
@@ -386,11 +374,12 @@ class FewShotClassifier:
             class_names: all classes in order; if None, those of the labels, sorted.
             measure: encode a few views of two pictures to estimate the time. They stay in the feature store.
         """
-        spec = self.planned_views(labels, class_names)
+        names = inputs.collect_class_names(labels) if class_names is None else class_names
+        spec = inputs.plan_views(self, labels, names)
         cost = self._view_cost(len(images), spec)
         if not measure:
             return cost
-        self._choose_backend(images, inputs.collect_class_names(labels) if class_names is None else class_names)
+        self._choose_backend(images, names)
         timed, start = replace(spec, count=min(spec.count, 1 + TIMED_VIEWS_PER_PICTURE)), time.perf_counter()
         # After an interrupted run the last pictures are those that the store lacks.
         computed = self._extract(images[-TIMED_PICTURES:], timed, strict=False).computed
