@@ -66,23 +66,19 @@ class ImageMeasures:
 def measure_images(paths: Sequence[Path], progress: bool = False) -> dict[int, ImageMeasures]:
     """Measure pictures, by their position; those that can't be read are left out."""
     imagehash = require("imagehash", "doctor", "the search for near duplicates")
-
-    def measure(path: Path) -> ImageMeasures | None:
-        try:
-            return measure_image(path, imagehash)
-        except ImageError:
-            return None
-
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        measures = pool.map(measure, paths)
+        measures = pool.map(lambda path: measure_image(path, imagehash), paths)
         bar = progress_bar(measures, total=len(paths), desc="image quality", unit="img", shown=progress)
         return {i: image for i, image in enumerate(bar) if image is not None}
 
 
-def measure_image(path: Path, imagehash: ModuleType) -> ImageMeasures:
-    """Measure one picture."""
-    data = image_bytes(path)
-    image = read_image(path, data=data, shrink_to=2 * SHORT_SIDE)
+def measure_image(path: Path, imagehash: ModuleType) -> ImageMeasures | None:
+    """Measure one picture; None if it can't be read."""
+    try:
+        data = image_bytes(path)
+        image = read_image(path, data=data, shrink_to=2 * SHORT_SIDE)
+    except ImageError:
+        return None
     grey = reduce_short_side(image).convert("L")
     values = np.asarray(grey, np.float32)
     low, high = np.percentile(values, [1, 99])
