@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from clipadapter.data import class_prompts, get_templates
-from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError, TooFewShotsError
-from clipadapter.features import FeatureSet, FeatureStore, ViewSpec, encode_classes
+from clipadapter.features import FeatureSet, ViewSpec
 from clipadapter.heads import Head, OutOfFold, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.out_of_fold import most_classes_repeat
@@ -40,6 +38,9 @@ from clipadapter.uncertainty.calibration import (
 )
 from clipadapter.uncertainty.costs import check_costs
 from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
+
+if TYPE_CHECKING:
+    from clipadapter.classifier.classifier import FewShotClassifier
 
 FIT_KEY = "fit"  # key of the fit settings in the provenance of the support set
 LEARNED_OPTIONS = ("calibration", "sets", "by_class", "negative_labels")
@@ -75,14 +76,9 @@ def check_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:
     return uncertainty or UncertaintyOptions()
 
 
-def embed_negative_labels(
-    encoder: Encoder,
-    text: TextFeatures,
-    templates: str | Sequence[str],
-    store: FeatureStore | None,
-    outliers: Array | None = None,
-) -> Negatives:
+def embed_negative_labels(classifier: FewShotClassifier, text: TextFeatures, outliers: Array | None) -> Negatives:
     """Select the ImageNet class names that are no synonyms of the classes, as in NegLabel (Jiang et al. 2024)."""
+    encoder = classifier.encoder_
     if not encoder.has_text:
         raise InputError(
             f"negative_labels compares pictures with class names, but {encoder.info.name} has no text tower: leave it "
@@ -92,7 +88,7 @@ def embed_negative_labels(
 
     # Some versions of torchvision repeat names.
     names = tuple(dict.fromkeys(ResNet50_Weights.DEFAULT.meta["categories"]))
-    encoded = encode_classes(encoder, class_prompts(names, templates, None), store)
+    encoded = classifier._encode_prompts(class_prompts(names, classifier.templates))
     rows = select_negative_labels(text.labels, text.embeddings, names, encoded.embeddings)
     return Negatives(outliers, tuple(names[i] for i in rows), encoded.embeddings[rows])
 
