@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.classifier.fitting import learn_multilabel_thresholds
+from clipadapter.classifier.fitting import ShotFit
 from clipadapter.errors import InputError
+from clipadapter.features import FeatureSet
 from clipadapter.heads import create_head, out_of_fold
 from clipadapter.testing.heads import toy_multilabel
 from clipadapter.uncertainty import UncertaintyOptions
@@ -96,7 +97,8 @@ def test_thresholds_are_learned_from_out_of_fold_logits():
     found = out_of_fold(create_head("linear-probe", C=1.0), X, Y, text, folds=4)
     expected = learn_multilabel(found.logits, found.labels)
     head = create_head("linear-probe", C=1.0).fit(X, Y, text=text)
-    rule = learn_multilabel_thresholds(head, X, Y, text)
+    support = FeatureSet(X, (), text.labels, targets=np.asarray(Y))
+    rule = ShotFit(support, text, UncertaintyOptions()).learn(head).uncertainty.multilabel
     np.testing.assert_array_equal(rule.thresholds, expected.thresholds)
     assert rule.n == len(X)
 
@@ -104,5 +106,6 @@ def test_thresholds_are_learned_from_out_of_fold_logits():
 @pytest.mark.parametrize("Y", [np.eye(3, dtype=int), np.zeros((3, 3), int), np.eye(3, dtype=int)[:1]])
 def test_one_shot_per_class_gives_the_default_thresholds(Y):
     X, _, text = toy_multilabel()
-    rule = learn_multilabel_thresholds(create_head("zero-shot"), X[: len(Y)], Y, text)
+    support = FeatureSet(X[: len(Y)], (), text.labels, targets=Y)
+    rule = ShotFit(support, text, UncertaintyOptions()).learn(create_head("zero-shot")).uncertainty.multilabel
     assert rule.thresholds.tolist() == [DEFAULT_THRESHOLD] * 3

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
+from clipadapter.classifier.inputs import plan_views
 from clipadapter.errors import InputError
 from clipadapter.features import PerEpochViews, ViewCost, ViewSpec
 from clipadapter.heads.clip_adapter import ClipAdapter
@@ -43,7 +44,7 @@ def test_the_views_are_those_of_the_same_number_so_that_the_fit_is_the_same():
     ],
 )
 def test_there_is_one_view_for_each_epoch_or_as_many_as_the_steps_need(head, each, epochs):
-    assert model(head=head).planned_views(["red", "green", "blue"] * each).count == 1 + epochs
+    assert model(head=head).view_cost([], ["red", "green", "blue"] * each).views == 1 + epochs
 
 
 def test_a_dear_training_gets_no_more_views_than_it_makes_epochs(monkeypatch):
@@ -56,15 +57,16 @@ def test_a_dear_training_gets_no_more_views_than_it_makes_epochs(monkeypatch):
 
 def test_a_grid_gets_views_for_the_most_epochs():
     tried = model(head=ClipAdapter(alpha=0.2), grid={"epochs": [2, 7], "lr": [1e-3, 1e-2]})
-    assert tried.planned_views(["red", "blue"]).count == 1 + 7
+    assert tried.view_cost([], ["red", "blue"]).views == 1 + 7
     images, labels = pictures(12)
     assert tried.fit(images, labels).support_.X.shape[1] == 1 + 7
 
 
 def test_crop_scale_and_seed_come_from_the_views():
     given = ViewSpec.from_crop("coop", seed=3)
-    assert model(PerEpochViews(given)).planned_views(["red", "blue"]) == dataclasses.replace(given, count=6)
-    assert model(seed=4).planned_views(["red", "blue"]).seed == 4
+    names = ["blue", "red"]
+    assert plan_views(model(PerEpochViews(given)), names, names) == dataclasses.replace(given, count=6)
+    assert plan_views(model(seed=4), names, names).seed == 4
 
 
 def test_unreadable_pictures_that_make_more_epochs_necessary_get_more_views(tmp_path):

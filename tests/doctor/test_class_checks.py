@@ -31,6 +31,8 @@ def test_small_empty_and_unequal_classes_are_found(make_pictures):
     assert (findings["few-shots"].message, findings["few-shots"].score) == ("'bee' has 3 pictures in train", 0.25)
     assert findings["imbalance"].message == "'bee' has 3 pictures, 'ant' has 15"
     assert list(check_class_sizes(make_pictures(["ant"] * 4 + ["bee"] * 19), NAMES[:2], ("all",))) == []
+    only_test = check_class_sizes(make_pictures(["ant"], ["test"]), NAMES, ("train", "test"))  # train is unreadable
+    assert [finding.kind for finding in only_test] == ["no-shots"] * 3
 
 
 @pytest.mark.parametrize("count", range(1, 8))

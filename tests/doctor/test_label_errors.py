@@ -3,8 +3,8 @@ import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import cross_val_predict
 
-from clipadapter.doctor import Finding
-from clipadapter.doctor.diagnosis import LabelEvidence, collect_label_evidence, downgrade_overlapping, find_label_errors
+from clipadapter.doctor import Finding, diagnosis
+from clipadapter.doctor.diagnosis import LabelEvidence, collect_label_evidence, find_label_errors
 from clipadapter.doctor.pictures import nearest_neighbours
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
@@ -77,7 +77,7 @@ def test_held_out_predictions_are_those_of_discriminant_analysis_and_five_neighb
     evidence = collect(X, y, text)
     assert evidence.is_held_out.all()
     np.testing.assert_array_equal(evidence.held_out.argmax(axis=1), other)
-    nearest = nearest_neighbours(X).index[:, :5]
+    nearest = nearest_neighbours(X)[1][:, :5]
     for i in (0, 17, 39):
         assert evidence.votes[i].tolist() == [sum(y[j] == k for j in nearest[i]) for k in range(4)]
 
@@ -122,11 +122,15 @@ def test_most_wrong_labels_of_few_classes_are_found(n_classes, make_pictures):
     assert n_right >= 0.75 * 3 * 2 * n_classes and n_right >= 0.75 * n_found
 
 
-def test_between_classes_that_overlap_a_label_is_only_doubtful():
-    findings = [Finding("wrong-label", 1.0, "", (), pair) for pair in (("ant", "bee"), ("bee", "ant"), ("ant", "cat"))]
+def test_between_classes_that_overlap_a_label_is_only_doubtful(monkeypatch, make_pictures):
+    pairs, pictures = (("ant", "bee"), ("bee", "ant"), ("ant", "cat")), make_pictures(["ant", "bee", "ant"])
+    errors = [Finding("wrong-label", 1.0, "", (one,), pair) for one, pair in zip(pictures, pairs, strict=True)]
     overlap = Finding("overlap", 0.5, "", (), ("ant", "bee"))
-    kinds = [finding.kind for finding in downgrade_overlapping(findings, [overlap])]
-    assert kinds == ["doubtful-label", "doubtful-label", "wrong-label"]
+    monkeypatch.setattr(diagnosis, "find_label_errors", lambda *_: errors)
+    monkeypatch.setattr(diagnosis, "find_class_overlaps", lambda _, evidence, wrong_labels: [overlap])
+    suspects, overlaps = diagnosis.find_suspected_labels(pictures, None)
+    assert [finding.kind for finding in suspects] == ["doubtful-label", "doubtful-label", "wrong-label"]
+    assert overlaps == [overlap]
 
 
 def test_the_only_picture_of_a_class_is_doubtful_if_text_and_a_neighbour_agree_on_another(make_pictures):

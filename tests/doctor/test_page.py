@@ -23,7 +23,7 @@ def diagnosis(tmp_path, draw):
         if i:
             draw(i, size=(300, 200)).save(path)
         findings.append(Finding("wrong-label", i / 10, f"finding {i}", (Picture(path, f"<i>{i}.png", "ant", "train"),)))
-    return Diagnosis("pets", tmp_path, "toy", 9, 2, ("train", "test"), 8, rank_findings(findings))
+    return Diagnosis("pets", "toy", 9, 2, ("train", "test"), 8, rank_findings(findings))
 
 
 def test_the_worst_findings_come_first():
@@ -63,12 +63,12 @@ def test_the_page_loads_no_file_contains_its_thumbnails_escapes_names_and_has_ta
     assert "unreadable" in text  # the missing file
 
 
-def test_the_number_of_thumbnails_is_limited(diagnosis):
+def test_the_number_of_thumbnails_is_limited(diagnosis, tmp_path):
     html = render_findings(diagnosis, per_kind=2, side=40)
     assert re.findall(r'section id="([a-z-]+)"', html) == ["wrong-label", "few-shots"]
     assert html.count('class="doctor-finding"') == 3
     assert "5 findings, the first 2 are shown" in html and "<summary>1 finding</summary>" in html
-    pictures = tuple(Picture(diagnosis.root / "1.png", str(i), "a", "all") for i in range(30))
+    pictures = tuple(Picture(tmp_path / "1.png", str(i), "a", "all") for i in range(30))
     many = replace(diagnosis, findings=(Finding("duplicate", 1.0, "many", pictures),))
     html = render_findings(many)
     assert html.count("<img") == 8 and "and 22 more pictures" in html
@@ -83,6 +83,6 @@ def test_the_style_sheet_has_all_classes_of_the_sections(diagnosis):
 
 
 def test_a_diagnosis_without_findings_says_so(tmp_path):
-    diagnosis = Diagnosis("pets", tmp_path, "toy", 9, 2, ("all",), 9, ())
+    diagnosis = Diagnosis("pets", "toy", 9, 2, ("all",), 9, ())
     assert diagnosis.to_text() == "9 pictures in 2 classes, encoder toy\nno findings"
     assert "There are no findings." in diagnosis.to_html(tmp_path / "doctor.html").read_text(encoding="utf-8")

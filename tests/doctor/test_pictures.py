@@ -7,7 +7,6 @@ from sklearn.neighbors import NearestNeighbors
 
 from clipadapter.doctor.pictures import (
     ImageMeasures,
-    Neighbours,
     check_image_quality,
     find_duplicates,
     group_duplicates,
@@ -93,14 +92,14 @@ def test_neighbours_are_those_of_another_library():
     X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32) + 3
     units = X / np.linalg.norm(X, axis=1, keepdims=True)
     distance, index = NearestNeighbors(n_neighbors=6, metric="cosine").fit(units - units.mean(0)).kneighbors()
-    neighbours = nearest_neighbours(X, 6)
-    np.testing.assert_array_equal(neighbours.index, index)
-    np.testing.assert_allclose(neighbours.cosine, 1 - distance, atol=1e-5)
+    cosines, positions = nearest_neighbours(X, 6)
+    np.testing.assert_array_equal(positions, index)
+    np.testing.assert_allclose(cosines, 1 - distance, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_pictures_have_fewer_neighbours(n):
-    assert nearest_neighbours(np.eye(4, dtype=np.float32)[:n], 12).index.shape == (n, n - 1)
+    assert nearest_neighbours(np.eye(4, dtype=np.float32)[:n], 12)[1].shape == (n, n - 1)
 
 
 @pytest.fixture
@@ -143,7 +142,7 @@ def test_the_more_bits_differ_the_nearer_features_must_be_and_two_bits_make_a_pa
     def pairs(contrast):
         values = enumerate((99, 99 ^ sum(1 << bit for bit in bits)))
         images = [ImageMeasures(bytes([i]), 9, 9, 0.0, contrast, 1.0, value, (1 << 64) - 1) for i, value in values]
-        return find_duplicates(images, Neighbours(np.array([[1], [0]]), np.full((2, 1), cosine, np.float32)))
+        return find_duplicates(images, (np.full((2, 1), cosine, np.float32), np.array([[1], [0]])))
 
     assert [found for found, _ in pairs(255.0).values()] == [relation] * (relation is not None)
     assert relation != "equal hash" or pairs(20.0) == {}
@@ -152,7 +151,7 @@ def test_the_more_bits_differ_the_nearer_features_must_be_and_two_bits_make_a_pa
 def test_a_mirrored_copy_is_a_pair(tmp_path, draw):
     draw(0).save(tmp_path / "0.png")
     ImageOps.mirror(draw(0)).save(tmp_path / "1.png")
-    near = Neighbours(np.array([[1], [0]]), np.full((2, 1), 0.9, np.float32))
+    near = (np.full((2, 1), 0.9, np.float32), np.array([[1], [0]]))
     pairs = find_duplicates([measure_image(tmp_path / f"{i}.png", imagehash) for i in range(2)], near)
     assert pairs[0, 1][0] == "mirrored"
 

@@ -7,8 +7,6 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import rbf_kernel
 
-from clipadapter.errors import InputError
-from clipadapter.monitor import measure_covariate_shift
 from clipadapter.monitor.shift import (
     class_residuals,
     compare_priors_with_pictures,
@@ -16,6 +14,7 @@ from clipadapter.monitor.shift import (
     discrepancy,
     draw_permutations,
     gaussian_kernel,
+    measure_covariate_shift,
 )
 
 CENTRES = np.array([[4.0, 0, 0, 3, 0, 0], [0, 4, 0, 3, 0, 0]])
@@ -36,7 +35,7 @@ def p_values(runs, change=lambda Z: Z, prior=0.8, m=90):
         (X, P), (Z, Q) = draw_features(rng, 0.5, 40), draw_features(rng, prior, m)
         ratio = np.array([prior, 1 - prior]) / 0.5
         odds = (P @ ratio, Q @ ratio)
-        values.append(measure_covariate_shift(X, change(Z), (P, Q), odds, draws=99, seed=seed).p_value)
+        values.append(measure_covariate_shift((X, change(Z)), (P, Q), odds, draws=99, seed=seed).p_value)
     return np.array(values)
 
 
@@ -84,26 +83,14 @@ def test_changed_features_are_found_if_priors_changed_too(change):
     assert (p_values(10, change) <= 0.02).mean() >= 0.9
 
 
-def test_features_of_wrong_shapes_are_errors():
-    for X, Z in ((np.ones((3, 2)), np.ones((3, 4))), (np.ones((1, 2)), np.ones((3, 2))), (np.ones(3), np.ones(3))):
-        with pytest.raises(InputError, match="two or more pictures of each, by one encoder"):
-            measure_covariate_shift(X, Z)
-
-
 @pytest.mark.parametrize("odds", [[1, 1, 1, 1, 1], [1, 2, 3, 4, 5], [0.001, 1, 1, 1, 1000]])
 @pytest.mark.parametrize("m", [0, 1, 2, 4, 5])
 def test_each_set_is_as_frequent_as_the_product_of_its_odds(odds, m):
-    sets = draw_permutations(odds, m, 20_000, np.random.default_rng(0))
+    sets = draw_permutations(np.array(odds, float), m, 20_000, np.random.default_rng(0))
     products = {group: np.prod([odds[i] for i in group]) for group in combinations(range(5), m)}
     for group, product in products.items():
         share = (sets == np.isin(np.arange(5), group)).all(axis=1).mean()
         assert abs(share - product / sum(products.values())) < 0.015  # 4 sd
-
-
-def test_wrong_odds_are_errors():
-    for odds, m in (([1, 0], 1), ([1, np.inf], 1), ([1, 1], 3), ([[1]], 1)):
-        with pytest.raises(InputError, match="give one positive odds per picture"):
-            draw_permutations(odds, m, 1, np.random.default_rng(0))
 
 
 CONFUSION = np.array([[0.9, 0.08, 0.02], [0.25, 0.7, 0.05], [0.02, 0.03, 0.95]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
@@ -47,7 +47,6 @@ from clipadapter.uncertainty import UncertaintyOptions
 from clipadapter.utils.formatting import check_names, format_list, html_block, html_table
 from clipadapter.utils.prediction import Prediction, PredictionColumns, labels_of
 from clipadapter.utils.progress import progress_bar, shows_progress
-from clipadapter.utils.towers import TextTower
 
 TIMED_PICTURES = 2
 TIMED_VIEWS_PER_PICTURE = 16  # augmented views: with two pictures they make one batch of the default size
@@ -289,8 +288,7 @@ class FewShotClassifier:
         outliers = None if outliers is None else outliers[:, : support.blocks[0].width]
         negatives = fitting.Negatives(outliers)
         if options.negative_labels:
-            with inputs.open_store(self.cache) as store:
-                negatives = fitting.embed_negative_labels(self.encoder_, text, self.templates, store, outliers)
+            negatives = fitting.embed_negative_labels(self, text, outliers)
         fitted = fitting.ShotFit(support, text, options, negatives, self.seed).fit(head, unlabelled)
         self.head_, self.uncertainty_, self.fold_heads_ = fitted.head, fitted.uncertainty, fitted.fold_heads
         views = inputs.parse_views(self.views, self.seed)
@@ -343,7 +341,7 @@ class FewShotClassifier:
         """
         is_per_epoch = views is None and isinstance(inputs.parse_views(self.views, self.seed), PerEpochViews)
         if views is None:
-            spec = self.planned_views(labels, class_names)
+            spec = inputs.plan_views(self, labels, class_names)
         else:
             spec = views if isinstance(views, ViewSpec) else ViewSpec(count=views)
         if is_per_epoch:
@@ -352,23 +350,11 @@ class FewShotClassifier:
         extraction = self._extract(images, spec, self.strict)
         if is_per_epoch and extraction.rows and extraction.skipped:
             # A head may plan a number of steps instead of epochs: fewer readable shots then mean more epochs.
-            needed = self.planned_views([labels[i] for i in extraction.rows], class_names)
+            needed = inputs.plan_views(self, [labels[i] for i in extraction.rows], class_names)
             if needed.count > spec.count:
                 spec = needed
                 extraction = self._extract(images, spec, self.strict)
         return inputs.build_feature_set(extraction, images, labels, class_names, spec, self.encoder_.info)
-
-    def planned_views(self, labels: Sequence[Label], class_names: Sequence[str] | None = None) -> ViewSpec:
-        """Return the views that `fit` will make of each shot. The encoder is opened, but no picture.
-
-        >>> FewShotClassifier("toy", "clip-adapter", views="per-epoch").planned_views(["cat", "dog"]).count
-        201
-        """
-        views = inputs.parse_views(self.views, self.seed)
-        if isinstance(views, ViewSpec):
-            return views
-        names = inputs.collect_class_names(labels) if class_names is None else class_names
-        return inputs.plan_views(views, self._build_head(), labels, names, self.grid, self.encoder_.info.text_dim)
 
     def view_cost(
         self,
@@ -386,11 +372,12 @@ class FewShotClassifier:
             class_names: all classes in order; if None, those of the labels, sorted.
             measure: encode a few views of two pictures to estimate the time. They stay in the feature store.
         """
-        spec = self.planned_views(labels, class_names)
+        names = inputs.collect_class_names(labels) if class_names is None else class_names
+        spec = inputs.plan_views(self, labels, names)
         cost = self._view_cost(len(images), spec)
         if not measure:
             return cost
-        self._choose_backend(images, inputs.collect_class_names(labels) if class_names is None else class_names)
+        self._choose_backend(images, names)
         timed, start = replace(spec, count=min(spec.count, 1 + TIMED_VIEWS_PER_PICTURE)), time.perf_counter()
         # After an interrupted run the last pictures are those that the store lacks.
         computed = self._extract(images[-TIMED_PICTURES:], timed, strict=False).computed
@@ -757,10 +744,6 @@ class FewShotClassifier:
         """Features (m, d) of pictures, all of which must be readable."""
         return self._extract(images, ViewSpec(), strict=True).features[:, 0]
 
-    def _open_text_tower(self) -> Callable[[], TextTower] | None:
-        """What opens the text tower of the encoder; None if it has none."""
-        return partial(open_text_tower, self.encoder_) if self.encoder_.has_text else None
-
     def _view_cost(self, n_pictures: int, spec: ViewSpec) -> ViewCost:
         return ViewCost(n_pictures, spec.count, self.encoder_.info.dim, cached=self.cache is not None)
 
@@ -791,7 +774,8 @@ class FewShotClassifier:
             opened = encoder_choice.open_saved_encoders(model, encoder, self.device, self.backend, self.precision)
             self._encoder, self._tuned_encoder = opened
             self._is_backend_chosen = True
-        self.text_ = model.text.with_tower(self._open_text_tower())
+        tower = partial(open_text_tower, self.encoder_) if self.encoder_.has_text else None
+        self.text_ = model.text.with_tower(tower)
         self.head_, self.support_ = model.head.attach(self.text_), model.support
         self.prompts_, self.fold_heads_ = model.prompts, model.fold_heads
         self.uncertainty_ = model.uncertainty

@@ -362,7 +362,7 @@ def add_shots(
 def apply(classifier: C, edit: Edit, action: str, facts: Mapping[str, Any], by: str) -> C:
     """Make an edit the next version of a classifier."""
     before = classifier._to_model()
-    text = classifier._with_read_prompts(edit.text.with_tower(classifier._open_text_tower()), edit.prompts)
+    text = classifier._with_read_prompts(edit.text, edit.prompts)
     after = apply_edit(before, replace(edit, text=text))
     history = classifier.history_.with_change(before, after, action, facts, by)
     classifier._set_model(after)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.classifier.inputs import Label, Skipped, check_any_readable
+from clipadapter.classifier.inputs import Label, Skipped, check_any_readable, plan_views
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import (
     Encoder,
@@ -147,7 +147,7 @@ def tune_encoder(
 ) -> tuple[Encoder, Encoder]:
     """The plain encoder, and the one that a tuner has tuned, run by the classifier's backend."""
     assert isinstance(head, TowerTuner)
-    views, plain = classifier.planned_views(labels, list(prompts)), plain_encoder(classifier.encoder_)
+    views, plain = plan_views(classifier, labels, list(prompts)), plain_encoder(classifier.encoder_)
     tunable = open_tunable_copy(plain)
     head.check_encoder(tunable)
     tower = tunable.tower()

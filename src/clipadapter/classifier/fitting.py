@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from clipadapter.data import class_prompts, get_templates
-from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError, TooFewShotsError
-from clipadapter.features import FeatureSet, FeatureStore, ViewSpec, encode_classes
+from clipadapter.features import FeatureSet, ViewSpec
 from clipadapter.heads import Head, OutOfFold, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.out_of_fold import most_classes_repeat
-from clipadapter.heads.support import as_matrix, rows_without_shots
+from clipadapter.heads.support import as_matrix, label_positions, rows_without_shots
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import (
     Calibrator,
@@ -40,6 +38,9 @@ from clipadapter.uncertainty.calibration import (
 )
 from clipadapter.uncertainty.costs import check_costs
 from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
+
+if TYPE_CHECKING:
+    from clipadapter.classifier.classifier import FewShotClassifier
 
 FIT_KEY = "fit"  # key of the fit settings in the provenance of the support set
 LEARNED_OPTIONS = ("calibration", "sets", "by_class", "negative_labels")
@@ -75,14 +76,9 @@ def check_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:
     return uncertainty or UncertaintyOptions()
 
 
-def embed_negative_labels(
-    encoder: Encoder,
-    text: TextFeatures,
-    templates: str | Sequence[str],
-    store: FeatureStore | None,
-    outliers: Array | None = None,
-) -> Negatives:
+def embed_negative_labels(classifier: FewShotClassifier, text: TextFeatures, outliers: Array | None) -> Negatives:
     """Select the ImageNet class names that are no synonyms of the classes, as in NegLabel (Jiang et al. 2024)."""
+    encoder = classifier.encoder_
     if not encoder.has_text:
         raise InputError(
             f"negative_labels compares pictures with class names, but {encoder.info.name} has no text tower: leave it "
@@ -92,7 +88,7 @@ def embed_negative_labels(
 
     # Some versions of torchvision repeat names.
     names = tuple(dict.fromkeys(ResNet50_Weights.DEFAULT.meta["categories"]))
-    encoded = encode_classes(encoder, class_prompts(names, templates, None), store)
+    encoded = classifier._encode_prompts(class_prompts(names, classifier.templates))
     rows = select_negative_labels(text.labels, text.embeddings, names, encoded.embeddings)
     return Negatives(outliers, tuple(names[i] for i in rows), encoded.embeddings[rows])
 
@@ -122,7 +118,7 @@ class ShotFit:
         """Learn the uncertainty of a head that is fitted to all shots."""
         support, is_cv = self.support, self.options.sets == "cv+"
         if support.targets is not None:
-            multilabel = learn_multilabel_thresholds(head, support.X, support.labels, self.text, support.blocks)
+            multilabel = self._learn_multilabel(head, support.targets)
             return FitResult(head, Uncertainty(multilabel=multilabel, held_out_by="folds" if multilabel.n else ""))
         held_out = None
         # Where out-of-fold logits cost much, there are none unless an option needs them.
@@ -132,6 +128,17 @@ class ShotFit:
                 head, support.X, support.y, self.text, strategies=("own", "folds"), keep_heads=is_cv, seed=self.seed
             )
         return self._learn_single_label(head, held_out)
+
+    def _learn_multilabel(self, head: Head, targets: NDArray[np.int8]) -> MultiLabel:
+        """Calibrated probabilities and the threshold per class with the highest F1, from out-of-fold logits."""
+        # A class with one shot keeps it in training: all its held-out logits would be of pictures without the class.
+        if not most_classes_repeat(torch.tensor(targets)):
+            return MultiLabel.default(targets.shape[1])
+        support = self.support
+        held_out = out_of_fold(clone(head), support.X, targets, self.text, folds=4, blocks=support.blocks)
+        if held_out is None:
+            raise InputError(f"{type(head).__name__} can't be evaluated on held-out shots")
+        return learn_multilabel(held_out.logits, held_out.labels)
 
     def _check_multilabel_options(self) -> None:
         """Refuse options of single-label classifiers for multi-label shots, whose classes are decided one by one."""
@@ -181,13 +188,8 @@ class ShotFit:
             )
         pictures = self._without_shots(head, unlabelled)
         fitted = head.fit(support.X[train], labels[train], text=text, unlabelled=pictures, blocks=support.blocks)
-        rows, y, shots = np.array(held), self._positions()[held], mean_shots_per_class(labels[train])
-        return fitted, OutOfFold(fitted.logits(support.plain[held]), y, rows, "split", shots)
-
-    def _positions(self) -> NDArray[np.int64]:
-        """(n,) positions of the shots' classes in the order of the logits."""
-        position = {name: i for i, name in enumerate(self.text.labels)}
-        return np.array([position[name] for name in self.support.y])
+        y, shots = label_positions(labels[held], np.asarray(text.labels)), mean_shots_per_class(labels[train])
+        return fitted, OutOfFold(fitted.logits(support.plain[held]), y, np.array(held), "split", shots)
 
     def _without_shots(self, head: Head, unlabelled: Array | None) -> Array | None:
         """The pictures without labels that are no shots, also none of the held-out half; None if there are none."""
@@ -235,7 +237,8 @@ class ShotFit:
         """The out-of-distribution detector of the final feature; None if there are too few shots."""
         if head.tunes_encoder:
             return None
-        X, y, text = self.support.final, self._positions(), self.text
+        X, text = self.support.final, self.text
+        y = label_positions(np.asarray(self.support.y), np.asarray(text.labels))
         class_text = text.embeddings if text.has_text else None
         once = None if held_out is None else held_out.first_per_shot
         shots: dict[str, Any] = {} if once is None else {"logits": once.logits, "rows": once.rows}
@@ -249,20 +252,6 @@ class ShotFit:
 def _is_cheap_to_refit(head: Head) -> bool:
     """Whether the head can be fitted to part of the shots without training through a tower."""
     return not (head.needs_tower or head.tunes_encoder or head.transductive)
-
-
-def learn_multilabel_thresholds(
-    head: Head, X: ArrayLike, Y: ArrayLike, text: TextFeatures | None, blocks: Sequence[tuple[str, int]] | None = None
-) -> MultiLabel:
-    """Calibrated probabilities and the threshold per class with the highest F1, learned from out-of-fold logits."""
-    targets = np.asarray(Y)
-    # A class with one shot keeps it in training: all its held-out logits would be of pictures without the class.
-    if not most_classes_repeat(torch.tensor(targets)):
-        return MultiLabel.default(targets.shape[1])
-    held_out = out_of_fold(clone(head), X, targets, text, folds=4, blocks=blocks)
-    if held_out is None:
-        raise InputError(f"{type(head).__name__} can't be evaluated on held-out shots")
-    return learn_multilabel(held_out.logits, held_out.labels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ classes overlap.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -110,13 +110,13 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     neighbours = nearest_neighbours(features.final)
     evidence = collect_label_evidence(features, text, neighbours, seed)
     findings += group_duplicates(pictures, find_duplicates(measures, neighbours))
-    suspects, overlaps = _find_suspected_labels(pictures, evidence)
+    suspects, overlaps = find_suspected_labels(pictures, evidence)
     shots = [i for i, picture in enumerate(pictures) if picture.split == splits[0]]
     if 0 < len(shots) < len(pictures):
         # Which shots are suspected must not depend on the test pictures that are given with them.
         part = features.take(shots)
         shot_evidence = collect_label_evidence(part, text, nearest_neighbours(part.final), seed)
-        among_shots, _ = _find_suspected_labels([pictures[i] for i in shots], shot_evidence)
+        among_shots, _ = find_suspected_labels([pictures[i] for i in shots], shot_evidence)
         suspects = [*among_shots, *(each for each in suspects if each.pictures[0].split != splits[0])]
     findings += [*suspects, *overlaps, *find_unknown_names(pictures, evidence)]
     findings += check_class_sizes(pictures, dataset.class_names, dataset.splits)
@@ -126,7 +126,6 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     findings += check_image_quality(pictures, measures, info.image_size, squashes)
     return Diagnosis(
         dataset.name,
-        dataset.root,
         info.name,
         len(dataset.samples),
         len(dataset.class_names),
@@ -136,12 +135,16 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     )
 
 
-def _find_suspected_labels(pictures: Sequence[Picture], evidence: LabelEvidence) -> tuple[list[Finding], list[Finding]]:
-    """Findings on labels, and on classes that overlap."""
+def find_suspected_labels(pictures: Sequence[Picture], evidence: LabelEvidence) -> tuple[list[Finding], list[Finding]]:
+    """Findings on labels, and on classes that overlap, between which a label is doubtful and not wrong."""
     label_errors = list(find_label_errors(pictures, evidence))
     wrong_labels = {finding.pictures[0] for finding in label_errors if finding.kind == "wrong-label"}
     overlaps = list(find_class_overlaps(pictures, evidence, wrong_labels))
-    return downgrade_overlapping(label_errors, overlaps), overlaps
+    pairs = {frozenset(overlap.classes) for overlap in overlaps}
+    for i, error in enumerate(label_errors):
+        if frozenset(error.classes) in pairs:
+            label_errors[i] = replace(error, kind="doubtful-label")
+    return label_errors, overlaps
 
 
 # ---- Predictions that labels are compared with ----
@@ -182,7 +185,7 @@ def collect_label_evidence(
         held_out[folds.rows] = 0
         held_out[np.ix_(folds.rows, columns)] = calibrate(folds.logits.astype(np.float64), folds.labels)
     votes = np.zeros((n, c), np.int64)
-    for voters in neighbours.index[:, :VOTING_NEIGHBOURS].T:
+    for voters in neighbours[1][:, :VOTING_NEIGHBOURS].T:
         votes[np.arange(n), labels[voters]] += 1
     zero_shot = None
     if text is not None:
@@ -221,15 +224,6 @@ def find_label_errors(pictures: Sequence[Picture], evidence: LabelEvidence) -> I
         score = (1 + p_predicted[i] - p_label[i]) / 2
         kind = "wrong-label" if is_wrong[i] else "doubtful-label"
         yield Finding(kind, score, message, (pictures[i],), (label, other))
-
-
-def downgrade_overlapping(findings: Iterable[Finding], overlaps: Iterable[Finding]) -> list[Finding]:
-    """Findings on labels, where labels between two classes that overlap are called doubtful, not wrong."""
-    pairs = {frozenset(overlap.classes) for overlap in overlaps}
-    return [
-        replace(finding, kind="doubtful-label") if frozenset(finding.classes) in pairs else finding
-        for finding in findings
-    ]
 
 
 def _is_supported_by_text(evidence: LabelEvidence) -> NDArray[np.bool_]:
@@ -273,6 +267,8 @@ def check_class_sizes(pictures: Sequence[Picture], names: Sequence[str], splits:
             message = f"'{name}' has {count} picture{'s' if count > 1 else ''}{where}"
             yield Finding("few-shots", 1 - count / MIN_SHOTS, message, examples, (name,))
     not_empty = [name for name in names if counts[name]]
+    if not not_empty:
+        return
     small, large = min(not_empty, key=counts.__getitem__), max(not_empty, key=counts.__getitem__)
     if counts[large] >= MAX_SIZE_RATIO * counts[small]:
         message = f"'{small}' has {counts[small]} pictures, '{large}' has {counts[large]}"

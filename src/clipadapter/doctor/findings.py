@@ -149,7 +149,6 @@ class Diagnosis:
     """The result of `diagnose`."""
 
     name: str  # of the data set
-    root: Path  # folder of the data set
     encoder: str  # name of the encoder whose features were compared
     n_pictures: int  # how many pictures the data set has
     n_classes: int  # how many classes

@@ -66,23 +66,19 @@ class ImageMeasures:
 def measure_images(paths: Sequence[Path], progress: bool = False) -> dict[int, ImageMeasures]:
     """Measure pictures, by their position; those that can't be read are left out."""
     imagehash = require("imagehash", "doctor", "the search for near duplicates")
-
-    def measure(path: Path) -> ImageMeasures | None:
-        try:
-            return measure_image(path, imagehash)
-        except ImageError:
-            return None
-
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        measures = pool.map(measure, paths)
+        measures = pool.map(lambda path: measure_image(path, imagehash), paths)
         bar = progress_bar(measures, total=len(paths), desc="image quality", unit="img", shown=progress)
         return {i: image for i, image in enumerate(bar) if image is not None}
 
 
-def measure_image(path: Path, imagehash: ModuleType) -> ImageMeasures:
-    """Measure one picture."""
-    data = image_bytes(path)
-    image = read_image(path, data=data, shrink_to=2 * SHORT_SIDE)
+def measure_image(path: Path, imagehash: ModuleType) -> ImageMeasures | None:
+    """Measure one picture; None if it can't be read."""
+    try:
+        data = image_bytes(path)
+        image = read_image(path, data=data, shrink_to=2 * SHORT_SIDE)
+    except ImageError:
+        return None
     grey = reduce_short_side(image).convert("L")
     values = np.asarray(grey, np.float32)
     low, high = np.percentile(values, [1, 99])
@@ -157,14 +153,8 @@ MIRRORED_RULE = (0.85, 8)  # the same for a mirrored picture
 MAX_LISTED_NAMES = 4
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """The nearest pictures of each picture."""
-
-    index: NDArray[np.int64]  # (n, k) positions, nearest first
-    cosine: NDArray[np.float32]  # (n, k) of centred features
-
-
+Neighbours = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""The nearest pictures of each, nearest first: (n, k) cosines of centred features, and (n, k) positions."""
 Duplicates = dict[tuple[int, int], tuple[str, float]]
 """Pairs of positions, the smaller one first, with their relation ("equal files", "equal hash", "nearly equal" or
 "mirrored") and similarity: the cosine of their centred features; for an equal hash the share of equal bits."""
@@ -177,20 +167,21 @@ def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neigh
     units = units - units.mean(axis=0)
     units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
     rows = torch.from_numpy(units)
-    cosine, index = transductive.nearest_neighbours(rows, rows, k, exclude_self=True)
-    return Neighbours(index.numpy(), cosine.numpy())
+    cosines, positions = transductive.nearest_neighbours(rows, rows, k, exclude_self=True)
+    return cosines.numpy(), positions.numpy()
 
 
 def find_duplicates(measures: Sequence[ImageMeasures], neighbours: Neighbours) -> Duplicates:
     """All pairs of duplicates; of several equal files, each with the next."""
+    cosines, positions = neighbours
     by_digest: dict[bytes, list[int]] = {}
     for i, image in enumerate(measures):
         by_digest.setdefault(image.digest, []).append(i)
     duplicates: Duplicates = {pair: ("equal files", 1.0) for rows in by_digest.values() for pair in pairwise(rows)}
     min_cosine = min(cosine for cosine, _ in (*NEAR_DUPLICATE_RULES, MIRRORED_RULE))
-    for i, rank in zip(*np.nonzero(neighbours.cosine >= min_cosine), strict=True):
-        a, b = sorted((int(i), int(neighbours.index[i, rank])))
-        cosine = float(neighbours.cosine[i, rank])
+    for i, rank in zip(*np.nonzero(cosines >= min_cosine), strict=True):
+        a, b = sorted((int(i), int(positions[i, rank])))
+        cosine = float(cosines[i, rank])
         if measures[a].digest != measures[b].digest and (relation := _relation(measures[a], measures[b], cosine)):
             duplicates.setdefault((a, b), (relation, min(cosine, 1.0)))
     files = [rows[0] for rows in by_digest.values() if measures[rows[0]].contrast >= MIN_CONTRAST]

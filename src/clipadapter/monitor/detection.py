@@ -199,9 +199,8 @@ class _Comparison:
         columns = (values.tolist() for values in (expected.priors, *estimates))
         rows = zip(names, *columns, class_p_values, strict=True)
         classes, ood_rate = tuple(ClassPrior(*row) for row in rows), None
-        if observed.rejected is not None and reject is not None:
-            usual = expected.n_rejected / expected.n_scored if expected.n_scored else reject
-            ood_rate = OodRate(reject, usual, *_rate(observed.rejected))
+        if reject is not None and observed.rejected is not None and expected.rejected is not None:
+            ood_rate = OodRate(reject, float(expected.rejected.mean()), *_rate(observed.rejected))
         messages = {
             "covariate-shift": f"the pictures look different (p = {corrected.get('covariate-shift', 1.0):.2g})",
             "label-shift": describe_label_shift(classes, alpha, is_reliable),
@@ -247,9 +246,8 @@ class _Comparison:
             p_values["label-shift"], of_classes = compare_priors_with_shots(
                 expected.probabilities, labels, expected.priors, self.probabilities, **options
             )
-        if rejected is not None and "ood-rate" not in self.skip:
-            counts = int(rejected.sum()), len(rejected), expected.n_rejected, expected.n_scored
-            p_values["ood-rate"] = fisher_p_value(*counts)
+        if rejected is not None and expected.rejected is not None and "ood-rate" not in self.skip:
+            p_values["ood-rate"] = fisher_p_value(rejected, expected.rejected)
         return p_values, of_classes
 
     def _measure_window(self, rows: NDArray[np.intp]) -> Window:
@@ -286,7 +284,7 @@ class _Comparison:
             return np.asarray(joint @ ratio / joint.sum(axis=1))
 
         samples = expected.features[rows], self.observed.features[pictures][current_rows]
-        return measure_covariate_shift(*samples, (P, Q), (odds(P), odds(Q)), draws=draws, seed=self.seed)
+        return measure_covariate_shift(samples, (P, Q), (odds(P), odds(Q)), draws=draws, seed=self.seed)
 
 
 def _rate(rejected: NDArray[np.bool_]) -> tuple[float, float, float]:
@@ -324,9 +322,11 @@ def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Obs
         features = head_features = outputs.features
         logits, parts, uncertainty = outputs.logits, outputs.ood_score_parts, model.uncertainty
     else:
+        from clipadapter.classifier.answers import finite_logits
+
         placeholder = "unknown"  # feature sets have labels, and these pictures have none
         extracted = model.extract_features(list(paths), [placeholder] * len(paths), [placeholder], views=1)
-        features, head_features, logits = extracted.final, extracted.plain, model.head_.logits(extracted.plain)
+        features, head_features, logits = extracted.final, extracted.plain, finite_logits(model.head_, extracted.plain)
         indices, skipped = extracted.provenance["rows"], extracted.provenance["skipped"]
         uncertainty = model.uncertainty_
     # Copies are not independent observations: a picture that was sent again would look like a change.
@@ -366,8 +366,8 @@ class Reference:
     assumed_priors: Array  # (c,) priors of the classes that the model's probabilities are for
     priors: Array  # (c,) priors of the classes that the stream should have
     sample_priors: Array  # (c,) shares of the classes in the reference itself
-    n_rejected: int  # how many the model calls none of the classes
-    n_scored: int  # how many have a score of that
+    # Which the model calls none of the classes, of those that have a score of that; None if it can't reject
+    rejected: NDArray[np.bool_] | None
     # The model's shots, held out; None if they can't be. If shots are the reference, these are its rows
     held_out: HeldOutShots | None = None
 
@@ -397,8 +397,7 @@ def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: floa
         assumed,
         estimate_with_intervals(observations, held_out, assumed)[0],
         estimate_priors(observations.probabilities, assumed),
-        0 if observations.rejected is None else int(observations.rejected.sum()),
-        len(observations),
+        observations.rejected,
         held_out,
     )
 
@@ -409,13 +408,11 @@ def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[
         raise InputError(f"an exported file has no shots to compare with: {ADVICE}")
     if why := _why_not_held_out(model):
         raise InputError(f"{why}: {ADVICE}")
-    names, uncertainty = model.class_names_, model.uncertainty_
+    names, rejector, rejected = model.class_names_, model.uncertainty_.rejector, None
     shots = hold_out_shots(model)
     sample_priors = np.bincount(shots.labels, minlength=len(names)) / len(shots.labels)
-    n_rejected = n_scored = 0
-    if reject is not None and uncertainty.rejector is not None:
-        scores = uncertainty.rejector.weighted_sum(uncertainty.rejector.held_out_scores)
-        n_rejected, n_scored = int((scores > uncertainty.rejector.threshold(reject).value).sum()), len(scores)
+    if reject is not None and rejector is not None:
+        rejected = rejector.weighted_sum(rejector.held_out_scores) > rejector.threshold(reject).value
     return Reference(
         np.asarray(model.support_.final, np.float64)[shots.rows],
         shots.probabilities,
@@ -423,14 +420,14 @@ def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[
         estimate_assumed_priors(shots.probabilities, shots.labels),
         complete_priors(priors, names, sample_priors),
         sample_priors,
-        n_rejected,
-        n_scored,
+        rejected,
         shots,
     )
 
 
 def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
     """Predict each shot of a model by a head that was fitted without it."""
+    from clipadapter.classifier.answers import finite_logits
     from clipadapter.heads import out_of_fold
 
     support, calibrator = model.support_, model.uncertainty_.calibrator
@@ -443,7 +440,7 @@ def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
     def predict(features: NDArray[Any]) -> Array:
         logits, n_heads = np.empty((len(features), len(model.class_names_))), len(held_out.heads)
         for fold, head in enumerate(held_out.heads[: len(features)]):
-            logits[fold::n_heads] = head.logits(features[fold::n_heads])
+            logits[fold::n_heads] = finite_logits(head, features[fold::n_heads])
         return np.asarray(calibrator.probabilities(logits * held_out.logit_scale_ratio))
 
     return HeldOutShots(shots.rows, calibrator.probabilities(shots.logits), shots.labels, predict)

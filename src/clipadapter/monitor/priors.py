@@ -28,7 +28,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from clipadapter.errors import InputError, brief
 from clipadapter.metrics import wilson_interval
@@ -45,53 +45,28 @@ INTERVAL_QUANTILES = (0.025, 0.975)
 MAX_CHUNK_VALUES = 4_000_000  # values (m, b) that are in memory at a time
 
 
-def estimate_priors(probabilities: ArrayLike, assumed: ArrayLike | None = None) -> Array:
+def estimate_priors(probabilities: Array, assumed: Array) -> Array:
     """Maximum-likelihood prior (c,) of each class, by the EM of Saerens et al. (2002), their eq. 2.9.
 
-    It assumes that pictures of a class look like those that the model was calibrated on.
-
-    Args:
-        probabilities: (m, c) calibrated.
-        assumed: (c,) priors of the classes that the probabilities were calibrated for; equal if not given.
-
-    Raises:
-        InputError: if there is no picture, a shape is wrong, or a prior is not positive.
-
-    >>> P = np.repeat([[0.9, 0.1], [0.1, 0.9]], [9, 1], axis=0)  # nine pictures that look like the first class
-    >>> estimate_priors(P).round(2)
-    array([1., 0.])
-    >>> estimate_priors(np.eye(2)[[0, 0, 0, 1]])  # of certain predictions, EM counts
-    array([0.75, 0.25])
+    It assumes that pictures of a class look like those that the model was calibrated on: probabilities (m, c) are
+    calibrated for the priors ``assumed`` (c,).
     """
-    P, priors = check_probabilities(probabilities, assumed)
-    return np.asarray(_run_em(P / priors, np.ones((1, len(P))), priors[None])[0])
+    priors = assumed / assumed.sum()
+    return np.asarray(_run_em(probabilities / priors, np.ones((1, len(probabilities))), priors[None])[0])
 
 
 def prior_intervals(
-    probabilities: ArrayLike, assumed: ArrayLike | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+    probabilities: Array, assumed: Array, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[Array, Array, Array]:
-    """Prior of each class with its 95 % interval over the draw of the pictures.
+    """The result of `estimate_priors` and the ends of its 95 % interval over the draw of the pictures, each (c,).
 
     The probabilities are taken to be right: errors of the model are not in the interval. Its ends are percentiles of a
     bootstrap. If all pictures are of one class, so are those of each resample, and the percentiles are one point. So
     the interval has at least the ends of Wilson's: even if the class of each picture were known, the share of a class
     among the pictures is not its prior.
-
-    Args:
-        probabilities: as of `estimate_priors`.
-        assumed: as of `estimate_priors`.
-        resamples: b.
-        seed: of the resampling.
-
-    Returns:
-        Estimate, lower and upper end, each (c,).
-
-    Raises:
-        InputError: as `estimate_priors`.
     """
-    P, priors = check_probabilities(probabilities, assumed)
-    ratio, m, rng = P / priors, len(P), np.random.default_rng(seed)
-    estimate = _run_em(ratio, np.ones((1, m)), priors[None])[0]
+    estimate, priors = estimate_priors(probabilities, assumed), assumed / assumed.sum()
+    ratio, m, rng = probabilities / priors, len(probabilities), np.random.default_rng(seed)
     start = np.maximum(estimate, 0.1 * priors)  # EM can't change a prior of zero
     start /= start.sum()
     estimates, chunk = [], max(1, MAX_CHUNK_VALUES // m)
@@ -137,17 +112,6 @@ def complete_priors(priors: Mapping[str, float] | None, names: Sequence[str], sa
     others = sample_priors * is_other
     others = others / others.sum() * max(0.0, 1 - total) if others.sum() else others
     return np.array([priors.get(name, others[i]) for i, name in enumerate(names)])
-
-
-def check_probabilities(probabilities: ArrayLike, assumed: ArrayLike | None) -> tuple[Array, Array]:
-    """Probabilities (m, c), and priors (c,) that add up to one."""
-    P = np.asarray(probabilities, np.float64)
-    if P.ndim != 2 or not P.size or not np.isfinite(P).all() or P.min() < 0:
-        raise InputError(f"probabilities must be a row for each of one or more pictures, (m, c), but are {P.shape}")
-    priors = np.full(P.shape[1], 1 / P.shape[1]) if assumed is None else np.asarray(assumed, np.float64)
-    if priors.shape != P.shape[1:] or not np.isfinite(priors).all() or priors.min() <= 0:
-        raise InputError(f"priors must be above 0 for each of {P.shape[1]} classes, but are {priors}")
-    return P, priors / priors.sum()
 
 
 def _run_em(ratio: Array, weights: Array, start: Array, tolerance: float = TOLERANCE) -> Array:

@@ -253,11 +253,10 @@ def format_percent(share: float) -> str:
 
 
 def _plot_ood_rate(axes: Axes, report: DriftReport) -> None:
-    style_axes(axes)
+    heading = 'share of "none of these"'
     points = [(window.centre, *window.ood_rate) for window in report.windows if window.ood_rate]
     if not points or report.ood_rate is None:
-        _set_heading(axes, 'share of "none of these"')
-        _show_text(axes, "this model can't reject pictures of none of its classes")
+        _begin(axes, heading, missing="this model can't reject pictures of none of its classes")
         return
     x, rates, low, high = np.array(points).T
     _plot_with_band(axes, x, 100 * rates, 100 * low, 100 * high, CURRENT_COLOUR)
@@ -265,28 +264,27 @@ def _plot_ood_rate(axes: Axes, report: DriftReport) -> None:
     expected = report.ood_rate.target if by_shots else report.ood_rate.reference
     axes.axhline(100 * expected, color=REFERENCE_COLOUR, linestyle="--")
     label = f"{'target' if by_shots else 'usual'} {format_percent(expected)}"
-    _set_heading(axes, 'share of "none of these"', f"dashed: {label}; band: 95 %")
+    _begin(axes, heading, f"dashed: {label}; band: 95 %")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("% of the pictures")
 
 
 def _plot_distance(axes: Axes, report: DriftReport) -> None:
-    style_axes(axes)
+    heading = "distance of the features from the reference"
     points = [
         (window.centre, window.distance, window.distance_limit)
         for window in report.windows
         if window.distance is not None and window.distance_limit is not None
     ]
     if not points:
-        _set_heading(axes, "distance of the features from the reference")
-        _show_text(axes, "this check was skipped")
+        _begin(axes, heading, missing="this check was skipped")
         return
     x, distances, limits = np.array(points).T
     lowest = min(-2.5, distances.min()) - 0.3
     _plot_with_band(axes, x, distances, lowest, limits, REFERENCE_COLOUR)
     axes.set_ylim(bottom=lowest)
     axes.set_ylabel("standard deviations")
-    _set_heading(axes, "distance of the features from the reference", "band: 95 % if nothing changed")
+    _begin(axes, heading, "band: 95 % if nothing changed")
 
 
 def _plot_with_band(axes: Axes, x: Any, y: Any, low: Any, high: Any, band_colour: str) -> None:
@@ -294,10 +292,13 @@ def _plot_with_band(axes: Axes, x: Any, y: Any, low: Any, high: Any, band_colour
     axes.plot(x, y, color=CURRENT_COLOUR, marker="o", markersize=5, linewidth=2, clip_on=False)
 
 
-def _set_heading(axes: Axes, text: str, note: str = "") -> None:
-    """What axes show, and in grey at the right what their marks mean."""
-    axes.set_title(text, fontsize=10, loc="left", parse_math=False)
+def _begin(axes: Axes, heading: str, note: str = "", missing: str = "") -> None:
+    """Style axes, and write what they show, in grey at the right what their marks mean, or why nothing is shown."""
+    style_axes(axes)
+    axes.set_title(heading, fontsize=10, loc="left", parse_math=False)
     axes.set_title(note, fontsize=9, loc="right", color=GREY, parse_math=False)
+    if missing:
+        axes.text(0.5, 0.5, missing, transform=axes.transAxes, ha="center", va="center", fontsize=9)
 
 
 def _label_time_axis(axes: Axes, report: DriftReport) -> None:
@@ -316,8 +317,7 @@ def _label_time_axis(axes: Axes, report: DriftReport) -> None:
 
 def _plot_priors(axes: Axes, classes: list[ClassPrior], n_classes: int) -> None:
     subset = f", the {len(classes)} of {n_classes} that changed most" if len(classes) < n_classes else ""
-    style_axes(axes)
-    _set_heading(axes, f"how frequent the classes are{subset}")
+    _begin(axes, f"how frequent the classes are{subset}")
     y = list(range(len(classes)))[::-1]
     low, high = ([100 * getattr(prior, end) for prior in classes] for end in ("low", "high"))
     axes.hlines(y, low, high, color=CURRENT_COLOUR, alpha=0.25, linewidth=6)
@@ -328,7 +328,3 @@ def _plot_priors(axes: Axes, classes: list[ClassPrior], n_classes: int) -> None:
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("% of the pictures")
     axes.figure.legend(loc="outside lower right", frameon=False, fontsize=9, ncols=2)
-
-
-def _show_text(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9)

@@ -31,12 +31,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import InputError
 from clipadapter.utils.prediction import unit_rows
 
 Array = NDArray[np.float64]
@@ -45,57 +44,31 @@ RIDGE = 0.1  # weight of the ridge penalty: as if each class had so many more pi
 MIN_RELATIVE_ODDS = 1e-3  # smallest odds of a picture; the mean of the odds is 1
 
 
-@dataclass(frozen=True)
-class CovariateShift:
-    """How far the features of two samples are apart.
+class CovariateShift(NamedTuple):
+    """How far the features of two samples are apart."""
 
-    Args:
-        distance: the squared discrepancy, in standard deviations of its draws from their mean: about 0 where nothing
-            changed.
-        distance_limit: the distance that 95 % of the draws stay below.
-        p_value: share of the draws that are as far apart.
-    """
-
+    # The squared discrepancy, in standard deviations of its draws from their mean: about 0 where nothing changed
     distance: float
-    distance_limit: float
-    p_value: float
+    distance_limit: float  # the distance that 95 % of the draws stay below
+    p_value: float  # share of the draws that are as far apart
 
 
 def measure_covariate_shift(
-    reference: ArrayLike,
-    current: ArrayLike,
-    probabilities: tuple[ArrayLike, ArrayLike] | None = None,
-    odds: tuple[ArrayLike, ArrayLike] | None = None,
+    features: tuple[ArrayLike, ArrayLike],
+    probabilities: tuple[Array, Array],
+    odds: tuple[Array, Array],
     *,
     draws: int = 999,
     seed: int = 0,
 ) -> CovariateShift:
-    """Test whether the features of two samples of pictures have one distribution.
+    """Test whether the features of two samples of pictures, (n, d) and (m, d) of any length, have one distribution.
 
-    Args:
-        reference: (n, d) features, of any length.
-        current: (m, d) of the pictures of the stream.
-        probabilities: (n, c) and (m, c) of the classes, by one model that was fitted without both samples.
-        odds: (n,) and (m,) how much likelier each picture is in the stream, given the classes it may have; equal if not
-            given.
-        draws: b.
-        seed: of the draws.
-
-    Raises:
-        InputError: if a shape is wrong, or a sample has fewer than two pictures.
-
-    >>> rng = np.random.default_rng(0)
-    >>> before, after = rng.normal(1, 1, (60, 4)), rng.normal(1, 1, (40, 4))
-    >>> measure_covariate_shift(before, after).p_value > 0.05, measure_covariate_shift(before, after + 2).p_value
-    (True, 0.001)
+    The probabilities of the classes, (n, c) and (m, c), are by one model that was fitted without both samples. The odds
+    (n,) and (m,) say how much likelier each picture is in the stream, given the classes that it may have.
     """
-    X, Z = unit_rows(reference), unit_rows(current)
-    if X.ndim != 2 or Z.ndim != 2 or X.shape[1:] != Z.shape[1:] or min(len(X), len(Z)) < 2:
-        raise InputError(f"features {X.shape} and {Z.shape}: give two or more pictures of each, by one encoder")
-    rows = np.concatenate([X, Z])
-    if probabilities is not None:
-        rows = class_residuals(rows, np.concatenate([np.asarray(p, np.float64) for p in probabilities]))
-    row_odds = np.ones(len(rows)) if odds is None else np.concatenate([np.asarray(w, np.float64) for w in odds])
+    X, Z = (unit_rows(each) for each in features)
+    rows = class_residuals(np.concatenate([X, Z]), np.concatenate(probabilities))
+    row_odds = np.concatenate(odds)
     row_odds = np.maximum(row_odds / row_odds.mean(), MIN_RELATIVE_ODDS)
     kernel = gaussian_kernel(rows)
     observed = np.arange(len(rows))[None] >= len(X)
@@ -143,7 +116,7 @@ def _mean_of_pairs(kernel: NDArray[np.float32], a: NDArray[np.float32], b: NDArr
     return np.asarray((all_pairs - same) / (a.sum(axis=1, dtype=np.float64) * b.sum(axis=1, dtype=np.float64) - same))
 
 
-def draw_permutations(odds: ArrayLike, m: int, draws: int, rng: np.random.Generator) -> Mask:
+def draw_permutations(odds: Array, m: int, draws: int, rng: np.random.Generator) -> Mask:
     """Draw sets of m out of N pictures, each with probability proportional to the product of its odds.
 
     If two samples have one distribution, all divisions of them are equally likely, and a permutation test is exact. If
@@ -156,13 +129,10 @@ def draw_permutations(odds: ArrayLike, m: int, draws: int, rng: np.random.Genera
 
     The method is the exact one of Chen, Dempster and Liu (1994, Biometrika 81:457-469), one picture after the other.
     """
-    values = np.asarray(odds, np.float64)
-    if values.ndim != 1 or not np.isfinite(values).all() or (values <= 0).any() or not 0 <= m <= len(values):
-        raise InputError(f"{m} of {values.shape} can't be drawn: give one positive odds per picture")
-    log_odds = np.log(values / np.exp(np.log(values).mean()))  # only their ratios matter
+    log_odds = np.log(odds / np.exp(np.log(odds).mean()))  # only their ratios matter
     log_sums = _log_symmetric_sums(log_odds, m)
     n_missing = np.full(draws, m)
-    sets = np.zeros((draws, len(values)), bool)
+    sets = np.zeros((draws, len(odds)), bool)
     for i, log in enumerate(log_odds):
         with np.errstate(invalid="ignore"):  # -inf - -inf: the set is complete
             probability = np.exp(log + log_sums[i + 1, n_missing - 1] - log_sums[i, n_missing])
@@ -275,16 +245,16 @@ def _p_value(draws: Array, value: float) -> float:
 # ---- The rate of pictures of none of the classes ----
 
 
-def fisher_p_value(rejected: int, m: int, reference_rejected: int, n: int) -> float:
-    """P-value of Fisher's exact test, one-sided: are more pictures of the stream rejected than of the reference?
+def fisher_p_value(rejected: Mask, reference_rejected: Mask) -> float:
+    """P-value of Fisher's exact test, one-sided: are more of m pictures rejected than of n of the reference?
 
     The test also holds for shots, although the threshold is the score of one of them. Consider the pictures with the
     highest scores, as many as are rejected in both samples together. If nothing changed, they are a random draw from
-    all m + n pictures. The p-value is the probability that ``rejected`` or more of them are of the stream. Not SciPy's,
+    all m + n pictures. The p-value is the probability that as many or more of them are of the stream. Not SciPy's,
     which an installation for exported files lacks.
     """
-    total = rejected + reference_rejected
-    counts = range(max(rejected, total - n), min(m, total) + 1)
+    m, n, total = len(rejected), len(reference_rejected), int(rejected.sum() + reference_rejected.sum())
+    counts = range(max(int(rejected.sum()), total - n), min(m, total) + 1)
     log_ways = (_log_binomial(m, k) + _log_binomial(n, total - k) for k in counts)
     return min(1.0, math.fsum(math.exp(log - _log_binomial(m + n, total)) for log in log_ways))
 
@@ -295,11 +265,7 @@ def _log_binomial(n: int, k: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number: Holm (1979, Scandinavian Journal of Statistics 6:65-70).
-
-    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
-    """
+    """P-values corrected for their number: Holm (1979, Scandinavian Journal of Statistics 6:65-70)."""
     values = np.array(p_values, np.float64)
     order = np.argsort(values, kind="stable")
     values[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(len(values), 0, -1) * values[order]))
