@@ -110,31 +110,19 @@ class TdaCache:
         """Change the logits of pictures, one after the other, and remember the pictures.
 
         Args:
-            features: (n, d) of any length, in the order of the stream.
-            logits: (n, c) whose softmax is a probability.
-
-        Returns:
-            (n, c) in float64.
-
-        Raises:
-            InputError: if the shapes don't fit each other or the earlier pictures.
-        """
-        return self.adapt_views(np.asarray(features)[:, None], np.asarray(logits)[:, None])
-
-    def adapt_views(self, features: Array, logits: Array) -> Array:
-        """As `adapt`, from several views of each picture, of which the most confident ones are used.
-
-        Args:
-            features: (n, v, d).
-            logits: (n, v, c).
+            features: (n, d) of any length, in the order of the stream; or (n, v, d) of v views of each picture, of
+                which the most confident ones are used.
+            logits: (n, c) whose softmax is a probability; or (n, v, c) of the views.
 
         Returns:
             (n, c) in float64, one row for each picture.
 
         Raises:
-            InputError: as `adapt`.
+            InputError: if the shapes don't fit each other or the earlier pictures.
         """
         z, f = np.asarray(logits, np.float64), np.asarray(features)
+        if z.ndim == 2:
+            z, f = z[:, None], f[:, None]
         n, v, c = z.shape
         if f.shape[:-1] != (n, v) or c != self.n_classes:
             raise InputError(
