@@ -96,7 +96,7 @@ class Server:
         ours, theirs = socket.socketpair()
         loop = asyncio.get_running_loop()
         _, self.last = await loop.connect_accepted_socket(
-            lambda: LimitedProtocol(self.config, self.state, {}, self.limits), theirs
+            lambda: LimitedProtocol(self.config, self.state, {}, limits=self.limits), theirs
         )
         reader, writer = await asyncio.open_connection(sock=ours)
         self.writers.append(writer)

@@ -104,7 +104,7 @@ class TdaCache:
 
     def __len__(self) -> int:
         """Number of items in both caches."""
-        return sum(map(len, self._caches))
+        return sum(int(items.used.sum()) for items in self._caches)
 
     def adapt(self, features: Array, logits: Array) -> Array:
         """Change the logits of pictures, one after the other, and remember the pictures.
@@ -190,9 +190,6 @@ class _Items:
     def used(self) -> NDArray[np.bool_]:
         """(c, s), whether there is an item."""
         return np.isfinite(self._entropies)
-
-    def __len__(self) -> int:
-        return int(self.used.sum())
 
     def add(self, k: int, own_entropy: float, key: Array, against: Sequence[int] | Array = ()) -> None:
         """Add an item to class k; the last one leaves. Refused if its entropy is not below that of the last one."""

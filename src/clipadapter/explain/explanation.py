@@ -381,10 +381,9 @@ def compute_heat_map(
     if head.needs_tower_to_predict:
         return None, "no heat map: this head would run the text tower once for each part of the picture"
     has_blocks = len(encoder.info.blocks) > 1
-    source = plain_encoder(encoder) if has_blocks else encoder
-    patches = source.patch_features(picture)
+    patches = plain_encoder(encoder).patch_features(picture)
     if patches is None:
-        return None, f"no heat map: {source.info.name} has no features of parts of a picture"
+        return None, f"no heat map: {plain_encoder(encoder).info.name} has no features of parts of a picture"
     h, w, d = patches.shape
     rows, note = patches.reshape(h * w, d).numpy(), ""
     if has_blocks:  # only ``final`` has features of each part of a picture
@@ -456,6 +455,7 @@ def _draw_map(
     # The picture is drawn in pale grey, so that all colour is that of the map.
     grey = np.asarray(Image.fromarray(square).convert("L"), np.float64)
     _show_image(axes, 128 + grey / 2, title, cmap="gray", vmin=0, vmax=255)
+    axes.set_autoscale_on(False)  # the square stays whole, also around a smaller grid
     # The grid covers the area for any number of cells: the outer edges of the cells are those of the area.
     top, left = (border / (cells + 2 * border) * side - 0.5 for cells in values.shape)
     image = axes.imshow(
@@ -467,8 +467,6 @@ def _draw_map(
         vmin=limits[0],
         vmax=limits[1],
     )
-    axes.set_xlim(-0.5, side - 0.5)
-    axes.set_ylim(side - 0.5, -0.5)
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.75, aspect=22, pad=0.02)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)

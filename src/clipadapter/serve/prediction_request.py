@@ -109,7 +109,8 @@ async def _answer(
     del pictures, loaders  # the job drops each when its picture is loaded
     watching = asyncio.ensure_future(_refuse_if_disconnected(request, job))
     try:
-        await asyncio.wait([job.done], timeout=max(0.0, deadline - time.monotonic()))
+        with anyio.move_on_after(deadline - time.monotonic()):
+            await job.done.wait()
     finally:
         job.abandon()
         watching.cancel()

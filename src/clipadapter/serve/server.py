@@ -21,7 +21,6 @@ import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState as UvicornState
 
 from clipadapter.errors import InputError
 from clipadapter.serve.limits import Limits
@@ -148,15 +147,8 @@ class Server(uvicorn.Server):
 class LimitedProtocol(H11Protocol):
     """A connection that is closed if a head is late, or after a body was refused."""
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        server_state: UvicornState,
-        app_state: dict[str, Any],
-        limits: Limits,
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, *args: Any, limits: Limits, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.conn = ChunkLimitingParser()
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None  # closes the connection; None while a request is answered
