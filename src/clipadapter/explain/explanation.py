@@ -292,7 +292,8 @@ def explain(
         own = rows[0].astype(np.float64)
         if other is None:
             return MarginPart(name, float(own[k]), None)
-        return MarginPart(name, float(own[k] - own[other]), _best_class(own, names))
+        are_equal = np.ptp(own) <= MIN_RELATIVE_LOGIT_RANGE * max(1.0, float(np.abs(own).max()))
+        return MarginPart(name, float(own[k] - own[other]), None if are_equal else names[int(own.argmax())])
 
     by_source, by_block, notes = _split_logits(model, feature, logits)
     heat_map, note_on_map = compute_heat_map(encoder, head, picture, k, feature)
@@ -337,12 +338,6 @@ def _split_logits(
     if has_blocks and not by_block:
         notes.append(NOT_BY_BLOCK)
     return {} if text is None else {"class text": text, "shots": logits - text}, by_block, notes
-
-
-def _best_class(logits: Array, names: Sequence[str]) -> str | None:
-    """The class with the largest logit; None if all are equal up to rounding."""
-    scale = max(1.0, float(np.abs(logits).max()))
-    return names[int(logits.argmax())] if np.ptp(logits) > MIN_RELATIVE_LOGIT_RANGE * scale else None
 
 
 # ---- Nearest shots ----

@@ -36,6 +36,7 @@ wait for it. Raises ImageError or RequestRefused."""
 Result = tuple[Answers, int] | ImageError
 """Of a picture: the answers for the batch that it ran in, and its row; or why it can't be read."""
 MAX_RETRY_SECONDS = 60
+MAX_WAIT_SECONDS = 0.005  # that a picture waits for others that are being loaded
 logger = logging.getLogger(__name__)
 
 
@@ -227,7 +228,7 @@ class Batcher:
                     return None
                 self._changed.wait()
             # The first square bounds the wait: later ones must not prolong it.
-            end = self._queue[0].queued_at + self._limits.max_wait
+            end = self._queue[0].queued_at + MAX_WAIT_SECONDS
             while len(self._queue) < self._limits.max_batch and self._loading:
                 remaining = end - time.monotonic()
                 if remaining <= 0:

@@ -30,7 +30,6 @@ class Limits:
     max_pixels: int = 50_000_000
     max_pictures: int = 64  # largest number of pictures of a request
     max_batch: int = 8  # largest number of pictures that run in one batch
-    max_wait: float = 0.005  # seconds that a picture waits at most for others that are being loaded
     # Largest number of pictures of a model that were accepted and have no result yet. More are refused with 503.
     # Pictures that are slow to decode do not count: ``max_pictures`` of them may wait besides
     queue: int = 256
@@ -51,7 +50,7 @@ class Limits:
             raise InputError(f"the formats {came}: give some of {', '.join(FORMAT_NAMES)}")
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if limit.name != "formats" and not 0 < value < math.inf and not (limit.name == "max_wait" and value == 0):
+            if limit.name != "formats" and not 0 < value < math.inf:
                 raise InputError(f"{limit.name} must be a number above zero, but is {value}")
         if self.max_pictures > self.queue:
             raise InputError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -247,19 +248,17 @@ class ModelSource:
 def read_sources(specs: Sequence[str]) -> list[ModelSource]:
     """The sources of models, in the order of their specifications."""
     sources: dict[str, ModelSource] = {}
-    for spec in specs:
-        for source in find_sources(spec):
-            if not MODEL_NAME.fullmatch(source.name):
-                raise InputError(
-                    f"{source.name!r} can't be a model's name, which has letters, digits and . _ - only: "
-                    f"give it a name, as in pets={source.path}"
-                )
-            if source.name in sources:
-                raise InputError(
-                    f"{sources[source.name].path} and {source.path} are both called {source.name!r}: "
-                    "give one another name, as in other=PATH"
-                )
-            sources[source.name] = source
+    for source in itertools.chain.from_iterable(map(find_sources, specs)):
+        if not MODEL_NAME.fullmatch(source.name):
+            raise InputError(
+                f"{source.name!r} can't be a model's name, which has letters, digits and . _ - only: "
+                f"give it a name, as in pets={source.path}"
+            )
+        if (other := sources.setdefault(source.name, source)) is not source:
+            raise InputError(
+                f"{other.path} and {source.path} are both called {source.name!r}: give one another name, as in "
+                "other=PATH"
+            )
     return list(sources.values())
 
 
