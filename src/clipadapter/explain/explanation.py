@@ -409,7 +409,6 @@ def compute_rare_patch_map(encoder: Encoder, image: ImageSource) -> NDArray[np.f
 WIDTH_INCHES = 10.5
 WIDTH_OF_FOUR_PANELS = 14.0
 TEXT_LINE_INCHES = 0.2
-POSITIVE_COLOUR, NEGATIVE_COLOUR = BLUE, VERMILION
 MAX_SHOTS = 5  # nearest shots that are drawn; `Explanation.to_dict` has all
 SHOT_SIDE = 192  # longest side of a drawn shot in pixels
 MIN_RARE_DISTANCE, MAX_USUAL_DISTANCE = 1.0, 2.0
@@ -477,7 +476,7 @@ def _plot_margin(axes: Axes, explanation: Explanation) -> None:
         _show_text(axes, "\n\n".join(sentences + notes))
         return
     values = [*(part.margin for part in explanation.parts), explanation.margin]
-    colours = [POSITIVE_COLOUR if value >= 0 else NEGATIVE_COLOUR for value in values]
+    colours = [BLUE if value >= 0 else VERMILION for value in values]
     bars = axes.bar([*(part.name for part in explanation.parts), "sum"], values, color=colours, width=0.6)
     axes.bar_label(bars, fmt="{:+.2f}", padding=3, fontsize=9)
     axes.axhline(0, color="black", linewidth=0.8)

@@ -24,10 +24,8 @@ class Limits:
     clipadapter.errors.InputError: a request may bring 8 pictures, but the queue holds 4: ...
     """
 
-    # Largest size of a request's body. The bytes are counted while they are received, whatever the header says
-    max_bytes: int = 32 << 20
-    # Largest number of pixels of a picture. Larger pictures are refused before they are decoded
-    max_pixels: int = 50_000_000
+    max_bytes: int = 32 << 20  # of a request's body, counted while they are received, whatever the header says
+    max_pixels: int = 50_000_000  # of a picture: larger ones are refused before they are decoded
     max_pictures: int = 64  # largest number of pictures of a request
     max_batch: int = 8  # largest number of pictures that run in one batch
     # Largest number of pictures of a model that were accepted and have no result yet. More are refused with 503.

@@ -149,7 +149,7 @@ class LimitedProtocol(H11Protocol):
 
     def __init__(self, *args: Any, limits: Limits, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.conn = ChunkLimitingParser()
+        self.conn = ChunkLimitingParser(h11.SERVER, MAX_HEAD_BYTES)
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None  # closes the connection; None while a request is answered
         self._idle_since = time.monotonic()
@@ -220,9 +220,7 @@ class LimitedProtocol(H11Protocol):
 class ChunkLimitingParser(h11.Connection):
     """The parser of h11, which refuses bodies in tiny chunks."""
 
-    def __init__(self) -> None:
-        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
-        self._chunk_count = self._byte_count = 0
+    _chunk_count = _byte_count = 0  # of the body that is arriving
 
     def next_event(self) -> Any:
         """As h11's."""
