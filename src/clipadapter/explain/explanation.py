@@ -292,8 +292,8 @@ def explain(
         own = rows[0].astype(np.float64)
         if other is None:
             return MarginPart(name, float(own[k]), None)
-        are_equal = np.ptp(own) <= MIN_RELATIVE_LOGIT_RANGE * max(1.0, float(np.abs(own).max()))
-        return MarginPart(name, float(own[k] - own[other]), None if are_equal else names[int(own.argmax())])
+        differ = np.ptp(own) > MIN_RELATIVE_LOGIT_RANGE * max(1.0, float(np.abs(own).max()))
+        return MarginPart(name, float(own[k] - own[other]), names[int(own.argmax())] if differ else None)
 
     by_source, by_block, notes = _split_logits(model, feature, logits)
     heat_map, note_on_map = compute_heat_map(encoder, head, picture, k, feature)

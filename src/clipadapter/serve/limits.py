@@ -24,7 +24,7 @@ class Limits:
     clipadapter.errors.InputError: a request may bring 8 pictures, but the queue holds 4: ...
     """
 
-    max_bytes: int = 32 << 20  # of a request's body, counted while they are received, whatever the header says
+    max_bytes: int = 32 << 20  # of a request's body, counted while it is received, whatever the header says
     max_pixels: int = 50_000_000  # of a picture: larger ones are refused before they are decoded
     max_pictures: int = 64  # largest number of pictures of a request
     max_batch: int = 8  # largest number of pictures that run in one batch
