@@ -300,7 +300,7 @@ def explain(
     support = model.support_
     rows, cosines = nearest_rows(feature[:, : encoder.info.text_dim], support.final, neighbours)
     nearest = tuple(
-        Neighbour(cosine, label_of(support, i), *name_shot(support, i))
+        Neighbour(cosine, *name_shot(support, i))
         for i, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
     )
     note_on_shots = "" if nearest or not neighbours else NO_SHOTS
@@ -350,20 +350,16 @@ def nearest_rows(queries: Array, rows: Array, count: int) -> tuple[Array, Array]
     return nearest.numpy(), cosines.clamp(-1, 1).numpy()
 
 
-def name_shot(support: FeatureSet, i: int) -> tuple[str, bool]:
-    """The path of a shot's picture and True; or, if that is not known, such as "shot 3 of cat" and False."""
+def name_shot(support: FeatureSet, i: int) -> tuple[str, str, bool]:
+    """A shot's class (several are separated by commas), path and True; without a path "shot 3 of cat" and False."""
+    label = ", ".join(support.class_names_of(i)) or "none of the classes"
     sources = support.provenance.get("sources") or ()
     source = str(sources[i]) if len(sources) == len(support) else ""
     # A picture that was given as pixels has a name too, but no file of that name.
     if Path(source).suffix or (source and Path(source).is_file()):
-        return source, True
+        return label, source, True
     number = i + 1 if support.targets is not None else support.y[: i + 1].count(support.y[i])
-    return f"shot {number} of {label_of(support, i)}", False
-
-
-def label_of(support: FeatureSet, i: int) -> str:
-    """The class of a shot; several are separated by commas."""
-    return ", ".join(support.class_names_of(i)) or "none of the classes"
+    return label, f"shot {number} of {label}", False
 
 
 # ---- Maps of the picture ----

@@ -106,7 +106,8 @@ class RequestMiddleware:
         """Count and log an answered request."""
         seconds = time.monotonic() - context.started_at
         route = getattr(scope.get("route"), "path", "unknown")
-        metrics, model = self._state.models.metrics, "" if context.model is None else context.model.name
+        metrics = self._state.models.metrics
+        model = "" if context.model is None else context.model.name
         metrics.requests.labels(route, model, str(status)).inc()
         metrics.seconds.labels(route, model).observe(seconds)
         if context.pictures:

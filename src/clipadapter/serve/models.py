@@ -10,12 +10,11 @@ import contextlib
 import itertools
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, MissingExtraError, needs_training
@@ -195,12 +194,7 @@ class ServedModel:
         self.predictor, self.batcher = predictor, batcher
         self.loaded_at = datetime.now(timezone.utc)
         self.error: str | None = None  # why its newer file could not be loaded; None if there is none
-        self._no_outputs = predictor.run(predictor.grey_pictures(0))  # the first run: it may fail
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuse options that it does not support, before its pictures run."""
-        if options:
-            self.predictor.answer(self._no_outputs, **options)
+        self.no_outputs = predictor.run(predictor.grey_pictures(0))  # the first run: it may fail
 
 
 # ---- From what the command line names to files ----

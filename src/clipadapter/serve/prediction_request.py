@@ -103,7 +103,8 @@ async def _answer(
     context.model = model = state.models.get(name)  # another one may have replaced it
     names, top = pictures.names, pictures.options.top
     options = pictures.options.model_dump(include={"reject", "coverage"}, exclude_unset=True)
-    model.check_options(options)
+    if options:  # those that the model does not support are refused before its pictures run
+        model.predictor.answer(model.no_outputs, **options)
     loaders = [partial(load_picture, model.predictor, file, limits) for file in pictures.files]
     job = model.batcher.submit(loaders, options, deadline)  # not before: a slow body holds no slot of the queue
     del pictures, loaders  # the job drops each when its picture is loaded
