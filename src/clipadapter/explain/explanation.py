@@ -235,11 +235,10 @@ def describe_prediction(prediction: Prediction, multilabel: bool = False) -> str
         reason = f": {prediction.reason}" if prediction.reason else ""
         return f"It is rejected as none of the classes{reason}. The nearest class: {scores[0]}."
     others = f", before {' and '.join(scores[1:3])}" if scores[1:] else ""
-    is_cheapest = len(prediction.top) > 1 and prediction.top[0][1] < prediction.top[1][1]
+    if len(prediction.top) > 1 and prediction.top[0][1] < prediction.top[1][1]:
+        others += ", since other mistakes cost more"
     unlike = f" It is unlike every class: {prediction.reason}." if prediction.unlike_every_class else ""
-    return (
-        f"It is classified as {scores[0]}{others}{', since other mistakes cost more' if is_cheapest else ''}.{unlike}"
-    )
+    return f"It is classified as {scores[0]}{others}.{unlike}"
 
 
 def explain(
