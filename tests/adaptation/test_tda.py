@@ -52,7 +52,7 @@ def test_views_of_the_authors_code():
     settings = replace(OFFICIAL, entropy_range=(0.05, 0.6))
     for prefix, dtype, tolerance in (("f64_", np.float64, 3.7e-8), ("", np.float32, 7.6e-5)):
         x = GOLDEN["views_raw"].astype(dtype)
-        adapted = TdaCache(6, settings).adapt_views(x, clip_logits(x))
+        adapted = TdaCache(6, settings).adapt(x, clip_logits(x))
         np.testing.assert_allclose(adapted, GOLDEN[f"{prefix}logits_views"], rtol=1e-9, atol=tolerance)
 
 

@@ -78,7 +78,7 @@ def test_views_with_a_cache_are_averaged(model, stream):
     features = extract(model.encoder_, stream, views=ViewSpec(count=10)).features
     n, v, d = features.shape
     z = log_probabilities(model, features.reshape(n * v, d)).reshape(n, v, 3)
-    expected = softmax(TdaCache(3).adapt_views(features, z))
+    expected = softmax(TdaCache(3).adapt(features, z))
     found = model.classify(stream, 3, views=10, adapt="tda")
     np.testing.assert_allclose(probabilities(found), expected, rtol=1e-9)
 

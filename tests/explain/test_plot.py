@@ -25,7 +25,6 @@ def coarse_pixels(monkeypatch):
 @pytest.fixture
 def explanation():
     return Explanation(
-        source="photo.jpg",
         prediction=Prediction("photo.jpg", "cat", 0.9, (("cat", 0.9), ("dog", 0.1))),
         label="cat",
         against="dog",

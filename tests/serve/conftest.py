@@ -8,6 +8,14 @@ from clipadapter.serve import create_app
 from .colours import Colours, OpenedModels, write_file
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_watching():
+    """Files are checked for changes only where a test does so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipadapter.serve.models.REFRESH_SECONDS", 60)
+        yield
+
+
 @pytest.fixture
 def files(tmp_path):
     """A folder with an exported file, ``colours.onnx``."""
@@ -26,7 +34,7 @@ def colours():
 def client(tmp_path_factory):
     """A client of an app with the usual limits, for tests that only send requests."""
     file = write_file(tmp_path_factory.mktemp("files") / "colours.onnx")
-    with TestClient(create_app(OpenedModels([str(file)], model=Colours()), refresh_seconds=60)) as started:
+    with TestClient(create_app(OpenedModels([str(file)], model=Colours()))) as started:
         yield started
 
 
@@ -37,7 +45,7 @@ def serve(files, colours):
 
     def start(limits=None, token=None, model=colours, specs=None, **options):
         models = options.pop("models", None) or OpenedModels(specs or [str(files / "colours.onnx")], limits, model)
-        client = TestClient(create_app(models, token, refresh_seconds=options.pop("refresh_seconds", 60)), **options)
+        client = TestClient(create_app(models, token), **options)
         client.__enter__()
         clients.append(client)
         return client

@@ -56,8 +56,9 @@ def test_batches_have_a_maximum_size(serve, colours, post_later):
     assert max(colours.batches[before:]) <= 4 and sum(colours.batches[before:]) == 10
 
 
-def test_on_an_idle_server_nothing_waits(serve, post_later):
-    client = serve(Limits(max_wait=20.0))
+def test_on_an_idle_server_nothing_waits(serve, post_later, monkeypatch):
+    monkeypatch.setattr("clipadapter.serve.batching.MAX_WAIT_SECONDS", 20.0)
+    client = serve()
     began = time.monotonic()
     assert label_of(post_later(client, RED)) == "red"
     assert time.monotonic() - began < 5

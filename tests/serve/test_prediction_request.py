@@ -53,7 +53,7 @@ BODY = json.dumps({"images": [base64_of(RED)]}).encode()
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"queue": 0}, {"deadline": 0}, {"max_wait": -1}, {"max_pictures": 300}, {"deadline": float("nan")}]
+    [{"queue": 0}, {"deadline": 0}, {"header_timeout": -1}, {"max_pictures": 300}, {"deadline": float("nan")}]
     + [{"formats": ()}, {"formats": ("jpg",)}],
 )
 def test_invalid_limits_are_refused(wrong):

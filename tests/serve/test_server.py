@@ -96,7 +96,7 @@ class Server:
         ours, theirs = socket.socketpair()
         loop = asyncio.get_running_loop()
         _, self.last = await loop.connect_accepted_socket(
-            lambda: LimitedProtocol(self.config, self.state, {}, self.limits), theirs
+            lambda: LimitedProtocol(self.config, self.state, {}, limits=self.limits), theirs
         )
         reader, writer = await asyncio.open_connection(sock=ours)
         self.writers.append(writer)
@@ -177,7 +177,7 @@ def test_an_idle_connection_outlasts_the_header_timeout():
         for _ in range(2):
             writer.write(GET_REQUEST)
             await reader.readuntil(b"\r\n\r\n0")
-            assert server.last._header_timer is None
+            assert server.last._timer is None
         return "kept"
 
     assert Server(header_timeout=0.1).run(work) == "kept"

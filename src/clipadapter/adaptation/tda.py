@@ -104,37 +104,25 @@ class TdaCache:
 
     def __len__(self) -> int:
         """Number of items in both caches."""
-        return sum(map(len, self._caches))
+        return sum(int(items.used.sum()) for items in self._caches)
 
     def adapt(self, features: Array, logits: Array) -> Array:
         """Change the logits of pictures, one after the other, and remember the pictures.
 
         Args:
-            features: (n, d) of any length, in the order of the stream.
-            logits: (n, c) whose softmax is a probability.
-
-        Returns:
-            (n, c) in float64.
-
-        Raises:
-            InputError: if the shapes don't fit each other or the earlier pictures.
-        """
-        return self.adapt_views(np.asarray(features)[:, None], np.asarray(logits)[:, None])
-
-    def adapt_views(self, features: Array, logits: Array) -> Array:
-        """As `adapt`, from several views of each picture, of which the most confident ones are used.
-
-        Args:
-            features: (n, v, d).
-            logits: (n, v, c).
+            features: (n, d) of any length, in the order of the stream; or (n, v, d) of v views of each picture, of
+                which the most confident ones are used.
+            logits: (n, c) whose softmax is a probability; or (n, v, c) of the views.
 
         Returns:
             (n, c) in float64, one row for each picture.
 
         Raises:
-            InputError: as `adapt`.
+            InputError: if the shapes don't fit each other or the earlier pictures.
         """
         z, f = np.asarray(logits, np.float64), np.asarray(features)
+        if z.ndim == 2:
+            z, f = z[:, None], f[:, None]
         n, v, c = z.shape
         if f.shape[:-1] != (n, v) or c != self.n_classes:
             raise InputError(
@@ -202,9 +190,6 @@ class _Items:
     def used(self) -> NDArray[np.bool_]:
         """(c, s), whether there is an item."""
         return np.isfinite(self._entropies)
-
-    def __len__(self) -> int:
-        return int(self.used.sum())
 
     def add(self, k: int, own_entropy: float, key: Array, against: Sequence[int] | Array = ()) -> None:
         """Add an item to class k; the last one leaves. Refused if its entropy is not below that of the last one."""

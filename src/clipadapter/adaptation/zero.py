@@ -26,45 +26,34 @@ KEPT_SHARE = 0.3
 """Share of the views that vote, rounded down. The paper's first version has 0.1, the authors' code 0.3."""
 
 
-def count_votes(log_probabilities: Array, share: float = KEPT_SHARE) -> NDArray[np.int64]:
-    """Votes for each class; a tie is broken by one more vote.
+def vote(log_probabilities: Array, share: float = KEPT_SHARE) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The class with most votes (n,), and the mean probabilities of all views (n, c).
 
     Args:
         log_probabilities: (n, v, c) of v views of n pictures.
         share: of the views that vote; at least one view votes.
 
-    Returns:
-        (n, c). One class has more votes than each of the others.
-
     Raises:
         InputError: if the share is not above 0 and at most 1, or the shape is another.
-
-    >>> views = np.log([[[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]])
-    >>> count_votes(views, 0.5)  # the first two views; the third one breaks the tie
-    array([[2, 1]])
-    """
-    z = np.asarray(log_probabilities, np.float64)
-    if z.ndim != 3 or not z.shape[1] or not 0 < share <= 1:
-        raise InputError(f"log-probabilities must be (n, v, c) and the share in (0, 1], got {z.shape} and {share}")
-    n_kept = max(1, int(share * z.shape[1] + 1e-9))  # 0.7 * 10 is 7.000000000000001, 0.29 * 100 is 28.999999999999996
-    order = np.argsort(entropy(np.exp(z)), axis=1, kind="stable")  # the views of lowest entropy first
-    by_entropy = z[np.arange(len(z))[:, None], order]
-    return np.array([_count_votes(rows, n_kept) for rows in by_entropy], np.int64).reshape(len(z), z.shape[2])
-
-
-def vote(log_probabilities: Array, share: float = KEPT_SHARE) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The class with most votes (n,) and the mean probabilities of all views (n, c); see `count_votes`.
 
     >>> classes, probabilities = vote(np.log([[[0.9, 0.1], [0.3, 0.7], [0.2, 0.8]]]), 0.4)
     >>> classes, probabilities.round(2)
     (array([0]), array([[0.47, 0.53]]))
     """
     z = np.asarray(log_probabilities, np.float64)
-    return count_votes(z, share).argmax(axis=1), np.exp(z).mean(axis=1)
+    if z.ndim != 3 or not z.shape[1] or not 0 < share <= 1:
+        raise InputError(f"log-probabilities must be (n, v, c) and the share in (0, 1], got {z.shape} and {share}")
+    n_kept = max(1, int(share * z.shape[1] + 1e-9))  # 0.7 * 10 is 7.000000000000001, 0.29 * 100 is 28.999999999999996
+    return np.array([count_votes(views, n_kept).argmax() for views in z], np.intp), np.exp(z).mean(axis=1)
 
 
-def _count_votes(rows: Array, n_kept: int) -> NDArray[np.int64]:
-    """Votes (c,) of the sorted views (v, c) of one picture."""
+def count_votes(views: Array, n_kept: int) -> NDArray[np.int64]:
+    """Votes (c,) from log-probabilities (v, c) of one picture; a tie is broken by one more vote.
+
+    >>> count_votes(np.log([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]), 2)  # the third view breaks the tie
+    array([2, 1])
+    """
+    rows = views[np.argsort(entropy(np.exp(views)), kind="stable")]  # the views of lowest entropy first
     choices = rows.argmax(axis=1)
     votes = np.bincount(choices[:n_kept], minlength=rows.shape[1])
     tied = np.flatnonzero(votes == votes.max())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.data.images import ImageSource, read_image, source_name
+from clipadapter.data.images import ImageSource, read_image
 from clipadapter.encoders import Encoder, plain_encoder
 from clipadapter.encoders.rare_patches import BORDER
 from clipadapter.errors import ImageError, InputError
@@ -38,7 +38,6 @@ MAX_PICTURE_SIDE = 512  # longest side, in pixels, of the picture in an explanat
 MIN_RELATIVE_LOGIT_RANGE = 1e-4  # logits that differ by less, relative to the largest, are equal up to rounding
 NOT_BY_BLOCK = "no parts of blocks: the logits of this head are not a sum over blocks of features"
 NO_SHOTS = "no nearest shots: the model was saved without its shots (--no-support)"
-BLOCK_HEADER = ("block", "for (+) or against (-)", "alone it says")
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,7 @@ class Explanation:
     `margin` is its logit: the class is likely if it is above 0.
     """
 
-    source: str  # the picture, as messages call it
-    prediction: Prediction  # what the classifier predicts
+    prediction: Prediction  # what the classifier predicts; its source is the picture, as messages call it
     # The class that is explained: the given one, else the predicted one, or the nearest one if the picture is
     # rejected
     label: str
@@ -116,7 +114,7 @@ class Explanation:
             heat = ((self.heat_map - low) / max(high - low, 1e-12)).round(4).tolist()
         margins, labels = ([getattr(part, key) for part in self.parts] or [None] * 2 for key in ("margin", "label"))
         return {
-            "source": self.source,
+            "source": self.prediction.source,
             "prediction": {key: value for key, value in record.items() if key not in ("source", "error")},
             "explained": self.label,
             "against": self.against,
@@ -169,7 +167,7 @@ class Explanation:
             rows[1].text(0.01, 0.9, details, ha="left", va="top", fontsize=8, parse_math=False)
         if shots:
             _plot_shots(rows[-1], shots)
-        set_title(figure, f"{Path(self.source).name}: {self.sentences()[0]}")
+        set_title(figure, f"{Path(self.prediction.source).name}: {self.sentences()[0]}")
         return save_plot(figure, path)
 
     def sentences(self) -> list[str]:
@@ -206,15 +204,18 @@ class Explanation:
             )
         return lines
 
-    def _repr_html_(self) -> str:
-        """For notebooks: the sentences, and tables of the blocks and of the nearest shots."""
-        blocks = [(part.name, f"{part.margin:+.2f}", part.label or "") for part in self.blocks]
+    def tables(self) -> list[tuple[Sequence[str], Sequence[Sequence[str]]]]:
+        """Header and rows of the tables of the blocks and of the nearest shots; those without rows are left out."""
+        blocks = [(part.name, f"{part.margin:+.2f}", part.label or "-") for part in self.blocks]
         shots = [(f"{shot.similarity:.3f}", shot.label, shot.source) for shot in self.nearest]
+        headers = ("block", "for (+) or against (-)", "alone it says"), ("cosine", "class", "nearest shot")
+        return [(header, rows) for header, rows in zip(headers, (blocks, shots), strict=True) if rows]
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the sentences and the tables."""
+        sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.sentences())
         return html_block(
-            self.source,
-            "".join(f"<p>{escape(sentence)}</p>" for sentence in self.sentences()),
-            html_table(BLOCK_HEADER, blocks) if blocks else "",
-            html_table(["cosine", "class", "nearest shot"], shots) if shots else "",
+            self.prediction.source, sentences, *(html_table(header, rows) for header, rows in self.tables())
         )
 
 
@@ -234,11 +235,10 @@ def describe_prediction(prediction: Prediction, multilabel: bool = False) -> str
         reason = f": {prediction.reason}" if prediction.reason else ""
         return f"It is rejected as none of the classes{reason}. The nearest class: {scores[0]}."
     others = f", before {' and '.join(scores[1:3])}" if scores[1:] else ""
-    is_cheapest = len(prediction.top) > 1 and prediction.top[0][1] < prediction.top[1][1]
+    if len(prediction.top) > 1 and prediction.top[0][1] < prediction.top[1][1]:
+        others += ", since other mistakes cost more"
     unlike = f" It is unlike every class: {prediction.reason}." if prediction.unlike_every_class else ""
-    return (
-        f"It is classified as {scores[0]}{others}{', since other mistakes cost more' if is_cheapest else ''}.{unlike}"
-    )
+    return f"It is classified as {scores[0]}{others}.{unlike}"
 
 
 def explain(
@@ -282,16 +282,24 @@ def explain(
     feature = extract(encoder, [image]).features[:, 0]  # as by `classify`: each pass may decode at another size
     first = encoder.passes()[0].info
     picture = read_image(image, shrink_to=min_jpeg_side(first.precision, first.image_size))
-    logits, name = head.logits(feature)[0].astype(np.float64), class_name or prediction.nearest
-    order = np.argsort(-logits, kind="stable").tolist()
-    k = order[0] if name is None else names.index(name)
+    logits = head.logits(feature).astype(np.float64)
+    order, k = np.argsort(-logits[0], kind="stable").tolist(), names.index(str(class_name or prediction.nearest))
     other = None if head.task_ == "multilabel" else order[1] if k == order[0] else order[0]
-    parts, blocks, notes = _split_margin(model, feature, logits, k, other)
+
+    def measure(name: str, rows: Array) -> MarginPart:
+        """What logits (1, c) say about the class."""
+        own = rows[0].astype(np.float64)
+        if other is None:
+            return MarginPart(name, float(own[k]), None)
+        differ = np.ptp(own) > MIN_RELATIVE_LOGIT_RANGE * max(1.0, float(np.abs(own).max()))
+        return MarginPart(name, float(own[k] - own[other]), names[int(own.argmax())] if differ else None)
+
+    by_source, by_block, notes = _split_logits(model, feature, logits)
     heat_map, note_on_map = compute_heat_map(encoder, head, picture, k, feature)
     support = model.support_
     rows, cosines = nearest_rows(feature[:, : encoder.info.text_dim], support.final, neighbours)
     nearest = tuple(
-        Neighbour(cosine, label_of(support, i), *name_shot(support, i))
+        Neighbour(cosine, *name_shot(support, i))
         for i, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
     )
     note_on_shots = "" if nearest or not neighbours else NO_SHOTS
@@ -299,54 +307,36 @@ def explain(
     reduced = picture.copy()
     reduced.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
     return Explanation(
-        source=source_name(image),
         prediction=prediction,
         label=names[k],
         against=None if other is None else names[other],
-        margin=_margin(logits, k, other),
-        parts=parts,
+        margin=measure("sum", logits).margin,
+        parts=tuple(measure(name, rows) for name, rows in by_source.items()),
         nearest=nearest,
         picture=np.asarray(reduced),
         square=None if tower is None else tower.pixels.to_square(picture),
         heat_map=heat_map,
         notes=tuple(note for note in (*notes, note_on_map, note_on_shots) if note),
-        blocks=blocks,
+        blocks=tuple(measure(name, rows) for name, rows in by_block.items()),
         rare_patches=compute_rare_patch_map(encoder, image),
     )
 
 
-def _margin(logits: Array, k: int, other: int | None) -> float:
-    return float(logits[k] - (0 if other is None else logits[other]))
-
-
-def _split_margin(
-    model: FewShotClassifier, feature: Array, logits: Array, k: int, other: int | None
-) -> tuple[tuple[MarginPart, ...], tuple[MarginPart, ...], list[str]]:
-    """The parts of class text and shots, and those of the blocks of features; and why there are none."""
-    head, names = model.head_, model.class_names_
-    has_blocks, notes = len(model.encoder_.info.blocks) > 1, []
-    text = None if other is None else head.text_logits(feature)
-    by_source = {} if text is None else {"class text": text, "shots": logits - text}
-    if other is None:
+def _split_logits(
+    model: FewShotClassifier, feature: Array, logits: Array
+) -> tuple[dict[str, Array], Mapping[str, Array], list[str]]:
+    """The parts of logits (1, c) from class text and shots, and those from each block; and why there are none."""
+    head, notes = model.head_, []
+    text = None if head.task_ == "multilabel" else head.text_logits(feature)
+    if head.task_ == "multilabel":
         notes.append("no parts of text and shots: the bias of each label of a multi-label head is learned")
     elif text is None:
         notes.append("no parts of text and shots: the logits of this head are not the sum of both")
+    has_blocks = len(model.encoder_.info.blocks) > 1
     by_block = (head.block_logits(feature) or {}) if has_blocks else {}
     if has_blocks and not by_block:
         notes.append(NOT_BY_BLOCK)
-
-    def measure(name: str, rows: Array) -> MarginPart:
-        own = rows[0].astype(np.float64)
-        return MarginPart(name, _margin(own, k, other), None if other is None else _best_class(own, names))
-
-    parts, blocks = (tuple(measure(*item) for item in logits_of.items()) for logits_of in (by_source, by_block))
-    return parts, blocks, notes
-
-
-def _best_class(logits: Array, names: Sequence[str]) -> str | None:
-    """The class with the largest logit; None if all are equal up to rounding."""
-    scale = max(1.0, float(np.abs(logits).max()))
-    return names[int(logits.argmax())] if np.ptp(logits) > MIN_RELATIVE_LOGIT_RANGE * scale else None
+    return {} if text is None else {"class text": text, "shots": logits - text}, by_block, notes
 
 
 # ---- Nearest shots ----
@@ -359,20 +349,16 @@ def nearest_rows(queries: Array, rows: Array, count: int) -> tuple[Array, Array]
     return nearest.numpy(), cosines.clamp(-1, 1).numpy()
 
 
-def name_shot(support: FeatureSet, i: int) -> tuple[str, bool]:
-    """The path of a shot's picture and True; or, if that is not known, such as "shot 3 of cat" and False."""
+def name_shot(support: FeatureSet, i: int) -> tuple[str, str, bool]:
+    """A shot's class (several are separated by commas), path and True; without a path "shot 3 of cat" and False."""
+    label = ", ".join(support.class_names_of(i)) or "none of the classes"
     sources = support.provenance.get("sources") or ()
     source = str(sources[i]) if len(sources) == len(support) else ""
     # A picture that was given as pixels has a name too, but no file of that name.
     if Path(source).suffix or (source and Path(source).is_file()):
-        return source, True
+        return label, source, True
     number = i + 1 if support.targets is not None else support.y[: i + 1].count(support.y[i])
-    return f"shot {number} of {label_of(support, i)}", False
-
-
-def label_of(support: FeatureSet, i: int) -> str:
-    """The class of a shot; several are separated by commas."""
-    return ", ".join(support.class_names_of(i)) or "none of the classes"
+    return label, f"shot {number} of {label}", False
 
 
 # ---- Maps of the picture ----
@@ -385,10 +371,9 @@ def compute_heat_map(
     if head.needs_tower_to_predict:
         return None, "no heat map: this head would run the text tower once for each part of the picture"
     has_blocks = len(encoder.info.blocks) > 1
-    source = plain_encoder(encoder) if has_blocks else encoder
-    patches = source.patch_features(picture)
+    patches = plain_encoder(encoder).patch_features(picture)
     if patches is None:
-        return None, f"no heat map: {source.info.name} has no features of parts of a picture"
+        return None, f"no heat map: {plain_encoder(encoder).info.name} has no features of parts of a picture"
     h, w, d = patches.shape
     rows, note = patches.reshape(h * w, d).numpy(), ""
     if has_blocks:  # only ``final`` has features of each part of a picture
@@ -419,7 +404,6 @@ def compute_rare_patch_map(encoder: Encoder, image: ImageSource) -> NDArray[np.f
 WIDTH_INCHES = 10.5
 WIDTH_OF_FOUR_PANELS = 14.0
 TEXT_LINE_INCHES = 0.2
-POSITIVE_COLOUR, NEGATIVE_COLOUR = BLUE, VERMILION
 MAX_SHOTS = 5  # nearest shots that are drawn; `Explanation.to_dict` has all
 SHOT_SIDE = 192  # longest side of a drawn shot in pixels
 MIN_RARE_DISTANCE, MAX_USUAL_DISTANCE = 1.0, 2.0
@@ -449,26 +433,20 @@ def _plot_heat_map(axes: Axes, explanation: Explanation) -> None:
 def plot_rare_patches(axes: Axes, distances: NDArray[np.float64], square: NDArray[np.uint8]) -> None:
     """Draw the map of what differs from the rest of the picture."""
     limits = MIN_RARE_DISTANCE, max(MAX_USUAL_DISTANCE, float(distances.max()))
-    borders = tuple(BORDER / (cells + 2 * BORDER) for cells in distances.shape)
-    _draw_map(axes, square, distances, limits, "what differs from the rest", "distance, usually 1", borders)
+    _draw_map(axes, square, distances, limits, "what differs from the rest", "distance, usually 1", BORDER)
 
 
 def _draw_map(
-    axes: Axes,
-    square: Any,
-    values: Any,
-    limits: tuple[float, float],
-    title: str,
-    label: str,
-    borders: Sequence[float] = (0.0, 0.0),
+    axes: Axes, square: Any, values: Any, limits: tuple[float, float], title: str, label: str, border: int = 0
 ) -> None:
-    """Draw a grid (h, w) over a square (s, s, 3) with borders above and left, below and right: shares of its side."""
+    """Draw a grid (h, w) over a square (s, s, 3), of which it lacks so many cells at each side."""
     side = len(square)
     # The picture is drawn in pale grey, so that all colour is that of the map.
     grey = np.asarray(Image.fromarray(square).convert("L"), np.float64)
     _show_image(axes, 128 + grey / 2, title, cmap="gray", vmin=0, vmax=255)
+    axes.set_autoscale_on(False)  # the square stays whole, also around a smaller grid
     # The grid covers the area for any number of cells: the outer edges of the cells are those of the area.
-    top, left = (border * side - 0.5 for border in borders)
+    top, left = (border / (cells + 2 * border) * side - 0.5 for cells in values.shape)
     image = axes.imshow(
         values,
         cmap="viridis",
@@ -478,8 +456,6 @@ def _draw_map(
         vmin=limits[0],
         vmax=limits[1],
     )
-    axes.set_xlim(-0.5, side - 0.5)
-    axes.set_ylim(side - 0.5, -0.5)
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.75, aspect=22, pad=0.02)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)
@@ -495,7 +471,7 @@ def _plot_margin(axes: Axes, explanation: Explanation) -> None:
         _show_text(axes, "\n\n".join(sentences + notes))
         return
     values = [*(part.margin for part in explanation.parts), explanation.margin]
-    colours = [POSITIVE_COLOUR if value >= 0 else NEGATIVE_COLOUR for value in values]
+    colours = [BLUE if value >= 0 else VERMILION for value in values]
     bars = axes.bar([*(part.name for part in explanation.parts), "sum"], values, color=colours, width=0.6)
     axes.bar_label(bars, fmt="{:+.2f}", padding=3, fontsize=9)
     axes.axhline(0, color="black", linewidth=0.8)

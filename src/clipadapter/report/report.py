@@ -240,7 +240,7 @@ def collect_pictures(dataset: Dataset, evaluation: ModelEvaluation, support: Fea
     test = [_picture(path, int(k)) for path, k in zip(paths, evaluation.model.labels, strict=True)]
     shots = []
     for i, label in enumerate(support.y):
-        source, is_path = name_shot(support, i)
+        _, source, is_path = name_shot(support, i)
         k = position[label]
         shots.append(_picture(Path(source), k) if is_path else ReportPicture(None, source, k))
     nearest, cosine = nearest_rows(np.asarray(evaluation.test.final), support.final, NEAREST_SHOTS)

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from fastapi_offline import FastAPIOffline
+from prometheus_client import generate_latest
 from pydantic import BaseModel, Field
 
 from clipadapter import __version__
-from clipadapter.serve.logs import METRICS_TYPE
 from clipadapter.serve.middleware import ERROR_HANDLERS, RequestMiddleware
-from clipadapter.serve.models import REFRESH_SECONDS, ServedModel, ServedModels
+from clipadapter.serve.models import ServedModel, ServedModels
 from clipadapter.serve.prediction_request import ServerState, answer_pictures, body_schema
 
 DESCRIPTION = (
@@ -33,13 +33,12 @@ Timeout = Annotated[
 router = APIRouter()
 
 
-def create_app(models: ServedModels, token: str | None = None, refresh_seconds: float = REFRESH_SECONDS) -> FastAPI:
+def create_app(models: ServedModels, token: str | None = None) -> FastAPI:
     """An app that serves models; any ASGI server runs it.
 
     Args:
         models: that are served; they are closed when the app stops.
         token: that requests must have, except for health and documentation; None for none.
-        refresh_seconds: between two checks of the models' files.
 
     Example::
 
@@ -49,7 +48,7 @@ def create_app(models: ServedModels, token: str | None = None, refresh_seconds: 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(models.watch(refresh_seconds))
+        watching = asyncio.create_task(models.watch())
         yield
         state.is_stopping = True
         watching.cancel()
@@ -228,7 +227,8 @@ async def ready(request: Request, response: Response) -> dict[str, bool]:
 @router.get("/metrics", tags=["running"], summary="Metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Counts and times, in the text format of Prometheus."""
-    return Response(request.app.state.server.models.metrics.render(), media_type=METRICS_TYPE)
+    registry = request.app.state.server.models.metrics.registry
+    return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/", include_in_schema=False)

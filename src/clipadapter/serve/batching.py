@@ -36,6 +36,7 @@ wait for it. Raises ImageError or RequestRefused."""
 Result = tuple[Answers, int] | ImageError
 """Of a picture: the answers for the batch that it ran in, and its row; or why it can't be read."""
 MAX_RETRY_SECONDS = 60
+MAX_WAIT_SECONDS = 0.005  # that a picture waits for others that are being loaded
 logger = logging.getLogger(__name__)
 
 
@@ -167,28 +168,26 @@ class Batcher:
 
     def _load(self, job: Job, index: int, loader: Loader) -> None:
         """Load one picture, in a thread of a pool."""
-        square: Square | None = None
-        failure: ImageError | RequestRefused | None = None
+        loaded: Square | Loader | ImageError | RequestRefused | None
         try:
             loaded = None if job.is_abandoned else loader()
             if callable(loaded):
                 self._load_slowly(job, index, loaded)
                 return
-            square = loaded
         except ImageError as error:
-            failure = error.without_traceback()
+            loaded = error.without_traceback()
         except RequestRefused as refusal:
-            failure = refusal
+            loaded = refusal
         except Exception:
             logger.exception("a picture could not be loaded")
-            failure = RequestRefused(500, SERVER_FAILED)
+            loaded = RequestRefused(500, SERVER_FAILED)
         with self._changed:
             self._loading -= index not in job.slow
-            if square is not None:
-                self._queue.append(_QueuedSquare(job, index, square))
+            if isinstance(loaded, np.ndarray):
+                self._queue.append(_QueuedSquare(job, index, loaded))
             self._changed.notify()
-        if square is None:
-            self._set_result(job, index, failure)
+        if not isinstance(loaded, np.ndarray):
+            self._set_result(job, index, loaded)
 
     def _set_result(self, job: Job, index: int, result: Result | RequestRefused | None) -> None:
         """Note the result of a picture; None if it was dropped. A refusal is that of the whole request."""
@@ -229,7 +228,7 @@ class Batcher:
                     return None
                 self._changed.wait()
             # The first square bounds the wait: later ones must not prolong it.
-            end = self._queue[0].queued_at + self._limits.max_wait
+            end = self._queue[0].queued_at + MAX_WAIT_SECONDS
             while len(self._queue) < self._limits.max_batch and self._loading:
                 remaining = end - time.monotonic()
                 if remaining <= 0:
@@ -239,11 +238,14 @@ class Batcher:
 
     def _run_batch(self, batch: list[_QueuedSquare]) -> None:
         started = time.perf_counter()
+        rows_by_options: dict[tuple[tuple[str, Any], ...], list[int]] = {}
+        for row, item in enumerate(batch):  # decisions are computed for one set of options at a time
+            rows_by_options.setdefault(item.job.options, []).append(row)
         try:
             outputs = self._predictor.run(np.stack([item.square for item in batch]))
-            for options, rows in _group_by_options(batch):
+            for options, rows in rows_by_options.items():
                 group = outputs if len(rows) == len(batch) else outputs.rows(cast(Any, np.array(rows)))
-                answers = self._predictor.answer(group, **options)
+                answers = self._predictor.answer(group, **dict(options))
                 for group_row, row in enumerate(rows):
                     self._set_result(batch[row].job, batch[row].index, (answers, group_row))
         except Exception:
@@ -274,7 +276,7 @@ class Job:
     """The pictures of one request, made in the event loop that waits for them."""
 
     def __init__(self, loaders: Sequence[Loader], options: Mapping[str, Any], deadline: float) -> None:
-        self.options, self._deadline = dict(options), deadline
+        self.options, self._deadline = tuple(sorted(options.items())), deadline
         # One per picture; None until it is known, and if the picture was dropped
         self.results: list[Result | None] = [None] * len(loaders)
         self.waiting = deque(enumerate(loaders))  # index and loader of the pictures whose turn has not come
@@ -283,7 +285,7 @@ class Job:
         self.slow: set[int] = set()  # indices of the pictures that are slow to decode
         self.refusal: Exception | None = None  # why there is no answer
         self._loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[None] = self._loop.create_future()  # resolved when no picture is unfinished
+        self.done = asyncio.Event()  # set when no picture is unfinished, or the job is refused
 
     @property
     def is_abandoned(self) -> bool:
@@ -301,15 +303,9 @@ class Job:
         self.notify()
 
     def notify(self) -> None:
-        """Resolve `done`; may be called from any thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._resolve)
-        except RuntimeError:  # the loop is closed: the server was stopped without waiting
-            logger.debug("a job ended after its event loop")
-
-    def _resolve(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
+        """Set `done`; may be called from any thread."""
+        with suppress(RuntimeError):  # the loop is closed: the server was stopped without waiting
+            self._loop.call_soon_threadsafe(self.done.set)
 
 
 @dataclass(eq=False)
@@ -318,11 +314,3 @@ class _QueuedSquare:
     index: int
     square: Square
     queued_at: float = field(default_factory=time.monotonic)
-
-
-def _group_by_options(batch: list[_QueuedSquare]) -> list[tuple[dict[str, Any], list[int]]]:
-    """Rows of the batch by their requests' options, since decisions are computed for one set of options at a time."""
-    groups: dict[tuple[tuple[str, Any], ...], list[int]] = {}
-    for row, item in enumerate(batch):
-        groups.setdefault(tuple(sorted(item.job.options.items())), []).append(row)
-    return [(dict(options), rows) for options, rows in groups.items()]

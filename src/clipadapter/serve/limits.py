@@ -24,13 +24,10 @@ class Limits:
     clipadapter.errors.InputError: a request may bring 8 pictures, but the queue holds 4: ...
     """
 
-    # Largest size of a request's body. The bytes are counted while they are received, whatever the header says
-    max_bytes: int = 32 << 20
-    # Largest number of pixels of a picture. Larger pictures are refused before they are decoded
-    max_pixels: int = 50_000_000
+    max_bytes: int = 32 << 20  # of a request's body, counted while it is received, whatever the header says
+    max_pixels: int = 50_000_000  # of a picture: larger ones are refused before they are decoded
     max_pictures: int = 64  # largest number of pictures of a request
     max_batch: int = 8  # largest number of pictures that run in one batch
-    max_wait: float = 0.005  # seconds that a picture waits at most for others that are being loaded
     # Largest number of pictures of a model that were accepted and have no result yet. More are refused with 503.
     # Pictures that are slow to decode do not count: ``max_pictures`` of them may wait besides
     queue: int = 256
@@ -51,7 +48,7 @@ class Limits:
             raise InputError(f"the formats {came}: give some of {', '.join(FORMAT_NAMES)}")
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if limit.name != "formats" and not 0 < value < math.inf and not (limit.name == "max_wait" and value == 0):
+            if limit.name != "formats" and not 0 < value < math.inf:
                 raise InputError(f"{limit.name} must be a number above zero, but is {value}")
         if self.max_pictures > self.queue:
             raise InputError(

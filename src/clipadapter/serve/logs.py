@@ -8,13 +8,12 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 BUCKETS_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 BUCKETS_PICTURES = (1, 2, 4, 8, 16, 32, 64, 128)
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LOGGERS = ("clipadapter.serve", "uvicorn", "python_multipart", "py.warnings")
 logger = logging.getLogger("clipadapter.serve")
 
@@ -59,7 +58,7 @@ class Metrics:
     """The metrics of one server, in a registry of its own: one process may run several."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         counter = partial(Counter, namespace="clipadapter", registry=registry)
@@ -77,7 +76,3 @@ class Metrics:
         text = "Pictures that were accepted and have no result yet."
         self.pending = Gauge("queue_pictures", text, by_model, namespace="clipadapter", registry=registry)
         self.loads = counter("model_loads", "Model files that were loaded, or could not be.", ["model", "outcome"])
-
-    def render(self) -> bytes:
-        """All metrics in the text format of Prometheus."""
-        return generate_latest(self._registry)

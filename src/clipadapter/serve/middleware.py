@@ -65,7 +65,6 @@ class RequestMiddleware:
                 response_headers["x-request-id"] = context.id
                 if self._state.is_stopping:
                     response_headers["connection"] = "close"  # else the client's next request meets a closed connection
-                self._state.release_body(context)  # not after the answer: a client may read it slowly
             await send(message)
 
         try:
@@ -78,7 +77,6 @@ class RequestMiddleware:
             response = error_response(500, SERVER_FAILED)
             await response(scope, receive, send_with_headers)
         finally:
-            self._state.release_body(context)
             self._record(scope, context, status or CLIENT_CLOSED_REQUEST)
 
     def _find_refusal(self, path: str, headers: Headers) -> Response | None:
@@ -109,16 +107,17 @@ class RequestMiddleware:
         seconds = time.monotonic() - context.started_at
         route = getattr(scope.get("route"), "path", "unknown")
         metrics = self._state.models.metrics
-        metrics.requests.labels(route, context.model, str(status)).inc()
-        metrics.seconds.labels(route, context.model).observe(seconds)
+        model = "" if context.model is None else context.model.name
+        metrics.requests.labels(route, model, str(status)).inc()
+        metrics.seconds.labels(route, model).observe(seconds)
         if context.pictures:
-            metrics.pictures.labels(context.model).inc(context.pictures)
-            metrics.unreadable.labels(context.model).inc(context.unreadable)
+            metrics.pictures.labels(model).inc(context.pictures)
+            metrics.unreadable.labels(model).inc(context.unreadable)
         if context.refusal_reason:
             metrics.refused.labels(context.refusal_reason).inc()
         facts: dict[str, Any] = {"id": context.id, "method": scope["method"][:10], "route": route, "status": status}
-        if context.model:
-            facts |= {"model": context.model, "pictures": context.pictures, "bad": context.unreadable}
+        if model:
+            facts |= {"model": model, "pictures": context.pictures, "bad": context.unreadable}
             facts["bytes"] = context.body_bytes
         if context.refusal_reason:
             facts["why"] = context.refusal_reason

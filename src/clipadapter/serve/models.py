@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, MissingExtraError, needs_training
@@ -38,6 +38,7 @@ from clipadapter.utils.parallel import count_cores
 
 REFRESH_SECONDS = 1.0  # time between two checks of the files
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+Stamps = tuple[Stamp, ...] | None  # of the files of a model; None if one is gone
 VERSION_CHARS = 12  # of the SHA-256 that a model's file ends with
 
 
@@ -67,10 +68,9 @@ class ServedModels:
         self._backend, self._threads = backend, threads
         self._models: dict[str, ServedModel] = {}
         # By name: stamps of the files that were loaded, or could not be, and those that the last check saw.
-        self._stamps: dict[str, tuple[Stamp, ...] | None] = {}
-        self._last_stamps: dict[str, tuple[Stamp, ...] | None] = {}
+        self._stamps: dict[str, tuple[Stamps, Stamps]] = {}
         for source in read_sources(self._specs):
-            self._stamps[source.name] = self._last_stamps[source.name] = source.stamp()
+            self._stamps[source.name] = (source.stamp(),) * 2
             self._add(self._load(source))
 
     @property
@@ -92,10 +92,10 @@ class ServedModels:
             raise RequestRefused(404, text)
         return model
 
-    async def watch(self, seconds: float = REFRESH_SECONDS) -> None:
+    async def watch(self) -> None:
         """Check the files for changes, again and again."""
         while True:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(REFRESH_SECONDS)
             await asyncio.to_thread(self.refresh)
 
     def refresh(self) -> None:
@@ -109,10 +109,10 @@ class ServedModels:
             if source is None and not self._models[name].source.path.parent.is_dir():
                 continue  # a folder that is not mounted for a moment removes no model
             stamp = None if source is None else source.stamp()
-            is_stable = stamp == self._last_stamps.get(name)
-            self._last_stamps[name] = stamp
-            if is_stable and stamp != self._stamps.get(name):
-                self._stamps[name] = stamp
+            tried, last = self._stamps.get(name, (None, None))
+            is_change = stamp == last and stamp != tried
+            self._stamps[name] = (stamp if is_change else tried), stamp
+            if is_change:
                 self._apply_change(name, source if stamp is not None else None)
 
     def close(self) -> None:
@@ -194,12 +194,7 @@ class ServedModel:
         self.predictor, self.batcher = predictor, batcher
         self.loaded_at = datetime.now(timezone.utc)
         self.error: str | None = None  # why its newer file could not be loaded; None if there is none
-        self._no_outputs = predictor.run(predictor.grey_pictures(0))  # the first run: it may fail
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuse options that it does not support, before its pictures run."""
-        if options:
-            self.predictor.answer(self._no_outputs, **options)
+        self.no_outputs = predictor.run(predictor.grey_pictures(0))  # the first run: it may fail
 
 
 # ---- From what the command line names to files ----
@@ -213,8 +208,8 @@ class ModelSource:
     path: Path  # an exported file, or the folder of a saved model
     is_from_folder: bool = False  # it was found in a folder, so that the model is removed when the file is
 
-    def stamp(self) -> tuple[Stamp, ...] | None:
-        """Changes when the files do; None if one is gone."""
+    def stamp(self) -> Stamps:
+        """Changes when the files do."""
         if is_exported(self.path):
             return stamp_files([self.path, *companion_files(self.path)])
         return stamp_files([self.path / CONFIG_FILE])  # it has the hashes of the others
@@ -224,27 +219,40 @@ class ModelSource:
         if is_exported(self.path):
             return self.path
         target = cached_export(self.path, DEFAULT_FORMAT)
-        if not is_intact(target):
-            _export_saved_model(self.path, target)
+        if is_intact(target):
+            return target
+        try:
+            from clipadapter.classifier import FewShotClassifier
+            from clipadapter.runtime.export import export_model
+
+            export_model(FewShotClassifier.load(self.path), target)
+        except (MissingExtraError, ModuleNotFoundError) as error:
+            reason = error if isinstance(error, MissingExtraError) else needs_training(error, "exporting a saved model")
+            if reason is None:
+                raise
+            file = f"{self.path.name}{get_format(DEFAULT_FORMAT).suffix}"
+            raise MissingExtraError(
+                f"{self.path} is a saved model, which must be exported before it is served, and that is not possible "
+                f"here ({reason}). Where it was fitted: clipadapter export {quote_path(self.path)} --out "
+                f"{quote_path(file)}; then serve that file"
+            ) from error
         return target
 
 
 def read_sources(specs: Sequence[str]) -> list[ModelSource]:
     """The sources of models, in the order of their specifications."""
     sources: dict[str, ModelSource] = {}
-    for spec in specs:
-        for source in find_sources(spec):
-            if not MODEL_NAME.fullmatch(source.name):
-                raise InputError(
-                    f"{source.name!r} can't be a model's name, which has letters, digits and . _ - only: "
-                    f"give it a name, as in pets={source.path}"
-                )
-            if source.name in sources:
-                raise InputError(
-                    f"{sources[source.name].path} and {source.path} are both called {source.name!r}: "
-                    "give one another name, as in other=PATH"
-                )
-            sources[source.name] = source
+    for source in itertools.chain.from_iterable(map(find_sources, specs)):
+        if not MODEL_NAME.fullmatch(source.name):
+            raise InputError(
+                f"{source.name!r} can't be a model's name, which has letters, digits and . _ - only: "
+                f"give it a name, as in pets={source.path}"
+            )
+        if (other := sources.setdefault(source.name, source)) is not source:
+            raise InputError(
+                f"{other.path} and {source.path} are both called {source.name!r}: give one another name, as in "
+                "other=PATH"
+            )
     return list(sources.values())
 
 
@@ -270,21 +278,3 @@ def find_sources(spec: str) -> list[ModelSource]:
     if name:
         raise InputError(f"{name!r} can't name the {len(files)} files in {path}: their file names are their names")
     return [ModelSource(file.stem, file, is_from_folder=True) for file in files]
-
-
-def _export_saved_model(folder: Path, target: Path) -> None:
-    try:
-        from clipadapter.classifier import FewShotClassifier
-        from clipadapter.runtime.export import export_model
-
-        export_model(FewShotClassifier.load(folder), target)
-    except (MissingExtraError, ModuleNotFoundError) as error:
-        reason = error if isinstance(error, MissingExtraError) else needs_training(error, "exporting a saved model")
-        if reason is None:
-            raise
-        file = f"{folder.name}{get_format(DEFAULT_FORMAT).suffix}"
-        raise MissingExtraError(
-            f"{folder} is a saved model, which must be exported before it is served, and that is not possible here "
-            f"({reason}). Where it was fitted: clipadapter export {quote_path(folder)} --out {quote_path(file)}; then "
-            "serve that file"
-        ) from error

@@ -63,11 +63,6 @@ class ServerState:
     allowed_hosts: frozenset[str] | None = None
     is_stopping: bool = False  # the server was asked to stop
 
-    def release_body(self, context: RequestContext) -> None:
-        """Stop to count a request's body as buffered."""
-        self.buffered_bytes -= context.buffered_bytes
-        context.buffered_bytes = 0
-
 
 @dataclass
 class RequestContext:
@@ -76,8 +71,7 @@ class RequestContext:
     id: str  # in logs and in the answer's header
     started_at: float = field(default_factory=time.monotonic)  # on the clock of `time.monotonic`
     body_bytes: int = 0  # received
-    buffered_bytes: int = 0  # of the body, as counted in the server's; 0 once the answer begins
-    model: str = ""  # its name; "" for none
+    model: ServedModel | None = None
     pictures: int = 0  # in the request
     unreadable: int = 0  # of these pictures
     refusal_reason: str = ""  # one word, if the request was refused because of load or time
@@ -87,30 +81,37 @@ async def answer_pictures(request: Request, name: str | None, timeout: float | N
     """The predictions for the pictures of a request, by the model of a name or the only one."""
     state: ServerState = request.app.state.server
     context: RequestContext = request.scope["clipadapter"]
+    try:
+        return await _answer(request, state, context, name, timeout)
+    finally:  # not after the answer: a client may read it slowly
+        state.buffered_bytes -= context.body_bytes
+
+
+async def _answer(
+    request: Request, state: ServerState, context: RequestContext, name: str | None, timeout: float | None
+) -> Response:
     limits = state.models.limits
     seconds = min(timeout or math.inf, limits.deadline)
     deadline = context.started_at + seconds
-
-    def find_model() -> ServedModel:
-        model = state.models.get(name)
-        context.model = model.name
-        return model
-
-    find_model().batcher.check_room()  # before the body is read
+    context.model = state.models.get(name)
+    context.model.batcher.check_room()  # before the body is read
     with anyio.move_on_after(deadline - time.monotonic()) as reading:
         pictures = await read_pictures(request.headers, _count_chunks(request.stream(), state, context), limits)
         context.pictures = len(pictures.files)
     if reading.cancelled_caught:
         raise RequestRefused(408, f"the body did not come within {seconds:g} seconds", reason="deadline")
-    model, names, top = find_model(), pictures.names, pictures.options.top
+    context.model = model = state.models.get(name)  # another one may have replaced it
+    names, top = pictures.names, pictures.options.top
     options = pictures.options.model_dump(include={"reject", "coverage"}, exclude_unset=True)
-    model.check_options(options)
+    if options:  # those that the model does not support are refused before its pictures run
+        model.predictor.answer(model.no_outputs, **options)
     loaders = [partial(load_picture, model.predictor, file, limits) for file in pictures.files]
     job = model.batcher.submit(loaders, options, deadline)  # not before: a slow body holds no slot of the queue
     del pictures, loaders  # the job drops each when its picture is loaded
     watching = asyncio.ensure_future(_refuse_if_disconnected(request, job))
     try:
-        await asyncio.wait([job.done], timeout=max(0.0, deadline - time.monotonic()))
+        with anyio.move_on_after(deadline - time.monotonic()):
+            await job.done.wait()
     finally:
         job.abandon()
         watching.cancel()
@@ -132,7 +133,6 @@ async def _count_chunks(
     limits = state.models.limits
     async for chunk in chunks:
         context.body_bytes += len(chunk)
-        context.buffered_bytes += len(chunk)
         state.buffered_bytes += len(chunk)
         if context.body_bytes > limits.max_bytes:
             raise _body_too_long(limits)

@@ -21,7 +21,6 @@ import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState as UvicornState
 
 from clipadapter.errors import InputError
 from clipadapter.serve.limits import Limits
@@ -148,19 +147,11 @@ class Server(uvicorn.Server):
 class LimitedProtocol(H11Protocol):
     """A connection that is closed if a head is late, or after a body was refused."""
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        server_state: UvicornState,
-        app_state: dict[str, Any],
-        limits: Limits,
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self.conn = ChunkLimitingParser()
+    def __init__(self, *args: Any, limits: Limits, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.conn = ChunkLimitingParser(h11.SERVER, MAX_HEAD_BYTES)
         self._limits = limits
-        self._header_timer: asyncio.TimerHandle | None = None
-        self._linger_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # closes the connection; None while a request is answered
         self._idle_since = time.monotonic()
 
     @property
@@ -168,39 +159,40 @@ class LimitedProtocol(H11Protocol):
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
+    @property
+    def is_lingering(self) -> bool:
+        """Whether a request was answered whose body is still arriving."""
+        return self.is_idle and self.conn.their_state is h11.SEND_BODY
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Close another connection if there are too many, and wait for the first head."""
         if len(self.connections) >= self._limits.max_connections:
             self._make_room()
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._start_header_timer()
+        self._set_timer(self._limits.header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timers."""
-        for timer in (self._header_timer, self._linger_timer):
-            if timer is not None:
-                timer.cancel()
+        """Cancel the timer."""
+        self._set_timer(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Pass small pieces to the parser: it checks the length of a head only when it needs more bytes."""
-        was_idle = self.is_idle
+        was_lingering = self.is_lingering
         for start in range(0, len(data), MAX_HEAD_BYTES):
             if self.transport.is_closing():
                 return
             super().data_received(data[start : start + MAX_HEAD_BYTES])
         if not self.is_idle:
-            if self._header_timer is not None:
-                self._header_timer.cancel()
-                self._header_timer = None
-        elif was_idle and self._header_timer is None:
-            self._start_header_timer()
+            self._set_timer(None)
+        elif not self.is_lingering and (was_lingering or self._timer is None):
+            self._set_timer(self._limits.header_timeout)
 
     def on_response_complete(self) -> None:
         """Wait for the next head; for a short time only if the body of this request is still arriving."""
         self._idle_since = time.monotonic()
-        if self.conn.their_state is h11.SEND_BODY and self._linger_timer is None:
-            self._linger_timer = self.loop.call_later(LINGER_SECONDS, self._abort_if_lingering, self.cycle)
+        if self.is_lingering:
+            self._set_timer(LINGER_SECONDS)
         super().on_response_complete()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -209,18 +201,11 @@ class LimitedProtocol(H11Protocol):
         if self.transport.get_write_buffer_size():
             self.transport.abort()
 
-    def _start_header_timer(self) -> None:
-        self._header_timer = self.loop.call_later(self._limits.header_timeout, self._close_if_idle)
-
-    def _close_if_idle(self) -> None:
-        self._header_timer = None
-        if self.is_idle and not self.transport.is_closing():
-            self.transport.close()
-
-    def _abort_if_lingering(self, cycle: Any) -> None:
-        self._linger_timer = None
-        if self.cycle is cycle and self.conn.their_state is h11.SEND_BODY:
-            self.transport.abort()
+    def _set_timer(self, seconds: float | None) -> None:
+        """Close the connection after so many seconds; None: do not."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _make_room(self) -> None:
         """Close the longest idle connection; if none is idle, the one whose body has been arriving the longest."""
@@ -235,9 +220,7 @@ class LimitedProtocol(H11Protocol):
 class ChunkLimitingParser(h11.Connection):
     """The parser of h11, which refuses bodies in tiny chunks."""
 
-    def __init__(self) -> None:
-        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
-        self._chunk_count = self._byte_count = 0
+    _chunk_count = _byte_count = 0  # of the body that is arriving
 
     def next_event(self) -> Any:
         """As h11's."""

@@ -246,7 +246,7 @@ class Uncertainty:
             if cache is None:
                 voted, probabilities = vote(of_views)
             else:
-                probabilities = softmax(cache.adapt_views(rows, of_views))
+                probabilities = softmax(cache.adapt(rows, of_views))
         elif cache is not None:
             probabilities = softmax(cache.adapt(rows, self.calibrator.log_probabilities(logit_rows)))
         if options.costs is not None and len(options.costs) != probabilities.shape[1]:

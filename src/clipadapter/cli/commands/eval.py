@@ -251,18 +251,13 @@ def explain(
     if inputs.is_missing(photo):
         raise ImageError(str(photo), f"no such file{explain_missing(photo)}")
     from clipadapter.explain import explain  # imports torch, so only after the checks
-    from clipadapter.explain.explanation import BLOCK_HEADER
 
     explanation = explain(encoder.load(model), photo, class_name=class_name, neighbours=neighbours)
     for note in explanation.notes:
         if path is not None or "heat map" not in note:  # without --out none is drawn
             out.note(note)
     files = None if path is None else [explanation.plot(path)]
-    lines = [*map(printable, (explanation.source, *explanation.sentences()))]
-    if explanation.blocks:
-        parts = [(part.name, f"{part.margin:+.2f}", part.label or "-") for part in explanation.blocks]
-        lines += ["", table(list(BLOCK_HEADER), parts)]
-    if explanation.nearest:
-        rows = [(f"{shot.similarity:.3f}", shot.label, shot.source) for shot in explanation.nearest]
-        lines += ["", table(["cosine", "class", "nearest shot"], rows)]
+    lines = [*map(printable, (explanation.prediction.source, *explanation.sentences()))]
+    for header, rows in explanation.tables():
+        lines += ["", table(header, rows)]
     out.result(explanation.to_dict(), "\n".join(lines), files)
