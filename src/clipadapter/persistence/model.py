@@ -60,7 +60,7 @@ class Model:
 
 def load_model(folder: str | Path) -> Model:
     """Load and check the model in a folder."""
-    return read_consistently(folder, lambda: from_snapshot(read_snapshot(folder)))
+    return read_consistently(folder, lambda path: from_snapshot(read_snapshot(path)))
 
 
 def to_snapshot(model: Model, keep_support: bool = True) -> Snapshot:
@@ -97,7 +97,7 @@ def to_snapshot(model: Model, keep_support: bool = True) -> Snapshot:
         provenance=provenance if evaluation is None else evaluation.recorded_in(provenance),
         files=hashes,
     )
-    return Snapshot(config, config_bytes(config), blobs.__getitem__)
+    return Snapshot(config, config_bytes(config), blobs=blobs)
 
 
 def _halve_exactly(array: NDArray[Any]) -> NDArray[Any]:
