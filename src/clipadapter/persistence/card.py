@@ -30,7 +30,6 @@ GENERATED_MARK = (
     "<!-- Made by clipadapter from config.json, and made anew by it; take out this line to keep what you write. -->"
 )
 """Last line of a generated card. A card without it was edited by a person and is not overwritten."""
-MAX_LISTED_CLASSES = 30  # longer tables of classes are folded
 EXTRAS = {
     "efficientnet-lite1": "efficientnet",
     "efficientnet-lite2": "efficientnet",
@@ -38,7 +37,6 @@ EXTRAS = {
     "hf": "transformers",
 }
 """What installs encoders by their schemes; those with more packages first."""
-MIN_RELIABLE_TEST_PICTURES = 50  # with fewer test pictures the card calls the scores rough
 CARD_METRICS = metrics_shown("card")
 
 
@@ -111,15 +109,11 @@ def render_card(config: ModelConfig, repo: str = "") -> str:
         if held_out is None
         else f"{held_out.describe().capitalize()}. Each was predicted by a fit without it.",
         held_out_shots=(facts.get("calibrator") or {}).get("n", 0),
-        facts=facts,
         decisions=[f"{name} {facts[name]:g}" for name in ("reject", "coverage") if facts.get(name)],
         quality=quality if isinstance(quality, dict) else None,
-        provenance=provenance,
         versions=", ".join(f"{name} {number}" for name, number in versions.items())
         if isinstance(versions, dict)
         else "unknown versions",
-        min_pictures=MIN_RELIABLE_TEST_PICTURES,
-        max_classes=MAX_LISTED_CLASSES,
         mark=GENERATED_MARK,
     )
 

@@ -219,19 +219,19 @@ def history_file(kind: str, digest: str) -> str:
     return f"{HISTORY_FOLDER}/{kind}-{digest[:16]}.json"
 
 
-def find_snapshot(folder: str | Path, digest: str) -> Snapshot | None:
-    """The current or an earlier version of the model in a folder, by its digest; None if it is not stored."""
-    file = history_file("config", digest)
-    if digest and os.path.lexists(Path(folder) / file):
-        stored = read_snapshot(folder, file)
-        if stored.digest != digest:
-            raise ArtifactError(f"{Path(folder) / file} was altered: it is not the config that the history names")
-        return stored
+def find_snapshot(folder: str | Path, digest: str, current: Snapshot | None = None) -> Snapshot | None:
+    """The current version of the model in a folder, or an earlier one, by its digest; None if it is not stored."""
     with suppress(ArtifactError):
-        current = read_snapshot(folder)
+        current = current or read_snapshot(folder)
         if digest == current.digest:
             return current
-    return None
+    file = history_file("config", digest)
+    if not digest or not os.path.lexists(Path(folder) / file):
+        return None
+    stored = read_snapshot(folder, file)
+    if stored.digest != digest:
+        raise ArtifactError(f"{Path(folder) / file} was altered: it is not the config that the history names")
+    return stored
 
 
 def retained_snapshots(changes: Sequence[Change]) -> list[int]:
@@ -505,7 +505,7 @@ class _Save:
         """The snapshot of a version in this folder, or else in the one that the history was loaded from."""
         for folder in dict.fromkeys((self.target, self.history.folder or self.target)):
             with self.tolerant():
-                if stored := find_snapshot(folder, change.config):
+                if stored := find_snapshot(folder, change.config, self.current if folder == self.target else None):
                     return stored if self.keep_support else stored.without_shots()
         return None
 
