@@ -100,7 +100,7 @@ def test_class_text_that_is_lost_is_noticed():
     arrays = load(saved.read("head"))
     zeros = save({**arrays, "class_text": 0 * arrays["class_text"]})
     with pytest.raises(ArtifactError, match="there is no class text of blue"):
-        from_snapshot(replace(saved, read=lambda _: zeros))
+        from_snapshot(replace(saved, blobs={"head": zeros}))
 
 
 @pytest.mark.parametrize("head", ["auto", "gda", "linear-probe"])

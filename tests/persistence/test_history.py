@@ -33,7 +33,7 @@ from clipadapter.persistence import (
     save_model,
 )
 from clipadapter.persistence import versions as module
-from clipadapter.persistence.versions import history_file, read_version
+from clipadapter.persistence.versions import find_snapshot, history_file
 from clipadapter.runtime.model_folder import array_file
 from clipadapter.testing import toy_features
 from clipadapter.uncertainty import DecisionOptions, Uncertainty
@@ -327,7 +327,7 @@ def test_a_change_that_was_killed_before_its_commit_is_in_no_log(tmp_path, monke
 
 
 def test_what_a_save_could_not_read_stays_and_a_config_of_another_version_is_not_taken_for_one(folder, tmp_path):
-    first = read_version(folder, History.load(folder).changes[0].config)
+    first = find_snapshot(folder, History.load(folder).changes[0].config)
     arrays = folder / array_file("head", first.config.files["head"])
     arrays.rename(tmp_path / "away")
     change(folder, 5)

@@ -279,8 +279,8 @@ def test_unlabelled_pictures_are_shown_by_predicted_class_on_request(person, png
     state = person.session.state
     groups = person.panels._values(person.tab, state, person.project.contents)["groups"]
     assert [(name, len(pictures)) for name, pictures in groups] == [("blue", 2), ("red", 2)]
-    for picture, percent in groups[1][1]:
-        assert state.guesses[picture.key][0] == "red" and 50 <= percent <= 100
+    for picture, probability in groups[1][1]:
+        assert state.guesses[picture.key] == ("red", probability) and 0.5 <= probability <= 1
 
 
 @pytest.mark.filterwarnings("ignore::clipadapter.errors.DataWarning")  # of the fit, which the command prints at its end

@@ -34,14 +34,14 @@ def test_the_switch_is_off_at_first_and_gives_the_pictures_to_the_fit_when_it_is
     session.learn_unlabelled(True)
     state = settle(session)
     assert (state.error, state.learns_unlabelled, pool_of(session)) == ("", True, 10)
-    assert state.model.unlabelled_count == 10
+    assert len(state.pool) == 10
     # A picture that gets a label is no longer one without.
     session.project.label_pictures([session.project.contents.unlabelled[0].key], "red")
     settle(session)
     assert session.state.model.shot_count == 5 and pool_of(session) == 9
     session.learn_unlabelled(False)
     settle(session)
-    assert pool_of(session) == 0 and session.state.model.unlabelled_count == 0
+    assert pool_of(session) == 0 and session.state.pool == ()
     session.project.undo()
     settle(session)
     after = session.state.model.classifier.head_.logits(np.eye(session.encoder.info.dim, dtype=np.float32)[:3])

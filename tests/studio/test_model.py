@@ -5,6 +5,7 @@ import pytest
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import create_encoder
+from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures, create_head
 from clipadapter.metrics import AccuracyForecast
 from clipadapter.studio.model import CurvePoint, LearningCurve, fit_project_model, learning_curve
@@ -24,11 +25,21 @@ def scene():
     return X.astype(np.float32), labels.tolist(), TextFeatures(names, text, 20.0)
 
 
+def shots_of(text, X, labels):
+    """Pictures whose keys are their numbers."""
+    return FeatureSet(X, tuple(labels), tuple(text.labels), {"sources": [str(i) for i in range(len(X))]})
+
+
 def fit(scene, rows=None, head="tip-adapter"):
     X, labels, text = scene
     rows = np.arange(len(X)) if rows is None else np.array(rows, int)
     classifier = FewShotClassifier(create_encoder("toy"), head, cache=None)
-    return fit_project_model(classifier, text, [f"{i}.png" for i in rows], X[rows], [labels[i] for i in rows])
+    return fit_project_model(classifier, text, shots_of(text, X[rows], [labels[i] for i in rows]))
+
+
+def curve_of(model, X=None, labels=()):
+    """Its learning curve, on test pictures if there are any."""
+    return learning_curve(model, shots_of(model.text, np.empty((0, 32)) if X is None else X, labels))
 
 
 def test_without_labelled_pictures_the_class_names_predict(scene):
@@ -58,7 +69,7 @@ def test_a_label_that_held_out_pictures_contradict_is_doubted(scene):
     X, labels, text = scene
     wrong = ["b", *labels[1:]]
     classifier = FewShotClassifier(create_encoder("toy"), cache=None)
-    model = fit_project_model(classifier, text, [str(i) for i in range(18)], X, wrong)
+    model = fit_project_model(classifier, text, shots_of(text, X, wrong))
     assert model.doubts == {"0": "Held out, it was predicted as “a”."}
 
 
@@ -69,7 +80,7 @@ def test_labels_of_pictures_of_no_class_are_doubted(scene):
     X = np.concatenate([X[:12], strangers]).astype(np.float32)
     classifier = FewShotClassifier(create_encoder("toy"), "linear-probe", cache=None)
     keys = [str(i) for i in range(22)]
-    model = fit_project_model(classifier, text, keys, X, [*labels[:12], *["b"] * 10])
+    model = fit_project_model(classifier, text, shots_of(text, X, [*labels[:12], *["b"] * 10]))
     # The text of "b" has a cosine of about 0.87 with its six pictures, and of about 0 with all others.
     assert {*keys[12:]} >= {*model.doubts} and len(model.doubts) > 5
 
@@ -85,12 +96,12 @@ def test_classes_in_an_order_that_is_not_sorted_keep_their_columns(scene):
         np.testing.assert_array_equal(p.argmax(axis=1), wanted.argmax(axis=1))
     assert model.zero_shot_accuracy == expected.zero_shot_accuracy
     assert model.held_out.accuracy == expected.held_out.accuracy
-    assert min(point.accuracy for point in learning_curve(model, X, labels).points) > 0.9
+    assert min(point.accuracy for point in curve_of(model).points) > 0.9
 
 
 def test_the_curve_is_measured_on_pictures_that_each_fit_did_not_see(scene):
     X, labels, text = scene
-    points = learning_curve(fit(scene), X, labels).points
+    points = curve_of(fit(scene)).points
     assert [point.shots_per_class for point in points[:3]] == [0, 1, 2]
     assert points[0].accuracy == fit(scene).zero_shot_accuracy and points[-1].accuracy == fit(scene).held_out.accuracy
     saw = [np.isnan(point.correct).sum(axis=1).tolist() for point in points]
@@ -99,15 +110,14 @@ def test_the_curve_is_measured_on_pictures_that_each_fit_did_not_see(scene):
     noise = np.random.default_rng(1).standard_normal((60, 32)).astype(np.float32)
     names = ["a", "b", "c"] * 20
     classifier = FewShotClassifier(create_encoder("toy"), "knn", cache=None)
-    blind = fit_project_model(classifier, text, [str(i) for i in range(60)], noise, names)
+    blind = fit_project_model(classifier, text, shots_of(text, noise, names))
     assert (blind.probabilities(noise).argmax(axis=1) == np.array([0, 1, 2] * 20)).mean() > 0.9
-    assert all(point.accuracy < 0.6 for point in learning_curve(blind, noise, names).points)
+    assert all(point.accuracy < 0.6 for point in curve_of(blind).points)
 
 
 def test_test_pictures_measure_the_curve_and_change_no_fit(scene):
     X, labels, text = scene
-    test = (X[::2], ["b"] * 9)  # as if all were b
-    points = learning_curve(fit(scene), X, labels, test).points
+    points = curve_of(fit(scene), X[::2], ["b"] * 9).points  # as if all were b
     head = create_head("tip-adapter").fit(X, labels, text=text)
     assert points[-1].accuracy == pytest.approx(np.mean(head.predict(X[::2]) == "b"))
     assert points[-1].shots_per_class == 6
@@ -118,10 +128,10 @@ def test_a_class_without_pictures_is_left_out_of_the_accuracy(scene):
     # The name of the empty class is the first one's; by names alone, all pictures of both classes are taken for it.
     with_empty = TextFeatures([*text.labels, "empty"], [*text.embeddings, text.embeddings[0]], text.logit_scale)
     rows = [*range(12)]
-    few, test = (X[rows], labels[:12]), (X, ["a"] * 6 + ["b"] * 6 + ["c"] * 6)
+    test = X, ["a"] * 6 + ["b"] * 6 + ["c"] * 6
     models = [fit((X, labels, each), rows) for each in (text, with_empty)]
-    for measured_on in (((), ()), test):
-        accuracies = [[point.accuracy for point in learning_curve(model, *few, measured_on).points] for model in models]
+    for measured_on in ((), test):
+        accuracies = [[point.accuracy for point in curve_of(model, *measured_on).points] for model in models]
         assert accuracies[0] == pytest.approx(accuracies[1])
     assert models[0].held_out.accuracy == models[1].held_out.accuracy
     assert not any("empty" in doubt for doubt in models[1].doubts.values())
@@ -132,7 +142,7 @@ def test_held_out_pictures_need_two_of_a_class_and_the_forecast_four(scene):
     for count in (1, 3, 4):
         rows = [6 * k + i for k in range(3) for i in range(count)]
         model = fit(scene, rows)
-        curve = learning_curve(model, X[rows], [labels[i] for i in rows])
+        curve = curve_of(model)
         assert model.classifier is not None and (model.held_out is not None) == (count > 1)
         assert (curve.points[-1].shots_per_class == 0) == (count == 1)
         assert (curve.forecast is not None) == (count == 4) and (count == 1 or curve.forecast_shots == count + 10)
@@ -145,4 +155,4 @@ def test_a_forecast_is_shown_only_above_the_last_point():
     )
     for value, rises in ((0.9, True), (0.9, False), (0.79, True)):
         shown = replace(curve, forecast=AccuracyForecast(value, 0.6, 0.95, rises))
-        assert shown.shows_gain == (plot_curve(shown).forecast is not None) == (value > 0.8 and rises)
+        assert shown.shows_gain == (plot_curve(shown)["forecast"] is not None) == (value > 0.8 and rises)

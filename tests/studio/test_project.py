@@ -97,9 +97,9 @@ def test_a_picture_is_added_once_and_moved_to_another_class_only_on_request(proj
     assert result.rejected == [("x.txt", "not an image"), ("no.jpg", "file is empty")] and len(result.added) == 1
     assert project.add_pictures("cat", [upload("red", name="again")]).duplicates == ["again"]
     result = project.add_pictures("dog", [upload("red")])
-    assert result.added == [] and result.in_other_classes == [(keys(project, "cat")[0], "cat")]
+    assert result.added == [] and result.in_other_classes == {"cat": keys(project, "cat")}
     assert project.contents.classes["dog"] == () and len(keys(project, "cat")) == 1
-    key = result.in_other_classes[0][0]
+    (key,) = result.in_other_classes["cat"]
     moved = project.label_pictures([key, key], "dog").added  # moved when asked, and once
     assert keys(project, "cat") == [] and keys(project, "dog") == moved and len(moved) == 1
     assert project.remove_pictures([*moved, *moved]) == 1

@@ -139,7 +139,7 @@ def test_pictures_are_compared_by_their_final_feature(open_session):
     session.project.add_pictures(None, [noisy("red", i) for i in range(50, 60)])
     fill(session)
     features, contents = session._features, session.project.contents
-    assert features.matrix(contents.unlabelled).shape == (10, sum(block.width for block in features.blocks))
+    assert features.matrix(contents.unlabelled).shape == (10, features.encoder.info.dim)
     plain = create_encoder("toy")
     images = [Image.open(picture.path).convert("RGB") for picture in contents.unlabelled]
     expected = plain.encode_images(images).numpy()

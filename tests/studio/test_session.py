@@ -53,6 +53,8 @@ def test_a_picture_that_can_not_be_read_is_reported(session, tmp_path):
     session.project.add_pictures("blue", [noisy("blue", 0)])
     state = settle(session)
     assert state.unreadable == {"red/broken.jpg": "not an image"} and state.model.shot_count == 2
+    session.project.rename_class("red", "rot")  # the picture is moved
+    assert settle(session).unreadable == {"rot/broken.jpg": "not an image"}
 
 
 def test_the_queue_does_not_change_until_it_is_used_up(session):

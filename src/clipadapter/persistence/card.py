@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.encoders import split_blocks
+from clipadapter.encoders.catalogue import QUICK_GELU, read_models
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
 from clipadapter.persistence.format import Evaluation, ModelConfig, read_evaluation, read_file
@@ -29,7 +30,6 @@ GENERATED_MARK = (
     "<!-- Made by clipadapter from config.json, and made anew by it; take out this line to keep what you write. -->"
 )
 """Last line of a generated card. A card without it was edited by a person and is not overwritten."""
-MAX_LISTED_CLASSES = 30  # longer tables of classes are folded
 EXTRAS = {
     "efficientnet-lite1": "efficientnet",
     "efficientnet-lite2": "efficientnet",
@@ -37,7 +37,6 @@ EXTRAS = {
     "hf": "transformers",
 }
 """What installs encoders by their schemes; those with more packages first."""
-MIN_RELIABLE_TEST_PICTURES = 50  # with fewer test pictures the card calls the scores rough
 CARD_METRICS = metrics_shown("card")
 
 
@@ -110,15 +109,11 @@ def render_card(config: ModelConfig, repo: str = "") -> str:
         if held_out is None
         else f"{held_out.describe().capitalize()}. Each was predicted by a fit without it.",
         held_out_shots=(facts.get("calibrator") or {}).get("n", 0),
-        facts=facts,
         decisions=[f"{name} {facts[name]:g}" for name in ("reject", "coverage") if facts.get(name)],
         quality=quality if isinstance(quality, dict) else None,
-        provenance=provenance,
         versions=", ".join(f"{name} {number}" for name, number in versions.items())
         if isinstance(versions, dict)
         else "unknown versions",
-        min_pictures=MIN_RELIABLE_TEST_PICTURES,
-        max_classes=MAX_LISTED_CLASSES,
         mark=GENERATED_MARK,
     )
 
@@ -161,12 +156,8 @@ def _repository_of(encoder: str) -> str:
     if scheme == "timm" and not has_local_weights(encoder):
         return f"timm/{rest.partition('@')[0]}"  # where nearly all weights of timm are
     model, _, tag = rest.rpartition("/")
-    if scheme != "open_clip" or ":" in rest or not model:
-        return ""
-    import open_clip
-
-    repo = str((open_clip.get_pretrained_cfg(model, tag) or {}).get("hf_hub") or "")
-    return repo.rpartition("/")[0] if repo.count("/") == 2 else ""
+    facts = read_models().get(model.replace("/", "-").removesuffix(QUICK_GELU)) if scheme == "open_clip" else None
+    return facts.tags.get(tag.lower().replace("-", "_"), "") if facts else ""
 
 
 def _evaluation_result(evaluation: Evaluation, is_multilabel: bool) -> dict[str, Any]:

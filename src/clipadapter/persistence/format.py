@@ -23,7 +23,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -123,8 +123,8 @@ class Snapshot:
 
     config: ModelConfig
     raw: bytes  # content of ``config.json``
-    read: Callable[[str], bytes]  # bytes of a file of arrays by its name, checked against the config
-    folder: Path = Path()  # where the files are, for messages
+    folder: Path = Path()  # where the files are
+    blobs: Mapping[str, bytes] | None = None  # bytes of the files of arrays, if they are in memory only
 
     @cached_property
     def digest(self) -> str:
@@ -132,6 +132,21 @@ class Snapshot:
         content = self.config.model_dump(mode="json", exclude_defaults=True)
         content.get("provenance", {}).pop(EVALUATION_KEY, None)
         return _content_checksum(content)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file of arrays, such as "head", checked against the hash in the config."""
+        if self.blobs is not None:
+            return self.blobs[name]
+        if name not in self.config.files:
+            raise ArtifactError(f"{self.folder} was saved without the arrays of its {name}")
+        file = array_file(name, self.config.files[name])
+        data = read_file(self.folder, file, MAX_TENSOR_BYTES, "it is no model of this program")
+        if hashlib.sha256(data).hexdigest() != self.config.files[name]:
+            raise ArtifactError(
+                f"{self.folder / file} was altered since the model was saved: its hash differs. Copy it again, or fit "
+                "again"
+            )
+        return data
 
     def arrays(self, name: str) -> Arrays:
         """The arrays of one file, such as "head"."""
@@ -206,22 +221,21 @@ def read_snapshot(folder: str | Path, name: str = CONFIG_FILE) -> Snapshot:
         raise ArtifactError(f"{path} is not a model's config: {describe_first_error(error)}") from error
     except (ValueError, OSError, RecursionError) as error:
         raise ArtifactError(f"{path} can't be read: {error}") from error
-    return Snapshot(config, data, partial(_read_array_bytes, folder, config), Path(folder))
+    return Snapshot(config, data, Path(folder))
 
 
-def read_consistently(folder: str | Path, read: Callable[[], T]) -> T:
+def read_consistently(folder: str | Path, read: Callable[[str | Path], T]) -> T:
     """Call a function that reads the folder of a model, again if another process saved a model meanwhile."""
     for _ in range(MAX_READS):
-        before, error = config_stamp(folder), None
+        before = config_stamp(folder)
         try:
-            content = read()
-        except (ArtifactError, OSError) as raised:
-            error = raised
-        if config_stamp(folder) != before:
+            content = read(folder)
+        except (ArtifactError, OSError):
+            if config_stamp(folder) == before:
+                raise
             continue
-        if error is not None:
-            raise error
-        return content
+        if config_stamp(folder) == before:
+            return content
     raise ArtifactError(f"{folder} is being changed all the time: try again when the other process has ended")
 
 
@@ -257,20 +271,6 @@ def describe_first_error(error: ValidationError) -> str:
     """Location and message of the first validation error."""
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-
-
-def _read_array_bytes(folder: str | Path, config: ModelConfig, name: str) -> bytes:
-    """Read the bytes of one file of arrays, checked against the hash in the config."""
-    if name not in config.files:
-        raise ArtifactError(f"{Path(folder)} was saved without the arrays of its {name}")
-    file = array_file(name, config.files[name])
-    data = read_file(folder, file, MAX_TENSOR_BYTES, "it is no model of this program")
-    if hashlib.sha256(data).hexdigest() != config.files[name]:
-        raise ArtifactError(
-            f"{Path(folder) / file} was altered since the model was saved: its hash differs. Copy it again, or fit "
-            "again"
-        )
-    return data
 
 
 MAX_WORST_CLASSES = 5  # classes that are recorded by name, those with the lowest F1 first

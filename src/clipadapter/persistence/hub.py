@@ -6,7 +6,7 @@ endpoint and cache are those of the hub's client: ``hf auth login`` or HF_TOKEN,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -79,9 +79,8 @@ def push(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    config, blobs = read_consistently(folder, lambda: _read_public(folder))
-    files: dict[str, Any] = {path.name: path for path in _collect_exports(exported)}
-    files |= blobs
+    config, blobs = read_consistently(folder, _read_public)
+    files: dict[str, Any] = {**_collect_exports(exported), **blobs}
     api = HfApi(token=token)
     with _as_library_errors(repo_id, "write to"):
         repo = str(api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
@@ -161,8 +160,8 @@ def pull(repo_id: str, folder: str | Path, **options: Any) -> Path:
     check_target_folder(folder)
     source = fetch(repo_id, **options)
     load_model(source)
-    change = {"action": "pull", "facts": {"repo": repo_id}}
-    return write_snapshot(folder, read_snapshot(source), change=change, card=read_card(source))
+    facts = {"repo": repo_id}
+    return write_snapshot(folder, read_snapshot(source), card=read_card(source), action="pull", facts=facts)
 
 
 def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
@@ -175,8 +174,8 @@ def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
     return public, {array_file(name, sha256): snapshot.read(name) for name, sha256 in config.files.items()}
 
 
-def _collect_exports(exported: Sequence[str | Path]) -> list[Path]:
-    """Check exported files, and add those that belong to them, such as the ``.bin`` of an ``.xml``."""
+def _collect_exports(exported: Sequence[str | Path]) -> dict[str, Path]:
+    """Exported files, and those that belong to them, such as the ``.bin`` of an ``.xml``, by name."""
     companion_suffixes = {suffix for each in load_formats().values() for suffix in each.companion_suffixes}
     files = []
     for path in map(Path, exported):
@@ -187,10 +186,10 @@ def _collect_exports(exported: Sequence[str | Path]) -> list[Path]:
             if not file.is_file() or file.name != beside.name:
                 raise InputError(f"there is no file {beside}: 'clipadapter export' makes it")
             files.append(file)
-    by_name: Mapping[str, Path] = {path.name: path for path in files}
+    by_name = {path.name: path for path in files}
     if len(by_name) < len({path.resolve() for path in files}):
         raise InputError("two exported files have the same name: push them one by one, or rename one")
-    return list(by_name.values())
+    return by_name
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, list_heads
 from clipadapter.heads.registry import head_name
+from clipadapter.heads.support import label_positions
 from clipadapter.persistence.format import (
     ModelConfig,
     SavedEncoder,
@@ -60,7 +61,7 @@ class Model:
 
 def load_model(folder: str | Path) -> Model:
     """Load and check the model in a folder."""
-    return read_consistently(folder, lambda: from_snapshot(read_snapshot(folder)))
+    return read_consistently(folder, lambda path: from_snapshot(read_snapshot(path)))
 
 
 def to_snapshot(model: Model, keep_support: bool = True) -> Snapshot:
@@ -70,8 +71,7 @@ def to_snapshot(model: Model, keep_support: bool = True) -> Snapshot:
         raise InputError(f"{type(model.head).__name__} is no registered head, so it can't be saved: use @register_head")
     files: dict[str, dict[str, NDArray[Any]]] = {HEAD: {**model.head.state(), TEXT_KEY: model.text.embeddings}}
     if keep_support and len(support):
-        position = {name: i for i, name in enumerate(names)}
-        y = np.array([position[label] for label in support.y], dtype=np.int64)
+        y = label_positions(np.asarray(support.y), np.asarray(names))
         X = support.plain if support.X.ndim == 3 and support.X.shape[1] == 1 else support.X
         files[SUPPORT] = {"X": X, **({"y": y} if support.targets is None else {"targets": support.targets})}
         if model.head.kept_pictures_ is not None:
@@ -97,7 +97,7 @@ def to_snapshot(model: Model, keep_support: bool = True) -> Snapshot:
         provenance=provenance if evaluation is None else evaluation.recorded_in(provenance),
         files=hashes,
     )
-    return Snapshot(config, config_bytes(config), blobs.__getitem__)
+    return Snapshot(config, config_bytes(config), blobs=blobs)
 
 
 def _halve_exactly(array: NDArray[Any]) -> NDArray[Any]:

@@ -26,9 +26,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
@@ -128,7 +126,7 @@ class History:
         Call it before `load_model`: a later save then notices a change that another process made between the two.
         """
 
-        def read() -> History:
+        def read(folder: str | Path) -> History:
             current, target = read_snapshot(folder), Path(os.path.realpath(folder))
             try:
                 return cls(read_changes(target, current), target)
@@ -177,11 +175,11 @@ class History:
     def read_stored(self, number: int, folder: str | Path | None, read: Callable[[Snapshot], T]) -> T:
         """What a function makes of the snapshot of a version in a folder, if it has one."""
 
-        def read_version_in(folder: str | Path) -> T | None:
+        def read_version(folder: str | Path) -> T | None:
             snapshot = find_snapshot(folder, self.changes[number - 1].config)
             return None if snapshot is None else read(snapshot)
 
-        stored = None if folder is None else read_consistently(folder, partial(read_version_in, folder))
+        stored = None if folder is None else read_consistently(folder, read_version)
         if stored is None:
             numbers = ", ".join(map(str, self.stored_versions()))
             raise InputError(f"version {number} is no longer stored, only its description; stored versions: {numbers}")
@@ -196,15 +194,8 @@ class History:
         """Return the versions that can be restored, in ascending order."""
         stored = {self.changes[-1].content, *self.models}
         if self.folder is not None:
-            current = ""
-            with suppress(ArtifactError):
-                current = read_snapshot(self.folder).digest
-            stored |= {
-                change.version
-                for change in self.changes
-                if change.config
-                and (change.config == current or (self.folder / history_file("config", change.config)).is_file())
-            }
+            files = list_own_files(self.folder)
+            stored |= {each.version for each in self.changes if history_file("config", each.config) in files}
         return [change.version for change in self.changes if change.content in stored]
 
     def append(self, change: Change, models: Mapping[int, Model]) -> History:
@@ -228,17 +219,12 @@ def history_file(kind: str, digest: str) -> str:
     return f"{HISTORY_FOLDER}/{kind}-{digest[:16]}.json"
 
 
-def find_snapshot(folder: str | Path, digest: str) -> Snapshot | None:
-    """The current or an earlier version of the model in a folder, by its digest; None if it is not stored."""
+def find_snapshot(folder: str | Path, digest: str, current: Snapshot | None = None) -> Snapshot | None:
+    """The current version of the model in a folder, or an earlier one, by its digest; None if it is not stored."""
     with suppress(ArtifactError):
-        current = read_snapshot(folder)
-        if current.digest == digest:
+        current = current or read_snapshot(folder)
+        if digest == current.digest:
             return current
-    return read_version(folder, digest)
-
-
-def read_version(folder: str | Path, digest: str) -> Snapshot | None:
-    """An earlier version; see `find_snapshot`."""
     file = history_file("config", digest)
     if not digest or not os.path.lexists(Path(folder) / file):
         return None
@@ -421,11 +407,11 @@ def write_snapshot(
     snapshot: Snapshot,
     history: History | None = None,
     *,
-    change: Mapping[str, Any] = MappingProxyType({}),
     card: bytes | None = None,
     keep_support: bool = True,
+    **change: Any,
 ) -> Path:
-    """Write a snapshot into a folder. Without a history it is one change, a fit or ``change`` with action and facts."""
+    """Write a snapshot into a folder. Without a history it is one change, a fit or the one with action and facts."""
     from clipadapter.persistence.card import make_card  # late: to read a history takes a quarter of a second less
 
     with _lock_folder(folder) as target:
@@ -517,14 +503,11 @@ class _Save:
 
     def find(self, change: Change) -> Snapshot | None:
         """The snapshot of a version in this folder, or else in the one that the history was loaded from."""
-        stored = None
-        with self.tolerant():
-            is_current = self.current is not None and change.config == self.current.digest
-            stored = self.current if is_current else read_version(self.target, change.config)
-        if stored is None and self.history.folder not in (None, self.target):
+        for folder in dict.fromkeys((self.target, self.history.folder or self.target)):
             with self.tolerant():
-                stored = find_snapshot(self.history.folder, change.config)
-        return stored if stored is None or self.keep_support else stored.without_shots()
+                if stored := find_snapshot(folder, change.config, self.current if folder == self.target else None):
+                    return stored if self.keep_support else stored.without_shots()
+        return None
 
     def find_in_memory(self, change: Change) -> Snapshot | None:
         """The snapshot of a version that was not saved yet."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import require
 from clipadapter.studio.project import AddResult, Project
-from clipadapter.studio.selection import margins, select_for_labelling
+from clipadapter.studio.selection import select_for_labelling
 
 if TYPE_CHECKING:
     from clipadapter.encoders import Encoder
     from clipadapter.studio.page import Page
 
-__all__ = ["AddResult", "Project", "build_page", "margins", "select_for_labelling"]
+__all__ = ["AddResult", "Project", "build_page", "select_for_labelling"]
 
 
 def build_page(

@@ -14,11 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from weakref import ref
 
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.errors import ClipAdapterError, InputError
-from clipadapter.studio.model import ExplainedPrediction, ProjectModel
+from clipadapter.studio.model import ExplainedPrediction
 from clipadapter.studio.pictures import Upload, stored_file_name
 from clipadapter.studio.project import AddResult
 from clipadapter.studio.session import Session
@@ -56,7 +55,7 @@ class Tab:
     # is removed.
     tried_file: Path | None = None
     prediction: ExplainedPrediction | None = None  # its prediction
-    predicted_by: ref[ProjectModel] | None = None  # the model that made it, which an idle tab does not keep
+    predicted_by: int = 0  # number of the model that made it, which an idle tab does not keep
     note: Note = Note("")  # the last message
     note_count: int = 0  # number of messages so far
     upload_count: int = 0  # number of uploads so far, failed ones too
@@ -119,13 +118,10 @@ class Actions:
 
     def is_prediction_outdated(self, tab: Tab) -> bool:
         """Whether the prediction of a tab is of an earlier model."""
-        model, earlier = self.session.state.model, tab.predicted_by
-        is_same = earlier is None if model is None else earlier is not None and earlier() is model
-        return tab.tried_file is not None and not is_same
+        return tab.tried_file is not None and tab.predicted_by != self.session.state.fit_number
 
     def _predict(self, tab: Tab) -> None:
-        model = self.session.state.model
-        tab.prediction, tab.predicted_by = None, None if model is None else ref(model)
+        tab.prediction, tab.predicted_by = None, self.session.state.fit_number
         if tab.tried_file is not None:
             tab.prediction = self.session.predict(tab.tried_file)
 
@@ -246,11 +242,10 @@ def _describe_result(result: AddResult, class_name: str, verb: str = "Added") ->
     if result.duplicates:
         texts.append(f"{format_count(len(result.duplicates), 'picture')} already there.")
     offers = []
-    for other in dict.fromkeys(label for _, label in result.in_other_classes):
-        keys = tuple(key for key, label in result.in_other_classes if label == other)
+    for other, keys in result.in_other_classes.items():
         texts.append(f"{format_count(len(keys), 'picture')} not added: already in '{other}'.")
         if class_name:
-            offers.append((f"Move to '{class_name}'", class_name, keys))
+            offers.append((f"Move to '{class_name}'", class_name, tuple(keys)))
     if result.rejected:
         reasons = [f"{file[:MAX_FILE_NAME_LETTERS]} ({reason})" for file, reason in result.rejected]
         texts.append(f"Rejected: {format_list(reasons, 3)}.")

@@ -78,11 +78,6 @@ class Journal:
         """Undo the last step and return it; None if there is none. If that fails, all is as it was."""
         return self._run(self.steps[-1], is_undo=True) if self.steps else None
 
-    def blocked_moves(self) -> list[Move]:
-        """Return the moves that `undo` can't reverse: something else has their old path now."""
-        moves = self.steps[-1].moves if self.steps else ()
-        return [move for move in moves if all(os.path.lexists(self.root / path) for path in move)]
-
     def _run(self, step: Step, is_undo: bool) -> Step:
         """Log a step or its undo, make its moves and write the class names. If that fails, reverse it.
 
@@ -198,14 +193,12 @@ class Journal:
     def _check_paths(self, step: Step) -> None:
         """Refuse paths outside the folder: the journal may come from another person."""
         for path in [*step.folders, *(end for move in step.moves for end in move)]:
-            if Path(path).is_absolute() or ".." in Path(path).parts:
-                raise InputError(f"'{path}' is outside the folder {self.root}")
             self._resolve(path)
 
     def _resolve(self, path: str) -> Path:
         """The path of a file or folder of a step. It is checked again at each move: an earlier one may move a link."""
         parent, own = Path(os.path.realpath((self.root / path).parent)), self.path.parent.name
-        if not parent.is_relative_to(self.root):
+        if Path(path).is_absolute() or ".." in Path(path).parts or not parent.is_relative_to(self.root):
             raise InputError(f"'{path}' is outside the folder {self.root}: links out of it are not followed")
         parts = (parent / Path(path).name).relative_to(self.root).parts
         is_own = is_same_name(parts[0], own)

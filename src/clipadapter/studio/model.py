@@ -27,7 +27,7 @@ from clipadapter.heads.estimator import clone
 from clipadapter.heads.support import label_positions
 from clipadapter.metrics import AccuracyForecast, forecast_accuracy, wilson_interval
 from clipadapter.studio.pictures import Contents
-from clipadapter.utils.blocks import FINAL, Blocks
+from clipadapter.utils.blocks import FINAL
 from clipadapter.utils.prediction import softmax
 
 Array = NDArray[Any]
@@ -51,7 +51,6 @@ class ProjectModel:
     # Fitted to the labelled pictures; None if there are none. It has all blocks of features.
     classifier: FewShotClassifier | None = None
     shot_count: int = 0  # number of labelled pictures
-    unlabelled_count: int = 0  # number of unlabelled pictures that the head was given
     # Accuracy of the class names alone, mean over classes; None without labelled pictures
     zero_shot_accuracy: float | None = None
     held_out: CurvePoint | None = None  # accuracy on held-out labelled pictures; None if none can be held out
@@ -67,39 +66,26 @@ class ProjectModel:
         """Return (m, c) probabilities of pictures (m, d): calibrated, or zero-shot without labelled pictures."""
         if self.classifier is not None:
             return self.classifier.uncertainty_.probabilities(self.classifier.head_.logits(features))
-        return softmax(self.zero_shot_logits(features), self.zero_shot.prior_temperature(1))
-
-    def zero_shot_logits(self, features: Array) -> Array:
-        """Return (m, c) logits of the class names alone, of pictures (m, d) whose first block is ``final``."""
-        return self.zero_shot.logits(features[:, : self.text.embeddings.shape[1]])
+        final = features[:, : self.text.embeddings.shape[1]]
+        return softmax(self.zero_shot.logits(final), self.zero_shot.prior_temperature(1))
 
 
 def fit_project_model(
-    classifier: FewShotClassifier,
-    text: TextFeatures,
-    keys: Sequence[str],
-    features: Array,
-    labels: Sequence[str],
-    blocks: Blocks = (),
-    unlabelled: Array | None = None,
+    classifier: FewShotClassifier, text: TextFeatures, shots: FeatureSet, unlabelled: Array | None = None
 ) -> ProjectModel:
-    """Fit to all labelled pictures (n, d), and for some heads to unlabelled ones (u, d). Classes may be empty."""
-    text = text.with_order("given")
+    """Fit to the labelled pictures, whose sources are their keys, and for some heads to unlabelled ones (u, d)."""
+    text, keys, labels = text.with_order("given"), shots.provenance["sources"], np.asarray(shots.y)
     # The zero-shot head uses no shots, but a fit needs some: the text features themselves have the right width.
     zero_shot = create_head("zero-shot").fit(text.embeddings, text.labels, text=text)
-    if not len(labels):
+    if not len(shots):
         return ProjectModel(text, zero_shot)
-    encoder = {"encoder": classifier.encoder_.info.name, "fingerprint": classifier.encoder_.info.fingerprint}
-    provenance = {**encoder, "sources": list(keys), "skipped": [], "views": 1}
-    support = FeatureSet(features, tuple(labels), text.labels, provenance, blocks=blocks)
-    classifier.fit_features(support, text, unlabelled=unlabelled)
-    n_unlabelled = 0 if unlabelled is None else len(unlabelled)
-    label_indices = label_positions(np.asarray(labels), np.asarray(text.labels))
-    name_logits = zero_shot.logits(support.final)
+    classifier.fit_features(shots, text, unlabelled=unlabelled)
+    label_indices = label_positions(labels, np.asarray(text.labels))
+    name_logits = zero_shot.logits(shots.final)
     present = np.unique(label_indices)  # a class without pictures would only lower the accuracy of the others
     best = present[name_logits[:, present].argmax(axis=1)]
     zero_shot_accuracy = mean_class_accuracy(best == label_indices, label_indices)
-    held_out = out_of_fold(classifier.head_, features, np.asarray(labels), text, strategies=("own", "folds"))
+    held_out = out_of_fold(classifier.head_, shots.X, labels, text, strategies=("own", "folds"))
     point = None
     doubts = {
         keys[i]: f"The name “{labels[i]}” fits it no better than pictures of other classes."
@@ -116,7 +102,7 @@ def fit_project_model(
             keys[row]: f"Held out, it was predicted as “{text.labels[k]}”."
             for row, k in zip(rows.rows[wrong], predicted[wrong], strict=True)
         }
-    return ProjectModel(text, zero_shot, classifier, len(labels), n_unlabelled, zero_shot_accuracy, point, doubts)
+    return ProjectModel(text, zero_shot, classifier, len(labels), zero_shot_accuracy, point, doubts)
 
 
 def find_unlike_names(logits: Array, labels: Array) -> Array:
@@ -181,13 +167,7 @@ class LearningCurve:
         return self.forecast is not None and self.forecast.rises and self.forecast.value > self.points[-1].accuracy
 
 
-def learning_curve(
-    model: ProjectModel,
-    features: Array,
-    labels: Sequence[str],
-    test: tuple[Any, Sequence[str]] = ((), ()),
-    on_step: Callable[[], None] = lambda: None,
-) -> LearningCurve:
+def learning_curve(model: ProjectModel, test: FeatureSet, on_step: Callable[[], None] = lambda: None) -> LearningCurve:
     """Measure the accuracy of fits to fewer shots, on pictures that they did not see, and forecast that of more shots.
 
     The first point is that of the class names alone. The last one is `ProjectModel.held_out`, or that of the model on
@@ -195,12 +175,12 @@ def learning_curve(
     is called between two fits, and may raise.
     """
     assert model.classifier is not None
-    fitted, blocks = model.classifier.head_, model.classifier.support_.blocks
-    rows = [i for i, name in enumerate(test[1]) if name in set(labels)]
-    is_on_test = bool(rows)
-    X, names = (test[0][rows], [test[1][i] for i in rows]) if is_on_test else (features, labels)
-    measured = FeatureSet(X, tuple(names), model.text.labels, blocks=blocks)
-    measured_labels = label_positions(np.asarray(names), np.asarray(model.text.labels))
+    fitted, shots = model.classifier.head_, model.classifier.support_
+    labels, present = shots.y, sorted(set(shots.y))
+    test = test.take([i for i, name in enumerate(test.y) if name in present])
+    is_on_test = len(test) > 0
+    measured = test if is_on_test else shots
+    measured_labels = label_positions(np.asarray(measured.y), np.asarray(model.text.labels))
 
     def measure(head: Head, drawn: Sequence[int] | Array = ()) -> Array:
         """(m,) correct predictions; NaN for the pictures that the head was fitted to."""
@@ -208,15 +188,14 @@ def learning_curve(
         others = np.setdiff1d(np.arange(len(measured)), () if is_on_test else drawn).astype(int)
         part = measured.take(others).mark_for_evaluation()
         part = part.select_blocks([FINAL]) if head is model.zero_shot else part
-        result = score(head, part, among=sorted(set(labels)))
+        result = score(head, part, among=present)
         correct = np.full(len(measured), np.nan)
         correct[others] = result.logits.argmax(axis=1) == result.labels
         return correct
 
     def fit(drawn: Array) -> Head:
-        shot_labels, pool = [labels[i] for i in drawn], fitted.kept_pictures_
-        head = clone(fitted)
-        return head.fit(features[drawn], shot_labels, text=model.text, unlabelled=pool, blocks=blocks)
+        part, pool = shots.take(drawn), fitted.kept_pictures_
+        return clone(fitted).fit(part.X, part.y, text=model.text, unlabelled=pool, blocks=part.blocks)
 
     points = [CurvePoint.of_fits(0, measure(model.zero_shot)[None], measured_labels)]
     counts = np.unique(labels, return_counts=True)[1]
@@ -224,10 +203,10 @@ def learning_curve(
     shots_now = mean_shots_per_class(labels)
     last_shots = shots_now if is_on_test else 0 if model.held_out is None else model.held_out.shots_per_class
     max_shots = min(int(divisible.min()) - 1, MAX_CURVE_SHOTS) if len(divisible) else 0
-    for shots in (2**i for i in range(6) if 2**i <= max_shots and 2**i < 0.9 * last_shots):
-        draws = [np.array(draw_shots(labels, shots, seed)) for seed in range(DRAWS_PER_POINT)]
+    for count in (2**i for i in range(6) if 2**i <= max_shots and 2**i < 0.9 * last_shots):
+        draws = [np.array(draw_shots(labels, count, seed)) for seed in range(DRAWS_PER_POINT)]
         correct = np.stack([measure(fit(drawn), drawn) for drawn in draws])
-        points.append(CurvePoint.of_fits(shots, correct, measured_labels))
+        points.append(CurvePoint.of_fits(count, correct, measured_labels))
     if is_on_test:
         points.append(CurvePoint.of_fits(shots_now, measure(fitted)[None], measured_labels))
     elif model.held_out is not None:
@@ -247,9 +226,7 @@ def mean_class_accuracy(correct: Array, labels: Array) -> float:
     >>> mean_class_accuracy(np.array([1, 1, np.nan, 0]), np.array([0, 0, 0, 1]))
     0.5
     """
-    is_measured = ~np.isnan(np.asarray(correct, np.float64))
-    shares = [correct[is_measured & (labels == k)].mean() for k in np.unique(labels[is_measured])]
-    return float(np.mean(shares))
+    return float(np.mean([np.nanmean(correct[labels == k]) for k in np.unique(labels[~np.isnan(correct)])]))
 
 
 # ---- Predictions ----
@@ -278,7 +255,7 @@ def explain_prediction(
         return ExplainedPrediction(tuple((model.text.labels[i], float(row[i])) for i in best), 0)
     explanation = explain(model.classifier, image, top=MAX_PREDICTED_CLASSES, neighbours=MAX_NEIGHBOURS)
     nearest = tuple(one for one in explanation.nearest if contents.label(one.source) is not None)
-    same = [one.label for one in nearest if one.similarity > SAME_PICTURE_SIMILARITY]
+    same = next((one.label for one in nearest if one.similarity > SAME_PICTURE_SIMILARITY), None)
     text_label = explanation.parts[0].label if explanation.parts else None
     return ExplainedPrediction(
         explanation.prediction.top,
@@ -286,7 +263,7 @@ def explain_prediction(
         _describe_reason(explanation.label, text_label, [one.label for one in nearest]),
         tuple(explanation.sentences()[1:]),  # the first one repeats the probabilities
         nearest,
-        same[0] if same else None,
+        same,
         unlike=explanation.prediction.reason if explanation.prediction.unlike_every_class else None,
     )
 

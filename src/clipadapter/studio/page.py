@@ -22,7 +22,8 @@ from clipadapter.rendering.html import read_asset
 from clipadapter.runtime.model_folder import CARD_FILE, CONFIG_FILE, list_own_files
 from clipadapter.studio.actions import Actions, Note, Tab
 from clipadapter.studio.panels import PACKAGE, PANELS, Panels
-from clipadapter.studio.project import EXPORT_FOLDER, STUDIO_FOLDER, studio_path
+from clipadapter.studio.pictures import STUDIO_FOLDER
+from clipadapter.studio.project import EXPORT_FOLDER, studio_path
 from clipadapter.studio.session import Session
 from clipadapter.utils.files import encodable, folder_without_links, printable, quote_path
 from clipadapter.utils.formatting import format_list
@@ -59,7 +60,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         """
         host = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK_HOSTS[0]
         has_tunnel = options.get("share") or os.environ.get("GRADIO_SHARE") or colab_check() or is_hosted_notebook()
-        middleware = [Middleware(ForeignRequestFilter)]
+        middleware = [Middleware(refuse_foreign_requests)]
         # Anybody who can open the page could write a model anywhere: only a person at this machine may choose where.
         self._may_choose_folder = host in LOOPBACK_HOSTS and not has_tunnel
         if self._may_choose_folder:
@@ -92,24 +93,12 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
             with gr.Column(scale=1, min_width=330):
                 with gr.Row():
                     new_class = gr.Textbox(
-                        label="New class",
-                        placeholder="tabby cat",
-                        max_lines=1,
-                        scale=3,
-                        min_width=160,
-                        elem_id="cs-new",
+                        label="New class", placeholder="tabby cat", max_lines=1, scale=3, elem_id="cs-new"
                     )
                     add = gr.Button("Add class", scale=1, min_width=110, elem_id="cs-add")
                 parts["classes"].render()
             with gr.Column(scale=1, min_width=330):
-                tried = gr.Image(
-                    label="Try a picture",
-                    sources=["upload", "webcam", "clipboard"],
-                    type="filepath",
-                    height=240,
-                    buttons=[],
-                    elem_id="cs-try",
-                )
+                tried = gr.Image(label="Try a picture", type="filepath", height=240, buttons=[], elem_id="cs-try")
                 pass_file_on(tried)
                 parts["prediction"].render()
                 parts["queue"].render()
@@ -249,24 +238,20 @@ def pass_file_on(component: Any) -> None:
     component.preprocess = preprocess
 
 
-class ForeignRequestFilter:
+def refuse_foreign_requests(app: ASGIApp) -> ASGIApp:
     """ASGI middleware that refuses requests to fetch from another host, and uploads from pages of other hosts."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle the request, or respond with 403."""
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         reason = ""
         if scope["type"] == "http" and FETCH_PATH_PATTERN.search(scope["path"]):
             reason = "files of other hosts are not fetched"
         # Without this, any page that a person visits could fill the disk with uploads.
         elif scope["type"] == "http" and scope["method"] not in SAFE_METHODS and _is_foreign(Headers(scope=scope)):
             reason = "pages of other hosts may not send anything"
-        if reason:
-            await PlainTextResponse(reason, 403)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+        respond = PlainTextResponse(reason, 403) if reason else app
+        await respond(scope, receive, send)
+
+    return handle
 
 
 def _is_foreign(headers: Headers) -> bool:

@@ -17,7 +17,7 @@ from clipadapter.rendering.method_colours import method_style
 from clipadapter.studio.actions import Tab
 from clipadapter.studio.model import MORE_SHOTS, LearningCurve, ProjectModel
 from clipadapter.studio.pictures import Contents, PictureFile
-from clipadapter.studio.session import Session, SessionState, why_no_unlabelled
+from clipadapter.studio.session import Session, SessionState
 from clipadapter.utils.blocks import RARE_PATCHES, BlockSource
 from clipadapter.utils.files import Stamp, printable
 from clipadapter.utils.formatting import format_count, format_list
@@ -28,7 +28,6 @@ SMALL_PIXELS, LARGE_PIXELS = 96, 360  # longest sides of the pictures on the pag
 CLASS_PICTURES, OPEN_CLASS_PICTURES = 8, 400  # most pictures that are shown of a class, and of the open class
 MAX_UNLABELLED_PICTURES = 200  # most unlabelled pictures that are shown at once
 PAGE_PICTURES = 240  # most pictures of all classes together; each class shows one at least
-NUMBER_KEYS = 9  # classes that have a number key
 RECOMMENDED_SHOTS_PER_CLASS = 4  # fewer pictures in a class make the page ask for more
 MAX_CACHED_THUMBNAILS = 4000  # thumbnails in memory, a few kilobytes each
 THUMBNAIL_JPEG_QUALITY = 75
@@ -70,7 +69,6 @@ class Panels:
         has_guess = guess is not None and guess[0] in contents.classes
         nearest = [one for one in tab.prediction.nearest if contents.has(one.source)] if tab.prediction else []
         doubts = state.model.doubts if state.model is not None else {}
-        is_waiting = state.quality not in ("", session.quality) and state.model is not None
         return {
             "tab": tab,
             "state": state,
@@ -80,7 +78,6 @@ class Panels:
             "cards": self._cards(tab, state, contents, doubts),
             "doubts": doubts,
             "groups": self._unlabelled_groups(state, contents) if tab.shows_unlabelled else [],
-            "number_keys": NUMBER_KEYS,
             "queue": queue,
             "guess": guess,
             "nearest": [(one, contents.picture(one.source)) for one in nearest],
@@ -95,9 +92,7 @@ class Panels:
             "left_out": format_list(session.classes_without_pictures(), 3),
             "method_style": method_style(session.head),
             "options": self._quality_options,
-            "fitted": state.quality if is_waiting else "",
-            "why_no_unlabelled": why_no_unlabelled(session.head),
-            "unlabelled_text": describe_unlabelled(state.model if session.learns_unlabelled else None),
+            "unlabelled_text": describe_unlabelled(state.model, len(state.pool) if session.learns_unlabelled else 0),
         }
 
     def _cards(self, tab: Tab, state: SessionState, contents: Contents, doubts: Mapping[str, str]) -> Iterator[Any]:
@@ -112,27 +107,20 @@ class Panels:
 
     def _unlabelled_groups(
         self, state: SessionState, contents: Contents
-    ) -> list[tuple[str, list[tuple[PictureFile, int]]]]:
-        """Group unlabelled pictures by predicted class: (picture, probability in %) each, the most probable first."""
+    ) -> list[tuple[str, list[tuple[PictureFile, float]]]]:
+        """Group unlabelled pictures by predicted class: (picture, probability) each, the most probable first."""
         groups: dict[str, list[tuple[PictureFile, float]]] = {name: [] for name in (*contents.classes, "")}
         readable = [one for one in contents.unlabelled if one.key not in state.unreadable]
         for picture in readable[:MAX_UNLABELLED_PICTURES]:
             name, probability = state.guesses.get(picture.key, ("", 0.0))
             groups[name if name in groups else ""].append((picture, probability))
-        return [
-            (name, [(one, round(100 * p)) for one, p in sorted(members, key=lambda member: -member[1])])
-            for name, members in groups.items()
-            if members
-        ]
+        return [(name, sorted(each, key=lambda member: -member[1])) for name, each in groups.items() if each]
 
     def _urls(self, max_side: int, pictures: Sequence[PictureFile]) -> dict[str, str]:
         """A data URL by the key of each picture, made once; empty if it can't be read. The page needs no file."""
-        missing = [picture for picture in pictures if (picture.stamp, max_side) not in self._thumbnails]
-        if missing:
-            paths = [picture.path for picture in missing]
-            thumbnails = encode_thumbnails(paths, max_side, THUMBNAIL_JPEG_QUALITY)
-            for picture, thumbnail in zip(missing, thumbnails, strict=True):
-                self._thumbnails[picture.stamp, max_side] = thumbnail_url(thumbnail)
+        paths = {(one.stamp, max_side): one.path for one in pictures if (one.stamp, max_side) not in self._thumbnails}
+        thumbnails = encode_thumbnails(list(paths.values()), max_side, THUMBNAIL_JPEG_QUALITY)
+        self._thumbnails.update(zip(paths, map(thumbnail_url, thumbnails), strict=True))
         urls = {picture.key: self._thumbnails[picture.stamp, max_side] for picture in pictures}
         while len(self._thumbnails) > MAX_CACHED_THUMBNAILS:
             self._thumbnails.popitem(last=False)
@@ -142,10 +130,11 @@ class Panels:
 # ---- Texts and plots ----
 
 
-def describe_unlabelled(model: ProjectModel | None) -> str:
-    """Return what the switch "Learn from unlabelled pictures" does, or did for this model."""
-    if model is not None and model.classifier is not None and (how := model.classifier.head_.describe_unlabelled()):
-        return f"{format_count(model.unlabelled_count, 'picture')} tried: {how}."
+def describe_unlabelled(model: ProjectModel | None, count: int) -> str:
+    """Return what the switch "Learn from unlabelled pictures" does, or did for this model with so many pictures."""
+    classifier = model.classifier if model is not None and count else None
+    if classifier is not None and (how := classifier.head_.describe_unlabelled()):
+        return f"{format_count(count, 'picture')} tried: {how}."
     return "The pictures to label help the model if labelled pictures that are held out show it. Fits take longer."
 
 
@@ -201,21 +190,15 @@ def suggest_next_step(contents: Contents, has_guess: bool = False, is_saved: boo
     return NextStep("The model is saved. Download it, or go on: every change can be saved again.", "download")
 
 
-@dataclass(frozen=True)
-class CurvePlot:
-    """A learning curve as shapes of a figure of `PLOT_WIDTH` by `PLOT_HEIGHT`, from the upper left."""
-
-    # (x, y, label of the axis, description) of the measured points, at equal distances
-    points: tuple[tuple[float, float, str, str], ...]
-    forecast: tuple[float, float, str, str] | None = None  # the same of the forecast; None if there is none
-    band: str = ""  # corners of the polygon from the interval of the last point to that of the forecast
-
-
 PLOT_WIDTH, PLOT_HEIGHT = 400, 150
 
 
-def plot_curve(curve: LearningCurve) -> CurvePlot:
-    """Return the shapes of a learning curve."""
+def plot_curve(curve: LearningCurve) -> dict[str, Any]:
+    """Return a learning curve as shapes of a figure of `PLOT_WIDTH` by `PLOT_HEIGHT`, from the upper left.
+
+    ``points`` has (x, y, label of the axis, description) of the measured points, at equal distances, and ``forecast``
+    that of the forecast, if it is shown; ``band`` is a polygon from the interval of the last point to its interval.
+    """
     count = len(curve.points) + curve.shows_gain
     step = PLOT_WIDTH / max(count - 1, 1)
 
@@ -227,13 +210,13 @@ def plot_curve(curve: LearningCurve) -> CurvePlot:
     points = tuple(place(i, point.accuracy, point.shots_per_class) for i, point in enumerate(curve.points))
     forecast = curve.forecast
     if not curve.shows_gain or forecast is None or forecast.low is None or forecast.high is None:
-        return CurvePlot(points)
+        return {"points": points, "forecast": None}
     x, y, tick, text = place(count - 1, forecast.value, curve.forecast_shots)
     text = f"{text}, 95 % interval {100 * forecast.low:.0f} to {100 * forecast.high:.0f} % (forecast)"
     low, high = curve.points[-1].interval
     corners = ((points[-1][0], high), (x, forecast.high), (x, forecast.low), (points[-1][0], low))
     band = " ".join(f"{left},{_plot_y(accuracy)}" for left, accuracy in corners)
-    return CurvePlot(points, (x, y, tick, text), band)
+    return {"points": points, "forecast": (x, y, tick, text), "band": band}
 
 
 def _plot_y(accuracy: float) -> float:

@@ -24,6 +24,9 @@ from clipadapter.utils.files import (
     stamp_files,
 )
 
+STUDIO_FOLDER = ".studio"  # the studio's own folder in a project
+UNLABELLED_FOLDER = f"{STUDIO_FOLDER}/unlabelled"
+
 
 @dataclass(frozen=True)
 class PictureFile:
@@ -164,11 +167,7 @@ class Contents:
 
 
 def read_contents(
-    root: Path,
-    names: Mapping[str, str],
-    unlabelled_folder: str,
-    external: Sequence[PictureFile],
-    duplicates: DuplicateFinder,
+    root: Path, names: Mapping[str, str], external: Sequence[PictureFile], duplicates: DuplicateFinder
 ) -> Contents:
     """Read a project as `load_dataset` does; a class may have no pictures yet."""
     listing = read_folder(root, follow_links=False)
@@ -178,17 +177,17 @@ def read_contents(
     # Class folders are in "train", as it is spelled in the project, also if no picture is left there.
     class_root = next((name for name, split in splits.items() if split == "train"), "train") if splits else ""
     paths: dict[str, list[Path]] = {folder: [] for folder in _list_folders(root, class_root)}
-    folder_of_label = {encodable(folder): folder for folder in paths}
     test_paths: dict[str, list[Path]] = {}
     paths_of_split = {"all": paths, "train": paths, "test": test_paths}
     for sample in listing.dataset.samples:
         if sample.label is not None and sample.split in paths_of_split:
-            folder = folder_of_label.get(sample.label, sample.label)
+            # The label is the name of the folder as valid text.
+            folder = sample.path.relative_to(root).parts[0 if sample.split == "all" else 1]
             paths_of_split[sample.split].setdefault(folder, []).append(sample.path)
     folders = _name_folders(sorted(paths), names)
     classes = {name: list_picture_files(paths[folders[name]], root) for name in sorted(folders)}
     labelled = [picture for pictures in classes.values() for picture in pictures]
-    own_unlabelled = _list_images(path_without_links(root, *unlabelled_folder.split("/")))
+    own_unlabelled = _list_images(path_without_links(root, *UNLABELLED_FOLDER.split("/")))
     beside_classes = [] if splits else _list_images(root)
     unlabelled = list_picture_files([*beside_classes, *own_unlabelled], root)
     return Contents(

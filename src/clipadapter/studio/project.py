@@ -8,6 +8,7 @@ another person: no link in ``.studio`` is followed (`studio_path`).
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import unicodedata
@@ -24,6 +25,8 @@ from clipadapter.data.images import read_image
 from clipadapter.errors import DataError, ImageError, InputError
 from clipadapter.studio.journal import Journal, Move
 from clipadapter.studio.pictures import (
+    STUDIO_FOLDER,
+    UNLABELLED_FOLDER,
     Contents,
     DuplicateFinder,
     PictureFile,
@@ -46,9 +49,7 @@ from clipadapter.utils.files import (
 from clipadapter.utils.formatting import format_count
 from clipadapter.utils.parsing import parse_json, read_text
 
-STUDIO_FOLDER = ".studio"  # the studio's own folder in a project
 INCOMING_FOLDER = f"{STUDIO_FOLDER}/incoming"
-UNLABELLED_FOLDER = f"{STUDIO_FOLDER}/unlabelled"
 TRASH_FOLDER = f"{STUDIO_FOLDER}/trash"
 EXPORT_FOLDER = "export"  # folder in ``.studio`` for the files that the page offers for download
 UPLOADS_FOLDER = "uploads"  # folder in ``.studio`` for the temporary files of the page
@@ -79,8 +80,8 @@ class AddResult:
 
     added: list[str] = field(default_factory=list)  # keys of the pictures that are there now
     duplicates: list[str] = field(default_factory=list)  # names of uploads that the class had before
-    # (key, class) of equal pictures in another class, which stay there
-    in_other_classes: list[tuple[str, str]] = field(default_factory=list)
+    # Keys of equal pictures in another class, by class; they stay there
+    in_other_classes: dict[str, list[str]] = field(default_factory=dict)
     # (name, reason) of files that are no pictures, or are test pictures
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
@@ -246,15 +247,12 @@ class Project(AbstractContextManager["Project"]):
             What was undone, and which files could not be moved back; empty if there was no step.
         """
         with self._guard:
-            if not (step := self.next_undo):
-                return ""
-            blocked = self._journal.blocked_moves()
+            text = self.next_undo
+            for old, new in self._journal.steps[-1].moves if text else ():
+                if os.path.lexists(self.root / old) and os.path.lexists(self.root / new):
+                    text += f", but there is a new '{printable(old)}': the old one stays in {printable(new)}"
             self._run(self._journal.undo)
-            notes = [
-                f", but there is a new '{printable(old)}': the old one stays in {printable(new)}"
-                for old, new in blocked
-            ]
-            return "".join([step, *notes])
+            return text
 
     # ---- Steps ----
 
@@ -280,13 +278,13 @@ class Project(AbstractContextManager["Project"]):
                 continue
             equal = self.duplicates.find(upload.data, self.contents.pictures())
             by_class = {self.contents.label(picture.key): picture for picture in equal}
-            others = [(picture.key, label) for label, picture in by_class.items() if label not in (class_name, None)]
+            other = next((label for label in by_class if label not in (class_name, None)), None)
             if any(self.duplicates.find(upload.data, pictures) for pictures in self.contents.test.values()):
                 result.rejected.append((upload.name, "it is one of the test pictures"))
             elif class_name in by_class or upload.data in new_uploads:
                 result.duplicates.append(upload.name)
-            elif others:
-                result.in_other_classes.append((others[0][0], str(others[0][1])))
+            elif other is not None:
+                result.in_other_classes.setdefault(other, []).append(by_class[other].key)
             else:
                 unlabelled = [picture for picture in equal if not picture.is_external]
                 source = unlabelled[0].path_in(self.root) if unlabelled else self._store(upload.data)
@@ -317,7 +315,7 @@ class Project(AbstractContextManager["Project"]):
             self._read()
 
     def _read(self) -> Contents:
-        new = read_contents(self.root, self._journal.names, UNLABELLED_FOLDER, self._external, self.duplicates)
+        new = read_contents(self.root, self._journal.names, self._external, self.duplicates)
         if new != self.contents:
             self.contents = replace(new, revision=self.contents.revision + 1)
         return self.contents

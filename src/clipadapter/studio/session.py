@@ -30,7 +30,7 @@ from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, open_blocks
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
-from clipadapter.features import choose_backend, encode_classes, extract
+from clipadapter.features import FeatureSet, choose_backend, encode_classes, extract
 from clipadapter.heads import create_head, head_info
 from clipadapter.runtime.engines.formats import check_file
 from clipadapter.studio.model import (
@@ -43,8 +43,7 @@ from clipadapter.studio.model import (
 )
 from clipadapter.studio.pictures import Contents, PictureFile
 from clipadapter.studio.project import Project
-from clipadapter.studio.selection import margins, select_for_labelling
-from clipadapter.utils.blocks import Blocks, total_width
+from clipadapter.studio.selection import select_for_labelling
 from clipadapter.utils.files import Stamp, path_without_links, printable
 
 Array = NDArray[Any]
@@ -77,14 +76,15 @@ class SessionState:
     revision: int = -1  # revision of the contents that the model was fitted to
     quality: str = ""  # quality of the features that the model was fitted to
     learns_unlabelled: bool = False  # whether the model was to learn from unlabelled pictures
-    pool: tuple[str, ...] = ()  # keys of the unlabelled pictures that the model was given
+    pool: tuple[str, ...] = ()  # keys of the unlabelled pictures that the fit was given
     model: ProjectModel | None = None  # fitted to these contents; None if there are fewer than two classes
     curve: LearningCurve | None = None  # learning curve; None until it is measured
     # (class, probability) of the unlabelled pictures, by key
     guesses: dict[str, tuple[str, float]] = field(default_factory=dict)
     queue: tuple[str, ...] = ()  # keys of the pictures to label next
     unreadable: dict[str, str] = field(default_factory=dict)  # why pictures can't be read, by key
-    saved_model: ProjectModel | None = None  # the last one that was saved
+    fit_number: int = 0  # number of fits so far; another model has another number
+    saved_fit: int = 0  # number of the last model that was saved
 
     @property
     def learned_from(self) -> tuple[int, str, bool]:
@@ -93,7 +93,7 @@ class SessionState:
 
     def is_saved(self, contents: Contents) -> bool:
         """Whether the saved model knows these contents."""
-        return self.model is not None and self.saved_model is self.model and self.revision == contents.revision
+        return self.model is not None and self.saved_fit == self.fit_number and self.revision == contents.revision
 
 
 class _Superseded(Exception):
@@ -142,15 +142,14 @@ class Session:
         # Beside the project: where the model is saved if a person chooses no other folder, and is exported
         self.default_model_folder = project.root.with_name(f"{project.root.name}-model")
         self.export_file = project.root.with_name(f"{project.root.name}-model.onnx")
-        self.why_no_choice = why_no_choice(head, self.encoder)
+        self.why_no_choice, self.why_no_unlabelled = why_no_choice(head, self.encoder), why_no_unlabelled(head)
+        if quality is not None:
+            project.save_setting(QUALITY_SETTING, check_quality(quality, QUALITIES))
         settings = project.settings()
-        remembered = settings.get(QUALITY_SETTING, "")
-        self.learns_unlabelled = settings.get(UNLABELLED_SETTING) == "yes" and not why_no_unlabelled(head)
+        self.learns_unlabelled = settings.get(UNLABELLED_SETTING) == "yes" and not self.why_no_unlabelled
         # What was chosen; the model has it as soon as the features are computed
+        remembered = settings.get(QUALITY_SETTING, "")
         self.quality = remembered if remembered in QUALITIES else FIRST_QUALITY
-        if quality is not None and check_quality(quality, QUALITIES) != self.quality:
-            project.save_setting(QUALITY_SETTING, quality)
-            self.quality = quality
         self._caches: dict[tuple[str, ...], FeatureCache] = {}
         # Those of the present model; those of another quality take their place when all labelled pictures have them.
         self._features = self._cache_of(self.quality)
@@ -186,19 +185,17 @@ class Session:
         check_quality(quality, QUALITIES)
         if self.why_no_choice:
             raise InputError(self.why_no_choice.rstrip("."))
-        if quality != self.quality:
-            self.project.save_setting(QUALITY_SETTING, quality)
-            self.quality = quality
-            self.notify_change()
+        self.project.save_setting(QUALITY_SETTING, quality)
+        self.quality = quality
+        self.notify_change()
 
     def learn_unlabelled(self, is_on: bool) -> None:
         """Choose whether the model may learn from the unlabelled pictures. It does if held-out pictures show a gain."""
-        if is_on and (reason := why_no_unlabelled(self.head)):
-            raise InputError(reason.rstrip("."))
-        if is_on != self.learns_unlabelled:
-            self.project.save_setting(UNLABELLED_SETTING, "yes" if is_on else "")
-            self.learns_unlabelled = is_on
-            self.notify_change()
+        if is_on and self.why_no_unlabelled:
+            raise InputError(self.why_no_unlabelled.rstrip("."))
+        self.project.save_setting(UNLABELLED_SETTING, "yes" if is_on else "")
+        self.learns_unlabelled = is_on
+        self.notify_change()
 
     def skip_picture(self, key: str) -> None:
         """Move a picture to the end of the pictures to label."""
@@ -223,9 +220,9 @@ class Session:
     def save_model(self, folder: str | Path | None = None) -> Path:
         """Save the model, and return its folder."""
         target = self.default_model_folder if folder is None else self._check_model_folder(str(folder).strip())
-        model, classifier = self._current_model()
+        fit_number, classifier = self._current_model()
         saved = classifier.save(target)
-        self._publish(saved_model=model)
+        self._publish(saved_fit=fit_number)
         return saved
 
     def _check_model_folder(self, text: str) -> Path:
@@ -266,8 +263,8 @@ class Session:
         classes = self.project.contents.classes
         return [name for name, pictures in classes.items() if not any(map(self._features.has, pictures))]
 
-    def _current_model(self) -> tuple[ProjectModel, FewShotClassifier]:
-        """Wait until the last change is learned. Return the model and its classifier."""
+    def _current_model(self) -> tuple[int, FewShotClassifier]:
+        """Wait until the last change is learned. Return the number of the model and its classifier."""
         if self._is_outdated():
             self.notify_change()
         with self._condition:
@@ -275,11 +272,11 @@ class Session:
         if self._is_outdated():
             reason = self.state.error or f"{self.state.activity or 'learning'} takes long: save again when it is done"
             raise InputError(f"the last change is not learned yet ({reason})")
-        model = self.state.model
-        classifier = None if model is None else model.small_classifier
-        if model is None or classifier is None:
+        state = self.state
+        classifier = None if state.model is None else state.model.small_classifier
+        if classifier is None:
             raise InputError("there is nothing to save yet: name two classes and add pictures to them")
-        return model, classifier
+        return state.fit_number, classifier
 
     def _is_outdated(self) -> bool:
         """Whether the model was fitted to other contents than the present ones, or by other choices."""
@@ -334,9 +331,7 @@ class Session:
             self._extract(features, part, "reading the unlabelled pictures", contents.unlabelled)
             self._select_queue(contents)  # looks at all pictures so far: doubling the step keeps that cheap
             done, step = done + step, 2 * step
-        model = self.state.model
-        pool = tuple(one.key for one in self._pool(contents))
-        if model is not None and model.classifier is not None and self.state.pool != pool:
+        if self.state.pool != tuple(one.key for one in self._pool(contents)):
             self._fit(contents, quality)  # again, with the pictures whose features were missing before
             self._select_queue(contents)
         test = [picture for pictures in contents.test.values() for picture in pictures]
@@ -344,16 +339,13 @@ class Session:
         self._measure(contents)
 
     def _extract(
-        self,
-        features: FeatureCache,
-        pictures: Sequence[PictureFile],
-        activity: str,
-        progress_of: Sequence[PictureFile] | None = None,
+        self, features: FeatureCache, pictures: Sequence[PictureFile], activity: str, whole: Sequence[PictureFile] = ()
     ) -> None:
-        measured = pictures if progress_of is None else progress_of
+        """Compute missing features, and publish the progress in the whole, of which the pictures may be a part."""
+        whole = whole or pictures
 
         def report() -> None:
-            progress = 1 - len(features.missing(measured)) / max(len(measured), 1)
+            progress = 1 - len(features.missing(whole)) / max(len(whole), 1)
             unreadable = features.unreadable(self.project.contents)
             self._publish(activity=activity, progress=progress, unreadable=unreadable)
             self._check_superseded()
@@ -367,21 +359,19 @@ class Session:
             self._publish(activity="learning", progress=None)
             params = {key: value for key, value in self._params.items() if key not in ("backend", "precision")}
             classifier = FewShotClassifier(self._features.encoder, self.head, **params)
-            (pictures, labels), features = self._readable(contents.classes), self._features
-            keys, unlabelled = [one.key for one in pictures], features.matrix(pool) if pool else None
-            text, X = classifier.encode_classes(names), features.matrix(pictures)
-            model = fit_project_model(classifier, text, keys, X, labels, features.blocks, unlabelled=unlabelled)
+            shots, unlabelled = self._readable(contents.classes, names), self._features.matrix(pool) if pool else None
+            model = fit_project_model(classifier, classifier.encode_classes(names), shots, unlabelled=unlabelled)
         old = self.state.model
         has_old_classes = model is not None and old is not None and model.text.labels == old.text.labels
         queue = self.state.queue if has_old_classes else ()
-        pool_keys = () if model is None or model.classifier is None else tuple(one.key for one in pool)
         self._check_superseded()
         self._publish(
             revision=contents.revision,
             quality=quality,
             learns_unlabelled=learns_unlabelled,
-            pool=pool_keys,
+            pool=tuple(one.key for one in pool),
             model=model,
+            fit_number=self.state.fit_number + 1,
             queue=queue,
             curve=None,
         )
@@ -402,7 +392,8 @@ class Session:
                 picture.key: (model.text.labels[k], float(row[k]))
                 for picture, k, row in zip(unlabelled, best, p, strict=True)
             }
-            uncertainty = (1 - margins(p)).tolist()
+            ordered = np.sort(p, axis=1)
+            uncertainty = (1 - (ordered[:, -1] - ordered[:, -2])).tolist()  # one minus the margin
         queue = self.pending_queue()
         if not queue and unlabelled:
             rows = [i for i, picture in enumerate(unlabelled) if picture.key not in self._skipped]
@@ -410,7 +401,7 @@ class Session:
                 self._skipped.clear()
                 rows = list(range(len(unlabelled)))
             final = self._features.final(unlabelled)
-            labelled = self._features.final(self._readable(contents.classes)[0])
+            labelled = self._readable(contents.classes, list(contents.classes)).final
             selected = select_for_labelling(final[rows], [uncertainty[i] for i in rows], QUEUE_PICTURES, labelled)
             queue = tuple(unlabelled[rows[i]].key for i in selected)
         self._check_superseded()
@@ -420,11 +411,9 @@ class Session:
         model = self.state.model
         if model is None or model.classifier is None or self.state.curve is not None:
             return
-        (pictures, labels), (test, test_labels) = self._readable(contents.classes), self._readable(contents.test)
-        test_set = self._features.matrix(test), test_labels
         self._publish(activity="measuring", progress=None)
-        curve = learning_curve(model, self._features.matrix(pictures), labels, test_set, self._check_superseded)
-        self._publish(curve=curve)
+        test = self._readable(contents.test, model.text.labels)
+        self._publish(curve=learning_curve(model, test, self._check_superseded))
 
     def _pool(self, contents: Contents) -> list[PictureFile]:
         """The unlabelled pictures that the model learns from: none if it does not."""
@@ -434,10 +423,14 @@ class Session:
         rows = np.linspace(0, len(pictures) - 1, MAX_UNLABELLED).round().astype(int)
         return pictures if len(pictures) <= MAX_UNLABELLED else [pictures[i] for i in rows]
 
-    def _readable(self, classes: Mapping[str, Sequence[PictureFile]]) -> tuple[list[PictureFile], list[str]]:
-        """Pictures that have features, and their classes."""
-        pictures = [(one, name) for name, members in classes.items() for one in members if self._features.has(one)]
-        return [one for one, _ in pictures], [name for _, name in pictures]
+    def _readable(self, classes: Mapping[str, Sequence[PictureFile]], names: Sequence[str]) -> FeatureSet:
+        """The features of the pictures of some classes that have them; ``names`` are those of all classes."""
+        rows = [(one, name) for name, members in classes.items() for one in members if self._features.has(one)]
+        info, pictures = self._features.encoder.info, [one for one, _ in rows]
+        encoder = {"encoder": info.name, "fingerprint": info.fingerprint}
+        provenance = {**encoder, "sources": [one.key for one in pictures], "skipped": [], "views": 1}
+        X, labels = self._features.matrix(pictures), tuple(name for _, name in rows)
+        return FeatureSet(X, labels, tuple(names), provenance, blocks=info.blocks)
 
     def _check_superseded(self) -> None:
         if self._wake.is_set():
@@ -460,17 +453,10 @@ class FeatureCache:
     def __init__(self, encoder: Encoder, params: Mapping[str, Any], cost: float = 1.0) -> None:
         self.encoder = encoder  # after `compute` in the backend that was chosen
         self._how = {name: params.get(name, "auto") for name in ("backend", "precision")}
-        self._is_backend_chosen = self._how == {"backend": "torch", "precision": "fp32"}
-        # "auto", a path of the feature store, or None for no store.
-        self._store_path, self._batch_size = params.get("cache", "auto"), params.get("batch_size", 32)
+        self._params, self._is_backend_chosen = params, self._how == {"backend": "torch", "precision": "fp32"}
         self._pictures_per_step = max(MIN_PICTURES_PER_STEP, round(PICTURES_PER_STEP / cost))
         self._rows: dict[Stamp, Array] = {}
-        self._errors: dict[Stamp, str] = {}
-
-    @property
-    def blocks(self) -> Blocks:
-        """Name and width of each block of `matrix`."""
-        return self.encoder.info.blocks
+        self._errors: dict[PictureFile, str] = {}  # by picture: one that was moved while it was read is read again
 
     def has(self, picture: PictureFile) -> bool:
         """Whether the features of a picture are computed."""
@@ -478,28 +464,28 @@ class FeatureCache:
 
     def missing(self, pictures: Sequence[PictureFile]) -> list[PictureFile]:
         """Return those of the pictures that were not processed."""
-        return [one for one in pictures if not self.has(one) and one.stamp not in self._errors]
+        return [one for one in pictures if not self.has(one) and one not in self._errors]
 
     def matrix(self, pictures: Sequence[PictureFile]) -> Array:
         """Return (n, d) float32 features of pictures that `has` them, all blocks side by side."""
         if not pictures:
-            return np.empty((0, total_width(self.blocks)), np.float32)
+            return np.empty((0, self.encoder.info.dim), np.float32)
         return np.stack([self._rows[picture.stamp] for picture in pictures])
 
     def final(self, pictures: Sequence[PictureFile]) -> Array:
         """Return (n, w) float32 block ``final``, by which pictures are compared with each other and with class text."""
-        return self.matrix(pictures)[:, : self.blocks[0].width]
+        return self.matrix(pictures)[:, : self.encoder.info.text_dim]
 
     def unreadable(self, contents: Contents) -> dict[str, str]:
         """Return why pictures can't be read, by key."""
-        return {one.key: self._errors[one.stamp] for one in contents.pictures() if one.stamp in self._errors}
+        return {one.key: self._errors[one] for one in contents.pictures() if one in self._errors}
 
     def compute(self, pictures: Sequence[PictureFile], class_names: Sequence[str], on_step: Callable[[], None]) -> None:
         """Compute missing features. ``on_step`` is called after each few pictures, and may raise."""
         missing = self.missing(pictures)
         if not missing:
             return
-        with open_store(self._store_path) as store:
+        with open_store(self._params.get("cache", "auto")) as store:
             if not self._is_backend_chosen:  # once: features of two precisions must not be mixed
                 base, paths = self.encoder, [picture.path for picture in missing]
                 prompts = class_prompts(class_names) if len(class_names) > 1 else None
@@ -509,7 +495,7 @@ class FeatureCache:
             for start in range(0, len(missing), self._pictures_per_step):
                 part = missing[start : start + self._pictures_per_step]
                 paths = [picture.path for picture in part]
-                result = extract(self.encoder, paths, store=store, batch_size=self._batch_size)
+                result = extract(self.encoder, paths, store=store, batch_size=self._params.get("batch_size", 32))
                 self._rows.update((part[i].stamp, row[0]) for i, row in zip(result.rows, result.features, strict=True))
-                self._errors.update((part[i].stamp, reason) for i, _, reason in result.skipped)
+                self._errors.update((part[i], reason) for i, _, reason in result.skipped)
                 on_step()
