@@ -151,7 +151,7 @@ def test_every_pair_of_sides_is_the_crop_that_it_was():
         if size <= scaled < 2 * size:
             processor = {"size": {"shortest_edge": scaled}, "crop_size": size, **HALF}
             spec = read_pixels("hf:any", processor, FAMILIES["clip"])
-            assert (spec.size, int(spec.size / spec.crop), spec.resize) == (size, scaled, "shortest")
+            assert (spec.size, spec.scaled_size, spec.resize) == (size, scaled, "shortest")
 
 
 def test_texts_and_projection_of_clip_are_those_of_the_library(written, opened, picture):

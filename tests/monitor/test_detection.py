@@ -210,11 +210,14 @@ def test_arguments_out_of_range_are_errors(options, words, world):
         detect_drift(model, world.stream(model), **options)
 
 
-def test_a_damaged_head_whose_scores_are_not_finite_is_refused(world, monkeypatch):
+def test_a_damaged_model_whose_probabilities_are_not_finite_is_refused(world):
+    """Also where its logits are finite: a positive temperature may be as small as this."""
     model = world.model()
-    monkeypatch.setattr(model.head_, "logits", lambda X: np.full((len(X), 3), np.nan))
-    with pytest.raises(ArtifactError, match="scores that are not finite"):
-        detect_drift(model, world.stream(model), reference=world.stream(model))
+    calibrator = replace(model.uncertainty_.calibrator, temperature=1e-320)
+    model.uncertainty_ = replace(model.uncertainty_, calibrator=calibrator)
+    for reference in (None, world.stream(model)):
+        with np.errstate(all="ignore"), pytest.raises(ArtifactError, match="probabilities that are not finite"):
+            detect_drift(model, world.stream(model), reference=reference)
 
 
 def test_multilabel_and_unfitted_models_are_refused():

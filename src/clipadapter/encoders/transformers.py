@@ -270,7 +270,7 @@ def read_pixels(uri: str, processor: Mapping[str, Any], family: Family) -> Pixel
     is_plain = not processor.get("do_normalize", True)
     try:
         mean, std = ((0.0,) * 3, (1.0,) * 3) if is_plain else (processor["image_mean"], processor["image_std"])
-        # The side that `PixelSpec.to_square` scales to must be `scaled`, in spite of rounding.
+        # `PixelSpec.scaled_size` must be `scaled`, in spite of rounding.
         crop = size / scaled if int(size / (size / scaled)) == scaled else size / (scaled + 0.5)
         return PixelSpec(size, tuple(mean), tuple(std), mode, resample, crop)
     except (InputError, KeyError, TypeError) as error:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.data.images import get_max_pixels, image_bytes, open_image
-from clipadapter.errors import DataError, InputError, brief
+from clipadapter.errors import ArtifactError, DataError, InputError, brief
 from clipadapter.metrics import wilson_interval
 from clipadapter.monitor.priors import (
     INTERVAL_QUANTILES,
@@ -322,11 +322,9 @@ def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Obs
         features = head_features = outputs.features
         logits, parts, uncertainty = outputs.logits, outputs.ood_score_parts, model.uncertainty
     else:
-        from clipadapter.classifier.answers import finite_logits
-
         placeholder = "unknown"  # feature sets have labels, and these pictures have none
         extracted = model.extract_features(list(paths), [placeholder] * len(paths), [placeholder], views=1)
-        features, head_features, logits = extracted.final, extracted.plain, finite_logits(model.head_, extracted.plain)
+        features, head_features, logits = extracted.final, extracted.plain, model.head_.logits(extracted.plain)
         indices, skipped = extracted.provenance["rows"], extracted.provenance["skipped"]
         uncertainty = model.uncertainty_
     # Copies are not independent observations: a picture that was sent again would look like a change.
@@ -337,7 +335,7 @@ def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Obs
     return Observations(
         features,
         head_features,
-        answers.probabilities,
+        _finite(answers.probabilities),
         None if reject is None else answers.rejected,
         tuple(indices[i] for i in first),
         tuple(skipped),
@@ -427,7 +425,6 @@ def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[
 
 def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
     """Predict each shot of a model by a head that was fitted without it."""
-    from clipadapter.classifier.answers import finite_logits
     from clipadapter.heads import out_of_fold
 
     support, calibrator = model.support_, model.uncertainty_.calibrator
@@ -440,10 +437,17 @@ def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
     def predict(features: NDArray[Any]) -> Array:
         logits, n_heads = np.empty((len(features), len(model.class_names_))), len(held_out.heads)
         for fold, head in enumerate(held_out.heads[: len(features)]):
-            logits[fold::n_heads] = finite_logits(head, features[fold::n_heads])
-        return np.asarray(calibrator.probabilities(logits * held_out.logit_scale_ratio))
+            logits[fold::n_heads] = head.logits(features[fold::n_heads])
+        return _finite(calibrator.probabilities(logits * held_out.logit_scale_ratio))
 
-    return HeldOutShots(shots.rows, calibrator.probabilities(shots.logits), shots.labels, predict)
+    return HeldOutShots(shots.rows, _finite(calibrator.probabilities(shots.logits)), shots.labels, predict)
+
+
+def _finite(probabilities: NDArray[Any]) -> Array:
+    """The probabilities of a model that is not damaged: finite weights may overflow, and no test holds for NaN."""
+    if not np.isfinite(probabilities).all():
+        raise ArtifactError("the model gives probabilities that are not finite: copy it again, or fit again")
+    return np.asarray(probabilities)
 
 
 def estimate_with_intervals(

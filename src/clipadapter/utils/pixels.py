@@ -58,13 +58,17 @@ class PixelSpec:
         if not MIN_CROP <= self.crop <= 1:
             raise InputError(f"the fraction that is cropped must be {MIN_CROP} to 1, but is {self.crop}")
 
+    @property
+    def scaled_size(self) -> int:
+        """Side in pixels that pictures are scaled to before the centre is cropped."""
+        return math.floor(self.size / self.crop)  # rounded down as in timm
+
     def to_square(self, image: Image.Image) -> NDArray[np.uint8]:
         """Convert a picture of any size and mode to (s, s, 3), as torchvision's Resize and CenterCrop do.
 
         A long strip is cropped while it is scaled: to scale all of a 1 x 5000 strip would take 750 MB.
         """
-        resample, size = RESAMPLING_FILTERS[self.resample], self.size
-        scaled_side = math.floor(size / self.crop)  # rounded down as in timm
+        resample, size, scaled_side = RESAMPLING_FILTERS[self.resample], self.size, self.scaled_size
         image = image if image.mode == "RGB" else image.convert("RGB")  # a conversion would copy it
         if self.resize == "squash" and image.size != (size, size):
             image = image.resize((scaled_side, scaled_side), resample)

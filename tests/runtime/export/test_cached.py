@@ -167,10 +167,20 @@ def test_a_model_that_can_not_be_exported_is_tried_once(alone, monkeypatch):
     assert cached.open_cached(folder) is None
 
 
-def test_a_cache_folder_that_can_not_be_written_is_no_error(alone, tmp_path):
+@pytest.mark.parametrize("fault", ["a file where the folder should be", "a folder that can't be read"])
+def test_a_cache_folder_that_can_not_be_used_is_no_error(alone, tmp_path, monkeypatch, fault):
     model, folder = alone
-    (tmp_path / "clipadapter").write_text("a file where the folder should be")
+    if "read" in fault:  # as `Path.exists` fails for a person without the right to read the folder
+
+        def exists(path):
+            raise PermissionError(f"{path}: {fault}")
+
+        monkeypatch.setattr(type(folder), "exists", exists)
+    else:
+        (tmp_path / "clipadapter").write_text(fault)
     assert not export_to_cache(model, folder)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cached.open_cached(folder) is None
 
 

@@ -184,48 +184,47 @@ BLOCK_BYTES = 1 << 20
 
 def check_file(path: Path) -> str:
     """Compare an exported file with the checksum at its end, which is returned."""
-    export_format = require_format(path)
-    after = export_format.checksum_ending[1]
-    computed, ending = _hash_files(export_format.existing_files(path), N_DIGITS + len(after))
-    stated = re.fullmatch(rb"([0-9a-f]{%d})" % N_DIGITS + re.escape(after), ending)
-    if stated is None:
-        raise ArtifactError(
-            f"{path} was not written by 'clipadapter export', or it was altered: the SHA-256 at its end is "
-            "missing. Copy or export it again"
-        )
-    digits = stated[1].decode("ascii")
-    if computed != digits:
+    export_format, total = require_format(path), hashlib.sha256()
+    before, after = export_format.checksum_ending
+    *companions, main = export_format.existing_files(path)
+    with open_model(main) as file:
+        n_covered = os.fstat(file.fileno()).st_size - N_DIGITS - len(after)
+        file.seek(max(0, n_covered - len(before)))
+        pattern = re.escape(before) + rb"([0-9a-f]{%d})" % N_DIGITS + re.escape(after)
+        ending = re.fullmatch(pattern, file.read(len(before) + N_DIGITS + len(after)))
+        if ending is None:
+            raise ArtifactError(
+                f"{path} was not written by 'clipadapter export', or it was altered: the SHA-256 at its end is "
+                "missing. Copy or export it again"
+            )
+        for companion in companions:
+            with open_model(companion) as companion_file:
+                add_bytes(total, companion_file)
+        file.seek(0)
+        add_bytes(total, file, n_covered)
+    digits = ending[1].decode("ascii")
+    if total.hexdigest() != digits:
         fault = " was altered after its export"
         if export_format.companion_suffixes:
             others = " and ".join(export_format.companion_suffixes)
             fault = f" and its {others} are not of one export, or one of them was altered"
-        raise ArtifactError(f"{path}{fault}: SHA-256 is {computed}, but {digits} was written: copy or export it again")
+        raise ArtifactError(
+            f"{path}{fault}: SHA-256 is {total.hexdigest()}, but {digits} was written: copy or export it again"
+        )
     return digits
 
 
 def append_checksum(path: Path) -> None:
     """Append its checksum to a file."""
-    export_format = require_format(path)
+    export_format, total = require_format(path), hashlib.sha256()
     before, after = export_format.checksum_ending
     with path.open("ab") as file:
         file.write(before)
-    digits, _ = _hash_files(export_format.existing_files(path), 0)
+    for part in export_format.existing_files(path):
+        with open_model(part) as file:
+            add_bytes(total, file)
     with path.open("ab") as file:
-        file.write(digits.encode("ascii") + after)
-
-
-def _hash_files(paths: Sequence[Path], n_left_out: int) -> tuple[str, bytes]:
-    """The SHA-256 of some files one after another, without the last bytes of the last one, and these bytes."""
-    total, ending = hashlib.sha256(), b""
-    for path in paths:
-        with open_model(path) as file:
-            # As many bytes as the file has now, even if it grows meanwhile.
-            remaining = os.fstat(file.fileno()).st_size - (n_left_out if path is paths[-1] else 0)
-            while remaining > 0 and (block := file.read(min(remaining, BLOCK_BYTES))):
-                total.update(block)
-                remaining -= len(block)
-            ending = file.read(n_left_out)
-    return total.hexdigest(), ending
+        file.write(total.hexdigest().encode("ascii") + after)
 
 
 def open_model(path: Path) -> BinaryIO:
@@ -234,3 +233,11 @@ def open_model(path: Path) -> BinaryIO:
         return open_regular(path)
     except OSError as error:
         raise ArtifactError(f"{path} can't be read ({error.strerror or error}): copy the model to a file") from error
+
+
+def add_bytes(total: hashlib._Hash, file: BinaryIO, n_bytes: int | None = None) -> None:
+    """Add the first bytes of a file to a hash; by default as many as the file has now, even if it grows meanwhile."""
+    remaining = os.fstat(file.fileno()).st_size if n_bytes is None else n_bytes
+    while remaining > 0 and (block := file.read(min(remaining, BLOCK_BYTES))):
+        total.update(block)
+        remaining -= len(block)

@@ -95,8 +95,9 @@ def export_model(
         format: one of `clipadapter.runtime.engines.formats.load_formats`.
         precision: "fp32", or "int8" for the image tower.
         input: "uint8" takes squares (n, s, s, 3), values 0 .. 255; "float" takes normalised pixels (n, 3, s, s).
-        pictures: a folder, a table, or a list, to compare outputs on and to calibrate int8 with. By default the model's
-            own shots, or synthetic pictures if the shots are not on this machine.
+        pictures: a folder, a table, or pictures as `FewShotClassifier.predict` takes them, to compare outputs on and to
+            calibrate int8 with. By default the model's own shots, or synthetic pictures if the shots are not on this
+            machine.
 
     Raises:
         ArtifactError: if the outputs differ from those of the model, or the file can't be written.
@@ -350,30 +351,39 @@ REFUSED_SUFFIX = ".refused"
 
 def export_to_cache(model: FewShotClassifier, folder: str | Path) -> bool:
     """Export a saved model into the cache folder, if its tower is small; whether the file is there."""
-    if model.head_.tunes_encoder or not can_answer(Path(folder)):
+    try:
+        return _export_to_cache(model, Path(folder))
+    except Exception as error:  # the model is saved and answers without the file
+        logging.getLogger(__name__).info("%s was not exported to the cache: %s", folder, error)
         return False
-    for name in load_formats():
-        path = cached_export(Path(folder), name)
+
+
+def _export_to_cache(model: FewShotClassifier, folder: Path) -> bool:
+    if model.head_.tunes_encoder or not can_answer(folder):
+        return False
+    for name, export_format in load_formats().items():
+        path = cached_export(folder, name)
         refused = path.with_suffix(REFUSED_SUFFIX)
         if is_intact(path) or refused.exists():
             return not refused.exists()
+        try:
+            export_format.check_convertible("fp32")
+        except MissingExtraError:
+            continue
         towers = model.encoder_.towers()
         try:
             if sum(each.numel() for tower in towers for each in tower.module.parameters()) > MAX_WEIGHTS:
                 raise InputError(f"the image tower has more than {MAX_WEIGHTS} weights")
             size = max((tower.pixels.size for tower in towers), default=0)
             export_model(model, path, format=name, pictures=draw_pictures(MIN_ROWS, size))
-        except MissingExtraError:
-            continue
-        except Exception as error:  # the model is saved and answers without the file
-            logging.getLogger(__name__).info("%s was not exported to the cache: %s", folder, error)
+        except Exception as error:
             if not isinstance(error.__cause__ or error, OSError):  # a full disk may have room the next time
-                with suppress(OSError):
-                    refused.parent.mkdir(parents=True, exist_ok=True)
-                    refused.touch()
+                refused.parent.mkdir(parents=True, exist_ok=True)
+                refused.touch()
+            raise
         with suppress(OSError):
             newest_first = sorted(path.parent.iterdir(), key=lambda each: each.stat().st_mtime, reverse=True)
             for old in filter(Path.is_file, newest_first[MAX_FILES:]):
                 old.unlink(missing_ok=True)
-        return path.exists()
+        return True
     return False
