@@ -171,6 +171,19 @@ def test_the_second_head_of_a_connection_must_arrive_in_time_too():
     assert first.startswith(b"HTTP/1.1 200") and rest == b""
 
 
+def test_a_client_that_stops_sending_a_refused_body_is_disconnected_after_it_could_read_the_answer(monkeypatch):
+    monkeypatch.setattr("clipadapter.serve.server.LINGER_SECONDS", 0.2)
+
+    async def work(server):
+        reader, writer = await server.connect()
+        writer.write(CHUNKED)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert not server.last.transport.is_closing()
+        return head + await until_closed(reader)
+
+    assert Server(refuse).run(work).startswith(b"HTTP/1.1 413")
+
+
 def test_an_idle_connection_outlasts_the_header_timeout():
     async def work(server):
         reader, writer = await server.connect()

@@ -168,26 +168,28 @@ class Batcher:
 
     def _load(self, job: Job, index: int, loader: Loader) -> None:
         """Load one picture, in a thread of a pool."""
-        loaded: Square | Loader | ImageError | RequestRefused | None
+        square: Square | None = None
+        failure: ImageError | RequestRefused | None = None
         try:
             loaded = None if job.is_abandoned else loader()
             if callable(loaded):
                 self._load_slowly(job, index, loaded)
                 return
+            square = loaded
         except ImageError as error:
-            loaded = error.without_traceback()
+            failure = error.without_traceback()
         except RequestRefused as refusal:
-            loaded = refusal
+            failure = refusal
         except Exception:
             logger.exception("a picture could not be loaded")
-            loaded = RequestRefused(500, SERVER_FAILED)
+            failure = RequestRefused(500, SERVER_FAILED)
         with self._changed:
             self._loading -= index not in job.slow
-            if isinstance(loaded, np.ndarray):
-                self._queue.append(_QueuedSquare(job, index, loaded))
+            if square is not None:
+                self._queue.append(_QueuedSquare(job, index, square))
             self._changed.notify()
-        if not isinstance(loaded, np.ndarray):
-            self._set_result(job, index, loaded)
+        if square is None:
+            self._set_result(job, index, failure)
 
     def _set_result(self, job: Job, index: int, result: Result | RequestRefused | None) -> None:
         """Note the result of a picture; None if it was dropped. A refusal is that of the whole request."""

@@ -106,8 +106,7 @@ class RequestMiddleware:
         """Count and log an answered request."""
         seconds = time.monotonic() - context.started_at
         route = getattr(scope.get("route"), "path", "unknown")
-        metrics = self._state.models.metrics
-        model = "" if context.model is None else context.model.name
+        metrics, model = self._state.models.metrics, context.model
         metrics.requests.labels(route, model, str(status)).inc()
         metrics.seconds.labels(route, model).observe(seconds)
         if context.pictures:

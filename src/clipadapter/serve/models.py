@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import re
 from collections.abc import Sequence
@@ -70,7 +69,8 @@ class ServedModels:
         # By name: stamps of the files that were loaded, or could not be, and those that the last check saw.
         self._stamps: dict[str, tuple[Stamps, Stamps]] = {}
         for source in read_sources(self._specs):
-            self._stamps[source.name] = (source.stamp(),) * 2
+            stamp = source.stamp()
+            self._stamps[source.name] = stamp, stamp
             self._add(self._load(source))
 
     @property
@@ -242,17 +242,19 @@ class ModelSource:
 def read_sources(specs: Sequence[str]) -> list[ModelSource]:
     """The sources of models, in the order of their specifications."""
     sources: dict[str, ModelSource] = {}
-    for source in itertools.chain.from_iterable(map(find_sources, specs)):
-        if not MODEL_NAME.fullmatch(source.name):
-            raise InputError(
-                f"{source.name!r} can't be a model's name, which has letters, digits and . _ - only: "
-                f"give it a name, as in pets={source.path}"
-            )
-        if (other := sources.setdefault(source.name, source)) is not source:
-            raise InputError(
-                f"{other.path} and {source.path} are both called {source.name!r}: give one another name, as in "
-                "other=PATH"
-            )
+    for spec in specs:
+        for source in find_sources(spec):
+            if not MODEL_NAME.fullmatch(source.name):
+                raise InputError(
+                    f"{source.name!r} can't be a model's name, which has letters, digits and . _ - only: "
+                    f"give it a name, as in pets={source.path}"
+                )
+            if source.name in sources:
+                raise InputError(
+                    f"{sources[source.name].path} and {source.path} are both called {source.name!r}: "
+                    "give one another name, as in other=PATH"
+                )
+            sources[source.name] = source
     return list(sources.values())
 
 

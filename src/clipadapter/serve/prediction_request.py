@@ -71,7 +71,7 @@ class RequestContext:
     id: str  # in logs and in the answer's header
     started_at: float = field(default_factory=time.monotonic)  # on the clock of `time.monotonic`
     body_bytes: int = 0  # received
-    model: ServedModel | None = None
+    model: str = ""  # its name; "" for none. Not the model: a connection keeps this until its next request
     pictures: int = 0  # in the request
     unreadable: int = 0  # of these pictures
     refusal_reason: str = ""  # one word, if the request was refused because of load or time
@@ -93,15 +93,19 @@ async def _answer(
     limits = state.models.limits
     seconds = min(timeout or math.inf, limits.deadline)
     deadline = context.started_at + seconds
-    context.model = state.models.get(name)
-    context.model.batcher.check_room()  # before the body is read
+
+    def find_model() -> ServedModel:
+        model = state.models.get(name)
+        context.model = model.name
+        return model
+
+    find_model().batcher.check_room()  # before the body is read
     with anyio.move_on_after(deadline - time.monotonic()) as reading:
         pictures = await read_pictures(request.headers, _count_chunks(request.stream(), state, context), limits)
         context.pictures = len(pictures.files)
     if reading.cancelled_caught:
         raise RequestRefused(408, f"the body did not come within {seconds:g} seconds", reason="deadline")
-    context.model = model = state.models.get(name)  # another one may have replaced it
-    names, top = pictures.names, pictures.options.top
+    model, names, top = find_model(), pictures.names, pictures.options.top  # another one may have replaced it
     options = pictures.options.model_dump(include={"reject", "coverage"}, exclude_unset=True)
     if options:  # those that the model does not support are refused before its pictures run
         model.predictor.answer(model.no_outputs, **options)

@@ -202,7 +202,7 @@ class LimitedProtocol(H11Protocol):
             self.transport.abort()
 
     def _set_timer(self, seconds: float | None) -> None:
-        """Close the connection after so many seconds; None: do not."""
+        """Close the connection after so many seconds, also if the client has not read an answer; None: do not."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if seconds is None else self.loop.call_later(seconds, self.timeout_keep_alive_handler)
