@@ -454,6 +454,10 @@ def test_altered_arrays_are_refused_and_written_anew_by_a_save_of_the_same_model
     assert which(load_model(folder)) == 2
 
 
+def test_the_version_in_the_folder_is_stored_after_an_undo_that_is_not_saved(folder):
+    assert History.load(folder).undo()[0].stored_versions() == [1, 2, 3, 4]
+
+
 def test_a_damaged_config_does_not_keep_a_new_fit_out(folder):
     (folder / "config.json").write_text("{")
     save_model(folder, make(5))

@@ -48,6 +48,18 @@ def test_the_switch_is_off_at_first_and_gives_the_pictures_to_the_fit_when_it_is
     np.testing.assert_array_equal(after, before)
 
 
+def test_without_labelled_pictures_the_pictures_without_labels_cause_no_second_fit(open_session):
+    opened = open_session()
+    for name in ("red", "blue"):
+        opened.project.add_class(name)
+    opened.project.add_pictures(None, [noisy("red", i) for i in range(3)])
+    opened.learn_unlabelled(True)
+    state = settle(opened)
+    fits = state.fit_number
+    opened.project.add_pictures(None, [noisy("blue", i) for i in range(3)])
+    assert settle(opened).fit_number == fits + 1
+
+
 def test_of_more_pictures_than_are_used_those_that_come_later_are_used_too(session, monkeypatch):
     """The pictures are read in parts: the first fit knows some of them only, the last one is to know them all."""
     for name in ("MAX_UNLABELLED", "FIRST_PICTURES"):

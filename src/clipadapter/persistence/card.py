@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.encoders import split_blocks
-from clipadapter.encoders.catalogue import QUICK_GELU, read_models
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
 from clipadapter.persistence.format import Evaluation, ModelConfig, read_evaluation, read_file
@@ -156,8 +155,12 @@ def _repository_of(encoder: str) -> str:
     if scheme == "timm" and not has_local_weights(encoder):
         return f"timm/{rest.partition('@')[0]}"  # where nearly all weights of timm are
     model, _, tag = rest.rpartition("/")
-    facts = read_models().get(model.replace("/", "-").removesuffix(QUICK_GELU)) if scheme == "open_clip" else None
-    return facts.tags.get(tag.lower().replace("-", "_"), "") if facts else ""
+    if scheme != "open_clip" or ":" in rest or not model:
+        return ""
+    import open_clip
+
+    repo = str((open_clip.get_pretrained_cfg(model, tag) or {}).get("hf_hub") or "")
+    return repo.rpartition("/")[0] if repo.count("/") == 2 else ""
 
 
 def _evaluation_result(evaluation: Evaluation, is_multilabel: bool) -> dict[str, Any]:

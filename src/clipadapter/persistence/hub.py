@@ -160,8 +160,8 @@ def pull(repo_id: str, folder: str | Path, **options: Any) -> Path:
     check_target_folder(folder)
     source = fetch(repo_id, **options)
     load_model(source)
-    facts = {"repo": repo_id}
-    return write_snapshot(folder, read_snapshot(source), card=read_card(source), action="pull", facts=facts)
+    change = {"action": "pull", "facts": {"repo": repo_id}}
+    return write_snapshot(folder, read_snapshot(source), change=change, card=read_card(source))
 
 
 def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:

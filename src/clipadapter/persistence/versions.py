@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
@@ -126,8 +127,8 @@ class History:
         Call it before `load_model`: a later save then notices a change that another process made between the two.
         """
 
-        def read(folder: str | Path) -> History:
-            current, target = read_snapshot(folder), Path(os.path.realpath(folder))
+        def read(path: str | Path) -> History:
+            current, target = read_snapshot(path), Path(os.path.realpath(path))
             try:
                 return cls(read_changes(target, current), target)
             except ArtifactError as error:
@@ -194,8 +195,12 @@ class History:
         """Return the versions that can be restored, in ascending order."""
         stored = {self.changes[-1].content, *self.models}
         if self.folder is not None:
-            files = list_own_files(self.folder)
-            stored |= {each.version for each in self.changes if history_file("config", each.config) in files}
+            current = ""
+            with suppress(ArtifactError):
+                current = read_snapshot(self.folder).digest
+            files = {history_file("config", current), *list_own_files(self.folder)}
+            named = [each for each in self.changes if each.config]
+            stored |= {each.version for each in named if history_file("config", each.config) in files}
         return [change.version for change in self.changes if change.content in stored]
 
     def append(self, change: Change, models: Mapping[int, Model]) -> History:
@@ -407,11 +412,11 @@ def write_snapshot(
     snapshot: Snapshot,
     history: History | None = None,
     *,
+    change: Mapping[str, Any] = MappingProxyType({}),
     card: bytes | None = None,
     keep_support: bool = True,
-    **change: Any,
 ) -> Path:
-    """Write a snapshot into a folder. Without a history it is one change, a fit or the one with action and facts."""
+    """Write a snapshot into a folder. Without a history it is one change, a fit or ``change`` with action and facts."""
     from clipadapter.persistence.card import make_card  # late: to read a history takes a quarter of a second less
 
     with _lock_folder(folder) as target:

@@ -197,8 +197,10 @@ class Journal:
 
     def _resolve(self, path: str) -> Path:
         """The path of a file or folder of a step. It is checked again at each move: an earlier one may move a link."""
+        if Path(path).is_absolute() or ".." in Path(path).parts:  # before the system looks for it
+            raise InputError(f"'{path}' is outside the folder {self.root}")
         parent, own = Path(os.path.realpath((self.root / path).parent)), self.path.parent.name
-        if Path(path).is_absolute() or ".." in Path(path).parts or not parent.is_relative_to(self.root):
+        if not parent.is_relative_to(self.root):
             raise InputError(f"'{path}' is outside the folder {self.root}: links out of it are not followed")
         parts = (parent / Path(path).name).relative_to(self.root).parts
         is_own = is_same_name(parts[0], own)

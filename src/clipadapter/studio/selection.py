@@ -21,8 +21,24 @@ Array = NDArray[Any]
 BLOCK_ROWS = 1024
 
 
+def margins(probabilities: ArrayLike) -> Array:
+    """Return the difference between the highest and the second highest probability.
+
+    Args:
+        probabilities: (u, c), two classes or more.
+
+    Returns:
+        (u,) in 0..1; 0 means that two classes are equally probable.
+
+    >>> margins([[0.5, 0.5], [0.1, 0.9]]).round(3)
+    array([0. , 0.8])
+    """
+    ordered = np.sort(np.asarray(probabilities, np.float64), axis=1)
+    return np.asarray(ordered[:, -1] - ordered[:, -2])
+
+
 def select_for_labelling(
-    features: ArrayLike, uncertainty: ArrayLike, count: int = 8, labelled: ArrayLike = ()
+    features: ArrayLike, uncertainty: ArrayLike, count: int = 8, labelled: ArrayLike | None = None
 ) -> list[int]:
     """Select rows to label next, most useful first.
 
@@ -31,8 +47,7 @@ def select_for_labelling(
 
     Args:
         features: (u, d) of the unlabelled pictures.
-        uncertainty: (u,) weights >= 0, such as one minus the margin between the two highest probabilities. With all
-            ones, only diversity counts.
+        uncertainty: (u,) weights >= 0, such as one minus the margin. With all ones, only diversity counts.
         count: number of rows, at most u.
         labelled: (k, d) features of the labelled pictures.
 
@@ -43,7 +58,7 @@ def select_for_labelling(
     if weights.shape != (len(rows),) or not (np.isfinite(weights) & (weights >= 0)).all():
         raise InputError(f"uncertainty must be {len(rows)} finite weights of 0 or more, one per picture")
     distance = np.full(len(rows), 2.0)
-    if len(np.asarray(labelled)) and len(rows):
+    if labelled is not None and len(np.asarray(labelled)) and len(rows):
         centres = unit_rows(labelled)
         blocks = (rows[i : i + BLOCK_ROWS] @ centres.T for i in range(0, len(rows), BLOCK_ROWS))
         distance = _distance(np.concatenate([cosines.max(axis=1) for cosines in blocks]))

@@ -43,7 +43,7 @@ from clipadapter.studio.model import (
 )
 from clipadapter.studio.pictures import Contents, PictureFile
 from clipadapter.studio.project import Project
-from clipadapter.studio.selection import select_for_labelling
+from clipadapter.studio.selection import margins, select_for_labelling
 from clipadapter.utils.files import Stamp, path_without_links, printable
 
 Array = NDArray[Any]
@@ -143,13 +143,14 @@ class Session:
         self.default_model_folder = project.root.with_name(f"{project.root.name}-model")
         self.export_file = project.root.with_name(f"{project.root.name}-model.onnx")
         self.why_no_choice, self.why_no_unlabelled = why_no_choice(head, self.encoder), why_no_unlabelled(head)
-        if quality is not None:
-            project.save_setting(QUALITY_SETTING, check_quality(quality, QUALITIES))
         settings = project.settings()
         self.learns_unlabelled = settings.get(UNLABELLED_SETTING) == "yes" and not self.why_no_unlabelled
         # What was chosen; the model has it as soon as the features are computed
         remembered = settings.get(QUALITY_SETTING, "")
         self.quality = remembered if remembered in QUALITIES else FIRST_QUALITY
+        if quality is not None and check_quality(quality, QUALITIES) != self.quality:
+            project.save_setting(QUALITY_SETTING, quality)
+            self.quality = quality
         self._caches: dict[tuple[str, ...], FeatureCache] = {}
         # Those of the present model; those of another quality take their place when all labelled pictures have them.
         self._features = self._cache_of(self.quality)
@@ -185,17 +186,19 @@ class Session:
         check_quality(quality, QUALITIES)
         if self.why_no_choice:
             raise InputError(self.why_no_choice.rstrip("."))
-        self.project.save_setting(QUALITY_SETTING, quality)
-        self.quality = quality
-        self.notify_change()
+        if quality != self.quality:
+            self.project.save_setting(QUALITY_SETTING, quality)
+            self.quality = quality
+            self.notify_change()
 
     def learn_unlabelled(self, is_on: bool) -> None:
         """Choose whether the model may learn from the unlabelled pictures. It does if held-out pictures show a gain."""
         if is_on and self.why_no_unlabelled:
             raise InputError(self.why_no_unlabelled.rstrip("."))
-        self.project.save_setting(UNLABELLED_SETTING, "yes" if is_on else "")
-        self.learns_unlabelled = is_on
-        self.notify_change()
+        if is_on != self.learns_unlabelled:
+            self.project.save_setting(UNLABELLED_SETTING, "yes" if is_on else "")
+            self.learns_unlabelled = is_on
+            self.notify_change()
 
     def skip_picture(self, key: str) -> None:
         """Move a picture to the end of the pictures to label."""
@@ -331,7 +334,8 @@ class Session:
             self._extract(features, part, "reading the unlabelled pictures", contents.unlabelled)
             self._select_queue(contents)  # looks at all pictures so far: doubling the step keeps that cheap
             done, step = done + step, 2 * step
-        if self.state.pool != tuple(one.key for one in self._pool(contents)):
+        is_learned = self.state.model is not None and self.state.model.classifier is not None
+        if is_learned and self.state.pool != tuple(one.key for one in self._pool(contents)):
             self._fit(contents, quality)  # again, with the pictures whose features were missing before
             self._select_queue(contents)
         test = [picture for pictures in contents.test.values() for picture in pictures]
@@ -392,8 +396,7 @@ class Session:
                 picture.key: (model.text.labels[k], float(row[k]))
                 for picture, k, row in zip(unlabelled, best, p, strict=True)
             }
-            ordered = np.sort(p, axis=1)
-            uncertainty = (1 - (ordered[:, -1] - ordered[:, -2])).tolist()  # one minus the margin
+            uncertainty = (1 - margins(p)).tolist()
         queue = self.pending_queue()
         if not queue and unlabelled:
             rows = [i for i, picture in enumerate(unlabelled) if picture.key not in self._skipped]
