@@ -247,7 +247,7 @@ def train(
                 )
             if epoch_weights and i == steps_per_epoch - 1:
                 state.add_epoch(epoch_weights[epoch])
-            next(estimate, None)
+            next(estimate, None)  # one step more
             if checkpoint is not None and checkpoint.due:
                 checkpoint.write(state.as_dict(step + 1))
     if checkpoint is not None:

@@ -510,7 +510,9 @@ class _Save:
         """The snapshot of a version in this folder, or else in the one that the history was loaded from."""
         for folder in dict.fromkeys((self.target, self.history.folder or self.target)):
             with self.tolerant():
-                if stored := find_snapshot(folder, change.config, self.current if folder == self.target else None):
+                current = self.current if folder == self.target else None
+                stored = find_snapshot(folder, change.config, current)
+                if stored is not None:
                     return stored if self.keep_support else stored.without_shots()
         return None
 

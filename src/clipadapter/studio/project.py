@@ -248,7 +248,9 @@ class Project(AbstractContextManager["Project"]):
         """
         with self._guard:
             text = self.next_undo
-            for old, new in self._journal.steps[-1].moves if text else ():
+            if not text:
+                return ""
+            for old, new in self._journal.steps[-1].moves:
                 if os.path.lexists(self.root / old) and os.path.lexists(self.root / new):
                     text += f", but there is a new '{printable(old)}': the old one stays in {printable(new)}"
             self._run(self._journal.undo)
