@@ -29,8 +29,8 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from clipadapter.data import IMAGE_SUFFIXES
 from clipadapter.runtime import Predictor
+from clipadapter.utils.files import IMAGE_SUFFIXES
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "robustness"))
 import server_corpus  # noqa: E402

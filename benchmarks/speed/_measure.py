@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clipadapter.data import IMAGE_SUFFIXES
+from clipadapter.utils.files import IMAGE_SUFFIXES
 
 T = TypeVar("T")
 

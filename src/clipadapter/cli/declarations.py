@@ -23,6 +23,8 @@ from clipadapter.utils.registry import unknown
 
 # ---- Options ----
 
+TYPES = {Path: click.Path(path_type=Path), int: int, float: float}  # of click, by the type of a value
+
 
 def option(usage: str, help: str = "", *, default: Any = None, **attributes: Any) -> Any:
     """Declare an option by its names and what stands for its value, ``-d, --data NAME``, as in ``click.option``."""
@@ -78,7 +80,7 @@ def _parameters_of(
 def _click_parameter(declared: Field[Any], name: str, annotation: Any, heading: str, default: Any) -> click.Parameter:
     # An annotation is TYPE, TYPE | None or tuple[TYPE, ...]. Texts and flags click knows by their defaults.
     parts = [annotation] if get_origin(annotation) in (Annotated, Literal, None) else get_args(annotation)
-    kind: Any = {Path: click.Path(path_type=Path), int: int, float: float}.get(parts[0])
+    kind: Any = TYPES.get(parts[0])
     if get_origin(parts[0]) is Annotated:
         kind = get_args(parts[0])[1]
     elif get_origin(parts[0]) is Literal:

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import click
 
-from clipadapter import encoders, features, heads, persistence, runtime
+from clipadapter import data, encoders, features, heads, persistence, runtime
 from clipadapter.cli.declarations import flag, option
 from clipadapter.cli.output import Output
-from clipadapter.data import class_prompts, read_descriptions, set_max_pixels
-from clipadapter.data.images import MAX_PIXELS
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads.registry import HEADS
 from clipadapter.runtime.engines import PRECISIONS, list_backends
 from clipadapter.utils.devices import check_device, describe_device
+from clipadapter.utils.files import MAX_PIXELS
 from clipadapter.utils.parsing import parse_json
 from clipadapter.utils.registry import unknown
 
@@ -208,8 +207,8 @@ crop_option = option(
 def _limit_pixels(ctx: click.Context, param: click.Parameter, value: int) -> int:
     """Set the size of the largest picture that the process reads, until the command ends."""
     if value != MAX_PIXELS:
-        set_max_pixels(value)
-        ctx.call_on_close(set_max_pixels)
+        data.set_max_pixels(value)
+        ctx.call_on_close(data.set_max_pixels)
     return value
 
 
@@ -365,10 +364,10 @@ class PromptOptions:
 
     def classifier_parameters(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Return the parameters of `FewShotClassifier` about prompts, checked."""
-        class_prompts(class_names, self.templates)
-        descriptions = read_descriptions(self.descriptions) if self.descriptions else None
+        data.class_prompts(class_names, self.templates)
+        descriptions = data.read_descriptions(self.descriptions) if self.descriptions else None
         try:
-            class_prompts(class_names, self.templates, descriptions)
+            data.class_prompts(class_names, self.templates, descriptions)
         except InputError as error:
             raise type(error)(f"{self.descriptions}: {error}") from error
         return {"templates": self.templates, "descriptions": descriptions}

@@ -31,13 +31,12 @@ from clipadapter.data.decode_cost import (
 from clipadapter.data.decode_process import DECODER_PROCESSES, MemoryBudget, can_start_process, peak_bytes
 from clipadapter.data.image_notes import END_OF_JPEG, lacks_end_marker
 from clipadapter.errors import ImageError, InputError
-from clipadapter.utils.files import encodable, open_regular
+from clipadapter.utils.files import MAX_PIXELS, encodable, open_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-MAX_PIXELS = 100_000_000  # larger pictures are refused, unless `set_max_pixels` was called or the caller names a limit
 MAX_DECODED_JPEG_PIXELS = 100_000_000
 """Larger JPEG files are shrunk while they are decoded, so that they need no more memory than this size."""
 MAX_SIDE_RATIO = 100  # largest ratio of the sides: resizing a longer strip by its shorter side would fill the memory

@@ -7,9 +7,9 @@ from .costs import parse_costs as parse_costs
 from .costs import read_costs as read_costs
 from .decisions import Answers as Answers
 from .decisions import DecisionOptions as DecisionOptions
-from .decisions import HeldOutAccuracy as HeldOutAccuracy
 from .decisions import Uncertainty as Uncertainty
 from .decisions import UncertaintyOptions as UncertaintyOptions
+from .held_out_accuracy import HeldOutAccuracy as HeldOutAccuracy
 from .multilabel import MultiLabel as MultiLabel
 from .multilabel import learn_multilabel as learn_multilabel
 from .ood import Rejector as Rejector

@@ -24,7 +24,6 @@ import time
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -50,6 +49,7 @@ IMAGE_SUFFIXES = frozenset(
     + (".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".heic", ".heif", ".hif")
 )
 """Lower-case suffixes of the pictures that are read from folders."""
+MAX_PIXELS = 100_000_000  # larger pictures are refused, unless `set_max_pixels` was called or the caller names a limit
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")  # suffixes of the tables that list pictures
 SHARDS_FILE = "shards.json"  # the file that makes a folder one of feature shards
 ENCODER_KEY = "clipadapter.encoder"  # key of the encoder in the metadata of a Parquet file of features
@@ -106,6 +106,8 @@ def safe_file_name(text: str, default: str = "_") -> str:
     if stem.strip().casefold() in DEVICE_NAMES:
         base = f"{stem}_{dot}{ending}"  # the suffix does not matter to Windows
     if len(base.encode()) > MAX_FILE_NAME_BYTES:
+        from hashlib import blake2b  # late: loads OpenSSL, and every command imports this module
+
         cut = base.encode()[: MAX_FILE_NAME_BYTES - 9].decode(errors="ignore").rstrip(". ")
         base = f"{cut}-{blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
     return base

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter import persistence
 from clipadapter.cli import options
-from clipadapter.cli.commands.fit import accuracy_fact, export_for_predict
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
 from clipadapter.cli.inputs import list_pictures
 from clipadapter.cli.options import Count, File
@@ -45,6 +44,8 @@ class EditOptions(options.ModelEncoderOptions):
         """Load a model, change it (with the name of the author), save it as its next version, and report the change."""
         if is_exported(folder) and folder.is_file():
             raise ArtifactError(f"{folder} is an exported file, which can't be changed: give the folder of its model")
+        from clipadapter.cli.commands import fit  # late: `undo` and `history` need no fit
+
         # Before an encoder is opened, and without an import of torch.
         name = persistence.read_config(folder).head.name
         declared = HEADS.info(name).attributes if name in HEADS.list() else {}
@@ -63,12 +64,12 @@ class EditOptions(options.ModelEncoderOptions):
             return
         model.save(folder, support=has_shots)
         note_kept(f"the model is saved in {folder}")
-        _report_change(model, folder, time.monotonic() - started, out)
+        _report_change(model, folder, time.monotonic() - started, fit.accuracy_fact(model), out)
         for name, count in model.support_.counts.items():
             if not count and shots_before.get(name):
                 remove = shlex.join(["clipadapter", "remove-class", str(folder), name])
                 out.warn(f"class '{name}' has no shots left: undo the change, or remove the class with: {remove}")
-        export_for_predict(model, folder)
+        fit.export_for_predict(model, folder)
 
 
 @cli_command("clipadapter add-class model/ 'snow leopard' photos/snow-leopard/")
@@ -210,7 +211,7 @@ def _collect_pictures(inputs: Sequence[Path]) -> list[Path]:
     return pictures
 
 
-def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:
+def _report_change(model: FewShotClassifier, folder: Path, seconds: float, accuracy: Fact, out: Output) -> None:
     change, shots = model.history_.changes[-1], model.support_.counts
     stored = describe_shots(shots, len(model.support_))
     if not len(model.support_):
@@ -225,7 +226,7 @@ def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: 
             Fact("classes", list(model.class_names_), len(model.class_names_)),
             Fact("shots", shots, stored),
             Fact("seconds", round(seconds, 2), f"{seconds:.1f}"),
-            accuracy_fact(model),
+            accuracy,
             Fact("", text=f"clipadapter undo {quote_path(folder)}", name="undo"),
         ]
     )

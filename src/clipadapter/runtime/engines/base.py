@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -48,6 +47,8 @@ def calibration_digest(calibration: Int8Calibration | None) -> str:
     """16 hex digits that identify the squares; "" without any."""
     if calibration is None or isinstance(calibration, str):
         return calibration or ""
+    from hashlib import blake2b  # late: every command imports this module
+
     return blake2b(calibration.tobytes(), digest_size=8).hexdigest()
 
 

@@ -6,7 +6,6 @@ A backend has its format as the attribute ``format``. `clipadapter.runtime.expor
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,8 @@ from clipadapter.runtime.engines.base import BACKENDS, require_without_telemetry
 from clipadapter.utils.files import open_regular
 
 if TYPE_CHECKING:
+    import hashlib
+
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
@@ -184,7 +185,7 @@ BLOCK_BYTES = 1 << 20
 
 def check_file(path: Path) -> str:
     """Compare an exported file with the checksum at its end, which is returned."""
-    export_format, total = require_format(path), hashlib.sha256()
+    export_format, total = require_format(path), _new_hash()
     before, after = export_format.checksum_ending
     *companions, main = export_format.existing_files(path)
     with open_model(main) as file:
@@ -216,7 +217,7 @@ def check_file(path: Path) -> str:
 
 def append_checksum(path: Path) -> None:
     """Append its checksum to a file."""
-    export_format, total = require_format(path), hashlib.sha256()
+    export_format, total = require_format(path), _new_hash()
     before, after = export_format.checksum_ending
     with path.open("ab") as file:
         file.write(before)
@@ -233,6 +234,12 @@ def open_model(path: Path) -> BinaryIO:
         return open_regular(path)
     except OSError as error:
         raise ArtifactError(f"{path} can't be read ({error.strerror or error}): copy the model to a file") from error
+
+
+def _new_hash() -> hashlib._Hash:
+    from hashlib import sha256  # late: loads OpenSSL, and every command imports this module
+
+    return sha256()
 
 
 def add_bytes(total: hashlib._Hash, file: BinaryIO, n_bytes: int | None = None) -> None:

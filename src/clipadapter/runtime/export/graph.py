@@ -153,29 +153,29 @@ class MahalanobisDistance(nn.Module):
 
     In NumPy, in float64, distances are differences of products, which would lose their digits in float32. Here the
     whitening matrix is applied to a difference, and the distance is the squared length of the result. The inverse
-    covariance is (I - V diag(g) V') / floor; the whitening matrix is its root
-    (I - V diag(1 - sqrt(1 - g)) V') / sqrt(floor).
+    covariance is (I - B'B) / floor. With B B' = U diag(g) U' the whitening matrix is its root (I - D'D) / sqrt(floor),
+    D = diag(1 + sqrt(1 - g))^(-1/2) U' B.
     The nearest mean is still found by products: there a rounding error only decides between two nearly equal distances.
     """
 
     def __init__(self, gaussians: ClassGaussians) -> None:
         super().__init__()
         basis = np.asarray(gaussians.basis, np.float64)
-        _, singular, directions = np.linalg.svd(basis, full_matrices=False)  # B'B = V diag(g) V'
-        shrinkage = 1 - np.sqrt(1 - np.minimum(singular**2, 1.0))
+        g, u = np.linalg.eigh(basis @ basis.T)
+        directions = (u / np.sqrt(1 + np.sqrt(1 - g.clip(0, 1)))).T @ basis
         means = np.asarray(gaussians.means, np.float64)
         origin = means.mean(axis=0)  # rows are far from zero and close to each other: float32 is finest near zero
         centres = means - origin
-        centres = (centres - (centres @ directions.T * shrinkage) @ directions) / np.sqrt(gaussians.floor)
-        self.origin, self.directions, self.shrinkage = map(_constant, (origin, directions, shrinkage))
+        centres = (centres - centres @ directions.T @ directions) / np.sqrt(gaussians.floor)
+        self.origin, self.directions = map(_constant, (origin, directions))
         self.centres, self.squared_lengths = _constant(centres), _constant((centres**2).sum(axis=1))
         self.scale = float(1 / np.sqrt(gaussians.floor))
 
     def forward(self, rows: Tensor) -> Tensor:
         """(n, d) to (n,)."""
         whitened = rows - self.origin
-        if len(self.shrinkage):
-            whitened = whitened - (whitened @ self.directions.T * self.shrinkage) @ self.directions
+        if len(self.directions):
+            whitened = whitened - whitened @ self.directions.T @ self.directions
         whitened = whitened * self.scale
         nearest = (self.squared_lengths - 2 * whitened @ self.centres.T).argmin(dim=1)
         return (whitened - self.centres[nearest]).square().sum(dim=1)
