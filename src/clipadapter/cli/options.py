@@ -1,7 +1,8 @@
 """The options that several commands share, and their types: one table that the commands draw from.
 
 A constant such as `seed_option` is one option. The options that belong together are the fields of a dataclass, whose
-methods turn their values into what the library takes.
+methods turn their values into what the library takes. They have no equality and repr, which take half of the time of
+importing them.
 """
 
 from __future__ import annotations
@@ -224,7 +225,7 @@ max_pixels_option = option(
 # ---- Encoders ----
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class BackendOptions:
     """Which encoders are used, and how they run."""
 
@@ -255,7 +256,7 @@ class BackendOptions:
         return {**{name: getattr(self, name) for name in names}, "cache": self.store}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class EncoderOptions(BackendOptions):
     """The encoders of a new model, and how much of what they see is used."""
 
@@ -289,7 +290,7 @@ class EncoderOptions(BackendOptions):
         return FewShotClassifier(self.open(out), **common, **params)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ModelEncoderOptions(BackendOptions):
     """Where the encoders of a fitted model are, and how they run."""
 
@@ -347,7 +348,7 @@ def note_backend(opened: encoders.Encoder, used: encoders.Encoder, out: Output, 
 # ---- What a head is fitted to, and which head ----
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PromptOptions:
     """The texts that the text tower encodes."""
 
@@ -373,7 +374,7 @@ class PromptOptions:
         return {"templates": self.templates, "descriptions": descriptions}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ViewOptions:
     """Views of each shot: how many, and how large a part of the picture a random crop shows."""
 
@@ -394,7 +395,7 @@ class ViewOptions:
         return spec if isinstance(self.views, int) else features.PerEpochViews(spec)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HeadOptions:
     """A head by name, and its parameters."""
 
@@ -464,7 +465,7 @@ class HeadOptions:
 # They are called arguments, since `clipadapter.uncertainty` has the options that they are turned into.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class DecisionArguments:
     """The decisions of one call. What is not given is left to the model."""
 
@@ -497,7 +498,7 @@ class DecisionArguments:
         return {name: value for name, value in decisions.items() if value is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class UncertaintyArguments(DecisionArguments):
     """The default decisions of a model, and how it learns them."""
 

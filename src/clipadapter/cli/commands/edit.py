@@ -33,7 +33,7 @@ Labels = Sequence[str] | Sequence[tuple[str, ...]]
 author_option = option("--by NAME", "Author of the change, for the history; by default the login name.", heading="")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class EditOptions(options.ModelEncoderOptions):
     """The options of the commands that change a model."""
 
