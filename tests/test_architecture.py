@@ -76,26 +76,24 @@ def module_name(path: Path) -> str:
     return name.removesuffix(".__init__")
 
 
-def import_time_nodes(statements: list[ast.stmt]) -> list[ast.stmt]:
-    """The statements that run when a module is imported, without those for type checkers alone."""
+def statements_that_run(statements: list[ast.stmt]) -> list[ast.stmt]:
+    """All statements, also those of functions, without those for type checkers alone."""
     found = []
     for node in statements:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
         typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         found.append(node)
-        for name in ("orelse",) if typing_only else ("body", "orelse", "finalbody"):
-            found += import_time_nodes(getattr(node, name, []))
+        for name in ("orelse",) if typing_only else ("body", "orelse", "finalbody", "handlers", "cases"):
+            found += statements_that_run(getattr(node, name, []))
     return found
 
 
 def import_graph() -> dict[str, set[str]]:
-    """The modules that each module imports when it is imported."""
+    """The modules that each module imports, when it is imported or later."""
     modules = {module_name(path): path for path in MODULES}
     graph = {}
     for name, path in modules.items():
         targets = set()
-        for node in import_time_nodes(ast.parse(path.read_text(encoding="utf-8")).body):
+        for node in statements_that_run(ast.parse(path.read_text(encoding="utf-8")).body):
             if isinstance(node, ast.Import):
                 targets |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):

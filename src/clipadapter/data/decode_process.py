@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import ImageError
 
@@ -42,15 +42,13 @@ MIN_BUDGET_BYTES = 256 << 20
 BUDGET_DIVISOR = 4  # the budget is the memory of the machine or container, divided by this
 PROCESS_BYTES_PER_PIXEL = 32
 """For formats that a separate process decodes: up to 25 in that process, and 7 in the one that receives the pixels."""
-SPARE_BYTES = 256 << 20  # memory that a process can allocate in addition to that of its picture
-MAX_DECODER_THREADS = 4  # threads of one process for AVIF or HEIC
 
 _JPEG_BYTES, _OTHER_BYTES = 12, 20
 """Peak bytes per pixel: the picture in the mode of the file and in RGB, of four bytes each, a copy during rotation, and
 the decoder's own buffers, which are largest for WebP: two canvases and a copy."""
 _COEFFICIENT_BYTES = 8
 """Per pixel of the whole file, even if it is shrunk: a decoder of a JPEG with several scans keeps the coefficients."""
-_START = "import sys; sys.path[:] = {path!r}; from clipadapter.data.decode_process import serve; serve()"
+_START = "import sys; sys.path[:] = {path!r}; from clipadapter.data.decode_worker import serve; serve()"
 
 
 def peak_bytes(kind: str, pixels: int, decoded_pixels: int, is_multi_scan: bool = False) -> int:
@@ -250,80 +248,6 @@ class DecoderProcesses:
         timer.daemon = True
         timer.start()
         return timer
-
-
-# ---- In a decoder process ----
-
-
-def serve() -> None:
-    """Main function of a decoder process: decode one picture after the other until the input is closed."""
-    # Output of a decoder must not get between the pixels.
-    source, target = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    if hasattr(signal, "SIGINT"):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # sent by the terminal to all processes: the parent decides
-    _limit_decoders()
-    while line := source.readline():
-        _serve_one(json.loads(line), source, target)
-
-
-def _limit_decoders() -> None:
-    """Limit the threads of decoders, and what they read beside the picture."""
-    from clipadapter.utils.parallel import count_cores
-
-    n_threads = min(MAX_DECODER_THREADS, count_cores())
-    with contextlib.suppress(ImportError):
-        from PIL import AvifImagePlugin
-
-        AvifImagePlugin.DEFAULT_MAX_THREADS = n_threads
-    with contextlib.suppress(ImportError):
-        from pi_heif import options
-
-        options.DECODE_THREADS = n_threads
-        options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
-
-
-def _serve_one(request: dict[str, Any], source: IO[bytes], target: IO[bytes]) -> None:
-    from clipadapter.data.images import finish_image, open_image  # which imports this file
-
-    data = source.read(request["bytes"])
-
-    def reply(line: dict[str, Any], pixels: bytes = b"") -> None:
-        target.write(json.dumps(line).encode() + b"\n")
-        target.write(pixels)
-        target.flush()
-
-    try:
-        _limit_seconds(request["max_seconds"])
-        _limit_memory(0)
-        image, _ = open_image(data, request["name"], request["max_pixels"])
-        reply({"size": image.size})
-        source.readline()
-        _limit_memory(PROCESS_BYTES_PER_PIXEL * image.width * image.height)
-        rgb = finish_image(image, request["name"])
-        _limit_seconds(0)
-        reply({"size": rgb.size}, rgb.tobytes())
-    except ImageError as error:
-        reply({"reason": error.reason})
-
-
-def _limit_seconds(seconds: float) -> None:
-    """Limit the processor time of all threads together, from now on; 0: no limit."""
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-
-
-def _limit_memory(size: int) -> None:
-    try:
-        import resource
-    except ImportError:
-        return
-    # OSError: the system does not say what is allocated; ValueError: the hard limit is lower.
-    with contextlib.suppress(OSError, ValueError):
-        allocated = int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
-        # Not RLIMIT_AS: allocators reserve address space for each thread that they never use.
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (allocated + size + SPARE_BYTES, hard))
 
 
 DECODER_PROCESSES = DecoderProcesses()

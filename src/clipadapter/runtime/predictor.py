@@ -23,16 +23,13 @@ from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.errors import ArtifactError, ClipAdapterError, ImageError, InputError, brief
 from clipadapter.runtime.engines.base import backend_info
 from clipadapter.runtime.engines.formats import (
-    BLOCKS_OUTPUT,
     EXPORT_PRECISIONS,
-    FEATURES_OUTPUT,
-    INPUT_NAMES,
     check_file,
-    input_names,
     list_inference_backends,
     list_openers,
     require_format,
 )
+from clipadapter.runtime.engines.graphs import BLOCKS_OUTPUT, FEATURES_OUTPUT, INPUT_NAMES, input_names
 from clipadapter.uncertainty import Answers, Uncertainty
 from clipadapter.uncertainty.ood import MARK_RATE
 from clipadapter.utils.blocks import Blocks, as_blocks, total_width

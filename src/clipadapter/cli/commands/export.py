@@ -15,11 +15,12 @@ from clipadapter.cli.options import File
 from clipadapter.cli.output import Fact, Output, plain_facts
 from clipadapter.errors import InputError
 from clipadapter.runtime.engines import formats
+from clipadapter.runtime.engines.graphs import INPUT_NAMES
 from clipadapter.utils.files import has_local_weights, quote_path
 
 FormatName = Annotated[str, options.late_choice(formats.load_formats)]
 Precision = Annotated[str, click.Choice(formats.EXPORT_PRECISIONS)]
-InputName = Annotated[str, click.Choice(list(formats.INPUT_NAMES))]
+InputName = Annotated[str, click.Choice(list(INPUT_NAMES))]
 
 
 @cli_command("clipadapter export model/ --format onnx --out model.onnx", extra="lite,onnx")

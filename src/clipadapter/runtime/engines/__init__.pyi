@@ -1,6 +1,5 @@
 from .base import PRECISIONS as PRECISIONS
 from .base import Backend as Backend
-from .base import InferenceGraph as InferenceGraph
 from .base import Int8Calibration as Int8Calibration
 from .base import Runner as Runner
 from .base import Tower as Tower
@@ -10,3 +9,4 @@ from .base import calibration_digest as calibration_digest
 from .base import create_backend as create_backend
 from .base import list_backends as list_backends
 from .base import register_backend as register_backend
+from .graphs import InferenceGraph as InferenceGraph

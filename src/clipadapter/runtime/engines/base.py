@@ -24,6 +24,7 @@ from clipadapter.errors import (
     install_command,
     require,
 )
+from clipadapter.runtime.engines.graphs import FEATURES_OUTPUT, INPUT_NAMES, InferenceGraph, TorchGraph
 from clipadapter.utils.devices import SharedChange
 from clipadapter.utils.files import default_cache_dir
 from clipadapter.utils.registry import Registry
@@ -70,17 +71,6 @@ class Tower:
         import torch
 
         return self.network if isinstance(self.network, torch.nn.Module) else self.network()
-
-
-@dataclass(frozen=True)
-class InferenceGraph:
-    """The graph of an open file."""
-
-    metadata: str  # text under `formats.METADATA_KEY`; "" if the file has none
-    inputs: tuple[str, ...]  # names of its inputs, in any order
-    widths: Mapping[str, int]  # columns of each output by name; 0 for an output with one number per picture
-    # The inputs (n, ...) by name to the outputs by name; may be called from several threads
-    run: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
 
 class Backend:
@@ -157,7 +147,6 @@ class Backend:
 
     def _convert(self, tower: Tower, squares: NDArray[np.uint8] | None, folder: Path) -> None:
         """Write the converted tower into an empty folder; fp32 and bf16 share a folder."""
-        from clipadapter.runtime.engines.formats import FEATURES_OUTPUT, INPUT_NAMES, TorchGraph
         from clipadapter.runtime.engines.tracing import SquareTower, example_squares
 
         assert self.format is not None

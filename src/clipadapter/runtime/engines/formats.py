@@ -8,63 +8,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO
 
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, brief
 from clipadapter.runtime.engines.base import BACKENDS, require_without_telemetry
+from clipadapter.runtime.engines.graphs import Rows, TorchGraph
 from clipadapter.utils.files import open_regular
 
 if TYPE_CHECKING:
     import hashlib
 
-    from numpy.typing import NDArray
-    from torch import Tensor, nn
 
 METADATA_KEY = "clipadapter"  # key of the metadata in a file, see `clipadapter.runtime.ExportMetadata`
 EXPORT_PRECISIONS = ("fp32", "int8")  # of the image tower; a format may have fewer
 DEFAULT_FORMAT = "onnx"
-INPUT_NAMES = {"uint8": "squares", "float": "pixels"}  # names of the input of a graph, by its kind
-FEATURES_OUTPUT = "features"
-"""Name of the output with the block ``final`` of the features, which class text is compared with."""
-BLOCKS_OUTPUT = "blocks"  # name of the output with all blocks of the features, in files of models that read several
-Rows: TypeAlias = "Mapping[str, NDArray[Any]]"  # rows (m, ...) of each input of a graph by its name
 WriteFile = Callable[[Mapping[str, str]], list[Path]]
 """Writes a converted graph with metadata entries, texts by key, and returns the paths; the file to open comes last.
 It may be called twice, first to compare the file with the model, and each time writes the file anew.
 Raises OSError if there is no room."""
-INPUT_PATTERN = re.compile(rf"({'|'.join(INPUT_NAMES.values())})(_\d+){{0,2}}")  # the names that `input_names` gives
-
-
-def input_names(kind: str, sizes: Sequence[int]) -> tuple[str, ...]:
-    """Names of the inputs of a graph: the first as graphs with one input have it, the others with the side in pixels.
-
-    >>> input_names("uint8", [224, 384]), input_names("float", [224])
-    (('squares', 'squares_384'), ('pixels',))
-    >>> input_names("uint8", [224, 260, 260])  # scaled in two ways
-    ('squares', 'squares_260', 'squares_260_2')
-    """
-    names: list[str] = []
-    for i, size in enumerate(sizes):
-        name = INPUT_NAMES[kind] if i == 0 else f"{INPUT_NAMES[kind]}_{size}"
-        names.append(f"{name}_{i}" if name in names else name)
-    return tuple(names)
-
-
-@dataclass(frozen=True)
-class TorchGraph:
-    """A torch module as formats convert it."""
-
-    module: nn.Module
-    tower_output: str  # name of the output of the image towers; in int8 everything after it stays in float32
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-    example_inputs: tuple[Tensor, ...]  # the inputs of two pictures, to trace with
-    constant_bytes: int = 0  # of tensors that are neither weights nor buffers of the module, such as those of a head
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from clipadapter.errors import InputError, require
 from clipadapter.runtime.engines.base import (
     Backend,
-    InferenceGraph,
     Runner,
     register_backend,
     require_without_telemetry,
     unreadable_file,
 )
-from clipadapter.runtime.engines.formats import FEATURES_OUTPUT, METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
+from clipadapter.runtime.engines.formats import METADATA_KEY, ExportFormat, WriteFile
+from clipadapter.runtime.engines.graphs import FEATURES_OUTPUT, InferenceGraph, Rows, TorchGraph
 from clipadapter.runtime.engines.quantize import quantize_onnx
 
 if TYPE_CHECKING:

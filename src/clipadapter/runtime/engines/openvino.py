@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from clipadapter.errors import MissingExtraError
 from clipadapter.runtime.engines.base import (
     Backend,
-    InferenceGraph,
     Runner,
     register_backend,
     require_without_telemetry,
     telemetry_disabled,
     unreadable_file,
 )
-from clipadapter.runtime.engines.formats import INPUT_PATTERN, METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
+from clipadapter.runtime.engines.formats import METADATA_KEY, ExportFormat, WriteFile
+from clipadapter.runtime.engines.graphs import INPUT_PATTERN, InferenceGraph, Rows, TorchGraph
 from clipadapter.runtime.engines.quantize import quantize_openvino
 
 if TYPE_CHECKING:

@@ -30,16 +30,15 @@ from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.runtime.cached import cached_export, can_answer, is_intact
 from clipadapter.runtime.engines.formats import (
     DEFAULT_FORMAT,
-    INPUT_NAMES,
     METADATA_KEY,
     ExportFormat,
-    Rows,
     WriteFile,
     append_checksum,
     get_format,
     list_openers,
     load_formats,
 )
+from clipadapter.runtime.engines.graphs import INPUT_NAMES, Rows
 from clipadapter.runtime.export.evaluation import MIN_ROWS, compare_file, describe_parity, find_faults
 from clipadapter.runtime.export.graph import ModelGraph, export_towers
 from clipadapter.runtime.predictor import MAX_METADATA_CHARACTERS

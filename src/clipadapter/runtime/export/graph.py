@@ -15,7 +15,7 @@ from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
 from clipadapter.runtime.engines import Tower
-from clipadapter.runtime.engines.formats import BLOCKS_OUTPUT, FEATURES_OUTPUT, TorchGraph, input_names
+from clipadapter.runtime.engines.graphs import BLOCKS_OUTPUT, FEATURES_OUTPUT, TorchGraph, input_names
 from clipadapter.runtime.engines.tracing import SquareTower, example_squares
 from clipadapter.uncertainty import Rejector, Uncertainty
 from clipadapter.uncertainty.class_gaussians import ClassGaussians
