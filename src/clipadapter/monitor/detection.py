@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -343,15 +343,27 @@ def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Obs
     )
 
 
-@dataclass(frozen=True, eq=False)
 class HeldOutShots:
-    """Shots of a model, predicted by fits that did not see them."""
+    """Shots of a model, predicted by heads that were fitted without them."""
 
-    rows: NDArray[np.int64]  # (n,) row of each among the shots of the model
-    probabilities: Array  # (n, c)
-    labels: NDArray[np.int64]  # (n,) class positions
-    # Gives probabilities (m, c) of other pictures from features (m, d), by the same kind of fits
-    predict: Callable[[NDArray[Any]], Array]
+    def __init__(self, model: FewShotClassifier) -> None:
+        from clipadapter.heads import out_of_fold
+
+        head, X, y, text = model.head_, model.support_.X, model.support_.y, model.refit_text()
+        held_out = out_of_fold(head, X, y, text, strategies=("folds",), keep_heads=True, seed=model.seed)
+        assert held_out is not None
+        self._heads, self._logit_scale_ratio = held_out.heads, held_out.logit_scale_ratio
+        self._calibrator = model.uncertainty_.calibrator
+        shots = held_out.first_per_shot
+        self.rows, self.labels = shots.rows, shots.labels  # (n,) row among the shots of the model, and class position
+        self.probabilities = _finite(self._calibrator.probabilities(shots.logits))  # (n, c)
+
+    def predict(self, features: NDArray[Any]) -> Array:
+        """Probabilities (m, c) of other pictures from features (m, d), each by one of the heads."""
+        logits, n_heads = np.empty((len(features), self.probabilities.shape[1])), len(self._heads)
+        for fold, head in enumerate(self._heads[: len(features)]):
+            logits[fold::n_heads] = head.logits(features[fold::n_heads])
+        return _finite(self._calibrator.probabilities(logits * self._logit_scale_ratio))
 
 
 @dataclass(frozen=True, eq=False)
@@ -387,7 +399,7 @@ def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: floa
         counts = np.array([float(model.support_.shot_counts[name]) for name in model.class_names_])
         counts += (counts <= 0).any()
         assumed = counts / counts.sum()
-        held_out = None if _why_not_held_out(model) else hold_out_shots(model)
+        held_out = None if _why_not_held_out(model) else HeldOutShots(model)
     return Reference(
         observations.features,
         observations.probabilities,
@@ -407,7 +419,7 @@ def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[
     if why := _why_not_held_out(model):
         raise InputError(f"{why}: {ADVICE}")
     names, rejector, rejected = model.class_names_, model.uncertainty_.rejector, None
-    shots = hold_out_shots(model)
+    shots = HeldOutShots(model)
     sample_priors = np.bincount(shots.labels, minlength=len(names)) / len(shots.labels)
     if reject is not None and rejector is not None:
         rejected = rejector.weighted_sum(rejector.held_out_scores) > rejector.threshold(reject).value
@@ -421,26 +433,6 @@ def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[
         rejected,
         shots,
     )
-
-
-def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
-    """Predict each shot of a model by a head that was fitted without it."""
-    from clipadapter.heads import out_of_fold
-
-    support, calibrator = model.support_, model.uncertainty_.calibrator
-    held_out = out_of_fold(
-        model.head_, support.X, support.y, model.refit_text(), strategies=("folds",), keep_heads=True, seed=model.seed
-    )
-    assert held_out is not None
-    shots = held_out.first_per_shot
-
-    def predict(features: NDArray[Any]) -> Array:
-        logits, n_heads = np.empty((len(features), len(model.class_names_))), len(held_out.heads)
-        for fold, head in enumerate(held_out.heads[: len(features)]):
-            logits[fold::n_heads] = head.logits(features[fold::n_heads])
-        return _finite(calibrator.probabilities(logits * held_out.logit_scale_ratio))
-
-    return HeldOutShots(shots.rows, _finite(calibrator.probabilities(shots.logits)), shots.labels, predict)
 
 
 def _finite(probabilities: NDArray[Any]) -> Array:
