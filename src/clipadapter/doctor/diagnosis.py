@@ -279,13 +279,11 @@ def find_class_overlaps(
     pictures: Sequence[Picture], evidence: LabelEvidence, wrong_labels: set[Picture]
 ) -> Iterator[Finding]:
     """Pairs of classes with significantly more than a tenth of their held-out pictures predicted as the other."""
-    checked = np.flatnonzero(evidence.is_held_out).tolist()
     # Pictures whose label is likely wrong are no confusions of their classes.
-    rows = np.array([i for i in checked if pictures[i] not in wrong_labels], np.int64)
-    c = len(evidence.names)
-    labels = evidence.labels[rows]
-    predictions = evidence.held_out[rows].argmax(axis=1) if len(rows) else rows
-    confusion = np.zeros((c, c), np.int64)
+    is_wrong = np.array([picture in wrong_labels for picture in pictures], bool)
+    rows = np.flatnonzero(evidence.is_held_out & ~is_wrong)
+    labels, predictions = evidence.labels[rows], evidence.held_out[rows].argmax(axis=1)
+    confusion = np.zeros((len(evidence.names),) * 2, np.int64)
     np.add.at(confusion, (labels, predictions), 1)
     class_sizes = confusion.sum(axis=1)
     np.fill_diagonal(confusion, 0)
