@@ -305,10 +305,9 @@ def find_same_texts(text: TextFeatures) -> Iterator[Finding]:
     embeddings = np.asarray(text.embeddings, np.float64)
     cosines = embeddings @ embeddings.T
     similar = {frozenset(pair) for names in find_similar_names(text.labels) for pair in combinations(names, 2)}
-    has_text = [bool(row.any()) for row in embeddings]
     for a, b in combinations(range(len(text.labels)), 2):
         cosine, classes = float(cosines[a, b]), (text.labels[a], text.labels[b])
-        if (has_text[a] and has_text[b] and cosine >= SAME_TEXT_COSINE) or frozenset(classes) in similar:
+        if cosine >= SAME_TEXT_COSINE or frozenset(classes) in similar:
             message = f"'{classes[0]}' and '{classes[1]}': cosine of their texts {cosine:.3f}"
             yield Finding("same-text", min(max(cosine, 0.0), 1.0), message, (), classes)
 

@@ -489,10 +489,9 @@ def sort_pictures(paths: Sequence[Path], by: SortKey = "time") -> tuple[list[Pat
     """
     if by not in ("time", "name"):
         raise InputError(f"pictures are ordered by time or name, not by {brief(by)}")
-    by_name = sorted(paths)
     if by == "name":
-        return by_name, None
-    by_time = sorted(((_picture_time(path), path) for path in by_name), key=lambda pair: pair[0])
+        return sorted(paths), None
+    by_time = sorted((_picture_time(path), path) for path in paths)
     return [path for _, path in by_time], [seconds for seconds, _ in by_time]
 
 
@@ -504,7 +503,6 @@ def _picture_time(path: Path) -> float:
             text = str(image.getexif().get_ifd(EXIF_BLOCK_TAG).get(DATE_TIME_ORIGINAL_TAG, ""))
             # In this machine's time zone, since cameras store none.
             return time.mktime(time.strptime(text.strip("\0 "), "%Y:%m:%d %H:%M:%S"))
-    try:
+    with suppress(OSError):
         return path.stat().st_mtime
-    except OSError:
-        return 0.0
+    return 0.0
