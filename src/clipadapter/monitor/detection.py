@@ -181,9 +181,8 @@ class _Comparison:
     @cached_property
     def probabilities(self) -> Array:
         """Those of the stream, (m, c), by the same kind of fits as those of the reference."""
-        shots = self.expected.held_out
-        if self.expected.kind == "shots" and shots is not None:
-            return shots.predict(self.observed.head_features)
+        if isinstance(self.expected.sample, HeldOutShots):
+            return self.expected.sample.predict(self.observed.head_features)
         return self.observed.probabilities
 
     def report(self, names: Sequence[str], alpha: float, reject: float | None, window: int | None) -> DriftReport:
@@ -199,8 +198,9 @@ class _Comparison:
         columns = (values.tolist() for values in (expected.priors, *estimates))
         rows = zip(names, *columns, class_p_values, strict=True)
         classes, ood_rate = tuple(ClassPrior(*row) for row in rows), None
-        if reject is not None and observed.rejected is not None and expected.rejected is not None:
-            ood_rate = OodRate(reject, float(expected.rejected.mean()), *_rate(observed.rejected))
+        usual = expected.sample.rejected
+        if reject is not None and observed.rejected is not None and usual is not None:
+            ood_rate = OodRate(reject, float(usual.mean()), *_rate(observed.rejected))
         messages = {
             "covariate-shift": f"the pictures look different (p = {corrected.get('covariate-shift', 1.0):.2g})",
             "label-shift": describe_label_shift(classes, alpha, is_reliable),
@@ -232,22 +232,23 @@ class _Comparison:
     def _test_all(self, draws: int) -> tuple[dict[str, float], Sequence[float | None]]:
         """P-values of the checks that can be run, and of the classes, None if their priors are not compared."""
         expected, rejected, options = self.expected, self.observed.rejected, {"draws": draws, "seed": self.seed}
+        sample = expected.sample
         p_values = dict[str, float]()
         of_classes: Sequence[float | None] = [None] * len(expected.priors)
         if shift := self._covariate_shift(np.arange(len(self.observed)), draws):
             p_values["covariate-shift"] = shift.p_value
         if "label-shift" in self.skip:
             pass
-        elif (labels := expected.labels) is None:
+        elif isinstance(sample, Observations):
             p_values["label-shift"], of_classes = compare_priors_with_pictures(
-                expected.probabilities, self.probabilities, **options
+                sample.probabilities, self.probabilities, **options
             )
-        elif len(labels) >= MIN_SHOTS_PER_CLASS * len(np.unique(labels)):
+        elif len(sample.labels) >= MIN_SHOTS_PER_CLASS * len(np.unique(sample.labels)):
             p_values["label-shift"], of_classes = compare_priors_with_shots(
-                expected.probabilities, labels, expected.priors, self.probabilities, **options
+                sample.probabilities, sample.labels, expected.priors, self.probabilities, **options
             )
-        if rejected is not None and expected.rejected is not None and "ood-rate" not in self.skip:
-            p_values["ood-rate"] = fisher_p_value(rejected, expected.rejected)
+        if rejected is not None and sample.rejected is not None and "ood-rate" not in self.skip:
+            p_values["ood-rate"] = fisher_p_value(rejected, sample.rejected)
         return p_values, of_classes
 
     def _measure_window(self, rows: NDArray[np.intp]) -> Window:
@@ -276,14 +277,14 @@ class _Comparison:
         ratio = (counts / (m + c)) / np.maximum(expected.sample_priors, 1 / (n + c))
         rng = np.random.default_rng(self.seed)
         rows, current_rows = (np.sort(rng.permutation(size)[:MAX_COMPARED_PICTURES]) for size in (n, m))
-        P, Q = expected.probabilities[rows], probabilities[current_rows]
+        P, Q = expected.sample.probabilities[rows], probabilities[current_rows]
 
         def odds(sample: Array) -> Array:
             """How much likelier each picture is in the stream, given the classes that it may have."""
             joint = sample / expected.assumed_priors * np.maximum(expected.sample_priors, 1e-6)
             return np.asarray(joint @ ratio / joint.sum(axis=1))
 
-        samples = expected.features[rows], self.observed.features[pictures][current_rows]
+        samples = expected.sample.features[rows], self.observed.features[pictures][current_rows]
         return measure_covariate_shift(samples, (P, Q), (odds(P), odds(Q)), draws=draws, seed=self.seed)
 
 
@@ -346,17 +347,21 @@ def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Obs
 class HeldOutShots:
     """Shots of a model, predicted by heads that were fitted without them."""
 
-    def __init__(self, model: FewShotClassifier) -> None:
+    def __init__(self, model: FewShotClassifier, reject: float | None) -> None:
         from clipadapter.heads import out_of_fold
 
         head, X, y, text = model.head_, model.support_.X, model.support_.y, model.refit_text()
         held_out = out_of_fold(head, X, y, text, strategies=("folds",), keep_heads=True, seed=model.seed)
         assert held_out is not None
         self._heads, self._logit_scale_ratio = held_out.heads, held_out.logit_scale_ratio
-        self._calibrator = model.uncertainty_.calibrator
+        self._calibrator, rejector = model.uncertainty_.calibrator, model.uncertainty_.rejector
         shots = held_out.first_per_shot
-        self.rows, self.labels = shots.rows, shots.labels  # (n,) row among the shots of the model, and class position
+        self.features = np.asarray(model.support_.final, np.float64)[shots.rows]  # (n, d)
+        self.labels = shots.labels  # (n,) class positions
         self.probabilities = _finite(self._calibrator.probabilities(shots.logits))  # (n, c)
+        self.rejected: NDArray[np.bool_] | None = None  # as in `Observations`, of those shots that have a score
+        if reject is not None and rejector is not None:
+            self.rejected = rejector.weighted_sum(rejector.held_out_scores) > rejector.threshold(reject).value
 
     def predict(self, features: NDArray[Any]) -> Array:
         """Probabilities (m, c) of other pictures from features (m, d), each by one of the heads."""
@@ -370,24 +375,19 @@ class HeldOutShots:
 class Reference:
     """The pictures or shots that a stream is compared with."""
 
-    features: Array  # (n, d)
-    probabilities: Array  # (n, c), by fits without them
-    labels: NDArray[np.int64] | None  # (n,) class positions of shots; None for pictures, which have no labels
+    sample: Observations | HeldOutShots  # n of them, predicted by fits without them
     assumed_priors: Array  # (c,) priors of the classes that the model's probabilities are for
     priors: Array  # (c,) priors of the classes that the stream should have
     sample_priors: Array  # (c,) shares of the classes in the reference itself
-    # Which the model calls none of the classes, of those that have a score of that; None if it can't reject
-    rejected: NDArray[np.bool_] | None
-    # The model's shots, held out; None if they can't be. If shots are the reference, these are its rows
-    held_out: HeldOutShots | None = None
+    held_out: HeldOutShots | None  # the model's shots; None if they can't be held out
 
     def __len__(self) -> int:
-        return len(self.features)
+        return len(self.sample.features)
 
     @property
     def kind(self) -> str:
         """What the reference consists of: "shots" or "pictures"."""
-        return "pictures" if self.labels is None else "shots"
+        return "pictures" if isinstance(self.sample, Observations) else "shots"
 
 
 def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Reference:
@@ -399,15 +399,12 @@ def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: floa
         counts = np.array([float(model.support_.shot_counts[name]) for name in model.class_names_])
         counts += (counts <= 0).any()
         assumed = counts / counts.sum()
-        held_out = None if _why_not_held_out(model) else HeldOutShots(model)
+        held_out = None if _why_not_held_out(model) else HeldOutShots(model, reject)
     return Reference(
-        observations.features,
-        observations.probabilities,
-        None,
+        observations,
         assumed,
         estimate_with_intervals(observations, held_out, assumed)[0],
         estimate_priors(observations.probabilities, assumed),
-        observations.rejected,
         held_out,
     )
 
@@ -418,21 +415,10 @@ def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[
         raise InputError(f"an exported file has no shots to compare with: {ADVICE}")
     if why := _why_not_held_out(model):
         raise InputError(f"{why}: {ADVICE}")
-    names, rejector, rejected = model.class_names_, model.uncertainty_.rejector, None
-    shots = HeldOutShots(model)
+    shots, names = HeldOutShots(model, reject), model.class_names_
     sample_priors = np.bincount(shots.labels, minlength=len(names)) / len(shots.labels)
-    if reject is not None and rejector is not None:
-        rejected = rejector.weighted_sum(rejector.held_out_scores) > rejector.threshold(reject).value
-    return Reference(
-        np.asarray(model.support_.final, np.float64)[shots.rows],
-        shots.probabilities,
-        shots.labels,
-        estimate_assumed_priors(shots.probabilities, shots.labels),
-        complete_priors(priors, names, sample_priors),
-        sample_priors,
-        rejected,
-        shots,
-    )
+    assumed = estimate_assumed_priors(shots.probabilities, shots.labels)
+    return Reference(shots, assumed, complete_priors(priors, names, sample_priors), sample_priors, shots)
 
 
 def _finite(probabilities: NDArray[Any]) -> Array:
