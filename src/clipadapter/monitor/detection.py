@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,7 +204,7 @@ class _Comparison:
         messages = {
             "covariate-shift": f"the pictures look different (p = {corrected.get('covariate-shift', 1.0):.2g})",
             "label-shift": describe_label_shift(classes, alpha, is_reliable),
-            "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.kind),
+            "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.sample.kind),
         }
         checks = (
             CheckResult(check, p_values[check], corrected[check], check in significant, messages[check])
@@ -218,7 +218,7 @@ class _Comparison:
             n_pictures=m,
             n_repeated=observed.n_repeated,
             skipped=observed.skipped,
-            reference=expected.kind,
+            reference=expected.sample.kind,
             n_reference=len(expected),
             alpha=alpha,
             checks=tuple(checks),
@@ -301,6 +301,7 @@ def _rate(rejected: NDArray[np.bool_]) -> tuple[float, float, float]:
 class Observations:
     """Features, probabilities and rejections of m pictures."""
 
+    kind: ClassVar = "pictures"
     features: NDArray[Any]  # (m, d) block ``final``, which is compared with that of other pictures
     head_features: NDArray[Any]  # (m, e) features that the head reads, which are those of all blocks
     probabilities: Array  # (m, c), calibrated
@@ -347,6 +348,8 @@ def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Obs
 class HeldOutShots:
     """Shots of a model, predicted by heads that were fitted without them."""
 
+    kind: ClassVar = "shots"
+
     def __init__(self, model: FewShotClassifier, reject: float | None) -> None:
         from clipadapter.heads import out_of_fold
 
@@ -383,11 +386,6 @@ class Reference:
 
     def __len__(self) -> int:
         return len(self.sample.features)
-
-    @property
-    def kind(self) -> str:
-        """What the reference consists of: "shots" or "pictures"."""
-        return "pictures" if isinstance(self.sample, Observations) else "shots"
 
 
 def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Reference:

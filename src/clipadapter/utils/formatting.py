@@ -108,7 +108,8 @@ def _html_cell(cell: object, limit: int) -> str:
     if not isinstance(cell, list):
         return escape(shorten_name(str(cell), limit))
     style = "display:inline-block;margin:1px 3px 1px 0;"
-    return "".join(f'<img src="data:image/jpeg;base64,{data}" alt="" style="{style}">' for data in cell if data)
+    urls = (f"data:image/jpeg;base64,{escape(data)}" for data in cell if data)
+    return "".join(f'<img src="{url}" alt="" style="{style}">' for url in urls)
 
 
 def _is_number_column(rows: Sequence[Sequence[object]], i: int) -> bool:
