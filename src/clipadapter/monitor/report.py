@@ -167,9 +167,8 @@ class DriftReport:
         messages = [result.message for result in self.checks if result.is_significant]
         if messages:
             return f"drift: {'; '.join(messages)}"
-        tested = [result for result in self.checks if result.p_value is not None]
-        smallest = min((result.corrected_p_value or 0.0 for result in tested), default=1.0)
-        return f"no drift was found (p = {smallest:.2g})" if tested else "no check could be run"
+        p_values = [result.corrected_p_value for result in self.checks if result.corrected_p_value is not None]
+        return f"no drift was found (p = {min(p_values):.2g})" if p_values else "no check could be run"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; the keys are a format, since files of ``--history`` have them."""
