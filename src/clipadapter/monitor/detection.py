@@ -122,17 +122,15 @@ def detect_drift(
             "class frequencies are estimated from the pictures of a reference: give usual frequencies (--usual, "
             "reference_priors=) or a reference (--reference, reference=), not both"
         )
-    for pictures, subject in ((current, "the stream has"), (reference, "the reference has")):
-        if pictures is not None:
-            _check_size(len(pictures), subject)  # before the encoder reads any of them
-    expected = (
-        reference_from_shots(model, rate, reference_priors)
-        if reference is None
-        else reference_from_pictures(model, reference, rate)
-    )
+    _check_size(len(current), "the stream has")  # before the encoder reads a picture
+    if reference is None:
+        expected, subject = reference_from_shots(model, rate, reference_priors), "the model has kept shots of"
+    else:
+        _check_size(len(reference), "the reference has")
+        expected, subject = reference_from_pictures(model, reference, rate), "the reference has"
     observed = observe(model, current, rate)
     _check_size(len(observed), "the stream has")
-    _check_size(len(expected), "the reference has" if reference is not None else "the model has kept shots of")
+    _check_size(len(expected), subject)
     names = model.class_names if isinstance(model, Predictor) else model.class_names_
     return _Comparison(expected, observed, skip, times, seed).report(names, alpha, rate, window)
 
@@ -398,13 +396,9 @@ def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: floa
         counts += (counts <= 0).any()
         assumed = counts / counts.sum()
         held_out = None if _why_not_held_out(model) else HeldOutShots(model, reject)
-    return Reference(
-        observations,
-        assumed,
-        estimate_with_intervals(observations, held_out, assumed)[0],
-        estimate_priors(observations.probabilities, assumed),
-        held_out,
-    )
+    priors, _, _ = estimate_with_intervals(observations, held_out, assumed)
+    sample_priors = estimate_priors(observations.probabilities, assumed)
+    return Reference(observations, assumed, priors, sample_priors, held_out)
 
 
 def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[str, float] | None) -> Reference:

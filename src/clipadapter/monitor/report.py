@@ -221,10 +221,8 @@ def describe_label_shift(classes: Sequence[ClassPrior], alpha: float, is_reliabl
 
 def describe_ood_rate(rate: OodRate, reference: str) -> str:
     """Phrase for pictures of none of the classes."""
-    expected = (
-        f"target {format_percent(rate.target)}" if reference == "shots" else f"usually {format_percent(rate.reference)}"
-    )
-    return f"{format_percent(rate.current)} are none of the classes ({expected})"
+    name, expected = ("target", rate.target) if reference == "shots" else ("usually", rate.reference)
+    return f"{format_percent(rate.current)} are none of the classes ({name} {format_percent(expected)})"
 
 
 def _describe_class(prior: ClassPrior, verb: str) -> str:
