@@ -12,8 +12,8 @@ from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.linear_probe import LinearProbe
+from clipadapter.heads.support import EvaluationFeatures
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.utils.split_types import EvaluationFeatures
 
 NAMES = ("cat", "cow", "dog")
 

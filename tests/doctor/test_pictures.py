@@ -27,7 +27,7 @@ def test_sharpness_is_the_99th_percentile_of_the_laplacian_over_the_contrast():
 
 def test_the_hash_is_that_of_imagehash(tmp_path, draw):
     draw(0).save(tmp_path / "a.png")
-    measures = measure_image(tmp_path / "a.png", imagehash)
+    measures = measure_image(tmp_path / "a.png")
     tile = draw(0).convert("L").resize((32, 32), Image.Resampling.LANCZOS)
     assert f"{measures.hash:016x}" == str(imagehash.phash(tile))
     assert f"{measures.mirrored_hash:016x}" == str(imagehash.phash(ImageOps.mirror(tile)))
@@ -47,7 +47,7 @@ def find_faults(tmp_path, make_pictures):
 
     def find(image, input_side=32, squashes=False):
         image.save(tmp_path / "one.png")
-        measures = [measure_image(tmp_path / "one.png", imagehash)]
+        measures = [measure_image(tmp_path / "one.png")]
         findings = check_image_quality(make_pictures(["cat"]), measures, input_side, squashes)
         return {finding.kind: finding for finding in findings}
 
@@ -111,7 +111,7 @@ def find(tmp_path):
         for i, (image, path) in enumerate(zip(images, paths, strict=True)):
             image.save(path, **({"quality": options[i]} if i in options else {}))
         neighbours = nearest_neighbours(create_encoder("toy").encode_images(images).numpy())
-        measures = [measure_image(path, imagehash) for path in paths]
+        measures = [measure_image(path) for path in paths]
         return [(*pair, relation) for pair, (relation, _) in find_duplicates(measures, neighbours).items()]
 
     return find_pairs
@@ -152,7 +152,7 @@ def test_a_mirrored_copy_is_a_pair(tmp_path, draw):
     draw(0).save(tmp_path / "0.png")
     ImageOps.mirror(draw(0)).save(tmp_path / "1.png")
     near = (np.full((2, 1), 0.9, np.float32), np.array([[1], [0]]))
-    pairs = find_duplicates([measure_image(tmp_path / f"{i}.png", imagehash) for i in range(2)], near)
+    pairs = find_duplicates([measure_image(tmp_path / f"{i}.png") for i in range(2)], near)
     assert pairs[0, 1][0] == "mirrored"
 
 

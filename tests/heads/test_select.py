@@ -6,9 +6,9 @@ from clipadapter.errors import InputError
 from clipadapter.heads import create_head, out_of_fold, select
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.select import TEMPERATURES
+from clipadapter.heads.support import EvaluationFeatures
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
-from clipadapter.utils.split_types import mark_for_evaluation
 
 
 def test_the_head_that_predicts_held_out_shots_is_chosen():
@@ -40,12 +40,13 @@ def test_views_are_held_out_at_one_shot():
 
 def test_a_test_part_is_refused_by_its_type():
     X, y, text = toy_features()
-    for refused in (mark_for_evaluation(X), mark_for_evaluation(X)[:6]):
+    marked = X.view(EvaluationFeatures)
+    for refused in (marked, marked[:6]):
         with pytest.raises(InputError, match="marked for evaluation"):
             select("linear-probe", refused, y[: len(refused)], text)
         with pytest.raises(InputError, match="marked for evaluation"):
             ZeroShot().fit(refused, y[: len(refused)], text=text)
-    assert ZeroShot().fit(X, y, text=text).logits(mark_for_evaluation(X)).shape == (12, 3)
+    assert ZeroShot().fit(X, y, text=text).logits(marked).shape == (12, 3)
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ def test_shots_and_new_pictures_are_predicted_by_fits_of_one_kind(world):
         model = world.model(k=4, spread=4.0)
         reference = reference_from_shots(model, None, None)
         pictures = world.draw(EQUAL_PRIORS, 200, spread=4.0)[0]
-        shot_confidences.append(reference.probabilities.max(axis=1).mean())
+        shot_confidences.append(reference.sample.probabilities.max(axis=1).mean())
         new_confidences.append(reference.held_out.predict(pictures).max(axis=1).mean())
     assert abs(np.mean(shot_confidences) - np.mean(new_confidences)) < 0.03
 
@@ -303,7 +303,7 @@ def test_new_pictures_are_predicted_by_each_fold_in_turn(world):
 
 def test_shots_above_the_threshold_are_counted(world):
     model = world.model()
-    reference = reference_from_shots(model, 0.2, None)
+    rejected = reference_from_shots(model, 0.2, None).sample.rejected
     scores = model.uncertainty_.rejector.weighted_sum(model.uncertainty_.rejector.held_out_scores)
-    assert reference.rejected.tolist() == (scores > np.sort(scores)[19]).tolist()  # the 20th of 24: ceil(25 * 0.8)
-    assert reference.rejected.sum() == 4 and reference_from_shots(model, None, None).rejected is None
+    assert rejected.tolist() == (scores > np.sort(scores)[19]).tolist()  # the 20th of 24: ceil(25 * 0.8)
+    assert rejected.sum() == 4 and reference_from_shots(model, None, None).sample.rejected is None

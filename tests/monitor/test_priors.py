@@ -40,10 +40,11 @@ def test_true_priors_are_estimated_for_any_assumed_priors(priors, assumed):
     np.testing.assert_allclose(estimate, priors, atol=0.03)
 
 
-def test_intervals_contain_the_true_prior_in_95_percent():
+def test_intervals_contain_the_true_prior_in_95_percent(monkeypatch):
+    monkeypatch.setattr("clipadapter.monitor.priors.RESAMPLES", 150)
     n_covered = 0
     for seed in range(60):
-        _, low, high = prior_intervals(draw_probabilities((0.8, 0.2), 100, seed), EQUAL, resamples=150)
+        _, low, high = prior_intervals(draw_probabilities((0.8, 0.2), 100, seed), EQUAL)
         n_covered += low[0] <= 0.8 <= high[0]
     assert 52 <= n_covered <= 60  # 57 and 3 sd
 

@@ -26,24 +26,23 @@ KEPT_SHARE = 0.3
 """Share of the views that vote, rounded down. The paper's first version has 0.1, the authors' code 0.3."""
 
 
-def vote(log_probabilities: Array, share: float = KEPT_SHARE) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def vote(log_probabilities: Array) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """The class with most votes (n,), and the mean probabilities of all views (n, c).
 
     Args:
-        log_probabilities: (n, v, c) of v views of n pictures.
-        share: of the views that vote; at least one view votes.
+        log_probabilities: (n, v, c) of v views of n pictures; at least one view of each votes.
 
     Raises:
-        InputError: if the share is not above 0 and at most 1, or the shape is another.
+        InputError: if the shape is another, or there is no view.
 
-    >>> classes, probabilities = vote(np.log([[[0.9, 0.1], [0.3, 0.7], [0.2, 0.8]]]), 0.4)
+    >>> classes, probabilities = vote(np.log([[[0.9, 0.1], [0.3, 0.7], [0.2, 0.8]]]))
     >>> classes, probabilities.round(2)
     (array([0]), array([[0.47, 0.53]]))
     """
     z = np.asarray(log_probabilities, np.float64)
-    if z.ndim != 3 or not z.shape[1] or not 0 < share <= 1:
-        raise InputError(f"log-probabilities must be (n, v, c) and the share in (0, 1], got {z.shape} and {share}")
-    n_kept = max(1, int(share * z.shape[1] + 1e-9))  # 0.7 * 10 is 7.000000000000001, 0.29 * 100 is 28.999999999999996
+    if z.ndim != 3 or not z.shape[1]:
+        raise InputError(f"log-probabilities must be (n, v, c) of one view or more, got {z.shape}")
+    n_kept = max(1, int(KEPT_SHARE * z.shape[1]))
     return np.array([count_votes(views, n_kept).argmax() for views in z], np.intp), np.exp(z).mean(axis=1)
 
 

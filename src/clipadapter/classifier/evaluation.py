@@ -31,7 +31,6 @@ from clipadapter.utils.formatting import (
     format_count,
     format_list,
     html_block,
-    html_images,
     html_table,
     table,
 )
@@ -270,7 +269,7 @@ class EvaluationResult:
             return ""
         thumbnails = encode_thumbnails([Path(name) for name, *_ in shown], THUMBNAIL_SIDE, THUMBNAIL_QUALITY)
         rows = [
-            [html_images([thumbnail]), true, predicted, f"{probability:.2f}", source]
+            [[thumbnail], true, predicted, f"{probability:.2f}", source]
             for thumbnail, (source, true, predicted, probability) in zip(thumbnails, shown, strict=True)
         ]
         header = ["", "true class", "predicted as", "probability", "picture"]

@@ -11,14 +11,7 @@ from pathlib import Path
 from clipadapter.data.prompts import check_class_names
 from clipadapter.errors import DataError
 from clipadapter.utils.files import printable
-from clipadapter.utils.formatting import (
-    describe_classes,
-    format_count,
-    format_list,
-    html_block,
-    html_images,
-    html_table,
-)
+from clipadapter.utils.formatting import describe_classes, format_count, format_list, html_block, html_table
 from clipadapter.utils.registry import unknown
 
 SPLIT_ALIASES: Mapping[str, str] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -142,7 +135,7 @@ class Dataset:
         for name, samples in shown.items():
             counts = Counter(sample.split for sample in samples)
             pictures = [next(thumbnails) for _ in samples[:THUMBNAILS_PER_CLASS]]
-            rows.append([name, *(counts[split] for split in self.splits), html_images(pictures)])
+            rows.append([name, *(counts[split] for split in self.splits), pictures])
         more = f"and {len(by_class) - len(shown)} more" if len(by_class) > len(shown) else ""
         return html_block(repr(self)[1:-1], html_table(["class", *self.splits, ""], rows), more)
 

@@ -279,12 +279,11 @@ def find_class_overlaps(
     pictures: Sequence[Picture], evidence: LabelEvidence, wrong_labels: set[Picture]
 ) -> Iterator[Finding]:
     """Pairs of classes with significantly more than a tenth of their held-out pictures predicted as the other."""
-    checked = np.flatnonzero(evidence.is_held_out).tolist()
     # Pictures whose label is likely wrong are no confusions of their classes.
-    rows = np.array([i for i in checked if pictures[i] not in wrong_labels], np.int64)
+    is_wrong = np.array([picture in wrong_labels for picture in pictures], bool)
+    rows = np.flatnonzero(evidence.is_held_out & ~is_wrong)
+    labels, predictions = evidence.labels[rows], evidence.held_out[rows].argmax(axis=1)
     c = len(evidence.names)
-    labels = evidence.labels[rows]
-    predictions = evidence.held_out[rows].argmax(axis=1) if len(rows) else rows
     confusion = np.zeros((c, c), np.int64)
     np.add.at(confusion, (labels, predictions), 1)
     class_sizes = confusion.sum(axis=1)
@@ -307,10 +306,9 @@ def find_same_texts(text: TextFeatures) -> Iterator[Finding]:
     embeddings = np.asarray(text.embeddings, np.float64)
     cosines = embeddings @ embeddings.T
     similar = {frozenset(pair) for names in find_similar_names(text.labels) for pair in combinations(names, 2)}
-    has_text = [bool(row.any()) for row in embeddings]
     for a, b in combinations(range(len(text.labels)), 2):
         cosine, classes = float(cosines[a, b]), (text.labels[a], text.labels[b])
-        if (has_text[a] and has_text[b] and cosine >= SAME_TEXT_COSINE) or frozenset(classes) in similar:
+        if cosine >= SAME_TEXT_COSINE or frozenset(classes) in similar:
             message = f"'{classes[0]}' and '{classes[1]}': cosine of their texts {cosine:.3f}"
             yield Finding("same-text", min(max(cosine, 0.0), 1.0), message, (), classes)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +158,7 @@ class Diagnosis:
     @property
     def counts(self) -> dict[str, int]:
         """How many findings there are of each kind, without kinds that have none, worst first."""
-        counts = Counter(finding.kind for finding in self.findings)
-        return {kind: counts[kind] for kind in KINDS if counts[kind]}
+        return {kind: count for kind in KINDS if (count := len(self.of_kind(kind)))}
 
     def of_kind(self, kind: str) -> list[Finding]:
         """The findings of one kind, worst first."""

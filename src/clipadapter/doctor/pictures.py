@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import combinations, pairwise
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -65,15 +64,15 @@ class ImageMeasures:
 
 def measure_images(paths: Sequence[Path], progress: bool = False) -> dict[int, ImageMeasures]:
     """Measure pictures, by their position; those that can't be read are left out."""
-    imagehash = require("imagehash", "doctor", "the search for near duplicates")
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        measures = pool.map(lambda path: measure_image(path, imagehash), paths)
+        measures = pool.map(measure_image, paths)
         bar = progress_bar(measures, total=len(paths), desc="image quality", unit="img", shown=progress)
         return {i: image for i, image in enumerate(bar) if image is not None}
 
 
-def measure_image(path: Path, imagehash: ModuleType) -> ImageMeasures | None:
+def measure_image(path: Path) -> ImageMeasures | None:
     """Measure one picture; None if it can't be read."""
+    imagehash = require("imagehash", "doctor", "the search for near duplicates")
     try:
         data = image_bytes(path)
         image = read_image(path, data=data, shrink_to=2 * SHORT_SIDE)

@@ -214,9 +214,8 @@ class Explanation:
     def _repr_html_(self) -> str:
         """For notebooks: the sentences and the tables."""
         sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.sentences())
-        return html_block(
-            self.prediction.source, sentences, *(html_table(header, rows) for header, rows in self.tables())
-        )
+        tables = "".join(html_table(header, rows) for header, rows in self.tables())
+        return html_block(self.prediction.source, sentences, tables)
 
 
 def describe_prediction(prediction: Prediction, multilabel: bool = False) -> str:
@@ -298,10 +297,8 @@ def explain(
     heat_map, note_on_map = compute_heat_map(encoder, head, picture, k, feature)
     support = model.support_
     rows, cosines = nearest_rows(feature[:, : encoder.info.text_dim], support.final, neighbours)
-    nearest = tuple(
-        Neighbour(cosine, *name_shot(support, i))
-        for i, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
-    )
+    shots = zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
+    nearest = tuple(Neighbour(cosine, *name_shot(support, i)) for i, cosine in shots)
     note_on_shots = "" if nearest or not neighbours else NO_SHOTS
     tower = plain_encoder(encoder).tower()
     reduced = picture.copy()

@@ -21,7 +21,6 @@ from clipadapter.utils.formatting import (
     html_block,
     html_table,
 )
-from clipadapter.utils.split_types import mark_for_evaluation
 
 MAX_SHOWN_CLASSES = 20  # classes that a notebook shows
 
@@ -168,7 +167,9 @@ class FeatureSet:
 
     def mark_for_evaluation(self) -> FeatureSet:
         """The same features as a test split: heads predict for them, but refuse to be fitted to them."""
-        return replace(self, X=mark_for_evaluation(self.X))
+        from clipadapter.heads.support import EvaluationFeatures  # late: it imports torch
+
+        return replace(self, X=self.X.view(EvaluationFeatures))
 
     def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> FeatureSet:
         """The set of these rows, in this order, with the same classes.

@@ -29,13 +29,18 @@ from clipadapter.utils.blocks import (
 )
 from clipadapter.utils.formatting import format_list
 from clipadapter.utils.functional import unit
-from clipadapter.utils.split_types import EvaluationFeatures
 from clipadapter.utils.towers import TextTower
 
 if TYPE_CHECKING:
     from clipadapter.heads.base import Head
 
 Array = NDArray[Any]
+
+
+class EvaluationFeatures(np.ndarray[Any, Any]):
+    """Features of a test split, which heads predict for, but refuse to fit to. Slices have this type too."""
+
+
 PLAIN_ARRAYS = (np.ndarray, Tensor, EvaluationFeatures)  # types without column names
 SAME_PICTURE_COSINE = 1 - 1e-4
 """Cosine of two features of the block ``final`` above which they are of one picture. The cosines of one picture in two

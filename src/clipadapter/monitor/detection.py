@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,17 +122,15 @@ def detect_drift(
             "class frequencies are estimated from the pictures of a reference: give usual frequencies (--usual, "
             "reference_priors=) or a reference (--reference, reference=), not both"
         )
-    for pictures, subject in ((current, "the stream has"), (reference, "the reference has")):
-        if pictures is not None:
-            _check_size(len(pictures), subject)  # before the encoder reads any of them
-    expected = (
-        reference_from_shots(model, rate, reference_priors)
-        if reference is None
-        else reference_from_pictures(model, reference, rate)
-    )
+    _check_size(len(current), "the stream has")  # before the encoder reads a picture
+    if reference is None:
+        expected, subject = reference_from_shots(model, rate, reference_priors), "the model has kept shots of"
+    else:
+        _check_size(len(reference), "the reference has")
+        expected, subject = reference_from_pictures(model, reference, rate), "the reference has"
     observed = observe(model, current, rate)
     _check_size(len(observed), "the stream has")
-    _check_size(len(expected), "the reference has" if reference is not None else "the model has kept shots of")
+    _check_size(len(expected), subject)
     names = model.class_names if isinstance(model, Predictor) else model.class_names_
     return _Comparison(expected, observed, skip, times, seed).report(names, alpha, rate, window)
 
@@ -181,9 +179,8 @@ class _Comparison:
     @cached_property
     def probabilities(self) -> Array:
         """Those of the stream, (m, c), by the same kind of fits as those of the reference."""
-        shots = self.expected.held_out
-        if self.expected.kind == "shots" and shots is not None:
-            return shots.predict(self.observed.head_features)
+        if isinstance(self.expected.sample, HeldOutShots):
+            return self.expected.sample.predict(self.observed.head_features)
         return self.observed.probabilities
 
     def report(self, names: Sequence[str], alpha: float, reject: float | None, window: int | None) -> DriftReport:
@@ -199,12 +196,13 @@ class _Comparison:
         columns = (values.tolist() for values in (expected.priors, *estimates))
         rows = zip(names, *columns, class_p_values, strict=True)
         classes, ood_rate = tuple(ClassPrior(*row) for row in rows), None
-        if reject is not None and observed.rejected is not None and expected.rejected is not None:
-            ood_rate = OodRate(reject, float(expected.rejected.mean()), *_rate(observed.rejected))
+        usual = expected.sample.rejected
+        if reject is not None and observed.rejected is not None and usual is not None:
+            ood_rate = OodRate(reject, float(usual.mean()), *_rate(observed.rejected))
         messages = {
             "covariate-shift": f"the pictures look different (p = {corrected.get('covariate-shift', 1.0):.2g})",
             "label-shift": describe_label_shift(classes, alpha, is_reliable),
-            "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.kind),
+            "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.sample.kind),
         }
         checks = (
             CheckResult(check, p_values[check], corrected[check], check in significant, messages[check])
@@ -218,7 +216,7 @@ class _Comparison:
             n_pictures=m,
             n_repeated=observed.n_repeated,
             skipped=observed.skipped,
-            reference=expected.kind,
+            reference=expected.sample.kind,
             n_reference=len(expected),
             alpha=alpha,
             checks=tuple(checks),
@@ -232,22 +230,23 @@ class _Comparison:
     def _test_all(self, draws: int) -> tuple[dict[str, float], Sequence[float | None]]:
         """P-values of the checks that can be run, and of the classes, None if their priors are not compared."""
         expected, rejected, options = self.expected, self.observed.rejected, {"draws": draws, "seed": self.seed}
+        sample = expected.sample
         p_values = dict[str, float]()
         of_classes: Sequence[float | None] = [None] * len(expected.priors)
         if shift := self._covariate_shift(np.arange(len(self.observed)), draws):
             p_values["covariate-shift"] = shift.p_value
         if "label-shift" in self.skip:
             pass
-        elif (labels := expected.labels) is None:
+        elif isinstance(sample, Observations):
             p_values["label-shift"], of_classes = compare_priors_with_pictures(
-                expected.probabilities, self.probabilities, **options
+                sample.probabilities, self.probabilities, **options
             )
-        elif len(labels) >= MIN_SHOTS_PER_CLASS * len(np.unique(labels)):
+        elif len(sample.labels) >= MIN_SHOTS_PER_CLASS * len(np.unique(sample.labels)):
             p_values["label-shift"], of_classes = compare_priors_with_shots(
-                expected.probabilities, labels, expected.priors, self.probabilities, **options
+                sample.probabilities, sample.labels, expected.priors, self.probabilities, **options
             )
-        if rejected is not None and expected.rejected is not None and "ood-rate" not in self.skip:
-            p_values["ood-rate"] = fisher_p_value(rejected, expected.rejected)
+        if rejected is not None and sample.rejected is not None and "ood-rate" not in self.skip:
+            p_values["ood-rate"] = fisher_p_value(rejected, sample.rejected)
         return p_values, of_classes
 
     def _measure_window(self, rows: NDArray[np.intp]) -> Window:
@@ -276,14 +275,14 @@ class _Comparison:
         ratio = (counts / (m + c)) / np.maximum(expected.sample_priors, 1 / (n + c))
         rng = np.random.default_rng(self.seed)
         rows, current_rows = (np.sort(rng.permutation(size)[:MAX_COMPARED_PICTURES]) for size in (n, m))
-        P, Q = expected.probabilities[rows], probabilities[current_rows]
+        P, Q = expected.sample.probabilities[rows], probabilities[current_rows]
 
         def odds(sample: Array) -> Array:
             """How much likelier each picture is in the stream, given the classes that it may have."""
             joint = sample / expected.assumed_priors * np.maximum(expected.sample_priors, 1e-6)
             return np.asarray(joint @ ratio / joint.sum(axis=1))
 
-        samples = expected.features[rows], self.observed.features[pictures][current_rows]
+        samples = expected.sample.features[rows], self.observed.features[pictures][current_rows]
         return measure_covariate_shift(samples, (P, Q), (odds(P), odds(Q)), draws=draws, seed=self.seed)
 
 
@@ -300,6 +299,7 @@ def _rate(rejected: NDArray[np.bool_]) -> tuple[float, float, float]:
 class Observations:
     """Features, probabilities and rejections of m pictures."""
 
+    kind: ClassVar = "pictures"
     features: NDArray[Any]  # (m, d) block ``final``, which is compared with that of other pictures
     head_features: NDArray[Any]  # (m, e) features that the head reads, which are those of all blocks
     probabilities: Array  # (m, c), calibrated
@@ -343,39 +343,47 @@ def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Obs
     )
 
 
-@dataclass(frozen=True, eq=False)
 class HeldOutShots:
-    """Shots of a model, predicted by fits that did not see them."""
+    """Shots of a model, predicted by heads that were fitted without them."""
 
-    rows: NDArray[np.int64]  # (n,) row of each among the shots of the model
-    probabilities: Array  # (n, c)
-    labels: NDArray[np.int64]  # (n,) class positions
-    # Gives probabilities (m, c) of other pictures from features (m, d), by the same kind of fits
-    predict: Callable[[NDArray[Any]], Array]
+    kind: ClassVar = "shots"
+
+    def __init__(self, model: FewShotClassifier, reject: float | None) -> None:
+        from clipadapter.heads import out_of_fold
+
+        head, X, y, text = model.head_, model.support_.X, model.support_.y, model.refit_text()
+        held_out = out_of_fold(head, X, y, text, strategies=("folds",), keep_heads=True, seed=model.seed)
+        assert held_out is not None
+        self._heads, self._logit_scale_ratio = held_out.heads, held_out.logit_scale_ratio
+        self._calibrator, rejector = model.uncertainty_.calibrator, model.uncertainty_.rejector
+        shots = held_out.first_per_shot
+        self.features = np.asarray(model.support_.final, np.float64)[shots.rows]  # (n, d)
+        self.labels = shots.labels  # (n,) class positions
+        self.probabilities = _finite(self._calibrator.probabilities(shots.logits))  # (n, c)
+        self.rejected: NDArray[np.bool_] | None = None  # as in `Observations`, of those shots that have a score
+        if reject is not None and rejector is not None:
+            self.rejected = rejector.weighted_sum(rejector.held_out_scores) > rejector.threshold(reject).value
+
+    def predict(self, features: NDArray[Any]) -> Array:
+        """Probabilities (m, c) of other pictures from features (m, d), each by one of the heads."""
+        logits, n_heads = np.empty((len(features), self.probabilities.shape[1])), len(self._heads)
+        for fold, head in enumerate(self._heads[: len(features)]):
+            logits[fold::n_heads] = head.logits(features[fold::n_heads])
+        return _finite(self._calibrator.probabilities(logits * self._logit_scale_ratio))
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
     """The pictures or shots that a stream is compared with."""
 
-    features: Array  # (n, d)
-    probabilities: Array  # (n, c), by fits without them
-    labels: NDArray[np.int64] | None  # (n,) class positions of shots; None for pictures, which have no labels
+    sample: Observations | HeldOutShots  # n of them, predicted by fits without them
     assumed_priors: Array  # (c,) priors of the classes that the model's probabilities are for
     priors: Array  # (c,) priors of the classes that the stream should have
     sample_priors: Array  # (c,) shares of the classes in the reference itself
-    # Which the model calls none of the classes, of those that have a score of that; None if it can't reject
-    rejected: NDArray[np.bool_] | None
-    # The model's shots, held out; None if they can't be. If shots are the reference, these are its rows
-    held_out: HeldOutShots | None = None
+    held_out: HeldOutShots | None  # the model's shots; None if they can't be held out
 
     def __len__(self) -> int:
-        return len(self.features)
-
-    @property
-    def kind(self) -> str:
-        """What the reference consists of: "shots" or "pictures"."""
-        return "pictures" if self.labels is None else "shots"
+        return len(self.sample.features)
 
 
 def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Reference:
@@ -387,17 +395,10 @@ def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: floa
         counts = np.array([float(model.support_.shot_counts[name]) for name in model.class_names_])
         counts += (counts <= 0).any()
         assumed = counts / counts.sum()
-        held_out = None if _why_not_held_out(model) else hold_out_shots(model)
-    return Reference(
-        observations.features,
-        observations.probabilities,
-        None,
-        assumed,
-        estimate_with_intervals(observations, held_out, assumed)[0],
-        estimate_priors(observations.probabilities, assumed),
-        observations.rejected,
-        held_out,
-    )
+        held_out = None if _why_not_held_out(model) else HeldOutShots(model, reject)
+    priors, _, _ = estimate_with_intervals(observations, held_out, assumed)
+    sample_priors = estimate_priors(observations.probabilities, assumed)
+    return Reference(observations, assumed, priors, sample_priors, held_out)
 
 
 def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[str, float] | None) -> Reference:
@@ -406,41 +407,10 @@ def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[
         raise InputError(f"an exported file has no shots to compare with: {ADVICE}")
     if why := _why_not_held_out(model):
         raise InputError(f"{why}: {ADVICE}")
-    names, rejector, rejected = model.class_names_, model.uncertainty_.rejector, None
-    shots = hold_out_shots(model)
+    shots, names = HeldOutShots(model, reject), model.class_names_
     sample_priors = np.bincount(shots.labels, minlength=len(names)) / len(shots.labels)
-    if reject is not None and rejector is not None:
-        rejected = rejector.weighted_sum(rejector.held_out_scores) > rejector.threshold(reject).value
-    return Reference(
-        np.asarray(model.support_.final, np.float64)[shots.rows],
-        shots.probabilities,
-        shots.labels,
-        estimate_assumed_priors(shots.probabilities, shots.labels),
-        complete_priors(priors, names, sample_priors),
-        sample_priors,
-        rejected,
-        shots,
-    )
-
-
-def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
-    """Predict each shot of a model by a head that was fitted without it."""
-    from clipadapter.heads import out_of_fold
-
-    support, calibrator = model.support_, model.uncertainty_.calibrator
-    held_out = out_of_fold(
-        model.head_, support.X, support.y, model.refit_text(), strategies=("folds",), keep_heads=True, seed=model.seed
-    )
-    assert held_out is not None
-    shots = held_out.first_per_shot
-
-    def predict(features: NDArray[Any]) -> Array:
-        logits, n_heads = np.empty((len(features), len(model.class_names_))), len(held_out.heads)
-        for fold, head in enumerate(held_out.heads[: len(features)]):
-            logits[fold::n_heads] = head.logits(features[fold::n_heads])
-        return _finite(calibrator.probabilities(logits * held_out.logit_scale_ratio))
-
-    return HeldOutShots(shots.rows, _finite(calibrator.probabilities(shots.logits)), shots.labels, predict)
+    assumed = estimate_assumed_priors(shots.probabilities, shots.labels)
+    return Reference(shots, assumed, complete_priors(priors, names, sample_priors), sample_priors, shots)
 
 
 def _finite(probabilities: NDArray[Any]) -> Array:
@@ -497,10 +467,9 @@ def sort_pictures(paths: Sequence[Path], by: SortKey = "time") -> tuple[list[Pat
     """
     if by not in ("time", "name"):
         raise InputError(f"pictures are ordered by time or name, not by {brief(by)}")
-    by_name = sorted(paths)
     if by == "name":
-        return by_name, None
-    by_time = sorted(((_picture_time(path), path) for path in by_name), key=lambda pair: pair[0])
+        return sorted(paths), None
+    by_time = sorted((_picture_time(path), path) for path in paths)
     return [path for _, path in by_time], [seconds for seconds, _ in by_time]
 
 
@@ -512,7 +481,6 @@ def _picture_time(path: Path) -> float:
             text = str(image.getexif().get_ifd(EXIF_BLOCK_TAG).get(DATE_TIME_ORIGINAL_TAG, ""))
             # In this machine's time zone, since cameras store none.
             return time.mktime(time.strptime(text.strip("\0 "), "%Y:%m:%d %H:%M:%S"))
-    try:
+    with suppress(OSError):
         return path.stat().st_mtime
-    except OSError:
-        return 0.0
+    return 0.0

@@ -55,9 +55,7 @@ def estimate_priors(probabilities: Array, assumed: Array) -> Array:
     return np.asarray(_run_em(probabilities / priors, np.ones((1, len(probabilities))), priors[None])[0])
 
 
-def prior_intervals(
-    probabilities: Array, assumed: Array, *, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[Array, Array, Array]:
+def prior_intervals(probabilities: Array, assumed: Array, *, seed: int = 0) -> tuple[Array, Array, Array]:
     """The result of `estimate_priors` and the ends of its 95 % interval over the draw of the pictures, each (c,).
 
     The probabilities are taken to be right: errors of the model are not in the interval. Its ends are percentiles of a
@@ -70,8 +68,8 @@ def prior_intervals(
     start = np.maximum(estimate, 0.1 * priors)  # EM can't change a prior of zero
     start /= start.sum()
     estimates, chunk = [], max(1, MAX_CHUNK_VALUES // m)
-    for first in range(0, resamples, chunk):
-        count = min(chunk, resamples - first)
+    for first in range(0, RESAMPLES, chunk):
+        count = min(chunk, RESAMPLES - first)
         weights = rng.multinomial(m, np.full(m, 1 / m), size=count).astype(np.float64)
         estimates.append(_run_em(ratio, weights, np.repeat(start[None], count, axis=0), RESAMPLE_TOLERANCE))
     low, high = np.quantile(np.concatenate(estimates), INTERVAL_QUANTILES, axis=0)

@@ -114,11 +114,6 @@ class Window:
     distance_limit: float | None
     priors: tuple[float, ...]
 
-    @property
-    def centre(self) -> float:
-        """Index of the picture in the middle."""
-        return (self.start + self.end) / 2
-
 
 @dataclass(frozen=True)
 class DriftReport:
@@ -172,9 +167,8 @@ class DriftReport:
         messages = [result.message for result in self.checks if result.is_significant]
         if messages:
             return f"drift: {'; '.join(messages)}"
-        tested = [result for result in self.checks if result.p_value is not None]
-        smallest = min((result.corrected_p_value or 0.0 for result in tested), default=1.0)
-        return f"no drift was found (p = {smallest:.2g})" if tested else "no check could be run"
+        p_values = [result.corrected_p_value for result in self.checks if result.corrected_p_value is not None]
+        return f"no drift was found (p = {min(p_values):.2g})" if p_values else "no check could be run"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; the keys are a format, since files of ``--history`` have them."""
@@ -227,10 +221,8 @@ def describe_label_shift(classes: Sequence[ClassPrior], alpha: float, is_reliabl
 
 def describe_ood_rate(rate: OodRate, reference: str) -> str:
     """Phrase for pictures of none of the classes."""
-    expected = (
-        f"target {format_percent(rate.target)}" if reference == "shots" else f"usually {format_percent(rate.reference)}"
-    )
-    return f"{format_percent(rate.current)} are none of the classes ({expected})"
+    name, expected = ("target", rate.target) if reference == "shots" else ("usually", rate.reference)
+    return f"{format_percent(rate.current)} are none of the classes ({name} {format_percent(expected)})"
 
 
 def _describe_class(prior: ClassPrior, verb: str) -> str:
@@ -253,41 +245,34 @@ def format_percent(share: float) -> str:
 
 
 def _plot_ood_rate(axes: Axes, report: DriftReport) -> None:
-    heading = 'share of "none of these"'
-    points = [(window.centre, *window.ood_rate) for window in report.windows if window.ood_rate]
-    if not points or report.ood_rate is None:
+    heading, rate = 'share of "none of these"', report.ood_rate
+    if rate is None:
         _begin(axes, heading, missing="this model can't reject pictures of none of its classes")
         return
-    x, rates, low, high = np.array(points).T
-    _plot_with_band(axes, x, 100 * rates, 100 * low, 100 * high, CURRENT_COLOUR)
-    by_shots = report.reference == "shots"
-    expected = report.ood_rate.target if by_shots else report.ood_rate.reference
+    shares, low, high = 100 * np.array([window.ood_rate for window in report.windows]).T
+    _plot_with_band(axes, report, shares, low, high, CURRENT_COLOUR)
+    name, expected = ("target", rate.target) if report.reference == "shots" else ("usual", rate.reference)
     axes.axhline(100 * expected, color=REFERENCE_COLOUR, linestyle="--")
-    label = f"{'target' if by_shots else 'usual'} {format_percent(expected)}"
-    _begin(axes, heading, f"dashed: {label}; band: 95 %")
+    _begin(axes, heading, f"dashed: {name} {format_percent(expected)}; band: 95 %")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("% of the pictures")
 
 
 def _plot_distance(axes: Axes, report: DriftReport) -> None:
     heading = "distance of the features from the reference"
-    points = [
-        (window.centre, window.distance, window.distance_limit)
-        for window in report.windows
-        if window.distance is not None and window.distance_limit is not None
-    ]
-    if not points:
+    if report.windows[0].distance is None:
         _begin(axes, heading, missing="this check was skipped")
         return
-    x, distances, limits = np.array(points).T
+    distances, limits = np.array([(window.distance, window.distance_limit) for window in report.windows]).T
     lowest = min(-2.5, distances.min()) - 0.3
-    _plot_with_band(axes, x, distances, lowest, limits, REFERENCE_COLOUR)
+    _plot_with_band(axes, report, distances, lowest, limits, REFERENCE_COLOUR)
     axes.set_ylim(bottom=lowest)
     axes.set_ylabel("standard deviations")
     _begin(axes, heading, "band: 95 % if nothing changed")
 
 
-def _plot_with_band(axes: Axes, x: Any, y: Any, low: Any, high: Any, band_colour: str) -> None:
+def _plot_with_band(axes: Axes, report: DriftReport, y: Any, low: Any, high: Any, band_colour: str) -> None:
+    x = [(window.start + window.end) / 2 for window in report.windows]
     axes.fill_between(x, low, high, color=band_colour, alpha=0.16, linewidth=0)
     axes.plot(x, y, color=CURRENT_COLOUR, marker="o", markersize=5, linewidth=2, clip_on=False)
 

@@ -249,21 +249,16 @@ def remove_abandoned(folder: Path, pattern: str, min_age: float = ABANDONED_SECO
     Where many processes write into one folder without locks, only age shows that no process uses a file any more. An
     age of 0 is for folders with a lock.
     """
-    try:
-        paths = [path for path in folder.iterdir() if re.fullmatch(pattern, path.name)]
-    except OSError:
-        return
-    for path in paths:
-        try:
-            newest = max(entry.lstat().st_mtime for entry in (path, *path.rglob("*")))
-            if time.time() - newest < min_age:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()
-        except OSError:
-            continue  # another process removed it first
+    with suppress(OSError):  # there is no folder to read
+        for path in [each for each in folder.iterdir() if re.fullmatch(pattern, each.name)]:
+            with suppress(OSError):  # another process removed it first
+                newest = max(entry.lstat().st_mtime for entry in (path, *path.rglob("*")))
+                if time.time() - newest < min_age:
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

@@ -77,35 +77,24 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], text_columns:
     # Long cells are shortened, except those of the last column, which have no column beside them.
     cells = [list(map(str, row)) for row in (header, *rows)]
     lines = [[*map(shorten_name, row[:-1]), *map(printable, row[-1:])] for row in cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    is_number = [
-        _is_number_column(rows, i) if text_columns is None else i not in text_columns for i in range(len(header))
-    ]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(line, widths, is_number, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    columns = []
+    for i, texts in enumerate(zip(*lines, strict=True)):
+        is_number = _is_number_column(rows, i) if text_columns is None else i not in text_columns
+        width = max(map(len, texts))
+        columns.append([text.rjust(width) if is_number else text.ljust(width) for text in texts])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Format rows as an HTML table like `table`; texts are escaped."""
-    is_number = [_is_number_column(rows, i) for i in range(len(header))]
-    limits = [MAX_NAME_LETTERS] * (len(header) - 1) + [MAX_TEXT_LETTERS]
-    aligned = [f"{CELL_STYLE}text-align:{'right' if is_right else 'left'};" for is_right in is_number]
-    head = "".join(f'<th style="{style}">{escape(cell)}</th>' for cell, style in zip(header, aligned, strict=True))
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td style="{style}">{cell if isinstance(cell, Markup) else escape(shorten_name(str(cell), limit))}</td>'
-            for cell, style, limit in zip(row, aligned, limits, strict=True)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    head = f"<thead><tr>{head}</tr></thead>" if any(header) else ""
+    """Format rows as an HTML table like `table`; texts are escaped, and a list of thumbnails is shown."""
+    columns = []
+    for i, heading in enumerate(header):
+        style = f"{CELL_STYLE}text-align:{'right' if _is_number_column(rows, i) else 'left'};"
+        limit = MAX_NAME_LETTERS if i < len(header) - 1 else MAX_TEXT_LETTERS
+        cells = [f'<td style="{style}">{_html_cell(row[i], limit)}</td>' for row in rows]
+        columns.append([f'<th style="{style}">{escape(heading)}</th>', *cells])
+    first, *others = (f"<tr>{''.join(line)}</tr>" for line in zip(*columns, strict=True))
+    head, body = f"<thead>{first}</thead>" if any(header) else "", "".join(others)
     return f'<table style="border-collapse:collapse;margin:4px 0;">{head}<tbody>{body}</tbody></table>'
 
 
@@ -114,20 +103,13 @@ def html_block(title: str, *parts: str) -> str:
     return f"<div><b>{escape(title)}</b>{''.join(parts)}</div>"
 
 
-def html_images(thumbnails: Iterable[str]) -> Markup:
-    """Pictures, JPEG files in base64, in a cell of `html_table`; empty ones are left out."""
-    images = (
-        f'<img src="data:image/jpeg;base64,{data}" alt="" style="display:inline-block;margin:1px 3px 1px 0;">'
-        for data in thumbnails
-        if data
-    )
-    return Markup("".join(images))
-
-
-class Markup(str):
-    """HTML that `html_table` inserts into a cell unescaped."""
-
-    __slots__ = ()
+def _html_cell(cell: object, limit: int) -> str:
+    """Text, escaped; of a list of thumbnails, JPEG files in base64, the pictures, without those that are empty."""
+    if not isinstance(cell, list):
+        return escape(shorten_name(str(cell), limit))
+    style = "display:inline-block;margin:1px 3px 1px 0;"
+    urls = (f"data:image/jpeg;base64,{escape(data)}" for data in cell if data)
+    return "".join(f'<img src="{url}" alt="" style="{style}">' for url in urls)
 
 
 def _is_number_column(rows: Sequence[Sequence[object]], i: int) -> bool:

@@ -33,15 +33,13 @@ def read_text(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> str:
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            if size > max_bytes:
-                raise DataError(f"{printable(path)} has {size >> 20} MiB, but at most {max_bytes >> 20} MiB are read")
-            data = file.read(max_bytes + 1)  # the file may grow in the meantime
-    except DataError:
-        raise
+            data = b"" if size > max_bytes else file.read(max_bytes + 1)  # the file may grow in the meantime
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
         hint = explain_missing(Path(path)) if isinstance(error, FileNotFoundError) else ""
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{printable(path)} can't be opened: {reason}{hint}") from error
+    if size > max_bytes:
+        raise DataError(f"{printable(path)} has {size >> 20} MiB, but at most {max_bytes >> 20} MiB are read")
     if len(data) > max_bytes:
         raise DataError(f"{printable(path)} has more than {max_bytes >> 20} MiB, the largest size that is read")
     try:

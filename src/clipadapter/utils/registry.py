@@ -83,8 +83,8 @@ class Registry(Generic[T]):
 
         def decorate(cls: type[T]) -> type[T]:
             existing = self._classes.get(name, cls)
-            if _qualified_name(existing) != _qualified_name(cls):
-                raise InputError(f"the {self.kind} '{name}' is already {_qualified_name(existing)}")
+            if (existing.__module__, existing.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise InputError(f"the {self.kind} '{name}' is already {existing.__module__}.{existing.__qualname__}")
             self._classes[name] = cls
             if name not in self._modules:
                 self._entries[name] = _describe_class(name, cls, facts)
@@ -173,10 +173,6 @@ def _check_signature(member: str, cls: type[Any], name: str) -> None:
     known = inspect.signature(cls).parameters
     if name not in known and all(part.kind is not part.VAR_KEYWORD for part in known.values()):
         raise unknown(f"parameter of {member}", name, list(known))
-
-
-def _qualified_name(cls: type[Any]) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _describe_class(name: str, cls: type[T], facts: Mapping[str, Any]) -> Entry[T]:
