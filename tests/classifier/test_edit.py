@@ -188,6 +188,14 @@ def test_new_shots_have_as_many_views_as_the_old_ones():
     assert found.support_.X.shape == (14, 3, 32)
 
 
+def test_shots_whose_classes_stand_in_another_order_than_those_of_the_text_keep_their_labels():
+    images, labels = shots(*ORDER)
+    found = model("prototype")
+    found.fit_features(found.extract_features(images, labels, ORDER[::-1]), found.encode_classes(ORDER))
+    assert found.add_examples(squares("red", 1, 7), ["red"]).support_.y == (*labels, "red")
+    assert found.remove_class("blue").support_.counts == {"green": 4, "red": 5}
+
+
 def test_unreadable_pictures_are_listed_in_skipped(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     found = fitted().add_examples([tmp_path / "bad.png", *shots("red")[0]], ["red"] * 5)

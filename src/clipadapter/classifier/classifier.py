@@ -144,7 +144,7 @@ class FewShotClassifier:
         self._is_backend_chosen = False
         self._tuned_encoder: Encoder | None = None
         self._other_encoders: list[Encoder] = []
-        self._named_blocks: tuple[str, ...] | None = None
+        self._named_blocks: tuple[str, ...] = ()  # of the encoder as it was opened
         self._history: History | None = None
         self.prompts_: Mapping[str, Sequence[str]] = {}  # text features that are given to `fit_features` have none
         self.skipped_: tuple[tuple[str, str], ...] = ()
@@ -247,8 +247,6 @@ class FewShotClassifier:
     def prepare_encoder(self, *heads: Head) -> None:
         """Make the encoder give the blocks of features that the heads read at this quality. `fit` does this itself."""
         encoder = self.encoder_
-        if self._named_blocks is None:
-            self._named_blocks = encoder_choice.block_names(encoder)
         names = encoder_choice.blocks_to_read(encoder, self._other_encoders, heads, self.quality, self._named_blocks)
         self._encoder = open_blocks(encoder, names, self._other_encoders)
 
@@ -594,7 +592,8 @@ class FewShotClassifier:
     def remove_class(self, name: str, *, by: str = "") -> Self:
         """Remove a class and its shots. Multi-label shots stay, without this label."""
         change = edit.remove_class(self._to_model(), name)
-        return edit.apply(self, change, "remove-class", {"class": name, "pictures": len(change.removed_rows)}, by)
+        pictures = self.support_.y.count(name)  # none if multi-label
+        return edit.apply(self, change, "remove-class", {"class": name, "pictures": pictures}, by)
 
     def rename_class(self, name: str, new: str, *, by: str = "") -> Self:
         """Rename a class. Its text features change if its prompts come from templates; descriptions are kept."""
@@ -612,9 +611,7 @@ class FewShotClassifier:
             InputError: if there is nothing to undo, or the version is not stored.
         """
         history, model = self.history_.undo(to, by)
-        self._set_model(model)
-        self._history = history
-        return self
+        return self._set_model(model, history)
 
     # ---- Save and load ----
 
@@ -653,12 +650,11 @@ class FewShotClassifier:
         history = History.load(folder)  # before the model: `save` then notices a change that came between the two reads
         saved = load_model(folder)
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
-        model._set_model(saved, encoder)
+        model._set_model(saved, history, encoder)
         if "progress" in model.head_.get_params(deep=False):  # that of the fit says nothing of where the model is used
             model.head_.set_params(progress=shows_progress(model.progress))
         if model.uncertainty:
             model.uncertainty_ = saved.uncertainty.with_defaults(model.uncertainty)
-        model._history = history
         return model
 
     # ---- Hugging Face hub ----
@@ -768,16 +764,17 @@ class FewShotClassifier:
             info = encoder_choice.info_of_base(self._encoder.info, info)
         return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.uncertainty_, self.fold_heads_)
 
-    def _set_model(self, model: Model, encoder: NamedEncoders | None = None) -> None:
+    def _set_model(self, model: Model, history: History, encoder: NamedEncoders | None = None) -> Self:
         """Take over the fitted state; the encoder is opened if the model needs another one than the open one."""
         if not hasattr(self, "_encoder") or self._to_model().encoder.fingerprint != model.encoder.fingerprint:
             opened = encoder_choice.open_saved_encoders(model, encoder, self.device, self.backend, self.precision)
             self._encoder, self._tuned_encoder = opened
-            self._is_backend_chosen = True
+            self._named_blocks, self._is_backend_chosen = encoder_choice.block_names(self._encoder), True
         tower = partial(open_text_tower, self.encoder_) if self.encoder_.has_text else None
         self.text_ = model.text.with_tower(tower)
         self.head_, self.support_ = model.head.attach(self.text_), model.support
         self.prompts_, self.fold_heads_ = model.prompts, model.fold_heads
         self.uncertainty_ = model.uncertainty
-        self.class_names_ = model.text.labels
+        self.class_names_, self._history = model.text.labels, history
         self.evaluation_ = None
+        return self

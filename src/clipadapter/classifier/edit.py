@@ -66,7 +66,6 @@ class Edit:
     text: TextFeatures  # their order is that of the logits
     old_positions: tuple[int, ...]  # position of each class before the edit, -1 for a new class
     prompts: Prompts
-    removed_rows: frozenset[int] = frozenset()  # of shots; all single-label shots of a removed class are among them
     new_labels: Mapping[int, Label] = field(default_factory=dict)  # corrected labels, by row of the support set
     added: FeatureSet | None = None
 
@@ -106,9 +105,7 @@ def remove_class(model: Model, name: str) -> Edit:
     """Make an edit that removes a class and its shots; multi-label shots stay, without this label."""
     _check_known(model, name)
     positions = {key: position for key, position in _positions(model).items() if key != name}
-    prompts = {key: texts for key, texts in model.prompts.items() if key != name}
-    shots = frozenset(row for row, label in enumerate(model.support.y) if label == name)  # none if multi-label
-    return replace(_edit_classes(model, positions, prompts), removed_rows=shots)
+    return _edit_classes(model, positions, {key: texts for key, texts in model.prompts.items() if key != name})
 
 
 @_refusing_damage()
@@ -251,7 +248,7 @@ def apply_edit(model: Model, edit: Edit) -> Model:
     edited = replace(model, text=edit.text, prompts=edit.prompts)
     if not len(model.support):
         return _edit_without_support(edited, model, edit)
-    support = edit_support(model.support, edit)
+    support = edit_support(model, edit)
     if not len(support):
         raise InputError("no shot would be left, but a model needs at least one")
     settings = fit_settings(model)
@@ -268,12 +265,14 @@ def apply_edit(model: Model, edit: Edit) -> Model:
     return replace(edited, support=support, **vars(result))
 
 
-def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:
+def edit_support(model: Model, edit: Edit) -> FeatureSet:
     """The support set after an edit: the shots that stay in their order, then the new ones."""
-    names = edit.text.labels
-    new_name = {support.class_names[old]: names[i] for i, old in enumerate(edit.old_positions) if old >= 0}
-    rows = [i for i in range(len(support)) if i not in edit.removed_rows]
-    old_labels = {i: tuple(new_name[name] for name in support.class_names_of(i) if name in new_name) for i in rows}
+    support, names = model.support, edit.text.labels
+    new_name = {model.text.labels[old]: name for name, old in zip(names, edit.old_positions, strict=True) if old >= 0}
+    old_names = [support.class_names_of(i) for i in range(len(support))]
+    old_labels = [tuple(new_name[name] for name in each if name in new_name) for each in old_names]
+    # A picture that may have several labels stays a shot without its last one.
+    rows = [i for i, label in enumerate(old_labels) if label or support.targets is not None]
     labels: list[Label] = [edit.new_labels.get(i, old_labels[i]) for i in rows]
     old_sources = list(support.provenance.get("sources", ()))
     sources = [old_sources[i] for i in rows] if len(old_sources) == len(support) else [""] * len(rows)
@@ -364,7 +363,4 @@ def apply(classifier: C, edit: Edit, action: str, facts: Mapping[str, Any], by: 
     before = classifier._to_model()
     text = classifier._with_read_prompts(edit.text, edit.prompts)
     after = apply_edit(before, replace(edit, text=text))
-    history = classifier.history_.with_change(before, after, action, facts, by)
-    classifier._set_model(after)
-    classifier._history = history
-    return classifier
+    return classifier._set_model(after, classifier.history_.with_change(before, after, action, facts, by))
