@@ -113,12 +113,12 @@ class History:
     damage: str = ""  # why the log in the folder can't be read. The model can be used, but not edited
 
     @classmethod
-    def new(cls, model: Model, by: str = "") -> History:
+    def new(cls, model: Model) -> History:
         """Begin the history of a model that was just fitted."""
         from clipadapter.heads.registry import registered_name
 
         facts = {"head": registered_name(model.head), "encoder": model.encoder.name}
-        return cls((new_change((), "fit", facts, by, **_count(model)),), None, {1: model})
+        return cls((new_change((), "fit", facts, **_count(model)),), None, {1: model})
 
     @classmethod
     def load(cls, folder: str | Path) -> History:
@@ -343,7 +343,9 @@ def _infer_change(current: Snapshot, log: Log) -> Change:
 def count_shots(provenance: Mapping[str, Any]) -> int:
     """Number of shots that a provenance names."""
     shots = provenance.get("shots")
-    counts = shots.values() if isinstance(shots, Mapping) else ()
+    counts: Iterable[Any] = shots.values() if isinstance(shots, Mapping) else ()
+    if "pictures" in provenance:  # they may have several labels, of whose classes each has them among its shots
+        counts = [provenance["pictures"]]
     return sum(count for count in counts if isinstance(count, int) and count > 0)
 
 
