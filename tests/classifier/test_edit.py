@@ -157,7 +157,7 @@ def test_a_shot_is_recognised_by_its_feature_and_left_out_or_relabelled():
         (lambda m: m.add_examples(squares("red", 1, 7), ["rad"]), UnknownNameError, "Did you mean 'red'"),
         (lambda m: m.add_examples(shots("red")[0], ["blue"] * 4), InputError, "is a shot of 'red' already"),
         (lambda m: m.add_examples(squares("red", 2, 7), ["red"]), InputError, "2 pictures but 1 label"),
-        (lambda m: m.correct(squares("red", 1, 7), [("red", "blue")]), InputError, "single-label"),
+        (lambda m: m.correct(squares("red", 1, 7), [("red", "blue")]), InputError, "the model gives one"),
         (lambda m: m.remove_class("pink"), UnknownNameError, "no class is called 'pink'"),
         (lambda m: m.remove_class("red").remove_class("blue"), InputError, "two classes or more"),
         (lambda m: m.rename_class("red", "blue"), InputError, "there is a class 'blue' already"),

@@ -79,7 +79,6 @@ class FewShotClassifier:
         head_params: parameters of a head that is given by name.
         grid: values to try, by parameter of the head. Held-out shots select the best ones (see `heads.select`).
             The fits of this search get no pictures without labels; only the last one does.
-        task: "single-label"; "multilabel" for pictures with any number of labels; "auto" infers it from the labels.
         uncertainty: what is learned from held-out shots and which decisions are the default. None: calibrated
             probabilities, and marks on pictures that are unlike every class. `UncertaintyOptions(reject=0.05)` answers
             None for such pictures.
@@ -124,7 +123,6 @@ class FewShotClassifier:
     _: KW_ONLY
     head_params: Mapping[str, Any] | None = None
     grid: Mapping[str, Sequence[Any]] | None = None
-    task: str = "auto"
     uncertainty: UncertaintyOptions | None = None
     quality: str = DEFAULT_QUALITY
     templates: str | Sequence[str] = "default"
@@ -198,8 +196,8 @@ class FewShotClassifier:
         Args:
             images: a list of paths, PIL images or arrays. Without labels: a `Dataset`, or a folder, table or name as
                 `load_dataset` takes it; of one with splits, the split "train".
-            labels: class name of each picture; or a list, tuple or set of all its class names. None: those of the data
-                set.
+            labels: class name of each picture; or a list, tuple or set of all its class names, of which there may be
+                none. None: those of the data set.
             class_names: all classes in the order of ``class_names_``; if None, those of the labels, sorted.
             unlabelled: pictures without labels, in all forms that `predict` takes; for heads that learn from them.
                 ``auto`` uses them if held-out shots show a gain, and says so in ``head_.describe_unlabelled()``.
@@ -212,7 +210,6 @@ class FewShotClassifier:
         """
         images, labels, dataset = inputs.read_labelled(images, labels, default_split="train")
         unlabelled = None if unlabelled is None else list_pictures(unlabelled)
-        inputs.check_task(self.task, labels)
         if class_names is None:
             class_names = inputs.collect_class_names(labels) if dataset is None else dataset.class_names
         names = list(check_names(class_names))
@@ -268,8 +265,13 @@ class FewShotClassifier:
             unlabelled: (u, d) features of pictures without labels, for heads that learn from them.
             outliers: (b, d) features of pictures of none of the classes.
         """
-        options, text = fitting.check_options(self.uncertainty), text.with_order("given")
-        head = self._build_head() if head is None else head
+        options = UncertaintyOptions() if self.uncertainty is None else self.uncertainty
+        if not isinstance(options, UncertaintyOptions):
+            raise InputError(
+                "uncertainty must be UncertaintyOptions(reject=0.05, ...) of clipadapter.uncertainty, but is "
+                f"{type(options).__name__}"
+            )
+        head, text = self._build_head() if head is None else head, text.with_order("given")
         self.selection_: Selection | None = None
         if self.grid:
             self.selection_ = select(
@@ -288,7 +290,7 @@ class FewShotClassifier:
         if options.negative_labels:
             negatives = fitting.embed_negative_labels(self, text, outliers)
         fitted = fitting.ShotFit(support, text, options, negatives, self.seed).fit(head, unlabelled)
-        self.head_, self.uncertainty_, self.fold_heads_ = fitted.head, fitted.uncertainty, fitted.fold_heads
+        self.head_, self.uncertainty_, self.fold_heads_ = fitted
         views = inputs.parse_views(self.views, self.seed)
         if isinstance(views, PerEpochViews):
             views = views.for_epochs(support.X.shape[1] - 1 if support.X.ndim == 3 else 0)
@@ -529,7 +531,7 @@ class FewShotClassifier:
         self._check_fitted()
         pictures, labels, dataset = inputs.read_labelled(images, labels, default_split="test")
         evaluation.check_label_kind(self.uncertainty_, inputs.is_multilabel(labels))
-        names = [str(name) for label in labels for name in inputs.label_names(label)]
+        names = inputs.collect_class_names(labels)
         if names or not inputs.is_multilabel(labels):  # no picture needs to have a label if there may be several
             evaluation.check_labels(names, self.class_names_)
         test = self.extract_features(pictures, labels, self.class_names_, views=1)

@@ -24,9 +24,8 @@ from clipadapter.classifier.fitting import ShotFit, fit_settings, negatives_of
 from clipadapter.classifier.inputs import (
     Label,
     build_feature_set,
-    check_any_readable,
-    check_task,
     collect_class_names,
+    is_multilabel,
     label_names,
 )
 from clipadapter.data import class_prompts, label_matrix
@@ -96,8 +95,8 @@ def keep_classes(model: Model) -> Edit:
 def add_class(model: Model, name: str, descriptions: Sequence[str] | None, encode: EncodePrompts) -> Edit:
     """Make an edit that adds a class behind the others."""
     _check_new_name(model, name, "add pictures to it with add_examples (add-examples)")
-    sentences = list(descriptions) if isinstance(descriptions, tuple) else descriptions
-    prompts = class_prompts([name], fit_settings(model).templates, None if sentences is None else {name: sentences})
+    described = None if descriptions is None else {name: descriptions}
+    prompts = class_prompts([name], fit_settings(model).templates, described)
     return _edit_classes(model, {**_positions(model), name: -1}, {**model.prompts, **prompts}, encode(prompts))
 
 
@@ -164,7 +163,7 @@ def _edit_classes(
 @_refusing_damage()
 def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: ConflictRule) -> tuple[Edit, dict[str, Any]]:
     """Add labelled pictures that are no shots with these labels yet; also counts and sources, for the history."""
-    support, is_multilabel, sources = model.support, model.support.targets is not None, examples.provenance["sources"]
+    support, sources = model.support, examples.provenance["sources"]
     duplicates = find_duplicates(support.final, examples.final)
     new_labels, new_rows, n_known = dict[int, Label](), list[int](), 0
     for i, same in enumerate(find_duplicates(examples.final, examples.final)):
@@ -186,7 +185,7 @@ def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: Conflict
         for row, old in zip(duplicates[i], old_labels, strict=True):
             new = {"refuse": old, "replace": label, "merge": old | label}[rule]
             if new != old:
-                changed[row] = tuple(sorted(new)) if is_multilabel else next(iter(new))
+                changed[row] = next(iter(new)) if support.targets is None else tuple(sorted(new))
         new_labels |= changed
         n_known += bool(old_labels) and not changed
     provenance = {**examples.provenance, "sources": [sources[i] for i in new_rows]}
@@ -262,7 +261,7 @@ def apply_edit(model: Model, edit: Edit) -> Model:
     before, after = model.head.kept_pictures_, result.head.kept_pictures_
     if before is not None and after is not None and np.array_equal(before, after):
         result.head.kept_pictures_ = before  # the history has both models in memory
-    return replace(edited, support=support, **vars(result))
+    return replace(edited, support=support, **result._asdict())
 
 
 def edit_support(model: Model, edit: Edit) -> FeatureSet:
@@ -340,8 +339,8 @@ def add_shots(
     """Apply an edit with labelled pictures. Nothing changes if all are shots with these labels already."""
     model, support = classifier._to_model(), classifier.support_
     check_editable(model, edit)  # these checks come before the pictures are encoded
-    check_any_readable(range(len(images)), (), len(images))
-    check_task("single-label" if support.targets is None else "auto", labels)
+    if support.targets is None and is_multilabel(labels):
+        raise InputError("some pictures have a list of labels, but the model gives one: give one class name for each")
     if support.targets is not None:
         labels = [(label,) if isinstance(label, str) else label for label in labels]
     for name in collect_class_names(labels):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,23 +57,12 @@ class Negatives:
     negative_labels: Array | None = None  # (k, d) their text features
 
 
-@dataclass(frozen=True, eq=False)
-class FitResult:
+class FitResult(NamedTuple):
     """A fitted head with its uncertainty."""
 
     head: Head
     uncertainty: Uncertainty
     fold_heads: tuple[Head, ...] = ()  # heads that were each fitted without one fold, for CV+ prediction sets
-
-
-def check_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:
-    """The options, or the default ones for None."""
-    if uncertainty is not None and not isinstance(uncertainty, UncertaintyOptions):
-        raise InputError(
-            "uncertainty must be UncertaintyOptions(reject=0.05, ...) of clipadapter.uncertainty, but is "
-            f"{type(uncertainty).__name__}"
-        )
-    return uncertainty or UncertaintyOptions()
 
 
 def embed_negative_labels(classifier: FewShotClassifier, text: TextFeatures, outliers: Array | None) -> Negatives:

@@ -118,7 +118,7 @@ class History:
         from clipadapter.heads.registry import registered_name
 
         facts = {"head": registered_name(model.head), "encoder": model.encoder.name}
-        return cls((new_change((), "fit", facts, **_count(model)),), None, {1: model})
+        return cls((new_change((), "fit", facts, "", **_count(model)),), None, {1: model})
 
     @classmethod
     def load(cls, folder: str | Path) -> History:
