@@ -56,17 +56,13 @@ def read_card(folder: str | Path) -> bytes | None:
 @cache
 def _load_template() -> Template:
     """The template of the card. Every value is escaped for Markdown, unless the template says that it is safe."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # late: who only reads a model needs no template
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("clipadapter.persistence"),
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else Markup(escape(str(value))),  # noqa: S704
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
+    from clipadapter.rendering.html import create_environment  # late: who only reads a model needs no template
+
+    environment = create_environment("clipadapter.persistence")
+    environment.finalize = lambda value: value if isinstance(value, Markup) else Markup(escape(str(value)))  # noqa: S704
+    environment.keep_trailing_newline = True
     environment.filters["code"] = lambda text: Markup(code(str(text)))  # noqa: S704
     return environment.get_template("card.md")
 
