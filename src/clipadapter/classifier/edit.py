@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from clipadapter.classifier.classifier import FewShotClassifier
 
 C = TypeVar("C", bound="FewShotClassifier")
-V = TypeVar("V")
 Prompts = Mapping[str, Sequence[str]]
 EncodePrompts = Callable[[Prompts], TextFeatures]
 PER_FIT_FACTS = ("rows", "computed")
@@ -97,14 +96,13 @@ def add_class(model: Model, name: str, descriptions: Sequence[str] | None, encod
     _check_new_name(model, name, "add pictures to it with add_examples (add-examples)")
     described = None if descriptions is None else {name: descriptions}
     prompts = class_prompts([name], fit_settings(model).templates, described)
-    return _edit_classes(model, {**_positions(model), name: -1}, {**model.prompts, **prompts}, encode(prompts))
+    return _edit_classes(model, {each: each for each in model.text.labels}, prompts, encode(prompts))
 
 
 def remove_class(model: Model, name: str) -> Edit:
     """Make an edit that removes a class and its shots; multi-label shots stay, without this label."""
     _check_known(model, name)
-    positions = {key: position for key, position in _positions(model).items() if key != name}
-    return _edit_classes(model, positions, {key: texts for key, texts in model.prompts.items() if key != name})
+    return _edit_classes(model, {each: each for each in model.text.labels if each != name})
 
 
 @_refusing_damage()
@@ -113,11 +111,11 @@ def rename_class(model: Model, name: str, new: str, encode: EncodePrompts) -> Ed
     _check_known(model, name)
     _check_new_name(model, new, "classes must have different names")
     templates = fit_settings(model).templates
-    prompts, encoded = _renamed(model.prompts, name, new), None
-    if list(prompts[new]) == class_prompts([name], templates)[name]:
-        prompts |= class_prompts([new], templates)
-        encoded = encode({new: prompts[new]})
-    return _edit_classes(model, _renamed(_positions(model), name, new), prompts, encoded)
+    old_names = {new if each == name else each: each for each in model.text.labels}
+    if list(model.prompts[name]) != class_prompts([name], templates)[name]:
+        return _edit_classes(model, old_names)
+    prompts = class_prompts([new], templates)
+    return _edit_classes(model, old_names, prompts, encode(prompts))
 
 
 def _check_known(model: Model, name: str) -> None:
@@ -136,25 +134,20 @@ def _check_new_name(model: Model, name: object, advice: str) -> None:
         raise InputError(f"there is a class '{name}' already: {advice}")
 
 
-def _positions(model: Model) -> dict[str, int]:
-    return {name: i for i, name in enumerate(model.text.labels)}
-
-
-def _renamed(by_class: Mapping[str, V], name: str, new: str) -> dict[str, V]:
-    return {new if key == name else key: value for key, value in by_class.items()}
-
-
 def _edit_classes(
-    model: Model, old_positions: Mapping[str, int], prompts: Prompts, encoded: TextFeatures | None = None
+    model: Model, old_names: Mapping[str, str], prompts: Prompts | None = None, encoded: TextFeatures | None = None
 ) -> Edit:
-    """An edit with the position before it of each class after it, and the text features of new and renamed ones."""
+    """An edit with the old name of each class that stays, and the prompts and text of a new or renamed one."""
     before = model.text
-    rows = {name: before.embeddings[i] for name, i in old_positions.items()}
+    positions = {name: i for i, name in enumerate(before.labels)}
+    rows = {name: before.embeddings[positions[old]] for name, old in old_names.items()}
     if encoded is not None:
         rows |= dict(zip(encoded.labels, encoded.embeddings, strict=True))
+    old_positions = tuple(positions[old_names[name]] if name in old_names else -1 for name in rows)
     embeddings, scale, bias = np.array([*rows.values()], before.embeddings.dtype), before.logit_scale, before.logit_bias
     text = TextFeatures.of_stored_rows(tuple(rows), embeddings, scale, bias, before.tower, before.order)
-    return Edit(text, tuple(old_positions.values()), prompts)
+    kept = {name: model.prompts[old] for name, old in old_names.items() if old in model.prompts}
+    return Edit(text, old_positions, {**kept, **(prompts or {})})
 
 
 # ---- Edits of shots ----
@@ -339,10 +332,10 @@ def add_shots(
     """Apply an edit with labelled pictures. Nothing changes if all are shots with these labels already."""
     model, support = classifier._to_model(), classifier.support_
     check_editable(model, edit)  # these checks come before the pictures are encoded
-    if support.targets is None and is_multilabel(labels):
-        raise InputError("some pictures have a list of labels, but the model gives one: give one class name for each")
     if support.targets is not None:
-        labels = [(label,) if isinstance(label, str) else label for label in labels]
+        labels = [label_names(label) for label in labels]
+    elif is_multilabel(labels):
+        raise InputError("some pictures have a list of labels, but the model gives one: give one class name for each")
     for name in collect_class_names(labels):
         if name not in edit.text.labels:
             error = unknown("class", name, list(edit.text.labels))
