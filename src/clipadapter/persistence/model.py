@@ -42,8 +42,8 @@ UNLABELLED_KEY = "unlabelled"
 """Name of the pictures without labels in their file; see `Head.kept_pictures_`. They have a file of their own, so that
 the versions of a model share it while the shots change."""
 COPIED_PROVENANCE = ("fit", "crop", "quality", "pictures")
-"""Provenance that is saved unchanged: settings of the fit, crop scale of the views, quality and why it was chosen; and
-the number of pictures with several labels of a model without its shots, which those of the classes do not tell."""
+"""Provenance that is saved unchanged: settings of the fit, crop scale of the views, quality and why it was chosen, and
+the number of pictures that may have several labels, which the shots of the classes do not tell."""
 RECORDED_PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "numpy")
 
 

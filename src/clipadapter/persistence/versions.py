@@ -275,19 +275,14 @@ def _read_log(folder: Path, digest: str) -> Log:
         raise ArtifactError(f"{path} is damaged: {describe_first_error(error)}; {todo}") from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} can't be read: {error}; {todo}") from error
-    if not _is_consistent(changes):
-        raise ArtifactError(f"{path} is damaged: its versions don't follow each other; {todo}")
-    return changes
-
-
-def _is_consistent(changes: Log) -> bool:
-    """Whether versions count up, keys are unique, and undos name the version that first had their snapshot."""
-    if [change.version for change in changes] != list(range(1, len(changes) + 1)):
-        return False
-    has_origins = all(
+    counts_up = [change.version for change in changes] == list(range(1, len(changes) + 1))
+    # Keys are unique, and undos name the version that first had their snapshot.
+    has_origins = counts_up and all(
         change.content <= change.version and changes[change.content - 1].content == change.content for change in changes
     )
-    return has_origins and len({change.key for change in changes}) == len(changes)
+    if not has_origins or len({change.key for change in changes}) < len(changes):
+        raise ArtifactError(f"{path} is damaged: its versions don't follow each other; {todo}")
+    return changes
 
 
 def log_bytes(changes: Sequence[Change]) -> bytes:
@@ -344,7 +339,7 @@ def count_shots(provenance: Mapping[str, Any]) -> int:
     """Number of shots that a provenance names."""
     shots = provenance.get("shots")
     counts: Iterable[Any] = shots.values() if isinstance(shots, Mapping) else ()
-    if "pictures" in provenance:  # they may have several labels, of whose classes each has them among its shots
+    if "pictures" in provenance:  # with several labels, a picture is a shot of several classes
         counts = [provenance["pictures"]]
     return sum(count for count in counts if isinstance(count, int) and count > 0)
 
