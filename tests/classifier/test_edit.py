@@ -157,7 +157,7 @@ def test_a_shot_is_recognised_by_its_feature_and_left_out_or_relabelled():
         (lambda m: m.add_examples(squares("red", 1, 7), ["rad"]), UnknownNameError, "Did you mean 'red'"),
         (lambda m: m.add_examples(shots("red")[0], ["blue"] * 4), InputError, "is a shot of 'red' already"),
         (lambda m: m.add_examples(squares("red", 2, 7), ["red"]), InputError, "2 pictures but 1 label"),
-        (lambda m: m.correct(squares("red", 1, 7), [("red", "blue")]), InputError, "single-label"),
+        (lambda m: m.correct(squares("red", 1, 7), [("red", "blue")]), InputError, "the model gives one"),
         (lambda m: m.remove_class("pink"), UnknownNameError, "no class is called 'pink'"),
         (lambda m: m.remove_class("red").remove_class("blue"), InputError, "two classes or more"),
         (lambda m: m.rename_class("red", "blue"), InputError, "there is a class 'blue' already"),
@@ -186,6 +186,14 @@ def test_new_shots_have_as_many_views_as_the_old_ones():
     support = found.extract_features(images, labels, ORDER, views=3)
     found.fit_features(support, found.encode_classes(ORDER)).add_class("yellow", squares("yellow", 2, 5))
     assert found.support_.X.shape == (14, 3, 32)
+
+
+def test_shots_whose_classes_stand_in_another_order_than_those_of_the_text_keep_their_labels():
+    images, labels = shots(*ORDER)
+    found = model("prototype")
+    found.fit_features(found.extract_features(images, labels, ORDER[::-1]), found.encode_classes(ORDER))
+    assert found.add_examples(squares("red", 1, 7), ["red"]).support_.y == (*labels, "red")
+    assert found.remove_class("blue").support_.counts == {"green": 4, "red": 5}
 
 
 def test_unreadable_pictures_are_listed_in_skipped(tmp_path):

@@ -179,7 +179,7 @@ def test_several_labels_are_evaluated_by_the_metrics_of_several_labels():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (8, 12, 12, 3), dtype=np.uint8)
     labels = [("a",), ("b",), ("a", "b"), ()] * 2
-    model = FewShotClassifier("toy", "linear-probe", cache=None, task="multilabel").fit(images, labels)
+    model = FewShotClassifier("toy", "linear-probe", cache=None).fit(images, labels)
     result = model.evaluate(images, labels)
     assert result.task == "multilabel" and result.confusion is None and result.errors == ()
     right = [set(said) == set(names) for said, names in zip(model.predict(images), labels, strict=True)]

@@ -35,7 +35,7 @@ def model(**params):
 
 @pytest.fixture(scope="module")
 def fitted():
-    return model(task="multilabel").fit(*pictures())
+    return model().fit(*pictures())
 
 
 def test_all_labels_of_a_picture_are_predicted_and_one_of_no_class_has_no_label_and_a_reason(fitted):
@@ -64,17 +64,14 @@ def test_a_loaded_model_predicts_like_the_saved_one(tmp_path):
     assert again.head_.task_ == "multilabel"
 
 
-@pytest.mark.parametrize(
-    ("task", "labels", "words"),
-    [
-        ("multilabel", ["red"] * 7, "all labels of each picture"),
-        ("single-label", SETS, "'multilabel'"),
-        ("several", SETS, "auto, single-label, multilabel"),
-    ],
-)
-def test_labels_of_another_task_are_refused(task, labels, words):
-    with pytest.raises(InputError, match=words):
-        model(task=task).fit(pictures(each=1)[0], labels)
+@pytest.mark.parametrize("support", [True, False])
+def test_a_picture_with_several_labels_is_one_picture_in_the_history_and_the_description(fitted, tmp_path, support):
+    images, labels = pictures()
+    assert len(images) < sum(map(len, labels)) == sum(fitted.support_.counts.values())
+    again = FewShotClassifier.load(fitted.save(tmp_path / "model", support=support), cache=None)
+    for each in (fitted, again, FewShotClassifier.load(again.save(tmp_path / "copy", support=support), cache=None)):
+        assert each.history_.changes[-1].pictures == len(images)
+        assert f"{len(images)} shots" in repr(each)
 
 
 @pytest.mark.parametrize("asked", [{"reject": 0.1}, {"coverage": 0.9}, {"costs": 1 - np.eye(3)}])

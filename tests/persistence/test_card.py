@@ -181,7 +181,7 @@ def test_a_multilabel_card_has_multilabel_metrics(tmp_path):
     rows = [f"{i}.png,{label}" for i, label in enumerate(labels)]
     (tmp_path / "table.csv").write_text("\n".join(["path,labels", *rows]))
     table = load_dataset(tmp_path / "table.csv")
-    model = FewShotClassifier("toy", "linear-probe", cache=None, task="multilabel").fit(table.paths, table.label_sets)
+    model = FewShotClassifier("toy", "linear-probe", cache=None).fit(table.paths, table.label_sets)
     folder = model.save(tmp_path / "model")
     record_evaluation(folder, evaluate_model(model, table).to_dict())
     metric_names = {result.metric_name for result in ModelCard(read(folder)).data.eval_results}

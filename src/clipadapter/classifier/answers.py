@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from clipadapter.adaptation import Adapt
 from clipadapter.data.images import ImageSource, source_name
-from clipadapter.errors import ArtifactError, ImageError, InputError, brief
-from clipadapter.features import ViewSpec
+from clipadapter.errors import ArtifactError, ImageError
 from clipadapter.heads import Head
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import Answers
@@ -81,12 +80,3 @@ def finite_logits(head: Head, features: NDArray[Any]) -> NDArray[Any]:
             f"the model's arrays give scores that are not finite ({type(head).__name__}): copy it again, or fit again"
         )
     return logits
-
-
-def prediction_views(count: int, seed: int) -> ViewSpec:
-    """The views of a picture that is predicted."""
-    if type(count) is not int or count < 1:
-        raise InputError(f"views of a prediction must be 1 (the plain picture) or more, but got {brief(count)}")
-    # Papers crop from 8 % of the area. By votes of such small crops heads that were fitted to shots lose on development
-    # sets, and by these they gain.
-    return ViewSpec.from_crop("tip", count, seed)

@@ -27,7 +27,7 @@ from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
 from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.encoders import Encoder, open_blocks, open_text_tower, select_encoder_blocks
-from clipadapter.errors import ImageError, InputError
+from clipadapter.errors import ImageError, InputError, brief
 from clipadapter.features import (
     Extraction,
     FeatureSet,
@@ -79,7 +79,6 @@ class FewShotClassifier:
         head_params: parameters of a head that is given by name.
         grid: values to try, by parameter of the head. Held-out shots select the best ones (see `heads.select`).
             The fits of this search get no pictures without labels; only the last one does.
-        task: "single-label"; "multilabel" for pictures with any number of labels; "auto" infers it from the labels.
         uncertainty: what is learned from held-out shots and which decisions are the default. None: calibrated
             probabilities, and marks on pictures that are unlike every class. `UncertaintyOptions(reject=0.05)` answers
             None for such pictures.
@@ -124,7 +123,6 @@ class FewShotClassifier:
     _: KW_ONLY
     head_params: Mapping[str, Any] | None = None
     grid: Mapping[str, Sequence[Any]] | None = None
-    task: str = "auto"
     uncertainty: UncertaintyOptions | None = None
     quality: str = DEFAULT_QUALITY
     templates: str | Sequence[str] = "default"
@@ -144,7 +142,7 @@ class FewShotClassifier:
         self._is_backend_chosen = False
         self._tuned_encoder: Encoder | None = None
         self._other_encoders: list[Encoder] = []
-        self._named_blocks: tuple[str, ...] | None = None
+        self._named_blocks: tuple[str, ...] = ()  # of the encoder as it was opened
         self._history: History | None = None
         self.prompts_: Mapping[str, Sequence[str]] = {}  # text features that are given to `fit_features` have none
         self.skipped_: tuple[tuple[str, str], ...] = ()
@@ -198,8 +196,8 @@ class FewShotClassifier:
         Args:
             images: a list of paths, PIL images or arrays. Without labels: a `Dataset`, or a folder, table or name as
                 `load_dataset` takes it; of one with splits, the split "train".
-            labels: class name of each picture; or a list, tuple or set of all its class names. None: those of the data
-                set.
+            labels: class name of each picture; or a list, tuple or set of all its class names, of which there may be
+                none. None: those of the data set.
             class_names: all classes in the order of ``class_names_``; if None, those of the labels, sorted.
             unlabelled: pictures without labels, in all forms that `predict` takes; for heads that learn from them.
                 ``auto`` uses them if held-out shots show a gain, and says so in ``head_.describe_unlabelled()``.
@@ -212,7 +210,6 @@ class FewShotClassifier:
         """
         images, labels, dataset = inputs.read_labelled(images, labels, default_split="train")
         unlabelled = None if unlabelled is None else list_pictures(unlabelled)
-        inputs.check_task(self.task, labels)
         if class_names is None:
             class_names = inputs.collect_class_names(labels) if dataset is None else dataset.class_names
         names = list(check_names(class_names))
@@ -247,8 +244,6 @@ class FewShotClassifier:
     def prepare_encoder(self, *heads: Head) -> None:
         """Make the encoder give the blocks of features that the heads read at this quality. `fit` does this itself."""
         encoder = self.encoder_
-        if self._named_blocks is None:
-            self._named_blocks = encoder_choice.block_names(encoder)
         names = encoder_choice.blocks_to_read(encoder, self._other_encoders, heads, self.quality, self._named_blocks)
         self._encoder = open_blocks(encoder, names, self._other_encoders)
 
@@ -270,8 +265,13 @@ class FewShotClassifier:
             unlabelled: (u, d) features of pictures without labels, for heads that learn from them.
             outliers: (b, d) features of pictures of none of the classes.
         """
-        options, text = fitting.check_options(self.uncertainty), text.with_order("given")
-        head = self._build_head() if head is None else head
+        options = UncertaintyOptions() if self.uncertainty is None else self.uncertainty
+        if not isinstance(options, UncertaintyOptions):
+            raise InputError(
+                "uncertainty must be UncertaintyOptions(reject=0.05, ...) of clipadapter.uncertainty, but is "
+                f"{type(options).__name__}"
+            )
+        head, text = self._build_head() if head is None else head, text.with_order("given")
         self.selection_: Selection | None = None
         if self.grid:
             self.selection_ = select(
@@ -290,7 +290,7 @@ class FewShotClassifier:
         if options.negative_labels:
             negatives = fitting.embed_negative_labels(self, text, outliers)
         fitted = fitting.ShotFit(support, text, options, negatives, self.seed).fit(head, unlabelled)
-        self.head_, self.uncertainty_, self.fold_heads_ = fitted.head, fitted.uncertainty, fitted.fold_heads
+        self.head_, self.uncertainty_, self.fold_heads_ = fitted
         views = inputs.parse_views(self.views, self.seed)
         if isinstance(views, PerEpochViews):
             views = views.for_epochs(support.X.shape[1] - 1 if support.X.ndim == 3 else 0)
@@ -466,7 +466,11 @@ class FewShotClassifier:
             decision: see `classify`.
         """
         self._check_fitted()
-        spec = answers.prediction_views(views, self.seed)
+        if type(views) is not int or views < 1:
+            raise InputError(f"views of a prediction must be 1 (the plain picture) or more, but got {brief(views)}")
+        # Papers crop from 8 % of the area. By votes of such small crops heads that were fitted to shots lose on
+        # development sets, and by these they gain.
+        spec = ViewSpec.from_crop("tip", views, self.seed)
         self._view_cost(1, spec).check()
         cache = self.uncertainty_.open_cache(adapt, len(self.class_names_))
         pictures = images if isinstance(images, Iterator) else list_pictures(images)
@@ -531,7 +535,7 @@ class FewShotClassifier:
         self._check_fitted()
         pictures, labels, dataset = inputs.read_labelled(images, labels, default_split="test")
         evaluation.check_label_kind(self.uncertainty_, inputs.is_multilabel(labels))
-        names = [str(name) for label in labels for name in inputs.label_names(label)]
+        names = inputs.collect_class_names(labels)
         if names or not inputs.is_multilabel(labels):  # no picture needs to have a label if there may be several
             evaluation.check_labels(names, self.class_names_)
         test = self.extract_features(pictures, labels, self.class_names_, views=1)
@@ -594,7 +598,8 @@ class FewShotClassifier:
     def remove_class(self, name: str, *, by: str = "") -> Self:
         """Remove a class and its shots. Multi-label shots stay, without this label."""
         change = edit.remove_class(self._to_model(), name)
-        return edit.apply(self, change, "remove-class", {"class": name, "pictures": len(change.removed_rows)}, by)
+        pictures = self.support_.y.count(name)  # none if multi-label
+        return edit.apply(self, change, "remove-class", {"class": name, "pictures": pictures}, by)
 
     def rename_class(self, name: str, new: str, *, by: str = "") -> Self:
         """Rename a class. Its text features change if its prompts come from templates; descriptions are kept."""
@@ -612,9 +617,7 @@ class FewShotClassifier:
             InputError: if there is nothing to undo, or the version is not stored.
         """
         history, model = self.history_.undo(to, by)
-        self._set_model(model)
-        self._history = history
-        return self
+        return self._set_model(model, history)
 
     # ---- Save and load ----
 
@@ -653,12 +656,11 @@ class FewShotClassifier:
         history = History.load(folder)  # before the model: `save` then notices a change that came between the two reads
         saved = load_model(folder)
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
-        model._set_model(saved, encoder)
+        model._set_model(saved, history, encoder)
         if "progress" in model.head_.get_params(deep=False):  # that of the fit says nothing of where the model is used
             model.head_.set_params(progress=shows_progress(model.progress))
         if model.uncertainty:
             model.uncertainty_ = saved.uncertainty.with_defaults(model.uncertainty)
-        model._history = history
         return model
 
     # ---- Hugging Face hub ----
@@ -768,16 +770,17 @@ class FewShotClassifier:
             info = encoder_choice.info_of_base(self._encoder.info, info)
         return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.uncertainty_, self.fold_heads_)
 
-    def _set_model(self, model: Model, encoder: NamedEncoders | None = None) -> None:
+    def _set_model(self, model: Model, history: History, encoder: NamedEncoders | None = None) -> Self:
         """Take over the fitted state; the encoder is opened if the model needs another one than the open one."""
         if not hasattr(self, "_encoder") or self._to_model().encoder.fingerprint != model.encoder.fingerprint:
             opened = encoder_choice.open_saved_encoders(model, encoder, self.device, self.backend, self.precision)
             self._encoder, self._tuned_encoder = opened
-            self._is_backend_chosen = True
+            self._named_blocks, self._is_backend_chosen = encoder_choice.block_names(self._encoder), True
         tower = partial(open_text_tower, self.encoder_) if self.encoder_.has_text else None
         self.text_ = model.text.with_tower(tower)
         self.head_, self.support_ = model.head.attach(self.text_), model.support
         self.prompts_, self.fold_heads_ = model.prompts, model.fold_heads
         self.uncertainty_ = model.uncertainty
-        self.class_names_ = model.text.labels
+        self.class_names_, self._history = model.text.labels, history
         self.evaluation_ = None
+        return self

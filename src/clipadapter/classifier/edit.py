@@ -24,9 +24,8 @@ from clipadapter.classifier.fitting import ShotFit, fit_settings, negatives_of
 from clipadapter.classifier.inputs import (
     Label,
     build_feature_set,
-    check_any_readable,
-    check_task,
     collect_class_names,
+    is_multilabel,
     label_names,
 )
 from clipadapter.data import class_prompts, label_matrix
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from clipadapter.classifier.classifier import FewShotClassifier
 
 C = TypeVar("C", bound="FewShotClassifier")
-V = TypeVar("V")
 Prompts = Mapping[str, Sequence[str]]
 EncodePrompts = Callable[[Prompts], TextFeatures]
 PER_FIT_FACTS = ("rows", "computed")
@@ -66,7 +64,6 @@ class Edit:
     text: TextFeatures  # their order is that of the logits
     old_positions: tuple[int, ...]  # position of each class before the edit, -1 for a new class
     prompts: Prompts
-    removed_rows: frozenset[int] = frozenset()  # of shots; all single-label shots of a removed class are among them
     new_labels: Mapping[int, Label] = field(default_factory=dict)  # corrected labels, by row of the support set
     added: FeatureSet | None = None
 
@@ -97,18 +94,15 @@ def keep_classes(model: Model) -> Edit:
 def add_class(model: Model, name: str, descriptions: Sequence[str] | None, encode: EncodePrompts) -> Edit:
     """Make an edit that adds a class behind the others."""
     _check_new_name(model, name, "add pictures to it with add_examples (add-examples)")
-    sentences = list(descriptions) if isinstance(descriptions, tuple) else descriptions
-    prompts = class_prompts([name], fit_settings(model).templates, None if sentences is None else {name: sentences})
-    return _edit_classes(model, {**_positions(model), name: -1}, {**model.prompts, **prompts}, encode(prompts))
+    described = None if descriptions is None else {name: descriptions}
+    prompts = class_prompts([name], fit_settings(model).templates, described)
+    return _edit_classes(model, {each: each for each in model.text.labels}, prompts, encode(prompts))
 
 
 def remove_class(model: Model, name: str) -> Edit:
     """Make an edit that removes a class and its shots; multi-label shots stay, without this label."""
     _check_known(model, name)
-    positions = {key: position for key, position in _positions(model).items() if key != name}
-    prompts = {key: texts for key, texts in model.prompts.items() if key != name}
-    shots = frozenset(row for row, label in enumerate(model.support.y) if label == name)  # none if multi-label
-    return replace(_edit_classes(model, positions, prompts), removed_rows=shots)
+    return _edit_classes(model, {each: each for each in model.text.labels if each != name})
 
 
 @_refusing_damage()
@@ -117,11 +111,11 @@ def rename_class(model: Model, name: str, new: str, encode: EncodePrompts) -> Ed
     _check_known(model, name)
     _check_new_name(model, new, "classes must have different names")
     templates = fit_settings(model).templates
-    prompts, encoded = _renamed(model.prompts, name, new), None
-    if list(prompts[new]) == class_prompts([name], templates)[name]:
-        prompts |= class_prompts([new], templates)
-        encoded = encode({new: prompts[new]})
-    return _edit_classes(model, _renamed(_positions(model), name, new), prompts, encoded)
+    old_names = {new if each == name else each: each for each in model.text.labels}
+    if list(model.prompts[name]) != class_prompts([name], templates)[name]:
+        return _edit_classes(model, old_names)
+    prompts = class_prompts([new], templates)
+    return _edit_classes(model, old_names, prompts, encode(prompts))
 
 
 def _check_known(model: Model, name: str) -> None:
@@ -140,25 +134,20 @@ def _check_new_name(model: Model, name: object, advice: str) -> None:
         raise InputError(f"there is a class '{name}' already: {advice}")
 
 
-def _positions(model: Model) -> dict[str, int]:
-    return {name: i for i, name in enumerate(model.text.labels)}
-
-
-def _renamed(by_class: Mapping[str, V], name: str, new: str) -> dict[str, V]:
-    return {new if key == name else key: value for key, value in by_class.items()}
-
-
 def _edit_classes(
-    model: Model, old_positions: Mapping[str, int], prompts: Prompts, encoded: TextFeatures | None = None
+    model: Model, old_names: Mapping[str, str], prompts: Prompts | None = None, encoded: TextFeatures | None = None
 ) -> Edit:
-    """An edit with the position before it of each class after it, and the text features of new and renamed ones."""
+    """An edit with the old name of each class that stays, and the prompts and text of a new or renamed one."""
     before = model.text
-    rows = {name: before.embeddings[i] for name, i in old_positions.items()}
+    positions = {name: i for i, name in enumerate(before.labels)}
+    rows = {name: before.embeddings[positions[old]] for name, old in old_names.items()}
     if encoded is not None:
         rows |= dict(zip(encoded.labels, encoded.embeddings, strict=True))
+    old_positions = tuple(positions[old_names[name]] if name in old_names else -1 for name in rows)
     embeddings, scale, bias = np.array([*rows.values()], before.embeddings.dtype), before.logit_scale, before.logit_bias
     text = TextFeatures.of_stored_rows(tuple(rows), embeddings, scale, bias, before.tower, before.order)
-    return Edit(text, tuple(old_positions.values()), prompts)
+    kept = {name: model.prompts[old] for name, old in old_names.items() if old in model.prompts}
+    return Edit(text, old_positions, {**kept, **(prompts or {})})
 
 
 # ---- Edits of shots ----
@@ -167,7 +156,7 @@ def _edit_classes(
 @_refusing_damage()
 def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: ConflictRule) -> tuple[Edit, dict[str, Any]]:
     """Add labelled pictures that are no shots with these labels yet; also counts and sources, for the history."""
-    support, is_multilabel, sources = model.support, model.support.targets is not None, examples.provenance["sources"]
+    support, sources = model.support, examples.provenance["sources"]
     duplicates = find_duplicates(support.final, examples.final)
     new_labels, new_rows, n_known = dict[int, Label](), list[int](), 0
     for i, same in enumerate(find_duplicates(examples.final, examples.final)):
@@ -189,7 +178,7 @@ def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: Conflict
         for row, old in zip(duplicates[i], old_labels, strict=True):
             new = {"refuse": old, "replace": label, "merge": old | label}[rule]
             if new != old:
-                changed[row] = tuple(sorted(new)) if is_multilabel else next(iter(new))
+                changed[row] = next(iter(new)) if support.targets is None else tuple(sorted(new))
         new_labels |= changed
         n_known += bool(old_labels) and not changed
     provenance = {**examples.provenance, "sources": [sources[i] for i in new_rows]}
@@ -251,7 +240,7 @@ def apply_edit(model: Model, edit: Edit) -> Model:
     edited = replace(model, text=edit.text, prompts=edit.prompts)
     if not len(model.support):
         return _edit_without_support(edited, model, edit)
-    support = edit_support(model.support, edit)
+    support = edit_support(model, edit)
     if not len(support):
         raise InputError("no shot would be left, but a model needs at least one")
     settings = fit_settings(model)
@@ -265,15 +254,17 @@ def apply_edit(model: Model, edit: Edit) -> Model:
     before, after = model.head.kept_pictures_, result.head.kept_pictures_
     if before is not None and after is not None and np.array_equal(before, after):
         result.head.kept_pictures_ = before  # the history has both models in memory
-    return replace(edited, support=support, **vars(result))
+    return replace(edited, support=support, **result._asdict())
 
 
-def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:
+def edit_support(model: Model, edit: Edit) -> FeatureSet:
     """The support set after an edit: the shots that stay in their order, then the new ones."""
-    names = edit.text.labels
-    new_name = {support.class_names[old]: names[i] for i, old in enumerate(edit.old_positions) if old >= 0}
-    rows = [i for i in range(len(support)) if i not in edit.removed_rows]
-    old_labels = {i: tuple(new_name[name] for name in support.class_names_of(i) if name in new_name) for i in rows}
+    support, names = model.support, edit.text.labels
+    new_name = {model.text.labels[old]: name for name, old in zip(names, edit.old_positions, strict=True) if old >= 0}
+    old_names = [support.class_names_of(i) for i in range(len(support))]
+    old_labels = [tuple(new_name[name] for name in each if name in new_name) for each in old_names]
+    # A picture that may have several labels stays a shot without its last one.
+    rows = [i for i, label in enumerate(old_labels) if label or support.targets is not None]
     labels: list[Label] = [edit.new_labels.get(i, old_labels[i]) for i in rows]
     old_sources = list(support.provenance.get("sources", ()))
     sources = [old_sources[i] for i in rows] if len(old_sources) == len(support) else [""] * len(rows)
@@ -341,10 +332,10 @@ def add_shots(
     """Apply an edit with labelled pictures. Nothing changes if all are shots with these labels already."""
     model, support = classifier._to_model(), classifier.support_
     check_editable(model, edit)  # these checks come before the pictures are encoded
-    check_any_readable(range(len(images)), (), len(images))
-    check_task("single-label" if support.targets is None else "auto", labels)
     if support.targets is not None:
-        labels = [(label,) if isinstance(label, str) else label for label in labels]
+        labels = [label_names(label) for label in labels]
+    elif is_multilabel(labels):
+        raise InputError("some pictures have a list of labels, but the model gives one: give one class name for each")
     for name in collect_class_names(labels):
         if name not in edit.text.labels:
             error = unknown("class", name, list(edit.text.labels))
@@ -364,7 +355,4 @@ def apply(classifier: C, edit: Edit, action: str, facts: Mapping[str, Any], by: 
     before = classifier._to_model()
     text = classifier._with_read_prompts(edit.text, edit.prompts)
     after = apply_edit(before, replace(edit, text=text))
-    history = classifier.history_.with_change(before, after, action, facts, by)
-    classifier._set_model(after)
-    classifier._history = history
-    return classifier
+    return classifier._set_model(after, classifier.history_.with_change(before, after, action, facts, by))

@@ -210,10 +210,10 @@ def find_blocks(model: Model, table: FeatureTable) -> tuple[str, ...]:
     if table.fingerprint in (None, saved.fingerprint):
         return names
     stated = dict(zip(widths, table.block_fingerprints, strict=False))
-    own = [saved.fingerprint] if len(names) == 1 else None
-    if own is None and stated:  # some of the blocks of the table may be those of the model
+    own = [saved.fingerprint]
+    if len(names) > 1 and stated:  # some of the blocks of the table may be those of the model
         own = list(open_saved_encoders(model, None, "cpu")[0].block_fingerprints())
-    if own is not None and own == [stated.get(name) for name in names]:
+    if own == [stated.get(name) for name in names]:
         return names
     raise FingerprintError(
         f"the features of {table.path} are from {table.encoder} of fingerprint {str(table.fingerprint)[:12]}, but the "

@@ -23,6 +23,7 @@ from clipadapter.heads.registry import registered_name
 from clipadapter.metrics import Evaluation, MultiLabelEvaluation, evaluate, evaluate_multilabel, metrics_shown
 from clipadapter.metrics.table import Task
 from clipadapter.persistence.format import read_evaluation
+from clipadapter.persistence.versions import count_shots
 from clipadapter.uncertainty import Answers, Calibrator, DecisionOptions, Uncertainty
 from clipadapter.utils.files import without_paths
 from clipadapter.utils.formatting import (
@@ -314,7 +315,7 @@ def describe_classifier(classifier: FewShotClassifier) -> dict[str, str]:
     if not hasattr(classifier, "head_"):
         return facts
     counts = classifier.support_.shot_counts
-    n_shots = len(classifier.support_) or sum(counts.values())
+    n_shots = len(classifier.support_) or count_shots(classifier.support_.provenance)
     shots = f"{format_count(n_shots, 'shot')} ({describe_shots(counts, n_shots)})"
     facts["fitted to"] = f"{describe_classes(classifier.class_names_)}, {shots}"
     recorded = read_evaluation(classifier.support_.provenance)  # from the folder of the model

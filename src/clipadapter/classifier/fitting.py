@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from clipadapter.heads.support import as_matrix, label_positions, rows_without_s
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import (
     Calibrator,
-    DecisionOptions,
     HeldOutAccuracy,
     MultiLabel,
     Rejector,
@@ -57,23 +56,12 @@ class Negatives:
     negative_labels: Array | None = None  # (k, d) their text features
 
 
-@dataclass(frozen=True, eq=False)
-class FitResult:
+class FitResult(NamedTuple):
     """A fitted head with its uncertainty."""
 
     head: Head
     uncertainty: Uncertainty
     fold_heads: tuple[Head, ...] = ()  # heads that were each fitted without one fold, for CV+ prediction sets
-
-
-def check_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:
-    """The options, or the default ones for None."""
-    if uncertainty is not None and not isinstance(uncertainty, UncertaintyOptions):
-        raise InputError(
-            "uncertainty must be UncertaintyOptions(reject=0.05, ...) of clipadapter.uncertainty, but is "
-            f"{type(uncertainty).__name__}"
-        )
-    return uncertainty or UncertaintyOptions()
 
 
 def embed_negative_labels(classifier: FewShotClassifier, text: TextFeatures, outliers: Array | None) -> Negatives:
@@ -155,22 +143,20 @@ class ShotFit:
 
     def _learn_single_label(self, head: Head, held_out: OutOfFold | None) -> FitResult:
         options = self.options
-        costs = None if options.costs is None else check_costs(options.costs, self.text.labels)
-        decision = DecisionOptions(options.reject, options.coverage, costs)
         calibrator, rejector = self._fit_calibrator(head, held_out), self._fit_rejector(head, held_out)
         for name, needed in (("reject", rejector), ("coverage", held_out)):
             if getattr(options, name) is not None and needed is None:
                 raise InputError(f"{name} is not available: {NO_HELD_OUT_SHOTS}")
         if held_out is None:
-            return FitResult(head, Uncertainty(calibrator, rejector, None, decision))
+            return FitResult(head, Uncertainty(calibrator, rejector).with_defaults(options))
         once = held_out.first_per_shot
         probabilities, folds = calibrator.probabilities(once.logits), once.folds if options.sets == "cv+" else None
         conformal = learn_conformal(
             probabilities, once.labels, by_class=options.by_class, method=options.sets, folds=folds
         )
-        accuracy, scale = self._measure_accuracy(held_out), held_out.logit_scale_ratio
-        learned = Uncertainty(calibrator, rejector, conformal, decision, held_out.strategy, scale, accuracy=accuracy)
-        return FitResult(head, learned, held_out.heads)
+        learned = Uncertainty(calibrator, rejector, conformal, accuracy=self._measure_accuracy(held_out))
+        learned = replace(learned, held_out_by=held_out.strategy, logit_scale_ratio=held_out.logit_scale_ratio)
+        return FitResult(head, learned.with_defaults(options), held_out.heads)
 
     def _fit_on_half(self, head: Head, unlabelled: Array | None) -> tuple[Head, OutOfFold]:
         """Fit the head to half of the shots of each class, and predict the other half (split conformal)."""

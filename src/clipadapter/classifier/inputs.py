@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,7 +19,6 @@ from clipadapter.errors import DataError, InputError, brief
 from clipadapter.features import PER_EPOCH, Extraction, FeatureSet, FeatureStore, PerEpochViews, ViewSpec
 from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.heads.estimator import clone
-from clipadapter.metrics.table import Task
 from clipadapter.utils.formatting import check_names, describe_unreadable, format_count
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 Label = str | Collection[str]  # class name of a picture, or all its class names
 Skipped = tuple[int, str, str]  # position, name and reason of an unreadable picture
-TASKS = ("auto", *get_args(Task))
 
 
 def read_labelled(
@@ -67,16 +65,6 @@ def label_names(label: Label) -> Collection[str]:
 def collect_class_names(labels: Sequence[Label]) -> list[str]:
     """All class names in the labels, sorted."""
     return sorted({str(name) for label in labels for name in label_names(label)})
-
-
-def check_task(task: str, labels: Sequence[Label]) -> None:
-    """Check that the labels match the task."""
-    if task not in TASKS:
-        raise InputError(f"the task is one of {', '.join(TASKS)}, not {brief(task)}")
-    if task == "multilabel" and not is_multilabel(labels):
-        raise InputError("for task='multilabel' give all labels of each picture: [('cat', 'dog'), ('dog',), ()]")
-    if task == "single-label" and is_multilabel(labels):
-        raise InputError("multi-label pictures need task='multilabel' or 'auto', not 'single-label'")
 
 
 def check_any_readable(rows: Sequence[int], skipped: Sequence[Skipped], count: int) -> None:

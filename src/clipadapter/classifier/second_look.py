@@ -58,7 +58,7 @@ def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource
     support, head, others = classifier.support_, classifier.head_, classifier._other_encoders
     if support.targets is not None or classifier.precision not in ("auto", "fp32"):  # others exclude rare patches
         return False, ""
-    once_encoder, named = classifier._encoder, classifier._named_blocks or ()
+    once_encoder, named = classifier._encoder, classifier._named_blocks
     once, twice = (blocks_to_read(once_encoder, others, [head], each, named) for each in ("standard", "best"))
     if once == twice:  # the encoder has no second size, or its blocks were named
         return False, ""

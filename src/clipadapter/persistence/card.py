@@ -56,17 +56,13 @@ def read_card(folder: str | Path) -> bytes | None:
 @cache
 def _load_template() -> Template:
     """The template of the card. Every value is escaped for Markdown, unless the template says that it is safe."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # late: who only reads a model needs no template
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("clipadapter.persistence"),
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else Markup(escape(str(value))),  # noqa: S704
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
+    from clipadapter.rendering.html import create_environment  # late: who only reads a model needs no template
+
+    environment = create_environment("clipadapter.persistence")
+    environment.finalize = lambda value: value if isinstance(value, Markup) else Markup(escape(str(value)))  # noqa: S704
+    environment.keep_trailing_newline = True
     environment.filters["code"] = lambda text: Markup(code(str(text)))  # noqa: S704
     return environment.get_template("card.md")
 
@@ -76,13 +72,11 @@ def render_card(config: ModelConfig, repo: str = "") -> str:
     provenance, facts, encoder = config.provenance, config.uncertainty, config.encoder
     evaluation = read_evaluation(provenance, config.files)
     is_multilabel = bool(facts.get("multilabel"))
-    raw_shots, versions, quality = (provenance.get(name) for name in ("shots", "versions", "quality"))
-    shots = raw_shots if isinstance(raw_shots, dict) else {}
+    shots = provenance.get("shots")
+    shots = shots if isinstance(shots, dict) else {}
     counts = sorted(count for name in config.class_names if isinstance(count := shots.get(name, 0), int)) or [0]
-    held_out = HeldOutAccuracy.from_dict(facts.get("accuracy"))
     local = LOCAL_WEIGHTS.match(split_blocks(encoder.name)[0])
     schemes = {uri.partition(":")[0] for uri in _encoders_of(encoder.name)}
-    accuracy = None if evaluation is None else evaluation.model.get("accuracy")
     # To restore a version writes a card, and needs no torch.
     declared = HEADS.info(config.head.name) if config.head.name in HEADS.list() else None
     title = repo.rpartition("/")[2] or f"{config.head.name}-{len(config.class_names)}-classes"
@@ -102,17 +96,10 @@ def render_card(config: ModelConfig, repo: str = "") -> str:
         is_lite="lite" in schemes,
         evaluation=evaluation,
         metrics={name: one for name, one in CARD_METRICS.items() if evaluation and name in evaluation.model},
-        # The 95 % score interval of Wilson (1927).
-        interval=evaluation and accuracy is not None and wilson_interval(accuracy, evaluation.n),
-        held_out="Not known."
-        if held_out is None
-        else f"{held_out.describe().capitalize()}. Each was predicted by a fit without it.",
+        wilson_interval=wilson_interval,  # the 95 % score interval (Wilson 1927)
+        held_out=HeldOutAccuracy.from_dict(facts.get("accuracy")),
         held_out_shots=(facts.get("calibrator") or {}).get("n", 0),
         decisions=[f"{name} {facts[name]:g}" for name in ("reject", "coverage") if facts.get(name)],
-        quality=quality if isinstance(quality, dict) else None,
-        versions=", ".join(f"{name} {number}" for name, number in versions.items())
-        if isinstance(versions, dict)
-        else "unknown versions",
         mark=GENERATED_MARK,
     )
 

@@ -41,8 +41,9 @@ TEXT_KEY = "class_text"  # name of the text features in the file of the head
 UNLABELLED_KEY = "unlabelled"
 """Name of the pictures without labels in their file; see `Head.kept_pictures_`. They have a file of their own, so that
 the versions of a model share it while the shots change."""
-COPIED_PROVENANCE = ("fit", "crop", "quality")
-"""Provenance that is saved unchanged: settings of the fit, crop scale of the views, quality and why it was chosen."""
+COPIED_PROVENANCE = ("fit", "crop", "quality", "pictures")
+"""Provenance that is saved unchanged: settings of the fit, crop scale of the views, quality and why it was chosen, and
+the number of pictures that may have several labels, which the shots of the classes do not tell."""
 RECORDED_PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "numpy")
 
 
@@ -129,9 +130,7 @@ def from_snapshot(snapshot: Snapshot) -> Model:
             head.kept_pictures_ = _check_pictures(read(UNLABELLED)[UNLABELLED_KEY], encoder.dim)
         support = FeatureSet(X, y, names, {**config.provenance, "sources": config.sources}, targets, blocks)
         learned = read(UNCERTAINTY) if UNCERTAINTY in config.files else {}
-        uncertainty = (
-            Uncertainty.from_state(config.uncertainty, learned, len(names)) if config.uncertainty else Uncertainty()
-        )
+        uncertainty = Uncertainty.from_state(config.uncertainty, learned, len(names))
         fold_heads = _read_fold_heads(read(FOLD_HEADS), config) if FOLD_HEADS in config.files else ()
         info = EncoderInfo(**{**encoder.model_dump(), "blocks": blocks})
     except InputError as error:
@@ -175,6 +174,7 @@ def make_provenance(support: FeatureSet) -> dict[str, Any]:
         "skipped": skipped if isinstance(skipped, int) else len(skipped),
         "views": old.get("views", 1),
         **{key: old[key] for key in COPIED_PROVENANCE if key in old},
+        **({} if support.targets is None else {"pictures": len(support)}),
         "versions": _package_versions(),
         "python": platform.python_version(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -113,12 +113,12 @@ class History:
     damage: str = ""  # why the log in the folder can't be read. The model can be used, but not edited
 
     @classmethod
-    def new(cls, model: Model, by: str = "") -> History:
+    def new(cls, model: Model) -> History:
         """Begin the history of a model that was just fitted."""
         from clipadapter.heads.registry import registered_name
 
         facts = {"head": registered_name(model.head), "encoder": model.encoder.name}
-        return cls((new_change((), "fit", facts, by, **_count(model)),), None, {1: model})
+        return cls((new_change((), "fit", facts, "", **_count(model)),), None, {1: model})
 
     @classmethod
     def load(cls, folder: str | Path) -> History:
@@ -275,19 +275,14 @@ def _read_log(folder: Path, digest: str) -> Log:
         raise ArtifactError(f"{path} is damaged: {describe_first_error(error)}; {todo}") from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} can't be read: {error}; {todo}") from error
-    if not _is_consistent(changes):
-        raise ArtifactError(f"{path} is damaged: its versions don't follow each other; {todo}")
-    return changes
-
-
-def _is_consistent(changes: Log) -> bool:
-    """Whether versions count up, keys are unique, and undos name the version that first had their snapshot."""
-    if [change.version for change in changes] != list(range(1, len(changes) + 1)):
-        return False
-    has_origins = all(
+    counts_up = [change.version for change in changes] == list(range(1, len(changes) + 1))
+    # Keys are unique, and undos name the version that first had their snapshot.
+    has_origins = counts_up and all(
         change.content <= change.version and changes[change.content - 1].content == change.content for change in changes
     )
-    return has_origins and len({change.key for change in changes}) == len(changes)
+    if not has_origins or len({change.key for change in changes}) < len(changes):
+        raise ArtifactError(f"{path} is damaged: its versions don't follow each other; {todo}")
+    return changes
 
 
 def log_bytes(changes: Sequence[Change]) -> bytes:
@@ -343,7 +338,9 @@ def _infer_change(current: Snapshot, log: Log) -> Change:
 def count_shots(provenance: Mapping[str, Any]) -> int:
     """Number of shots that a provenance names."""
     shots = provenance.get("shots")
-    counts = shots.values() if isinstance(shots, Mapping) else ()
+    counts: Iterable[Any] = shots.values() if isinstance(shots, Mapping) else ()
+    if "pictures" in provenance:  # with several labels, a picture is a shot of several classes
+        counts = [provenance["pictures"]]
     return sum(count for count in counts if isinstance(count, int) and count > 0)
 
 
