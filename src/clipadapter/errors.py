@@ -207,12 +207,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
 
 
 def require_installed(module: str, extra: str, purpose: str) -> None:
-    """Say which extra installs an optional module if it is missing, without importing it.
-
-    Args:
-        module: name of a top-level module.
-        extra: the extra of this package that brings it.
-        purpose: what needs it, the subject of the error's sentence.
+    """As `require`, of a top-level module, which is not imported.
 
     Raises:
         MissingExtraError: if the module is not installed.
