@@ -64,10 +64,11 @@ class Panels:
     def _values(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
         """What the templates of all panels read."""
         session = self.session
-        queue = [contents.picture(key) for key in session.pending_queue() if contents.has(key)]
+        unlabelled = {one.key: one for one in contents.unlabelled}
+        queue = [unlabelled[key] for key in state.queue if key in unlabelled]
         guess = state.guesses.get(queue[0].key) if queue else None
         has_guess = guess is not None and guess[0] in contents.classes
-        nearest = [one for one in tab.prediction.nearest if contents.has(one.source)] if tab.prediction else []
+        nearest = tab.prediction.nearest if tab.prediction else ()
         doubts = state.model.doubts if state.model is not None else {}
         return {
             "tab": tab,
@@ -80,7 +81,7 @@ class Panels:
             "groups": self._unlabelled_groups(state, contents) if tab.shows_unlabelled else [],
             "queue": queue,
             "guess": guess,
-            "nearest": [(one, contents.picture(one.source)) for one in nearest],
+            "nearest": [(one, contents.picture(one.source)) for one in nearest if contents.label(one.source)],
             "small_urls": partial(self._urls, SMALL_PIXELS),
             "large_urls": partial(self._urls, LARGE_PIXELS),
             "printable": printable,
