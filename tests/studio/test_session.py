@@ -69,6 +69,18 @@ def test_the_queue_does_not_change_until_it_is_used_up(session):
     assert len(session.pending_queue()) == 4 and not set(session.pending_queue()) & set(queue)
 
 
+def test_the_smaller_the_margin_of_a_picture_the_more_uncertain_it_is(session, monkeypatch):
+    given = []
+    select = "clipadapter.studio.session.select_for_labelling"
+    monkeypatch.setattr(select, lambda features, uncertainty, *rest: (given.append(uncertainty), [0])[1])
+    session.project.add_class("green")
+    session.project.add_pictures(None, [noisy(colour, 5) for colour in ("red", "blue", "green")])
+    fill(session)
+    p = session.state.model.probabilities(session._features.matrix(session.project.contents.unlabelled))
+    highest, second, _ = zip(*(sorted(row, reverse=True) for row in p.tolist()), strict=True)
+    assert given[-1] == pytest.approx([1 - (a - b) for a, b in zip(highest, second, strict=True)])
+
+
 def test_skipped_pictures_come_back_after_all_others(session):
     session.project.add_pictures(None, [noisy("red", i) for i in range(3)])
     first, second, third = settle(session).queue
