@@ -379,7 +379,7 @@ class Session:
         # Pictures without features of the present quality keep their prediction until these are computed.
         keys = {picture.key for picture in contents.unlabelled}
         guesses = {} if model is None else {k: guess for k, guess in self.state.guesses.items() if k in keys}
-        uncertainty = [1.0] * len(unlabelled)
+        uncertainty = np.ones(len(unlabelled))
         if model is not None and unlabelled:
             parts = (unlabelled[i : i + PICTURES_PER_MATRIX] for i in range(0, len(unlabelled), PICTURES_PER_MATRIX))
             p = np.concatenate([model.probabilities(self._features.matrix(part)) for part in parts])
@@ -389,7 +389,7 @@ class Session:
                 for picture, k, row in zip(unlabelled, best, p, strict=True)
             }
             second, first = np.sort(p, axis=1)[:, -2:].T
-            uncertainty = (1 - (first - second)).tolist()
+            uncertainty = 1 - (first - second)
         queue = self.pending_queue()
         if not queue and unlabelled:
             rows = [i for i, picture in enumerate(unlabelled) if picture.key not in self._skipped]
@@ -399,7 +399,7 @@ class Session:
             # Pictures are compared by the block ``final``, which comes first.
             final = self._features.matrix(unlabelled)[:, : self.encoder.info.text_dim]
             labelled = self._readable(contents.classes, list(contents.classes)).final
-            selected = select_for_labelling(final[rows], [uncertainty[i] for i in rows], QUEUE_PICTURES, labelled)
+            selected = select_for_labelling(final[rows], uncertainty[rows], QUEUE_PICTURES, labelled)
             queue = tuple(unlabelled[rows[i]].key for i in selected)
         self._check_superseded()
         self._publish(guesses=guesses, queue=queue)
