@@ -74,8 +74,7 @@ class RequestMiddleware:
         except Exception:
             status = 500
             logging.getLogger("clipadapter.serve").exception("a request failed", extra={"facts": {"id": context.id}})
-            response = error_response(500, SERVER_FAILED)
-            await response(scope, receive, send_with_headers)
+            await error_response(500, SERVER_FAILED)(scope, receive, send_with_headers)
         finally:
             self._record(scope, context, status or CLIENT_CLOSED_REQUEST)
 

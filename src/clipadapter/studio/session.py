@@ -417,8 +417,8 @@ class Session:
         if not self.learns_unlabelled:
             return []
         pictures = [picture for picture in contents.unlabelled if self._features.has(picture)]
-        rows = np.linspace(0, len(pictures) - 1, MAX_UNLABELLED).round().astype(int)
-        return pictures if len(pictures) <= MAX_UNLABELLED else [pictures[i] for i in rows]
+        rows = np.linspace(0, len(pictures) - 1, min(len(pictures), MAX_UNLABELLED)).round().astype(int)
+        return [pictures[i] for i in rows]
 
     def _readable(self, classes: Mapping[str, Sequence[PictureFile]], names: Sequence[str]) -> FeatureSet:
         """The features of the pictures of some classes that have them; ``names`` are those of all classes."""
@@ -466,9 +466,8 @@ class FeatureCache:
 
     def matrix(self, pictures: Sequence[PictureFile]) -> Array:
         """Return (n, d) float32 features of pictures that `has` them, all blocks side by side."""
-        if not pictures:
-            return np.empty((0, self.encoder.info.dim), np.float32)
-        return np.stack([self._rows[picture.stamp] for picture in pictures])
+        rows = [self._rows[picture.stamp] for picture in pictures]
+        return np.array(rows, np.float32).reshape(len(rows), self.encoder.info.dim)
 
     def compute(self, pictures: Sequence[PictureFile], class_names: Sequence[str], on_step: Callable[[], None]) -> None:
         """Compute missing features. ``on_step`` is called after each few pictures, and may raise."""
