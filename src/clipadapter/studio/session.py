@@ -81,7 +81,7 @@ class SessionState:
     curve: LearningCurve | None = None  # learning curve; None until it is measured
     # (class, probability) of the unlabelled pictures, by key
     guesses: dict[str, tuple[str, float]] = field(default_factory=dict)
-    queue: tuple[str, ...] = ()  # keys of the pictures to label next
+    queue: tuple[str, ...] = ()  # keys of the pictures to label next; some may have a label by now
     unreadable: dict[str, str] = field(default_factory=dict)  # why pictures can't be read, by key
     fit_number: int = 0  # number of fits so far; another model has another number
     saved_fit: int = 0  # number of the last model that was saved
@@ -198,11 +198,6 @@ class Session:
             queue = tuple(other for other in self.state.queue if other != key)
             self._publish(queue=queue)
         self.notify_change()
-
-    def pending_queue(self) -> tuple[str, ...]:
-        """Return the keys of the pictures to label next that have no label yet."""
-        unlabelled = {picture.key for picture in self.project.contents.unlabelled}
-        return tuple(key for key in self.state.queue if key in unlabelled)
 
     def predict(self, image: ImageSource) -> ExplainedPrediction:
         """Predict the class of a picture and explain it."""
@@ -390,7 +385,7 @@ class Session:
             }
             second, first = np.sort(p, axis=1)[:, -2:].T
             uncertainty = 1 - (first - second)
-        queue = self.pending_queue()
+        queue = tuple(key for key in self.state.queue if key in keys)
         if not queue and unlabelled:
             rows = [i for i, picture in enumerate(unlabelled) if picture.key not in self._skipped]
             if not rows:
