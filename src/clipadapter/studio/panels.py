@@ -69,6 +69,7 @@ class Panels:
         guess = state.guesses.get(queue[0].key) if queue else None
         has_guess = guess is not None and guess[0] in contents.classes
         nearest = tab.prediction.nearest if tab.prediction else ()
+        nearest = tuple(one for one in nearest if contents.label(one.source) is not None)
         doubts = state.model.doubts if state.model is not None else {}
         classifier = state.model.classifier if state.model is not None and session.learns_unlabelled else None
         outcome = classifier.head_.describe_unlabelled() if classifier is not None and state.pool else ""
@@ -83,7 +84,7 @@ class Panels:
             "groups": self._unlabelled_groups(state, contents) if tab.shows_unlabelled else [],
             "queue": queue,
             "guess": guess,
-            "nearest": [(one, contents.picture(one.source)) for one in nearest if contents.label(one.source)],
+            "nearest": [(one, contents.picture(one.source)) for one in nearest],
             "small_urls": partial(self._urls, SMALL_PIXELS),
             "large_urls": partial(self._urls, LARGE_PIXELS),
             "printable": printable,
