@@ -93,7 +93,7 @@ def mutated(count, seed=0):
     sound = [
         post("/v1/predict?timeout=2", ["Content-Type: application/json"], b'{"images":["AAAA"],"top":2}'),
         post("/v1/predict", ["Content-Type: multipart/form-data; boundary=x"], form),
-        b"GET /v1/models/colours HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: a\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: a\r\n\r\n",
     ]
     for number in range(count):
         data = bytearray(rng.choice(sound))

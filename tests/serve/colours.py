@@ -94,6 +94,12 @@ def ask(client, *pictures, path="/v1/predict", **options):
     return client.post(path, json={"images": [base64_of(data) for data in pictures], **options})
 
 
+def described(client, name="colours"):
+    """What the server says about a model."""
+    (found,) = (one for one in client.get("/v1/models").json()["models"] if one["name"] == name)
+    return found
+
+
 def refused(response, status, *words):
     """Whether an answer says why there is none, in the one shape."""
     assert response.status_code == status, response.text

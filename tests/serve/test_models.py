@@ -18,7 +18,7 @@ from clipadapter.serve.models import read_sources
 from clipadapter.uncertainty import UncertaintyOptions
 
 from ..runtime.export.test_cached import pictures
-from .colours import RED, Colours, ask, refused, write_file
+from .colours import RED, Colours, ask, described, refused, write_file
 from .test_batching import wait_until
 
 OTHER = ("cherry", "leaf", "sky")
@@ -35,7 +35,7 @@ def label(client, name="colours"):
 
 def test_a_changed_file_replaces_its_model_when_it_is_no_longer_being_written(serve, files):
     client = serve(model=None)
-    before = client.get("/v1/models/colours").json()
+    before = described(client)
     write_file(files / "colours.onnx", OTHER)
     refresh(client, 1)
     assert label(client) == "red"
@@ -43,7 +43,7 @@ def test_a_changed_file_replaces_its_model_when_it_is_no_longer_being_written(se
     refresh(client, 1)
     assert label(client) == "red"
     refresh(client, 1)
-    after = client.get("/v1/models/colours").json()
+    after = described(client)
     assert label(client) == "cherry" and after["classes"] == list(OTHER) and after["version"] != before["version"]
     assert 'clipadapter_model_loads_total{model="colours",outcome="loaded"} 2.0' in client.get("/metrics").text
 
@@ -55,13 +55,13 @@ def test_with_a_damaged_file_the_old_model_is_served_and_the_error_reported(serv
     with caplog.at_level("ERROR"):
         refresh(client)
     assert label(client) == "red"
-    error = client.get("/v1/models/colours").json()["error"]
+    error = described(client)["error"]
     assert "could not be loaded" in error and "colours.onnx" in error and str(files) not in error
     assert 'outcome="failed"} 1.0' in client.get("/metrics").text
     assert "model could not be loaded" in caplog.text
     path.write_bytes(good)  # the same as the loaded file: only the error is cleared
     refresh(client)
-    assert client.get("/v1/models/colours").json()["error"] is None
+    assert described(client)["error"] is None
     assert client.app.state.server.models.get() is loaded
 
 
@@ -73,10 +73,10 @@ def test_the_child_process_refuses_a_damaged_file_and_accepts_a_sound_one(backen
     (files / "colours.onnx").write_bytes(good[: len(good) // 2])
     append_checksum(files / "colours.onnx")
     refresh(client)
-    assert label(client) == "red" and "colours.onnx" in client.get("/v1/models/colours").json()["error"]
+    assert label(client) == "red" and "colours.onnx" in described(client)["error"]
     write_file(files / "colours.onnx", OTHER)
     refresh(client)
-    assert label(client) == "cherry" and client.get("/v1/models/colours").json()["error"] is None
+    assert label(client) == "cherry" and described(client)["error"] is None
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs devices as files")
@@ -85,7 +85,7 @@ def test_a_device_is_not_read(serve, files):
     (files / "colours.onnx").unlink()
     (files / "colours.onnx").symlink_to("/dev/zero")
     refresh(client)
-    assert label(client) == "red" and "not a regular file" in client.get("/v1/models/colours").json()["error"]
+    assert label(client) == "red" and "not a regular file" in described(client)["error"]
     with pytest.raises(ArtifactError, match="neither an exported file"):
         ServedModels([str(files / "colours.onnx")])
 
@@ -98,7 +98,7 @@ def test_a_file_that_does_not_run_is_refused(serve, files):
     models._open = lambda path, is_changed: broken
     write_file(files / "colours.onnx", OTHER)
     refresh(client)
-    error = client.get("/v1/models/colours").json()["error"]
+    error = described(client)["error"]
     assert label(client) == "red" and "could not be loaded" in error and "ZeroDivisionError" in error
 
 
@@ -106,7 +106,7 @@ def test_the_model_of_a_removed_file_is_still_served(serve, files):
     client = serve(model=None)
     (files / "colours.onnx").rename(files / "away")
     refresh(client)
-    assert label(client) == "red" and "gone" in client.get("/v1/models/colours").json()["error"]
+    assert label(client) == "red" and "gone" in described(client)["error"]
     write_file(files / "colours.onnx", OTHER)
     refresh(client)
     assert label(client) == "cherry"
@@ -228,9 +228,9 @@ def test_the_export_of_a_saved_model_answers_as_the_classifier(serve, tmp_path):
     assert [(one["label"], one["reason"]) for one in found] == [(one.label, one.reason) for one in wanted]
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one["probability"], other.probability, rtol=1e-4)
-    described = client.get("/v1/models/saved").json()
-    assert described["classes"] == list(model.class_names_) and described["can"]["reject"]
-    assert described["encoder"] == "toy[final,inner]" and str(tmp_path) not in json.dumps(described)
+    facts = described(client, "saved")
+    assert facts["classes"] == list(model.class_names_) and facts["can"]["reject"]
+    assert facts["encoder"] == "toy[final,inner]" and str(tmp_path) not in json.dumps(facts)
 
 
 def test_without_torch_a_saved_model_says_where_to_export(tmp_path, monkeypatch):

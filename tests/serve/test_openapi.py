@@ -52,5 +52,5 @@ def test_answers_are_as_documented(files):
     for operation in (result.ok() for result in schema.get_all_operations()):
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
             asked += ask_as_documented(operation, mode, path)
-    assert len(asked) > 25 and {200, 422} <= set(asked) and 500 not in asked
+    assert len(asked) > 20 and {200, 422} <= set(asked) and 500 not in asked
     models.close()

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from clipadapter.cli.app import app
 from clipadapter.serve import Limits
 
-from .colours import BLUE, GREY, RED, Colours, ask, picture, refused, several
+from .colours import BLUE, GREY, RED, Colours, ask, described, picture, refused, several
 
 FILES = [("images", ("a.png", RED)), ("images", ("b.png", BLUE))]
 
@@ -166,9 +166,7 @@ def test_with_several_models_a_request_must_name_one(serve, files):
 
 
 def test_the_description_of_a_model(serve):
-    client = serve(model=None)
-    found = client.get("/v1/models/colours").json()
-    assert client.get("/v1/models").json() == {"models": [found]}
+    found = described(serve(model=None))
     assert found["classes"] == ["red", "green", "blue"] and found["licence"] == "CC0-1.0"
     assert found["can"] == {"reject": True, "coverage": True} and found["error"] is None
     assert found["ask"]["pictures"] == "/v1/models/colours/predict"

@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from clipadapter.studio import Project
+from clipadapter.studio.actions import Tab
+from clipadapter.studio.panels import Panels
 from clipadapter.studio.pictures import Upload
 from clipadapter.studio.session import Session
 
@@ -31,6 +33,11 @@ def fill(session, count=2):
             session.project.add_class(name)
         session.project.add_pictures(name, [noisy(name, i) for i in range(count)])
     return settle(session)
+
+
+def pending(session):
+    """The keys of its queue that have no label yet, as the page shows them."""
+    return tuple(one.key for one in Panels(session)._values(Tab(), session.state, session.project.contents)["queue"])
 
 
 @pytest.fixture

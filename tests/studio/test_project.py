@@ -175,13 +175,15 @@ def test_a_folder_that_can_not_be_opened_is_an_error(tmp_path):
 def test_refresh_reads_changes_of_other_programs_also_of_pictures_beside_class_folders(project, png):
     project.add_class("cat")
     (project.root / "loose.png").write_bytes(png("blue"))
-    assert [one.key for one in project.refresh().unlabelled] == ["loose.png"]
+    project.refresh()
+    assert [one.key for one in project.contents.unlabelled] == ["loose.png"]
     project.label_pictures(["loose.png"], "cat")
     assert (project.root / "cat" / "loose.png").is_file() and not (project.root / "loose.png").exists()
     before = project.contents.revision
     (project.root / "dog").mkdir()
     (project.root / "dog" / "1.png").write_bytes(png("red"))
-    assert list(project.refresh().classes) == ["cat", "dog"] and project.contents.revision > before
+    project.refresh()
+    assert list(project.contents.classes) == ["cat", "dog"] and project.contents.revision > before
     (project.root / "dog" / "1.png").unlink()
     with pytest.raises(InputError, match="does not exist any more"):
         project.refresh()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.studio.selection import margins, select_for_labelling
+from clipadapter.studio.selection import select_for_labelling
 
 
 def by_hand(features, uncertainty, count, labelled):
@@ -42,7 +42,3 @@ def test_each_row_is_selected_once_even_if_all_are_equal():
 def test_invalid_weights_are_an_error(uncertainty):
     with pytest.raises(InputError, match="2 finite weights"):
         select_for_labelling(np.eye(2), uncertainty)
-
-
-def test_margins_are_highest_minus_second_highest():
-    np.testing.assert_allclose(margins([[0.2, 0.5, 0.3], [1, 0, 0]]), [0.2, 1.0])

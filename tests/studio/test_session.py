@@ -9,7 +9,7 @@ from clipadapter.errors import ClipAdapterError, ImageError, InputError, StoreEr
 from clipadapter.studio import Project
 from clipadapter.studio.session import QUEUE_PICTURES, Session
 
-from .conftest import fill, noisy, settle
+from .conftest import fill, noisy, pending, settle
 
 
 @pytest.fixture
@@ -63,21 +63,33 @@ def test_the_queue_does_not_change_until_it_is_used_up(session):
     assert len(queue) == len(set(queue)) == QUEUE_PICTURES
     assert session.state.guesses[queue[0]][0] in ("red", "blue") and len(session.state.guesses) == 12
     for i, key in enumerate(queue):
-        assert session.pending_queue() == queue[i:]
+        assert pending(session) == queue[i:]
         session.project.label_pictures([key], session.state.guesses[key][0])
         settle(session)
-    assert len(session.pending_queue()) == 4 and not set(session.pending_queue()) & set(queue)
+    assert len(pending(session)) == 4 and not set(pending(session)) & set(queue)
+
+
+def test_the_smaller_the_margin_of_a_picture_the_more_uncertain_it_is(session, monkeypatch):
+    given = []
+    select = "clipadapter.studio.session.select_for_labelling"
+    monkeypatch.setattr(select, lambda features, uncertainty, *rest: (given.append(uncertainty), [0])[1])
+    session.project.add_class("green")
+    session.project.add_pictures(None, [noisy(colour, 5) for colour in ("red", "blue", "green")])
+    fill(session)
+    p = session.state.model.probabilities(session._features.matrix(session.project.contents.unlabelled))
+    highest, second, _ = zip(*(sorted(row, reverse=True) for row in p.tolist()), strict=True)
+    assert given[-1] == pytest.approx([1 - (a - b) for a, b in zip(highest, second, strict=True)])
 
 
 def test_skipped_pictures_come_back_after_all_others(session):
     session.project.add_pictures(None, [noisy("red", i) for i in range(3)])
     first, second, third = settle(session).queue
     session.skip_picture(first)
-    assert session.pending_queue() == (second, third)
+    assert pending(session) == (second, third)
     session.skip_picture(second)
     session.skip_picture(third)
     settle(session)
-    assert set(session.pending_queue()) == {first, second, third}
+    assert set(pending(session)) == {first, second, third}
 
 
 def test_classes_can_be_added_and_removed_while_it_learns(session):

@@ -166,10 +166,10 @@ STATUS_DESCRIPTIONS = {
     "again.",
     504: "No answer in time.",
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse, "description": text} for status, text in STATUS_DESCRIPTIONS.items()
+PREDICTION_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": PredictionResponse},
+    **{status: {"model": ErrorResponse, "description": text} for status, text in STATUS_DESCRIPTIONS.items()},
 }
-PREDICTION_RESPONSES: dict[int | str, dict[str, Any]] = {200: {"model": PredictionResponse}, **ERRORS}
 
 
 # ---- Routes ----
@@ -194,20 +194,9 @@ async def predict(request: Request, name: str, timeout: Timeout = None) -> Respo
 
 @router.get("/v1/models", tags=["models"], summary="Models that are served")
 async def models(request: Request) -> ModelList:
-    """Each with its classes and addresses."""
+    """Each with its classes, encoder, licence and addresses."""
     served: ServedModels = request.app.state.server.models
     return ModelList(models=[_describe(served.get(name)) for name in served.names])
-
-
-@router.get(
-    "/v1/models/{name}",
-    tags=["models"],
-    responses={200: {"model": ModelDescription}, 401: ERRORS[401], 404: ERRORS[404]},
-    summary="A model",
-)
-async def model(request: Request, name: str) -> ModelDescription:
-    """Its classes, encoder, licence and addresses."""
-    return _describe(request.app.state.server.models.get(name))
 
 
 @router.get("/v2/health/live", tags=["running"], summary="Server live")

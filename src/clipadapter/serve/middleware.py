@@ -74,8 +74,7 @@ class RequestMiddleware:
         except Exception:
             status = 500
             logging.getLogger("clipadapter.serve").exception("a request failed", extra={"facts": {"id": context.id}})
-            response = error_response(500, SERVER_FAILED)
-            await response(scope, receive, send_with_headers)
+            await error_response(500, SERVER_FAILED)(scope, receive, send_with_headers)
         finally:
             self._record(scope, context, status or CLIENT_CLOSED_REQUEST)
 
@@ -112,13 +111,12 @@ class RequestMiddleware:
         if context.pictures:
             metrics.pictures.labels(model).inc(context.pictures)
             metrics.unreadable.labels(model).inc(context.unreadable)
-        if context.refusal_reason:
-            metrics.refused.labels(context.refusal_reason).inc()
         facts: dict[str, Any] = {"id": context.id, "method": scope["method"][:10], "route": route, "status": status}
         if model:
             facts |= {"model": model, "pictures": context.pictures, "bad": context.unreadable}
             facts["bytes"] = context.body_bytes
         if context.refusal_reason:
+            metrics.refused.labels(context.refusal_reason).inc()
             facts["why"] = context.refusal_reason
         is_probe = route in PUBLIC_PATHS or route == "/metrics"
         log_event("request", logging.DEBUG if is_probe else logging.INFO, **facts, ms=round(1000 * seconds, 1))

@@ -81,11 +81,10 @@ class ServedModels:
     def get(self, name: str | None = None) -> ServedModel:
         """A model by its name, or the only one."""
         models = self._models
-        if name is None and len(models) == 1:
-            return next(iter(models.values()))
-        if name is None:
+        if name is None and len(models) != 1:
             text = f"several models are served ({', '.join(self.names)}): name one, as in /v1/models/NAME/predict"
             raise RequestRefused(400, text)
+        name = next(iter(models), "") if name is None else name
         model = models.get(name)
         if model is None:
             text = f"no model is called {name[:100]!r}; served are: {', '.join(self.names) or 'none'}"

@@ -68,23 +68,27 @@ class Journal:
         moves: Sequence[Move] = (),
         folders: Sequence[str] = (),
         names: Mapping[str, str] | None = None,
-    ) -> Step:
-        """Log a step and make its moves; it is on the disk when this returns. If that fails, all is as it was."""
-        after = self.names if names is None else dict(names)
-        step = Step(self.next_number, description, tuple(moves), tuple(folders), self.names, after)
-        return self._run(step, is_undo=False)
+    ) -> None:
+        """Log a step and make its moves; it is on the disk when this returns. If that fails, all is as it was.
 
-    def undo(self) -> Step | None:
-        """Undo the last step and return it; None if there is none. If that fails, all is as it was."""
-        return self._run(self.steps[-1], is_undo=True) if self.steps else None
+        ``names`` are the class names that change, by folder: "" for a folder that is gone. One with the name of its
+        folder is not kept.
+        """
+        new = names or {}
+        kept = {folder: name for folder, name in self.names.items() if folder not in new}
+        after = kept | {folder: name for folder, name in new.items() if name not in ("", folder)}
+        self._run(Step(self.next_number, description, tuple(moves), tuple(folders), self.names, after), is_undo=False)
 
-    def _run(self, step: Step, is_undo: bool) -> Step:
+    def undo(self) -> None:
+        """Undo the last step. If that fails, all is as it was."""
+        self._run(self.steps[-1], is_undo=True)
+
+    def _run(self, step: Step, is_undo: bool) -> None:
         """Log a step or its undo, make its moves and write the class names. If that fails, reverse it.
 
         If reversing fails as well, the line stays, and the next opening finishes the step.
         """
         self._check_paths(step)
-        before = list(self.steps), self.names
         length = self._append({"undo": step.step} if is_undo else vars(step), sync=True)
         try:
             self._list(step, is_undo)
@@ -99,10 +103,9 @@ class Journal:
                 raise InputError(
                     f"{step.what} was interrupted: {reason}; open the project again to finish it"
                 ) from error
-            self.steps, self.names = before
+            self._list(step, not is_undo)
             raise
         self._log_done(step)
-        return step
 
     def _list(self, step: Step, is_undo: bool) -> None:
         """Put a step on the list of those that can be undone, or take it off."""

@@ -200,17 +200,16 @@ def learning_curve(model: ProjectModel, test: FeatureSet, on_step: Callable[[], 
     points = [CurvePoint.of_fits(0, measure(model.zero_shot)[None], measured_labels)]
     counts = np.unique(labels, return_counts=True)[1]
     divisible = counts[counts >= 2]
-    shots_now = mean_shots_per_class(labels)
-    last_shots = shots_now if is_on_test else 0 if model.held_out is None else model.held_out.shots_per_class
+    shots_now, last = mean_shots_per_class(labels), model.held_out
+    if is_on_test:
+        last = CurvePoint.of_fits(shots_now, measure(fitted)[None], measured_labels)
+    last_shots = 0 if last is None else last.shots_per_class
     max_shots = min(int(divisible.min()) - 1, MAX_CURVE_SHOTS) if len(divisible) else 0
     for count in (2**i for i in range(6) if 2**i <= max_shots and 2**i < 0.9 * last_shots):
         draws = [np.array(draw_shots(labels, count, seed)) for seed in range(DRAWS_PER_POINT)]
         correct = np.stack([measure(fit(drawn), drawn) for drawn in draws])
         points.append(CurvePoint.of_fits(count, correct, measured_labels))
-    if is_on_test:
-        points.append(CurvePoint.of_fits(shots_now, measure(fitted)[None], measured_labels))
-    elif model.held_out is not None:
-        points.append(model.held_out)
+    points += [] if last is None else [last]
     forecast = forecast_accuracy(
         [point.shots_per_class for point in points for _ in point.correct],
         np.concatenate([point.correct for point in points]),

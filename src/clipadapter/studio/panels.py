@@ -15,7 +15,7 @@ from clipadapter.encoders import Encoder
 from clipadapter.rendering.html import create_environment
 from clipadapter.rendering.method_colours import method_style
 from clipadapter.studio.actions import Tab
-from clipadapter.studio.model import MORE_SHOTS, LearningCurve, ProjectModel
+from clipadapter.studio.model import MORE_SHOTS, LearningCurve
 from clipadapter.studio.pictures import Contents, PictureFile
 from clipadapter.studio.session import Session, SessionState
 from clipadapter.utils.blocks import RARE_PATCHES, BlockSource
@@ -64,11 +64,15 @@ class Panels:
     def _values(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
         """What the templates of all panels read."""
         session = self.session
-        queue = [contents.picture(key) for key in session.pending_queue() if contents.has(key)]
+        unlabelled = {one.key: one for one in contents.unlabelled}
+        queue = [unlabelled[key] for key in state.queue if key in unlabelled]
         guess = state.guesses.get(queue[0].key) if queue else None
         has_guess = guess is not None and guess[0] in contents.classes
-        nearest = [one for one in tab.prediction.nearest if contents.has(one.source)] if tab.prediction else []
+        nearest = tab.prediction.nearest if tab.prediction else ()
+        nearest = tuple(one for one in nearest if contents.label(one.source) is not None)
         doubts = state.model.doubts if state.model is not None else {}
+        classifier = state.model.classifier if state.model is not None and session.learns_unlabelled else None
+        outcome = classifier.head_.describe_unlabelled() if classifier is not None and state.pool else ""
         return {
             "tab": tab,
             "state": state,
@@ -92,7 +96,7 @@ class Panels:
             "left_out": format_list(session.classes_without_pictures(), 3),
             "method_style": method_style(session.head),
             "options": self._quality_options,
-            "unlabelled_text": describe_unlabelled(state.model, len(state.pool) if session.learns_unlabelled else 0),
+            "pool_outcome": f"{format_count(len(state.pool), 'picture')} tried: {outcome}." if outcome else "",
         }
 
     def _cards(self, tab: Tab, state: SessionState, contents: Contents, doubts: Mapping[str, str]) -> Iterator[Any]:
@@ -128,14 +132,6 @@ class Panels:
 
 
 # ---- Texts and plots ----
-
-
-def describe_unlabelled(model: ProjectModel | None, count: int) -> str:
-    """Return what the switch "Learn from unlabelled pictures" does, or did for this model with so many pictures."""
-    classifier = model.classifier if model is not None and count else None
-    if classifier is not None and (how := classifier.head_.describe_unlabelled()):
-        return f"{format_count(count, 'picture')} tried: {how}."
-    return "The pictures to label help the model if labelled pictures that are held out show it. Fits take longer."
 
 
 def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> dict[str, str]:

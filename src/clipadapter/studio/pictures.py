@@ -151,10 +151,6 @@ class Contents:
             raise InputError(f"the picture {printable(Path(key).name)} does not exist any more")
         return self._by_key[key][0]
 
-    def has(self, key: str) -> bool:
-        """Whether there is a picture with this key."""
-        return key in self._by_key
-
     def label(self, key: str) -> str | None:
         """Return the class of a picture; None if it has no label or does not exist."""
         return self._by_key[key][1] if key in self._by_key else None

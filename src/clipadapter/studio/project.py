@@ -163,12 +163,12 @@ class Project(AbstractContextManager["Project"]):
         with self._guard:
             return self._journal.steps[-1].what if self._journal.steps else ""
 
-    def refresh(self) -> Contents:
+    def refresh(self) -> None:
         """Read the project from the disk again."""
         with self._guard:
             paths = [] if self.external_folder is None else list_images(self.external_folder, follow_links=False)
             self._external = list_picture_files(path for path in paths if not path.is_relative_to(self.root))
-            return self._read()
+            self._read()
 
     def save_setting(self, name: str, value: str) -> None:
         """Remember a setting of the page; this is no step, and `undo` does not change it."""
@@ -190,8 +190,8 @@ class Project(AbstractContextManager["Project"]):
         with self._guard:
             name = normalize_class_name(text, self.contents.classes)
             folder = safe_folder_name(name, _list_names(self.root / self.contents.class_root))
-            names = self._names_with(folder, name)
-            self._run(self._journal.perform, f"adding the class '{name}'", (), [self._class_path(folder)], names)
+            path = self._class_path(folder)
+            self._run(self._journal.perform, f"adding the class '{name}'", (), [path], {folder: name})
             return name
 
     def rename_class(self, old: str, text: str) -> str:
@@ -204,8 +204,7 @@ class Project(AbstractContextManager["Project"]):
             folder = old_folder if folder.casefold() == old_folder.casefold() else folder
             move = (self._class_path(old_folder), self._class_path(folder))
             if name != old:
-                names = self._names_with(folder, name, removed=old_folder)
-                moves = [] if folder == old_folder else [move]
+                moves, names = [] if folder == old_folder else [move], {old_folder: "", folder: name}
                 self._run(self._journal.perform, f"renaming the class '{old}' to '{name}'", moves, (), names)
             return name
 
@@ -213,9 +212,8 @@ class Project(AbstractContextManager["Project"]):
         """Remove a class with its pictures."""
         with self._guard:
             folder = self._folder_of(name)
-            names = {key: value for key, value in self._journal.names.items() if key != folder}
-            move = (self._class_path(folder), f"{self._trash_folder()}/{folder}")
-            self._run(self._journal.perform, f"removing the class '{name}'", [move], (), names)
+            move = (self._class_path(folder), f"{TRASH_FOLDER}/{self._journal.next_number}/{folder}")
+            self._run(self._journal.perform, f"removing the class '{name}'", [move], (), {folder: ""})
 
     def add_pictures(self, class_name: str | None, uploads: Sequence[Upload]) -> AddResult:
         """Add pictures to a class, or without a label. A picture of another class stays there, and is reported."""
@@ -236,7 +234,7 @@ class Project(AbstractContextManager["Project"]):
         with self._guard:
             pictures = [one for one in map(self.contents.picture, dict.fromkeys(keys)) if not one.is_external]
             if pictures:
-                moves = _moves_into(self.root, pictures, self._trash_folder(), set())
+                moves = _moves_into(self.root, pictures, f"{TRASH_FOLDER}/{self._journal.next_number}", set())
                 self._run(self._journal.perform, f"removing {format_count(len(pictures), 'picture')}", moves)
             return len(pictures)
 
@@ -316,14 +314,10 @@ class Project(AbstractContextManager["Project"]):
         finally:
             self._read()
 
-    def _read(self) -> Contents:
+    def _read(self) -> None:
         new = read_contents(self.root, self._journal.names, self._external, self.duplicates)
         if new != self.contents:
             self.contents = replace(new, revision=self.contents.revision + 1)
-        return self.contents
-
-    def _trash_folder(self) -> str:
-        return f"{TRASH_FOLDER}/{self._journal.next_number}"
 
     # ---- Classes and their folders ----
 
@@ -335,11 +329,6 @@ class Project(AbstractContextManager["Project"]):
     def _class_path(self, folder: str) -> str:
         """Path of a class folder, relative to the project."""
         return f"{self.contents.class_root}/{folder}" if self.contents.class_root else folder
-
-    def _names_with(self, folder: str, name: str, removed: str = "") -> dict[str, str]:
-        """Class names by folder after one folder got a name; a folder with its own name needs no entry."""
-        names = {key: value for key, value in self._journal.names.items() if key not in (folder, removed)}
-        return names if folder == name else {**names, folder: name}
 
     def _write_class_names(self, names: Mapping[str, str]) -> None:
         """Write the class names that differ from their folders, for ``--class-names``. The journal has them too."""

@@ -21,22 +21,6 @@ Array = NDArray[Any]
 BLOCK_ROWS = 1024
 
 
-def margins(probabilities: ArrayLike) -> Array:
-    """Return the difference between the highest and the second highest probability.
-
-    Args:
-        probabilities: (u, c), two classes or more.
-
-    Returns:
-        (u,) in 0..1; 0 means that two classes are equally probable.
-
-    >>> margins([[0.5, 0.5], [0.1, 0.9]]).round(3)
-    array([0. , 0.8])
-    """
-    ordered = np.sort(np.asarray(probabilities, np.float64), axis=1)
-    return np.asarray(ordered[:, -1] - ordered[:, -2])
-
-
 def select_for_labelling(
     features: ArrayLike, uncertainty: ArrayLike, count: int = 8, labelled: ArrayLike | None = None
 ) -> list[int]:

@@ -43,7 +43,7 @@ from clipadapter.studio.model import (
 )
 from clipadapter.studio.pictures import Contents, PictureFile
 from clipadapter.studio.project import Project
-from clipadapter.studio.selection import margins, select_for_labelling
+from clipadapter.studio.selection import select_for_labelling
 from clipadapter.utils.files import Stamp, path_without_links, printable
 
 Array = NDArray[Any]
@@ -81,7 +81,7 @@ class SessionState:
     curve: LearningCurve | None = None  # learning curve; None until it is measured
     # (class, probability) of the unlabelled pictures, by key
     guesses: dict[str, tuple[str, float]] = field(default_factory=dict)
-    queue: tuple[str, ...] = ()  # keys of the pictures to label next
+    queue: tuple[str, ...] = ()  # keys of the pictures to label next; some may have a label by now
     unreadable: dict[str, str] = field(default_factory=dict)  # why pictures can't be read, by key
     fit_number: int = 0  # number of fits so far; another model has another number
     saved_fit: int = 0  # number of the last model that was saved
@@ -107,20 +107,6 @@ def check_head(head: str) -> None:
         raise InputError(f"'{head}' can't be fitted again after every picture: use auto, clip-adapter or another")
 
 
-def why_no_unlabelled(head: str) -> str:
-    """Return why the head can't learn from unlabelled pictures; empty if it can."""
-    return "" if head_info(head).cls.accepts_unlabelled else f"The head '{head}' learns from labelled pictures only."
-
-
-def why_no_choice(head: str, encoder: Encoder) -> str:
-    """Return why the quality makes no difference; empty if it does."""
-    if head_info(head).cls.reads == "all" and len(block_names(encoder)) == 1:
-        return ""
-    return (
-        f"The head '{head}' uses the same features of {encoder.info.name} at each position: there is nothing to choose."
-    )
-
-
 class Session:
     """Learns from a project whenever it changes."""
 
@@ -142,7 +128,12 @@ class Session:
         # Beside the project: where the model is saved if a person chooses no other folder, and is exported
         self.default_model_folder = project.root.with_name(f"{project.root.name}-model")
         self.export_file = project.root.with_name(f"{project.root.name}-model.onnx")
-        self.why_no_choice, self.why_no_unlabelled = why_no_choice(head, self.encoder), why_no_unlabelled(head)
+        # Why the two choices of the page make no difference; empty if they do
+        kind, own_name = head_info(head).cls, self.encoder.info.name
+        only_labelled = f"The head '{head}' learns from labelled pictures only."
+        self.why_no_unlabelled = "" if kind.accepts_unlabelled else only_labelled
+        same = f"The head '{head}' uses the same features of {own_name} at each position: there is nothing to choose."
+        self.why_no_choice = "" if kind.reads == "all" and len(block_names(self.encoder)) == 1 else same
         settings = project.settings()
         self.learns_unlabelled = settings.get(UNLABELLED_SETTING) == "yes" and not self.why_no_unlabelled
         # What was chosen; the model has it as soon as the features are computed
@@ -207,11 +198,6 @@ class Session:
             queue = tuple(other for other in self.state.queue if other != key)
             self._publish(queue=queue)
         self.notify_change()
-
-    def pending_queue(self) -> tuple[str, ...]:
-        """Return the keys of the pictures to label next that have no label yet."""
-        unlabelled = {picture.key for picture in self.project.contents.unlabelled}
-        return tuple(key for key in self.state.queue if key in unlabelled)
 
     def predict(self, image: ImageSource) -> ExplainedPrediction:
         """Predict the class of a picture and explain it."""
@@ -350,7 +336,8 @@ class Session:
 
         def report() -> None:
             progress = 1 - len(features.missing(whole)) / max(len(whole), 1)
-            unreadable = features.unreadable(self.project.contents)
+            errors, present = features.errors, self.project.contents.pictures()
+            unreadable = {one.key: errors[one] for one in present if one in errors}
             self._publish(activity=activity, progress=progress, unreadable=unreadable)
             self._check_superseded()
 
@@ -385,9 +372,9 @@ class Session:
         unlabelled = [picture for picture in contents.unlabelled if self._features.has(picture)]
         model = self.state.model
         # Pictures without features of the present quality keep their prediction until these are computed.
-        waiting = {picture.key for picture in contents.unlabelled} - {picture.key for picture in unlabelled}
-        guesses = {} if model is None else {k: guess for k, guess in self.state.guesses.items() if k in waiting}
-        uncertainty = [1.0] * len(unlabelled)
+        keys = {picture.key for picture in contents.unlabelled}
+        guesses = {} if model is None else {k: guess for k, guess in self.state.guesses.items() if k in keys}
+        uncertainty = np.ones(len(unlabelled))
         if model is not None and unlabelled:
             parts = (unlabelled[i : i + PICTURES_PER_MATRIX] for i in range(0, len(unlabelled), PICTURES_PER_MATRIX))
             p = np.concatenate([model.probabilities(self._features.matrix(part)) for part in parts])
@@ -396,16 +383,18 @@ class Session:
                 picture.key: (model.text.labels[k], float(row[k]))
                 for picture, k, row in zip(unlabelled, best, p, strict=True)
             }
-            uncertainty = (1 - margins(p)).tolist()
-        queue = self.pending_queue()
+            second, first = np.sort(p, axis=1)[:, -2:].T
+            uncertainty = 1 - (first - second)
+        queue = tuple(key for key in self.state.queue if key in keys)
         if not queue and unlabelled:
             rows = [i for i, picture in enumerate(unlabelled) if picture.key not in self._skipped]
             if not rows:
                 self._skipped.clear()
                 rows = list(range(len(unlabelled)))
-            final = self._features.final(unlabelled)
+            # Pictures are compared by the block ``final``, which comes first.
+            final = self._features.matrix(unlabelled)[:, : self.encoder.info.text_dim]
             labelled = self._readable(contents.classes, list(contents.classes)).final
-            selected = select_for_labelling(final[rows], [uncertainty[i] for i in rows], QUEUE_PICTURES, labelled)
+            selected = select_for_labelling(final[rows], uncertainty[rows], QUEUE_PICTURES, labelled)
             queue = tuple(unlabelled[rows[i]].key for i in selected)
         self._check_superseded()
         self._publish(guesses=guesses, queue=queue)
@@ -423,8 +412,8 @@ class Session:
         if not self.learns_unlabelled:
             return []
         pictures = [picture for picture in contents.unlabelled if self._features.has(picture)]
-        rows = np.linspace(0, len(pictures) - 1, MAX_UNLABELLED).round().astype(int)
-        return pictures if len(pictures) <= MAX_UNLABELLED else [pictures[i] for i in rows]
+        rows = np.linspace(0, len(pictures) - 1, min(len(pictures), MAX_UNLABELLED)).round().astype(int)
+        return [pictures[i] for i in rows]
 
     def _readable(self, classes: Mapping[str, Sequence[PictureFile]], names: Sequence[str]) -> FeatureSet:
         """The features of the pictures of some classes that have them; ``names`` are those of all classes."""
@@ -459,7 +448,8 @@ class FeatureCache:
         self._params, self._is_backend_chosen = params, self._how == {"backend": "torch", "precision": "fp32"}
         self._pictures_per_step = max(MIN_PICTURES_PER_STEP, round(PICTURES_PER_STEP / cost))
         self._rows: dict[Stamp, Array] = {}
-        self._errors: dict[PictureFile, str] = {}  # by picture: one that was moved while it was read is read again
+        # Why pictures can't be read. By picture: one that was moved while it was read is read again
+        self.errors: dict[PictureFile, str] = {}
 
     def has(self, picture: PictureFile) -> bool:
         """Whether the features of a picture are computed."""
@@ -467,21 +457,12 @@ class FeatureCache:
 
     def missing(self, pictures: Sequence[PictureFile]) -> list[PictureFile]:
         """Return those of the pictures that were not processed."""
-        return [one for one in pictures if not self.has(one) and one not in self._errors]
+        return [one for one in pictures if not self.has(one) and one not in self.errors]
 
     def matrix(self, pictures: Sequence[PictureFile]) -> Array:
         """Return (n, d) float32 features of pictures that `has` them, all blocks side by side."""
-        if not pictures:
-            return np.empty((0, self.encoder.info.dim), np.float32)
-        return np.stack([self._rows[picture.stamp] for picture in pictures])
-
-    def final(self, pictures: Sequence[PictureFile]) -> Array:
-        """Return (n, w) float32 block ``final``, by which pictures are compared with each other and with class text."""
-        return self.matrix(pictures)[:, : self.encoder.info.text_dim]
-
-    def unreadable(self, contents: Contents) -> dict[str, str]:
-        """Return why pictures can't be read, by key."""
-        return {one.key: self._errors[one] for one in contents.pictures() if one in self._errors}
+        rows = [self._rows[picture.stamp] for picture in pictures]
+        return np.array(rows, np.float32).reshape(len(rows), self.encoder.info.dim)
 
     def compute(self, pictures: Sequence[PictureFile], class_names: Sequence[str], on_step: Callable[[], None]) -> None:
         """Compute missing features. ``on_step`` is called after each few pictures, and may raise."""
@@ -500,5 +481,5 @@ class FeatureCache:
                 paths = [picture.path for picture in part]
                 result = extract(self.encoder, paths, store=store, batch_size=self._params.get("batch_size", 32))
                 self._rows.update((part[i].stamp, row[0]) for i, row in zip(result.rows, result.features, strict=True))
-                self._errors.update((part[i], reason) for i, _, reason in result.skipped)
+                self.errors.update((part[i], reason) for i, _, reason in result.skipped)
                 on_step()
