@@ -87,9 +87,19 @@ def statements_that_run(statements: list[ast.stmt]) -> list[ast.stmt]:
     return found
 
 
+def lazy_names() -> dict[str, str]:
+    """The modules of the names that the stubs of lazy packages list, as ``clipadapter.data.scan``."""
+    return {
+        f"{module_name(path)}.{alias.name}": f"{module_name(path)}.{node.module}"
+        for path in SOURCE.rglob("__init__.pyi")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for alias in node.names
+    }
+
+
 def import_graph() -> dict[str, set[str]]:
     """The modules that each module imports, when it is imported or later."""
-    modules = {module_name(path): path for path in MODULES}
+    modules, lazy = {module_name(path): path for path in MODULES}, lazy_names()
     graph = {}
     for name, path in modules.items():
         targets = set()
@@ -97,8 +107,8 @@ def import_graph() -> dict[str, set[str]]:
             if isinstance(node, ast.Import):
                 targets |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                submodules = {f"{node.module}.{alias.name}" for alias in node.names}
-                targets |= submodules & modules.keys() or {node.module or ""}
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                targets |= {lazy.get(name, name) for name in names} & modules.keys() or {node.module or ""}
         graph[name] = targets & modules.keys() - {name}
     return graph
 

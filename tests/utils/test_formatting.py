@@ -54,6 +54,11 @@ def test_the_last_column_has_complete_sentences():
     assert sentence.rstrip() in table(["head", "summary"], [["knn", sentence]])
 
 
+def test_a_table_in_a_notebook_shows_thumbnails_and_escapes_all_else():
+    shown = html_table(["<b>"], [[["", '"']]])
+    assert shown.count("<img") == 1 and "&lt;b&gt;" in shown and "base64,&quot;" in shown
+
+
 def test_long_names_are_shortened_in_notebooks():
     assert "a" * 100 not in html_table(["class", "shots"], [["a" * 400, 3]])
     assert "10 classes" + " and a dog" * 20 in html_table(["", ""], [["fitted to", "10 classes" + " and a dog" * 20]])

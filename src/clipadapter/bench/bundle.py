@@ -27,10 +27,10 @@ from clipadapter.classifier.evaluation import check_labels
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import PER_EPOCH, FeatureSet
 from clipadapter.heads import Head, TextFeatures
-from clipadapter.heads.support import EvaluationFeatures
 from clipadapter.persistence.format import FrozenModel, describe_first_error
 from clipadapter.utils.blocks import MAX_BLOCKS, as_blocks
 from clipadapter.utils.files import RANDOM_END, path_without_links, remove_abandoned
+from clipadapter.utils.prediction import EvaluationFeatures
 
 TestKind = Literal["given", "shift", "new"]
 Rows = Mapping[tuple[int, int], Sequence[int]]  # rows of a data set by (shots, seed)

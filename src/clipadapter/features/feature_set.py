@@ -21,6 +21,7 @@ from clipadapter.utils.formatting import (
     html_block,
     html_table,
 )
+from clipadapter.utils.prediction import EvaluationFeatures
 
 MAX_SHOWN_CLASSES = 20  # classes that a notebook shows
 
@@ -167,8 +168,6 @@ class FeatureSet:
 
     def mark_for_evaluation(self) -> FeatureSet:
         """The same features as a test split: heads predict for them, but refuse to be fitted to them."""
-        from clipadapter.heads.support import EvaluationFeatures  # late: it imports torch
-
         return replace(self, X=self.X.view(EvaluationFeatures))
 
     def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> FeatureSet:

@@ -29,16 +29,13 @@ from clipadapter.utils.blocks import (
 )
 from clipadapter.utils.formatting import format_list
 from clipadapter.utils.functional import unit
+from clipadapter.utils.prediction import EvaluationFeatures
 from clipadapter.utils.towers import TextTower
 
 if TYPE_CHECKING:
     from clipadapter.heads.base import Head
 
 Array = NDArray[Any]
-
-
-class EvaluationFeatures(np.ndarray[Any, Any]):
-    """Features of a test split, which heads predict for, but refuse to fit to. Slices have this type too."""
 
 
 PLAIN_ARRAYS = (np.ndarray, Tensor, EvaluationFeatures)  # types without column names

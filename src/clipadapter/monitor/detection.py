@@ -357,7 +357,7 @@ class HeldOutShots:
         self._heads, self._logit_scale_ratio = held_out.heads, held_out.logit_scale_ratio
         self._calibrator, rejector = model.uncertainty_.calibrator, model.uncertainty_.rejector
         shots = held_out.first_per_shot
-        self.features = np.asarray(model.support_.final, np.float64)[shots.rows]  # (n, d)
+        self.features = np.asarray(model.support_.final[shots.rows], np.float64)  # (n, d)
         self.labels = shots.labels  # (n,) class positions
         self.probabilities = _finite(self._calibrator.probabilities(shots.logits))  # (n, c)
         self.rejected: NDArray[np.bool_] | None = None  # as in `Observations`, of those shots that have a score

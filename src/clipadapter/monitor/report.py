@@ -97,7 +97,7 @@ class Window:
         end: index after the last picture.
         start_time: when the first picture was taken, in seconds since 1970; None if that is not known.
         ood_rate: share that is none of the classes, with the ends of Wilson's 95 % interval; None if the model can't
-            reject.
+            reject. All windows of a report have it, or none; so with the distance.
         mean_confidence: mean probability of the likeliest class.
         distance: discrepancy between the features and those of the reference, in standard deviations of the draws
             where nothing changed; None if it was not measured.

@@ -88,13 +88,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], text_columns:
 def html_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Format rows as an HTML table like `table`; texts are escaped, and a list of thumbnails is shown."""
     columns = []
-    for i, heading in enumerate(header):
+    for i, (heading, *cells) in enumerate(zip(header, *rows, strict=True)):
         style = f"{CELL_STYLE}text-align:{'right' if _is_number_column(rows, i) else 'left'};"
         limit = MAX_NAME_LETTERS if i < len(header) - 1 else MAX_TEXT_LETTERS
-        cells = [f'<td style="{style}">{_html_cell(row[i], limit)}</td>' for row in rows]
-        columns.append([f'<th style="{style}">{escape(heading)}</th>', *cells])
-    first, *others = (f"<tr>{''.join(line)}</tr>" for line in zip(*columns, strict=True))
-    head, body = f"<thead>{first}</thead>" if any(header) else "", "".join(others)
+        texts = [f'<td style="{style}">{_html_cell(cell, limit)}</td>' for cell in cells]
+        columns.append([f'<th style="{style}">{escape(heading)}</th>', *texts])
+    lines = [f"<tr>{''.join(line)}</tr>" for line in zip(*columns, strict=True)]
+    head, body = f"<thead>{lines[0]}</thead>" if any(header) else "", "".join(lines[1:])
     return f'<table style="border-collapse:collapse;margin:4px 0;">{head}<tbody>{body}</tbody></table>'
 
 

@@ -1,4 +1,4 @@
-"""The prediction for one picture, those for many pictures as columns, the softmax, and unit rows."""
+"""The prediction for one picture, those for many as columns, softmax, unit rows, and features only to predict for."""
 
 from __future__ import annotations
 
@@ -171,3 +171,7 @@ def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float6
     scaled = logits.astype(np.float64) / temperature
     exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return np.asarray(exponent / exponent.sum(axis=1, keepdims=True))
+
+
+class EvaluationFeatures(np.ndarray[Any, Any]):
+    """Features of a test split, which heads predict for, but refuse to fit to. Slices have this type too."""
