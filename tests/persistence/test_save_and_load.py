@@ -28,7 +28,7 @@ def make(head="prototype", **params):
     X, y, text = toy_features(d=32)
     unfitted = create_head(head, **params)
     fitted = unfitted.fit(X, y, text=text, unlabelled=X if unfitted.transductive else None)
-    support = FeatureSet(X, tuple(y), text.labels, {"skipped": [("bad.jpg", "file is empty")]})
+    support = FeatureSet(X, tuple(y), text.labels, {"skipped": [("bad.jpg", "file is empty")], "pictures": "/home/ann"})
     prompts = {name: [f"a photo of a {name}."] for name in text.labels}
     return Model(fitted, text, support, prompts, create_encoder("toy").info), X
 
@@ -52,7 +52,7 @@ def test_the_config_records_classes_shots_and_versions_and_keeps_them_when_saved
         config = read_config(place)
         assert config.class_names == ["cat", "dog", "owl"]
         assert config.provenance["shots"] == {"cat": 4, "dog": 4, "owl": 4}
-        assert config.provenance["skipped"] == 1
+        assert config.provenance["skipped"] == 1 and "pictures" not in config.provenance  # whatever a caller names so
         assert config.prompts["dog"] == ["a photo of a dog."]
         assert "torch" in config.provenance["versions"]
         assert "of 3 classes" in (place / "README.md").read_text()
@@ -130,6 +130,7 @@ def test_the_checksum_accepts_another_layout_and_no_other_content_format_or_chec
         (lambda c: c["encoder"].update(logit_scale=float("inf")), "encoder.logit_scale"),
         (lambda c: c["encoder"].update(name="a\0b"), "encoder.name"),
         (lambda c: c["uncertainty"]["calibrator"].update(n=float("inf")), "calibration is damaged: its 'n' is inf"),
+        (lambda c: c.update(uncertainty={}), "uncertainty is damaged"),
         (lambda c: c["files"].pop("head"), "without the arrays of its head"),
         (lambda c: c["files"].update({"../head": c["files"]["head"]}), "files"),
     ],

@@ -197,7 +197,7 @@ class FewShotClassifier:
             images: a list of paths, PIL images or arrays. Without labels: a `Dataset`, or a folder, table or name as
                 `load_dataset` takes it; of one with splits, the split "train".
             labels: class name of each picture; or a list, tuple or set of all its class names, of which there may be
-                none. None: those of the data set.
+                none: if one picture has such labels, any may have several. None: those of the data set.
             class_names: all classes in the order of ``class_names_``; if None, those of the labels, sorted.
             unlabelled: pictures without labels, in all forms that `predict` takes; for heads that learn from them.
                 ``auto`` uses them if held-out shots show a gain, and says so in ``head_.describe_unlabelled()``.

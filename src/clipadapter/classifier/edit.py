@@ -137,7 +137,7 @@ def _check_new_name(model: Model, name: object, advice: str) -> None:
 def _edit_classes(
     model: Model, old_names: Mapping[str, str], prompts: Prompts | None = None, encoded: TextFeatures | None = None
 ) -> Edit:
-    """An edit with the old name of each class that stays, and the prompts and text of a new or renamed one."""
+    """An edit. Of each class that stays the old name, by the new one; of a new or renamed one its prompts and text."""
     before = model.text
     positions = {name: i for i, name in enumerate(before.labels)}
     rows = {name: before.embeddings[positions[old]] for name, old in old_names.items()}

@@ -108,10 +108,10 @@ class ModelConfig(FrozenModel):
     encoder: SavedEncoder  # facts of the encoder
     prompts: dict[str, list[str]]  # prompts by class that the text features were made from
     # State of `clipadapter.uncertainty.Uncertainty` without arrays
-    uncertainty: dict[str, Any] = Field(default_factory=dict)
+    uncertainty: dict[str, Any]
     # Paths of the pictures of the shots, in the order of their features
     sources: list[str] = Field(default_factory=list)
-    # Number of shots per class, hash of their features, versions of packages, time
+    # Number of shots per class, and of pictures if these have several labels; hash of their features, versions, time
     provenance: dict[str, Any] = Field(default_factory=dict)
     # Hashes of the files of arrays by their name, such as "head"
     files: dict[ArrayName, Sha256] = Field(default_factory=dict)

@@ -41,9 +41,8 @@ TEXT_KEY = "class_text"  # name of the text features in the file of the head
 UNLABELLED_KEY = "unlabelled"
 """Name of the pictures without labels in their file; see `Head.kept_pictures_`. They have a file of their own, so that
 the versions of a model share it while the shots change."""
-COPIED_PROVENANCE = ("fit", "crop", "quality", "pictures")
-"""Provenance that is saved unchanged: settings of the fit, crop scale of the views, quality and why it was chosen, and
-the number of pictures that may have several labels, which the shots of the classes do not tell."""
+COPIED_PROVENANCE = ("fit", "crop", "quality")
+"""Provenance that is saved unchanged: settings of the fit, crop scale of the views, quality and why it was chosen."""
 RECORDED_PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "numpy")
 
 
@@ -168,13 +167,15 @@ def make_provenance(support: FeatureSet) -> dict[str, Any]:
     """What the model was made from, by which versions, and when."""
     old = support.provenance
     skipped = old.get("skipped", ())
+    # Where pictures have several labels, the shots of the classes do not tell how many pictures they are.
+    pictures = old.get("pictures") if not len(support) else None if support.targets is None else len(support)
     return {
         "shots": support.shot_counts,
         "support_sha256": hashlib.sha256(np.ascontiguousarray(support.plain).tobytes()).hexdigest(),
         "skipped": skipped if isinstance(skipped, int) else len(skipped),
         "views": old.get("views", 1),
         **{key: old[key] for key in COPIED_PROVENANCE if key in old},
-        **({} if support.targets is None else {"pictures": len(support)}),
+        **({"pictures": pictures} if type(pictures) is int else {}),
         "versions": _package_versions(),
         "python": platform.python_version(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

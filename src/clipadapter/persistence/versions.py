@@ -336,11 +336,11 @@ def _infer_change(current: Snapshot, log: Log) -> Change:
 
 
 def count_shots(provenance: Mapping[str, Any]) -> int:
-    """Number of shots that a provenance names."""
-    shots = provenance.get("shots")
-    counts: Iterable[Any] = shots.values() if isinstance(shots, Mapping) else ()
-    if "pictures" in provenance:  # with several labels, a picture is a shot of several classes
-        counts = [provenance["pictures"]]
+    """Number of pictures that a provenance names; with several labels a picture is a shot of several classes."""
+    shots, pictures = provenance.get("shots"), provenance.get("pictures")
+    if type(pictures) is int and pictures > 0:
+        return pictures
+    counts = shots.values() if isinstance(shots, Mapping) else ()
     return sum(count for count in counts if isinstance(count, int) and count > 0)
 
 
