@@ -92,7 +92,7 @@ def mutated(count, seed=0):
     form = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
     sound = [
         post("/v1/predict?timeout=2", ["Content-Type: application/json"], b'{"images":["AAAA"],"top":2}'),
-        post("/v1/predict", ["Content-Type: multipart/form-data; boundary=x"], form),
+        post("/v1/models/colours/predict", ["Content-Type: multipart/form-data; boundary=x"], form),
         b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: a\r\n\r\n",
     ]
     for number in range(count):

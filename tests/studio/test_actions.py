@@ -222,6 +222,14 @@ def test_the_prediction_of_the_tried_picture_is_updated_after_each_fit(person, p
     person.settle()
     actions.update_prediction(tab)
     assert tab.prediction.shot_count == 1 and tab.prediction.details
+
+    def neighbours():
+        return person.panels._values(tab, person.session.state, person.project.contents)["nearest"]
+
+    assert [one.label for one, _ in neighbours()] == ["red"]
+    person.do("remove-pictures", pictures=person.keys("red"))
+    assert neighbours() == []  # the prediction is that of before
+    person.do("undo")
     person.do("remove-class", "blue")
     person.settle()
     actions.update_prediction(tab)

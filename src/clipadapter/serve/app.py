@@ -192,7 +192,7 @@ async def predict(request: Request, name: str, timeout: Timeout = None) -> Respo
     return await answer_pictures(request, name, timeout)
 
 
-@router.get("/v1/models", tags=["models"], summary="Models that are served")
+@router.get("/v1/models", tags=["models"], responses={401: PREDICTION_RESPONSES[401]}, summary="Models that are served")
 async def models(request: Request) -> ModelList:
     """Each with its classes, encoder, licence and addresses."""
     served: ServedModels = request.app.state.server.models

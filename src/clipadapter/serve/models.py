@@ -84,7 +84,7 @@ class ServedModels:
         if name is None and len(models) != 1:
             text = f"several models are served ({', '.join(self.names)}): name one, as in /v1/models/NAME/predict"
             raise RequestRefused(400, text)
-        name = next(iter(models), "") if name is None else name
+        name = next(iter(models)) if name is None else name
         model = models.get(name)
         if model is None:
             text = f"no model is called {name[:100]!r}; served are: {', '.join(self.names) or 'none'}"

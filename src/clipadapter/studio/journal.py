@@ -80,7 +80,7 @@ class Journal:
         self._run(Step(self.next_number, description, tuple(moves), tuple(folders), self.names, after), is_undo=False)
 
     def undo(self) -> None:
-        """Undo the last step. If that fails, all is as it was."""
+        """Undo the last step, of which there must be one. If that fails, all is as it was."""
         self._run(self.steps[-1], is_undo=True)
 
     def _run(self, step: Step, is_undo: bool) -> None:
@@ -89,6 +89,7 @@ class Journal:
         If reversing fails as well, the line stays, and the next opening finishes the step.
         """
         self._check_paths(step)
+        before = list(self.steps), self.names
         length = self._append({"undo": step.step} if is_undo else vars(step), sync=True)
         try:
             self._list(step, is_undo)
@@ -103,7 +104,7 @@ class Journal:
                 raise InputError(
                     f"{step.what} was interrupted: {reason}; open the project again to finish it"
                 ) from error
-            self._list(step, not is_undo)
+            self.steps, self.names = before
             raise
         self._log_done(step)
 

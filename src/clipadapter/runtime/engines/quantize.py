@@ -27,7 +27,6 @@ OPENVINO_FLOAT_CONVOLUTIONS = 3
 CALIBRATION_BATCH_SIZE = 8
 CALIBRATION_BATCH_VALUES = CALIBRATION_BATCH_SIZE * 3 * 224 * 224
 """Numbers in the inputs of a batch. Activations are kept: of 8 pictures in two sizes and mirrored they take 6 GB."""
-NO_NAMES: frozenset[str] = frozenset()
 Link = tuple[str, bool, Sequence[str], Sequence[str]]
 """Of a node: its name, whether it is a convolution, and the names of what it reads and gives."""
 
@@ -136,7 +135,7 @@ def first_convolutions(nodes: Iterable[Link], n: int) -> list[str]:
     networks: dict[str, frozenset[str]] = {}  # by value, the first convolutions that it is computed from
     by_network: dict[frozenset[str], list[str]] = {}
     for name, is_convolution, inputs, outputs in nodes:
-        own = NO_NAMES.union(*(networks.get(each, NO_NAMES) for each in inputs))
+        own = frozenset[str]().union(*(networks.get(each, ()) for each in inputs))
         if is_convolution:
             own = own or frozenset({name})
             by_network.setdefault(own, []).append(name)
