@@ -139,7 +139,7 @@ def test_stored_shots_that_are_not_declared_fail_a_check():
 
 @pytest.mark.usefixtures("fewer_folds")
 @pytest.mark.parametrize(("name", "params"), [("auto", {}), ("clip-adapter", {"steps": 3})])
-def test_threads_change_no_bit_of_a_fit(name, params, monkeypatch):
+def test_threads_change_no_answer_and_no_logit_by_more_than_rounding(name, params, monkeypatch):
     monkeypatch.setattr(parallel, "MIN_PARALLEL_TASK_WORK", 0)
     X, y, text = toy_features((6, 6, 6), noise=2.0)
     before, logits = torch.get_num_threads(), []
@@ -149,4 +149,5 @@ def test_threads_change_no_bit_of_a_fit(name, params, monkeypatch):
             logits.append(create_head(name, **params).fit(X, y, text=text).logits(X))
     finally:
         torch.set_num_threads(before)
-    np.testing.assert_array_equal(*logits)
+    np.testing.assert_array_equal(*(each.argmax(axis=1) for each in logits))
+    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5 * np.abs(logits[0]).max())  # sums in another order

@@ -663,8 +663,9 @@ class Head(Estimator, ABC):
             is_learned = name.endswith("_") and not name.startswith("_") and name not in NOT_IN_STATE
             if not is_learned or getattr(type(self), name, None) is not None:
                 raise ArtifactError(f"the saved head has an array called {brief(name)}, which no head learns")
-            array = np.array(value)
-            setattr(self, name, array.item() if array.ndim == 0 else torch.from_numpy(array))
+            array = np.asarray(value)
+            # A copy in memory of torch, aligned as that of a fit is: kernels may sum in another order otherwise.
+            setattr(self, name, array.item() if array.ndim == 0 else torch.tensor(array))
         self.classes_, self.n_features_in_ = np.asarray(classes), width
         self.blocks_ = check_blocks(width, blocks or None)
 

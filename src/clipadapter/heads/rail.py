@@ -163,12 +163,12 @@ class Rail(ExactIncrementalHead):
         """Solve for the weight of c classes."""
         dtype, ridge = self.weight_.dtype, RIDGE[self.form] if self.ridge is None else self.ridge
         if not self._stores_shots:
-            self.weight_ = solve_ridge(unpack_lower_triangle(self.products_), self.sums_, ridge).to(dtype)
+            self.weight_ = solve_ridge(unpack_lower_triangle(self.products_), self.sums_, ridge).to(dtype).contiguous()
             return
         targets = torch.nn.functional.one_hot(self.labels_, c).double()
         if self.form == "dual":
             kept = self.kept_.double()
-            self.weight_ = solve_ridge(self._kernel(kept, kept), targets, ridge)
+            self.weight_ = solve_ridge(self._kernel(kept, kept), targets, ridge).contiguous()
         else:
             phi = self._phi(self.kept_)
             self.weight_ = _product(phi.T, solve_ridge(_product(phi, phi), targets, ridge).T).to(dtype)
