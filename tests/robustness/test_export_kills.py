@@ -53,7 +53,7 @@ def export(request, model, tmp_path, monkeypatch):
     stand_in = replace(get_format(request.param), convert=convert_without_library, modules=())
     monkeypatch.setattr(exporter, "get_format", lambda name: stand_in if name == request.param else get_format(name))
     figures = {"n": 2, "agreement": 1.0, "cosine_least": 1.0, "logits": 0.0, "probabilities": 0.0}
-    monkeypatch.setattr(exporter, "_check_file", lambda *_: figures)
+    monkeypatch.setattr(exporter, "_check_file", lambda *_: (figures, {}))
     path = tmp_path / "exports" / f"model{stand_in.suffix}"
     path.parent.mkdir()
     return lambda: export_model(model, path, format=request.param), path

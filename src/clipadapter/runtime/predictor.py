@@ -30,6 +30,15 @@ from clipadapter.runtime.engines.formats import (
     require_format,
 )
 from clipadapter.runtime.engines.graphs import BLOCKS_OUTPUT, FEATURES_OUTPUT, INPUT_NAMES, input_names
+from clipadapter.runtime.golden import (
+    LIMITS,
+    Golden,
+    compute_golden,
+    differences,
+    instruction_sets,
+    proof_file,
+    remember,
+)
 from clipadapter.uncertainty import Answers, Uncertainty
 from clipadapter.uncertainty.ood import MARK_RATE
 from clipadapter.utils.blocks import Blocks, as_blocks, total_width
@@ -90,7 +99,8 @@ class Predictor:
         threads: number of threads that run the graph; all cores by default.
 
     Raises:
-        ArtifactError: if the file is missing, altered, of a later format, or was not written by ``clipadapter export``.
+        ArtifactError: if the file is missing, altered, of a later format, was not written by ``clipadapter export``, or
+            gives other outputs on this processor than where it was made, see `clipadapter.runtime.golden`.
         MissingExtraError: if the backend is not installed.
         InputError: if the backend can't run such a file.
 
@@ -125,6 +135,7 @@ class Predictor:
         self.uncertainty, self.precision = self.metadata.uncertainty, self.metadata.precision
         self._input_names = input_names(self.metadata.input, [spec.size for spec in self.inputs])
         self._check_graph()
+        self._check_golden()
 
     def _check_graph(self) -> None:
         """Refuse a graph whose inputs and outputs do not fit the metadata."""
@@ -139,6 +150,32 @@ class Predictor:
         if wrong or FEATURES_OUTPUT not in graph.widths or sorted(graph.inputs) != names:
             outputs = f" in its outputs {', '.join(wrong)}" if wrong else ""
             raise ArtifactError(f"{self.path} does not fit its metadata{outputs}: export the model again")
+
+    def compute_golden(self) -> dict[str, NDArray[np.float32]]:
+        """Some outputs for the golden pictures, see `clipadapter.runtime.golden`."""
+        return compute_golden(self.run, self.inputs, self.metadata.blocks)
+
+    def _check_golden(self) -> None:
+        """Refuse a file that gives other outputs here than where it was made. One that passed is not run again."""
+        if not self.metadata.parity:  # the file is being made
+            return
+        backend = backend_info(self.backend).cls
+        proof = proof_file(self.sha256, f"{backend.title} {backend.version()}")
+        if proof.exists():
+            return
+        expected, here = self.metadata.golden, self.compute_golden()
+        if {name: rows.shape for name, rows in expected.items()} != {name: rows.shape for name, rows in here.items()}:
+            raise ArtifactError(f"the golden outputs in {self.path} are damaged: copy or export it again")
+        limit = LIMITS[self.precision]
+        wrong = {name: share for name, share in differences(expected, here).items() if not share <= limit}
+        if wrong:
+            name, share = max(wrong.items(), key=lambda item: item[1])
+            raise ArtifactError(
+                f"{self.path} gives other outputs here than where it was made: {name} differ by {share:.1%}, more than "
+                f"{limit:.1%} ({instruction_sets()}; {backend.title} {backend.version()}). Export the model on such a "
+                f"processor, or in fp32: clipadapter export MODEL --precision fp32 --out {self.path.name}"
+            )
+        remember(proof)
 
     @property
     def is_multilabel(self) -> bool:
@@ -395,6 +432,7 @@ class ExportMetadata:
         provenance: shots, versions, time.
         parity: figures of the comparison with the model.
         blocks: name and width of each block of the features, ``final`` first; empty if it is the only one.
+        golden: some outputs for the golden pictures, see `clipadapter.runtime.golden`; none without ``parity``.
 
     >>> pixels = PixelSpec(8, (0.5,) * 3, (0.5,) * 3)
     >>> ExportMetadata.from_json(ExportMetadata(("cat", "dog"), (pixels,), Uncertainty()).to_json()).class_names
@@ -411,6 +449,7 @@ class ExportMetadata:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     blocks: Blocks = ()
+    golden: Golden = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Serialise; `from_json` is the inverse.
@@ -442,6 +481,7 @@ class ExportMetadata:
                 "checksum": "sha256",
                 "uncertainty": state,
                 "uncertainty_arrays": {name: _pack(array) for name, array in arrays.items()},
+                "golden": {name: _pack(array) for name, array in self.golden.items()},
             },
             allow_nan=False,
             default=repr,  # parameters of a head that JSON has no values for
@@ -473,6 +513,7 @@ class ExportMetadata:
                 raw["input"],
                 raw["precision"],
                 blocks=as_blocks(raw["blocks"]) if raw.get("blocks") else (),
+                golden={name: _unpack(name, value) for name, value in raw["golden"].items()},
                 **{key: dict(raw[key]) for key in DESCRIPTIONS},
             )
             conformal = metadata.uncertainty.conformal

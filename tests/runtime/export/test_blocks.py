@@ -78,7 +78,7 @@ def test_layers_of_one_pass_need_one_input(draw, tmp_path):
 
 
 def test_in_int8_the_first_convolution_of_each_network_stays_in_float(several, draw, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantize, "ONNX_FLOAT_CONVOLUTIONS", 1)
+    monkeypatch.setattr(quantize, "FLOAT_CONVOLUTIONS", 1)
     pictures, _ = draw(12, seed=5, size=60)
     # "plain" is the name of an intermediate file.
     path = export_model(several, tmp_path / "plain.onnx", precision="int8", pictures=pictures).path

@@ -99,6 +99,11 @@ class Backend:
         return importlib.util.find_spec(cls.packages[0]) is not None
 
     @classmethod
+    def version(cls) -> str:
+        """The version of the module that runs models."""
+        return _version(cls.packages[0])
+
+    @classmethod
     def open_file(cls, path: Path, threads: int | None = None) -> InferenceGraph:
         """Open a file of its own format, or of one of ``opens``; None stands for the threads of all cores."""
         raise InputError(f"the {cls.title} backend opens no files: use another")
@@ -165,7 +170,7 @@ class Backend:
         """The folder of a converted tower, whether it exists or not."""
         kind = f"int8-{calibration}" if precision == "int8" else "float"
         name = cls.title.lower().replace(" ", "")
-        return cache_root() / f"{fingerprint}-{name}-{_version(cls.packages[0])}-{kind}"
+        return cache_root() / f"{fingerprint}-{name}-{cls.version()}-{kind}"
 
     @staticmethod
     def is_convolutional(folder: Path) -> bool:

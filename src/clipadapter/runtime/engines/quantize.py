@@ -3,6 +3,10 @@
 What stays in float: the first convolutions of each network, whose errors reach all later layers; grouped convolutions,
 which have few channels per filter, so that int8 errors do not average out and little time is saved; statistics of
 feature maps, where a deviation is a small difference of two moments; and all that comes after the image towers.
+
+Processors without VNNI multiply 8 bits without sign by 8 bits with sign and add pairs of products in 16 bits, which
+saturate. So weights of 8 bits with sign would give other features there. Weights are in a range in which nothing
+saturates: 8 bits without sign as ONNX, seven bits in OpenVINO. Features are then equal everywhere, but for rounding.
 """
 
 from __future__ import annotations
@@ -20,10 +24,12 @@ from clipadapter.runtime.engines.base import require_without_telemetry
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ONNX_FLOAT_CONVOLUTIONS = 6
-"""Convolutions at the beginning of each network that stay in float: with three, the smallest cosine of `lite` to fp32
-was 0.984 on 64 pictures of Caltech-101, with six 0.993, with twelve 0.995."""
-OPENVINO_FLOAT_CONVOLUTIONS = 3
+FLOAT_CONVOLUTIONS = 12
+"""Convolutions at the beginning of each network that stay in float. docs/export.md has the measurements. OpenVINO's
+convolution of few channels saturates without VNNI by weights of seven bits too: that of a transformer's patches."""
+OUTLIER_SHARE = 0.002
+"""Share of the weights of a filter that seven bits clip. NNCF corrects the mean error that this makes, ONNX Runtime
+does not."""
 CALIBRATION_BATCH_SIZE = 8
 CALIBRATION_BATCH_VALUES = CALIBRATION_BATCH_SIZE * 3 * 224 * 224
 """Numbers in the inputs of a batch. Activations are kept: of 8 pictures in two sizes and mirrored they take 6 GB."""
@@ -52,7 +58,7 @@ def quantize_onnx(source: Path, target: Path, rows: Mapping[str, NDArray[Any]], 
     # In topological order; as lists, since the model in memory must not outlive this, beside that of the quantisation.
     links = [(node.name, node.op_type == "Conv", [*node.input], [*node.output]) for node in nodes]
     del nodes, convolutions
-    after_towers = nodes_after(links, [float_after])
+    in_float = [*first_convolutions(links, FLOAT_CONVOLUTIONS), *grouped]
     quantization.quantize_static(  # dynamic ranges would let the batch change the features
         str(prepared),
         str(target),
@@ -60,11 +66,11 @@ def quantize_onnx(source: Path, target: Path, rows: Mapping[str, NDArray[Any]], 
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
         activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
+        weight_type=quantization.QuantType.QUInt8,
         # Norms, softmax and sums lose much precision in int8 and cost little time.
         op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-        nodes_to_exclude=[*first_convolutions(links, ONNX_FLOAT_CONVOLUTIONS), *grouped, *after_towers],
-        extra_options={"MatMulConstBOnly": True},
+        nodes_to_exclude=[*in_float, *nodes_after(links, [float_after])],
+        extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
     )
     prepared.unlink()
     source.unlink()
@@ -78,8 +84,7 @@ def quantize_openvino(model: Any, rows: Sequence[NDArray[Any]], is_transformer: 
     dataset = nncf.Dataset([rows[0][i : i + 1] if len(rows) == 1 else [r[i : i + 1] for r in rows] for i in range(n)])
     features = model.output(float_after).get_node().input_value(0).get_node()
     names = statistic_names(model) + nodes_after(_links(model), [features.get_friendly_name()])
-    if not is_transformer:
-        names += first_convolutions(_links(model), OPENVINO_FLOAT_CONVOLUTIONS)
+    names += first_convolutions(_links(model), FLOAT_CONVOLUTIONS)
     types = [] if is_transformer else ["GroupConvolution"]
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars would mix with results
         return nncf.quantize(
@@ -87,8 +92,24 @@ def quantize_openvino(model: Any, rows: Sequence[NDArray[Any]], is_transformer: 
             dataset,
             subset_size=n,
             model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
+            advanced_parameters=_seven_bits(),
             ignored_scope=nncf.IgnoredScope(names=names, types=types, validate=False),  # what stays in float
         )
+
+
+def _seven_bits() -> Any:
+    """Parameters of NNCF for weights of seven bits, of which the largest are clipped."""
+    from nncf.quantization import advanced_parameters, range_estimator
+
+    kinds, aggregators = range_estimator.StatisticsType, range_estimator.AggregatorType
+    lowest = range_estimator.StatisticsCollectorParameters(kinds.MIN, aggregators.MIN)
+    highest = range_estimator.StatisticsCollectorParameters(
+        kinds.ABS_QUANTILE, aggregators.MAX, quantile_outlier_prob=OUTLIER_SHARE
+    )
+    return advanced_parameters.AdvancedQuantizationParameters(
+        overflow_fix=advanced_parameters.OverflowFix.ENABLE,
+        weights_range_estimator_params=range_estimator.RangeEstimatorParameters(lowest, highest),
+    )
 
 
 def _links(model: Any) -> Iterator[Link]:

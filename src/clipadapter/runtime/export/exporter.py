@@ -41,6 +41,7 @@ from clipadapter.runtime.engines.formats import (
 from clipadapter.runtime.engines.graphs import INPUT_NAMES, Rows
 from clipadapter.runtime.export.evaluation import MIN_ROWS, compare_file, describe_parity, find_faults
 from clipadapter.runtime.export.graph import ModelGraph, export_towers
+from clipadapter.runtime.golden import Golden
 from clipadapter.runtime.predictor import MAX_METADATA_CHARACTERS
 from clipadapter.utils.files import remove_abandoned, without_paths
 
@@ -126,8 +127,8 @@ def export_model(
         name, advice = f"{model.encoder_.info.name} with {type(model.head_).__name__}", "format, or another head"
         write = export_format.convert_model(graph.describe(), folder / target.name, rows, name, advice)
         metadata = describe_model(model, graph, precision)
-        parity = _check_file(_write(write, metadata)[-1], list_openers(format)[0], model, chosen)
-        written = _write(write, replace(metadata, parity=parity))
+        parity, golden = _check_file(_write(write, metadata)[-1], list_openers(format)[0], model, chosen)
+        written = _write(write, replace(metadata, parity=parity, golden=golden))
         size_bytes = sum(part.stat().st_size for part in written)
         files = move_into_place(written, target)
     conformal = model.uncertainty_.conformal
@@ -172,14 +173,16 @@ def _write(write: WriteFile, metadata: ExportMetadata) -> list[Path]:
     return files
 
 
-def _check_file(path: Path, backend: str, model: FewShotClassifier, pictures: ExportPictures) -> dict[str, Any]:
-    """Compare a file with the model: the figures, if they are within the limits."""
+def _check_file(
+    path: Path, backend: str, model: FewShotClassifier, pictures: ExportPictures
+) -> tuple[dict[str, Any], Golden]:
+    """Compare a file with the model: the figures, if they are within the limits, and its golden outputs."""
     predictor = Predictor(path, backend=backend)
     measured = compare_file(model, predictor, pictures.comparison)
     fitted_in = model.encoder_.info.precision
     faults = find_faults(measured, is_exact=fitted_in == predictor.precision == "fp32")
     if not faults:
-        return {"pictures": pictures.kind, **measured}
+        return {"pictures": pictures.kind, **measured}, predictor.compute_golden()
     if predictor.precision == "int8":
         advice = (
             "Use fp32, another format, or other pictures to calibrate with (pictures=..., or --pictures): at least "
