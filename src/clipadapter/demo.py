@@ -349,7 +349,7 @@ def draw_sheet(answers: Sequence[SheetAnswer], path: str | Path, title: str) -> 
         _draw_answer(picture, answer)
         _draw_place(picture, place, answer.explanation)
     set_title(figure, title)
-    return save_plot(figure, path)
+    return save_plot(figure, path, "demo")
 
 
 def _draw_place(picture: Axes, enlarged: Axes, explanation: Explanation) -> None:

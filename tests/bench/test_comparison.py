@@ -26,7 +26,7 @@ def test_folders_of_colours_are_distinguished_and_files_made_from_the_records(co
     assert comparison.runs[0].encoder.name == "toy" and comparison.runs[0].data.support == "train"
     assert comparison.runs[0].templates == ["a {} square.", "a photo of a {}."]
     page, plot = comparison.write(tmp_path / "out", "Colours")
-    assert page.read_text().startswith("# Colours\n\n| head | 1 shot | 2 shots |")
+    assert "-->\n\n# Colours\n\n| head | 1 shot | 2 shots |" in page.read_text()
     assert "| zero-shot | **100.0 ± 0.0** | **100.0 ± 0.0** |" in page.read_text()
     with Image.open(plot) as image:
         assert image.format == "PNG"

@@ -54,17 +54,21 @@ def test_a_point_is_a_mean_in_per_cent_on_a_band_of_one_standard_deviation(make_
     [["a", "b"], [f"class number {i}" for i in range(101)], ["$x$ and $y", "猫", "a very long name " * 5, "a_b^c{}"]],
 )
 def test_a_confusion_matrix_of_any_classes_stays_readable(tmp_path, names):
-    with Image.open(save_plot(confusion_figure(result(names), "50 % of $x"), tmp_path / "confusion.png")) as image:
+    with Image.open(
+        save_plot(confusion_figure(result(names), "50 % of $x"), tmp_path / "confusion.png", "eval")
+    ) as image:
         assert image.format == "PNG" and 500 < image.width < 2500 and 400 < image.height < 2500
 
 
 def test_pyplot_is_not_imported(make_run, tmp_path):
     with recorded("matplotlib.pyplot") as imported:
         exec(Path(plots.__file__).read_text(), {"__name__": plots.__name__})  # what is imported at the top
-        save_plot(draw_learning_curve(pivot_runs([make_run()]), "a $5 title"), tmp_path / "c.png")
-        save_plot(confusion_figure(result(["a", "b"])), tmp_path / "c.png")
+        save_plot(draw_learning_curve(pivot_runs([make_run()]), "a $5 title"), tmp_path / "c.png", "eval")
+        save_plot(confusion_figure(result(["a", "b"])), tmp_path / "c.png", "eval")
     assert imported == []
 
 
 def test_a_plot_can_be_made_if_every_run_failed(make_run, tmp_path):
-    assert save_plot(draw_learning_curve(pivot_runs([make_run(error="E: no")])), tmp_path / "curve.png").is_file()
+    assert save_plot(
+        draw_learning_curve(pivot_runs([make_run(error="E: no")])), tmp_path / "curve.png", "eval"
+    ).is_file()

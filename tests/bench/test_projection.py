@@ -112,7 +112,7 @@ def test_a_picture_of_any_classes_is_of_sane_size(names, tmp_path):
     X, labels = blobs(names)
     points = project(X, "pca")
     figure = scatter_figure({"before": points, "after": -points}, labels, names, "50 %")
-    with Image.open(save_plot(figure, tmp_path / "new" / "p.png")) as image:
+    with Image.open(save_plot(figure, tmp_path / "new" / "p.png", "bench")) as image:
         assert image.format == "PNG" and 1200 < image.width < 2000 and 600 < image.height < 1000
 
 

@@ -77,11 +77,11 @@ def test_an_interrupted_export_leaves_the_older_file(toy, tmp_path):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("f.parquet", "older")]
 
 
-@pytest.mark.parametrize("name", ["missing/f.parquet", "file/f.parquet", "folder"])
+@pytest.mark.parametrize("name", ["file/f.parquet", "folder"])
 def test_a_file_that_can_not_be_written_is_an_error(toy, tmp_path, name):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match="can't be written .* check that its folder exists"):
+    with pytest.raises(DataError, match="can't be written .* check that its folder has space"):
         write_parquet(tmp_path / name, rows_of(toy, 1), toy.info)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
 

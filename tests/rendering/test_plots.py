@@ -29,7 +29,7 @@ def figure():
 
 def test_a_figure_is_written_in_the_format_of_its_suffix_and_settings_of_matplotlib_do_not_change(figure, tmp_path):
     before = dict(matplotlib.rcParams)
-    files = save_plots(figure, tmp_path / "new" / "v1.2 plot", ["png", "pdf", "svg"])
+    files = save_plots(figure, tmp_path / "new" / "v1.2 plot", "eval", ["png", "pdf", "svg"])
     assert dict(matplotlib.rcParams) == before
     assert [path.name for path in files] == ["v1.2 plot.png", "v1.2 plot.pdf", "v1.2 plot.svg"]
     with Image.open(files[0]) as image:
@@ -43,13 +43,13 @@ def test_a_figure_is_written_in_the_format_of_its_suffix_and_settings_of_matplot
 
 def test_other_formats_and_a_path_that_cannot_be_written_are_errors(figure, tmp_path):
     with pytest.raises(InputError, match=r"plot.jpg does not end with .png, .pdf, .svg"):
-        save_plot(figure, tmp_path / "plot.jpg")
+        save_plot(figure, tmp_path / "plot.jpg", "eval")
     for text in ("", " , ", "png,jpg"):
         with pytest.raises(InputError, match="plots are written as png, pdf, svg"):
             parse_plot_formats(text)
     (tmp_path / "plot.png").mkdir()
     with pytest.raises(InputError, match="can't write"):
-        save_plot(figure, tmp_path / "plot.png")
+        save_plot(figure, tmp_path / "plot.png", "eval")
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
 
 

@@ -347,7 +347,7 @@ def test_a_step_whose_class_names_can_not_be_written_is_undone(tmp_path, monkeyp
         for classes, step in ((["a/b"], {"action": "add-class", "text": "c/d"}), (["a/b", "c/d"], {"action": "undo"})):
             session.project.add_class(classes[-1])
             with monkeypatch.context() as patch:
-                patch.setattr("clipadapter.utils.files.tempfile.NamedTemporaryFile", no_space)
+                patch.setattr("clipadapter.utils.files.keep_mode", no_space)
                 actions.perform(tab, step)
             assert tab.note.is_error and "class_names.json: No space left" in tab.note.text
             names = json.loads((tmp_path / "p" / ".studio" / "class_names.json").read_text())

@@ -38,7 +38,7 @@ from clipadapter.heads import Head, TextFeatures
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import metrics_shown
 from clipadapter.rendering.plots import save_plots
-from clipadapter.utils.files import path_without_links, write_atomically
+from clipadapter.utils.files import mark, path_without_links, write_atomically
 from clipadapter.utils.progress import shows_progress
 
 
@@ -83,10 +83,10 @@ class Comparison:
         shown = metrics_shown("comparison", "single-label")
         metrics = [name for name in shown if reference is None or name in reference.metrics]
         tables = [table(self.runs, name, markdown=True, reference=reference) for name in metrics]
-        text = f"# {title}\n\n{self.protocol_text}" + "\n".join(tables)
+        text = f"<!-- {mark('compare')} -->\n\n# {title}\n\n{self.protocol_text}" + "\n".join(tables)
         page = write_atomically(path_without_links(folder, "table.md"), text)
         figure = draw_learning_curve(pivot_runs(self.runs), title, metric, reference=reference)
-        return [page, *save_plots(figure, folder / metric.replace("_", "-"), plot_formats)]
+        return [page, *save_plots(figure, folder / metric.replace("_", "-"), "compare", plot_formats)]
 
 
 def compare(

@@ -29,7 +29,7 @@ from clipadapter.heads.registry import registered_name
 from clipadapter.metrics import wilson_interval
 from clipadapter.rendering.plots import confusion_figure, save_plots
 from clipadapter.utils.blocks import FINAL
-from clipadapter.utils.files import path_without_links, write_atomically
+from clipadapter.utils.files import mark, path_without_links, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,9 +106,9 @@ class ModelEvaluation:
         """Write ``metrics.json``, and the plots of single-label pictures; by default their title is what they show."""
         figures = self.figures(title)
         path = path_without_links(folder, "metrics.json")
-        files = [write_atomically(path, json.dumps(self.to_dict(), indent=1) + "\n")]
+        files = [write_atomically(path, json.dumps({"written_by": mark("eval"), **self.to_dict()}, indent=1) + "\n")]
         for name, figure in figures.items():
-            files += save_plots(figure, folder / name, plot_formats)
+            files += save_plots(figure, folder / name, "eval", plot_formats)
         return files
 
 

@@ -107,7 +107,7 @@ def draw_adapted_features(fit: Fit, folder: Path, plot_formats: Sequence[str] = 
     panels = {titles["before"]: points, titles["after"]: turned}
     title = f"{len(part)} test pictures before and after {name}, {len(rows)} shots"
     figure = scatter_figure(panels, part.y, part.class_names, title)
-    return save_plots(figure, folder / safe_file_name(name), plot_formats)
+    return save_plots(figure, folder / safe_file_name(name), "bench", plot_formats)
 
 
 # ---- The plane ----

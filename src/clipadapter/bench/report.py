@@ -43,7 +43,7 @@ from clipadapter.rendering.tables import (
     latex_comment,
     markdown_table,
 )
-from clipadapter.utils.files import csv_text, folder_without_links, write_atomically
+from clipadapter.utils.files import csv_text, folder_without_links, mark, write_atomically
 from clipadapter.utils.formatting import shorten_name
 
 if TYPE_CHECKING:
@@ -160,14 +160,14 @@ def write_report(
     reports, name = folder_without_links(folder, "reports"), study.suite.name
     shown = next((kind for kind in ("png", "svg") if kind in plot_formats), plot_formats[0])
     texts = {
-        "md": document.to_markdown(shown),
+        "md": f"<!-- {mark('bench')} -->\n\n{document.to_markdown(shown)}",
         "csv": format_csv(study),
-        "tex": document.to_latex(),
+        "tex": f"% {mark('bench')}\n{document.to_latex()}",
         "html": document.to_html(),
     }
     written = [write_atomically(reports / f"{name}.{ending}", text) for ending, text in texts.items()]
     for stem, plot in document.plots.items():
-        written += save_plots(plot.figure, reports / stem, plot_formats)
+        written += save_plots(plot.figure, reports / stem, "bench", plot_formats)
     for old in reports.iterdir():
         if re.fullmatch(rf"{re.escape(name)}-\d+-[a-z]+\.({'|'.join(PLOT_FORMATS)})", old.name) and old not in written:
             old.unlink()

@@ -1,19 +1,18 @@
-"""Reading the data that commands are given, and checking paths before the work begins."""
+"""Reading the data that commands are given."""
 
 from __future__ import annotations
 
 import io
 import os
 import select
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from clipadapter.data import Dataset, Sample, list_images, load_dataset, read_class_names
 from clipadapter.data.load import load_labelled, read_listing
 from clipadapter.data.manifests import is_manifest
-from clipadapter.errors import ArtifactError, DataError, InputError, require
+from clipadapter.errors import ArtifactError, DataError, require
 from clipadapter.runtime.engines.formats import is_exported
 from clipadapter.runtime.model_folder import why_no_model
 from clipadapter.utils.files import MANIFEST_SUFFIXES, SHARDS_FILE, is_number_list, printable
@@ -128,49 +127,3 @@ def path_beside(folder: Path, ending: str) -> Path:
     """
     named = folder if folder.name not in ("", "..") else folder.resolve()
     return named.with_name(f"{named.name}{ending}")
-
-
-def check_output_file(path: Path | None, *inputs: Path, suffixes: Sequence[str] = ()) -> None:
-    """Refuse, before the work, a file that is an input or no regular file, has another suffix, or can't be written."""
-    if path is None:
-        return
-    if suffixes and path.suffix.lower() not in suffixes:
-        endings = " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))
-        raise InputError(f"{path} does not end with {endings}: give a file name that ends with {suffixes[0]}")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is not a regular file: give another name")
-    if any(path.resolve() == other.resolve() for other in inputs):
-        raise InputError(f"{path} is an input: give another name for the output")
-    _check_parent(path, path.parent, "another name")
-
-
-def check_own_file(path: Path, suffixes: Sequence[str], is_own: Callable[[Path], bool], what: str) -> None:
-    """Refuse, before the work, a file that can't be written, or that replaces one that the command did not write."""
-    check_output_file(path, suffixes=suffixes)
-    if path.suffix.lower() == ".parquet":
-        require("pyarrow.parquet", "parquet", "Writing Parquet")
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
-    if path.exists() and path.stat().st_size and not is_own(path):
-        raise InputError(f"{path} exists and is no {what}: give another name, or remove it")
-
-
-def has_parquet_key(path: Path, key: str) -> bool:
-    """Whether a Parquet file has metadata of this name."""
-    parquet = require("pyarrow.parquet", "parquet", "Reading Parquet")
-    with suppress(OSError, ValueError):  # no Parquet
-        return key.encode() in (parquet.read_schema(path).metadata or {})
-    return False
-
-
-def check_output_folder(folder: Path) -> Path:
-    """Return the folder. Refuse, before the work, one that can't be written."""
-    _check_parent(folder, folder, "another --out")
-    return folder
-
-
-def _check_parent(path: Path, folder: Path, advice: str) -> None:
-    """Refuse a path if nothing can be written into its folder, or into the closest parent that exists."""
-    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        raise InputError(f"can't write {path}: {existing} is not a folder that you may write to; give {advice}")

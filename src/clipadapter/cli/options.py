@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from clipadapter.uncertainty import Uncertainty, UncertaintyOptions
 
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+PAGE_SUFFIXES = (".html", ".htm")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 # ---- Types ----

@@ -20,9 +20,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from clipadapter.cli.inputs import check_own_file, has_parquet_key
+from clipadapter.cli.outputs import check_output_file, has_parquet_key
 from clipadapter.errors import DataError, InputError, require
-from clipadapter.utils.files import RANDOM_END, csv_text, folder_without_links, sync_folder, write_atomically
+from clipadapter.utils.files import RANDOM_END, csv_text, folder_without_links, keep_mode, sync_folder, write_atomically
 from clipadapter.utils.prediction import Prediction, PredictionColumns
 
 MAX_SHOWN_VALUE = 40  # characters of a value that a message shows
@@ -72,9 +72,9 @@ def list_unreadable(rows: Rows) -> list[tuple[str, str]]:
     return [(source, error) for source, error in pairs if error is not None]
 
 
-def check_prediction_file(path: Path) -> dict[str, Any] | None:
+def check_prediction_file(path: Path, *inputs: Path) -> dict[str, Any] | None:
     """Refuse, before the work, a file that can't or must not be written. Returns the run of earlier parts, if any."""
-    check_own_file(path, (".parquet", ".jsonl", ".csv"), _is_own, "file of predictions")
+    check_output_file(path, "file of predictions", _is_own, *inputs, suffixes=(".parquet", ".jsonl", ".csv"))
     parts = folder_without_links(path.parent, path.name + PARTS_SUFFIX)
     if parts.exists() and not parts.is_dir():
         raise InputError(f"{parts}, the folder for parts of {path.name}, is no folder: give another name")
@@ -201,6 +201,7 @@ def _replace(source: Path, target: Path) -> None:
     """Rename a file that was written, once its content is on the disk."""
     with source.open("rb+") as file:
         os.fsync(file.fileno())
+    keep_mode(source, target)
     source.replace(target)
     sync_folder(target.parent)
 
@@ -220,7 +221,7 @@ def _lock(folder: Path) -> BinaryIO:
     """Make a folder with a lock that no process can take while this one lives; Windows and some disks have none."""
     refusal = InputError(f"another process writes to {folder}: wait for it, or give another name")
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK_FILE).open("ab")
     except FileNotFoundError as error:  # the other one removed the folder at this moment
         raise refusal from error

@@ -168,7 +168,7 @@ class Explanation:
         if shots:
             _plot_shots(rows[-1], shots)
         set_title(figure, f"{Path(self.prediction.source).name}: {self.sentences()[0]}")
-        return save_plot(figure, path)
+        return save_plot(figure, path, "explain")
 
     def sentences(self) -> list[str]:
         """The prediction, the margin and its parts in words, one sentence per entry."""

@@ -40,7 +40,14 @@ from clipadapter.features.extraction import extract
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.utils.blocks import FINAL, MAX_BLOCK_WIDTH, MAX_BLOCKS, Blocks, as_blocks, column_slices, total_width
-from clipadapter.utils.files import ENCODER_KEY, SHARDS_FILE, describe_parquet_error, is_number_list, path_without_links
+from clipadapter.utils.files import (
+    ENCODER_KEY,
+    SHARDS_FILE,
+    describe_parquet_error,
+    is_number_list,
+    keep_mode,
+    path_without_links,
+)
 
 PURPOSE = "A table of features"
 TABLE_ADVICE = "give a file that 'clipadapter embed --to' wrote"
@@ -117,10 +124,12 @@ def write_parquet(
     path = Path(path)
     partial = path_without_links(path.parent, f".{path.name}.{os.getpid()}.partial", error=DataError)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         count = write_rows(partial, rows, info.name, info.fingerprint, info.blocks, block_fingerprints)
+        keep_mode(partial, path)
         partial.replace(path)
     except OSError as error:
-        raise DataError(f"{path} can't be written ({error}): check that its folder exists and has space") from error
+        raise DataError(f"{path} can't be written ({error}): check that its folder has space") from error
     finally:
         if partial.exists():
             partial.unlink()

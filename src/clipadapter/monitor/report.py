@@ -204,7 +204,7 @@ class DriftReport:
         _label_time_axis(over_time[1], self)
         _plot_priors(right.subplots(), classes, len(self.classes))
         set_title(figure, f"{self.n_pictures} pictures: {self.summary()}")
-        return save_plot(figure, path)
+        return save_plot(figure, path, "monitor")
 
 
 # ---- Results of the checks as phrases ----

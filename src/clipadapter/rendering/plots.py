@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import InputError, require
-from clipadapter.utils.files import path_without_links, write_atomically
+from clipadapter.utils.files import mark, path_without_links, write_atomically
 from clipadapter.utils.formatting import shorten_name
 
 if TYPE_CHECKING:
@@ -309,31 +309,35 @@ def parse_plot_formats(text: str) -> tuple[str, ...]:
     return formats
 
 
-def save_plot(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as a PNG, PDF or SVG file, as the suffix says; drawn again it gives the same bytes."""
+def save_plot(figure: Figure, path: str | Path, writer: str) -> Path:
+    """Write a figure with the `mark` of a command as a PNG, PDF or SVG file, as the suffix says.
+
+    Drawn again it gives the same bytes.
+    """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
     if kind not in PLOT_FORMATS:
         endings = ", ".join(f".{one}" for one in PLOT_FORMATS)
         raise InputError(f"{path.name} does not end with {endings}: give a file name that does")
-    return write_atomically(path, render_plot(figure, kind))
+    return write_atomically(path, render_plot(figure, kind, mark(writer)))
 
 
-def save_plots(figure: Figure, path: str | Path, formats: Sequence[str] = ("png",)) -> list[Path]:
+def save_plots(figure: Figure, path: str | Path, writer: str, formats: Sequence[str] = ("png",)) -> list[Path]:
     """Write a figure in each of some formats, see `save_plot`."""
     path = Path(path)
-    return [save_plot(figure, path_without_links(path.parent, f"{path.name}.{kind}")) for kind in formats]
+    return [save_plot(figure, path_without_links(path.parent, f"{path.name}.{kind}"), writer) for kind in formats]
 
 
-def render_plot(figure: Figure, kind: str) -> bytes:
-    """A figure as the bytes of a PNG, PDF or SVG file."""
+def render_plot(figure: Figure, kind: str, software: str = "clipadapter") -> bytes:
+    """A figure as the bytes of a PNG, PDF or SVG file, which names what wrote it."""
     from matplotlib import rc_context
 
-    data, without_date = BytesIO(), {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    data, without_date = BytesIO(), {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+    facts = {"Software" if kind == "png" else "Creator": software, **without_date}
     with rc_context(SETTINGS), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes, and is no reason to fail.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(data, format=kind, metadata=without_date, facecolor="white")
+        figure.savefig(data, format=kind, metadata=facts, facecolor="white")
     return _embed_font(data.getvalue()) if kind == "svg" else data.getvalue()
 
 

@@ -10,8 +10,8 @@ import json
 import logging
 from pathlib import Path
 
-from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.runtime.engines.formats import check_file, get_format, load_formats
+from clipadapter.errors import ClipAdapterError
+from clipadapter.runtime.engines.formats import get_format, load_formats
 from clipadapter.runtime.model_folder import CONFIG_FILE, HEAD, UNCERTAINTY, array_file, model_path
 from clipadapter.runtime.predictor import Predictor
 from clipadapter.utils.files import default_cache_dir
@@ -24,15 +24,6 @@ def cached_export(folder: Path, format_name: str) -> Path:
     """The exported file of a saved model, whether it exists or not. Its name is the hash of the model's config."""
     digest = hashlib.sha256(_read(folder, CONFIG_FILE)).hexdigest()[:32]
     return default_cache_dir() / "exports" / f"{digest}{get_format(format_name).suffix}"
-
-
-def is_intact(path: Path) -> bool:
-    """Whether an exported file is there and was not altered; if not, the model is exported again."""
-    try:
-        check_file(path)
-    except ArtifactError:
-        return False
-    return True
 
 
 def open_cached(folder: Path) -> Predictor | None:

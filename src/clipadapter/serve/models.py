@@ -18,7 +18,7 @@ from pathlib import Path
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, MissingExtraError, needs_training
 from clipadapter.runtime import Predictor
-from clipadapter.runtime.cached import cached_export, is_intact
+from clipadapter.runtime.cached import cached_export
 from clipadapter.runtime.engines.formats import (
     DEFAULT_FORMAT,
     check_file,
@@ -26,6 +26,7 @@ from clipadapter.runtime.engines.formats import (
     export_suffixes,
     get_format,
     is_exported,
+    is_intact,
 )
 from clipadapter.runtime.isolated import stop_children, try_in_child
 from clipadapter.runtime.model_folder import CONFIG_FILE

@@ -15,11 +15,11 @@ import io
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import stat
 import sys
-import tempfile
 import time
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
@@ -332,18 +332,20 @@ def stamp_files(paths: Iterable[str | Path]) -> tuple[Stamp, ...] | None:
 def write_atomically(path: str | Path, data: str | bytes, sync: bool = True) -> Path:
     """Write a file and its folder, and return the path. If the write fails, an older file stays. Links are followed.
 
-    ``sync`` waits until the data are on the disk, which takes milliseconds a file: caches need it not.
+    The file has the mode of the one that it replaces; a new one obeys the umask. ``sync`` waits until the data are on
+    the disk, which takes milliseconds a file: caches need it not.
     """
     target, temporary = Path(path).resolve(), None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:100]}-", delete=False) as file:
-            temporary = Path(file.name)
+        name = target.with_name(f".{target.name[:100]}-{secrets.token_hex(4)}")
+        with name.open("xb") as file:
+            temporary = name
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        temporary.chmod(0o644)  # a temporary file can be read by its owner only
+        keep_mode(temporary, target)
         temporary.replace(target)
     except BaseException as error:
         if temporary is not None:
@@ -352,6 +354,34 @@ def write_atomically(path: str | Path, data: str | bytes, sync: bool = True) -> 
             raise
         raise InputError(f"can't write {path}: {error.strerror or error}; give a place you may write to") from error
     return Path(path)
+
+
+def keep_mode(new: Path, old: Path) -> None:
+    """Give a file the mode of the one that it is about to replace."""
+    with suppress(OSError):  # there is none
+        new.chmod(stat.S_IMODE(old.stat().st_mode))
+
+
+MARKED_BYTES = 1 << 16  # at the start and at the end of a file, where marks are
+
+
+def mark(writer: str) -> str:
+    """A sentence in a file that a command writes, by which the command knows that it may write the file again.
+
+    >>> mark("report")
+    'clipadapter report wrote this file and may replace it'
+    """
+    return f"clipadapter {writer} wrote this file and may replace it"
+
+
+def is_marked(path: str | Path, writer: str) -> bool:
+    """Whether a file has the mark of a command."""
+    with suppress(OSError, ValueError), open_regular(path) as file:
+        parts = [file.read(MARKED_BYTES)]
+        file.seek(max(0, file.seek(0, os.SEEK_END) - MARKED_BYTES))
+        parts.append(file.read())
+        return any(mark(writer).encode() in part for part in parts)
+    return False
 
 
 def sync_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ def test_an_exported_file_is_measured_as_its_model(probe, noisy_squares, tmp_pat
         assert figures[name] == pytest.approx(model["model"][name], abs=1e-5)
     assert figures["parity"]["agreement"] == 1.0 and figures["parity"]["cosine_least"] > 0.9999
     written = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert written.pop("written_by") == "clipadapter eval wrote this file and may replace it"
     assert written == {name: value for name, value in figures.items() if name != "files"}
     text = run("eval", exported, noisy_squares, "--out", tmp_path / "three").stdout
     assert text.startswith("6 pictures of noisy") and "compared" not in text

@@ -13,11 +13,12 @@ from tqdm import tqdm
 from clipadapter.bench.suite_files import check_study, list_planned_suites, list_suites, read_suite
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, command_group, flag, option, options_of
-from clipadapter.cli.inputs import check_output_folder, list_pictures
+from clipadapter.cli.inputs import list_pictures
 from clipadapter.cli.options import Count, CountFromZero, EncoderUri, File
 from clipadapter.cli.output import Fact, Output, facts, note_kept, table
+from clipadapter.cli.outputs import check_output_file, check_output_folder, check_records_folder
 from clipadapter.errors import DataError, InputError
-from clipadapter.utils.files import printable, quote_path
+from clipadapter.utils.files import is_marked, printable, quote_path
 from clipadapter.utils.formatting import format_seconds
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def run(
         )
     encoders = encoder or tuple(study.encoders) or ("auto",)
     sentences = read_descriptions(descriptions) if descriptions else None
-    check_output_folder(folder)
+    check_records_folder(folder)
     device = options.find_device(device)
     cost = estimate(study, specs, encoders, root=root)
     problems = find_problems(study, cost, encoders, has_descriptions=sentences is not None)
@@ -307,12 +308,15 @@ def report(
 ) -> None:
     """Write the tables and plots of a suite: Markdown, CSV, LaTeX and one HTML page."""
     check_study(folder, suite)
+    reports = check_output_folder(
+        folder / "reports", "bench", *(f"{suite}{end}" for end in (".md", ".tex", ".html", "-*"))
+    )
+    table = reports / f"{suite}.csv"  # has no place for a mark
+    check_output_file(table, "table of bench report", lambda _: is_marked(table.with_suffix(".md"), "bench"))
     from clipadapter.bench import load_study, write_report  # imports torch, so only after the check
 
     study = load_study(folder, suite)
-    files = write_report(
-        study, check_output_folder(folder), published=published, plot_formats=plot_formats, title=title
-    )
+    files = write_report(study, folder, published=published, plot_formats=plot_formats, title=title)
     record = {"suite": suite, "files": [str(path) for path in files]}
     out.result(record, facts([(path.suffix[1:], path) for path in files]))
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from clipadapter import bench
+from clipadapter import bench, persistence
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
-from clipadapter.cli.inputs import check_output_folder, open_dataset, rename_classes
+from clipadapter.cli.inputs import open_dataset, rename_classes
 from clipadapter.cli.options import Counts, HeadNames
 from clipadapter.cli.output import Output, note_kept
+from clipadapter.cli.outputs import check_output_folder, check_records_folder
 from clipadapter.data import Dataset, draw_shots, load_dataset
 from clipadapter.errors import InputError
 from clipadapter.heads import create_head
@@ -56,7 +57,8 @@ def command(
     take part. Every run is appended to runs.jsonl as soon as it is done; a successful run that is in this file is not
     repeated.
     """
-    check_output_folder(folder)
+    check_records_folder(folder)
+    check_output_folder(folder, "compare", "table.md", *(f"accuracy.{kind}" for kind in plot_formats))
     if heads is not None:
         _head_options(heads, settings)  # a wrong one is refused before anything slow is imported
     if test_from is not None:
@@ -169,7 +171,10 @@ def demo(
     """
     from clipadapter.demo import Results, draw_answers, open_demo_data
 
-    check_output_folder(folder)
+    check_records_folder(folder)
+    check_output_folder(folder, "compare", "table.md", "*accuracy.png")
+    check_output_folder(folder, "demo", "answers.png")
+    persistence.check_target_folder(folder / "model")
     pictures = open_demo_data(data, out.note, progress=out.progress)
     from clipadapter.classifier import FewShotClassifier
 

@@ -12,9 +12,10 @@ import click
 from clipadapter import features
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
-from clipadapter.cli.inputs import check_own_file, has_parquet_key, read_samples
-from clipadapter.cli.options import Count, File
+from clipadapter.cli.inputs import read_samples
+from clipadapter.cli.options import Count
 from clipadapter.cli.output import Output, note_kept, plain_facts
+from clipadapter.cli.outputs import check_output_file, has_parquet_key
 from clipadapter.errors import DataError
 from clipadapter.utils.files import ENCODER_KEY
 from clipadapter.utils.formatting import describe_unreadable
@@ -34,7 +35,7 @@ def command(
     shard: str | None = option(
         "--shard I/N", "Only every N-th picture, starting at the I-th, to share work between N machines."
     ),
-    to: File | None = option("--to", "Parquet file for the features of the plain pictures."),
+    to: Path | None = option("--to", "Parquet file for the features of the plain pictures."),
     strict: bool = options.strict_option,
 ) -> None:
     """Compute and store the features of all pictures in DATA.
@@ -43,7 +44,13 @@ def command(
     processes may write to one feature store. The pictures need no classes.
     """
     if to is not None:
-        check_own_file(to, (".parquet",), lambda path: has_parquet_key(path, ENCODER_KEY), "table that embed wrote")
+        check_output_file(
+            to,
+            "table that embed wrote",
+            lambda path: has_parquet_key(path, ENCODER_KEY),
+            data,
+            suffixes=(".parquet",),
+        )
         note_kept(f"{to} was not written", and_features=True)
     from clipadapter.classifier.encoder_choice import block_names, blocks_of_quality
     from clipadapter.encoders import open_blocks

@@ -13,10 +13,11 @@ from clipadapter.cli import inputs, options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
 from clipadapter.cli.options import PLOT_SUFFIXES, CountFromZero, File, Fraction
 from clipadapter.cli.output import Output, table
+from clipadapter.cli.outputs import check_output_file, check_output_folder, force_option
 from clipadapter.data import Dataset
 from clipadapter.errors import ImageError
 from clipadapter.runtime.engines.formats import is_exported
-from clipadapter.utils.files import explain_missing, printable, write_atomically
+from clipadapter.utils.files import explain_missing, mark, printable, write_atomically
 from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ def command(
     MODEL may be an exported file: then it is measured alone, and only metrics.json is written. With --parity, its
     outputs are compared with those of the model that it was exported from.
     """
-    target = inputs.check_output_folder(folder if folder is not None else inputs.path_beside(model, "-eval"))
+    target = folder if folder is not None else inputs.path_beside(model, "-eval")
+    plots = (f"{name}.{kind}" for name in ("confusion", "learning-curve") for kind in plot_formats)
+    check_output_folder(target, "eval", "metrics.json", *plots)
     is_file = is_exported(model) and model.is_file()
     if original is not None and not is_file:
         raise click.UsageError("--parity needs an exported file as MODEL")
@@ -72,7 +75,7 @@ def command(
     if data is None and (split is not None or class_names is not None or record):
         raise click.UsageError("--split, --class-names and --record need DATA")
     if record:
-        inputs.check_output_folder(model)
+        check_output_folder(model)
     if data is None:
         validation = bench.cross_validate_model(encoder.load(model, progress=out.progress), folds)
         out.result(validation.to_dict(), _validation_text(validation), validation.write(target, title, plot_formats))
@@ -107,7 +110,11 @@ def _measure_file(
     if parity is not None:
         facts["parity"] = parity
         text += f"\n\ncompared with {original}: {describe_parity(parity)}"
-    out.result(facts, text, [write_atomically(target / "metrics.json", json.dumps(facts, indent=1) + "\n")])
+    out.result(
+        facts,
+        text,
+        [write_atomically(target / "metrics.json", json.dumps({"written_by": mark("eval"), **facts}, indent=1) + "\n")],
+    )
 
 
 def warn_about(result: ModelEvaluation, out: Output) -> None:
@@ -164,7 +171,8 @@ def report(
     model: Path = argument(),
     data: Path = argument(),
     split: str | None = options.split_option,
-    path: File | None = option("--out", "Page to write; by default MODEL-report.html beside MODEL."),
+    path: Path | None = option("--out", "Page to write; by default MODEL-report.html beside MODEL."),
+    force: bool = force_option,
     outliers: Path | None = option("--outliers", 'Pictures of none of the classes, to measure "none of these".'),
     reject: Fraction | None = option("--reject RATE", 'Rate of "none of these"; by default as the model, or 0.05.'),
     coverage: Fraction | None = option(
@@ -189,10 +197,9 @@ def report(
     """
     from clipadapter.report import make_report
 
-    inputs.check_output_file(path, data)
-    dataset = inputs.open_dataset(data, split, "test", class_names)
     target = path if path is not None else inputs.path_beside(model, "-report.html")
-    inputs.check_output_folder(target.parent)
+    check_output_file(target, "page of report", "report", data, suffixes=options.PAGE_SUFFIXES, force=force)
+    dataset = inputs.open_dataset(data, split, "test", class_names)
     result = make_report(
         encoder.load(model, progress=out.progress),
         dataset,
@@ -232,7 +239,8 @@ def explain(
     out: Output,
     model: Path = argument(),
     photo: Path = argument(),
-    path: File | None = option("--out FILE.png", "PNG, PDF or SVG file to draw."),
+    path: Path | None = option("--out FILE.png", "PNG, PDF or SVG file to draw."),
+    force: bool = force_option,
     class_name: str | None = option("--class NAME", "Class to explain; by default the predicted one."),
     neighbours: CountFromZero = option("--neighbours K", "How many of the nearest shots to list.", default=5),
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
@@ -247,7 +255,7 @@ def explain(
     A model that was fitted with --quality best and uses the block rare-patches also says where the picture differs most
     from its rest, such as at a small defect. --out draws a map of that.
     """
-    inputs.check_output_file(path, photo, suffixes=PLOT_SUFFIXES)
+    check_output_file(path, "plot of explain", "explain", photo, suffixes=PLOT_SUFFIXES, force=force)
     if inputs.is_missing(photo):
         raise ImageError(str(photo), f"no such file{explain_missing(photo)}")
     from clipadapter.explain import explain  # imports torch, so only after the checks

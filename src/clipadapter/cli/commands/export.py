@@ -10,9 +10,10 @@ import click
 from clipadapter import persistence
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
-from clipadapter.cli.inputs import check_output_file, check_output_folder, path_beside
+from clipadapter.cli.inputs import path_beside
 from clipadapter.cli.options import File
 from clipadapter.cli.output import Fact, Output, plain_facts
+from clipadapter.cli.outputs import check_output_file, check_output_folder, force_option
 from clipadapter.errors import InputError
 from clipadapter.runtime.engines import formats
 from clipadapter.runtime.engines.graphs import INPUT_NAMES
@@ -41,6 +42,7 @@ def command(
         "--pictures DATA",
         "Folder or table of pictures to compare the two models on, and to calibrate int8 with; by default the shots.",
     ),
+    force: bool = force_option,
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions, only=("uris", "max_pixels")),
 ) -> None:
     """Export MODEL as one file that runs without this package and without torch.
@@ -53,7 +55,8 @@ def command(
 
     config = persistence.read_config(model)  # refuses a wrong folder before torch is imported
     target = _target(model, path, format_name)
-    check_output_file(target)
+    for file in (target, *formats.companion_files(target)):
+        check_output_file(file, "file of export", lambda _: formats.is_intact(target), force=force)
     formats.get_format(format_name).check_convertible(precision)
     classifier = encoder.load(model, cache=None)
     out.note(f"converting {classifier.encoder_.info.name} with the head {config.head.name}, then comparing")

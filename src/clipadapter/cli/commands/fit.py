@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from clipadapter import bench, encoders, features, persistence
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
-from clipadapter.cli.inputs import check_output_folder, list_pictures, rename_classes
+from clipadapter.cli.inputs import list_pictures, rename_classes
 from clipadapter.cli.options import Count, FolderOrUri, Fraction
 from clipadapter.cli.output import Fact, Output, note_kept
+from clipadapter.cli.outputs import check_output_folder
 from clipadapter.data import Dataset, Sample, clean_name, draw_multilabel_shots, draw_shots
 from clipadapter.data.load import load_labelled
 from clipadapter.data.splits import hold_back

@@ -13,9 +13,10 @@ import click
 
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
-from clipadapter.cli.inputs import check_output_file, is_model_file, list_pictures
-from clipadapter.cli.options import PLOT_SUFFIXES, Count, File, Fraction
+from clipadapter.cli.inputs import is_model_file, list_pictures
+from clipadapter.cli.options import PLOT_SUFFIXES, Count, Fraction
 from clipadapter.cli.output import Output, table
+from clipadapter.cli.outputs import begins_with, check_output_file, force_option
 from clipadapter.errors import InputError
 from clipadapter.utils.files import path_without_links, printable
 
@@ -54,8 +55,9 @@ def command(
     ),
     last: Count | None = option("--last N", "Only the last N pictures of the stream."),
     checks: CheckOptions = options_of(CheckOptions),
-    plot: File | None = option("--plot", "PNG, PDF or SVG file to write: the stream over time."),
-    history: File | None = option("--history", "File to which each run adds a line of JSON."),
+    plot: Path | None = option("--plot", "PNG, PDF or SVG file to write: the stream over time."),
+    history: Path | None = option("--history", "File (.jsonl) to which each run adds a line of JSON."),
+    force: bool = force_option,
     seed: int = options.seed_option,
     encoder: options.ModelEncoderOptions = options_of(options.ModelEncoderOptions),
 ) -> None:
@@ -70,8 +72,10 @@ def command(
     """
     from clipadapter.monitor import detect_drift, sort_pictures
 
-    for path, suffixes in ((plot, PLOT_SUFFIXES), (history, ())):
-        check_output_file(path, suffixes=suffixes)
+    check_output_file(plot, "plot of monitor", "monitor", suffixes=PLOT_SUFFIXES, force=force)
+    check_output_file(
+        history, "history of monitor", lambda path: begins_with(path, b'{"when": '), stream, suffixes=(".jsonl",)
+    )
     reference_priors = _parse_shares(usual)
     opened: Any = encoder.open_exported(model) if is_model_file(model) else encoder.load(model, progress=out.progress)
     paths, times = sort_pictures(list_pictures(stream), by)

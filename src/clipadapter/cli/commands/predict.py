@@ -25,9 +25,10 @@ from tqdm import tqdm
 from clipadapter import features, persistence, runtime
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, option, options_of
-from clipadapter.cli.inputs import check_output_folder, is_feature_table, is_missing, is_model_file, read_lines
-from clipadapter.cli.options import ALL, CountOrAll, File
+from clipadapter.cli.inputs import is_feature_table, is_missing, is_model_file, read_lines
+from clipadapter.cli.options import ALL, CountOrAll
 from clipadapter.cli.output import START_AGAIN, Output, note_kept, plain_facts
+from clipadapter.cli.outputs import check_output_folder
 from clipadapter.data import list_images
 from clipadapter.data.folders import safe_folder_name
 from clipadapter.data.load import read_listing
@@ -69,7 +70,7 @@ class PredictRequest:
         type=click.IntRange(1, MAX_VIEWS),
         default=1,
     )
-    file: File | None = option(
+    file: Path | None = option(
         "--out",
         "File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped "
         "continues if it is started again.",
@@ -227,7 +228,7 @@ def _predict_to_file(request: PredictRequest, path: Path) -> None:
     """Write the predictions to a file, in parts, so that a run that was stopped continues."""
     from clipadapter.cli.prediction_files import PredictionFile, check_prediction_file
 
-    check_prediction_file(path)
+    check_prediction_file(path, *map(Path, request.inputs))
     request.check_model()
     with PredictionFile(path, request.describe(), keep_unreadable=not request.strict) as file:
         rows = TableRows(request) if request.tables else PictureRows(request, to_file=True)

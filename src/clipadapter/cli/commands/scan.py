@@ -7,9 +7,9 @@ from pathlib import Path
 
 from clipadapter.cli import options
 from clipadapter.cli.declarations import argument, cli_command, flag, option, options_of
-from clipadapter.cli.inputs import check_output_file, open_dataset
-from clipadapter.cli.options import File
+from clipadapter.cli.inputs import open_dataset
 from clipadapter.cli.output import MAX_LISTED, Failure, Output, table
+from clipadapter.cli.outputs import check_output_file, force_option
 from clipadapter.data import ScanReport, scan
 from clipadapter.errors import InputError, require_installed
 from clipadapter.utils.files import printable
@@ -62,7 +62,8 @@ def doctor(
     out: Output,
     data: Path = argument(),
     split: str | None = options.split_option,
-    page: File | None = option("--html", "HTML page to write, with the pictures in it."),
+    page: Path | None = option("--html", "HTML page to write, with the pictures in it."),
+    force: bool = force_option,
     model: Path | None = option(
         "--model",
         "Fitted model whose encoder is used; without it and --encoder, the encoder that fit takes by default.",
@@ -83,7 +84,7 @@ def doctor(
     """
     require_installed("imagehash", "doctor", "the search for near duplicates")
     require_installed("cleanlab", "doctor", "the search for wrong labels")
-    check_output_file(page, data)
+    check_output_file(page, "page of doctor", "doctor", data, suffixes=options.PAGE_SUFFIXES, force=force)
     dataset = open_dataset(data, split, class_names=prompts.class_names)
     from clipadapter.classifier import FewShotClassifier  # imports torch, so only after the checks
     from clipadapter.doctor import diagnose

@@ -181,6 +181,15 @@ def check_file(path: Path) -> str:
     return digits
 
 
+def is_intact(path: Path) -> bool:
+    """Whether an exported file is there and was not altered."""
+    try:
+        check_file(path)
+    except ArtifactError:
+        return False
+    return True
+
+
 def append_checksum(path: Path) -> None:
     """Append its checksum to a file."""
     export_format, total = require_format(path), _new_hash()

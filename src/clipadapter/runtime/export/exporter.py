@@ -27,7 +27,7 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads.registry import registered_name
 from clipadapter.persistence.model import make_provenance
 from clipadapter.runtime import ExportMetadata, Predictor
-from clipadapter.runtime.cached import cached_export, can_answer, is_intact
+from clipadapter.runtime.cached import cached_export, can_answer
 from clipadapter.runtime.engines.formats import (
     DEFAULT_FORMAT,
     METADATA_KEY,
@@ -35,6 +35,7 @@ from clipadapter.runtime.engines.formats import (
     WriteFile,
     append_checksum,
     get_format,
+    is_intact,
     list_openers,
     load_formats,
 )
@@ -43,7 +44,7 @@ from clipadapter.runtime.export.evaluation import MIN_ROWS, compare_file, descri
 from clipadapter.runtime.export.graph import ModelGraph, export_towers
 from clipadapter.runtime.golden import Golden
 from clipadapter.runtime.predictor import MAX_METADATA_CHARACTERS
-from clipadapter.utils.files import remove_abandoned, without_paths
+from clipadapter.utils.files import keep_mode, remove_abandoned, without_paths
 
 VERSIONED_DISTRIBUTIONS = ("clipadapter", "torch", "open_clip_torch")
 """Packages whose versions are in the metadata of a file, besides those of the formats."""
@@ -330,6 +331,8 @@ def working_folder(target: Path) -> Iterator[Path]:
 def move_into_place(written: Sequence[Path], target: Path) -> tuple[Path, ...]:
     """Rename files to the target, the one that is opened last. A failure leaves the older files, or none."""
     older = written[0].with_name("before")
+    for path in written:
+        keep_mode(path, target.with_suffix(path.suffix))
     if len(written) > 1 and target.exists():  # a graph must not meet the weights of another
         target.replace(older)
     try:
