@@ -199,6 +199,23 @@ def test_where_logits_are_many_the_ratio_is_judged_on_some_shots(monkeypatch):
     assert found.alpha_ == pytest.approx(expected.alpha_, abs=0.15)
 
 
+@pytest.mark.parametrize(
+    ("branch", "has"), [("visual", {"alpha_"}), ("text", {"beta_"}), ("both", {"alpha_", "beta_"})]
+)
+def test_a_branch_that_is_off_has_no_ratio(branch, has):
+    X, y, text = toy_features()
+    head = ClipAdapter(branch=branch, steps=2).fit(X, y, text=text)
+    state = head.state()
+    assert {"alpha_", "beta_"} & state.keys() == has
+    loaded = ClipAdapter(branch=branch, steps=2).load_state(state, head.classes_, X.shape[1])
+    np.testing.assert_array_equal(loaded.logits(X), head.logits(X))  # one head, and the same kernel
+    again = ClipAdapter(branch=branch, steps=2)
+    again._full_fit = loaded
+    again.fit(X, y, text=text)
+    for name in has:
+        assert getattr(again, name) == pytest.approx(float(getattr(head, name)))
+
+
 @pytest.mark.parametrize(("branch", "adapters"), [("visual", 1), ("text", 1), ("both", 2)])
 def test_a_dear_training_announces_the_epochs_that_it_makes(branch, adapters, monkeypatch):
     X, y, text = toy_features((40, 40, 40), d=32)

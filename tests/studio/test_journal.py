@@ -1,4 +1,6 @@
 import json
+import os
+import sys
 
 import pytest
 
@@ -127,3 +129,14 @@ def test_a_damaged_journal_is_an_error(root):
     place.mkdir()
     with pytest.raises(InputError, match="can't read"):
         opened(root)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8 are of Linux")
+def test_a_name_that_is_no_text_is_moved_and_comes_back(root):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (root / name).write_text("picture")
+    opened(root).perform("moving", [(name, "x/photo.jpg")], ["x"])
+    journal = opened(root)
+    assert (root / ".studio" / "journal.jsonl").read_bytes().isascii() and not (root / name).exists()
+    journal.undo()
+    assert (root / name).read_text() == "picture"

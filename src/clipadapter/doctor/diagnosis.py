@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,27 +204,51 @@ def calibrate(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray
 # ---- Labels ----
 
 
-def find_label_errors(pictures: Sequence[Picture], evidence: LabelEvidence) -> Iterator[Finding]:
-    """Findings on labels."""
-    rows = np.arange(len(pictures))
+class Doubt(NamedTuple):
+    """A label that other predictions contradict."""
+
+    row: int
+    label: str
+    other: str  # the class that the picture looks like
+    p_label: float  # probability of the label, by a head that was fitted without the picture
+    p_other: float
+
+
+def find_doubts(evidence: LabelEvidence) -> list[Doubt]:
+    """The labels that neither a held-out prediction, nor neighbours, nor class text support."""
+    rows = np.arange(len(evidence.labels))
     fallback = 0.0 if evidence.zero_shot is None else evidence.zero_shot
     probabilities = np.where(evidence.is_held_out[:, None], evidence.held_out, fallback)
     predicted = probabilities.argmax(axis=1)
     p_label, p_predicted = probabilities[rows, evidence.labels], probabilities[rows, predicted]
-    votes, chance_votes = evidence.votes[rows, evidence.labels], VOTING_NEIGHBOURS // len(evidence.names)
     is_doubtful = (predicted != evidence.labels) & (p_predicted > min(MAX_MIN_ODDS, len(evidence.names)) * p_label)
-    is_doubtful &= (votes <= max(MAX_SUPPORTING_VOTES, chance_votes)) & ~_is_supported_by_text(evidence)
+    max_votes = max(MAX_SUPPORTING_VOTES, _chance_votes(evidence))
+    is_doubtful &= (_supporting_votes(evidence) <= max_votes) & ~_is_supported_by_text(evidence)
     # The only picture of a class has no held-out prediction: one of its neighbours must agree with the class text.
     is_doubtful &= evidence.is_held_out | (evidence.votes[rows, predicted] > 0)
-    is_wrong = is_doubtful & _is_wrong_by_confident_learning(evidence) & (votes <= chance_votes)
-    for i in np.flatnonzero(is_doubtful).tolist():
-        label, other = (evidence.names[j] for j in (evidence.labels[i], predicted[i]))
-        message = (
-            f"{pictures[i].name}: labelled '{label}' ({p_label[i]:.0%}), looks like '{other}' ({p_predicted[i]:.0%})"
-        )
-        score = (1 + p_predicted[i] - p_label[i]) / 2
+    names = evidence.names
+    return [
+        Doubt(i, names[evidence.labels[i]], names[predicted[i]], float(p_label[i]), float(p_predicted[i]))
+        for i in np.flatnonzero(is_doubtful).tolist()
+    ]
+
+
+def find_label_errors(pictures: Sequence[Picture], evidence: LabelEvidence) -> Iterator[Finding]:
+    """Findings on labels."""
+    is_wrong = _is_wrong_by_confident_learning(evidence) & (_supporting_votes(evidence) <= _chance_votes(evidence))
+    for i, label, other, p_label, p_other in find_doubts(evidence):
+        message = f"{pictures[i].name}: labelled '{label}' ({p_label:.0%}), looks like '{other}' ({p_other:.0%})"
         kind = "wrong-label" if is_wrong[i] else "doubtful-label"
-        yield Finding(kind, score, message, (pictures[i],), (label, other))
+        yield Finding(kind, (1 + p_other - p_label) / 2, message, (pictures[i],), (label, other))
+
+
+def _supporting_votes(evidence: LabelEvidence) -> NDArray[np.int64]:
+    """(n,) how many of the nearest pictures have the label."""
+    return evidence.votes[np.arange(len(evidence.labels)), evidence.labels]
+
+
+def _chance_votes(evidence: LabelEvidence) -> int:
+    return VOTING_NEIGHBOURS // len(evidence.names)
 
 
 def _is_supported_by_text(evidence: LabelEvidence) -> NDArray[np.bool_]:

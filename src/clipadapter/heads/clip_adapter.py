@@ -130,7 +130,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         warm_start = find_warm_start(self, shots, self.warm_start_share) if self.branch == "visual" else None
         # The ratios of an earlier fit, or of the fit to all shots of which this one leaves some out, are reused.
         known = self._full_fit if warm_start is None else warm_start.head
-        auto = TRAINING_RATIO if known is None else known.alpha_ if self.alpha == "auto" else known.beta_
+        auto = TRAINING_RATIO if known is None else self._ratio_of(known)
         own = {"visual": [self.alpha], "text": [self.beta], "both": [self.alpha, self.beta]}[self.branch]
         is_open = known is None and "auto" in own
         folds = hyperparameter_folds(shots, FOLDS, self.seed, SUFFICIENT_SHOTS) if is_open else []
@@ -180,6 +180,11 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         """The ratio of each part: alpha and beta, or this number where they are "auto"."""
         return {part: auto if r == "auto" else float(r) for part, r in (("visual", self.alpha), ("text", self.beta))}
 
+    def _ratio_of(self, known: Any) -> Any:
+        """The ratio that a fit of the same head chose. A branch that is off has none."""
+        alpha, beta = (getattr(known, name, None) for name in ("alpha_", "beta_"))
+        return alpha if beta is None or (alpha is not None and self.alpha == "auto") else beta
+
     def _logits_of_shots(self, shots: SupportSet, layers: Any, rows: Tensor, auto: float) -> Tensor:
         cosines = self.cosines(unit(shots.X[rows]), shots.class_text, layers, self._ratios(auto))
         return add_bias(self, shots.scale * cosines)
@@ -190,8 +195,9 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         return held_out_loss_table(partial(self._logits_of_shots, shots, layers, rows), self._loss_of(shots, rows))
 
     def _store(self, shots: SupportSet, layers: Mapping[str, Any], ratios: Mapping[str, float]) -> None:
-        self.alpha_, self.beta_, self.scale_ = ratios["visual"], ratios["text"], shots.scale
-        self.weight_ = self.blend(shots.class_text, layers.get("text"), self.beta_)
+        self.alpha_: Any = ratios["visual"] if "visual" in layers else None
+        self.beta_: Any = ratios["text"] if "text" in layers else None
+        self.scale_, self.weight_ = shots.scale, self.blend(shots.class_text, layers.get("text"), ratios["text"])
         self.down_, self.up_, self.centre_ = layers.get("visual", (None, None, None))
 
     def _adapter(self, dtype: torch.dtype) -> Layers | None:
@@ -200,7 +206,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         return None if learned[0] is None else Layers(*(tensor.to(dtype) for tensor in learned))
 
     def _logits(self, X: Tensor) -> Tensor:
-        features = self.blend(unit(X), self._adapter(X.dtype), self.alpha_)
+        features = self.blend(unit(X), self._adapter(X.dtype), getattr(self, "alpha_", None) or 0.0)
         return add_bias(self, self.scale_ * features @ self.weight_.T.to(X.dtype))
 
     def _text_logits(self, X: Tensor) -> Tensor | None:

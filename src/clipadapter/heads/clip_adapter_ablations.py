@@ -80,7 +80,8 @@ class ClipAdapterTrainedRatio(ClipAdapter):
         if "text" in layers:
             ratios["text"] = ratio_from_gate(layers["text gate"][0], text)
         super()._store(shots, layers, ratios)
-        self.beta_ = float(torch.as_tensor(ratios["text"]).mean())
+        if "text" in layers:
+            self.beta_ = float(torch.as_tensor(ratios["text"]).mean())
         if "visual" in layers:
             gate = layers["visual gate"][0]
             self.alpha_ = float(ratio_from_gate(gate, gate_inputs(unit(shots.X), self.weight_, shots.scale)).mean())

@@ -19,6 +19,8 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import score
 from clipadapter.data import draw_shots
 from clipadapter.data.images import ImageSource
+from clipadapter.doctor.diagnosis import collect_label_evidence, find_doubts
+from clipadapter.doctor.pictures import nearest_neighbours
 from clipadapter.encoders import Encoder
 from clipadapter.explain import Neighbour, explain
 from clipadapter.features import FeatureSet, extract
@@ -34,9 +36,6 @@ Array = NDArray[Any]
 DRAWS_PER_POINT = 3  # random draws of shots for each point of the learning curve
 MORE_SHOTS = 10  # pictures per class to add in the forecast
 MAX_CURVE_SHOTS = 32  # most shots per class of a point that is drawn
-MAX_UNLIKE_SCORE, MIN_NAME_SCORE = 0.5, 2.0
-"""Of `find_unlike_names`, in standard deviations of the pictures of other classes: below the first, a class name does
-not fit a picture; it counts if it fits a quarter of its class by more than the second. Chosen on four data sets."""
 MAX_PREDICTED_CLASSES = 5
 MAX_NEIGHBOURS = 5
 SAME_PICTURE_SIMILARITY = 1 - 1e-6
@@ -74,7 +73,7 @@ def fit_project_model(
     classifier: FewShotClassifier, text: TextFeatures, shots: FeatureSet, unlabelled: Array | None = None
 ) -> ProjectModel:
     """Fit to the labelled pictures, whose sources are their keys, and for some heads to unlabelled ones (u, d)."""
-    text, keys, labels = text.with_order("given"), shots.provenance["sources"], np.asarray(shots.y)
+    text, labels = text.with_order("given"), np.asarray(shots.y)
     # The zero-shot head uses no shots, but a fit needs some: the text features themselves have the right width.
     zero_shot = create_head("zero-shot").fit(text.embeddings, text.labels, text=text)
     if not len(shots):
@@ -87,41 +86,29 @@ def fit_project_model(
     zero_shot_accuracy = mean_class_accuracy(best == label_indices, label_indices)
     held_out = out_of_fold(classifier.head_, shots.X, labels, text, strategies=("own", "folds"))
     point = None
-    doubts = {
-        keys[i]: f"The name “{labels[i]}” fits it no better than pictures of other classes."
-        for i in np.flatnonzero(find_unlike_names(name_logits, label_indices)).tolist()
-    }
     if held_out is not None:
         rows = held_out.first_per_shot
         predicted = present[rows.logits[:, present].argmax(axis=1)]
         correct = np.full((1, len(labels)), np.nan)
         correct[0, rows.rows] = predicted == rows.labels
         point = CurvePoint.of_fits(held_out.shots_per_class, correct, label_indices)
-        wrong = predicted != rows.labels
-        doubts |= {
-            keys[row]: f"Held out, it was predicted as “{text.labels[k]}”."
-            for row, k in zip(rows.rows[wrong], predicted[wrong], strict=True)
-        }
+    doubts = explain_doubts(shots, text)
     return ProjectModel(text, zero_shot, classifier, len(labels), zero_shot_accuracy, point, doubts)
 
 
-def find_unlike_names(logits: Array, labels: Array) -> Array:
-    """(m,) whether the logits (m, c) of class names fit a picture no better than pictures of the other classes.
-
-    Held-out predictions don't find pictures of no class of the project: they are alike, so that each confirms the label
-    of the others. A name counts only if it clearly fits a quarter of the pictures of its class.
-
-    >>> logits = np.array([[5.0, 0], [4, 1], [5, 1], [0, 1], [1, 5], [0, 4], [1, 4]])
-    >>> find_unlike_names(logits, np.array([0, 0, 0, 0, 1, 1, 1])).nonzero()[0]
-    array([3])
-    """
-    is_unlike = np.zeros(len(labels), bool)
-    for k in np.unique(labels):
-        own, others = logits[labels == k, k], logits[labels != k, k]
-        if len(others) > 1 and (deviation := others.std()) > 0:
-            scores = (own - others.mean()) / deviation
-            is_unlike[labels == k] = (scores < MAX_UNLIKE_SCORE) & (np.quantile(scores, 0.75) > MIN_NAME_SCORE)
-    return is_unlike
+def explain_doubts(shots: FeatureSet, text: TextFeatures) -> dict[str, str]:
+    """Why the labels that the doctor doubts may be wrong, as sentences, by the key of the picture."""
+    keys = shots.provenance["sources"]
+    # The order of the doctor, since folds depend on it.
+    order = sorted(range(len(shots)), key=lambda row: (shots.y[row], keys[row]))
+    part = shots.take(order)
+    evidence = collect_label_evidence(part, text, nearest_neighbours(part.final))
+    return {
+        keys[order[doubt.row]]: (
+            f"It looks like “{doubt.other}” ({doubt.p_other:.0%}), not like “{doubt.label}” ({doubt.p_label:.0%})."
+        )
+        for doubt in find_doubts(evidence)
+    }
 
 
 # ---- Learning curve ----

@@ -199,8 +199,9 @@ def plot_curve(curve: LearningCurve) -> dict[str, Any]:
     step = PLOT_WIDTH / max(count - 1, 1)
 
     def place(i: int, accuracy: float, shots: float) -> tuple[float, float, str, str]:
-        text = f"{shots:.2g}"
-        tick, description = (text, f"{text} per class") if shots else ("names", "names alone")
+        text = f"{shots:.0f}"
+        about = "" if shots == round(shots) else "about "  # a mean over classes, or over folds
+        tick, description = (text, f"{about}{text} per class") if shots else ("names", "names alone")
         return round(i * step, 1), _plot_y(accuracy), tick, f"{description}: {100 * accuracy:.0f} %"
 
     points = tuple(place(i, point.accuracy, point.shots_per_class) for i, point in enumerate(curve.points))
