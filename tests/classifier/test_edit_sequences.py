@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from clipadapter import FewShotClassifier
@@ -35,16 +35,15 @@ class OfPictures(edits.Edits):
         return FewShotClassifier.load(folder, cache=None)
 
 
-def run(machine, examples, steps):
+def run(machine, examples, steps, number=0):
     machine.done = edits.Counter()
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     run_state_machine_as_test(
-        machine,
+        seed(number)(machine),
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
             deadline=None,
-            derandomize=True,
             phases=[Phase.generate],
             database=None,
             suppress_health_check=checks,
@@ -59,6 +58,11 @@ def test_pictures_changed_in_any_order_give_what_a_fit_from_scratch_gives():
 
 
 def test_rows_of_a_table_do_too_and_every_kind_of_change_is_tried():
-    done = run(type("Prototypes", (edits.Edits,), {"every_step": False}), 10, 10)
+    """Of ten sequences one in ten lacks a kind of change, so that more are made then."""
     kinds = {"add_class", "add_examples", "correct", "remove_class", "rename_class", "undo", "save", "load", "refused"}
-    assert kinds <= set(done), done
+    done = edits.Counter()
+    for number in range(10):
+        done += run(type("Prototypes", (edits.Edits,), {"every_step": False}), 10, 10, number)
+        if kinds <= set(done):
+            return
+    raise AssertionError(done)
