@@ -40,6 +40,7 @@ def test_every_kind_of_head_learns_colours_and_survives_saving(head, tmp_path):
     fitted = model(head=head, head_params=short_training(head)).fit(images, labels)
     assert fitted.predict(queries) == truth
     again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
+    # the same sums in the same order
     np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
 
 
@@ -49,6 +50,7 @@ def test_a_head_with_a_list_of_numbers_for_the_classes_is_saved(head, tmp_path):
     fitted = model(head=head, head_params={**short_training(head), "text_norm": [9.0, 8.0, 10.0]}).fit(images, labels)
     again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
     assert again.head_.get_params()["text_norm"] == [9.0, 8.0, 10.0]
+    # the same sums in the same order
     np.testing.assert_array_equal(again.predict_proba(images), fitted.predict_proba(images))
 
 
@@ -98,7 +100,7 @@ def test_the_second_fit_computes_no_feature_and_the_same_seed_gives_the_same_mod
     first, second = (model(cache=store, views=3, seed=4).fit(images, labels) for _ in range(2))
     assert first.support_.provenance["computed"] == 3 * len(images)
     assert second.support_.provenance["computed"] == 0
-    np.testing.assert_array_equal(first.logits(images), second.logits(images))
+    np.testing.assert_array_equal(first.logits(images), second.logits(images))  # the same sums in the same order
 
 
 def test_an_unreadable_picture_leaves_no_store_open(tmp_path, monkeypatch):

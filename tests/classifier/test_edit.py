@@ -87,6 +87,7 @@ def test_a_loaded_model_encodes_its_prompts_again_for_a_head_that_reads_single_p
     fitted("timo", **described).save(tmp_path / "model")
     found = FewShotClassifier.load(tmp_path / "model", cache=None)
     assert found.text_.prompts is None
+    # the same sums in the same order
     np.testing.assert_array_equal(found.logits(QUERIES), fitted("timo", **described).logits(QUERIES))
     assert [len(rows) for rows in found.refit_text().prompts] == [7, 2, 2]
     yellow, green = squares("yellow", 3, 5), squares("green", 2, 6)
@@ -109,7 +110,7 @@ def test_each_edit_is_a_version_and_can_be_undone():
     assert found.history_.changes[1].facts["pictures"] == 3
     found.undo().undo().undo()
     assert found.history_.version == 7
-    np.testing.assert_array_equal(found.logits(QUERIES), before)
+    np.testing.assert_array_equal(found.logits(QUERIES), before)  # the same sums in the same order
     assert found.undo(to=2).class_names_ == (*ORDER, "yellow")
     with pytest.raises(InputError, match="nothing"):
         fitted().undo()
@@ -128,7 +129,7 @@ def test_saving_twice_or_to_another_folder_adds_no_version(tmp_path):
         assert [change.action for change in history.changes] == ["fit", "rename-class"]
     again.correct([shots(*ORDER)[0][0]], ["green"]).save(tmp_path / "third")
     last = FewShotClassifier.load(tmp_path / "third", cache=None).undo(to=1)
-    np.testing.assert_array_equal(last.logits(QUERIES), fitted().logits(QUERIES))
+    np.testing.assert_array_equal(last.logits(QUERIES), fitted().logits(QUERIES))  # the same sums in the same order
 
 
 def test_a_shot_is_recognised_by_its_feature_and_left_out_or_relabelled():
@@ -170,7 +171,7 @@ def test_an_invalid_edit_raises_an_error_and_changes_nothing(act, error, words):
     with pytest.raises(error, match=words):
         act(found)
     if found.history_.version == 1:
-        np.testing.assert_array_equal(found.logits(QUERIES), before)
+        np.testing.assert_array_equal(found.logits(QUERIES), before)  # the same sums in the same order
 
 
 def test_a_duplicate_shot_is_relabelled_twice_and_a_duplicate_example_is_added_once():
@@ -295,7 +296,7 @@ def test_pictures_without_labels_are_used_by_edits_and_after_loading(tmp_path):
     files = [path.name.split("-")[0] for path in (tmp_path / "model" / "arrays").glob("*.safetensors")]
     assert (files.count("unlabelled"), files.count("support")) == (1, 2)
     undone = FewShotClassifier.load(tmp_path / "model", cache=None).undo()
-    np.testing.assert_array_equal(undone.logits(QUERIES), first.logits(QUERIES))
+    np.testing.assert_array_equal(undone.logits(QUERIES), first.logits(QUERIES))  # the same sums in the same order
     np.testing.assert_array_equal(undone.head_.kept_pictures_, first.head_.kept_pictures_)
     first.save(tmp_path / "bare", support=False)
     bare = FewShotClassifier.load(tmp_path / "bare", cache=None)
@@ -304,7 +305,7 @@ def test_pictures_without_labels_are_used_by_edits_and_after_loading(tmp_path):
     left = {key for path in (tmp_path / "model").rglob("*.safetensors") for key in load_file(path)}
     assert not left & {"X", "unlabelled"}
     assert bare.head_.kept_pictures_ is None
-    np.testing.assert_array_equal(bare.logits(QUERIES), first.logits(QUERIES))
+    np.testing.assert_array_equal(bare.logits(QUERIES), first.logits(QUERIES))  # the same sums in the same order
 
 
 @pytest.mark.parametrize("damage", [lambda rows: rows[:, 1:], lambda rows: rows[:0], lambda rows: 0 * rows])

@@ -29,10 +29,10 @@ def model(views="per-epoch", **params):
 def test_the_views_are_those_of_the_same_number_so_that_the_fit_is_the_same():
     images, labels = pictures()
     first, second = (model(views).fit(images, labels) for views in ("per-epoch", 6))
-    np.testing.assert_array_equal(first.logits(images), second.logits(images))
+    np.testing.assert_array_equal(first.logits(images), second.logits(images))  # toy computes row by row
     assert first.support_.X.shape[:2] == (6, 1 + 5) and first.support_.provenance["views"] == 6
     plain = model(1).extract_features(images, labels, first.class_names_)
-    np.testing.assert_array_equal(first.support_.X[:, 0], plain.X)
+    np.testing.assert_array_equal(first.support_.X[:, 0], plain.X)  # toy computes row by row
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_shots_that_come_later_get_the_same_number_of_views_also_after_loading(t
     more = FewShotClassifier.load(folder, cache=None).add_examples(images[6:], labels[6:])
     at_once = model(ViewSpec.from_crop("coop", count=6)).fit(images, labels)
     assert more.support_.X.shape == (9, 6, 32)
-    np.testing.assert_array_equal(more.support_.X, at_once.support_.X)
+    np.testing.assert_array_equal(more.support_.X, at_once.support_.X)  # toy computes row by row
     assert more.support_.provenance["fit"]["views"]["count"] == 6
 
 

@@ -68,7 +68,7 @@ def test_a_saved_model_opens_both_again(tmp_path):
     again = FewShotClassifier.load(tmp_path / "model", cache=None)
     assert again.predict(images) == labels
     assert again.encoder_.info == model.encoder_.info
-    np.testing.assert_array_equal(again.logits(images), model.logits(images))
+    np.testing.assert_array_equal(again.logits(images), model.logits(images))  # stored, not computed again
     assert FewShotClassifier.load(tmp_path / "model", encoder="toy", cache=None).predict(images) == labels
     with pytest.raises(FingerprintError):
         FewShotClassifier.load(tmp_path / "model", encoder="lite", cache=None)
@@ -90,8 +90,8 @@ def test_the_store_keeps_blocks_apart(pair, opened, picture, tmp_path):
         assert len(store) == 4 and both.computed == 2
         again = extract(pair, images, store=store)
     assert again.computed == 0
-    np.testing.assert_array_equal(both.features, again.features)
-    np.testing.assert_array_equal(both.features[..., :32], alone.features)
+    np.testing.assert_array_equal(both.features, again.features)  # stored, not computed again
+    np.testing.assert_array_equal(both.features[..., :32], alone.features)  # stored, not computed again
 
 
 def test_zero_shot_finds_the_colour(opened):

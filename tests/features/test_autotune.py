@@ -237,6 +237,7 @@ def test_each_pass_is_calibrated_by_its_own_squares(pictures):
     loaded = restore_backend(encoder, "int8", "onnxruntime", "".join(digests))
     assert loaded.info.fingerprint == chosen.info.fingerprint
     images = [Image.open(path) for path in pictures]
+    # the same sums in the same order
     np.testing.assert_array_equal(loaded.encode_images(images), chosen.encode_images(images))
     assert loaded.block_fingerprints() == chosen.block_fingerprints()
     with pytest.raises(InputError, match="is calibrated for int8 by `choose_backend`"):
@@ -252,6 +253,7 @@ def test_a_model_of_two_int8_passes_opens_again(pictures, tmp_path):
     model.fit(pictures, labels).save(tmp_path / "model")
     loaded = FewShotClassifier.load(tmp_path / "model", encoder=encoder_of("final", "other/final"), cache=None)
     assert [each.info.precision for each in loaded.encoder_.passes()] == ["int8", "int8"]
+    # the same sums in the same order
     np.testing.assert_array_equal(loaded.predict_proba(pictures), model.predict_proba(pictures))
 
 

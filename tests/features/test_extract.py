@@ -54,7 +54,7 @@ def test_the_second_time_nothing_is_computed_and_the_result_is_equal(toy, pictur
     assert sum(encoded) == first.computed == 30
     second = extract(toy, paths[::-1], store=store, views=views)
     assert sum(encoded) == second.cached == 30
-    np.testing.assert_array_equal(second.features[::-1], first.features)
+    np.testing.assert_array_equal(second.features[::-1], first.features)  # stored, not computed again
 
 
 def test_only_missing_views_are_computed(toy, picture_folder, store, encoded):
@@ -63,7 +63,7 @@ def test_only_missing_views_are_computed(toy, picture_folder, store, encoded):
     more = extract(toy, paths, store=store, views=ViewSpec(count=4), batch_size=4)
     assert (more.computed, more.cached) == (15, 5)
     assert more.features.shape == (5, 4, toy.info.dim)
-    np.testing.assert_array_equal(more.features[:, 0], plain.features[:, 0])
+    np.testing.assert_array_equal(more.features[:, 0], plain.features[:, 0])  # stored, not computed again
     assert len({row.tobytes() for row in more.features.reshape(20, -1)}) == 20
     # Views do not depend on other pictures.
     close(more.features, np.stack([extract(toy, [path], views=ViewSpec(count=4)).features[0] for path in paths]))

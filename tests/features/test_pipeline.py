@@ -77,6 +77,7 @@ def test_crops_come_from_every_pixel_and_the_plain_view_does_not_depend_on_them(
     extract(reduced, [tmp_path / "a.png"], views=views)
     assert sizes == whole[:1]  # of other kinds once
     monkeypatch.setattr(toy, "info", replace(toy.info, precision="fp32", fingerprint="full"))
+    # toy computes row by row
     np.testing.assert_array_equal(extract(toy, paths, views=views).features[:, 1:], features[:, 1:])
 
 

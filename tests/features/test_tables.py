@@ -112,6 +112,7 @@ def test_each_block_is_a_column_and_is_read_again(samples, tmp_path):
     alone = extract(create_encoder("toy"), [sample.path for sample in labelled]).features[:, 0]
     np.testing.assert_allclose(np.array(table["feature"].to_pylist(), np.float32), alone, rtol=1e-5, atol=1e-6)
     features = read_features(path)
+    # toy computes row by row
     np.testing.assert_array_equal(features.X, extract(encoder, [s.path for s in labelled]).features[:, 0])
     assert (features.blocks, features.y) == (encoder.info.blocks, ("cat", "dog", "cat"))
     assert features.provenance["fingerprint"] == encoder.info.fingerprint

@@ -52,9 +52,9 @@ def test_stored_prompts_are_not_encoded_again(toy, monkeypatch):
         first = encode_classes(toy, PROMPTS, store)
         again = encode_classes(toy, PROMPTS, store)
         more = encode_classes(toy, {**PROMPTS, "fox": ["a fox", "a cat"]}, store)
-    np.testing.assert_array_equal(first.embeddings, expected)
-    np.testing.assert_array_equal(again.embeddings, expected)
-    np.testing.assert_array_equal(more.embeddings[:3], expected)
+    np.testing.assert_array_equal(first.embeddings, expected)  # stored, not computed again
+    np.testing.assert_array_equal(again.embeddings, expected)  # stored, not computed again
+    np.testing.assert_array_equal(more.embeddings[:3], expected)  # stored, not computed again
     # Every different prompt once, and in one call.
     assert requested == [["a photo of a dog.", "a dog", "art of the dog.", "a cat", "a wolf"], ["a fox"]]
 
@@ -64,6 +64,7 @@ def test_an_encoder_of_further_blocks_has_the_texts_of_the_encoder_itself_and_an
     with FeatureStore(":memory:") as store:
         expected = encode_classes(toy, PROMPTS, store)
         monkeypatch.setattr(toy, "encode_text", None)
+        # stored, not computed again
         np.testing.assert_array_equal(encode_classes(wide, PROMPTS, store).embeddings, expected.embeddings)
         monkeypatch.setattr(toy, "info", replace(toy.info, fingerprint="0" * 32))
         with pytest.raises(TypeError):

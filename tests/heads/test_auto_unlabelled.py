@@ -65,9 +65,9 @@ def test_pictures_that_tell_nothing_get_no_weight_and_change_nothing(without):
     fitted = Auto().fit(X, Y, TEXT, unlabelled=FOREIGN)
     assert fitted.unlabelled_gain_ <= 0 and fitted.unlabelled_share_ == 0
     assert fitted.describe_unlabelled() == "not used: held-out shots do not gain"
-    np.testing.assert_array_equal(fitted.logits(TEST[0]), without.logits(TEST[0]))
+    np.testing.assert_array_equal(fitted.logits(TEST[0]), without.logits(TEST[0]))  # the same sums in the same order
     held_out = [out_of_fold(each, X, Y, TEXT, strategies=["own"]).logits for each in (fitted, without)]
-    np.testing.assert_array_equal(*held_out)
+    np.testing.assert_array_equal(*held_out)  # the same sums in the same order
 
 
 def test_with_one_shot_per_class_the_weight_is_a_constant():
@@ -81,6 +81,7 @@ def test_with_one_shot_per_class_pictures_of_few_classes_are_not_used():
     one_class = draw([40, 0, 0, 0], seed=3)[0]
     fitted = Auto().fit(X[1::4], Y[1::4], TEXT, unlabelled=one_class)
     assert fitted.unlabelled_share_ == 0 and "few of the classes" in fitted.describe_unlabelled()
+    # the same sums in the same order
     np.testing.assert_array_equal(fitted.logits(TEST[0]), Auto().fit(X[1::4], Y[1::4], TEXT).logits(TEST[0]))
 
 
@@ -169,7 +170,7 @@ def test_a_shot_is_left_out_though_its_features_differ_by_rounding():
 
 def test_a_refit_uses_the_kept_pictures_and_a_fit_without_them_forgets_them(with_pool):
     again = Auto().fit_from(with_pool, X, Y, TEXT)
-    np.testing.assert_array_equal(again.logits(TEST[0]), with_pool.logits(TEST[0]))
+    np.testing.assert_array_equal(again.logits(TEST[0]), with_pool.logits(TEST[0]))  # the same sums in the same order
     assert len(with_pool.refit_without(X, Y, np.array([0]), TEXT).kept_pictures_) == len(POOL)
     assert again.fit(X, Y, TEXT).kept_pictures_ is None and again.describe_unlabelled() == ""
 

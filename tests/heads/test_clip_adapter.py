@@ -273,7 +273,7 @@ def test_at_one_shot_the_ratio_and_the_adapter_are_those_of_clip_adapter():
     X, y, text = toy_features((1, 1, 1), noise=3.0)
     fitted, plain = (head.fit(X, y, text=text) for head in (Hoso(), ClipAdapter()))
     assert fitted.alpha_ == plain.alpha_
-    np.testing.assert_array_equal(fitted.logits(X), plain.logits(X))
+    np.testing.assert_array_equal(fitted.logits(X), plain.logits(X))  # the same sums in the same order
 
 
 def test_the_adapter_never_sees_a_held_out_shot():
@@ -282,8 +282,8 @@ def test_the_adapter_never_sees_a_held_out_shot():
     changed = X.copy()
     changed[held] = np.random.default_rng(0).standard_normal((len(held), X.shape[1]))
     first, second = (Hoso(steps=20).fit(data, y, text=text) for data in (X, changed))
-    np.testing.assert_array_equal(first.down_, second.down_)
-    np.testing.assert_array_equal(first.up_, second.up_)
+    np.testing.assert_array_equal(first.down_, second.down_)  # the same sums in the same order
+    np.testing.assert_array_equal(first.up_, second.up_)  # the same sums in the same order
     assert first.alpha_ != second.alpha_
 
 

@@ -208,7 +208,7 @@ def test_the_checks_find_broken_heads(fault, rule, monkeypatch):
 def test_gda_keeps_its_sums_with_stream():
     X, y, text = toy_features()
     plain, streams = (Gda(stream=stream).fit(X, y, text=text) for stream in (False, True))
-    np.testing.assert_array_equal(plain.logits(X), streams.logits(X))
+    np.testing.assert_array_equal(plain.logits(X), streams.logits(X))  # the same sums in the same order
     assert (plain.is_updatable, streams.is_updatable) == (False, True)
     assert set(streams.state()) - set(plain.state()) == {"products_", "sums_", "rows_"}
     with pytest.raises(InputError, match="stream=True"):

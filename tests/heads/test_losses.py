@@ -103,7 +103,7 @@ def fitted_logits(name, counts, **params):
 @pytest.mark.parametrize("name", CHOOSABLE)
 def test_equal_shots_are_fitted_as_without_adjustment_and_else_the_class_with_most_shots_gets_less(name):
     equal, unequal = ([fitted_logits(name, n, logit_adjustment=tau) for tau in (0.0, 2.0)] for n in ((4, 4, 4), COUNTS))
-    assert np.array_equal(*equal)
+    assert np.array_equal(*equal)  # the same sums in the same order
     change = unequal[1] - unequal[0]
     change -= change.mean(axis=1, keepdims=True)
     assert change[:, 0].mean() < change[:, 2].mean()
@@ -137,7 +137,7 @@ def test_multi_label_pictures_are_fitted_as_without_either_parameter():
         create_head("clip-adapter", alpha=0.3, steps=3, epochs=3, **params).fit(X, targets, text=text).logits(X)
         for params in ({}, {"logit_adjustment": 1.0, "gce_q": 0.7})
     )
-    assert np.array_equal(plain, other)
+    assert np.array_equal(plain, other)  # the same sums in the same order
 
 
 def mislabelled(share, n=12):
@@ -161,7 +161,7 @@ def test_auto_is_cross_entropy_bit_for_bit_where_labels_look_right_and_where_not
     for X, y, text in (mislabelled(0.0, n=8)[:3], toy_features(counts=(1, 1, 1), d=16)):
         plain, chosen = (create_head("zs-lp", steps=20, gce_q=q).fit(X, y, text=text) for q in (0.0, "auto"))
         assert chosen.gce_q_ == 0
-        assert np.array_equal(plain.logits(X), chosen.logits(X))
+        assert np.array_equal(plain.logits(X), chosen.logits(X))  # the same sums in the same order
 
 
 def test_auto_takes_the_robust_loss_where_labels_are_wrong_and_refits_to_some_shots_keep_it():
@@ -171,4 +171,4 @@ def test_auto_takes_the_robust_loss_where_labels_are_wrong_and_refits_to_some_sh
     assert (chosen.predict(X) == truth).mean() > (plain.predict(X) == truth).mean()
     part = chosen.refit_without(X, y, np.arange(4), text)
     same = create_head("zs-lp", gce_q=ROBUST_Q).fit(X[4:], y[4:], text=text)
-    assert np.array_equal(part.logits(X), same.logits(X))
+    assert np.array_equal(part.logits(X), same.logits(X))  # the same sums in the same order

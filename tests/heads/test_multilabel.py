@@ -38,7 +38,7 @@ def test_labels_may_be_any_kind_of_zeros_and_ones_and_wrong_ones_are_named():
     X, Y, text = toy_multilabel()
     fits = [LinearProbe(C=1.0).fit(X, kind) for kind in (Y, Y.tolist(), torch.from_numpy(Y), Y.astype(float))]
     for head in fits[1:]:
-        np.testing.assert_array_equal(head.logits(X), fits[0].logits(X))
+        np.testing.assert_array_equal(head.logits(X), fits[0].logits(X))  # the same sums in the same order
     assert fits[0].classes_.tolist() == [0, 1, 2]
     assert LinearProbe(C=1.0).fit(X, Y, text=text).classes_.tolist() == list(text.labels)
     with pytest.warns(UserWarning, match="column-vector"):

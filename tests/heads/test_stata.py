@@ -103,6 +103,7 @@ def test_each_batch_is_assigned_without_the_others(case):
         np.testing.assert_allclose(stream.logits(part), alone.logits(part), rtol=1e-9)
     np.testing.assert_allclose(stream.means_, alone.means_, rtol=1e-9)
     whole = fitted(StatA(batch_size=U), case).logits(case["unlabelled"])
+    # the same sums in the same order
     np.testing.assert_array_equal(whole, fitted(StatA(), case).logits(case["unlabelled"]))
 
 

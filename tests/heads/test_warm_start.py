@@ -101,13 +101,14 @@ def test_a_warm_start_ends_near_the_fit_from_scratch_also_that_of_a_loaded_head(
     assert right == pytest.approx(expected, abs=0.015)
     assert (warm.predict(X) == full.predict(X)).mean() > 0.95
     loaded = small(name).load_state(before.state(), before.classes_, D).attach(class_text(OLD))
+    # the same sums in the same order
     np.testing.assert_array_equal(fitted(small(name), NEW, loaded).logits(X), warm.logits(X))
     if name in ("clip-adapter", "hoso"):
         assert warm.alpha_ == before.alpha_ != full.alpha_  # it keeps the chosen ratio
     if name in ("linear-probe", "lp++", "zs-lp"):  # a plain fit of the same object starts from scratch
         again = fitted(clone(warm).fit_from(before, *shots(NEW), text=class_text(NEW)), NEW)
         assert not is_warm(again)
-        np.testing.assert_array_equal(again.logits(X), full.logits(X))
+        np.testing.assert_array_equal(again.logits(X), full.logits(X))  # the same sums in the same order
 
 
 def test_refits_reuse_the_ratios_of_both_branches():
@@ -133,7 +134,7 @@ def test_a_refit_without_some_shots_reuses_what_was_chosen_among_all(name, chose
     assert getattr(anew, chosen) != pytest.approx(0.123)
     stay = np.setdiff1d(np.arange(len(y)), held)
     expected = fitted(small(name), NEW, part=(X[stay], y[stay]))
-    np.testing.assert_array_equal(anew.logits(X), expected.logits(X))
+    np.testing.assert_array_equal(anew.logits(X), expected.logits(X))  # the same sums in the same order
 
 
 def test_heads_of_cv_plus_folds_do_not_depend_on_their_held_out_shots():
@@ -154,12 +155,13 @@ def test_auto_holds_out_its_shots_again_in_each_fit():
     """Its folds take most of its time, and tell of trust: they are those of a plain fit, and so is all the rest."""
     warm, full = fitted(create_head("auto"), NEW, fitted(create_head("auto"), OLD)), fitted(create_head("auto"), NEW)
     own = [out_of_fold(head, *shots(NEW), class_text(NEW), strategies=("own",)).logits for head in (warm, full)]
-    np.testing.assert_array_equal(*own)
+    np.testing.assert_array_equal(*own)  # the same sums in the same order
 
 
 def test_a_warm_started_linear_probe_keeps_its_c_also_with_multilabel_targets():
     expected = fitted(create_head("linear-probe", C=earlier("linear-probe").C_), NEW)
     X = queries(NEW)[0]
+    # the same sums in the same order
     np.testing.assert_array_equal(two_fits("linear-probe")[0].logits(X), expected.logits(X))
     X, y = shots(OLD)
     targets = (y[:, None] == np.unique(y)).astype(np.int64)
@@ -188,6 +190,7 @@ def test_a_fit_from_an_incompatible_head_starts_from_scratch(change):
     head = small("rla").set_params(seed=int(change == "parameter"))
     warm = clone(head).fit_from(earlier("rla"), X, y, text=text)
     assert not is_warm(warm)
+    # the same sums in the same order
     np.testing.assert_array_equal(warm.logits(X), clone(head).fit(X, y, text=text).logits(X))
 
 

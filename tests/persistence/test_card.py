@@ -111,6 +111,7 @@ def test_recorded_figures_stand_beside_the_baselines(folder, fitted, metrics):
     low, high = binomtest(3, 4).proportion_ci(0.95, "wilson")
     assert f"between {100 * low:.1f} and {100 * high:.1f} %" in text
     queries, _ = squares(seed=1)
+    # the same sums in the same order
     np.testing.assert_array_equal(FewShotClassifier.load(folder, cache=None).logits(queries), fitted.logits(queries))
 
 

@@ -69,6 +69,7 @@ def test_a_model_that_was_uploaded_and_downloaded_is_the_same(fitted, hub, tmp_p
     for place in ("ann/colours", folder):  # a folder is loaded as a repository is
         options = {"batch_size": 7, "uncertainty": UncertaintyOptions(reject=0.2)}
         again = FewShotClassifier.from_pretrained(place, cache=None, **options)
+        # the same sums in the same order
         np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
         assert again.class_names_ == ("blue", "green", "red")
         assert (again.batch_size, again.uncertainty_.decisions.reject) == (7, 0.2)

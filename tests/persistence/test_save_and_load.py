@@ -37,6 +37,7 @@ def make(head="prototype", **params):
 def test_a_model_comes_back_as_it_was(head, tmp_path):
     model, X = make(head, **short_training(head))
     again = load_model(save_model(tmp_path / "model", model))
+    # the same sums in the same order
     np.testing.assert_array_equal(again.head.attach(model.text).logits(X), model.head.logits(X))
     assert again.head.get_params() == model.head.get_params()
     assert again.text.labels == model.text.labels

@@ -153,6 +153,7 @@ def test_a_second_fit_begins_with_the_plain_encoder_and_one_that_fails_leaves_no
     fitted = model(ClipLora(lr=0.03, steps=6))
     queries = squares(seed=1)[0]
     first = fitted.fit(*squares()).predict_proba(queries)
+    # the same sums in the same order
     np.testing.assert_array_equal(fitted.fit(*squares()).predict_proba(queries), first)
     with pytest.raises(InputError, match="rank"):
         fitted.head.set_params(rank=0)
@@ -169,7 +170,7 @@ def test_views_are_used_and_squares_on_disk_give_the_same(model, monkeypatch):
     assert three.support_.X.ndim == 2  # the answer needs the plain pictures only
     monkeypatch.setattr(encoder_module, "MAX_PIXEL_BYTES_IN_MEMORY", 1)
     first, again = one.head_.state(), model(ClipLora(steps=4), views=1).fit(*squares()).head_.state()
-    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert all(np.array_equal(first[name], again[name]) for name in first)  # the same sums in the same order
 
 
 def test_a_bad_picture_is_left_out_or_told(model, tmp_path):
@@ -179,7 +180,7 @@ def test_a_bad_picture_is_left_out_or_told(model, tmp_path):
     fitted = model(head).fit([tmp_path / "bad.jpg", *images], ["red", *labels])
     assert fitted.support_.provenance["skipped"] == [(str(tmp_path / "bad.jpg"), "file is empty")]
     with_it, without = fitted.head_.state(), model(ClipLora(steps=4)).fit(images, labels).head_.state()
-    assert all(np.array_equal(with_it[name], without[name]) for name in without)
+    assert all(np.array_equal(with_it[name], without[name]) for name in without)  # the same sums in the same order
     with pytest.raises(ImageError, match="bad.jpg"):
         model(ClipLora(steps=4), strict=True).fit([tmp_path / "bad.jpg", *images], ["red", *labels])
 

@@ -68,6 +68,7 @@ def test_a_loaded_head_answers_with_the_tower_of_its_classes_in_any_order(head, 
     assert again.needs_tower_to_predict  # what asks for many answers, such as a heat map, leaves such heads out
     with pytest.raises(InputError, match=r"call attach\(encode_classes"):
         again.logits(shots[0])
+    # the same sums in the same order
     np.testing.assert_array_equal(again.attach(text).logits(shots[0]), head.logits(shots[0]))
     with pytest.raises(InputError, match="needs the text tower"):
         head.attach(text.with_tower(None))
@@ -76,6 +77,7 @@ def test_a_loaded_head_answers_with_the_tower_of_its_classes_in_any_order(head, 
         head.attach(other)
     turned = TextFeatures(NAMES[::-1], text.embeddings[::-1], text.logit_scale, tower=text.tower)
     again = CoCoOp().load_state(head.state(), NAMES, 32)
+    # the same sums in the same order
     np.testing.assert_array_equal(again.attach(turned).logits(shots[0]), head.logits(shots[0]))
     other = head.for_classes(turned.with_order("given"))
     np.testing.assert_allclose(other.logits(shots[0]), head.logits(shots[0])[:, ::-1], rtol=1e-4, atol=1e-4)

@@ -119,4 +119,4 @@ def test_a_saved_model_predicts_without_a_text_tower(opened, tmp_path, monkeypat
     monkeypatch.setattr(type(encoder), "text_tower", refuse)
     monkeypatch.setattr(type(encoder), "encode_text", refuse)
     again = FewShotClassifier.load(tmp_path / "model", encoder=encoder, cache=None)
-    np.testing.assert_array_equal(again.logits(pictures), expected)
+    np.testing.assert_array_equal(again.logits(pictures), expected)  # the same sums in the same order

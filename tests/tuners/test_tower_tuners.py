@@ -105,6 +105,7 @@ def test_a_saved_model_answers_as_before_from_the_plain_encoder_or_does_not_fit_
     assert json.loads((folder / "config.json").read_text())["encoder"]["fingerprint"] == tiny.info.fingerprint
     again = FewShotClassifier.load(folder, cache=None)
     queries = squares(seed=1)[0]
+    # the same sums in the same order
     np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
     assert again.encoder_.info.fingerprint == fitted.encoder_.info.fingerprint
     for tower in ("image", "text"):
@@ -154,6 +155,7 @@ def test_an_interrupted_training_continues_to_the_same_result(model, method, mon
         fit()
     resumed = fit().head_.state()
     assert len(calls) == 8 + 5  # the steps 8 to 12
+    # the same sums in the same order
     assert all(np.array_equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
 

@@ -246,7 +246,7 @@ def test_a_fit_that_was_killed_after_the_first_stage_does_not_repeat_it(model, m
     resumed = model(head()).fit(*squares()).head_.state()
     assert not steps
     assert not list(files.glob("*.safetensors"))
-    assert all(np.array_equal(expected[name], resumed[name]) for name in expected)
+    assert all(np.array_equal(expected[name], resumed[name]) for name in expected)  # the same sums in the same order
 
 
 # --- beside other heads, and what is wrong is told

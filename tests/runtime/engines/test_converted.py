@@ -84,10 +84,10 @@ def test_a_tower_is_converted_once_and_again_if_its_files_are_damaged(
         largest = max(place.glob("tower.*"), key=lambda path: path.stat().st_size)
         largest.write_bytes(largest.read_bytes()[:-100])
         assert not made.is_ready(tower.fingerprint, precision)
-        np.testing.assert_array_equal(features(), first)
+        np.testing.assert_array_equal(features(), first)  # the same sums in the same order
         assert made.is_ready(tower.fingerprint, precision)
     monkeypatch.setattr(type(made), "_convert", lambda *_: never(None))
-    np.testing.assert_array_equal(features(calibration_digest(calibration)), first)
+    np.testing.assert_array_equal(features(calibration_digest(calibration)), first)  # the same sums in the same order
 
 
 def test_places_differ_by_what_shapes_the_features():
@@ -198,5 +198,5 @@ def test_openvino_takes_up_many_and_goes_back_to_few(runner, squares):
     few = run(pictures[:3])
     many = run(pictures)
     np.testing.assert_allclose(many[:3], few, rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(run(pictures[:3]), few)
-    np.testing.assert_array_equal(run(pictures), many)
+    np.testing.assert_array_equal(run(pictures[:3]), few)  # the same sums in the same order
+    np.testing.assert_array_equal(run(pictures), many)  # the same sums in the same order
