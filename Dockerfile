@@ -8,7 +8,7 @@
 
 FROM python:3.12-slim AS build
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY src ./src
 RUN python -m venv /opt/clipadapter \
     && /opt/clipadapter/bin/pip install --no-cache-dir '.[serve]'

@@ -45,7 +45,7 @@ def test_every_extra_is_in_all():
     section = text.split("[project.optional-dependencies]")[1].split("[project.scripts]")[0]
     extras = set(re.findall(r"^([a-z]+) = ", section, re.MULTILINE))
     named = re.search(r'^all = \["clipadapter\[([a-z,]+)\]"\]', section, re.MULTILINE)[1]
-    by_others = {"train", "runtime", "heic"}  # lite and onnx bring them
+    by_others = {"train", "heic"}  # lite and onnx bring them
     assert set(named.split(",")) == extras - {"all", "benchmarks", "docs", "test"} - by_others - LARGE
 
 
@@ -60,7 +60,7 @@ def closure(name):
     return found
 
 
-@pytest.mark.parametrize("extra", ["dependencies", "runtime", "serve"])
+@pytest.mark.parametrize("extra", ["dependencies", "serve"])
 def test_what_answers_with_an_exported_model_is_installed_without_torch(extra):
     heavy = {"torch", "torchvision", "open_clip_torch", "scikit-learn", "scipy", "transformers", "matplotlib"}
     assert closure(extra) and not closure(extra) & heavy

@@ -1,10 +1,14 @@
-"""The versions that were tested together."""
+"""The versions that were tested together, and what a release is made of."""
 
+import os
 import re
 from importlib.metadata import requires
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import clipadapter
 
 from .pages import ROOT
 
@@ -29,3 +33,16 @@ def test_constraints_pin_every_requirement_of_the_tests_within_its_range():
     for requirement in wanted:
         version = pins.get(canonicalize_name(requirement.name))
         assert version and requirement.specifier.contains(version, prereleases=True), requirement
+
+
+def test_a_release_is_of_one_version_and_only_its_last_job_may_publish():
+    version = clipadapter.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))
+    build, publish = workflow["jobs"]["build"], workflow["jobs"]["publish"]
+    assert workflow["permissions"] == {} and publish["needs"] == "build"
+    assert (build["permissions"], publish["permissions"]) == ({"contents": "read"}, {"id-token": "write"})
+    scripts = [step["run"].split()[0] for step in build["steps"] if step.get("run", "").startswith("scripts/")]
+    assert scripts == ["scripts/build", "scripts/try_wheel"]
+    assert all(os.access(ROOT / script, os.X_OK) for script in scripts)

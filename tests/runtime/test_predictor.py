@@ -254,7 +254,7 @@ def test_wrong_and_missing_backends_are_refused(write, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"run by openvino, not by onnxruntime"):
         Predictor(tmp_path / "model.xml", backend="onnxruntime")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=re.escape(install_command("runtime"))):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("onnx"))):
         Predictor(path, backend="onnxruntime")
 
 

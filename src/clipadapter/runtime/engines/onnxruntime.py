@@ -113,7 +113,7 @@ class OnnxRuntimeBackend(Backend):
     @classmethod
     def open_file(cls, path: Path, threads: int | None = None) -> InferenceGraph:
         """See `Backend.open_file`. It runs on the CPU, in fp32 except for quantised operations."""
-        ort = require_without_telemetry("onnxruntime", "runtime", "An exported .onnx file")
+        ort = require_without_telemetry("onnxruntime", "onnx", "An exported .onnx file")
         options = ort.SessionOptions()
         options.log_severity_level = 4  # fatal errors; others are raised as well
         # Threads that wait for the next batch must not occupy the cores that decode it.
