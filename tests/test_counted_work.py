@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipadapter.cli.app import app
 from clipadapter.encoders import toy
-from clipadapter.encoders.open_clip_text import open_text_tower
+from clipadapter.encoders.open_clip_text import wrap_text_tower
 from clipadapter.features import FeatureStore
 from clipadapter.heads import TextFeatures, create_head
 from clipadapter.testing import toy_features
@@ -75,7 +75,7 @@ def flops_of_coop():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = open_clip.CLIP(WIDTH, vision, words).eval().requires_grad_(False)
-    tower = open_text_tower(model, open_clip.SimpleTokenizer(), "counted", "cpu")
+    tower = wrap_text_tower(model, open_clip.SimpleTokenizer(), "counted", "cpu")
     X, y, text = features()
     text = TextFeatures(text.labels, text.embeddings, text.logit_scale, tower=lambda: tower)
     head = create_head("coop", n_ctx=4, epochs=4)

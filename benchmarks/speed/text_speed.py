@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from clipadapter.data import get_templates
 from clipadapter.encoders.base import encode_by_length
 from clipadapter.encoders.lite_text import MiniLm
-from clipadapter.encoders.open_clip_text import open_text_tower
+from clipadapter.encoders.open_clip_text import wrap_text_tower
 from clipadapter.utils.imagenet import wordnet_names
 
 BATCH = 256
@@ -39,7 +39,7 @@ def clip(model_name: str, texts: list[str]) -> tuple[Callable[[], Tensor], Calla
         torch.manual_seed(0)
         model = open_clip.create_model(model_name).eval()
     tokenizer = open_clip.get_tokenizer(model_name)
-    tower = open_text_tower(model, tokenizer, model_name, "cpu")
+    tower = wrap_text_tower(model, tokenizer, model_name, "cpu")
     assert tower is not None, f"{model_name} has no text tower of the kinds that are encoded without padding"
 
     def padded() -> Tensor:

@@ -9,10 +9,10 @@ import torch
 from open_clip.timm_model import TimmModel
 
 from clipadapter.encoders.block_encoder import MirroredMean
-from clipadapter.runtime.engines.base import telemetry_disabled
 from clipadapter.runtime.engines.onnxruntime import write_onnx
 from clipadapter.runtime.engines.openvino import import_openvino
 from clipadapter.runtime.engines.quantize import statistic_names
+from clipadapter.runtime.engines.telemetry import telemetry_disabled
 from clipadapter.runtime.engines.tracing import SquareTower, example_squares, trace
 from clipadapter.utils.pixels import PixelSpec
 

@@ -11,7 +11,7 @@ from torch import nn
 from clipadapter.encoders import attention_layers, open_clip_text
 from clipadapter.encoders.base import MAX_BATCH_TOKENS, length_batches
 from clipadapter.encoders.open_clip import OpenClipEncoder
-from clipadapter.encoders.open_clip_text import CausalTextTower, is_exact_without_padding, open_text_tower
+from clipadapter.encoders.open_clip_text import CausalTextTower, is_exact_without_padding, wrap_text_tower
 from clipadapter.errors import InputError
 from clipadapter.tuners.clip_lora import SeededDropout, attach_update, initial_update, merge_update
 
@@ -120,7 +120,7 @@ def test_a_tower_with_other_features_is_run_by_the_model(monkeypatch):
     encoder = encoder_of(model)
     tower = encoder.text_tower()
     model.attn_mask.zero_()  # not causal any more, which nobody noticed
-    monkeypatch.setattr("clipadapter.encoders.open_clip.open_text_tower", lambda *_: tower)
+    monkeypatch.setattr("clipadapter.encoders.open_clip.wrap_text_tower", lambda *_: tower)
     expected = own(model, TEXTS[:3])
     with torch.inference_mode():
         short = tower.encode_tokens(tower.tokenize(TEXTS[:3]))
@@ -162,7 +162,7 @@ WITH_PREFIX = CAUSAL | {"scaled layers": {"ls_init_value": 0.5}, "one layer": {"
 
 
 def open_tower(text, kind=open_clip.CLIP, **more):
-    return open_text_tower(make(text, kind, **more), open_clip.SimpleTokenizer(), "test", "cpu")
+    return wrap_text_tower(make(text, kind, **more), open_clip.SimpleTokenizer(), "test", "cpu")
 
 
 @pytest.fixture

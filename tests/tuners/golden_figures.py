@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from clipadapter.encoders.open_clip_text import open_text_tower
+from clipadapter.encoders.open_clip_text import wrap_text_tower
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -35,7 +35,7 @@ def text_tower(tensors, parameters):
     missing, unexpected = model.load_state_dict({**weights, "token_embedding.weight": table}, strict=False)
     assert not unexpected
     assert all(name.startswith(("visual.", "logit_")) for name in missing), missing
-    return open_text_tower(model, open_clip.SimpleTokenizer(), "golden", "cpu")
+    return wrap_text_tower(model, open_clip.SimpleTokenizer(), "golden", "cpu")
 
 
 def write_clip(parameters, folder):

@@ -15,13 +15,13 @@ from .block_encoder import with_backend as with_backend
 from .catalogue import EncoderListing as EncoderListing
 from .layers import AttentionLayer as AttentionLayer
 from .layers import attention_layers as attention_layers
+from .parts import open_prompt_places as open_prompt_places
+from .parts import open_text_tower as open_text_tower
+from .parts import open_tunable_copy as open_tunable_copy
 from .registry import check_encoder as check_encoder
 from .registry import check_uri as check_uri
 from .registry import encoder_info as encoder_info
 from .registry import list_encoders as list_encoders
 from .registry import list_listings as list_listings
-from .registry import open_prompt_places as open_prompt_places
-from .registry import open_text_tower as open_text_tower
-from .registry import open_tunable_copy as open_tunable_copy
 from .registry import register_encoder as register_encoder
 from .registry import split_blocks as split_blocks

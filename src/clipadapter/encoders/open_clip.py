@@ -33,7 +33,7 @@ from clipadapter.encoders.open_clip_text import (
     CausalTextTower,
     OpenClipTextTower,
     is_exact_without_padding,
-    open_text_tower,
+    wrap_text_tower,
 )
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.weights import (
@@ -118,7 +118,7 @@ class OpenClipEncoder(VisualEncoder):
 
     def text_tower(self) -> OpenClipTextTower | None:
         """The text tower if it is one of CLIP or SigLIP; None for CoCa and the towers of the library transformers."""
-        return open_text_tower(self._model, self._tokenizer, self.info.fingerprint, self.device)
+        return wrap_text_tower(self._model, self._tokenizer, self.info.fingerprint, self.device)
 
     def tunable_copy(self) -> OpenClipEncoder:
         other = copy.copy(self)
@@ -138,7 +138,7 @@ class OpenClipEncoder(VisualEncoder):
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (k, d), by the model's own tokenizer."""
         different, index = unique_texts(texts)
-        tower = open_text_tower(self._model, self._tokenizer, self.info.fingerprint, self.device)
+        tower = wrap_text_tower(self._model, self._tokenizer, self.info.fingerprint, self.device)
         with torch.inference_mode():
             if isinstance(tower, CausalTextTower):
                 if self._is_exact_without_padding is None:

@@ -34,7 +34,7 @@ KeysValues = tuple[Tensor, Tensor]  # keys and values of the prefix in one layer
 
 
 class OpenClipTextTower(TextTower):
-    """The tower with some layers; see `open_text_tower`."""
+    """The tower with some layers; see `wrap_text_tower`."""
 
     def __init__(self, layers: Any, tokenizer: Any, fingerprint: str, device: str) -> None:
         self.fingerprint, self.device = fingerprint, device
@@ -134,7 +134,7 @@ class SigLipTextTower(OpenClipTextTower):
         return self.project(self.layers.ln_final(self.layers.transformer(hidden, attn_mask=None))[:, -1])
 
 
-def open_text_tower(model: Any, tokenizer: Any, fingerprint: str, device: str) -> OpenClipTextTower | None:
+def wrap_text_tower(model: Any, tokenizer: Any, fingerprint: str, device: str) -> OpenClipTextTower | None:
     """The text tower of a model of open_clip if it is causal or one of SigLIP, else None.
 
     None is the result for CoCa (a class token at the end) and the towers of the library transformers.

@@ -1,8 +1,8 @@
-"""Encoders by name, and parts of an encoder that not every encoder has."""
+"""Encoders by name, and what their names say of them. Nothing here imports torch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from clipadapter.encoders import catalogue
 from clipadapter.encoders.catalogue import EncoderListing
@@ -11,12 +11,7 @@ from clipadapter.errors import InputError
 from clipadapter.utils.blocks import FINAL, BlockSource
 from clipadapter.utils.registry import Registry
 
-if TYPE_CHECKING:
-    from clipadapter.encoders.base import Encoder
-    from clipadapter.encoders.open_clip_prompts import PromptPlaces
-    from clipadapter.utils.towers import TextTower
-
-ENCODERS: Registry[Encoder] = Registry("encoder", "clipadapter.encoders")
+ENCODERS: Registry[Any] = Registry("encoder", "clipadapter.encoders")
 TEST_SCHEME = "toy"  # the encoder of the tests, which is not listed
 register_encoder = ENCODERS.register
 list_encoders = ENCODERS.list
@@ -95,55 +90,17 @@ def check_trainable(uri: str, method: str) -> None:
     """Refuse an encoder without a part that a head trains, "text_tower" or "tunable_copy", if its scheme shows that."""
     scheme = split_blocks(uri)[0].partition(":")[0]
     if scheme != "auto" and not ENCODERS.overrides(scheme, method, "Encoder"):
-        raise InputError(_describe_missing_part(uri, method))
+        raise InputError(describe_missing_part(uri, method))
 
 
-def _describe_missing_part(name: str, method: str) -> str:
+def describe_missing_part(name: str, method: str) -> str:
+    """Why an encoder can't train a part, "text_tower" or "tunable_copy", and which encoders can."""
     if method == "text_tower":
         return (
             f"prompts can't be learned with the encoder {name}: its text tower takes no token "
             f"embeddings; those of {schemes_with('text_tower')} do, except for a few models of open_clip"
         )
     return f"the weights of the encoder {name} can't be tuned; those of {schemes_with('tunable_copy')} can"
-
-
-def open_text_tower(encoder: Encoder) -> TextTower:
-    """The text tower of an encoder, which takes token embeddings.
-
-    Raises:
-        InputError: if the encoder has no such tower; the message names encoders that have one.
-    """
-    if tower := encoder.text_tower():
-        return tower
-    raise InputError(_describe_missing_part(encoder.info.name, "text_tower"))
-
-
-def open_tunable_copy(encoder: Encoder) -> Encoder:
-    """A second encoder on the same weights, whose networks may be changed; see `Encoder.tunable_copy`.
-
-    Raises:
-        InputError: if its weights can't be changed; the message names encoders whose weights can.
-    """
-    tunable = encoder.tunable_copy()
-    if tunable is None or tunable.tower() is None:
-        raise InputError(_describe_missing_part(encoder.info.name, "tunable_copy"))
-    return tunable
-
-
-def open_prompt_places(encoder: Encoder) -> PromptPlaces:
-    """Where prompts go in both towers of a tunable copy; see `Encoder.prompt_places`.
-
-    Raises:
-        InputError: if there are no such places; the message says which encoders have them.
-    """
-    if places := encoder.prompt_places():
-        return places
-    raise InputError(
-        f"prompts can't be put into both towers of {encoder.info.name}: this needs a ViT of CLIP with its text "
-        f"tower, such as open_clip:ViT-B-32/laion2b_s34b_b79k; ResNets, SigLIP, networks of timm and encoders "
-        f"other than {schemes_with('prompt_places')} have no such places. To learn prompts of the text tower "
-        "alone, take the head coop"
-    )
 
 
 def schemes_with(method: str) -> str:

@@ -9,6 +9,7 @@ from .clip_adapter import ClipAdapter as ClipAdapter
 from .clip_adapter_ablations import ClipAdapterTrainedRatio as ClipAdapterTrainedRatio
 from .clip_adapter_ablations import Hoso as Hoso
 from .clip_adapter_replay import ClipAdapterReplay as ClipAdapterReplay
+from .create import create_head as create_head
 from .cross_modal import CrossModal as CrossModal
 from .gda import Gda as Gda
 from .incremental import ExactIncrementalHead as ExactIncrementalHead
@@ -24,7 +25,6 @@ from .proker import Proker as Proker
 from .prototype import Prototype as Prototype
 from .rail import Rail as Rail
 from .registry import Fidelity as Fidelity
-from .registry import create_head as create_head
 from .registry import default_parameters as default_parameters
 from .registry import fidelity_of as fidelity_of
 from .registry import head_info as head_info

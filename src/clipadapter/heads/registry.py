@@ -9,18 +9,17 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from typing_extensions import Self, dataclass_transform
 
 from clipadapter.errors import InputError, brief
 from clipadapter.utils.registry import Registry
 
-if TYPE_CHECKING:
-    from clipadapter.heads.base import Head
-
-HEADS: Registry[Head] = Registry("head", "clipadapter.heads", "clipadapter.tuners")
+HEADS: Registry[Any] = Registry("head", "clipadapter.heads", "clipadapter.tuners")
 """All heads by name. Tuners, which train through a tower, are chosen by name like them."""
+
+HeadClass = TypeVar("HeadClass", bound=type[Any])
 
 FIDELITY_KINDS = {
     "verified": "checked against outputs of released code",
@@ -93,17 +92,16 @@ class Fidelity:
 
 list_heads = HEADS.list
 head_info = HEADS.info
-create_head = HEADS.create
 head_name = HEADS.name_of
 
 
-def registered_name(head: Head) -> str:
+def registered_name(head: object) -> str:
     """The registered name of a head; the name of its class if it is not registered."""
     return head_name(type(head)) or type(head).__name__
 
 
 @dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(field,))
-def register_head(name: str, **facts: Any) -> Callable[[type[Head]], type[Head]]:
+def register_head(name: str, **facts: Any) -> Callable[[HeadClass], HeadClass]:
     """Class decorator that registers a head under a public name and completes the class docstring.
 
     A class without a constructor, its own or that of a base, becomes a dataclass: its fields are the parameters, given
@@ -125,7 +123,7 @@ def register_head(name: str, **facts: Any) -> Callable[[type[Head]], type[Head]]
     if "fidelity" in facts:
         raise InputError(f"the fidelity of {name} is stated by its docstring: end it with 'Fidelity: KIND: sentences.'")
 
-    def decorate(cls: type[Head]) -> type[Head]:
+    def decorate(cls: HeadClass) -> HeadClass:
         owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
         docstring = inspect.cleandoc(cls.__doc__ or "")
         if owner is object or (owner is not cls and "__dataclass_fields__" in vars(owner)):
@@ -164,7 +162,7 @@ def describe_arguments(docstring: str) -> dict[str, str]:
     return {} if section is None else {match[2]: match[1].rstrip() for match in ARGUMENT.finditer(section[1])}
 
 
-def _complete_arguments(cls: type[Head], text: str) -> str:
+def _complete_arguments(cls: type[Any], text: str) -> str:
     """The docstring of a class, whose section "Args:" has the inherited parameters too."""
     parameters = inspect.signature(cls).parameters
     inherited = {

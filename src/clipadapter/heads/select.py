@@ -22,10 +22,10 @@ from torch.nn.functional import cross_entropy
 
 from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
+from clipadapter.heads.create import create_head
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.losses import binary_losses
 from clipadapter.heads.out_of_fold import out_of_fold
-from clipadapter.heads.registry import create_head
 from clipadapter.heads.support import Array
 from clipadapter.heads.text import TextFeatures
 from clipadapter.utils.progress import progress_bar

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -31,9 +31,6 @@ from clipadapter.utils.formatting import format_list
 from clipadapter.utils.functional import unit
 from clipadapter.utils.prediction import EvaluationFeatures
 from clipadapter.utils.towers import TextTower
-
-if TYPE_CHECKING:
-    from clipadapter.heads.base import Head
 
 Array = NDArray[Any]
 
@@ -327,7 +324,17 @@ def read_columns(X: Tensor, reads: Reads, blocks: Blocks) -> Tensor:
     return X[..., select_blocks(blocks, [block.name for block in read])[1]].contiguous()
 
 
-def check_text(head: Head, text: TextFeatures | None, blocks: Blocks) -> None:
+class HeadNeeds(Protocol):
+    """What a head says that it needs; see `clipadapter.heads.Head`."""
+
+    needs_text: ClassVar[bool]
+    needs_tower: ClassVar[bool]
+    transductive: ClassVar[bool]
+    accepts_unlabelled: ClassVar[bool]
+    reads: ClassVar[Reads]
+
+
+def check_text(head: HeadNeeds, text: TextFeatures | None, blocks: Blocks) -> None:
     """Refuse class text that is missing where the head needs it, or as wide as no feature."""
     name = type(head).__name__
     if text is not None and not hasattr(text, "embeddings"):
@@ -356,7 +363,7 @@ def check_text(head: Head, text: TextFeatures | None, blocks: Blocks) -> None:
         )
 
 
-def check_unlabelled(head: Head, unlabelled: ArrayLike | None, views: Tensor, blocks: Blocks) -> Tensor | None:
+def check_unlabelled(head: HeadNeeds, unlabelled: ArrayLike | None, views: Tensor, blocks: Blocks) -> Tensor | None:
     """Features of pictures without labels in the dtype of the shots; None if the head takes none."""
     name = type(head).__name__
     if unlabelled is None:

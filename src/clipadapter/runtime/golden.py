@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,6 @@ from numpy.typing import NDArray
 from clipadapter.utils.blocks import FINAL, Blocks, column_slices
 from clipadapter.utils.files import default_cache_dir
 from clipadapter.utils.pixels import PixelSpec, pack_squares
-
-if TYPE_CHECKING:
-    from clipadapter.runtime.predictor import Outputs
 
 N_PICTURES = 2
 MAX_COLUMNS = 128  # values of each block, and of the logits, that a file keeps: a few kilobytes
@@ -53,7 +50,7 @@ def draw_squares(inputs: Sequence[PixelSpec]) -> list[NDArray[np.uint8]]:
 
 
 def compute_golden(
-    run: Callable[[NDArray[np.uint8]], Outputs], inputs: Sequence[PixelSpec], blocks: Blocks
+    run: Callable[[NDArray[np.uint8]], Any], inputs: Sequence[PixelSpec], blocks: Blocks
 ) -> dict[str, NDArray[np.float32]]:
     """Some outputs of a graph for the golden pictures; ``run`` is `Predictor.run`."""
     outputs = [run(square[None]) for square in draw_squares(inputs)]

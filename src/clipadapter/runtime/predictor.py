@@ -22,13 +22,8 @@ from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes
 from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.errors import ArtifactError, ClipAdapterError, ImageError, InputError, brief
 from clipadapter.runtime.engines.base import backend_info
-from clipadapter.runtime.engines.formats import (
-    EXPORT_PRECISIONS,
-    check_file,
-    list_inference_backends,
-    list_openers,
-    require_format,
-)
+from clipadapter.runtime.engines.export_format import EXPORT_PRECISIONS
+from clipadapter.runtime.engines.formats import check_file, list_inference_backends, list_openers, require_format
 from clipadapter.runtime.engines.graphs import BLOCKS_OUTPUT, FEATURES_OUTPUT, INPUT_NAMES, input_names
 from clipadapter.runtime.golden import (
     LIMITS,

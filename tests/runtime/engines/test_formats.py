@@ -11,8 +11,8 @@ import pytest
 from clipadapter.errors import InputError, MissingExtraError, install_command
 from clipadapter.runtime.engines import backend_info
 from clipadapter.runtime.engines.base import BACKENDS
+from clipadapter.runtime.engines.export_format import EXPORT_PRECISIONS
 from clipadapter.runtime.engines.formats import (
-    EXPORT_PRECISIONS,
     export_suffixes,
     find_format,
     get_format,

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from clipadapter.runtime.engines.base import SWITCHES, telemetry_disabled
+from clipadapter.runtime.engines.telemetry import SWITCHES, telemetry_disabled
 from clipadapter.runtime.engines.tracing import suppress_logs
 
 

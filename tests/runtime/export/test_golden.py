@@ -10,7 +10,8 @@ import pytest
 
 from clipadapter.errors import ArtifactError
 from clipadapter.runtime import ExportMetadata, Predictor
-from clipadapter.runtime.engines.formats import METADATA_KEY, append_checksum
+from clipadapter.runtime.engines.export_format import METADATA_KEY
+from clipadapter.runtime.engines.formats import append_checksum
 from clipadapter.runtime.export import export_model
 from clipadapter.runtime.golden import LIMITS, differences, draw_squares, proof_file
 from clipadapter.serve.models import ServedModels

@@ -16,11 +16,12 @@ from clipadapter.cli.output import Fact, Output, plain_facts
 from clipadapter.cli.outputs import check_output_file, check_output_folder, force_option
 from clipadapter.errors import InputError
 from clipadapter.runtime.engines import formats
+from clipadapter.runtime.engines.export_format import EXPORT_PRECISIONS
 from clipadapter.runtime.engines.graphs import INPUT_NAMES
 from clipadapter.utils.files import has_local_weights, quote_path
 
 FormatName = Annotated[str, options.late_choice(formats.load_formats)]
-Precision = Annotated[str, click.Choice(formats.EXPORT_PRECISIONS)]
+Precision = Annotated[str, click.Choice(EXPORT_PRECISIONS)]
 InputName = Annotated[str, click.Choice(list(INPUT_NAMES))]
 
 

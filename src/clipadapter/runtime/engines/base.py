@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from clipadapter.errors import (
@@ -22,10 +20,8 @@ from clipadapter.errors import (
     MissingExtraError,
     StoreError,
     install_command,
-    require,
 )
 from clipadapter.runtime.engines.graphs import FEATURES_OUTPUT, INPUT_NAMES, InferenceGraph, TorchGraph
-from clipadapter.utils.devices import SharedChange
 from clipadapter.utils.files import default_cache_dir
 from clipadapter.utils.registry import Registry
 
@@ -33,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from clipadapter.runtime.engines.formats import ExportFormat
+    from clipadapter.runtime.engines.export_format import ExportFormat
     from clipadapter.utils.pixels import PixelSpec
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -254,31 +250,3 @@ create_backend = BACKENDS.create
 def list_backends() -> list[str]:
     """Names of the backends that run image towers. None is imported, since help texts list them."""
     return [name for name in BACKENDS.list() if BACKENDS.info(name).attributes.get("precisions")]
-
-
-# ---- ONNX Runtime, OpenVINO and NNCF with their telemetry switched off; see docs/decisions/0014-telemetry.md ----
-
-SWITCHES = {"CI": "true", "NNCF_CI": "1", "ORT_DISABLE_TELEMETRY": "1"}
-"""Environment variables that switch telemetry off. Other switches would write into the user's home folder."""
-
-
-def _switch_telemetry_off() -> Callable[[], None]:
-    before = {name: os.environ.get(name) for name in SWITCHES}
-    os.environ.update(SWITCHES)
-
-    def restore() -> None:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
-
-    return restore
-
-
-telemetry_disabled = SharedChange(_switch_telemetry_off).needed
-"""In ``with telemetry_disabled():`` nothing is sent, and no file is written into the user's home folder."""
-
-
-def require_without_telemetry(module: str, extra: str, purpose: str) -> ModuleType:
-    """`clipadapter.errors.require` with telemetry off: these packages read the switches while they are imported."""
-    with telemetry_disabled():
-        return require(module, extra, purpose)

@@ -50,7 +50,7 @@ class TorchGraph:
 class InferenceGraph:
     """The graph of an open file."""
 
-    metadata: str  # text under `formats.METADATA_KEY`; "" if the file has none
+    metadata: str  # text under `export_format.METADATA_KEY`; "" if the file has none
     inputs: tuple[str, ...]  # names of its inputs, in any order
     widths: Mapping[str, int]  # columns of each output by name; 0 for an output with one number per picture
     # The inputs (n, ...) by name to the outputs by name; may be called from several threads

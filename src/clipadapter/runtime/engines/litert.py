@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import require
 from clipadapter.runtime.engines.base import Backend, register_backend, unreadable_file
-from clipadapter.runtime.engines.formats import METADATA_KEY, ExportFormat, WriteFile
+from clipadapter.runtime.engines.export_format import METADATA_KEY, ExportFormat, WriteFile
 from clipadapter.runtime.engines.graphs import InferenceGraph, Rows, TorchGraph
 
 if TYPE_CHECKING:

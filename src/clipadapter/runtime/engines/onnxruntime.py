@@ -10,16 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import InputError, require
-from clipadapter.runtime.engines.base import (
-    Backend,
-    Runner,
-    register_backend,
-    require_without_telemetry,
-    unreadable_file,
-)
-from clipadapter.runtime.engines.formats import METADATA_KEY, ExportFormat, WriteFile
+from clipadapter.runtime.engines.base import Backend, Runner, register_backend, unreadable_file
+from clipadapter.runtime.engines.export_format import METADATA_KEY, ExportFormat, WriteFile
 from clipadapter.runtime.engines.graphs import FEATURES_OUTPUT, InferenceGraph, Rows, TorchGraph
 from clipadapter.runtime.engines.quantize import quantize_onnx
+from clipadapter.runtime.engines.telemetry import require_without_telemetry
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,17 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import MissingExtraError
-from clipadapter.runtime.engines.base import (
-    Backend,
-    Runner,
-    register_backend,
-    require_without_telemetry,
-    telemetry_disabled,
-    unreadable_file,
-)
-from clipadapter.runtime.engines.formats import METADATA_KEY, ExportFormat, WriteFile
+from clipadapter.runtime.engines.base import Backend, Runner, register_backend, unreadable_file
+from clipadapter.runtime.engines.export_format import METADATA_KEY, ExportFormat, WriteFile
 from clipadapter.runtime.engines.graphs import INPUT_PATTERN, InferenceGraph, Rows, TorchGraph
 from clipadapter.runtime.engines.quantize import quantize_openvino
+from clipadapter.runtime.engines.telemetry import require_without_telemetry, telemetry_disabled
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import require
-from clipadapter.runtime.engines.base import require_without_telemetry
+from clipadapter.runtime.engines.telemetry import require_without_telemetry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -28,11 +28,9 @@ from clipadapter.heads.registry import registered_name
 from clipadapter.persistence.model import make_provenance
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.runtime.cached import cached_export, can_answer
+from clipadapter.runtime.engines.export_format import METADATA_KEY, ExportFormat, WriteFile
 from clipadapter.runtime.engines.formats import (
     DEFAULT_FORMAT,
-    METADATA_KEY,
-    ExportFormat,
-    WriteFile,
     append_checksum,
     get_format,
     is_intact,
