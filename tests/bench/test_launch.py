@@ -13,10 +13,10 @@ from clipadapter.bench import FEATURES, open_source, read_runs, run_suite
 from clipadapter.bench.bundle import load_bundle, save_bundle
 from clipadapter.bench.costs import estimate, estimate_fit_seconds, find_problems
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.protocols import create_protocol
+from clipadapter.bench.plan import load_plan
+from clipadapter.bench.protocols.base import create_protocol
 from clipadapter.bench.run import append_runs
 from clipadapter.bench.sources import apply_prompts
-from clipadapter.bench.study import load_plan
 from clipadapter.bench.suite import Prompts, load_suite
 from clipadapter.bench.suite_files import list_planned_suites
 from clipadapter.classifier import FewShotClassifier
@@ -312,7 +312,7 @@ def test_the_error_on_a_full_disk_says_how_many_runs_are_stored(source, tmp_path
         append_runs(path, runs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipadapter.bench.fits.append_runs", append)
+        patch.setattr("clipadapter.bench.schedule.append_runs", append)
         words = r"No space left .*\. 3 runs were made and are stored: free some space and repeat"
         with pytest.raises(InputError, match=words):
             go(source, tmp_path / "out")

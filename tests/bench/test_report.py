@@ -3,9 +3,10 @@ import re
 
 import pytest
 
+from clipadapter.bench.plan import Entry
 from clipadapter.bench.report import build_report, compare_studies, format_csv, write_report
 from clipadapter.bench.run import Flags, Metrics, RunData, RunEncoder
-from clipadapter.bench.study import HARMONIC, Entry, Row, Study, make_mean_tables, make_tables
+from clipadapter.bench.study import HARMONIC, Row, Study, make_mean_tables, make_tables
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of

@@ -1,7 +1,8 @@
 import pytest
 
+from clipadapter.bench.plan import Entry, Plan
 from clipadapter.bench.run import append_runs
-from clipadapter.bench.study import Entry, Plan, Setting, Study, distinct_values, load_study, metric_value
+from clipadapter.bench.study import Setting, Study, distinct_values, load_study, metric_value
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import DataError
 

@@ -18,7 +18,7 @@ from PIL import Image
 from clipadapter import FewShotClassifier
 from clipadapter.bench import load_suite, open_source, run_suite
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.protocols import create_protocol
+from clipadapter.bench.protocols.base import create_protocol
 from clipadapter.bench.suite import Variant
 from clipadapter.cli.app import app
 from clipadapter.encoders import create_encoder

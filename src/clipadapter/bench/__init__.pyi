@@ -7,9 +7,9 @@ from .evaluation import evaluate_model as evaluate_model
 from .launch import run_suite as run_suite
 from .methods import BASELINES as BASELINES
 from .methods import default_heads as default_heads
-from .protocols import create_protocol as create_protocol
 from .protocols import list_protocols as list_protocols
 from .protocols import register_protocol as register_protocol
+from .protocols.base import create_protocol as create_protocol
 from .report import compare_studies as compare_studies
 from .report import write_report as write_report
 from .run import Run as Run

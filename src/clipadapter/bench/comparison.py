@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, Rows, TestPart
-from clipadapter.bench.fits import DEFAULT_FOLDS, attempt, count_folds, finish_run, run_fits, score_part
+from clipadapter.bench.fits import DEFAULT_FOLDS, attempt, count_folds, finish_run, score_part
 from clipadapter.bench.plots import draw_learning_curve
-from clipadapter.bench.protocols import create_protocol
+from clipadapter.bench.protocols.base import create_protocol
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.protocols.stream import StreamOfTasks
 from clipadapter.bench.run import Run
+from clipadapter.bench.schedule import run_fits
 from clipadapter.bench.sources import extract_dataset, keep_drawn
 from clipadapter.bench.streams import JoinedDataSets, choose_mode, draw_tasks, join_features
 from clipadapter.bench.study import pivot_runs

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from clipadapter.bench.protocols import create_protocol
+from clipadapter.bench.protocols.base import create_protocol
 from clipadapter.bench.sources import FEATURES, AnySource, DataSetSize, open_source, plan_views, with_pictures
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.data import get_templates

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fits import DEFAULT_FOLDS, Draw, draw_folds, fit_head, run_fits, score_folds, score_part
+from clipadapter.bench.fits import DEFAULT_FOLDS, Draw, draw_folds, fit_head, score_folds, score_part
 from clipadapter.bench.methods import BASELINES
 from clipadapter.bench.plots import draw_learning_curve
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.run import Metrics, Run, library_versions
+from clipadapter.bench.schedule import run_fits
 from clipadapter.bench.sources import extract_dataset
 from clipadapter.bench.study import pivot_runs
 from clipadapter.classifier import FewShotClassifier

@@ -11,13 +11,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from clipadapter.bench.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
-from clipadapter.bench.fits import Fit, Outcome, attempt, make_missing, plan_fits
+from clipadapter.bench.fits import Fit, attempt
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
+from clipadapter.bench.plan import Entry, Plan
+from clipadapter.bench.protocols.base import BundleOfDraws, Protocol, create_protocol
 from clipadapter.bench.run import Run, digest, records_file
+from clipadapter.bench.schedule import Outcome, make_missing, plan_fits
 from clipadapter.bench.sources import AnySource, open_source
-from clipadapter.bench.study import Entry, Plan
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import create_encoder, open_text_tower

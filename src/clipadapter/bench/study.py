@@ -6,7 +6,6 @@ them seed by seed, and `Cell` is the mean over the seeds. `bench.tables` writes 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,18 +14,13 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import ValidationError
-
 from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
-from clipadapter.bench.protocols import create_protocol
+from clipadapter.bench.plan import Entry, load_plan
+from clipadapter.bench.protocols import protocol_rules
 from clipadapter.bench.run import ContinualResult, Run, read_existing_runs, records_file
 from clipadapter.bench.suite import ALL, Suite
-from clipadapter.bench.suite_files import missing_study, plan_file
-from clipadapter.errors import DataError
 from clipadapter.metrics import METRICS, mean_sd
 from clipadapter.metrics.intervals import Difference, paired_difference
-from clipadapter.persistence.format import FrozenModel
-from clipadapter.utils.files import write_atomically
 from clipadapter.utils.formatting import format_count, shorten_name
 
 REFERENCE = "clip-adapter"
@@ -34,54 +28,9 @@ HARMONIC = "harmonic mean"
 
 Axis = Literal["shots", "test", "encoder"]
 Part = str | int  # a column: a number of shots, a test part or an encoder
-Draw = tuple[tuple[int, Part], int, tuple[int, ...]]
+PairKey = tuple[tuple[int, Part], int, tuple[int, ...]]
 """(data set, column), seed, drawn rows: the key by which two heads are compared in pairs."""
 Value = Callable[[Run], float | None]  # a number of a run; None if the run has none, as if it failed
-
-
-# ---- The plan ----
-
-
-class Entry(FrozenModel):
-    """One planned record of a suite."""
-
-    key: str  # of the record
-    label: str  # the suite's name for the head
-    prompts: str = ""  # the suite's name for the prompts; empty if there is one kind
-    data: str  # the data set that gives the shots, as the user named it
-    encoder: str  # likewise
-    test: str  # name of the test part; for a stream the order of its tasks
-    shots: int
-    seed: int
-    value: float | str | None = None  # of the parameter that varies, if one does
-
-
-class Plan(FrozenModel):
-    """All planned records of a suite, as ``plans/SUITE.json``."""
-
-    suite: Suite
-    entries: list[Entry]
-
-    def save(self, folder: Path) -> Path:
-        """Write the plan to the folder of records, with the entries of earlier calls: other data, encoders, shots."""
-        path, suite, entries = plan_file(folder, self.suite.name), self.suite, list(self.entries)
-        if path.exists():
-            earlier, known = load_plan(folder, suite.name), {entry.key for entry in entries}
-            # Other views of the pictures belong to another study.
-            if (earlier.suite.views, earlier.suite.crop) == (suite.views, suite.crop):
-                entries += [entry for entry in earlier.entries if entry.key not in known]
-        return write_atomically(path, Plan(suite=suite, entries=entries).model_dump_json(indent=1) + "\n")
-
-
-def load_plan(folder: Path, name: str) -> Plan:
-    """Read the plan of a suite that was run in a folder."""
-    path = plan_file(folder, name)
-    try:
-        return Plan.model_validate(json.loads(path.read_bytes()))
-    except FileNotFoundError as error:
-        raise missing_study(folder, name) from error
-    except (OSError, ValidationError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {error}; delete it and run the suite again") from error
 
 
 # ---- The records in their places ----
@@ -351,7 +300,7 @@ class Pivot:
             max((spot.missing for spots in by_part for spot in spots), default=0),
         )
 
-    def draws(self, row: Row, column: Part) -> dict[Draw, float]:
+    def draws(self, row: Row, column: Part) -> dict[PairKey, float]:
         """Accuracy by draw. The draws of a computed column are its seeds."""
         spots = self.spots.get((row, self._definition(column).parts[0]), ())
         runs = [(i, run) for i, spot in enumerate(spots) for run in spot.runs]
@@ -415,7 +364,7 @@ def pivot_runs(runs: Sequence[Run]) -> Pivot:
 
 def make_tables(study: Study) -> list[Pivot]:
     """The tables of a study: by test parts or shots, as the protocol says, or by encoders if these alone differ."""
-    protocol, everything = create_protocol(study.suite.protocol), list(study.spots)
+    protocol, everything = protocol_rules(study.suite.protocol), list(study.spots)
     counts = {name: len(distinct_values(everything, name)) for name in ("data", "encoder", "test", "shots")}
     axis: Axis = "test" if protocol.report_columns == "test" else "shots"
     if axis == "shots" and counts["shots"] == 1 and counts["encoder"] > 1:

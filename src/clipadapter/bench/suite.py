@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from typing_extensions import Self
 
 from clipadapter.bench.methods import default_heads
-from clipadapter.bench.protocols import create_protocol, list_protocols
+from clipadapter.bench.protocols import list_protocols, protocol_rules
 from clipadapter.bench.suite_files import read_suite
 from clipadapter.errors import DataError, InputError, brief
 from clipadapter.features import PER_EPOCH
@@ -199,7 +199,7 @@ class Suite(FrozenModel):
             raise ValueError("shots must be 1 or more")
         if self.protocol not in list_protocols():
             raise ValueError(str(unknown("protocol", self.protocol, list_protocols())))
-        protocol = create_protocol(self.protocol)
+        protocol = protocol_rules(self.protocol)
         if ALL in self.shots and not protocol.accepts_all_shots:
             raise ValueError(f'shots = "all" does not suit protocol = "{self.protocol}"')
         if not self.is_stream and (self.stream != StreamRules() or any(one.mode for one in self.heads)):
@@ -218,7 +218,7 @@ class Suite(FrozenModel):
 
     def all_variants(self) -> list[Variant]:
         """Every head of the suite with its parameters, each title once."""
-        protocol = create_protocol(self.protocol)
+        protocol = protocol_rules(self.protocol)
         variants: list[Variant] = []
         for entry in self.heads:
             if entry.head == "all":  # which imports the module of every head

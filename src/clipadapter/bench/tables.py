@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.protocols import create_protocol, list_protocols
+from clipadapter.bench.protocols import list_protocols, protocol_rules
 from clipadapter.bench.run import Run
 from clipadapter.bench.study import (
     ACCURACY,
@@ -302,7 +302,7 @@ def _peak_memory(runs: Sequence[Run]) -> Cell:
 def measurement_notes(table: Pivot) -> tuple[str, ...]:
     """Notes on how all metrics of a table were measured."""
     runs = table.runs()
-    kinds = {kind: text for name in list_protocols() for kind, text in create_protocol(name).test_kinds.items()}
+    kinds = {kind: text for name in list_protocols() for kind, text in protocol_rules(name).test_kinds.items()}
     sizes = {str(part): _size(table.runs(part=part)) for part in table.parts}
     by_part = "; ".join(f"{part} {text}" for part, text in sizes.items() if text)
     size = by_part if table.axis == "test" and len(set(sizes.values())) > 1 else _size(runs)

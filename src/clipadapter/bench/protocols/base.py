@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
-from typing import ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import Draw, attempt, finish_run, fit_head, plan_run, score_part
+from clipadapter.bench.protocols import PROTOCOLS, Rules
 from clipadapter.bench.run import Run
 from clipadapter.bench.sources import (
     AnySource,
@@ -37,43 +38,8 @@ class BundleOfDraws(NamedTuple):
     prompts: Prompts  # how the class text was made
 
 
-class Protocol:
+class Protocol(Rules):
     """How the data sets of a suite become fits and test parts. A protocol overrides what differs from few-shot."""
-
-    test_kinds: ClassVar[Mapping[str, str]] = {
-        "given": "given: the test part stands apart from what the shots are drawn from",
-        "rest": "rest: the test part is the rows that were not drawn, so each draw has another",
-        "new": "new: other classes than those of the shots, known by their text alone",
-        "shift": "shift: pictures from elsewhere that show classes of the shots, among which alone a head chooses",
-    }
-    """Explanations in reports, by the values of `RunData.protocol`: those of test parts; a protocol may give others."""
-    report_columns: ClassVar[Literal["shots", "test"]] = "test"
-    """Whether the columns of report tables are numbers of shots or test parts."""
-    has_harmonic_mean: ClassVar[bool] = False
-    """Whether reports have the harmonic mean of the two test parts, base and new classes."""
-    test_parts: ClassVar[int | None] = None
-    """Number of test parts of a draw from one data set; None for that of the data set."""
-    combines_data_sets: ClassVar[bool] = False
-    """Whether the first data set gives the shots, and all others are test parts."""
-    accepts_features: ClassVar[bool] = False
-    """Whether ``features:FOLDER`` can be a data set: the protocol needs no other class text and no other classes."""
-    accepts_all_shots: ClassVar[bool] = False
-    """Whether ``shots = "all"`` is possible: a test part remains if every picture is a shot."""
-    tests_all_pictures: ClassVar[bool] = False
-    """Whether each picture is a test picture, so that a separate test part is not used."""
-    options: Mapping[str, int] = {}
-    """Options that ``[options]`` of a suite may set, with their defaults."""
-
-    # ---- What it refuses ----
-
-    def why_not(self, cls: type[Head]) -> str:
-        """Why the protocol can't measure a head; empty if it can. ``heads = ["all"]`` leaves such heads out."""
-        return ""
-
-    def check_head(self, name: str, cls: type[Head]) -> None:
-        """Refuse a head that the protocol can't measure."""
-        if why := self.why_not(cls):
-            raise InputError(f"{name} {why}: leave it out")
 
     def check_sources(self, suite: Suite, sources: Sequence[AnySource]) -> None:
         """Refuse data sets that the protocol can't use, before features are computed."""
@@ -154,3 +120,19 @@ class Protocol:
         # A transductive head is fitted again for each test part. The records do not name the pictures without labels.
         groups = [[pair] for pair in pairs] if head.transductive else [pairs]
         return [own for group in groups for own in attempt([run for run, _ in group], partial(fit_and_score, group))]
+
+
+def create_protocol(name: str, options: Mapping[str, int] | None = None) -> Protocol:
+    """A protocol by name.
+
+    Args:
+        name: one of `list_protocols`.
+        options: those of a suite.
+
+    Raises:
+        UnknownNameError: if there is no such protocol.
+    """
+    protocol = PROTOCOLS.create(name)
+    assert isinstance(protocol, Protocol)
+    protocol.options = {**protocol.options, **(options or {})}
+    return protocol

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from clipadapter.bench import Suite
     from clipadapter.bench.costs import Estimate
-    from clipadapter.bench.fits import Outcome
+    from clipadapter.bench.schedule import Outcome
     from clipadapter.bench.speed import SpeedReport
 
 # ---- Run a suite ----
@@ -177,7 +177,7 @@ def _change_suite(
     suite: Suite, heads: str | None, shots: list[int] | None, seeds: int | None, stream: Mapping[str, Any]
 ) -> Suite:
     """Return the suite with the changes of the command line, of which `stream` has those to its streams."""
-    from clipadapter.bench.protocols import create_protocol
+    from clipadapter.bench.protocols import protocol_rules
     from clipadapter.bench.suite import ALL
 
     changes: dict[str, object] = {}
@@ -190,7 +190,7 @@ def _change_suite(
             raise InputError(f"suite '{suite.name}' has no head called {', '.join(unknown)}; its heads: {listed}")
         changes["heads"] = [variant for variant in variants if {variant.head, variant.title} & selected]
     if shots is not None:
-        if ALL in shots and not create_protocol(suite.protocol).accepts_all_shots:
+        if ALL in shots and not protocol_rules(suite.protocol).accepts_all_shots:
             raise InputError(f"protocol '{suite.protocol}' has no shots 'all': leave --shots all out")
         changes["shots"] = shots
     if seeds is not None:
