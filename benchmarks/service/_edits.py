@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from clipadapter import FewShotClassifier
+from clipadapter.classifier.reader import Reader
 from clipadapter.errors import InputError
 from clipadapter.features import Extraction
 from clipadapter.heads import create_head
@@ -33,18 +34,25 @@ def head(name):
     return create_head(name, **({flag: True} if flag else {}))
 
 
-class FromTable(FewShotClassifier):
-    """A classifier whose pictures are rows of a table: picture 7 is the path "7"."""
+class TableReader(Reader):
+    """A reader whose pictures are rows of a table: picture 7 is the path "7"."""
 
     table = features()
 
-    def __init__(self, *args, **params):
-        super().__init__(*args, **params)
-        self._is_backend_chosen = True
+    def at(self, pictures, text):
+        return self
 
-    def _extract(self, images, spec, strict):
+    def extract(self, images, views=None, *, strict=False):
         rows = self.table[[int(str(image)) for image in images]]
         return Extraction(rows[:, None], list(range(len(rows))), [], len(rows), 0)
+
+
+class FromTable(FewShotClassifier):
+    """A classifier of such pictures."""
+
+    @property
+    def _reader(self):
+        return TableReader(**vars(super()._reader))
 
 
 class Edits(RuleBasedStateMachine):

@@ -104,14 +104,15 @@ def test_the_second_fit_computes_no_feature_and_the_same_seed_gives_the_same_mod
 
 
 def test_an_unreadable_picture_leaves_no_store_open(tmp_path, monkeypatch):
-    closed, close = [], FeatureStore.close
-    monkeypatch.setattr(FeatureStore, "close", lambda store: closed.append(close(store)))
+    opened, closed, enter, close = [], [], FeatureStore.__enter__, FeatureStore.close
+    monkeypatch.setattr(FeatureStore, "__enter__", lambda store: opened.append(store) or enter(store))
+    monkeypatch.setattr(FeatureStore, "close", lambda store: closed.append(store) or close(store))
     fitted = model(cache=tmp_path / "features.sqlite").fit(*squares())
-    closed.clear()
+    opened.clear(), closed.clear()
     (tmp_path / "bad.jpg").touch()
     with pytest.raises(ImageError) as caught:
         fitted.predict([tmp_path / "bad.jpg"])
-    assert caught.tb and len(closed) == 1
+    assert caught.tb and opened and opened == closed
 
 
 def test_parameters_reach_the_head_and_descriptions_replace_templates():

@@ -63,7 +63,7 @@ def test_features_and_streams_are_answered_as_pictures_are(options, model, monke
     pictures += [np.full((16, 16, 3), grey, np.uint8) for grey in (10, 200)]
     options = {**options, "costs": np.array(options["costs"])} if "costs" in options else options
     # In one batch, by one object for each picture.
-    features = model._extract_plain(pictures)
+    features = model._reader.features(pictures)
     decision = {name: value for name, value in options.items() if name not in ("top", "adapt")}
     whole = answers.answer_features(model._to_model(), features[:, None], decision, options.get("adapt"))
     sources = [prediction.source for prediction in model.classify(pictures, **options)]
@@ -78,7 +78,7 @@ def test_features_of_multilabel_models_too(several):
     expected = several.classify(pictures)
     assert len({prediction.labels for prediction in expected}) > 1
     sources = [prediction.source for prediction in expected]
-    near(several.classify_features(several._extract_plain(pictures)).predictions(sources), expected)
+    near(several.classify_features(several._reader.features(pictures)).predictions(sources), expected)
 
 
 def test_no_features_give_no_predictions(model):

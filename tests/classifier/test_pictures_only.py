@@ -120,7 +120,7 @@ def test_class_text_comes_from_the_first_encoder_that_has_some():
     first, second = Pictures("first"), Pictures("second")
     model = FewShotClassifier([first, "toy", second], "zero-shot", cache=None)
     assert model.encoder_.info.name == "toy"
-    assert [other.info.name for other in model._other_encoders] == ["first", "second"]
+    assert [other.info.name for other in model._reader.others] == ["first", "second"]
     model.fit(*draw(2))
     assert model.text_.absent == ()
     together = FewShotClassifier([first, create_encoder("toy")], quality="fast", cache=None)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
+from clipadapter.classifier.reader import Reader
 from clipadapter.classifier.second_look import draw_trial_shots
 from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.encoders.toy import ToyEncoder
@@ -135,7 +136,7 @@ def test_no_picture_is_read_twice_where_even_a_perfect_second_look_could_gain_to
     )
     labels = ["red", "blue"] * 12
     labels[:2] = labels[1::-1]
-    monkeypatch.setattr("clipadapter.classifier.second_look.open_blocks", None)
+    monkeypatch.setattr(Reader, "with_second_look", None)
     why = quality(FewShotClassifier("toy", cache=None).fit(list(colours.astype(np.uint8)), labels))["why"]
     assert why.startswith("looks once: 92% of 24 held-out shots are right, and too few are wrong to show a gain")
 

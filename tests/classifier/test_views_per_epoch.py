@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.classifier.inputs import plan_views
+from clipadapter.classifier.reader import Reader
 from clipadapter.errors import InputError
 from clipadapter.features import PerEpochViews, ViewCost, ViewSpec
 from clipadapter.heads.clip_adapter import ClipAdapter
@@ -65,8 +65,8 @@ def test_a_grid_gets_views_for_the_most_epochs():
 def test_crop_scale_and_seed_come_from_the_views():
     given = ViewSpec.from_crop("coop", seed=3)
     names = ["blue", "red"]
-    assert plan_views(model(PerEpochViews(given)), names, names) == dataclasses.replace(given, count=6)
-    assert plan_views(model(seed=4), names, names).seed == 4
+    assert model(PerEpochViews(given))._plan_views(names, names) == dataclasses.replace(given, count=6)
+    assert model(seed=4)._plan_views(names, names).seed == 4
 
 
 def test_unreadable_pictures_that_make_more_epochs_necessary_get_more_views(tmp_path):
@@ -83,14 +83,14 @@ def test_unreadable_pictures_that_make_more_epochs_necessary_get_more_views(tmp_
 def test_a_head_without_epochs_is_refused_before_a_picture_is_encoded(head, monkeypatch):
     images, labels = pictures()
     refused = model(head=head, encoder="toy" if head != "clip-lora" else "lite")
-    monkeypatch.setattr(FewShotClassifier, "_extract", None)
+    monkeypatch.setattr(Reader, "extract", None)
     with pytest.raises(InputError, match=r"has no epochs .* give a number of views, .* these heads: .*clip-adapter"):
         refused.fit(images, labels)
 
 
 def test_views_that_take_too_much_memory_are_refused_before_a_picture_is_encoded(monkeypatch):
     images, labels = pictures()
-    monkeypatch.setattr(FewShotClassifier, "_extract", None)
+    monkeypatch.setattr(Reader, "extract", None)
     with pytest.raises(InputError, match=r"of 10000001 views of 6 pictures take 7.2 GiB, but at most 4.0 GiB"):
         model(head=ClipAdapter(epochs=10**7)).fit(images, labels)
 

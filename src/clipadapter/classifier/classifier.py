@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
@@ -22,22 +22,18 @@ from clipadapter.classifier.edit import ConflictRule
 from clipadapter.classifier.encoder_choice import DEFAULT_QUALITY, NamedEncoders
 from clipadapter.classifier.evaluation import MAX_LISTED_CLASSES, EvaluationResult
 from clipadapter.classifier.inputs import Label
-from clipadapter.classifier.second_look import choose_quality
+from clipadapter.classifier.reader import Reader, Running
+from clipadapter.classifier.second_look import QUALITY_KEY, try_second_look
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
 from clipadapter.data.pictures import Pictures, list_pictures
-from clipadapter.encoders import Encoder, open_blocks, open_text_tower, select_encoder_blocks
+from clipadapter.encoders import Encoder, open_text_tower
 from clipadapter.errors import ImageError, InputError, brief
 from clipadapter.features import (
-    Extraction,
     FeatureSet,
     PerEpochViews,
     ViewCost,
     ViewSpec,
-    choose_backend,
-    encode_classes,
-    extract,
-    stream_features,
 )
 from clipadapter.heads import Head, Selection, TextFeatures, create_head, select
 from clipadapter.heads.estimator import Estimator
@@ -139,10 +135,7 @@ class FewShotClassifier:
 
     def __post_init__(self) -> None:
         encoder_choice.check_quality(self.quality)
-        self._is_backend_chosen = False
-        self._tuned_encoder: Encoder | None = None
-        self._other_encoders: list[Encoder] = []
-        self._named_blocks: tuple[str, ...] = ()  # of the encoder as it was opened
+        self._opened: Reader | None = None
         self._history: History | None = None
         self.prompts_: Mapping[str, Sequence[str]] = {}  # text features that are given to `fit_features` have none
         self.skipped_: tuple[tuple[str, str], ...] = ()
@@ -155,25 +148,34 @@ class FewShotClassifier:
 
         After `fit` with a head that tunes the encoder, this is the tuned encoder.
         """
-        if self._tuned_encoder is not None:
-            return self._tuned_encoder
-        if not hasattr(self, "_encoder"):
-            self._encoder, *self._other_encoders = encoder_choice.open_encoders(self.encoder, self.device)
-            self._named_blocks = encoder_choice.block_names(self._encoder)
-        return self._encoder
+        return self._reader.active
+
+    @property
+    def _reader(self) -> Reader:
+        """The reader of pictures and texts, which is opened at first use, with the settings of now."""
+        if self._opened is None:
+            self._opened = Reader.open(self.encoder, self.device)
+        return replace(self._opened, running=self._running)
+
+    @property
+    def _running(self) -> Running:
+        progress = shows_progress(self.progress)
+        return Running(self.backend, self.precision, self.cache, self.batch_size, progress)
+
+    def _describe(self) -> dict[str, str]:
+        encoder = self.encoder if self._opened is None else self._opened.encoder
+        return evaluation.describe_classifier(encoder, self.head, getattr(self, "support_", None), self.evaluation_)
 
     get_params, set_params = Estimator.get_params, Estimator.set_params  # for GridSearchCV and other tools
     __sklearn_clone__, __sklearn_tags__ = Estimator.__sklearn_clone__, Estimator.__sklearn_tags__
 
     def __repr__(self) -> str:
-        facts = [
-            f"{name} {value}" if value else "not fitted" for name, value in evaluation.describe_classifier(self).items()
-        ]
+        facts = [f"{name} {value}" if value else "not fitted" for name, value in self._describe().items()]
         return f"<FewShotClassifier: {', '.join(facts)}>"
 
     def _repr_html_(self) -> str:
         """For notebooks: the same as a table, and the number of shots of each class."""
-        facts = [(name, value or "nothing yet") for name, value in evaluation.describe_classifier(self).items()]
+        facts = [(name, value or "nothing yet") for name, value in self._describe().items()]
         parts = [html_table(["", ""], facts)]
         if hasattr(self, "head_"):
             counts = list(self.support_.shot_counts.items())
@@ -218,34 +220,36 @@ class FewShotClassifier:
         prompts = class_prompts(names, self.templates, self.descriptions)  # wrong ones are refused before the work
         head = self._build_head()
         encoder_choice.check_head(head, self.encoder_, self.grid, unlabelled)
-        if head.tunes_encoder or self._tuned_encoder is not None:
+        if head.tunes_encoder or self._reader.tuned is not None:
             self.__dict__.pop("head_", None)  # a head of before belongs to another encoder, should this fit fail
-        self._tuned_encoder = None
+        self._opened = replace(self._reader, tuned=None)
         self.prepare_encoder(head)
         if head.tunes_encoder:
-            self._encoder, self._tuned_encoder = encoder_choice.tune_encoder(self, head, images, labels, prompts)
+            views = self._plan_views(labels, list(prompts))
+            self._opened = self._reader.tuned_by(head, images, labels, prompts, views, strict=self.strict)
 
         def fit_to_pictures() -> None:
             views = 1 if isinstance(head, TowerTuner) and not head.learns_from_views else None
             support, pool = self.extract_features(images, labels, names, views=views), None
             if unlabelled is not None:
-                extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict)
+                extraction = self._reader.extract(unlabelled, strict=self.strict)
                 inputs.check_any_readable(extraction.rows, extraction.skipped, len(unlabelled))
                 skipped = [*support.provenance["skipped"], *((name, reason) for _, name, reason in extraction.skipped)]
                 support = replace(support, provenance={**support.provenance, "skipped": skipped})
                 pool = extraction.features[:, 0]
-            outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
+            outlier_features = None if outliers is None else self._reader.features(list_pictures(outliers))
             self.fit_features(support, self.encode_classes(names), head, pool, outlier_features)
 
         fit_to_pictures()
-        self.support_ = choose_quality(self, images, fit_to_pictures)
+        if self.head_.reads == "all":
+            self._choose_quality(images, fit_to_pictures)
         return self.drop_unused_blocks()
 
     def prepare_encoder(self, *heads: Head) -> None:
         """Make the encoder give the blocks of features that the heads read at this quality. `fit` does this itself."""
-        encoder = self.encoder_
-        names = encoder_choice.blocks_to_read(encoder, self._other_encoders, heads, self.quality, self._named_blocks)
-        self._encoder = open_blocks(encoder, names, self._other_encoders)
+        reader = self._reader
+        names = encoder_choice.blocks_to_read(reader.active, reader.others, heads, self.quality, reader.named)
+        self._opened = reader.with_blocks(names)
 
     def fit_features(
         self,
@@ -288,7 +292,7 @@ class FewShotClassifier:
         outliers = None if outliers is None else outliers[:, : support.blocks[0].width]
         negatives = fitting.Negatives(outliers)
         if options.negative_labels:
-            negatives = fitting.embed_negative_labels(self, text, outliers)
+            negatives = fitting.embed_negative_labels(self._reader, self.templates, text, outliers)
         fitted = fitting.ShotFit(support, text, options, negatives, self.seed).fit(head, unlabelled)
         self.head_, self.uncertainty_, self.fold_heads_ = fitted
         views = inputs.parse_views(self.views, self.seed)
@@ -296,9 +300,22 @@ class FewShotClassifier:
             views = views.for_epochs(support.X.shape[1] - 1 if support.X.ndim == 3 else 0)
         settings = fitting.FitSettings(get_templates(self.templates), views, options, self.seed)
         self.support_ = replace(support, provenance={**support.provenance, fitting.FIT_KEY: settings.to_json()})
-        self.text_, self.class_names_, self._history = text, tuple(text.labels), None
+        self.text_: TextFeatures = text
+        self.class_names_, self._history = tuple(text.labels), None
         self.evaluation_ = None
         return self
+
+    def _choose_quality(self, images: Sequence[ImageSource], fit_again: Callable[[], None]) -> None:
+        """Fit again with a second look if quality is "auto" and it is worth its price; the shots say why."""
+        quality, why = self.quality, ""
+        if quality == DEFAULT_QUALITY:
+            longer, why = try_second_look(self._reader, self.head_, self.support_, self.text_, images, self.seed)
+            quality = "standard" if longer is None else "best"
+            if longer is not None:
+                self._opened = longer
+                fit_again()
+        chosen = {QUALITY_KEY: {"name": quality, "why": why}}
+        self.support_ = replace(self.support_, provenance={**self.support_.provenance, **chosen})
 
     def drop_unused_blocks(self) -> Self:
         """Keep only the blocks of features that the answers depend on, so that a prediction needs no others.
@@ -307,13 +324,14 @@ class FewShotClassifier:
         """
         self._check_fitted()
         self.dropped_blocks_ = ()
-        if len(self.support_.blocks) == 1 or self._tuned_encoder is not None:
+        if len(self.support_.blocks) == 1 or self._reader.tuned is not None:
             return self
         used = {name for head in (self.head_, *self.fold_heads_) for name in head.used_blocks()}
-        self._encoder = select_encoder_blocks(self.encoder_, used)
-        names = [block.name for block in self._encoder.info.blocks]
+        self._opened = self._reader.with_used_blocks(used)
+        encoder = self._opened.encoder
+        names = [block.name for block in encoder.info.blocks]
         self.dropped_blocks_ = tuple(block.name for block in self.support_.blocks if block.name not in names)
-        info = {"encoder": self._encoder.info.name, "fingerprint": self._encoder.info.fingerprint}
+        info = {"encoder": encoder.info.name, "fingerprint": encoder.info.fingerprint}
         provenance = {**self.support_.provenance, **info}
         self.support_ = replace(self.support_.select_blocks(names), provenance=provenance)
         self.head_ = self.head_.restrict_blocks(names)
@@ -341,19 +359,19 @@ class FewShotClassifier:
         """
         is_per_epoch = views is None and isinstance(inputs.parse_views(self.views, self.seed), PerEpochViews)
         if views is None:
-            spec = inputs.plan_views(self, labels, class_names)
+            spec = self._plan_views(labels, class_names)
         else:
             spec = views if isinstance(views, ViewSpec) else ViewSpec(count=views)
         if is_per_epoch:
-            self._view_cost(len(images), spec).check()
+            self._reader.view_cost(len(images), spec).check()
         self._choose_backend(images, class_names)
-        extraction = self._extract(images, spec, self.strict)
+        extraction = self._reader.extract(images, spec, strict=self.strict)
         if is_per_epoch and extraction.rows and extraction.skipped:
             # A head may plan a number of steps instead of epochs: fewer readable shots then mean more epochs.
-            needed = inputs.plan_views(self, [labels[i] for i in extraction.rows], class_names)
+            needed = self._plan_views([labels[i] for i in extraction.rows], class_names)
             if needed.count > spec.count:
                 spec = needed
-                extraction = self._extract(images, spec, self.strict)
+                extraction = self._reader.extract(images, spec, strict=self.strict)
         return inputs.build_feature_set(extraction, images, labels, class_names, spec, self.encoder_.info)
 
     def view_cost(
@@ -373,25 +391,25 @@ class FewShotClassifier:
             measure: encode a few views of two pictures to estimate the time. They stay in the feature store.
         """
         names = inputs.collect_class_names(labels) if class_names is None else class_names
-        spec = inputs.plan_views(self, labels, names)
-        cost = self._view_cost(len(images), spec)
+        spec = self._plan_views(labels, names)
+        cost = self._reader.view_cost(len(images), spec)
         if not measure:
             return cost
         self._choose_backend(images, names)
         timed, start = replace(spec, count=min(spec.count, 1 + TIMED_VIEWS_PER_PICTURE)), time.perf_counter()
         # After an interrupted run the last pictures are those that the store lacks.
-        computed = self._extract(images[-TIMED_PICTURES:], timed, strict=False).computed
+        computed = self._reader.extract(images[-TIMED_PICTURES:], timed).computed
         return replace(cost, rate=computed / (time.perf_counter() - start) if computed >= MIN_TIMED_VIEWS else None)
 
     def encode_classes(self, class_names: Sequence[str]) -> TextFeatures:
         """Encode prompts from the templates and descriptions of the constructor; stores the prompts as ``prompts_``."""
         self.prompts_ = class_prompts(class_names, self.templates, self.descriptions)
-        return self._encode_prompts(self.prompts_)
+        return self._reader.encode(self.prompts_)
 
     def refit_text(self) -> TextFeatures:
         """Return ``text_`` with the single prompts for a head that reads them: those of a loaded model are encoded."""
         self._check_fitted()
-        return self._with_read_prompts(self.text_, self.prompts_)
+        return edit.text_to_fit(self._reader, self.head_, self.text_, self.prompts_)
 
     # ---- Predict ----
     # One picture gives an answer for one picture, a list of length 1 or an array (1, c), as in scikit-learn: the type
@@ -403,7 +421,7 @@ class FewShotClassifier:
         pictures = list_pictures(images)
         if not pictures:
             return np.zeros((0, len(self.class_names_)), np.float32)
-        return answers.finite_logits(self.head_, self._extract_plain(pictures))
+        return answers.finite_logits(self.head_, self._reader.features(pictures))
 
     def predict_proba(self, images: Pictures) -> NDArray[Any]:
         """Compute the calibrated probabilities (m, c) of m pictures, in the form of `logits`."""
@@ -471,17 +489,12 @@ class FewShotClassifier:
         # Papers crop from 8 % of the area. By votes of such small crops heads that were fitted to shots lose on
         # development sets, and by these they gain.
         spec = ViewSpec.from_crop("tip", views, self.seed)
-        self._view_cost(1, spec).check()
+        self._reader.view_cost(1, spec).check()
         cache = self.uncertainty_.open_cache(adapt, len(self.class_names_))
         pictures = images if isinstance(images, Iterator) else list_pictures(images)
-        with inputs.open_store(self.cache) as store:
-            running = (self.encoder_.info.backend, self.encoder_.info.precision)
-            # A model that was fitted to few pictures runs in torch: a trial of others would have outlasted the fit.
-            is_open = self._tuned_encoder is None and self.backend == "auto" and running == ("torch", "fp32")
-            if is_open and isinstance(pictures, list):
-                shown = shows_progress(self.progress)
-                self._encoder = choose_backend(self.encoder_, pictures, precision="fp32", store=store, progress=shown)
-            batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
+        if isinstance(pictures, list):
+            self._opened = self._reader.faster(pictures)
+        with closing(self._reader.stream(pictures, spec)) as batches:
             yield from answers.predict_batches(self._to_model(), batches, top, decision, cache)
 
     def _iter_with_bar(self, images: Pictures, top: int, **options: Any) -> Generator[Prediction, None, None]:
@@ -549,7 +562,8 @@ class FewShotClassifier:
             test: features from the encoder of this classifier (see `extract_features`), with its classes.
         """
         self._check_fitted()
-        self.evaluation_ = evaluation.evaluate_features(self, test.mark_for_evaluation())
+        learned = self.head_, self.uncertainty_, self.fold_heads_, self.support_
+        self.evaluation_ = evaluation.evaluate_features(*learned, test.mark_for_evaluation())
         return self.evaluation_
 
     # ---- Edit ----
@@ -575,16 +589,16 @@ class FewShotClassifier:
             descriptions: sentences about the class, used instead of the templates.
             by: author of the change, for the history.
         """
-        change = edit.add_class(self._to_model(), name, descriptions, self._encode_prompts)
+        change = edit.add_class(self._to_model(), name, descriptions, self._reader.encode)
         rule: ConflictRule = "replace" if self.support_.targets is None else "merge"
         images = list_pictures(images)
-        return edit.add_shots(self, change, images, [name] * len(images), rule, "add-class", {"class": name}, by)
+        return self._add_shots(change, images, [name] * len(images), rule, "add-class", {"class": name}, by)
 
     def add_examples(self, images: Pictures, labels: Sequence[Label] | None = None, *, by: str = "") -> Self:
         """Add shots, given as for `fit`, to existing classes. Those that are shots with these labels are left out."""
         images, labels, _ = inputs.read_labelled(images, labels, default_split="train")
         change = edit.keep_classes(self._to_model())
-        return edit.add_shots(self, change, images, labels, "refuse", "add-examples", {}, by)
+        return self._add_shots(change, images, labels, "refuse", "add-examples", {}, by)
 
     def correct(self, images: Pictures, labels: Sequence[Label] | None = None, *, by: str = "") -> Self:
         """Correct the labels of shots. Pictures that are no shots are added.
@@ -593,18 +607,18 @@ class FewShotClassifier:
         labels are given as for `fit`.
         """
         images, labels, _ = inputs.read_labelled(images, labels, default_split="train")
-        return edit.add_shots(self, edit.keep_classes(self._to_model()), images, labels, "replace", "correct", {}, by)
+        return self._add_shots(edit.keep_classes(self._to_model()), images, labels, "replace", "correct", {}, by)
 
     def remove_class(self, name: str, *, by: str = "") -> Self:
         """Remove a class and its shots. Multi-label shots stay, without this label."""
         change = edit.remove_class(self._to_model(), name)
         pictures = self.support_.y.count(name)  # none if multi-label
-        return edit.apply(self, change, "remove-class", {"class": name, "pictures": pictures}, by)
+        return self._apply(change, "remove-class", {"class": name, "pictures": pictures}, by)
 
     def rename_class(self, name: str, new: str, *, by: str = "") -> Self:
         """Rename a class. Its text features change if its prompts come from templates; descriptions are kept."""
-        change = edit.rename_class(self._to_model(), name, new, self._encode_prompts)
-        return edit.apply(self, change, "rename-class", {"class": name, "to": new}, by)
+        change = edit.rename_class(self._to_model(), name, new, self._reader.encode)
+        return self._apply(change, "rename-class", {"class": name, "to": new}, by)
 
     def undo(self, to: int | None = None, *, by: str = "") -> Self:
         """Undo the last change, or restore version ``to``. This is a new version too.
@@ -715,48 +729,42 @@ class FewShotClassifier:
         return created.set_params(**{name: value for name, value in own.items() if name in unset})
 
     def _choose_backend(self, images: Sequence[ImageSource], class_names: Sequence[str]) -> None:
-        """Choose backend and precision once, on the first pictures; an encoder that a head has tuned keeps its own."""
-        if self._is_backend_chosen or self._tuned_encoder is not None:
-            return
-        self._is_backend_chosen = True
-        with inputs.open_store(self.cache) as store:
-            self._encoder = choose_backend(
-                self.encoder_,
-                images,
-                backend=self.backend,
-                precision=self.precision,
-                text=partial(self.encode_classes, class_names) if self.encoder_.has_text else None,
-                store=store,
-                progress=shows_progress(self.progress),
-            )
+        """Choose backend and precision once, on the first pictures."""
+        self._opened = self._reader.at(images, partial(self.encode_classes, class_names))
 
-    def _extract(self, images: Sequence[ImageSource], views: ViewSpec, strict: bool) -> Extraction:
-        with inputs.open_store(self.cache) as store:
-            return extract(
-                self.encoder_,
-                images,
-                store=store,
-                views=views,
-                batch_size=self.batch_size,
-                progress=shows_progress(self.progress),
-                strict=strict,
-            )
+    def _plan_views(self, labels: Sequence[Label], class_names: Sequence[str]) -> ViewSpec:
+        """The views of each shot."""
+        views = inputs.parse_views(self.views, self.seed)
+        if isinstance(views, ViewSpec):
+            return views
+        text_dim = self.encoder_.info.text_dim
+        return inputs.plan_views(views, self._build_head(), self.grid, labels, class_names, text_dim)
 
-    def _extract_plain(self, images: Sequence[ImageSource]) -> NDArray[Any]:
-        """Features (m, d) of pictures, all of which must be readable."""
-        return self._extract(images, ViewSpec(), strict=True).features[:, 0]
+    def _add_shots(
+        self,
+        change: edit.Edit,
+        images: Sequence[ImageSource],
+        labels: Sequence[Label],
+        rule: ConflictRule,
+        action: str,
+        facts: Mapping[str, Any],
+        by: str,
+    ) -> Self:
+        """Apply an edit with labelled pictures. Nothing changes if all are shots with these labels already."""
+        model = self._to_model()
+        examples = edit.read_examples(self._reader, model, change, images, labels, strict=self.strict)
+        self.skipped_ = tuple(examples.provenance["skipped"])
+        change, counts = edit.with_examples(model, change, examples, rule)
+        if not change.new_labels and change.added is None and change.text is model.text:
+            return self
+        return self._apply(change, action, {**facts, **counts}, by)
 
-    def _view_cost(self, n_pictures: int, spec: ViewSpec) -> ViewCost:
-        return ViewCost(n_pictures, spec.count, self.encoder_.info.dim, cached=self.cache is not None)
-
-    def _encode_prompts(self, prompts: Mapping[str, Sequence[str]]) -> TextFeatures:
-        with inputs.open_store(self.cache) as store:
-            return encode_classes(self.encoder_, prompts, store)
-
-    def _with_read_prompts(self, text: TextFeatures, prompts: Mapping[str, Sequence[str]]) -> TextFeatures:
-        if not self.head_.reads_prompts or text.prompts is not None or not self.encoder_.has_text:
-            return text
-        return text.with_prompts(self._encode_prompts({name: prompts[name] for name in text.labels}).prompts)
+    def _apply(self, change: edit.Edit, action: str, facts: Mapping[str, Any], by: str) -> Self:
+        """Make an edit the next version."""
+        before = self._to_model()
+        text = edit.text_to_fit(self._reader, self.head_, change.text, change.prompts)
+        after = edit.apply_edit(before, replace(change, text=text))
+        return self._set_model(after, self.history_.with_change(before, after, action, facts, by))
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):
@@ -765,17 +773,13 @@ class FewShotClassifier:
     def _to_model(self) -> Model:
         """The fitted state as `persistence.Model`, which is what `save` writes and edits work on."""
         self._check_fitted()
-        info = self.encoder_.info
-        if self._tuned_encoder is not None:
-            info = encoder_choice.info_of_base(self._encoder.info, info)
+        info = self._reader.saved_info
         return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.uncertainty_, self.fold_heads_)
 
     def _set_model(self, model: Model, history: History, encoder: NamedEncoders | None = None) -> Self:
         """Take over the fitted state; the encoder is opened if the model needs another one than the open one."""
-        if not hasattr(self, "_encoder") or self._to_model().encoder.fingerprint != model.encoder.fingerprint:
-            opened = encoder_choice.open_saved_encoders(model, encoder, self.device, self.backend, self.precision)
-            self._encoder, self._tuned_encoder = opened
-            self._named_blocks, self._is_backend_chosen = encoder_choice.block_names(self._encoder), True
+        if self._opened is None or self._opened.saved_info.fingerprint != model.encoder.fingerprint:
+            self._opened = Reader.of_model(model, encoder, self.device, self._running)
         tower = partial(open_text_tower, self.encoder_) if self.encoder_.has_text else None
         self.text_ = model.text.with_tower(tower)
         self.head_, self.support_ = model.head.attach(self.text_), model.support

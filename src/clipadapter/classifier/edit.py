@@ -3,8 +3,8 @@
 `FewShotClassifier` makes each edit in three steps:
 
 1. `add_class`, `remove_class`, `rename_class` or `keep_classes` makes an `Edit` that describes the classes afterwards.
-2. `with_examples` adds labelled pictures to it, without those that are shots already.
-3. `apply_edit` makes the new model, and `apply` the classifier's next version.
+2. `read_examples` reads labelled pictures, and `with_examples` adds them to it, without those that are shots already.
+3. `apply_edit` makes the new model.
 
 Everything works on features, so that no picture of the fit is needed. `clipadapter.persistence.History` undoes edits.
 """
@@ -15,7 +15,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,21 +28,18 @@ from clipadapter.classifier.inputs import (
     is_multilabel,
     label_names,
 )
+from clipadapter.classifier.reader import Reader
 from clipadapter.data import class_prompts, label_matrix
 from clipadapter.data.images import ImageSource
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, UnknownNameError, brief
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ExactIncrementalHead, IncrementalHead, TextFeatures
+from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.registry import refuse_update
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import DecisionOptions, Uncertainty
 from clipadapter.utils.registry import unknown
 
-if TYPE_CHECKING:
-    from clipadapter.classifier.classifier import FewShotClassifier
-
-C = TypeVar("C", bound="FewShotClassifier")
 Prompts = Mapping[str, Sequence[str]]
 EncodePrompts = Callable[[Prompts], TextFeatures]
 PER_FIT_FACTS = ("rows", "computed")
@@ -316,22 +313,15 @@ def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
     return replace(edited, head=updated, support=support, uncertainty=uncertainty, fold_heads=())
 
 
-# ---- Edits of a classifier ----
+# ---- The pictures of an edit ----
 
 
-def add_shots(
-    classifier: C,
-    edit: Edit,
-    images: Sequence[ImageSource],
-    labels: Sequence[Label],
-    rule: ConflictRule,
-    action: str,
-    facts: Mapping[str, Any],
-    by: str,
-) -> C:
-    """Apply an edit with labelled pictures. Nothing changes if all are shots with these labels already."""
-    model, support = classifier._to_model(), classifier.support_
-    check_editable(model, edit)  # these checks come before the pictures are encoded
+def read_examples(
+    reader: Reader, model: Model, edit: Edit, images: Sequence[ImageSource], labels: Sequence[Label], *, strict: bool
+) -> FeatureSet:
+    """Features of labelled pictures for an edit, in the views of the fit. What must be refused is refused before."""
+    support = model.support
+    check_editable(model, edit)
     if support.targets is not None:
         labels = [label_names(label) for label in labels]
     elif is_multilabel(labels):
@@ -341,18 +331,12 @@ def add_shots(
             error = unknown("class", name, list(edit.text.labels))
             raise UnknownNameError(f"{error}; a new one is added with add_class, 'clipadapter add-class'")
     views = replace(fit_settings(model).views, count=support.X.shape[1] if support.X.ndim == 3 else 1)
-    extraction = classifier._extract(images, views, classifier.strict)
-    classifier.skipped_ = tuple((name, reason) for _, name, reason in extraction.skipped)
-    examples = build_feature_set(extraction, images, labels, edit.text.labels, views, classifier.encoder_.info)
-    edit, counts = with_examples(model, edit, examples, rule)
-    if not edit.new_labels and edit.added is None and edit.text is model.text:
-        return classifier
-    return apply(classifier, edit, action, {**facts, **counts}, by)
+    extraction = reader.extract(images, views, strict=strict)
+    return build_feature_set(extraction, images, labels, edit.text.labels, views, reader.active.info)
 
 
-def apply(classifier: C, edit: Edit, action: str, facts: Mapping[str, Any], by: str) -> C:
-    """Make an edit the next version of a classifier."""
-    before = classifier._to_model()
-    text = classifier._with_read_prompts(edit.text, edit.prompts)
-    after = apply_edit(before, replace(edit, text=text))
-    return classifier._set_model(after, classifier.history_.with_change(before, after, action, facts, by))
+def text_to_fit(reader: Reader, head: Head, text: TextFeatures, prompts: Prompts) -> TextFeatures:
+    """Class text with the single prompts for a head that reads them: those of a loaded model are encoded."""
+    if not head.reads_prompts or text.prompts is not None or not reader.active.has_text:
+        return text
+    return text.with_prompts(reader.encode({name: prompts[name] for name in text.labels}).prompts)

@@ -7,12 +7,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.classifier.inputs import Label, Skipped, check_any_readable, plan_views
+from clipadapter.classifier.inputs import Label, Skipped, check_any_readable
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import (
     Encoder,
@@ -40,9 +39,6 @@ from clipadapter.persistence import Model
 from clipadapter.tuners import TowerTuner
 from clipadapter.utils.blocks import FINAL, RARE_PATCHES, UNPROJECTED, BlockSource
 from clipadapter.utils.pixels import PixelSpec
-
-if TYPE_CHECKING:
-    from clipadapter.classifier.classifier import FewShotClassifier
 
 NamedEncoders = str | Encoder | Sequence[str | Encoder]
 QUALITIES = ("fast", "standard", "best")
@@ -139,22 +135,27 @@ def check_head(head: Head, encoder: Encoder, grid: object, unlabelled: object) -
 
 
 def tune_encoder(
-    classifier: FewShotClassifier,
+    encoder: Encoder,
     head: Head,
     images: Sequence[ImageSource],
     labels: Sequence[Label],
     prompts: Mapping[str, Sequence[str]],
+    views: ViewSpec,
+    *,
+    backend: str,
+    precision: str,
+    strict: bool,
 ) -> tuple[Encoder, Encoder]:
-    """The plain encoder, and the one that a tuner has tuned, run by the classifier's backend."""
+    """The plain encoder, and the one that a tuner has tuned, run by a backend."""
     assert isinstance(head, TowerTuner)
-    views, plain = plan_views(classifier, labels, list(prompts)), plain_encoder(classifier.encoder_)
+    plain = plain_encoder(encoder)
     tunable = open_tunable_copy(plain)
     head.check_encoder(tunable)
     tower = tunable.tower()
     assert tower is not None
-    pixels, rows = _read_views(images, views, tower.pixels, classifier.strict)
+    pixels, rows = _read_views(images, views, tower.pixels, strict)
     head.tune(plain, pixels, [str(labels[i]) for i in rows], prompts)
-    tuned, backend, precision = head.tuned(plain), classifier.backend, classifier.precision
+    tuned = head.tuned(plain)
     if (backend, precision) != ("auto", "auto"):  # else torch, since converting takes long
         backend, precision = backend.replace("auto", "torch"), precision.replace("auto", "fp32")
         tuned = choose_backend(tuned, images, backend=backend, precision=precision)

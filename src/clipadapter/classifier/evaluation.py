@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.classifier.edit import find_duplicates
-from clipadapter.classifier.encoder_choice import as_encoder_list
+from clipadapter.classifier.encoder_choice import NamedEncoders, as_encoder_list
 from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
@@ -35,9 +35,6 @@ from clipadapter.utils.formatting import (
     html_table,
     table,
 )
-
-if TYPE_CHECKING:
-    from clipadapter.classifier.classifier import FewShotClassifier
 
 MAX_LISTED_CLASSES = 20
 """How many classes are listed for a person, the worst first; `EvaluationResult.to_dict` has all of them."""
@@ -277,9 +274,10 @@ class EvaluationResult:
         return html_block("most confident errors", html_table(header, rows))
 
 
-def evaluate_features(classifier: FewShotClassifier, test: FeatureSet) -> EvaluationResult:
-    """Measure a fitted classifier on features of labelled pictures."""
-    head, uncertainty = classifier.head_, classifier.uncertainty_
+def evaluate_features(
+    head: Head, uncertainty: Uncertainty, fold_heads: Sequence[Head], shots: FeatureSet, test: FeatureSet
+) -> EvaluationResult:
+    """Measure a fitted head with its uncertainty on features of labelled pictures; ``shots`` are those of the fit."""
     check_label_kind(uncertainty, test.targets is not None)
     skipped = test.provenance.get("skipped", ())  # of the shots of a loaded model it is their number
     result, decisions, options = None, dict[str, float](), uncertainty.decisions
@@ -291,7 +289,7 @@ def evaluate_features(classifier: FewShotClassifier, test: FeatureSet) -> Evalua
         result = score(head, test, uncertainty.calibrator)
         evaluation = result.evaluation
         if any(each is not None for each in (options.reject, options.coverage, options.costs)):
-            folds = [each.logits(test.plain) for each in classifier.fold_heads_]
+            folds = [each.logits(test.plain) for each in fold_heads]
             decisions = measure_answers(options, uncertainty.answer(result.logits, test.final, None, folds), result)
     return EvaluationResult(
         data=str(test.provenance.get("data", "")),
@@ -299,28 +297,28 @@ def evaluate_features(classifier: FewShotClassifier, test: FeatureSet) -> Evalua
         evaluation=evaluation,
         n_test=len(test),
         skipped=() if isinstance(skipped, int) else tuple(skipped),
-        among_shots=sum(bool(rows) for rows in find_duplicates(classifier.support_.final, test.final)),
+        among_shots=sum(bool(rows) for rows in find_duplicates(shots.final, test.final)),
         decisions=decisions,
         sources=tuple(test.provenance.get("sources", ())),
         score=result,
     )
 
 
-def describe_classifier(classifier: FewShotClassifier) -> dict[str, str]:
+def describe_classifier(
+    encoder: NamedEncoders, head: str | Head, support: FeatureSet | None, result: EvaluationResult | None
+) -> dict[str, str]:
     """What the ``repr`` of a classifier says, by name; empty where nothing is known. Nothing is opened or computed."""
-    encoder, head = getattr(classifier, "_encoder", classifier.encoder), classifier.head
     name = ", ".join(each if isinstance(each, str) else each.info.name for each in as_encoder_list(encoder))
     called = head if isinstance(head, str) else registered_name(head)
     facts = {"encoder": without_paths(name), "head": called, "fitted to": ""}
-    if not hasattr(classifier, "head_"):
+    if support is None:
         return facts
-    counts = classifier.support_.shot_counts
-    n_shots = len(classifier.support_) or count_shots(classifier.support_.provenance)
-    shots = f"{format_count(n_shots, 'shot')} ({describe_shots(counts, n_shots)})"
-    facts["fitted to"] = f"{describe_classes(classifier.class_names_)}, {shots}"
-    recorded = read_evaluation(classifier.support_.provenance)  # from the folder of the model
-    if classifier.evaluation_ is not None:
-        facts["accuracy"] = f"{100 * classifier.evaluation_.accuracy:.1f} % on {classifier.evaluation_.headline}"
+    n_shots = len(support) or count_shots(support.provenance)
+    shots = f"{format_count(n_shots, 'shot')} ({describe_shots(support.shot_counts, n_shots)})"
+    facts["fitted to"] = f"{describe_classes(support.class_names)}, {shots}"
+    recorded = read_evaluation(support.provenance)  # from the folder of the model
+    if result is not None:
+        facts["accuracy"] = f"{100 * result.accuracy:.1f} % on {result.headline}"
     elif recorded is not None and "accuracy" in recorded.model:
         pictures = f"{format_count(recorded.n, 'picture')} of {recorded.data}"
         facts["accuracy"] = f"{100 * recorded.model['accuracy']:.1f} % on {pictures}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clipadapter.classifier.reader import Reader
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.features import FeatureSet, ViewSpec
@@ -38,9 +40,6 @@ from clipadapter.uncertainty.calibration import (
 from clipadapter.uncertainty.costs import check_costs
 from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
 
-if TYPE_CHECKING:
-    from clipadapter.classifier.classifier import FewShotClassifier
-
 FIT_KEY = "fit"  # key of the fit settings in the provenance of the support set
 LEARNED_OPTIONS = ("calibration", "sets", "by_class", "negative_labels")
 """Options that decide what is learned. `Uncertainty` saves the others."""
@@ -64,9 +63,11 @@ class FitResult(NamedTuple):
     fold_heads: tuple[Head, ...] = ()  # heads that were each fitted without one fold, for CV+ prediction sets
 
 
-def embed_negative_labels(classifier: FewShotClassifier, text: TextFeatures, outliers: Array | None) -> Negatives:
+def embed_negative_labels(
+    reader: Reader, templates: str | Sequence[str], text: TextFeatures, outliers: Array | None
+) -> Negatives:
     """Select the ImageNet class names that are no synonyms of the classes, as in NegLabel (Jiang et al. 2024)."""
-    encoder = classifier.encoder_
+    encoder = reader.active
     if not encoder.has_text:
         raise InputError(
             f"negative_labels compares pictures with class names, but {encoder.info.name} has no text tower: leave it "
@@ -76,7 +77,7 @@ def embed_negative_labels(classifier: FewShotClassifier, text: TextFeatures, out
 
     # Some versions of torchvision repeat names.
     names = tuple(dict.fromkeys(ResNet50_Weights.DEFAULT.meta["categories"]))
-    encoded = classifier._encode_prompts(class_prompts(names, classifier.templates))
+    encoded = reader.encode(class_prompts(names, templates))
     rows = select_negative_labels(text.labels, text.embeddings, names, encoded.embeddings)
     return Negatives(outliers, tuple(names[i] for i in rows), encoded.embeddings[rows])
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -20,9 +20,6 @@ from clipadapter.features import PER_EPOCH, Extraction, FeatureSet, FeatureStore
 from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.heads.estimator import clone
 from clipadapter.utils.formatting import check_names, describe_unreadable, format_count
-
-if TYPE_CHECKING:
-    from clipadapter.classifier.classifier import FewShotClassifier
 
 Label = str | Collection[str]  # class name of a picture, or all its class names
 Skipped = tuple[int, str, str]  # position, name and reason of an unreadable picture
@@ -118,15 +115,20 @@ def parse_views(views: int | str | ViewSpec | PerEpochViews, seed: int) -> ViewS
     return ViewSpec(count=views, seed=seed)
 
 
-def plan_views(classifier: FewShotClassifier, labels: Sequence[Label], class_names: Sequence[str]) -> ViewSpec:
+def plan_views(
+    views: ViewSpec | PerEpochViews,
+    head: Head,
+    grid: Mapping[str, Sequence[Any]] | None,
+    labels: Sequence[Label],
+    class_names: Sequence[str],
+    text_dim: int,
+) -> ViewSpec:
     """The views of each shot; "per-epoch": the plain picture, and one view for each epoch that the head will train.
 
     Of a grid the value with the most epochs counts.
     """
-    views = parse_views(classifier.views, classifier.seed)
     if isinstance(views, ViewSpec):
         return views
-    head = classifier._build_head()
     if is_multilabel(labels) and not head.multilabel:
         return views.for_epochs(0)  # `fit` refuses these labels and says which heads take them
     if is_multilabel(labels):
@@ -134,10 +136,10 @@ def plan_views(classifier: FewShotClassifier, labels: Sequence[Label], class_nam
     else:
         position = {name: i for i, name in enumerate(class_names)}
         class_positions = torch.tensor([position[str(label)] for label in labels if str(label) in position])
-    own_grid = {name: values for name, values in (classifier.grid or {}).items() if name in head.get_params(deep=False)}
+    own_grid = {name: values for name, values in (grid or {}).items() if name in head.get_params(deep=False)}
     points = itertools.product(*own_grid.values())
     candidates = [clone(head).set_params(**dict(zip(own_grid, point, strict=True))) for point in points]
-    text_shape = (len(class_names), classifier.encoder_.info.text_dim)
+    text_shape = (len(class_names), text_dim)
     epochs = [each.planned_epochs(class_positions, text_shape) for each in candidates]
     known = [number for number in epochs if number is not None]
     if not known:

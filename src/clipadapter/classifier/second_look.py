@@ -7,23 +7,20 @@ the same head are compared picture by picture. docs/decisions/0048-second-look.m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.classifier.encoder_choice import DEFAULT_QUALITY, blocks_to_read, relative_cost
+from clipadapter.classifier.encoder_choice import blocks_to_read, relative_cost
+from clipadapter.classifier.reader import Reader
 from clipadapter.data.images import ImageSource
-from clipadapter.encoders import open_blocks, plain_encoder
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, out_of_fold
 from clipadapter.heads.estimator import clone
 from clipadapter.utils.formatting import format_count
-
-if TYPE_CHECKING:
-    from clipadapter.classifier.classifier import FewShotClassifier
 
 QUALITY_KEY = "quality"  # key of the quality of a fit, and of why it was chosen, in the provenance of the support set
 MAX_TRIAL_SHOTS, MIN_TRIAL_SHOTS_PER_CLASS = 32, 4
@@ -37,59 +34,48 @@ Sets whose new pictures gain 0 to 0.03 have up to 0.07 here, since the weights o
 shots too; sets of small defects have 0.09 to 0.36."""
 
 
-def choose_quality(
-    classifier: FewShotClassifier, images: Sequence[ImageSource], fit_again: Callable[[], None]
-) -> FeatureSet:
-    """Fit again with a second look if that is worth its price; the shots, whose provenance says why it was chosen."""
-    if classifier.head_.reads != "all":
-        return classifier.support_
-    name, why = classifier.quality, ""
-    if name == DEFAULT_QUALITY:
-        is_taken, why = _try_second_look(classifier, images)
-        name = "best" if is_taken else "standard"
-        if is_taken:
-            fit_again()
-    provenance = {**classifier.support_.provenance, QUALITY_KEY: {"name": name, "why": why}}
-    return replace(classifier.support_, provenance=provenance)
+def try_second_look(
+    reader: Reader, head: Head, support: FeatureSet, text: TextFeatures, images: Sequence[ImageSource], seed: int
+) -> tuple[Reader | None, str]:
+    """A reader that looks twice, if that is worth its price, else None; and why.
 
-
-def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource]) -> tuple[bool, str]:
-    """Whether a second look is worth its price, and why; if it is, the encoder gives its blocks afterwards."""
-    support, head, others = classifier.support_, classifier.head_, classifier._other_encoders
-    if support.targets is not None or classifier.precision not in ("auto", "fp32"):  # others exclude rare patches
-        return False, ""
-    once_encoder, named = classifier._encoder, classifier._named_blocks
-    once, twice = (blocks_to_read(once_encoder, others, [head], each, named) for each in ("standard", "best"))
+    Args:
+        reader: that made the features of the fit.
+        head: fitted to them.
+        support: the shots.
+        text: of the classes.
+        images: the pictures of the fit.
+        seed: of the shots that are tried.
+    """
+    encoder, others = reader.encoder, reader.others
+    if support.targets is not None or reader.running.precision not in ("auto", "fp32"):  # others exclude rare patches
+        return None, ""
+    once, twice = (blocks_to_read(encoder, others, [head], each, reader.named) for each in ("standard", "best"))
     if once == twice:  # the encoder has no second size, or its blocks were named
-        return False, ""
+        return None, ""
     if np.median([count for count in support.counts.values() if count]) < 2:
-        return False, NOT_TRIED.format("most classes have one shot, so too few can be held out")
-    right = _held_out_right(head, support, classifier.text_)
+        return None, NOT_TRIED.format("most classes have one shot, so too few can be held out")
+    right = _held_out_right(head, support, text)
     accuracy = 0.0 if right is None else float(right.mean())
     if 1 - accuracy < MIN_GAIN:
-        return False, NOT_TRIED.format(f"{accuracy:.0%} of held-out shots are right, so there is little to gain")
-    rows = draw_trial_shots(support, classifier.seed)
+        return None, NOT_TRIED.format(f"{accuracy:.0%} of held-out shots are right, so there is little to gain")
+    rows = draw_trial_shots(support, seed)
     shots = support.take(rows)
     shots = replace(shots, X=shots.plain)
-    right = _right_of_fit(head, shots, classifier.text_)
+    right = _right_of_fit(head, shots, text)
     if right is None:
-        return False, TOO_FEW
+        return None, TOO_FEW
     if _least_gain(1 - right) < MIN_GAIN:  # not even if a second look were right on all of them
         share = f"{right.mean():.0%} of {len(right)} held-out shots are right"
-        return False, NOT_TRIED.format(f"{share}, and too few are wrong to show a gain")
+        return None, NOT_TRIED.format(f"{share}, and too few are wrong to show a gain")
     pictures = [images[support.provenance["rows"][row]] for row in rows]
-    twice_encoder = classifier._encoder = open_blocks(plain_encoder(once_encoder), twice, others)
-    try:
-        again = replace(shots, X=classifier._extract_plain(pictures), blocks=twice_encoder.info.blocks)
-        cost = relative_cost(once_encoder, others, twice) / relative_cost(once_encoder, others, once)
-        # Both of the features that were read now: those of the fit may be of another backend.
-        one, two = (_right_of_fit(head, part, classifier.text_) for part in (again.select_blocks(once), again))
-        is_taken, why = _compare_looks(one, two, cost)
-    finally:
-        classifier._encoder = once_encoder
-    if is_taken:
-        classifier._encoder, classifier._is_backend_chosen = twice_encoder, False
-    return is_taken, why
+    longer = reader.with_second_look(twice)
+    again = replace(shots, X=longer.features(pictures), blocks=longer.encoder.info.blocks)
+    cost = relative_cost(encoder, others, twice) / relative_cost(encoder, others, once)
+    # Both of the features that were read now: those of the fit may be of another backend.
+    one, two = (_right_of_fit(head, part, text) for part in (again.select_blocks(once), again))
+    is_taken, why = _compare_looks(one, two, cost)
+    return longer if is_taken else None, why
 
 
 def draw_trial_shots(support: FeatureSet, seed: int) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ import click
 import pytest
 
 from clipadapter import FewShotClassifier, draw_shots
+from clipadapter.classifier.reader import Reader
 from clipadapter.cli.commands.fit import _note_estimate
 from clipadapter.features import extraction
 from clipadapter.runtime.model_folder import LOCK_FILE
@@ -73,16 +74,16 @@ def test_the_crop_scale_of_views_is_saved_with_the_model(squares, tmp_path, fit)
 
 
 def test_views_for_each_epoch_are_counted_on_stderr_before_the_first_is_computed(squares, fit, monkeypatch):
-    extract, notes = FewShotClassifier._extract, []
+    extract, notes = Reader.extract, []
     echo = click.echo
     monkeypatch.setattr("click.echo", lambda text, **where: notes.append(text) or echo(text, **where))
 
-    def extracted(self, images, spec, strict):
+    def extracted(self, images, spec, **options):
         count = "views: 132 images to encode (12 pictures x 11 views); their features take 0.0 MiB of memory"
         assert any(text.startswith(count) for text in notes)
-        return extract(self, images, spec, strict)
+        return extract(self, images, spec, **options)
 
-    monkeypatch.setattr(FewShotClassifier, "_extract", extracted)
+    monkeypatch.setattr(Reader, "extract", extracted)
     args = ("--views", "per-epoch", "--set", "epochs=10", "--no-cache")
     result = fit(squares, *args, "--json", head="clip-adapter")
     assert (json.loads(result.stdout)["views"], json.loads(result.stdout)["computed"]) == (11, 132)
